@@ -11,6 +11,7 @@ prompts are the shipped world's questions after zero to six examples, so that le
   loraprobe  Scorer under K compositions, which also keeps entropy, rank and spread of every token
   harness    lm-evaluation-harness (where it is installed), a process for each adapter, the items
              as a task with four choices; loraprobe answers them in one process, loading included
+  lm_eval:   the same items asked by loraprobe, as tasks of the harness and as items of our own
 """
 
 from __future__ import annotations
@@ -36,6 +37,16 @@ doc_to_text: "{{{{prompt}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{gold}}}}"
 metric_list: [{{metric: acc}}]
+"""
+WRITTEN = """task: local_written
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{file}"}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 8}}
+metric_list: [{{metric: exact_match}}]
 """
 
 
@@ -247,12 +258,51 @@ def harness(base: str, adapters: list[str], folder: str) -> list[float]:
     return [found["results"]["local_choice"]["acc,none"]]
 
 
-def against_harness(base: str, adapters: list[str], items: list[dict], scratch: str) -> None:
+def write_tasks(items: list[dict], scratch: str) -> Path:
+    """A folder with the items as tasks of the harness."""
     folder = Path(scratch) / "task"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     file = folder / "items.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     (folder / "task.yaml").write_text(TASK.format(file=file), encoding="utf-8")
+    (folder / "written.yaml").write_text(WRITTEN.format(file=file), encoding="utf-8")
+    return folder
+
+
+def against_own(base: str, adapters: list[str], items: list[dict], scratch: str, runs: int) -> None:
+    """The same tokens asked through the harness's tasks, and as items of our own."""
+    from loraprobe.evaluation.asking import ask as ask_questions
+    from loraprobe.evaluation.questions import TokenLimits, questions
+    from loraprobe.tasks import Item, Task
+    from loraprobe.tasks.harness import load_harness
+
+    folder, scorer, compositions = write_tasks(items, scratch), scorer_of(base), systems(adapters)
+    own = {
+        name: Task(name, tuple(
+            Item(str(i), one["prompt"], (one["answer"],), tuple(one["choices"]) if choice else ())
+            for i, one in enumerate(items)
+        ))
+        for name, choice in (("local_choice", True), ("local_written", False))
+    }  # fmt: skip
+    for name, ours in own.items():
+        (theirs,) = load_harness(f"lm_eval:{name}@{folder}")
+
+        def asked(task: Task) -> Any:
+            every, limits = questions([task]), TokenLimits(NEW_TOKENS, NEW_TOKENS)
+            return ask(scorer, compositions, lambda s: ask_questions(s, every, "one", limits))
+
+        kinds = {
+            "own items": lambda task=ours: clocked(lambda: asked(task)),
+            "lm_eval:": lambda task=theirs: clocked(lambda: asked(task)),
+        }
+        found = interleaved(kinds, runs)
+        aim(f"{name} through the harness's task / as own items",
+            ratios(found["lm_eval:"], found["own items"]), 1.1)  # fmt: skip
+
+
+def against_harness(base: str, adapters: list[str], items: list[dict], scratch: str) -> None:
+    folder = write_tasks(items, scratch)
+    file = folder / "items.jsonl"
     told: dict[str, list[float]] = {}
 
     def child(kind: str, some: list[str], where: Path) -> float:
@@ -308,6 +358,7 @@ def main() -> None:
         except ImportError:
             print("  lm-evaluation-harness is not installed (pip install lm-eval): left out")
             return
+        against_own(base, adapters, items, scratch, options.runs)
         against_harness(base, adapters, items, scratch)
 
 

@@ -11,26 +11,35 @@ from loraprobe.declarations import declarations
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.options import Options
+from loraprobe.task_options import TaskOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# How the file of a task is read.
+LAYOUT = " ".join(declarations(TaskOptions))
 INSPECT = (
-    "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
-    "metric margin prior calibration chat_template trust_remote_code seed resume"
+    f"{LAYOUT} "
+    "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
+    "metric run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
+    "resume"
 ).split()
 MERGE = (
+    f"{LAYOUT} "
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
     "device limit allow threads seed"
 ).split()
+CONVERT = "allow threads".split()
 ROUTE = (
+    f"{LAYOUT} "
     "routers router_prompts weights search_budget search_items balance subtract limit "
     "chat_template device quantize device_map batch_size threads allow trust_remote_code seed"
 ).split()
 EVALUATE = (
+    f"{LAYOUT} "
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
-    "subtract router_prompts metric margin retention prior calibration limit all_items "
-    "max_new_tokens chat_template device dtype quantize device_map batch_size threads per_module "
-    "diagnostics exact allow trust_remote_code seed resume"
+    "subtract router_prompts metric run_unsafe_code margin retention prior calibration "
+    "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
+    "threads per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()
 
 

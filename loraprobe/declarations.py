@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from loraprobe.errors import UsageError
 
-ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
+ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
     "Adapters",
+    "Tasks",
     "Composition",
     "Evaluation",
     "Machine",

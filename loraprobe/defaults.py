@@ -49,3 +49,5 @@ ROUTER_MOST = 20  # the most items of a task from which a router learns, as in t
 ROUTER_LEAST = 10  # the fewest; a task has to keep FEWEST_ITEMS beside them
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
 GATE_PROMPTS = 60  # prompts on which the gates of a router are averaged
+
+HARNESS = "lm_eval:"  # before the names of tasks of lm-evaluation-harness and of their metrics

@@ -4,6 +4,7 @@ LoraprobeError                  exit code 2
 ├── UsageError                  the call itself: an unknown method, option or value
 ├── ReferenceError_             a reference that is neither a directory nor a Hub repository
 ├── HubError                    the Hub refused: missing, gated, rate limited, broken body
+├── ServerError                 a server of --served does not answer as it should
 ├── AdapterError                an adapter that cannot be read
 │   └── UnsupportedAdapter      one that can be read but whose mathematics would be lost
 ├── BaseError                   a base model that cannot be found, read or loaded
@@ -92,6 +93,13 @@ class HubError(LoraprobeError):
 
     code = "hub"
     remedy = "check the reference, or try again later."
+
+
+class ServerError(LoraprobeError):
+    """A server that is asked by `verify --served` does not answer as it should."""
+
+    code = "server"
+    remedy = "check the address and that the server runs."
 
 
 class AdapterError(LoraprobeError):

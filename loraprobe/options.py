@@ -28,10 +28,11 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TaskOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -45,6 +46,14 @@ class Options:
         ADAPTERS,
         "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
+    )
+    serve: tuple[str, ...] = option(
+        (),
+        ADAPTERS,
+        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
+        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+        repeats=True,
+        metavar="SERVER",
     )
     balance: Literal["none", "norm"] = option(
         "none",
@@ -185,6 +194,9 @@ class Options:
     trust_remote_code: bool = option(
         False, MACHINE, "Run model code that the base's repository holds."
     )
+    run_unsafe_code: bool = option(
+        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
+    )
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
@@ -200,6 +212,7 @@ class Options:
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
+        super().__post_init__()
         if self.metric is not None and not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)
@@ -283,6 +296,13 @@ class OutputOptions:
         None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
     )
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
+    push: str | None = option(
+        None,
+        OUTPUT,
+        "Upload the directory to this repository of the Hub, private unless --public.",
+        metavar="OWNER/NAME",
+    )
+    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
     dry_run: bool = option(

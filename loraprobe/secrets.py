@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "OPENAI_API_KEY")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")
 HIDDEN = "***"

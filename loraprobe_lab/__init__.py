@@ -2,7 +2,7 @@
 
 `worlds` specifies each world as a function of a seed and builds it (`worlds.spec`); `training`
 trains bases and LoRA adapters; `experiments` builds worlds, evaluates systems and writes pages
-(`experiments.runner`, `pages`, `figures`); `calibration` fits the verdict's probability on the
+(`experiments.runner`, `experiments.pages`); `calibration` fits the verdict's probability on the
 worlds of the atlas (`build`); `cli` is `loraprobe lab`. Words, facts, wordings and recipes are JSON
 files in `data`, pages are templates in `templates`.
 """

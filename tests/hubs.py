@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.send(status, headers, b'{"error": "no"}', body)
         if "/api/models?" in line:
             return self.send_listing(line, body)
-        if "/api/models/" in line:
+        if "/api/models/" in line or "/api/datasets/" in line:
             siblings = [{"rfilename": name} for name in self.hub.files]
             info = {"id": "acme/math", "sha": self.hub.commit, "siblings": siblings}
             content = json.dumps(info).encode()

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md and docs/options.md from the code.
+"""Writes docs/methods.md, docs/options.md and the table of docs/serving.md from the code.
 
     python tests/pages.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.cli.methods import described
+from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
 from loraprobe.declarations import declarations
 from loraprobe.options import Options, OutputOptions
 
@@ -59,7 +60,28 @@ def options_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"methods.md": methods_page, "options.md": options_page}
+RULES_BELOW = "\n## What each server reads\n"  # what follows on docs/serving.md is generated
+
+
+def serving_page() -> str:
+    """docs/serving.md: its own text, then servers and rules as tables."""
+    text = (DOCS / "serving.md").read_text(encoding="utf-8").partition(RULES_BELOW)[0]
+    lines = ["| server | version | read on | source |", "| --- | --- | --- | --- |"]
+    for name, server in SERVERS.items():
+        lines.append(f"| {name} | {server.version} | {server.checked} | {server.source} |")
+    lines += ["", f"| the file has | {' | '.join(SERVERS)} |", "| --- |" + " --- |" * len(SERVERS)]
+    effects = {(rule.feature, name): rule for rule in RULES for name in rule.servers}
+    for feature in dict.fromkeys(rule.feature for rule in RULES):
+        cells = []
+        for name in SERVERS:
+            rule = effects.get((feature, name))
+            until = f" before {rule.fixed}" if rule and rule.fixed else ""
+            cells.append(f"{rule.effect}{until}" if rule else "reads")
+        lines.append(f"| {FEATURES[feature].what} | {' | '.join(cells)} |")
+    return text + RULES_BELOW + "\n" + "\n".join(lines) + "\n"
+
+
+PAGES = {"methods.md": methods_page, "options.md": options_page, "serving.md": serving_page}
 
 
 if __name__ == "__main__":

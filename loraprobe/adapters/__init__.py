@@ -10,12 +10,14 @@ reading     reads a directory: config (adapter_config.json), tensors (the weight
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 saving      writes a directory and reads it back; staging makes outputs complete or absent
 portable    one rank and one scaling in all modules, as servers read files
+mending     the paths and tensors of a file as peft reads them
 fused       brings adapters with fused and with single projections to one layout, by rows
 paths       module paths and the public names of bases
 """
 
 from loraprobe.adapters.completeness import extreme_norm
 from loraprobe.adapters.extras import copied_weight, same_weight
+from loraprobe.adapters.mending import mended
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -63,6 +65,7 @@ __all__ = [
     "is_path",
     "layer_pattern",
     "local_name",
+    "mended",
     "natural",
     "portable",
     "public_name",

@@ -16,9 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
+from loraprobe.cli.config import Config, Configured
 from loraprobe.cli.examples import epilog
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
 from loraprobe.cli.options import STARTED
+from loraprobe.cli.output import WORDS
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -39,6 +41,7 @@ class Guarded(TyperGroup):
                 stream.reconfigure(errors="backslashreplace")
         given = args[0] if args else extra.get("args")
         words = sys.argv[1:] if given is None else list(given)
+        WORDS[:] = words
         self.as_json = "--json" in words
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
@@ -77,17 +80,18 @@ Debug = Annotated[
 
 
 def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with the option --debug, which every command has."""
+    """The command with the options --debug and --config, which every command has."""
 
     @functools.wraps(function)
-    def command(*args: Any, debug: bool = False, **options: Any) -> None:
-        function(*args, **options)
+    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
+        function(*args, **rest)
 
     known = inspect_.signature(function, eval_str=True)
-    own = inspect_.Parameter(
-        "debug", inspect_.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
-    )
-    command.__signature__ = known.replace(parameters=[*known.parameters.values(), own])  # type: ignore[attr-defined]
+    own = [
+        inspect_.Parameter(name, inspect_.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
+    ]
+    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
     return command
 
 
@@ -174,6 +178,7 @@ def _flowing(docstring: str) -> str:
 def _register() -> None:
     from loraprobe.cli import (
         cache,
+        convert,
         demo,
         env,
         evaluate,
@@ -184,6 +189,7 @@ def _register() -> None:
         methods,
         report,
         route,
+        task,
         verify,
     )
 
@@ -194,15 +200,23 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("convert", convert.convert),
         ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),
         ("cache", cache.cache),
         ("env", env.env),
+        ("task new", task.new),
+        ("task check", task.check),
+        ("task sample", task.sample),
     )
+    told = "Write, check and preview a file of questions."
+    group = typer.Typer(no_args_is_help=True, help=told)
+    app.add_typer(group, name="task")
     for name, function in commands:
+        to, own = (group if " " in name else app), name.rpartition(" ")[2]
         text = _flowing(function.__doc__ or "")
-        app.command(name, help=text, epilog=epilog(name))(_debuggable(function))
+        to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),

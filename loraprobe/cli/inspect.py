@@ -38,7 +38,8 @@ def inspect(
 
     Needs no base model. --base adds what needs its weights; with --probe it also measures what the
     base knows, and with --task it asks the base, the adapters and their compositions a sample of
-    your questions. The verdict goes as far as that evidence.
+    your questions. The verdict goes as far as that evidence. --serve tells what servers would
+    refuse or misread in one adapter's file, and exits 1 if one would.
     """
     from loraprobe import pipeline
 

@@ -9,7 +9,7 @@ from loraprobe.command_options import MERGE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OUTPUT = "target overwrite json html markdown explain quiet"
+OUTPUT = "target overwrite push public json html markdown explain quiet"
 
 
 @with_options(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
-from loraprobe.cli.output import Output
+from loraprobe.cli.output import WORDS, Output
 from loraprobe.declarations import Declaration, declarations, hints
 from loraprobe.options import Options
 
@@ -36,8 +35,9 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="FILE",
-        help="Task file (JSONL); may be repeated.",
-        rich_help_panel="Evaluation",
+        help="Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
+        "lm_eval:TASK[,TASK][@DIR]; may be repeated.",
+        rich_help_panel="Tasks",
     ),
 ]
 Command = Callable[..., Any]
@@ -145,7 +145,7 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
             texts = [declared.read(text, declared.flag or "") for text in texts]
         values[name] = tuple(texts) if declared.repeats else texts[0]
     if kind is Options:
-        values["arguments"] = tuple(sys.argv[1:])
+        values["arguments"] = tuple(WORDS)
         values["started"] = STARTED[0] if STARTED else None
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
+
+WORDS: list[str] = []  # of the command line, with those of --config
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,12 @@ class Output(OutputOptions):
         else:
             from loraprobe.report.terminal import render
 
-            typed = typed_references(sys.argv[1:])
+            typed = typed_references(map(scrub, WORDS))
             console = Console(highlight=False)
             render(audit, console, explain=self.explain, remark=after, typed=typed)
 
 
-def typed_references(arguments: Sequence[str]) -> dict[str, str]:
+def typed_references(arguments: Iterable[str]) -> dict[str, str]:
     """What a report calls a local reference -> the argument that named it."""
     from loraprobe.adapters import is_path, local_name
 

@@ -8,7 +8,7 @@ from loraprobe.cli.saving import save
 from loraprobe.command_options import ROUTE
 from loraprobe.options import Options
 
-OUTPUT = "target overwrite json html markdown explain quiet"
+OUTPUT = "target overwrite push public json html markdown explain quiet"
 
 
 @with_options(

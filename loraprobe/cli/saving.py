@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.cli.output import Output
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 
@@ -51,7 +52,13 @@ def save(
     output: Output,
 ) -> None:
     """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
+    from loraprobe import hub
+
     assert output.target is not None
+    if output.push is not None:
+        hub.check_push(output.push)
+    elif output.public:
+        raise UsageError("--public goes with --push OWNER/NAME; add that.")
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, tasks)
         found = make(
@@ -64,4 +71,7 @@ def save(
         )
     found.made.save(output.target, overwrite=output.overwrite)
     output.say(f"Wrote {output.target}.")
+    if output.push is not None:
+        output.say(hub.summary(output.target, output.push, output.public))
+        output.say(f"Uploaded: {hub.push(output.target, output.push, output.public)}")
     output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")

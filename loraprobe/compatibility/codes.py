@@ -5,6 +5,8 @@ The codes of extras are the kinds of `Extra` with dashes.
 
 from __future__ import annotations
 
+from loraprobe.compatibility.servers import FEATURES
+
 CODES: dict[str, str] = {
     # On reading an adapter's files
     "doubled-prefix": "keys that peft loads without any effect",
@@ -86,4 +88,7 @@ CODES: dict[str, str] = {
     "licence-conflict": "a source asks for its own licence, and others have another",
     "licence-terms": "a source comes with terms of its own",
     "licence-gated": "a download of a source or the base requires acceptance of its terms",
+    # In what servers read (--serve)
+    "serve-ok": "a server reads the file as it is",
+    **{f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()},
 }

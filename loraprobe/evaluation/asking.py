@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.evaluation.harness import ask_harness
 from loraprobe.evaluation.questions import Question, TokenLimits
 from loraprobe.records import ItemResult, Progress
 
@@ -29,7 +30,8 @@ def ask(
     scorer: Scorer, batch: Sequence[Question], system: str, limits: TokenLimits
 ) -> list[ItemResult]:
     """The results of a batch, in its order, from a scorer whose model carries the system."""
-    found: dict[Question, ItemResult] = {}
+    outside = [q for q in batch if q.item.source is not None]
+    found = ask_harness(scorer, outside, system) if outside else {}
     groups: dict[tuple[Any, ...], list[Question]] = {}
     for q in batch:
         if q.generated:
@@ -42,7 +44,7 @@ def ask(
         )
         for q, reply in zip(asked, replies, strict=True):
             found[q] = q.judged(system, reply.text, reply.cut)
-    asked = [q for q in batch if not q.generated]
+    asked = [q for q in batch if not q.generated and q not in found]
     if asked:
         likely = scorer.loglikelihood([(q.prompt, text) for q in asked for text in q.continuations])
         scores = iter([(one.logprob, one.tokens) for one in likely])

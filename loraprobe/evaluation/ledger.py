@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.records import ItemResult, plain
 from loraprobe.tasks import METRICS
@@ -152,7 +153,8 @@ class Ledger:
 def item_result(row: Any) -> ItemResult:
     """A result from a JSON value. Raises ValueError for a row that no run writes.
 
-    Its value must be 0 or 1, or, for the metric "answer_loss", between 0 and MOST_LOSS nats.
+    Its value must be 0 or 1, for a metric of lm-evaluation-harness from 0 to 1, and for the metric
+    "answer_loss" between 0 and MOST_LOSS nats.
     Rows of earlier versions have no FLAGS.
     """
     names = {field.name for field in dataclasses.fields(ItemResult)}
@@ -164,9 +166,11 @@ def item_result(row: Any) -> ItemResult:
     if type(value) is not float or not all(isinstance(text, str) for text in texts):
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
-    if row["metric"] not in METRICS or not PART.fullmatch(row["part"]):
+    harness = row["metric"].startswith(HARNESS)
+    if not (harness or row["metric"] in METRICS) or not PART.fullmatch(row["part"]):
         raise ValueError("an unknown metric or part")
-    sound = 0 <= value <= MOST_LOSS if row["metric"] == "answer_loss" else value in (0, 1)
+    most = MOST_LOSS if row["metric"] == "answer_loss" else 1.0
+    sound = 0 <= value <= most and (harness or most > 1 or value in (0, 1))
     if not sound:
         raise ValueError("no value of this metric")
     return ItemResult(**row)

@@ -174,6 +174,8 @@ def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage
         items = [(item, item_metric(item, task.name, metric)) for item in task.items]
         if any(how == "answer_loss" for _, how in items) or not items:
             continue
+        if any(item.source and not item.choices for item, _ in items):
+            continue
         golds = Counter(
             gold
             for item, how in items
@@ -183,7 +185,7 @@ def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage
         chances = [
             sum(choice in item.answers for choice in item.choices) / len(item.choices)
             for item, how in items
-            if how == "choice"
+            if how == "choice" or item.source
         ]
         right = sum(chances) + max(golds.values(), default=0)
         rows.append(Coverage("guessing", task.name, right / len(items), len(items)))

@@ -66,10 +66,11 @@ def _choice(mean: Mean, asked: Sequence[Question]) -> tuple[bool, str, Coverage 
     row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
     seen = "mean log-likelihood" if losses else "accuracy"
     told = ""
-    if not losses and max(means.values()) < FEW_RIGHT:
+    own = [question for question in asked if question.item.source is None]
+    if own and not losses and max(means.values()) < FEW_RIGHT:
         told = f" (accuracy {means[True]:.2f} and {means[False]:.2f} tells nothing)"
         seen = "mean log-likelihood of the right answers, per token,"
-        likely = [replace(question, metric="answer_loss") for question in asked]
+        likely = [replace(question, metric="answer_loss") for question in own]
         means = {used: mean(used, likely, ", likelihood") for used in (False, True)}
     hops = sum(question.part.startswith("hop") for question in asked)
     of_them = f", {hops} of them hops," if hops else ""

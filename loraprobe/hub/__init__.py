@@ -19,14 +19,19 @@ from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.datasets import PREFIX as DATASET
+from loraprobe.hub.datasets import resolve_dataset
+from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
 
 __all__ = [
+    "DATASET",
     "FoundAdapter",
     "Reference",
     "Snapshot",
+    "check_push",
     "common_base",
     "declared_licence",
     "find_adapters",
@@ -34,9 +39,12 @@ __all__ = [
     "load",
     "load_all",
     "model_card",
+    "push",
     "read_card",
     "resolve_adapter",
     "resolve_base",
+    "resolve_dataset",
+    "summary",
 ]
 
 BASE_EXTRAS = frozenset(

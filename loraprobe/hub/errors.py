@@ -52,18 +52,22 @@ def _sentence(error: BaseException, ref: Reference) -> str:
     from huggingface_hub import errors
 
     hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
+    page = f"datasets/{ref.repo}" if ref.kind == "dataset" else ref.repo
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then set "
+            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{page}, then set "
             "HF_TOKEN to a token of that account."
         )
     if isinstance(error, errors.DisabledRepoError):
         return f"{ref.repo} has been disabled on {hub}; use another one."
     if isinstance(error, errors.RepositoryNotFoundError):
         revision = f" (or no revision {ref.revision!r} in it)" if ref.revision else ""
+        what, local = "repository", ", or write ./ before a local directory"
+        if ref.kind == "dataset":
+            what, local = "data set", ""
         return (
-            f"There is no repository {ref.repo}{revision} on {hub}; check the name, set HF_TOKEN "
-            "if it is private, or write ./ before a local directory."
+            f"There is no {what} {ref.repo}{revision} on {hub}; check the name, or set HF_TOKEN if "
+            f"it is private{local}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return (

@@ -25,7 +25,7 @@ class Reference:
     """A parsed reference, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
 
     `text` is the input without its NAME=. A Hub reference has `repo`, `revision` and `folder`; a
-    local one has `path`.
+    local one has `path`. `kind` is what the repository holds, as the Hub's client calls it.
     """
 
     text: str
@@ -34,6 +34,7 @@ class Reference:
     repo: str = ""
     revision: str | None = None
     folder: str = ""
+    kind: Literal["model", "dataset"] = "model"
 
     @classmethod
     def parse(cls, text: str, *, bare: bool = False) -> Reference:

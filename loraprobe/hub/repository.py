@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraprobe.errors import HubError, LoraprobeError
-from loraprobe.file_hashes import file_hash
+from loraprobe.file_hashes import cache_directory, file_hash
 from loraprobe.hub.errors import explain, is_offline, is_transient
 from loraprobe.hub.reference import Reference
 
@@ -38,7 +40,7 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Suppresses the warnings of the Hub's client; loraprobe reports errors itself."""
     from huggingface_hub.utils import logging as client
 
@@ -50,7 +52,7 @@ def _quiet_client() -> Iterator[None]:
         client.set_verbosity(level)
 
 
-@_quiet_client()
+@quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
     """Downloads the files that `choose` names, all of one commit; returns its folder.
 
@@ -75,7 +77,53 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     return _download(reference, anchor, files, choose, verify)
 
 
-@_quiet_client()
+@quiet_client()
+def list_files(reference: Reference) -> tuple[str, list[str]]:
+    """The commit of the revision and the names of all its files.
+
+    The list is kept for its commit, and for when the Hub cannot be reached. Raises HubError.
+    """
+    from huggingface_hub import HfApi
+
+    revision = reference.revision or "main"
+    kept: tuple[str, list[str]] | None = None
+    with contextlib.suppress(OSError, ValueError):
+        commit, *names = json.loads(_kept_list(reference, revision).read_text(encoding="utf-8"))
+        kept = commit, names
+    if kept and COMMIT.fullmatch(revision):
+        return kept
+    try:
+        info: Any = HfApi().repo_info(reference.repo, revision=revision, repo_type=reference.kind)
+    except Exception as error:
+        why = explain(error, reference)
+        if kept is None or not is_transient(error):
+            raise why from None
+        if not is_offline():
+            log.warning("%s Using the copy in the cache, commit %s.", why, kept[0][:12])
+        return kept
+    found = [info.sha or "", *(sibling.rfilename for sibling in info.siblings or ())]
+    for name in (revision, found[0]):
+        place = _kept_list(reference, name)
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(found), encoding="utf-8")
+    return found[0], found[1:]
+
+
+def _kept_list(reference: Reference, revision: str) -> Path:
+    """The file in loraprobe's cache for the list of files at a revision."""
+    name = f"{reference.kind}/{reference.repo}@{revision}"
+    return cache_directory() / "listings" / hashlib.sha256(name.encode()).hexdigest()
+
+
+@quiet_client()
+def download(reference: Reference, commit: str, names: Iterable[str]) -> list[Path]:
+    """Downloads files of a commit, each compared with its hash on the Hub. Raises HubError."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(lambda name: _get(reference, name, commit, verify=True), names))
+
+
+@quiet_client()
 def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     """Downloads the first of these files that the repository has; None if it has none.
 
@@ -120,7 +168,13 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
     for again in (False, True):
         try:
             file = Path(
-                hf_hub_download(reference.repo, name, revision=revision, force_download=again)
+                hf_hub_download(
+                    reference.repo,
+                    name,
+                    revision=revision,
+                    repo_type=reference.kind,
+                    force_download=again,
+                )
             )
         except Exception as error:
             why = explain(error, reference)

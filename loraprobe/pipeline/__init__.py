@@ -15,7 +15,8 @@
     audits, cards   the audit and the model card
 
 `estimating` tells what an evaluation will take, and `kept` what runs keep.
-`verification` makes a directory again from its card (`provenance`) and compares it.
+`converting` writes one adapter again. `verification` makes a directory again from its card
+(`provenance`) and compares it, `served` asks a running server about an adapter.
 
 Modules are imported when one of their names is used: `merge` needs no model.
 """
@@ -30,16 +31,20 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.commands import inspect as inspect
     from loraprobe.pipeline.commands import merge as merge
     from loraprobe.pipeline.commands import merge_and_eval as merge_and_eval
+    from loraprobe.pipeline.converting import convert as convert
     from loraprobe.pipeline.inputs import base_of as base_of
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.served import ask_server as ask_server
     from loraprobe.pipeline.verification import verify as verify
 
 _MODULES = {
+    "ask_server": "served",
     "Outcome": "commands",
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
+    "convert": "converting",
     "estimate_cost": "commands",
     "inspect": "commands",
     "load_composition": "loading",

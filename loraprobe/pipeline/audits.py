@@ -32,7 +32,9 @@ def audit_of(
     }
     audit = ShownAudit(
         command=session.command,
-        provenance=session.provenance(),
+        provenance=replace(
+            session.provenance(), tasks=tuple(task.summary() for task in inputs.tasks)
+        ),
         adapters=tuple(
             replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
             for a in inputs.adapters

@@ -16,6 +16,7 @@ import torch
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.compatibility.licences import licence_of_merge
+from loraprobe.compatibility.serving import serve_commands
 from loraprobe.formatting import listing
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
@@ -53,6 +54,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             rounding_error=made.rounding_error,
             dtype=str(made.adapter.dtype).removeprefix("torch."),
             seed=options.seed,
+            serve=serve_commands(made.written, "."),
             **values,
         )
     else:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -35,6 +36,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import (
+    Converted,
     made_text,
     merge_by,
     merge_figures,
@@ -62,7 +64,7 @@ class Outcome:
     """
 
     audit: Audit
-    made: Merged | Routed | None = None
+    made: Merged | Routed | Converted | None = None
     why_nothing: str = ""
     samples: Samples | None = None
 
@@ -93,6 +95,8 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = _with_licences(examined, inputs)
+    if options.serve:
+        examined = _with_servers(examined, inputs, options, asks_base)
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
@@ -135,7 +139,8 @@ def merge(
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*prepared.notes, made_text(merged, options)]
+    serve = serve_commands(merged.written, local_name(str(written[0])) if written else "DIR")
+    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve), made_text(merged, options)]
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 
@@ -261,6 +266,19 @@ def _outcome(
         verdict=_verdict_on_weights(inputs, examined, session.options),
     )
     return Outcome(audit, with_card(made, audit, session.options, prepared.general))
+
+
+def _with_servers(
+    examined: Examination, inputs: Inputs, options: Options, asks_base: bool
+) -> Examination:
+    """The findings with what the servers of --serve do not read in the file of one adapter."""
+    if len(inputs.given) > 1 or asks_base:
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
+    told = serving_issues(inputs.given[0], options.serve)
+    return replace(examined, compatibility=with_issues(examined.compatibility, told))
 
 
 def _with_licences(examined: Examination, inputs: Inputs) -> Examination:

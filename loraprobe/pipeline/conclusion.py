@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
+from loraprobe.command_options import LAYOUT
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -83,8 +84,9 @@ def _shape(base: Base) -> BaseShape:
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
-    # What a run with --resume needs to use the same answers and to decide by the same thresholds.
-    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
+    asked = [*LAYOUT.split(), "metric", "margin"]  # how questions are read and judged
+    # What a run with --resume needs beside it to use the same answers, and its other threshold.
+    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -94,10 +96,11 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         adapters=tuple(map(_reference, inputs.given)),
         base=base,
         bases=tuple(filter(None, named)),
-        tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
+        tasks=tuple(task.reference for task in inputs.tasks),
+        asked=tuple(_words(options, asked)),
         kind=kind,
         options=_composing(options),
-        kept=tuple(_words(options, [name for name in kept if name not in COMPOSING])),
+        kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),
     )
 
 

@@ -160,6 +160,8 @@ def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
     if metric == "answer_loss":
         notes.append("Differences of losses are signed so that a lower loss is a gain.")
     for task in tasks:
+        if task.of_harness:
+            notes.append(task.items[0].source.told(task.name))
         if len(task.items) > 1 and len({item.cluster for item in task.items}) == 1:
             notes.append(
                 f"All {len(task.items)} items of task {task.name} share one group, so they count "

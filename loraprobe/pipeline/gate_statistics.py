@@ -29,15 +29,18 @@ def gate_statistics(
 ) -> tuple[tuple[GateStatistics, ...], str]:
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 
-    The composed model reads at most `most` prompts of the composed question, drawn by the seed. The
-    first token of a prompt does not count. Modules with fewer than two experts are left out, and
-    modules that do not process every token (a head, an expert of a mixture).
+    The composed model reads at most `most` prompts of the composed question that its context holds,
+    drawn by the seed. The first token of a prompt does not count. Modules with fewer than two
+    experts are left out, and modules that do not process every token (a head, an expert of a
+    mixture).
     """
     routed = [s for s in systems if s.composition and not s.composition.router.constant]
     prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
     if not routed or not prompts:
         return (), ""
     chosen = random.Random(seed).sample(prompts, most) if len(prompts) > most else prompts
+    sizes = zip(chosen, map(len, scorer.encoder.prompts(chosen)), strict=True)
+    chosen = [prompt for prompt, size in sizes if size <= (scorer.context or size)]
     rows: list[GateStatistics] = []
     for system in routed:
         assert system.composition is not None

@@ -15,8 +15,9 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Probe, Task, check_metrics, load_probe, load_task, named_metrics
+from loraprobe.tasks import Probe, Task, check_metrics, load_probe, named_metrics
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
@@ -49,7 +50,7 @@ def open_inputs(
     base model's directory.
     """
     check_names(options)
-    read = open_tasks(tasks, options.limit)
+    read = open_tasks(tasks, options)
     check_metrics(read, options.metric)
     given = hub.load_all(adapters)
     if not given:
@@ -90,14 +91,6 @@ CURE = "set LORAPROBE_CACHE to a directory of yours"
 def check_state(options: Options) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
     check_place(options.state or cache_directory() / "runs" / "results", CURE)
-
-
-def open_tasks(
-    tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
-) -> list[Task]:
-    """Reads one or several task files; Task objects are accepted too."""
-    several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
-    return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
 
 
 def open_probe(

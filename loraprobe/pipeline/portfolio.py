@@ -140,6 +140,9 @@ def items_for_routers(
     """
     if {a.name for a in adapters} <= {name for name, _ in options.router_prompts}:
         return None
+    texts = [task.name for task in tasks if any(not item.answers for item in task.items)]
+    if texts:
+        return f"task {texts[0]} holds texts and no questions"
     if len(tasks) < len(adapters):
         few = f"{count(len(tasks), 'task')} for {count(len(adapters), 'adapter')}"
         return f"with {few} not every adapter has questions of its own"

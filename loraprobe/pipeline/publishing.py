@@ -18,6 +18,8 @@ from loraprobe.options import Options
 from loraprobe.records import Audit
 from loraprobe.secrets import map_texts, public_text
 
+TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
+
 
 def published(
     audit: Audit, adapters: Sequence[Adapter], base: Base | None, options: Options
@@ -29,7 +31,11 @@ def published(
     def public(text: str) -> str:
         return public_text(text, names)
 
-    arguments = tuple(public(_argument(text)) for text in audit.provenance.arguments)
+    typed = audit.provenance.arguments
+    arguments = tuple(
+        public(text if _is_text(before, text) else _argument(text))
+        for before, text in zip(("", *typed), typed, strict=False)
+    )
     return dataclasses.replace(
         audit,
         provenance=dataclasses.replace(audit.provenance, arguments=arguments),
@@ -53,9 +59,18 @@ def _private(
     if base is not None:
         yield base.reference, base.reference if base.commit else local_name(base.reference)
         yield str(base.path), local_name(str(base.path))
-    for file in (options.state, options.calibration, *(f for _, f in options.router_prompts)):
+    templates = (*options.prompt_template, *options.cot_template)
+    files = [Path(text) for text in templates if text and "{" not in text]
+    files += (file for _, file in options.router_prompts)
+    for file in (options.state, options.calibration, *files):
         if file is not None:
             yield str(file), Path(file).name
+
+
+def _is_text(before: str, text: str) -> bool:
+    """Whether a word is no path: a data set of the Hub, or a text behind its option."""
+    template = before in ("--prompt-template", "--cot-template") and "{" in text
+    return template or before in TEXTS or text.startswith("hf://")
 
 
 def _argument(text: str) -> str:

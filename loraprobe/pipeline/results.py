@@ -71,9 +71,10 @@ def identity(
 
 
 def _content(item: Item) -> dict[str, Any]:
-    """An item as plain data; without a metric of its own, as items were before they could have one,
-    so that results of that time are used again."""
-    return {key: value for key, value in asdict(item).items() if (key, value) != ("metric", None)}
+    """An item as plain data; without a metric and a source of its own, as items were before they
+    could have one, so that results of that time are used again."""
+    late = (("metric", None), ("source", None))
+    return {key: value for key, value in asdict(item).items() if (key, value) not in late}
 
 
 def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:

@@ -55,15 +55,17 @@ def cover(
 
     results: per-item results of the base and of single adapters from evaluation; systems without
     results have no row. items: the most that a probe asks of each part, None for each probe's own
-    number. The continuations that all probes request are scored in one pass. Equal
-    seeds give equal figures. Raises TaskError if a prompt does not fit into the base's context.
+    number. The continuations that all probes request are scored in one pass. Equal seeds give equal
+    figures. Tasks of lm-evaluation-harness have no rows. Raises TaskError if a prompt does not fit
+    into the base's context.
     """
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
     if items is not None:
         chosen = [
             replace(p, items=min(items, p.items)) if isinstance(p, MeanProbe) else p for p in chosen
         ]
-    contexts = [_context(scorer, adapters, task, results, seed) for task in tasks]
+    own = [task for task in tasks if not task.of_harness]
+    contexts = [_context(scorer, adapters, task, results, seed) for task in own]
     requests = [r for probe in chosen for context in contexts for r in probe.requests(context)]
     likely = likelihoods(scorer, requests, progress)
     return tuple(

@@ -127,6 +127,35 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class TaskSummary:
+    """Where the questions of a task come from. `sha256` is that of the whole file or files."""
+
+    name: str
+    reference: str
+    commit: str | None
+    sha256: str
+    items: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server serves under a name (`loraprobe verify --served`).
+
+    `serves` is adapter, base, another (neither) or unclear (the prompts do not tell them apart).
+    The figures are mean absolute differences of log-probabilities over the prompts: from the server
+    to the adapter and to the base as they run here, and `between` these two.
+    """
+
+    adapter: str
+    model: str
+    serves: str
+    prompts: int
+    to_adapter: float
+    to_base: float
+    between: float
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What made this document."""
 
@@ -138,3 +167,4 @@ class Provenance:
     dtype: str = "float32"
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    tasks: tuple[TaskSummary, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -145,12 +146,15 @@ def _figure(row: Measurement) -> str:
 
 
 def sources(audit: Audit) -> Table:
-    """Where the adapters and the base come from, with commits and hashes."""
+    """Where the adapters, the base and the tasks come from, with commits and hashes."""
     rows = [(row.name, row.reference, row.commit, row.sha256) for row in audit.adapters]
     if audit.base is not None:
         rows.append(("base", audit.base.reference, audit.base.commit, audit.base.sha256))
+    for task in audit.provenance.tasks:
+        rows.append((f"task {task.name}", task.reference, task.commit, task.sha256))
     columns = [*map(text, ("name", "reference", "commit", "sha256"))]
-    return Table("Adapters and base", columns, [[cell or "-" for cell in row] for row in rows])
+    cells = [[cell or "-" for cell in row] for row in rows]
+    return Table("Adapters, base and tasks", columns, cells)
 
 
 def prepared(audit: Audit) -> Table:
@@ -179,7 +183,7 @@ def run(audit: Audit) -> Table:
     rows: Iterable[tuple[str, str]] = (
         ("loraprobe", made.loraprobe),
         ("torch", made.torch or "-"),
-        ("call", " ".join(made.arguments) or "-"),
+        ("call", shlex.join(made.arguments) or "-"),
         ("device", made.device),
         ("dtype", made.dtype),
         ("seed", str(made.seed)),

@@ -25,11 +25,12 @@ MOST_LINES = 12
 HEADLINE = ""  # the label of the headline
 INDENT = 2
 LABEL = 10  # the width of the column of labels
-COMMANDS = ("next", "questions", "in Python")  # labels whose text is a command
+COMMANDS = ("next", "questions", "serve", "in Python")  # labels whose text is a command
 REFERENCES = "ADAPTERS"  # stands in a command for references that are too long to show
 LONG = 60  # characters of references that may be left out
 # Lines that leave first where the answer would be too long: of a label all but so many.
 LEAVE_FIRST = (
+    ("serve", 1),
     ("sure", 0),
     ("watch", 2),
     (FILL_IN, 0),
@@ -130,8 +131,8 @@ def _words(command: str) -> list[str]:
         words = [shlex.quote(word) for word in shlex.split(command)]
     except ValueError:
         return [command]
-    if not command.startswith("loraprobe"):
-        return [command]  # a line of Python
+    if re.match(r"[\w.]+\(", command) or "&&" in command:
+        return [command]  # a line of Python, or several commands
     joined: list[str] = []
     for word in words:
         if joined and joined[-1].startswith("-") and " " not in joined[-1] and word[0] != "-":

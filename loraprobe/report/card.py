@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
+from loraprobe.adapters import Adapter, public_name
 from loraprobe.records import AdapterSummary, Audit, Verdict
 from loraprobe.report import measured
 from loraprobe.report.answer import answer
@@ -23,7 +24,8 @@ def model_card(
     """README.md of a merge.
 
     values: `name`, `front_matter`, `method`, `space`, `rank`, `compression_error`,
-    `rounding_error`, `dtype` and `seed` of the merge, and what `_card` takes.
+    `rounding_error`, `dtype` and `seed` of the merge, `serve` (the commands of servers that read
+    it), and what `_card` takes.
     """
     return _card(
         "card.md.jinja",
@@ -41,6 +43,17 @@ def composition_card(**values: Any) -> str:
     `why_not_peft` says why peft's own Arrow cannot express the composition, None if it can.
     """
     return _card("composition.md.jinja", **values)
+
+
+def converted_card(adapter: Adapter, changes: str, serve: Sequence[str]) -> str:
+    """README.md of a converted adapter whose source has none. serve: commands of servers."""
+    import yaml
+
+    fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
+    if base := public_name(adapter.base_model):
+        fields["base_model"] = base
+    values = {"title": adapter.name, "version": __version__, "changes": changes, "serve": serve}
+    return f"---\n{yaml.safe_dump(fields)}---\n{markdown('converted.md.jinja', **values)}"
 
 
 def _card(

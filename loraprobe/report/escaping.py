@@ -26,10 +26,11 @@ def templates(**options: Any) -> jinja2.Environment:
 def markdown(template: str, **values: Any) -> str:
     """A template filled in, for Markdown: every text that it is given is escaped.
 
-    The filter `code` gives a text as code.
+    The filter `code` gives a text as code, `fenced` one as a line of a block of code.
     """
     environment = templates(finalize=_finished)
     environment.filters["code"] = code
+    environment.filters["fenced"] = fenced
     return environment.get_template(template).render(values)
 
 
@@ -56,6 +57,11 @@ def code(text: str) -> Verbatim:
     if "<" in flat or "`" in flat or not flat:
         return Verbatim(inert(flat))
     return Verbatim("`" + flat.replace("|", "\\|") + "`")
+
+
+def fenced(text: str) -> Verbatim:
+    """Text as a line of a block of code, which no text of it can end."""
+    return Verbatim(_flat(text).replace("```", "'''"))
 
 
 class Verbatim(str):

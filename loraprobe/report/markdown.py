@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from loraprobe.records import Audit
@@ -42,9 +43,11 @@ def _provenance(audit: Audit) -> Iterator[str]:
     taken = sum(made.seconds.values())
     yield f"{taken:.0f} s, {size(made.peak_memory_bytes)} peak memory"
     if made.arguments:
-        yield f"call: loraprobe {' '.join(made.arguments)}"
+        yield f"call: loraprobe {shlex.join(made.arguments)}"
     if audit.base is not None:
         yield f"base: {audit.base.reference} {_pinned(audit.base.commit, audit.base.sha256)}"
+    for task in made.tasks:
+        yield f"task {task.name}: {task.reference} {_pinned(task.commit, task.sha256)}"
     for row in audit.adapters[:MOST_SOURCES]:
         yield f"{row.name}: {row.reference} {_pinned(row.commit, row.sha256)}"
     if len(audit.adapters) > MOST_SOURCES:

@@ -221,9 +221,9 @@ def known(verdict: Verdict) -> str:
 
 def _share(probability: float) -> str:
     """A probability with two decimals, which are never those of certainty."""
-    if 0.995 <= probability < 1:
+    if probability >= 0.995:
         return "above 0.99"
-    return "below 0.01" if 0 < probability < 0.005 else fmt.number(probability)
+    return "below 0.01" if probability < 0.005 else fmt.number(probability)
 
 
 def _better_form(audit: Audit, system: str) -> str:

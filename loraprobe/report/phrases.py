@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing
 from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import measured
 from loraprobe.report.adapter_tables import by_severity
@@ -15,6 +15,7 @@ from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
 
 Line = tuple[str, str]
 MOST_REASONS = 3
+SERVING = "serve-"  # how the codes of findings about servers begin
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
@@ -67,12 +68,17 @@ def _without_verdict(audit: Audit) -> str:
         row = audit.adapters[0]
         kind = f"{row.name}: {row.variant}, rank {ranks(row)}, {count(row.modules, 'module')}"
         state = "" if fits else " It cannot be used as it is."
+        errors = [i for i in audit.compatibility.issues if i.severity == "error"]
+        if errors and all(issue.code.startswith(SERVING) for issue in errors):
+            state = " Not every server named reads it as it is."
         return f"{kind} of {row.base_model or 'an unnamed base'}{_warnings(audit)}.{state}"
     return f"{_done(audit)}{_warnings(audit)}." if fits else "INCOMPATIBLE."
 
 
 def _done(audit: Audit) -> str:
-    return {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
+    return {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}.get(
+        audit.command, "FIT TOGETHER"
+    )
 
 
 def _warnings(audit: Audit) -> str:
@@ -85,9 +91,10 @@ def _warnings(audit: Audit) -> str:
 def labelled(audit: Audit) -> Iterator[Line]:
     """The lines of the answer with their labels."""
     verdict = audit.verdict
-    if audit.command in ("merge", "route") and audit.notes:
+    if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
     if verdict is None:
+        yield from _serving(audit)
         yield from _issues(audit, MOST_REASONS)
         base = next((row.base_model for row in audit.adapters), None)
         if audit.command == "inspect" and base:
@@ -160,12 +167,28 @@ def _sure(verdict: Verdict) -> str:
     return beaten.message if beaten is not None and verdict.decision == "likely" else ""
 
 
+def _serving(audit: Audit) -> Iterator[Line]:
+    """What servers do not read as it is, each cure once, and the commands of those that do."""
+    told = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
+    wrong = [issue for issue in told if issue.severity == "error"]
+    wrong = wrong or [issue for issue in told if issue.severity == "warning"]
+    for issue in wrong[:MOST_REASONS]:
+        yield "why", issue.message
+    for cure in dict.fromkeys(issue.cure for issue in wrong):
+        yield "fix", cure
+    if fit := [issue for issue in told if issue.severity == "note"]:
+        yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
+        for issue in fit:
+            yield "serve", issue.cure
+
+
 def _issues(audit: Audit, most: int) -> Iterator[Line]:
     """Findings as lines: errors, warnings, then what licences ask."""
     told = [
         issue
         for issue in by_severity(_untold(audit))
-        if issue.severity != "note" or issue.code.startswith("licence")
+        if (issue.severity != "note" or issue.code.startswith("licence"))
+        and not issue.code.startswith(SERVING)
     ]
     for issue in told[: max(0, most)]:
         yield "watch", first_sentence(issue)

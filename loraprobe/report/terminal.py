@@ -123,7 +123,7 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     if audit.verdict is not None and audit.verdict.decision == "incompatible":
         found = [i for i in found if i.severity != "error"]  # the answer says them
     told = {text for _, text in answer(audit).kept(width)}
-    found = [i for i in found if clean(first_sentence(i)) not in told]
+    found = [i for i in found if clean(first_sentence(i)) not in told and i.code != "serve-ok"]
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
         pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines

@@ -8,7 +8,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from loraprobe.adapters import local_name
-from loraprobe.records import Check, Verification, document
+from loraprobe.formatting import count
+from loraprobe.records import Check, Served, Verification, document
 from loraprobe.report.answer import Answer
 from loraprobe.report.formatting import clean
 from loraprobe.report.layout import fitted, show
@@ -68,3 +69,44 @@ def verification_answer(found: Verification) -> Answer:
         cure.append(("next", f"loraprobe verify {place}"))
     headline = "NOT VERIFIED: do not use it as what its card says."
     return Answer("not verified", headline, (*why, *cure))
+
+
+HEADLINES = {
+    "adapter": "APPLIED: the server runs this adapter under the name {model}.",
+    "base": "NOT APPLIED: under the name {model} the server answers as the base alone.",
+    "another": "DIFFERENT: {model} is neither this adapter nor the base as they run here.",
+    "unclear": "UNCLEAR: this adapter hardly changes the answers to these prompts.",
+}
+CURES = {
+    "adapter": (),
+    "base": (
+        ("fix", "start the server with the adapter, and ask for it by its own name (--model)"),
+        ("next", "loraprobe inspect {place} --serve all"),
+    ),
+    "another": (
+        ("why", "a file that the server misreads, another base or adapter, or a quantised base"),
+        ("next", "loraprobe inspect {place} --serve all"),
+    ),
+    "unclear": (("fix", "give prompts of what it was trained on: --probe FILE, one a line"),),
+}
+
+
+def render_served(found: Served, directory: str) -> None:
+    """What a server serves, on a terminal."""
+    console = Console(highlight=False)
+    for line in styled(served_answer(found, directory), console.width):
+        console.print(line, soft_wrap=True)
+
+
+def served_answer(found: Served, directory: str) -> Answer:
+    """Whether a server applies an adapter, by which figures, and what to do if it does not."""
+    figures = (
+        f"log-probabilities of the first token after {count(found.prompts, 'prompt')}: "
+        f"{found.to_adapter:.3f} from the adapter here, {found.to_base:.3f} from the base; these "
+        f"two are {found.between:.3f} apart"
+    )
+    place = shlex.quote(directory)
+    cures = [(label, text.format(place=place)) for label, text in CURES[found.serves]]
+    headline = clean(HEADLINES[found.serves].format(model=found.model))
+    decision = {"adapter": "verified", "unclear": "inconclusive"}.get(found.serves, "not verified")
+    return Answer(decision, headline, (("measured", figures), *cures))

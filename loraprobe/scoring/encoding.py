@@ -78,14 +78,15 @@ class Encoder:
         """The text that is tokenised: the prompt, or the chat template filled with it."""
         if not self.chat:
             return prompt
+        return self.filled([{"role": "user", "content": prompt}], add_generation_prompt=True)
+
+    def filled(self, turns: Sequence[dict[str, str]], **form: bool) -> str:
+        """The chat template filled with turns. form: options of `apply_chat_template`."""
         slow = _template_error(f"does not end within {TEMPLATE_SECONDS:g} seconds")
+        prompt = "".join(turn["content"] for turn in turns)
         try:
             with deadline(TEMPLATE_SECONDS, slow), memory_limit(TEMPLATE_BYTES):
-                text = self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
+                text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, **form)
         except BaseError:
             raise
         except MemoryError:

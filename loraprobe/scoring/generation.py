@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -115,25 +115,28 @@ def generate_batch(
     stopper: Any = None,
     processor: Any = None,
     sample: float | None = None,
+    options: Mapping[str, Any] = {},
 ) -> list[tuple[list[int], bool]]:
     """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
     processor(ids [b, n], logits [b, vocab]) may replace the logits before a token is chosen.
     Generation is greedy, or samples at the temperature `sample` from torch's global generator.
+    options: others of transformers' GenerationConfig, which come first.
     """
     from transformers import GenerationConfig
 
     ids, mask = padded(rows, pad, "left")
-    config = GenerationConfig(
-        do_sample=sample is not None,
-        temperature=sample,
-        top_k=None if sample is None else 0,  # transformers' own default cuts at 50
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stops) or None,
-        pad_token_id=pad,
-        use_cache=True,
-    )
+    own: dict[str, Any] = {
+        "do_sample": sample is not None,
+        "temperature": sample,
+        "top_k": None if sample is None else 0,  # transformers' own default cuts at 50
+        "num_beams": 1,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": pad,
+        "use_cache": True,
+    }
+    config = GenerationConfig(**{**own, **options})
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
             input_ids=ids.to(model.device),

@@ -214,16 +214,25 @@ class Scorer:
         the context cannot hold.
         """
         unique = list(dict.fromkeys(pairs))
-        encoded = self.encoded(unique)
-        found: dict[tuple[str, str], Likelihood] = {}
+        found = dict(zip(unique, self.score_tokens(self.encoded(unique), unique), strict=True))
+        return [found[pair] for pair in pairs]
+
+    def score_tokens(
+        self, encoded: Sequence[tuple[Sequence[int], int]], pairs: Sequence[tuple[str, str]] = ()
+    ) -> list[Likelihood]:
+        """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0.
+
+        pairs: the texts, as the recorder names them; without them nothing is recorded.
+        """
+        found: dict[int, Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
             for i in indices:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
-                found[unique[i]] = likelihood(logits, gold)
-                if self.recorder is not None:
-                    self.recorder.take(unique[i], logits)
+                found[i] = likelihood(logits, gold)
+                if self.recorder is not None and pairs:
+                    self.recorder.take(pairs[i], logits)
 
         work = Continuations(encoded).read(
             self.model, self.batcher, self.pad, self.vocab_size, keep
@@ -231,8 +240,8 @@ class Scorer:
         with answering(self.model):
             for batch, step in work:
                 self.batcher.run(batch, step)
-                self._report("score", len(found), len(unique))
-        return [found[pair] for pair in pairs]
+                self._report("score", len(found), len(encoded))
+        return [found[i] for i in range(len(encoded))]
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""

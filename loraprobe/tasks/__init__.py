@@ -6,6 +6,7 @@ by which metric.
 """
 
 from loraprobe.tasks.answers import answered, exact_match, normalize_answer, read_answer
+from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.choosing import (
     check_metrics,
     is_generated,
@@ -13,21 +14,25 @@ from loraprobe.tasks.choosing import (
     named_metrics,
     stricter_metric,
 )
+from loraprobe.tasks.fields import Layout
 from loraprobe.tasks.items import Hop, Item, Probe, ProbeItem, Task, fill
 from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, contains, judge
-from loraprobe.tasks.reading import load_probe, load_task
+from loraprobe.tasks.reading import load_probe, load_task, read_task
 
 __all__ = [
     "GENERATED",
     "METRICS",
     "Hop",
     "Item",
+    "Layout",
     "Metric",
     "Probe",
     "ProbeItem",
     "Task",
+    "TaskCheck",
     "answered",
     "check_metrics",
+    "check_task",
     "contains",
     "exact_match",
     "fill",
@@ -39,5 +44,6 @@ __all__ = [
     "named_metrics",
     "normalize_answer",
     "read_answer",
+    "read_task",
     "stricter_metric",
 ]

@@ -165,7 +165,7 @@ def _marked(text: str, pattern: str | None) -> list[str]:
     if answer_is := list(_ANSWER_IS.finditer(text)):
         line = _first_line(text[answer_is[-1].end() :])
         found.append((answer_is[-1].end(), 0, [_first_sentence(line), line]))
-    if pattern is not None and (match := _last_match(pattern, text)) is not None:
+    if pattern is not None and (match := last_match(pattern, text)) is not None:
         found.append((match[0], 1, [match[1].strip()]))
     return max(found)[2] if found else []
 
@@ -218,7 +218,7 @@ def matches(pattern: str, text: str, whole: bool = True) -> bool:
         raise _greedy(pattern, "on one answer") from None
 
 
-def _last_match(pattern: str, text: str) -> tuple[int, str] | None:
+def last_match(pattern: str, text: str) -> tuple[int, str] | None:
     """Start and text of the answer in the last match: group 1, or the match without groups."""
     compiled = compile_pattern(pattern)
     group = 1 if compiled.groups else 0

@@ -7,6 +7,7 @@ The item's own key `metric` is chosen before `--metric NAME=metric` of its task,
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from typing import cast
@@ -19,6 +20,7 @@ from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, check_answers, j
 
 ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")  # normalised, so that "5,600" is "5600"
 # Signs of formal languages; those that prose has as well say nothing.
 _FORMAL = frozenset(string.punctuation) - frozenset(".,;:!?'\"()-/&%$")
 
@@ -28,9 +30,11 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
 
     Raises UsageError for an unknown metric, and for "choice" if the item has no choices.
     """
+    if item.source is not None and item.metric is not None:
+        return cast(Metric, item.metric)
     for_all, by_task = named_metrics(metric)
     if for_all == "answer_loss":
-        return for_all
+        return "answer_loss"
     chosen = item.metric or by_task.get(task) or for_all
     if chosen is None:
         return "choice" if item.choices else "exact_match"
@@ -38,26 +42,26 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
         raise UsageError(
             f"Unknown metric {chosen!r} of item {item.id!r}: {nearest(chosen, ITEM_METRICS)}"
         )
+    if chosen not in METRICS:
+        raise _unknown(chosen)
     if chosen == "choice" and not item.choices:
         raise UsageError(
             f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
             "add them, or leave --metric choice out."
         )
-    return cast(Metric, chosen)
+    return chosen
 
 
-def named_metrics(metric: str | None) -> tuple[Metric | None, dict[str, Metric]]:
+def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
     """The metric for all tasks, and those of single tasks, from "json" or "a=json,b=strict".
 
-    Raises UsageError for an unknown metric, for several of one task or of all, and for
-    "answer_loss" beside others.
+    Tasks of lm-evaluation-harness have metrics of their own, so names are not checked here. Raises
+    UsageError for several metrics of one task or of all, and for "answer_loss" beside others.
     """
-    for_all: Metric | None = None
-    by_task: dict[str, Metric] = {}
+    for_all: str | None = None
+    by_task: dict[str, str] = {}
     for entry in metric.split(",") if metric else ():
         task, _, name = entry.rpartition("=")
-        if name not in METRICS:
-            raise UsageError(f"Unknown metric {name!r}: {nearest(name, METRICS)}")
         if by_task.get(task, for_all if not task else None) is not None:
             raise UsageError(f"--metric names two metrics for {task or 'all tasks'}; give one.")
         if task:
@@ -70,8 +74,11 @@ def named_metrics(metric: str | None) -> tuple[Metric | None, dict[str, Metric]]
 
 
 def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
-    """Raises UsageError for a metric of no task, TaskError for answers that do not suit theirs."""
-    for name in named_metrics(metric)[1]:
+    """Raises UsageError for an unknown metric or one of no task, TaskError for unfit answers."""
+    for_all, by_task = named_metrics(metric)
+    if for_all not in (None, *METRICS) and not any(task.of_harness for task in tasks):
+        raise _unknown(for_all)
+    for name in by_task:
         if name not in (known := [task.name for task in tasks]):
             raise UsageError(f"--metric names the task {name!r}: {nearest(name, known)}")
     for task in tasks:
@@ -81,6 +88,10 @@ def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
                 check_answers(own, item.answers, item.answer_pattern)
             except TaskError as error:
                 raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
+
+
+def _unknown(metric: str | None) -> UsageError:
+    return UsageError(f"Unknown metric {metric!r}: {nearest(str(metric), METRICS)}")
 
 
 def stricter_metric(task: Task, metric: str | None) -> tuple[Metric, str] | None:
@@ -104,8 +115,9 @@ def stricter_metric(task: Task, metric: str | None) -> tuple[Metric, str] | None
             return "strict", repr(gold[:40])
     seen: dict[str, str] = {}
     for gold in golds:
-        other = seen.setdefault(normalize_answer(gold), gold)
-        if other != gold:
+        plain = normalize_answer(gold)
+        other = seen.setdefault(plain, gold)
+        if other != gold and not _NUMBER.fullmatch(plain):
             return "strict", f"{other[:40]!r} and {gold[:40]!r}"
     return None
 

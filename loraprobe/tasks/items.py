@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe.records import TaskSummary
 
 REFERENCE = re.compile(r"\{(\d+)\}")
 
@@ -26,7 +30,8 @@ class Hop:
 class Item:
     """One question with all right answers.
 
-    metric: how its answer is judged; None for the metric of the task or of the command.
+    metric: how its answer is judged; None for the metric of the task or of the command. source: the
+    `HarnessTask` that asks and judges it; None for an item of a file.
     """
 
     id: str
@@ -39,6 +44,7 @@ class Item:
     entities: tuple[str, ...] = ()
     group: str | None = None
     metric: str | None = None
+    source: Any = field(default=None, compare=False, repr=False)
 
     @property
     def cluster(self) -> str:
@@ -53,12 +59,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items. `sha256` is that of the whole file, also with a `limit`."""
+    """A named list of items. `sha256` is that of the whole file, also with a `limit`.
+
+    path: the file, or what names a source elsewhere, which has a `commit`.
+    """
 
     name: str
     items: tuple[Item, ...]
     path: str | None = None
     sha256: str = ""
+    commit: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """How a command names the task, as it may be published: a file by its last part."""
+        return self.path if self.path and self.commit else Path(self.path or self.name).name
+
+    def summary(self) -> TaskSummary:
+        """The task as it stands in a document."""
+        return TaskSummary(self.name, self.reference, self.commit, self.sha256, len(self.items))
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether lm-evaluation-harness asks and judges it."""
+        return any(item.source is not None for item in self.items)
 
     @property
     def has_hops(self) -> bool:

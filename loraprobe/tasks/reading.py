@@ -1,4 +1,4 @@
-"""Reads task files (JSONL) and probe files (plain lines) strictly.
+"""Reads task files and probe files (plain lines) strictly.
 
 An unknown key, a wrong type or a reference to a later hop is a TaskError that names the file, the
 line and the problem. Blank lines and a byte order mark at the start are allowed.
@@ -7,71 +7,100 @@ line and the problem. Blank lines and a byte order mark at the start are allowed
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
-from loraprobe.formatting import nearest
+from loraprobe.formatting import nearest, shortly
 from loraprobe.json_types import is_unicode
-from loraprobe.limits import how_to_raise, limits
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.choosing import ITEM_METRICS
+from loraprobe.tasks.fields import ITEM_KEYS, Layout, suggested
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
 from loraprobe.tasks.metrics import check_answers
-
-_ITEM_KEYS = tuple(
-    "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
+from loraprobe.tasks.sources import (
+    TABLES,
+    Row,
+    kind_of,
+    read_file,
+    read_lines,
+    read_rows,
+    twice,
 )
+
 _HOP_KEYS = ("prompt", "answer", "adapter")
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-}
 
 
-def load_task(path: str | Path, limit: int | None = None) -> Task:
+def load_task(path: str | Path, limit: int | None = None, layout: Layout = Layout()) -> Task:
     """Read a task file. limit: keep only the first items; the whole file is checked anyway.
 
-    The task has the name of the file. The id of an item without "id" is its line number. Raises
-    TaskError with the number of the first bad line, UsageError for a limit below 1.
+    The task has the name of the file. The id of an item without "id" is its line number. layout:
+    how the file's fields become an item. Raises TaskError with the number of the first bad line,
+    UsageError for a limit below 1.
     """
+    path = Path(path)
+    return read_task([path], Task(path.stem, (), str(path)), limit, layout)
+
+
+def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Layout) -> Task:
+    """The task with the items of one or several files; items without id are numbered through."""
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}.")
-    path = Path(path)
-    data = _read(path, "task")
-    items: list[Item] = []
-    lines: dict[str, int] = {}
-    for number, line in _lines(data, path):
-        try:
-            item = _item(_object(line), number)
-        except TaskError as error:
-            raise TaskError(f"{path}, line {number}: {error}") from None
-        if item.id in lines:
-            raise TaskError(
-                f"{path}, line {number}: id {item.id!r} is also the id of line {lines[item.id]}; "
-                "give every item an id of its own (one without is named by its line number)."
-            )
-        lines[item.id] = number
-        items.append(item)
+    digest, last = hashlib.sha256(), 0
+    items: dict[str, tuple[Item, Row]] = {}
+    for file in files:
+        data = read_file(file, "task")
+        digest.update(data)
+        found: Iterable[Row] = read_rows(file, data)
+        if not layout.given:
+            found = map(_known, found)
+        if layout.given or file.suffix.lower() in TABLES:
+            found = layout.items(found)
+        before = last
+        for row in found:
+            last = before + row.number
+            try:
+                item = _item(row.content, last)
+            except TaskError as error:
+                raise row.error(error) from None
+            if item.id in items:
+                earlier = items[item.id][1]
+                raise row.error(
+                    f"id {item.id!r} is also the id of {earlier.unit} {earlier.number}; give every "
+                    "item an id of its own (one without is named by its line number)."
+                )
+            items[item.id] = item, row
     if not items:
-        raise TaskError(f"{path} holds no item: write one JSON object a line.")
-    return Task(path.stem, tuple(items[:limit]), str(path), hashlib.sha256(data).hexdigest())
+        raise TaskError(f"{files[0]} holds no item: write one a line.")
+    kept = tuple(item for item, _ in items.values())[:limit]
+    return replace(task, items=kept, sha256=digest.hexdigest())
+
+
+def _known(row: Row) -> Row:
+    """The row. Raises TaskError for a key that no item has, with the mapping that reads it."""
+    unknown = [key for key in row.content if key not in ITEM_KEYS]
+    if not unknown:
+        return row
+    missing = {"prompt", "answer"} - row.content.keys()
+    if missing and (options := suggested(row.content)):
+        raise row.error(f"unknown key {unknown[0]!r} in an item: add {options}.")
+    hint = nearest(unknown[0], ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
+    if missing and "did you mean" not in hint:
+        hint = (
+            f"name the fields of prompt and answer by --fields prompt=FIELD,answer=FIELD, or write "
+            f"a --prompt-template (the file has {shortly(row.content)})."
+        )
+    raise row.error(f"unknown key {unknown[0]!r} in an item: {hint}")
 
 
 def load_probe(path: str | Path) -> Probe:
     """Read a probe file: per line a question or entity and, after a tab, an optional answer."""
     path = Path(path)
-    data = _read(path, "probe")
+    data = read_file(path, "probe")
     items = []
-    for number, line in _lines(data, path):
+    for number, line in read_lines(data, path):
         prompt, *answers = (part.strip() for part in line.split("\t"))
         if len(answers) > 1:
             raise TaskError(
@@ -83,69 +112,6 @@ def load_probe(path: str | Path) -> Probe:
     if not items:
         raise TaskError(f"{path} holds no prompt: write one a line.")
     return Probe(tuple(items), str(path), hashlib.sha256(data).hexdigest())
-
-
-def _read(path: Path, noun: str) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > limits().items:
-            raise TaskError(
-                f"The {noun} file {path} has {size:,} bytes, at most "
-                f"{limits().items:,} are read; {how_to_raise('items', size)}."
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise TaskError(f"There is no {noun} file {path}: check the path.") from None
-    except IsADirectoryError:
-        raise TaskError(f"{path} is a directory: name the {noun} file in it.") from None
-    except OSError as error:
-        raise TaskError(f"The {noun} file {path} cannot be read: {error.strerror}.") from None
-
-
-def _lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if len(raw) > limits().line:
-            raise TaskError(
-                f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
-                f"{limits().line:,} are read; write one item a line, or "
-                f"{how_to_raise('line', len(raw))}."
-            )
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TaskError(
-                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8."
-            ) from None
-        if "\x00" in line:
-            raise TaskError(f"{path}, line {number}: holds a zero byte; is this a text file?")
-        if line.strip():
-            yield number, line.rstrip("\r")
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"not JSON ({error.msg} at column {error.colno}).") from None
-    except ValueError:
-        raise TaskError("a number has thousands of digits; write it as a string.") from None
-    except RecursionError:
-        raise TaskError("not an item: brackets are nested too deeply.") from None
-    if not isinstance(value, dict):
-        raise TaskError(f"{_kind(value)} where a JSON object with prompt and answer belongs.")
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if (key := _twice([key for key, _ in pairs])) is not None:
-        raise TaskError(f"key {key!r} occurs twice in one object.")
-    return dict(pairs)
-
-
-def _twice(texts: Sequence[str]) -> str | None:
-    """The first text that occurs more than once."""
-    return next((text for text, times in Counter(texts).items() if times > 1), None)
 
 
 class _Fields:
@@ -181,7 +147,7 @@ class _Fields:
         if value is None:
             return None
         if not isinstance(value, list):
-            raise TaskError(f"{self.place}{key!r} must be a list of strings, not {_kind(value)}.")
+            raise TaskError(f"{self.place}{key!r} must be a list of strings, not {kind_of(value)}.")
         return tuple(_string(text, f"{self.place}an entry of {key!r}") for text in value)
 
     def answers(self) -> tuple[str, ...]:
@@ -194,7 +160,7 @@ class _Fields:
 
 
 def _item(line: Mapping[str, Any], number: int) -> Item:
-    fields = _Fields(line, _ITEM_KEYS, "an item")
+    fields = _Fields(line, ITEM_KEYS, "an item")
     answers, choices = fields.answers(), fields.texts("choices")
     if choices is not None:
         _check_choices(choices, answers)
@@ -234,14 +200,14 @@ def _hops(hops: Any) -> tuple[Hop, ...]:
     if hops is None:
         return ()
     if not isinstance(hops, list):
-        raise TaskError(f"'hops' must be a list of objects, not {_kind(hops)}.")
+        raise TaskError(f"'hops' must be a list of objects, not {kind_of(hops)}.")
     return tuple(_hop(hop, k) for k, hop in enumerate(hops, 1))
 
 
 def _hop(hop: Any, k: int) -> Hop:
     """Hop k, counted from 1, which may refer to the answers of earlier hops."""
     if not isinstance(hop, dict):
-        raise TaskError(f"hop {k} must be an object with prompt and answer, not {_kind(hop)}.")
+        raise TaskError(f"hop {k} must be an object with prompt and answer, not {kind_of(hop)}.")
     fields = _Fields(hop, _HOP_KEYS, f"hop {k}", f"hop {k}: ")
     prompt = fields.required("prompt")
     for reference in REFERENCE.findall(prompt):
@@ -257,7 +223,7 @@ def _hop(hop: Any, k: int) -> Hop:
 def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
     if len(choices) < 2:
         raise TaskError("'choices' must name at least two.")
-    if (choice := _twice(choices)) is not None:
+    if (choice := twice(choices)) is not None:
         raise TaskError(f"choice {choice!r} occurs twice.")
     if not set(choices) & set(answers):
         raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
@@ -266,13 +232,9 @@ def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
         hint = f' (write "{value}")' if isinstance(value, int | float) else ""
-        raise TaskError(f"{what} must be a string, not {_kind(value)}{hint}.")
+        raise TaskError(f"{what} must be a string, not {kind_of(value)}{hint}.")
     if not value.strip():
         raise TaskError(f"{what} is empty.")
     if not is_unicode(value):
         raise TaskError(f"{what} contains half of a surrogate pair, which is not a character.")
     return value
-
-
-def _kind(value: Any) -> str:
-    return _KINDS[type(value)]

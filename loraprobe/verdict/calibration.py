@@ -55,6 +55,7 @@ SIZES = {
     "natural": f"bases of hidden size above {SMALL}",
 }
 Shares = tuple[tuple[float, float], ...]  # (margin, share that gained more), margins rising
+LEAST = 1e-3  # the smallest probability
 STEP = 1e-3  # between the gains over which densities are summed
 
 
@@ -127,9 +128,11 @@ class Calibration:
     ) -> float:
         """P(true gain > margin); error: the standard error of the measured gain.
 
-        prior: the share expected to gain more than the margin; None for the cases' own.
+        prior: the share expected to gain more than the margin; None for the cases' own. What no
+        number of measured cases could show is not said: it lies between LEAST and 1 - LEAST.
         """
         found = self.coefficients.exceeds(margin, baseline, gain, error)
+        found = min(max(found, LEAST), 1 - LEAST)
         if prior is None:
             return found
         own = self.prior(margin)

@@ -8,15 +8,7 @@ from loraprobe.formatting import count
 from loraprobe.records import Reason
 from loraprobe.verdict.evidence import Evidence
 
-CAUSES = (
-    "step_by_step",
-    "said_otherwise",
-    "unknown",
-    "cut_off",
-    "interference",
-    "not_composed",
-)
-FAILS = {  # what a wrong answer of each cause shows
+CAUSES = {  # each with what its wrong answers show
     "step_by_step": "are right when asked step by step",
     "said_otherwise": "hold the right answer in other words",
     "unknown": "need a hop that no adapter and not the base knows",
@@ -56,7 +48,7 @@ def about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Reas
     return [
         Reason(
             "mostly-" + cause.name.replace("_", "-"),
-            f"{what} {FAILS[cause.name]}{': ' + advice if advice else ''}.",
+            f"{what} {CAUSES[cause.name]}{': ' + advice if advice else ''}.",
             cause.count / cause.items,
             source="each item counts under the first cause that fits",
         )

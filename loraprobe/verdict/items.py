@@ -7,6 +7,7 @@ import math
 from loraprobe.defaults import (
     CUT_MATTERS,
     FEWEST_ITEMS,
+    HARNESS,
     PLAIN_TOKENS,
     SAID_OTHERWISE,
     TEMPLATE_MATTERS,
@@ -36,8 +37,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         found += _about_ceiling(evidence)
     if verdict.decision == "likely" or evidence.several or evidence.losses:
         return found
-    if not evidence.systems(COMPOSITIONS):
-        return found
+    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
+        return found  # the items of lm-evaluation-harness have no such fields
     parts = {row.part for row in evidence.evaluation}
     generated = any(is_generated(row.metric) for row in evidence.evaluation)
     if generated and "steps" not in parts:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
 from loraprobe.records import Verdict
 from loraprobe.verdict.complement import ROUTER
@@ -19,16 +20,17 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says
-    that this router was fitted to prompts. `options` are those that change a composition, `kept`
-    the others that `--resume` needs to use the kept answers. `fitting` are adapters without a
-    conflict among them.
+    that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
+    kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
+    prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
+    to use the kept answers. `fitting` are adapters without a conflict among them.
     """
 
     adapters: tuple[str, ...]
     base: str = "auto"
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
         return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
-        return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+        return _evaluate(request, _renamed(HARDER, request.tasks))
     return _further(verdict, request, limited)
 
 
@@ -76,11 +78,14 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
-        return _evaluate(request, request.tasks, ("--metric", "contains"))
+        pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
+        others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
+        contains = ("--metric", "contains")
+        return _evaluate(replace(request, asked=others), request.tasks, contains)
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
-        return _evaluate(request, tuple(MORE + task for task in request.tasks))
+        return _evaluate(request, _renamed(MORE, request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()
     return _evaluate(request, request.tasks or (TASK,), resumed)
@@ -105,8 +110,23 @@ def _evaluate(
     asked = tuple(word for task in tasks for word in ("--task", task))
     base = () if request.base == "auto" else _base(request)
     return _command(
-        "merge-and-eval", adapters or request.adapters, base, asked, request.options, options
+        "merge-and-eval",
+        adapters or request.adapters,
+        base,
+        asked,
+        request.asked,
+        request.options,
+        options,
     )
+
+
+def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of further files beside the tasks; a data set of the Hub goes by its last part.
+
+    A task of lm-evaluation-harness stays one.
+    """
+    named = ((HARNESS if task.startswith(HARNESS) else "", task) for task in tasks)
+    return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
 def _base(request: Request) -> tuple[str, str]:
@@ -146,9 +166,10 @@ def to_fill_in(command: str) -> str:
     words = words_of(command)
     further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
     for start, what in further.items():
-        named = [word for word in words if word.startswith(start)]
+        named = [word for word in words if word.removeprefix(HARNESS).startswith(start)]
         if named:
-            return f"{listing(named)}: {'a file' if len(named) == 1 else 'files'} of {what}"
+            noun = "task" if named[0].startswith(HARNESS) else "file"
+            return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
     if NEW in words:
         return f"{NEW}: an adapter that you train on what you ask"
     if TASK in words:

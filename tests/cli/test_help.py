@@ -11,13 +11,17 @@ import typer
 from loraprobe.cli import app
 from loraprobe.cli.examples import EXAMPLES
 
-COMMANDS = typer.main.get_command(app).commands
+TOP = typer.main.get_command(app).commands
+GROUPS = {name: found.commands for name, found in TOP.items() if hasattr(found, "commands")}
+COMMANDS = {name: found for name, found in TOP.items() if name not in GROUPS} | {
+    f"{group} {name}": found for group, inside in GROUPS.items() for name, found in inside.items()
+}
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"lab"}))
 def test_help_is_whole_and_has_examples(command, columns):
-    shown = making.call(command, "--help", env={"COLUMNS": str(columns)})
+    shown = making.call(*command.split(), "--help", env={"COLUMNS": str(columns)})
     assert shown.exit_code == 0
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= columns
@@ -32,10 +36,10 @@ def test_help_is_whole_and_has_examples(command, columns):
 def test_examples_parse(command):
     assert command in COMMANDS and 1 <= len(EXAMPLES[command]) <= 2
     for call in EXAMPLES[command]:
-        program, name, *arguments = shlex.split(call)
-        assert (program, name) == ("loraprobe", command)
+        words, start = shlex.split(call), ["loraprobe", *command.split()]
+        assert words[: len(start)] == start
         if command != "lab":
-            COMMANDS[command].make_context(name, arguments)
+            COMMANDS[command].make_context(command, words[len(start) :])
 
 
 def test_options_stand_in_panels():

@@ -41,6 +41,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
         rounding_error=0.0,
         dtype="float32",
         seed=0,
+        serve=[f"vllm serve {text}"],
     )
     routed = [
         composition_card(**common, router=text, sources=audit.adapters, why_not_peft=why)

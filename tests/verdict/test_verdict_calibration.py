@@ -19,7 +19,7 @@ from scipy import integrate, stats
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.verdict import read_calibration
-from loraprobe.verdict.calibration import shipped
+from loraprobe.verdict.calibration import LEAST, shipped
 
 GIVEN = DOCUMENT["coefficients"]
 NOBODY = 1e6  # the standard error of a gain that nobody measured
@@ -50,9 +50,10 @@ def test_it_is_the_integral_of_spread_times_error(margin, gain, error):
 
 def test_a_gain_rises_with_what_was_measured_and_falls_with_margin_and_baseline():
     found = calibration()
-    gains = [found.probability(0.05, 0.2, g, 0.1) for g in np.linspace(-0.5, 0.7, 25)]
-    margins = [found.probability(m, 0.2, 0.2, 0.1) for m in np.linspace(-0.2, 0.5, 25)]
-    baselines = [found.probability(0.05, b, 0.1, 0.1) for b in np.linspace(0, 0.9, 25)]
+    found = found.coefficients
+    gains = [found.exceeds(0.05, 0.2, g, 0.1) for g in np.linspace(-0.5, 0.7, 25)]
+    margins = [found.exceeds(m, 0.2, 0.2, 0.1) for m in np.linspace(-0.2, 0.5, 25)]
+    baselines = [found.exceeds(0.05, b, 0.1, 0.1) for b in np.linspace(0, 0.9, 25)]
     assert all(np.diff(gains) > 0) and all(np.diff(margins) < 0) and all(np.diff(baselines) < 0)
 
 
@@ -64,8 +65,9 @@ def test_more_items_say_more():
 
 
 def test_nothing_is_gained_over_a_perfect_baseline():
-    assert calibration().probability(0.05, 1.0, 0.0, 0.1) == 0.0
-    assert calibration().probability(0.05, 0.97, 0.03, 0.1) == 0.0
+    for baseline, gain in ((1.0, 0.0), (0.97, 0.03)):
+        assert calibration().coefficients.exceeds(0.05, baseline, gain, 0.1) == 0.0
+        assert calibration().probability(0.05, baseline, gain, 0.1) == LEAST
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.4, 0.5, 0.93])
@@ -85,8 +87,8 @@ def test_extremes_stay_probabilities():
     for gain in (0.9, -0.9):
         for prior in (None, 0.3):
             assert 0.0 <= found.probability(0.05, 0.0, gain, 1e-9, prior) <= 1.0
-    assert calibration().probability(0.0, 0.0, 1.0, 0.0) == pytest.approx(1.0)
-    assert calibration().probability(0.0, 0.0, -1.0, 0.0) == pytest.approx(0.0)
+    assert calibration().probability(0.0, 0.0, 1.0, 0.0) == 1 - LEAST
+    assert calibration().probability(0.0, 0.0, -1.0, 0.0) == LEAST
 
 
 # the file

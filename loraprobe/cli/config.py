@@ -1,0 +1,177 @@
+"""`--config FILE`: the options of any command from a YAML file, or from the report of a run.
+
+Keys are the long names of the options; `adapters` holds the references. What the command line
+gives, the file does not add to. Paths are those of the current directory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from typer.core import TyperCommand
+
+from loraprobe.cli.output import WORDS
+from loraprobe.cli.recipe import from_recipe
+from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
+from loraprobe.limits import limits
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Take options that are not given here from this YAML file, by their long names, or "
+        "from the JSON of an earlier run.",
+        rich_help_panel="Output",
+        show_default=False,
+    ),
+]
+NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
+ARGUMENTS = {"adapters": "refs"}  # key -> name of the parameter
+
+
+class Configured(TyperCommand):
+    """A command that reads the options that were not given from the file of --config."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing or not any(map(NAMES_FILE.match, args)):
+            return super().parse_args(ctx, args)
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        file, rest = given.pop("config", None), list(_without(args, "--config"))
+        if file is None and len(given.get("refs") or ()) == 1:  # a recipe in place of adapters
+            (file,) = given.pop("refs")
+            rest.remove(file)
+        found = self._of_file(ctx, str(file)) if file else {}
+        added = [word for name, words in found.items() if not given.get(name) for word in words]
+        WORDS[len(WORDS) - len(args) :] = [*added, *rest]
+        if "--json" in added:
+            ctx.find_root().command.as_json = True
+        return super().parse_args(ctx, [*added, *rest])
+
+    def _of_file(self, ctx: Any, file: str) -> dict[str, list[str]]:
+        """Name of a parameter -> its words on a command line. Raises UsageError."""
+        parameters = {p.name: p for p in self.get_params(ctx) if p.name not in ("help", "config")}
+        content = _read(file)
+        if "merge_method" in content:
+            content = from_recipe(content, file)
+        if isinstance(content.get("provenance"), Mapping):
+            words = _of_report(content, file, str(self.name))
+            values = self.make_parser(ctx).parse_args(words)[0]
+            return {n: _words(parameters[n], v, n) for n, v in values.items() if n in parameters}
+        known = {
+            option.lstrip("-"): parameter
+            for parameter in parameters.values()
+            for option in _names(parameter)
+        }
+        found = {}
+        for key, value in content.items():
+            name = str(key).replace("_", "-")
+            if name not in known:
+                hint = nearest(name, known)
+                raise UsageError(f"{file}: {ctx.command_path} has no option {name!r}: {hint}")
+            found[known[name].name] = _words(known[name], value, f"{file}: {name}")
+        return found
+
+
+def _names(parameter: Any) -> list[str]:
+    """The names by which a file calls a parameter: long options, or that of an argument."""
+    if parameter.param_type_name == "argument":
+        return [key for key, name in ARGUMENTS.items() if name == parameter.name] or [
+            parameter.name
+        ]
+    return [option for option in parameter.opts if option.startswith("--")]
+
+
+def _read(file: str) -> Mapping[Any, Any]:
+    """The mapping in a YAML file, of which JSON is a part."""
+    path = Path(file)
+    try:
+        size = path.stat().st_size
+        if size > limits().items:
+            raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if text.startswith("{") else yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(
+            f"--config: {file} cannot be read ({error.strerror}); check the path."
+        ) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--config: {file} is neither YAML nor JSON ({why}); correct it."
+        ) from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"--config: {file} must hold options by name, such as margin: 0.1.")
+    return content
+
+
+def _words(parameter: Any, value: Any, where: str) -> list[str]:
+    """A value of a file as the words of a command line."""
+    option = next(iter(parameter.opts), "") if parameter.param_type_name == "option" else ""
+    if value is None or value is False:
+        return []
+    if option and parameter.is_flag:
+        if value is not True:
+            raise UsageError(f"{where} takes true or false, not {value!r}.")
+        return [option]
+    if isinstance(value, Mapping):
+        value = ",".join(f"{key}={held}" for key, held in value.items())
+    repeats = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    several = [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]
+    if any(isinstance(one, (Mapping, list, bool)) for one in several):
+        raise UsageError(f"{where} takes a text, a number or a list of them, not {value!r:.80}.")
+    texts = list(map(str, several)) if repeats else [",".join(map(str, several))]
+    return [word for text in texts for word in ([option, text] if option else [text])]
+
+
+def _of_report(report: Mapping[Any, Any], file: str, command: str) -> list[str]:
+    """The words after the command of an earlier call, with references pinned to its commits."""
+    words = report["provenance"].get("arguments")
+    if not isinstance(words, list) or command not in words:
+        raise UsageError(
+            f"--config: {file} is the report of {report.get('command')!r}, not of a call of "
+            f"{command!r}; take a report of this command, or write the options as YAML."
+        )
+    pins = list(_pins(report))
+    return [_pinned(str(word), pins) for word in words[words.index(command) + 1 :]]
+
+
+def _pins(report: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """(reference, the same at its commit) of the adapters, the base and the tasks of a report."""
+    tasks = report["provenance"].get("tasks") or ()
+    for row in (*(report.get("adapters") or ()), report.get("base"), *tasks):
+        if isinstance(row, Mapping) and row.get("commit") and row.get("reference"):
+            commit, reference = str(row["commit"]), str(row["reference"])
+            if f"@{commit}" in reference:
+                yield reference.replace(f"@{commit}", ""), reference
+            else:
+                yield reference, re.sub("^([^@:]+)(@[^:]+)?", rf"\1@{commit}", reference)
+
+
+def _pinned(word: str, pins: Sequence[tuple[str, str]]) -> str:
+    """A word of the call; a reference in it, also one behind NAME=, at the commit that it had."""
+    head, equals, reference = word.rpartition("=")
+    plain = re.sub("@[^:]+", "", reference) if reference.startswith("hf://") else reference
+    for known, pinned in pins:
+        if reference and (
+            plain == known or (reference.startswith("hf://") and known.startswith(plain))
+        ):
+            return head + equals + pinned
+    return word
+
+
+def _without(args: Sequence[str], option: str) -> Iterator[str]:
+    """The words without an option and its value."""
+    words = iter(args)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            yield word

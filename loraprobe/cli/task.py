@@ -1,0 +1,187 @@
+"""`loraprobe task new | check | sample`: a file of questions, and what it allows to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output
+from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import HARNESS
+from loraprobe.errors import OutputError
+from loraprobe.formatting import count, listing, shortly
+from loraprobe.options import Options
+from loraprobe.records import document
+from loraprobe.report.formatting import clean, wrapped
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.task_preview import Preview
+    from loraprobe.tasks import TaskCheck
+
+WIDTH = 79
+READ_PLAIN = "the first line of the reply is compared with it."
+READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
+READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
+JUDGED = {
+    "choice": "the most likely choice is the answer; nothing is written.",
+    "answer_loss": "the loss of the answer is measured; nothing is written.",
+    "json": "the JSON value with which the reply begins is compared with it.",
+}
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE",
+        help="Task files, or hf://datasets/owner/name.",
+        show_default=False,
+    ),
+]
+STARTER = """\
+{"id": "1", "prompt": "Question: Who wrote Faust?\\nAnswer:", "answer": ["Goethe", "Johann Wolfgang von Goethe"]}
+{"id": "2", "prompt": "The opposite of hot is", "answer": "cold", "choices": ["cold", "warm", "loud"]}
+{"id": "3", "prompt": "Question: In which city does the author of The Lake live?\\nAnswer:", "answer": "Ulm", "cot_prompt": "Question: In which city does the author of The Lake live?\\nName the author first, then end with #### and the city.\\nAnswer:", "hops": [{"prompt": "Question: Who is the author of The Lake?\\nAnswer:", "answer": "Ada"}, {"prompt": "Question: In which city does {1} live?\\nAnswer:", "answer": "Ulm"}], "group": "Ada"}
+"""  # noqa: E501
+EXPLAINED = """\
+prompt       what a system is asked, as the model reads it; answer: the right answer,
+             or a list of all of them. The first line of the reply must equal one.
+choices      the reply is not written: the most likely choice counts as the answer.
+cot_prompt   the same question asked so that the steps are written out. More
+             compositions succeed in this form. What follows #### is the answer.
+hops         the steps as questions of their own, one adapter's knowledge each; {1} is
+             the first one's answer. They tell why a composition fails, and let a
+             chain of the adapters answer. "adapter": NAME may say who learned a step.
+group        items that share it are one cluster, such as questions about one person.
+id           names an item in reports; without it the number of its line.
+
+Replace the three items by at least 30 of your own, 100 or more where you can."""
+
+
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write (JSONL).")],
+) -> None:
+    """Write a task file of three examples to replace, and explain its keys."""
+    from loraprobe.adapters import check_place
+
+    check_place(file)
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(STARTER)
+    except FileExistsError:
+        raise OutputError(f"{file} exists; choose another name.") from None
+    print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
+
+
+@with_options(*LAYOUT.split(), "metric", "margin", "json")
+def check(files: Files, options: Options, output: Output) -> None:
+    """Tell what task files allow a verdict to say, and how many questions decide.
+
+    No model is loaded. Exit code 2 if a file cannot be used.
+    """
+    from loraprobe.pipeline.opening_tasks import open_tasks
+    from loraprobe.tasks import check_metrics, check_task
+
+    tasks = open_tasks(files, options)
+    check_metrics(tasks, options.metric)
+    found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
+    if output.json:
+        print(document("task check", {"margin": options.needed_gain, "tasks": found}))
+        return
+    for one in found:
+        print("\n".join(_told(one, options.needed_gain)), end="\n\n")
+    print("\n".join(_together(found)))
+
+
+def _told(found: TaskCheck, margin: float) -> Iterator[str]:
+    """What one task holds, line by line."""
+    grouped = f" in {count(found.clusters, 'group')}" if found.clusters < found.items else ""
+    questions = "question" if found.items == 1 else "questions"
+    yield clean(f"{found.name}: {found.items:,} {questions}{grouped}")
+    if found.commit:
+        yield clean(f"  {found.reference}")
+    judged = listing(f"{name} ({n:,})" for name, n in found.metrics.items())
+    hops = [f"{n:,}" for part, n in found.parts.items() if part.startswith("hop")]
+    yield from _row("asked", "plainly", f"{found.items:,}, judged by {judged}")
+    yield from _row("", "step by step", f"{found.parts.get('steps', 0):,}")
+    yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
+    if found.needed:
+        told = "questions that decide a gain over the best alone, in four cases of five:"
+        yield from _row("needs", "", told)
+    for row in found.needed:
+        few, many = (f"{n:,}" if n else "over 5,000" for n in (row.none_lost, row.some_lost))
+        lost = f"; {many} if a tenth of all answers is lost" if many != few else ""
+        yield from _row("", f"gain {row.gain:.2f}", f"{few}{lost}")
+    if found.smallest_gain is not None:
+        told = f"these {found.clusters:,} decide gains from about {found.smallest_gain:.2f}"
+        yield from _row("", "", f"{told} (margin {margin:g})")
+    for finding in found.findings:
+        for k, line in enumerate(wrapped(clean(f"{finding.message} {finding.cure}"), WIDTH - 4)):
+            yield f"  {'!' if k == 0 else ' '} {line}"
+
+
+def _row(head: str, name: str, value: str) -> Iterator[str]:
+    label = f"  {head:<9}{name:<14}" if name else f"  {head:<9}"
+    for k, line in enumerate(wrapped(value, WIDTH - len(label))):
+        yield (label if k == 0 else " " * len(label)) + line
+
+
+def _together(found: list[TaskCheck]) -> Iterator[str]:
+    """What a verdict on these tasks is about."""
+    if len(found) > 1:
+        told = "Several tasks: the verdict says whether one model keeps several skills (retention)."
+    else:
+        told = (
+            "One task: the verdict says whether a composition does what no adapter does alone. "
+            "Name several to learn whether one model keeps several skills."
+        )
+    yield from wrapped(told, WIDTH)
+
+
+@with_options(
+    *LAYOUT.split(),
+    *("limit", "metric", "chat_template", "trust_remote_code", "json"),
+    limit={"help": "Show the first N items (3 unless set)."},
+)
+def sample(
+    files: Files,
+    options: Options,
+    output: Output,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Base model, for its chat template and its tokens."),
+    ] = None,
+) -> None:
+    """Show questions as a model will read them, with the right answer and how it is judged.
+
+    With --base in its chat template, if it has one (--chat-template off: without), and with their
+    numbers of tokens; only its tokenizer is loaded.
+    """
+    from loraprobe.pipeline.opening_tasks import open_tasks
+    from loraprobe.pipeline.task_preview import preview
+    from loraprobe.tasks import check_metrics
+
+    tasks = open_tasks(files, options)
+    check_metrics(tasks, options.metric)
+    rows = preview(tasks, base, options)
+    if output.json:
+        print(document("task sample", {"previews": rows}))
+        return
+    for row in rows:
+        tokens = "" if row.tokens is None else f", {count(row.tokens, 'token')}"
+        form = {"question": "asked plainly", "steps": "asked step by step"}.get(row.part, row.part)
+        print(clean(f"--- {row.task}, item {row.item}, {form}{tokens}"))
+        print("\n".join(map(clean, row.prompt.split("\n"))))
+        print("\n".join(_judged(row)), end="\n\n")
+    if base is None:
+        print("As the file has it; --base REF shows the base's chat template and tokens.")
+
+
+def _judged(row: Preview) -> Iterator[str]:
+    """The right answers, and how a reply is judged."""
+    right = " or ".join(map(repr, row.answers))
+    plain = READ_HARNESS if row.metric.startswith(HARNESS) else READ_PLAIN
+    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else plain)
+    choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
+    yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

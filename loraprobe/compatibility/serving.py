@@ -1,0 +1,204 @@
+"""Checks an adapter's file against what servers read: the rules of `servers`, as issues."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from loraprobe.adapters import Adapter, Source, public_name
+from loraprobe.adapters.config import PEFT_DEFAULT
+from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.saving import config_of
+from loraprobe.adapters.tensors import open_tensors
+from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS, Effect
+from loraprobe.errors import UsageError
+from loraprobe.formatting import listing, nearest
+from loraprobe.records import Issue, Severity
+
+OK = "serve-ok"
+NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")
+SEVERITIES: Mapping[Effect, Severity] = {
+    "refuses": "error",
+    "misreads": "error",
+    "may refuse": "warning",
+}
+
+
+def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
+    """What servers would refuse or read as another function in this file, as issues.
+
+    wanted: names of servers with or without @VERSION, or "all", also with commas between them. A
+    server without an error gets a note with the command that starts it. A feature that the version
+    reads and older ones did not is a warning. Raises UsageError for a name that is not known.
+    """
+    versions = _named(wanted)
+    place = shlex.quote(adapter.source.public)
+    groups: dict[tuple[str, Effect, Severity, str], list[str]] = {}
+    for server, finding in _findings(adapter, versions):
+        groups.setdefault(finding, []).append(server)
+    found = [
+        Issue(
+            severity,
+            f"serve-{feature}",
+            (adapter.name,),
+            _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
+            FEATURES[feature].cure.format(place=place),
+        )
+        for (feature, effect, severity, before), servers in groups.items()
+    ]
+    bad = {name for key, names in groups.items() if key[2] == "error" for name in names}
+    for name in versions:
+        if name not in bad:
+            cure = command(name, adapter.base_model, place, adapter.name, adapter.rank_range[1])
+            message = f"{name} {versions[name]} reads it as it is."
+            found.append(Issue("note", OK, (adapter.name,), message, cure))
+    return found
+
+
+def serve_commands(adapter: Adapter, place: str) -> list[str]:
+    """The commands of the servers that read an adapter as it will be written to `place`."""
+    written = replace(
+        adapter, config=config_of(adapter), weights_file=None, source=Source(reference=place)
+    )
+    return [i.cure for i in serving_issues(written, ["all"]) if i.code == OK and i.cure]
+
+
+def command(server: str, base: str | None, place: str, name: str, rank: int) -> str:
+    """The command that serves an adapter at `place` under its name; "" where there is none."""
+    known = SERVERS[server]
+    limit = next((n for n in sorted(known.ranks) if n >= rank), None)
+    raised = known.ranks and limit is not None and rank > known.ranks[0]
+    return known.command.format(
+        base=shlex.quote(public_name(base) or "BASE"),
+        place=place,
+        name=re.sub(r"[^\w.-]", "-", name),
+        limit=f" --max-lora-rank {limit}" if raised else "",
+    )
+
+
+def _named(wanted: Sequence[str]) -> dict[str, str]:
+    """Name of a server -> the version that was asked for, by default the newest checked."""
+    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
+    versions: dict[str, str] = {}
+    if not names:
+        raise UsageError(f"--serve names no server; give {', '.join(SERVERS)} or all.")
+    for name in [*SERVERS] if "all" in names else names:
+        server, _, version = name.partition("@")
+        if server not in SERVERS:
+            known = f"there are {', '.join(SERVERS)} and all."
+            raise UsageError(
+                f"--serve knows no server {server!r}: {nearest(server, SERVERS, known)}"
+            )
+        if version and not _number(version):
+            raise UsageError(f"--serve {name}: {version!r} is no version; give one such as 0.31.0.")
+        versions[server] = version or SERVERS[server].version
+    return versions
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+Finding = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
+
+
+def _findings(adapter: Adapter, versions: Mapping[str, str]) -> Iterator[tuple[str, Finding]]:
+    """(server, finding) by the rules and by the limits on ranks."""
+    for rule in RULES:
+        if not HAS[rule.feature](adapter):
+            continue
+        for server in (name for name in rule.servers if name in versions):
+            fixed = rule.fixed and _number(versions[server]) >= _number(rule.fixed)
+            severity = "warning" if fixed else SEVERITIES[rule.effect]
+            before = f" before {rule.fixed}" if rule.fixed else ""
+            yield server, (rule.feature, rule.effect, severity, before)
+    for server in versions:
+        ranks, rank = SERVERS[server].ranks, adapter.rank_range[1]
+        if ranks and rank > max(ranks):
+            yield server, ("rank", "refuses", "error", "")
+        elif ranks and rank > ranks[0]:
+            yield server, ("rank-default", "may refuse", "warning", "")
+
+
+def _sentence(feature: str, effect: Effect, servers: Sequence[str], adapter: Adapter) -> str:
+    known, several = FEATURES[feature], len(servers) > 1
+    what = known.what.format(rank=adapter.rank_range[1])
+    if effect == "misreads":
+        return f"{listing(servers)} misread{'' if several else 's'} {what}: {known.consequence}."
+    if effect == "refuses":
+        return f"{listing(servers)} refuse{'' if several else 's'} {what}."
+    return f"{listing(servers)} may refuse {what}{known.consequence}."
+
+
+def _extra(kind: str) -> Callable[[Adapter], bool]:
+    return lambda adapter: any(extra.kind == kind for extra in adapter.extras)
+
+
+def _issue(*codes: str) -> Callable[[Adapter], bool]:
+    return lambda adapter: any(issue.code in codes for issue in adapter.issues)
+
+
+def _scaled_otherwise(adapter: Adapter) -> bool:
+    """Whether the scaling of a module is not that of `r` and `lora_alpha`, by peft's formula."""
+    r, alpha = (float(adapter.config.get(key, PEFT_DEFAULT)) for key in ("r", "lora_alpha"))
+    usual = alpha / (math.sqrt(r) if adapter.config.get("use_rslora") else r)
+    return any(not math.isclose(info.scaling, usual) for info in adapter.layout.values())
+
+
+def _alphas_differ(adapter: Adapter) -> bool:
+    """Whether a module's scaling times its rank is not lora_alpha, without rsLoRA."""
+    alpha = float(adapter.config.get("lora_alpha", PEFT_DEFAULT))
+    return not adapter.config.get("use_rslora") and any(
+        not math.isclose(info.scaling * info.rank, alpha) for info in adapter.layout.values()
+    )
+
+
+def _vocabulary(adapter: Adapter, embedding: bool) -> bool:
+    paths = adapter.layout.values()
+    return any(
+        (info.kind == "embedding") == embedding and info.path.rpartition(".")[2] in VOCABULARY
+        for info in paths
+    )
+
+
+def _attention(adapter: Adapter, present: Sequence[str], absent: str) -> bool:
+    """Whether a layer has one of these projections and lacks the other."""
+    parents = {path.rpartition(".")[0] for path in adapter.layout if path.endswith(tuple(present))}
+    return any(f"{parent}.{absent}" not in adapter.layout for parent in parents)
+
+
+# Feature -> whether an adapter has it.
+HAS: Mapping[str, Callable[[Adapter], bool]] = {
+    "rank-pattern": lambda adapter: len(set(adapter.rank_range)) > 1,
+    "scaling-pattern": _scaled_otherwise,
+    "alpha-pattern": _alphas_differ,
+    "rslora": lambda adapter: bool(adapter.config.get("use_rslora")) and adapter.rank_range[1] > 1,
+    "dora": _extra("dora_magnitude"),
+    "bias": _extra("bias"),
+    "lora-bias": _extra("lora_bias"),
+    "modules-to-save": _extra("modules_to_save"),
+    "token-delta": _extra("token_delta"),
+    "target-parameter": _extra("target_parameter"),
+    "convolution": lambda adapter: (
+        _extra("convolution")(adapter)
+        or any(info.kind == "convolution" for info in adapter.layout.values())
+    ),
+    "embedding": lambda adapter: _vocabulary(adapter, True),
+    "output-head": lambda adapter: _vocabulary(adapter, False),
+    "init-changed-base": _issue("init-changed-base"),
+    "prefix": _issue("doubled-prefix", "unprefixed-keys"),
+    "untargeted": _issue("weights-untargeted"),
+    "adapter-name": lambda adapter: (
+        adapter.weights_file is not None
+        and any(map(NAMED.search, open_tensors(adapter.weights_file.parent).shapes))
+    ),
+    "target-expression": lambda adapter: (
+        isinstance(adapter.config.get("target_modules"), str)
+        and adapter.config["target_modules"] not in ("all-linear", "all")
+    ),
+    "no-value": lambda adapter: _attention(adapter, [".q_proj"], "v_proj"),
+    "no-query": lambda adapter: _attention(adapter, [".k_proj", ".v_proj"], "q_proj"),
+}

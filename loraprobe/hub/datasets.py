@@ -1,0 +1,159 @@
+"""Resolves data sets of the Hub to the files of one split at one commit.
+
+The library `datasets` says which files of a repository a split has. It gets the repository's card
+and empty files of the same names, no Python file: it loads nothing and cannot run a script. Then
+only the files of the split are downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from loraprobe.errors import HubError, ReferenceError_
+from loraprobe.formatting import nearest, shortly
+from loraprobe.front_matter import read_front_matter
+from loraprobe.hub.reference import ON_HUB, Reference
+from loraprobe.hub.repository import download, list_files
+from loraprobe.limits import limits, nested_values
+
+PREFIX = "hf://datasets/"
+CARD = "README.md"
+EXTRA = "pip install 'loraprobe[datasets]'"
+MOST_FILES = 100_000  # of one repository
+PLAIN = ("default", "main")  # names of a configuration that tell nothing
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """The files of one split in the cache, and the reference that names its commit."""
+
+    name: str
+    reference: str
+    commit: str
+    files: tuple[Path, ...]
+
+
+def resolve_dataset(text: str) -> DatasetSplit:
+    """Downloads the split of `hf://datasets/owner/name[@revision][:configuration/split]`.
+
+    Without a split it is "test", or the only one. Raises ReferenceError_ for another text, HubError
+    where the Hub has no such files.
+    """
+    found = ON_HUB.fullmatch(text.removeprefix(PREFIX))
+    if not found or "/" not in found["repo"]:
+        raise ReferenceError_(
+            f"{text} names no data set; write hf://datasets/owner/name, and after it @revision or "
+            ":configuration/split where needed."
+        )
+    repo, wanted = found["repo"], found["folder"] or ""
+    reference = Reference(text, None, None, repo, found["revision"], kind="dataset")
+    commit, listed = list_files(reference)
+    card = ""
+    if CARD in listed:
+        (file,) = download(reference, commit, [CARD])
+        card = file.read_text("utf-8", "replace")[: limits().card]
+    config, split, names = _split_files(repo, wanted, listed, card)
+    name = PurePosixPath(repo).name
+    return DatasetSplit(
+        name if config in (*PLAIN, name) else f"{name}-{config}",
+        f"{PREFIX}{repo}@{commit}:{config}/{split}",
+        commit,
+        tuple(download(reference, commit, names)),
+    )
+
+
+def _split_files(
+    repo: str, wanted: str, files: Collection[str], card: str
+) -> tuple[str, str, list[str]]:
+    """(configuration, split, names of its files) of what a reference names after its colon."""
+    try:
+        import datasets
+    except ImportError:
+        raise HubError(
+            f"{PREFIX}{repo} is a data set, which the package datasets reads: {EXTRA}."
+        ) from None
+    _check_card(repo, card)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+        _lay_out(place, repo, files, card)
+        cache = place / ".cache"
+        datasets.utils.logging.set_verbosity_error()
+        try:
+            known = datasets.get_dataset_config_names(str(place), cache_dir=str(cache))
+            config, split = _named(repo, wanted, known)
+            builder = datasets.load_dataset_builder(str(place), config, cache_dir=str(cache))
+            held: Mapping[str, list[str]] = {
+                str(key): [str(file) for file in value]
+                for key, value in (builder.config.data_files or {}).items()
+            }
+        except HubError:
+            raise
+        except Exception as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            why = why.replace(str(place), repo)
+            raise HubError(
+                f"The package datasets finds no data files in {repo} ({why}); give a data set of "
+                "Parquet, CSV or JSON files, without a script."
+            ) from None
+        split = _split(repo, config, split, held)
+        names = [_relative(file, place) for file in held[split]]
+    if not set(names) <= set(files):
+        raise _outside(repo)
+    return config, split, names
+
+
+def _check_card(repo: str, card: str) -> None:
+    """Raises HubError for a card that names data files elsewhere, which would be asked for."""
+    configs = read_front_matter(card).get("configs")
+    for _, value, _ in nested_values({"configs": configs}):
+        if isinstance(value, str) and re.search(r"://|^[/~\\]|(^|[/\\])\.\.([/\\]|$)", value):
+            raise _outside(repo)
+
+
+def _outside(repo: str) -> HubError:
+    return HubError(f"The card of {repo} names files outside it; take another data set.")
+
+
+def _lay_out(place: Path, repo: str, files: Collection[str], card: str) -> None:
+    """Writes the card and an empty file for each other name that is no Python file."""
+    if len(files) > MOST_FILES:
+        raise HubError(f"{repo} has {len(files):,} files, at most {MOST_FILES:,} are listed.")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix == ".py" or path.is_absolute() or ".." in path.parts or "\\" in name:
+            continue
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_text(card if name == CARD else "", encoding="utf-8")
+
+
+def _named(repo: str, wanted: str, known: Collection[str]) -> tuple[str, str]:
+    """The configuration and the split ("" for none) that a reference names."""
+    config, slash, split = wanted.partition("/")
+    if not slash and config not in known:
+        config, split = "", config
+    if not config and ("default" in known or len(known) == 1):
+        config = "default" if "default" in known else next(iter(known))
+    if config not in known:
+        problem = f"no configuration {config!r}" if config else "several configurations"
+        example = f"{PREFIX}{repo}:{next(iter(known), 'default')}/{split or 'test'}"
+        raise HubError(f"{repo} has {problem}; name one of {shortly(known)}, as in {example}.")
+    return config, split
+
+
+def _split(repo: str, config: str, split: str, held: Collection[str]) -> str:
+    """The split, or without one "test" or the only one."""
+    if not split and len(held) == 1:
+        return next(iter(held))
+    if (split or "test") in held:
+        return split or "test"
+    hint = nearest(split, held) if split else f"there are {shortly(held)}."
+    raise HubError(f"{repo} has no split {split or 'test'!r} in {config!r}: {hint}")
+
+
+def _relative(file: str, place: Path) -> str:
+    path = Path(file).resolve()
+    return path.relative_to(place).as_posix() if path.is_relative_to(place) else file

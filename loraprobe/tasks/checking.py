@@ -1,0 +1,194 @@
+"""What a task allows a verdict to tell, before any model is asked (`loraprobe task check`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
+from loraprobe.formatting import count, shortly
+from loraprobe.sample_size import items_needed
+from loraprobe.tasks.choosing import item_metric, stricter_metric
+from loraprobe.tasks.fields import MARK
+from loraprobe.tasks.items import Item, Task
+
+GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
+LOST = 0.1  # the share of answers that a composition loses, in the worse case that is counted
+SYSTEMS = 3  # that contend by default: uniform, sum and arrow
+_CRITICAL = NormalDist().inv_cdf(1 - ALPHA / 2 / SYSTEMS)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Questions that a true gain needs to be decided with a probability of at least 0.8.
+
+    `none_lost`: where the composition keeps every right answer of the best single adapter;
+    `some_lost`: where it loses LOST of them all. None where more than 5,000 are needed.
+    """
+
+    gain: float
+    none_lost: int | None
+    some_lost: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a task that limits what it tells, and what to do."""
+
+    code: str
+    message: str
+    cure: str
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """What one task holds. `parts` counts the items that have a part, `metrics` those of one."""
+
+    name: str
+    reference: str
+    commit: str | None
+    sha256: str
+    items: int
+    clusters: int
+    largest_cluster: int
+    parts: Mapping[str, int]
+    choices: int
+    metrics: Mapping[str, int]
+    needed: tuple[Needed, ...]
+    smallest_gain: float | None
+    findings: tuple[Finding, ...]
+
+
+def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
+    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric."""
+    clusters = Counter(item.cluster for item in task.items)
+    metrics = Counter(item_metric(item, task.name, metric) for item in task.items)
+    parts = {"question": len(task.items)}
+    for part in task.parts[1:]:
+        parts[part] = sum(
+            item.cot_prompt is not None if part == "steps" else len(item.hops) >= int(part[3:])
+            for item in task.items
+        )
+    binary = "answer_loss" not in metrics
+    gains = [gain for gain in GAINS if gain > margin] if binary else []
+    steps = (k / 100 for k in range(math.floor(margin * 100) + 1, 100)) if binary else iter(())
+    enough = (g for g in steps if 0 < (questions(g, margin) or 0) <= len(clusters))
+    return TaskCheck(
+        **vars(task.summary()),
+        clusters=len(clusters),
+        largest_cluster=max(clusters.values()),
+        parts=parts,
+        choices=sum(bool(item.choices) for item in task.items),
+        metrics={str(name): n for name, n in metrics.items()},
+        needed=tuple(
+            Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
+        ),
+        smallest_gain=next(enough, None),
+        findings=tuple(_findings(task, metric, len(clusters))),
+    )
+
+
+def questions(gain: float, margin: float, lost: float = 0.0) -> int | None:
+    """How many questions show a true gain above the margin, at least FEWEST_ITEMS.
+
+    The composition wins gain + lost of all questions from the best single adapter and loses `lost`,
+    so that one paired difference has the variance gain + 2 lost - gain^2. The critical value is
+    that of the best of SYSTEMS compositions (Bonferroni). None if 5,000 are not enough.
+    """
+    spread = math.sqrt(max(gain + 2 * lost - gain * gain, 0.0))
+    if not spread:
+        return FEWEST_ITEMS
+    needed = items_needed(1, gain - margin, spread, _CRITICAL)
+    return None if needed is None else max(needed, FEWEST_ITEMS)
+
+
+def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding]:
+    if clusters < FEWEST_ITEMS:
+        what = "question" if clusters == len(task.items) else "independent question"
+        yield Finding(
+            "few-questions",
+            f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely.",
+            "Add questions.",
+        )
+    asked = [item for item in task.items if item_metric(item, task.name, metric) == "exact_match"]
+    yield from _answers(asked)
+    if found := stricter_metric(task, metric):
+        yield Finding(
+            "normalised-answers",
+            f"exact_match drops signs of gold answers such as {found[1]}.",
+            f"Take --metric {found[0]}.",
+        )
+    yield from _repeated(task.items)
+    if task.of_harness:
+        return
+    if not task.has_cot:
+        yield Finding(
+            "no-steps",
+            "No question is asked step by step, a form in which more compositions succeed.",
+            "Add cot_prompt, or --cot-template.",
+        )
+    if not task.has_hops:
+        yield Finding(
+            "no-hops",
+            "Without the single hops no verdict tells why a composition fails.",
+            "Add hops, if the questions have steps.",
+        )
+
+
+def _answers(items: Sequence[Item]) -> Iterator[Finding]:
+    """Gold answers that the first line of a reply can hardly equal."""
+    golds = [item.answers[0] for item in items]
+    worked = [gold for gold in golds if MARK in gold]
+    if worked:
+        yield Finding(
+            "worked-answers",
+            f"{len(worked):,} gold answers hold worked steps before {MARK}.",
+            f"Add --answer-after '{MARK}'.",
+        )
+        return
+    several = sum("\n" in gold.strip() for gold in golds)
+    if several:
+        yield Finding(
+            "answers-of-several-lines",
+            f"{count(several, 'gold answer')} of several lines cannot equal the first line of a "
+            "reply, which exact_match reads.",
+            "Take --metric strict, or name the answer by --answer-after or --answer-pattern.",
+        )
+    long = sum(len(gold.split()) > PLAIN_TOKENS for gold in golds)
+    if long:
+        yield Finding(
+            "long-answers",
+            f"{count(long, 'gold answer')} of more than {PLAIN_TOKENS} words do not fit into a "
+            f"reply of {PLAIN_TOKENS} tokens.",
+            "Add --max-new-tokens, or ask for shorter answers.",
+        )
+
+
+def _repeated(items: Sequence[Item]) -> Iterator[Finding]:
+    asked = defaultdict[str, list[Item]](list)
+    for item in items:
+        asked[json.dumps([item.prompt.split(), sorted(item.choices)])].append(item)
+    twice = [same for same in asked.values() if len({item.cluster for item in same}) > 1]
+    if not twice:
+        return
+    contrary = [
+        same for same in twice if not set.intersection(*(set(item.answers) for item in same))
+    ]
+    if contrary:
+        yield Finding(
+            "contradicting-answers",
+            f"{count(len(contrary), 'question')} stand there with different answers, such as items "
+            f"{shortly(item.id for item in contrary[0])}.",
+            "Give each question all its answers, as a list.",
+        )
+    extra = sum(len(same) - 1 for same in twice)
+    yield Finding(
+        "repeated-questions",
+        f"{count(extra, 'item')} repeat another question, such as items "
+        f"{shortly(item.id for item in twice[0])}, and count as independent.",
+        "Remove them, or give them one group.",
+    )

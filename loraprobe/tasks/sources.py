@@ -1,0 +1,225 @@
+"""Reads the rows of data files: JSONL, JSON, CSV, TSV and Parquet.
+
+A row is a mapping from names of fields to values, with its place ("line 3"). CSV is read by the
+standard library, Parquet by pyarrow, which the extra `datasets` installs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import TaskError
+from loraprobe.limits import how_to_raise, limits
+
+TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
+PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
+_BATCH = 64  # rows of a Parquet file that are unpacked at once
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with its place in its file; `number` counts lines, or rows of JSON and Parquet."""
+
+    file: Path
+    unit: str
+    number: int
+    content: Mapping[str, Any]
+
+    def error(self, problem: object) -> TaskError:
+        """The error that names this row."""
+        return TaskError(f"{self.file}, {self.unit} {self.number}: {problem}")
+
+
+def read_rows(path: Path, data: bytes) -> Iterator[Row]:
+    """The rows of a file whose bytes are `data`; its ending names a table, its text JSON or JSONL.
+
+    Raises TaskError with the place of the first row that cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _parquet(path, data)
+    if kind in TABLES:
+        return _table(path, data, "\t" if kind == ".tsv" else ",")
+    if kind == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        return _json(path, data)
+    return _jsonl(path, data)
+
+
+def read_file(path: Path, noun: str) -> bytes:
+    """The bytes of a file. Raises TaskError if it cannot be read or is too large."""
+    try:
+        size = path.stat().st_size
+        if size > limits().items:
+            raise TaskError(
+                f"The {noun} file {path} has {size:,} bytes, at most "
+                f"{limits().items:,} are read; {how_to_raise('items', size)}."
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TaskError(f"There is no {noun} file {path}: check the path.") from None
+    except IsADirectoryError:
+        raise TaskError(f"{path} is a directory: name the {noun} file in it.") from None
+    except OSError as error:
+        raise TaskError(f"The {noun} file {path} cannot be read: {error.strerror}.") from None
+
+
+def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if len(raw) > limits().line:
+            raise TaskError(
+                f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
+                f"{limits().line:,} are read; write one item a line, or "
+                f"{how_to_raise('line', len(raw))}."
+            )
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TaskError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8."
+            ) from None
+        if "\x00" in line:
+            raise TaskError(f"{path}, line {number}: holds a zero byte; is this a text file?")
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value, with its article."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def twice(texts: Sequence[str]) -> str | None:
+    """The first text that occurs more than once."""
+    return next((text for text, times in Counter(texts).items() if times > 1), None)
+
+
+def _jsonl(path: Path, data: bytes) -> Iterator[Row]:
+    for number, line in read_lines(data, path):
+        row = Row(path, "line", number, {})
+        try:
+            value = _loaded(line)
+        except json.JSONDecodeError as error:
+            raise row.error(f"not JSON ({error.msg} at column {error.colno}).") from None
+        except TaskError as error:
+            raise row.error(error) from None
+        yield Row(path, "line", number, _object(value, row))
+
+
+def _json(path: Path, data: bytes) -> Iterator[Row]:
+    try:
+        values = _loaded(_text(path, data))
+    except json.JSONDecodeError as error:
+        raise TaskError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})."
+        ) from None
+    except TaskError as error:
+        raise TaskError(f"{path}: {error}") from None
+    for number, value in enumerate(values, 1):
+        row = Row(path, "item", number, {})
+        yield Row(path, "item", number, _object(value, row))
+
+
+def _text(path: Path, data: bytes) -> str:
+    """The text of a file whose lines are all UTF-8 and not too long."""
+    for _ in read_lines(data, path):
+        pass
+    return data.decode("utf-8-sig")
+
+
+def _loaded(text: str) -> Any:
+    """A JSON value. Raises JSONDecodeError, TaskError for what JSON allows and a task does not."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        raise TaskError("a number has thousands of digits; write it as a string.") from None
+    except RecursionError:
+        raise TaskError("not an item: brackets are nested too deeply.") from None
+
+
+def _object(value: Any, row: Row) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."
+        raise row.error(problem)
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if (key := twice([key for key, _ in pairs])) is not None:
+        raise TaskError(f"key {key!r} occurs twice in one object.")
+    return dict(pairs)
+
+
+def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
+    """Rows of a table with a header; a header with more ; than , is split at these."""
+    text = _text(path, data)
+    header = text.partition("\n")[0]
+    if delimiter == "," and header.count(";") > header.count(","):
+        delimiter = ";"
+    csv.field_size_limit(limits().line)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            row = Row(path, "line", start, {})
+            start = reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = [cell.strip() for cell in cells]
+                if (name := twice(names)) is not None:
+                    raise row.error(f"the header has two columns {name!r}; rename one.")
+                continue
+            if len(cells) != len(names):
+                raise row.error(
+                    f"{len(cells)} cells, but the header has {len(names)}; put a cell that holds "
+                    f"{delimiter!r} into double quotes."
+                )
+            yield Row(path, "line", row.number, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise TaskError(
+            f"{path}, line {start}: not CSV ({error}); put cells with quotes into double quotes."
+        ) from None
+
+
+def _parquet(path: Path, data: bytes) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise TaskError(f"{path} is Parquet, which pyarrow reads: {PARQUET_EXTRA}.") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        number = size = 0
+        for batch in file.iter_batches(batch_size=_BATCH):
+            size += batch.nbytes
+            if size > limits().items:
+                raise TaskError(
+                    f"{path} unpacks to more than {limits().items:,} bytes; "
+                    f"{how_to_raise('items', size)}."
+                )
+            for content in batch.to_pylist():
+                number += 1
+                yield Row(path, "row", number, content)
+    except pyarrow.ArrowException as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise TaskError(f"{path} is no Parquet file ({problem}); get it again.") from None

@@ -1,0 +1,148 @@
+"""--config: options of every command from a YAML file or from a report; the command line wins."""
+
+from __future__ import annotations
+
+import json
+
+import making
+import pytest
+from test_cli import one_sentence
+
+from loraprobe.cli.config import _of_report
+from loraprobe.options import Options
+from loraprobe.pipeline.publishing import published
+from loraprobe.records import Audit, Provenance
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with two adapters."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("one", "two")):
+        making.random_adapter(seed=seed).save(tmp_path / name)
+    return tmp_path
+
+
+def arguments(shown) -> list[str]:
+    assert shown.exit_code == 0, shown.stderr
+    return json.loads(shown.stdout)["provenance"]["arguments"]
+
+
+def yaml(place, text: str) -> str:
+    (place / "run.yaml").write_text(text, encoding="utf-8")
+    return "run.yaml"
+
+
+def test_a_file_gives_what_the_command_line_does_not(place):
+    file = yaml(
+        place,
+        "adapters: [one, b=two]\noutput: out\nmethod: task_arithmetic\nweights: [0.5, 0.25]\n"
+        "seed: 3\njson: true\noverwrite: false\nspace: null\n",
+    )
+    shown = making.call("merge", "--config", file)
+    words = (
+        "merge one b=two --output out --method task_arithmetic --weights 0.5,0.25 --seed 3 --json"
+    )
+    assert arguments(shown) == words.split()
+    assert (place / "out" / "adapter_model.safetensors").is_file()
+    shown = making.call(
+        "merge", "one", "two", "-o", "other", f"--config={file}", "--weights", "1,1"
+    )
+    words = "merge --method task_arithmetic --seed 3 --json one two -o other --weights 1,1"
+    assert arguments(shown) == words.split()
+    assert json.loads(shown.stdout)["provenance"]["seed"] == 3
+
+
+def test_lists_replace_and_do_not_add(place):
+    file = yaml(place, "adapters: [one, two]\nallow: [duplicate, base-mismatch]\njson: true\n")
+    assert arguments(making.call("inspect", "--config", file))[3:] == [
+        "--allow",
+        "duplicate",
+        "--allow",
+        "base-mismatch",
+        "--json",
+    ]
+    shown = making.call("inspect", "--config", file, "--allow", "base-mismatch")
+    assert arguments(shown)[3:] == ["--json", "--allow", "base-mismatch"]
+
+
+def test_a_run_is_repeated_from_its_own_report(place):
+    first = making.call("merge", "one", "two", "--weights", "2,1", "-o", "out", "--json")
+    (place / "report.json").write_text(first.stdout, encoding="utf-8")
+    again = making.call("merge", "--config", "report.json", "-o", "again")
+    assert arguments(again) == "merge --weights 2,1 --json one two -o again".split()
+    same = (place / name / "adapter_model.safetensors" for name in ("out", "again"))
+    assert len({file.read_bytes() for file in same}) == 1
+
+
+def test_a_report_pins_what_it_names_on_the_hub():
+    commit = "c0" * 20
+    words = ["merge-and-eval", "a=x/y@v1:sub", "./z", "--task", "hf://datasets/o/n:main"]
+    report = {
+        "adapters": [
+            {"reference": "x/y@v1:sub", "commit": commit},
+            {"reference": "z", "commit": None},
+        ],
+        "base": {"reference": "x/base", "commit": commit},
+        "provenance": {
+            "arguments": [*words, "--base", "x/base"],
+            "tasks": [{"reference": f"hf://datasets/o/n@{commit}:main/test", "commit": commit}],
+        },
+    }
+    assert _of_report(report, "f", "merge-and-eval") == [
+        f"a=x/y@{commit}:sub",
+        "./z",
+        "--task",
+        f"hf://datasets/o/n@{commit}:main/test",
+        "--base",
+        f"x/base@{commit}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sede: 3", "'sede': did you mean 'seed'?"),
+        ("fields: {a: {b: c}}", "fields"),
+        ("seed: three", "--seed"),
+        ("json: 1", "takes true or false"),
+        ("seed: true", "takes a text, a number"),
+        ("chat-template: odd", "--chat-template must be one of"),
+        ("- a\n- b", "by name"),
+        ("a: [", "neither YAML nor JSON"),
+        ('{"a": 1', "neither YAML nor JSON"),
+        ('{"command": "merge", "provenance": {"arguments": ["merge"]}}', "report of 'merge'"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(place, content, said):
+    shown = making.call("inspect", "one", "--config", yaml(place, content))
+    assert said in one_sentence(shown)
+
+
+def test_a_missing_file_and_json_errors(place):
+    assert "cannot be read" in one_sentence(making.call("inspect", "one", "--config", "absent"))
+    file = yaml(place, "json: true\nadapters: absent/\n")
+    shown = making.call("inspect", "--config", file)
+    assert shown.exit_code == 2 and json.loads(shown.stdout)["error"]["code"] == "reference"
+
+
+@pytest.mark.parametrize("command", ["methods", "env", "cache", "task check"])
+def test_every_command_takes_it(place, command):
+    (place / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")
+    files = "files: q.jsonl\n" if command == "task check" else ""
+    shown = making.call(*command.split(), "--config", yaml(place, f"{files}json: true"))
+    assert shown.exit_code == 0 and json.loads(shown.stdout)["command"] == command
+
+
+def test_a_report_keeps_texts_that_only_look_like_paths(place):
+    """Folders are private and leave a report; templates and patterns are no folders."""
+    (place / "folder").mkdir()
+    (place / "folder" / "q.jsonl").write_text('{"q": "a", "answer": "b"}\n' * 2, encoding="utf-8")
+    (place / "base").mkdir()
+    given = ["--base", str(place / "base"), "--task", str(place / "folder/q.jsonl")]
+    given += ["--prompt-template", "a/b: {q}", "--answer-pattern", "./(b)|b"]
+    words = ["inspect", "one", *given, "--allow", "no-effect", "--json"]
+    audit = Audit("inspect", Provenance("0", None, tuple(words)))
+    told = published(audit, (), None, Options()).provenance.arguments
+    private = {str(place / "base"): "base", str(place / "folder/q.jsonl"): "q.jsonl"}
+    assert list(told) == [private.get(word, word) for word in words]

@@ -1,0 +1,200 @@
+"""What servers read of a file: the rules against the servers' arithmetic and each kind of file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from making import dense, peft_adapter, random_adapter, tiny_llama
+from pathologies.specimens import PREFIX, renamed, sound, write
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.cli import app
+from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
+from loraprobe.compatibility.serving import HAS, command, serving_issues
+from loraprobe.errors import UsageError
+
+run = CliRunner().invoke
+
+
+def found(place, *wanted: str) -> dict[str, str]:
+    """Code of an issue -> its severity, without the notes of servers that read the file."""
+    issues = serving_issues(read_adapter(place), wanted or ("all",))
+    return {i.code.removeprefix("serve-"): i.severity for i in issues if i.severity != "note"}
+
+
+def refusing(place, code: str, *wanted: str) -> set[str]:
+    """The servers that the errors of a code name."""
+    issues = serving_issues(read_adapter(place), wanted or ("all",))
+    errors = [i for i in issues if i.code == f"serve-{code}" and i.severity == "error"]
+    told = " ".join(i.message for i in errors)
+    return {name for name in SERVERS if re.search(rf"\b{re.escape(name)}\b", told)}
+
+
+# The scaling of a module by each server's source: r and lora_alpha are the config's.
+ARITHMETIC = {
+    "vllm@0.31.0": lambda c, A: c["lora_alpha"] / c["r"] ** (0.5 if c["use_rslora"] else 1),
+    "sglang": lambda c, A: c["lora_alpha"] / c["r"],
+    "llama.cpp": lambda c, A: c["lora_alpha"] / len(A),
+    "ollama": lambda c, A: c["lora_alpha"] / len(A),
+}
+Q1 = "model.layers.1.self_attn.q_proj"
+LAYOUTS = {
+    "plain": {},
+    "rank-stabilised": {"use_rslora": True},
+    "ranks": {"rank_pattern": {Q1: 2}},
+    "alphas": {"alpha_pattern": {Q1: 3}},
+    "both, one scaling": {"rank_pattern": {Q1: 2}, "alpha_pattern": {Q1: 4}},
+    "rank-stabilised ranks": {"use_rslora": True, "rank_pattern": {Q1: 2}},
+}
+
+
+@pytest.mark.parametrize("server", ARITHMETIC)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_server_is_accused_exactly_where_its_arithmetic_is_not_pefts(tmp_path, layout, server):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    peft_adapter(tmp_path, tiny_llama(), **settings, **LAYOUTS[layout])
+    adapter = read_adapter(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    wrong = False
+    for path, update in adapter.modules.items():
+        A, B = (tensors[f"{PREFIX}{path}.lora_{f}.weight"].double() for f in "AB")
+        own = ARITHMETIC[server](config, A) * B @ A
+        wrong |= not torch.allclose(own, dense(update), rtol=1e-6)
+        wrong |= server == "sglang" and len(A) != config["r"]  # its buffers have r rows
+    assert ("error" in found(tmp_path, server).values()) == wrong
+    assert "error" not in found(tmp_path, "vllm").values()  # 0.32.0 reads the patterns
+
+
+def test_what_only_older_versions_misread_is_a_warning(tmp_path):
+    sound(tmp_path, alpha_pattern={"q_proj": 4})
+    assert found(tmp_path, "vllm") == {"scaling-pattern": "warning"}
+    assert found(tmp_path, "vllm@0.31.0") == {"scaling-pattern": "error"}
+    assert found(tmp_path, "vllm@0.32.0") == {"scaling-pattern": "warning"}
+
+
+def _dora(place):
+    peft_adapter(place, tiny_llama(), r=4, target_modules=["q_proj", "v_proj"], use_dora=True)
+
+
+def _lora_bias(place):
+    peft_adapter(place, tiny_llama(), r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)
+
+
+def _head(place):
+    keys = {f"{PREFIX}lm_head.weight": torch.ones(40, 16)}
+    write(place, sound(place) | keys, modules_to_save=["lm_head"])
+
+
+def _bias(place):
+    keys = {f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(16)}
+    write(place, sound(place) | keys, bias="lora_only")
+
+
+def _tokens(place):
+    keys = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 16)}
+    write(place, sound(place) | keys, trainable_token_indices={"embed_tokens": [1, 2]})
+
+
+def _only(name):
+    def make(place):
+        tensors = {k: t for k, t in sound(place).items() if name in k}
+        write(place, tensors, target_modules=[name])
+
+    return make
+
+
+ENGINES = {"vllm", "sglang", "llama.cpp", "ollama"}
+GGUF = {"llama.cpp", "ollama"}
+FILES = {
+    "dora": (_dora, ENGINES),
+    "lora-bias": (_lora_bias, ENGINES),
+    "bias": (_bias, ENGINES),
+    "modules-to-save": (_head, ENGINES),
+    "token-delta": (_tokens, ENGINES),
+    "no-value": (_only("q_proj"), {"sglang"}),
+    "no-query": (_only("v_proj"), {"sglang"}),
+    "target-expression": (lambda p: sound(p, target_modules=r".*\.(q|v)_proj"), {"sglang"}),
+    "prefix": (lambda p: renamed(p, lambda key: PREFIX + key), {"peft"}),
+    "adapter-name": (
+        lambda p: renamed(p, lambda key: re.sub(r"(lora_[AB])", r"\1.default", key)),
+        {"vllm", *GGUF},
+    ),
+    "untargeted": (lambda p: sound(p, target_modules=["q_proj"]), {"peft"}),
+    "init-changed-base": (lambda p: sound(p, init_lora_weights="pissa"), ENGINES),
+}
+
+
+@pytest.mark.parametrize("code", FILES)
+def test_each_kind_of_file_accuses_its_servers_and_no_others(tmp_path, code):
+    make, servers = FILES[code]
+    make(tmp_path)
+    assert refusing(tmp_path, code) == servers
+    issues = serving_issues(read_adapter(tmp_path), ["all"])
+    assert {i.code for i in issues if i.severity == "error"} == {f"serve-{code}"}
+
+
+def test_unprefixed_keys_are_pefts_problem_alone(tmp_path):
+    renamed(tmp_path, lambda key: key.removeprefix(PREFIX))
+    assert refusing(tmp_path, "prefix") == {"peft"}
+
+
+def test_a_sound_file_is_read_by_all_with_a_command_for_each(tmp_path):
+    sound(tmp_path)
+    issues = serving_issues(read_adapter(tmp_path), ["all"])
+    assert [issue.code for issue in issues] == ["serve-ok"] * len(SERVERS)
+    assert [issue.cure != "" for issue in issues] == [name != "peft" for name in SERVERS]
+    assert str(tmp_path.parent) not in str(issues)
+
+
+def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tmp_path):
+    shape = {"model.layers.0.mlp.up_proj": (8, 8)}
+    for rank, told in (
+        (16, {}),
+        (17, {"rank-default": "warning"}),
+        (513, {"rank": "error"}),
+    ):
+        random_adapter(shapes=shape, rank=rank).save(tmp_path / str(rank))
+        assert found(tmp_path / str(rank), "vllm") == told
+    assert "--max-lora-rank 32 " in command("vllm", "owner/base", ".", "a", 17)
+    assert "rank" not in command("vllm", "owner/base", ".", "a", 16)
+
+
+def test_the_table_is_whole():
+    assert {rule.feature for rule in RULES} == set(HAS)
+    assert set(HAS) | {"rank", "rank-default"} == set(FEATURES)
+    assert {name for rule in RULES for name in rule.servers} == set(SERVERS)
+
+
+def test_a_head_and_an_embedding_depend_on_the_base(tmp_path):
+    shapes = {"lm_head": (40, 16), "model.embed_tokens": (16, 40)}
+    kinds = {"model.embed_tokens": "embedding"}
+    random_adapter(shapes=shapes, kinds=kinds).save(tmp_path / "out")
+    assert found(tmp_path / "out") == {"output-head": "warning", "embedding": "warning"}
+
+
+def test_an_unknown_server_or_version_is_named():
+    adapter = adapter_of("a", {})
+    for wrong in ("vlm", "vllm@new", ""):
+        with pytest.raises(UsageError, match=wrong.rpartition("@")[2]):
+            serving_issues(replace(adapter), [wrong])
+
+
+def test_the_command_line_exits_by_the_named_servers(tmp_path):
+    sound(tmp_path / "rs", use_rslora=True)
+    sound(tmp_path / "plain", seed=1)
+    place = str(tmp_path / "rs")
+    assert run(app, ["inspect", place, "--serve", "vllm"]).exit_code == 0
+    wrong = run(app, ["inspect", place, "--serve", "vllm,sglang"])
+    assert wrong.exit_code == 1 and "loraprobe convert" in wrong.stdout
+    document = json.loads(run(app, ["inspect", place, "--serve", "all", "--json"]).stdout)
+    codes = {issue["code"] for issue in document["compatibility"]["issues"]}
+    assert {"serve-rslora", "serve-ok"} <= codes
+    for other in (str(tmp_path / "plain"), "--probe=auto"):
+        assert run(app, ["inspect", place, other, "--serve", "vllm"]).exit_code == 2

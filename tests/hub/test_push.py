@@ -1,0 +1,199 @@
+"""--push: what is uploaded, to whom it is visible, and how an upload that broke off goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hubs import use
+from making import random_adapter
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+
+TOKEN = "hf_writesecret0123456789"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class Hub:
+    """A Hub that takes uploads: small files in the commit, safetensors by LFS."""
+
+    private: dict[str, bool] = field(default_factory=dict)  # repository -> whether it is private
+    sent: list[str] = field(default_factory=list)  # hashes of LFS files in the order they came
+    commits: list[dict[str, str]] = field(default_factory=list)  # path -> lfs or file
+    tokens: set[str] = field(default_factory=set)
+    fail: str = ""  # the start of "METHOD path" that is answered with `status`
+    status: int = 500
+    url: str = ""
+
+    def answer(self, line: str, body: bytes) -> tuple[int, Any]:
+        if self.fail and line.startswith(self.fail):
+            return self.status, {"error": f"no, {TOKEN}"}
+        if line == "POST /api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            private = asked.get("private", asked.get("visibility") == "private")
+            known = name in self.private
+            self.private.setdefault(name, bool(private))
+            return (409 if known else 200), {"url": f"{self.url}/{name}"}
+        if found := re.fullmatch(r"GET /api/models/([\w.-]+/[\w.-]+)", line):
+            row = {"id": found[1], "private": self.private[found[1]], "sha": "0" * 40}
+            return 200, {**row, "siblings": []}
+        if "/preupload/" in line:
+            files = json.loads(body)["files"]
+            modes = [
+                (f["path"], "lfs" if f["path"].endswith("tensors") else "regular") for f in files
+            ]
+            rows = [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]
+            return 200, {"files": rows}
+        if line.endswith("/objects/batch"):
+            return 200, {
+                "transfer": "basic",
+                "objects": [*map(self.lfs, json.loads(body)["objects"])],
+            }
+        if line.startswith("PUT /lfs/"):
+            self.sent.append(line.removeprefix("PUT /lfs/"))
+            return 200, {}
+        if "/commit/" in line:
+            rows = [json.loads(row) for row in body.splitlines()]
+            held = {r["value"]["path"]: r["key"] for r in rows if r["key"] != "header"}
+            self.commits.append(held)
+            repository = line.split("/api/models/")[1].split("/commit/")[0]
+            url = f"{self.url}/{repository}/commit/{'1' * 40}"
+            return 200, {"commitUrl": url, "commitOid": "1" * 40, "success": True}
+        return 200, {}
+
+    def lfs(self, row: dict) -> dict:
+        held = {"oid": row["oid"], "size": row["size"]}
+        if row["oid"] in self.sent:
+            return held
+        return {**held, "actions": {"upload": {"href": f"{self.url}/lfs/{row['oid']}"}}}
+
+
+@pytest.fixture
+def taking(monkeypatch, tmp_path):
+    """The Hub's client directed to such a Hub, with a token."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            hub.tokens.add(self.headers.get("authorization", ""))
+            status, document = hub.answer(f"{self.command} {self.path}", body)
+            content = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    hub.url = f"http://127.0.0.1:{made.server_port}"
+    from huggingface_hub import constants
+
+    use(monkeypatch, hub.url, tmp_path / "cache", token=TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield hub
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    for seed, name in enumerate("ab"):
+        random_adapter(name, seed=seed).save(tmp_path / name)
+    return [str(tmp_path / name) for name in "ab"]
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+FILES = {"README.md", "adapter_config.json", WEIGHTS}
+
+
+@pytest.mark.parametrize("command", ["merge", "route", "convert"])
+def test_what_is_written_is_uploaded_and_private(taking, sources, tmp_path, command):
+    given = sources[:1] if command == "convert" else sources
+    ended = call(command, *given, "-o", tmp_path / "out", "--push", "acme/made")
+    assert ended.exit_code == 0, ended.output
+    assert taking.private == {"acme/made": True}
+    written = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.*")}
+    (held,) = taking.commits
+    assert held.keys() == {name for name in written if (tmp_path / "out" / name).is_file()}
+    assert held.keys() >= FILES or command == "route"
+    assert "(private)" in ended.stderr and f"{taking.url}/acme/made" in ended.stderr
+    assert TOKEN not in ended.output and taking.tokens >= {f"Bearer {TOKEN}"}
+
+
+def test_public_is_said_and_done(taking, sources, tmp_path):
+    ended = call("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made", "--public")
+    assert ended.exit_code == 0 and taking.private == {"acme/made": False}
+    assert "everybody can read it" in ended.stderr
+
+
+def test_nothing_goes_to_a_public_repository_unasked(taking, sources, tmp_path):
+    taking.private["acme/open"] = False
+    ended = call("merge", *sources, "-o", tmp_path / "out", "--push", "acme/open")
+    assert ended.exit_code == 2 and "--public" in ended.stderr and not taking.commits
+    assert (tmp_path / "out" / WEIGHTS).is_file()
+
+
+def test_an_upload_that_broke_off_goes_on_with_what_is_missing(taking, sources, tmp_path):
+    words = ("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made")
+    taking.fail, taking.status = "POST /api/models/acme/made/commit", 400
+    ended = call(*words)
+    assert ended.exit_code == 2 and "--overwrite goes on" in ended.stderr
+    assert len(taking.sent) == 1 and not taking.commits and TOKEN not in ended.output
+    assert (tmp_path / "out" / WEIGHTS).is_file()
+    taking.fail = ""
+    assert call(*words, "--overwrite").exit_code == 0
+    assert len(taking.sent) == 1 and len(taking.commits) == 1  # the weights were not sent again
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_may_not_write_is_said_without_showing_it(taking, sources, tmp_path, status):
+    taking.fail, taking.status = "POST /api/repos/create", status
+    ended = call("convert", sources[0], "-o", tmp_path / "out", "--push", "acme/made", "--debug")
+    assert ended.exit_code == 2 and "token" in ended.stderr and TOKEN not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--push", "made"], "OWNER/NAME"),
+        (["--push", "a/b/c"], "OWNER/NAME"),
+        (["--push", "acme/ma de"], "OWNER/NAME"),
+        (["--public"], "--push"),
+    ],
+)
+def test_a_wrong_call_writes_nothing(taking, sources, tmp_path, words, told):
+    ended = call("merge", *sources, "-o", tmp_path / "out", *words)
+    assert ended.exit_code == 2 and told in ended.stderr and not (tmp_path / "out").exists()
+
+
+def test_without_a_token_or_a_network_nothing_is_begun(taking, sources, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    words = ("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in call(*words).stderr
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    ended = call(*words)
+    assert ended.exit_code == 2 and "HF_TOKEN" in ended.stderr and not (tmp_path / "out").exists()

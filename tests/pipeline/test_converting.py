@@ -1,0 +1,198 @@
+"""convert: what peft and servers read of the written file, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from compatibility.test_serving import ARITHMETIC
+from making import dense, peft_adapter, tiny_gpt2, tiny_llama
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from loraprobe.adapters import read_adapter
+from loraprobe.cli import app
+from loraprobe.compatibility.serving import serving_issues
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+SETTINGS = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+Q1 = "model.layers.1.self_attn.q_proj"
+PATTERNS = {"rank_pattern": {Q1: 2, "up_proj": 3}, "alpha_pattern": {"v_proj": 3}}
+
+
+def convert(*arguments: object):
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def logits(model, directory) -> torch.Tensor:
+    """What peft computes with an adapter on a model."""
+    with torch.no_grad():
+        ids = torch.arange(1, 21)[None]
+        return PeftModel.from_pretrained(model, str(directory)).eval()(ids).logits
+
+
+def rename(directory, change) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    save_file({change(key): t for key, t in tensors.items()}, directory / WEIGHTS)
+
+
+def to_pickle(directory) -> None:
+    torch.save(load_file(directory / WEIGHTS), directory / PICKLE)
+    (directory / WEIGHTS).unlink()
+
+
+MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+untied = partial(tiny_llama, tied=False)
+# Name -> (settings of peft, model).
+KINDS = {
+    "plain": ({}, tiny_llama),
+    "rslora": ({"use_rslora": True}, tiny_llama),
+    "patterns": (PATTERNS, tiny_llama),
+    "rslora and patterns": ({"use_rslora": True, **PATTERNS}, tiny_llama),
+    "dora": ({"use_dora": True, "use_rslora": True, **PATTERNS}, tiny_llama),
+    "lora bias": ({"lora_bias": True, **PATTERNS}, tiny_llama),
+    "whole head": ({"modules_to_save": ["lm_head"], **PATTERNS}, untied),
+    "expression": ({"target_modules": r".*\.(q|v)_proj", "use_rslora": True}, tiny_llama),
+    "layers": ({"layers_to_transform": [1], "use_rslora": True}, tiny_llama),
+    "conv1d": ({"target_modules": ["c_attn"], "rank_pattern": {"h.1.attn.c_attn": 2}}, tiny_gpt2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_converted_adapter_is_the_same_function_in_peft(tmp_path, kind):
+    settings, model = KINDS[kind]
+    peft_adapter(tmp_path / "in", model(), **SETTINGS | settings)
+    ended = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert ended.exit_code == 0, ended.output
+    one, other = (logits(model(), tmp_path / name) for name in ("in", "out"))
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert (one - model().eval()(torch.arange(1, 21)[None]).logits).abs().max() > 1e-2
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert not config["rank_pattern"] and not config["alpha_pattern"]
+    assert not config["use_rslora"] and config["use_dora"] == (kind == "dora")
+
+
+@pytest.mark.parametrize("kind", ["plain", "rslora", "patterns", "rslora and patterns"])
+def test_servers_compute_what_peft_does_of_a_converted_file(tmp_path, kind):
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS | KINDS[kind][0])
+    convert(tmp_path / "in", "-o", tmp_path / "out")
+    issues = serving_issues(read_adapter(tmp_path / "out"), ["all", "vllm@0.31.0"])
+    assert {issue.severity for issue in issues} == {"note"}
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    for path, update in read_adapter(tmp_path / "in").modules.items():
+        A, B = (tensors[f"{PREFIX}{path}.lora_{f}.weight"].double() for f in "AB")
+        for scaling in ARITHMETIC.values():
+            error = (scaling(config, A) * B @ A - dense(update)).norm() / dense(update).norm()
+            assert error <= 4 * torch.finfo(torch.float32).eps
+
+
+KEYS = {
+    "twice": lambda key: PREFIX + key,
+    "thrice": lambda key: PREFIX * 2 + key,
+    "without": lambda key: key.removeprefix(PREFIX),
+    "named": lambda key: re.sub(r"(lora_[AB])", r"\1.default", key),
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+@pytest.mark.parametrize("keys", KEYS)
+def test_keys_and_pickles_are_mended_without_a_changed_bit(tmp_path, keys, form):
+    peft_adapter(tmp_path / "sound", tiny_llama(), **SETTINGS)
+    shutil.copytree(tmp_path / "sound", tmp_path / "in")
+    rename(tmp_path / "in", KEYS[keys])
+    if form == "pickle":
+        to_pickle(tmp_path / "in")
+    ended = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert ended.exit_code == 0, ended.output
+    one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("sound", "out"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not (tmp_path / "out" / PICKLE).exists()
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert config["target_modules"] == sorted(SETTINGS["target_modules"])
+
+
+def test_a_whole_head_with_a_doubled_prefix_keeps_its_place(tmp_path):
+    peft_adapter(tmp_path / "in", untied(), **SETTINGS, modules_to_save=["lm_head"])
+    wanted = logits(untied(), tmp_path / "in")
+    rename(tmp_path / "in", KEYS["twice"])
+    assert convert(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    torch.testing.assert_close(logits(untied(), tmp_path / "out"), wanted)
+
+
+def test_compact_keeps_ranks_and_scalings(tmp_path):
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS, **PATTERNS)
+    convert(tmp_path / "in", "--compact", "-o", tmp_path / "out")
+    one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("in", "out"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_tensors_that_peft_leaves_out_are_dropped_and_named(tmp_path):
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS)
+    tensors = load_file(tmp_path / "in" / WEIGHTS)
+    lost = f"{PREFIX}{Q1}.lora_magnitude_vector"
+    save_file(tensors | {lost: torch.ones(16)}, tmp_path / "in" / WEIGHTS)
+    ended = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert ended.exit_code == 0 and "lora_magnitude_vector" in ended.stdout
+    assert load_file(tmp_path / "out" / WEIGHTS).keys() == tensors.keys()
+
+
+def _add(key, tensor, **config):
+    def make(directory):
+        tensors = load_file(directory / WEIGHTS) | {PREFIX + key: tensor}
+        save_file(tensors, directory / WEIGHTS)
+        _set(directory, **config)
+
+    return make
+
+
+def _set(directory, **config):
+    held = json.loads((directory / CONFIG).read_text())
+    (directory / CONFIG).write_text(json.dumps(held | config))
+
+
+DELTA = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+COPY = "model.embed_tokens.base_layer.weight"
+REFUSED = {
+    "token-delta": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1, 2]),
+    "base-copy": _add(COPY, torch.ones(40, 16)),
+    "unknown-tensors": _add("model.layers.0.lora_down", torch.ones(2, 2)),
+    "weights-untargeted": partial(_set, target_modules=["q_proj"]),
+    "init-changed-base": partial(_set, init_lora_weights="pissa"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_cannot_be_kept_exactly_is_refused_by_name(tmp_path, code):
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS)
+    REFUSED[code](tmp_path / "in")
+    ended = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert ended.exit_code == 2 and f"[{code}]" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_of_the_base_is_dropped_where_the_base_shows_that_it_is_one(tmp_path):
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS)
+    weight = base.get_input_embeddings().weight.detach().clone()
+    _add(COPY, weight)(tmp_path / "in")
+    ended = convert(tmp_path / "in", "--base", tmp_path / "base", "-o", tmp_path / "out")
+    assert ended.exit_code == 0 and "embed_tokens" in ended.stdout
+    one, other = (logits(tiny_llama(), tmp_path / name) for name in ("in", "out"))
+    torch.testing.assert_close(other, one)
+
+
+def test_wrong_calls_leave_nothing_behind(tmp_path):
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS)
+    assert convert(tmp_path / "in", "-o", tmp_path / "in", "--overwrite").exit_code == 2
+    assert convert(tmp_path / "absent", "-o", tmp_path / "out").exit_code == 2
+    assert convert(tmp_path / "in").exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

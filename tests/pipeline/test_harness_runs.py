@@ -1,0 +1,62 @@
+"""merge-and-eval and inspect on tasks of lm-evaluation-harness, with the demo's adapters."""
+
+from __future__ import annotations
+
+import pytest
+from harness_tasks import WORLD, write_tasks
+
+import loraprobe
+from loraprobe.evaluation import asking
+
+pytest.importorskip("lm_eval", reason="needs lm-eval")
+ADAPTERS = [WORLD / "adapters/newcomers", WORLD / "adapters/steps"]
+ALONE = ("base", "newcomers", "steps")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"), items=8)
+
+
+def run(folder, names, command=loraprobe.merge_and_eval, **options):
+    return command(ADAPTERS, base=WORLD / "base", tasks=f"lm_eval:{names}@{folder}", **options)
+
+
+def means(audit, task):
+    return {row.system: row.value for row in audit.evaluation if row.task == task}
+
+
+def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeypatch):
+    options = {"systems": ("uniform",), "state": tmp_path, "resume": True}
+    audit = run(folder, "both_choices,spouse_written", **options)
+    rows = {(row.task, row.metric, row.n) for row in audit.evaluation}
+    assert rows == {
+        ("both_choices", "lm_eval:acc", 16),
+        ("spouse_written", "lm_eval:exact_match", 8),
+    }
+    choices = means(audit, "both_choices")
+    assert set(choices) == {*ALONE, "uniform"} and choices["newcomers"] == 1.0
+    assert {row.against for row in audit.comparisons} == {*ALONE}
+    assert audit.gains and audit.verdict.decision != "likely"
+    assert any("exact_match of filter whole" in note for note in audit.notes)
+    guess = {row.task: row.value for row in audit.coverage if row.name == "guessing"}
+    assert guess == {"both_choices": 0.25}
+
+    monkeypatch.setattr(asking, "ask_harness", lambda *_: pytest.fail("asked again"))
+    again = run(folder, "both_choices,spouse_written", **options)
+    assert again.evaluation == audit.evaluation
+
+
+def test_a_loss_gains_where_it_falls(folder, tmp_path):
+    audit = run(folder, "facts_text", margin=0.1, systems=("sum",), state=tmp_path)
+    (gain,) = [row for row in audit.gains if row.system == "sum"]
+    losses = means(audit, "facts_text")
+    lowest = min(losses[name] for name in ALONE)
+    assert gain.difference == pytest.approx(lowest - losses["sum"])
+    assert {row.metric for row in audit.evaluation} == {"answer_loss"}
+
+
+def test_inspect_asks_a_sample(folder, tmp_path):
+    audit = run(folder, "spouse_choice", loraprobe.inspect, limit=5, state=tmp_path)
+    assert audit.verdict.evidence == "pilot"
+    assert {row.n for row in audit.evaluation} == {5}

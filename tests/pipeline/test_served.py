@@ -1,0 +1,245 @@
+"""verify --served: a server over transformers on loopback that runs the base, the adapter, or less.
+
+docs/serving.md has the same with a real server, llama.cpp's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import torch
+from making import peft_adapter, tiny_llama
+from peft import PeftModel
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+from words import word_tokenizer
+
+from loraprobe.cli import app
+from loraprobe.pipeline import served as room
+
+SECRET = "sk-not-for-anybody-0001"
+Answerer = Callable[[str], float]
+
+
+@contextlib.contextmanager
+def server(reply: Callable[[str, dict], tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback: (its address, the Authorization headers that it got).
+
+    reply: path and body -> status and document.
+    """
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("authorization") or "")
+            length = int(self.headers.get("content-length") or 0)
+            status, document = reply(self.path, json.loads(self.rfile.read(length) or b"{}"))
+            body = document if isinstance(document, bytes) else json.dumps(document).encode()
+            self.send_response(status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}", seen
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+def answers(figure: Answerer, form: str = "classic", names: tuple[str, ...] = ("a",)):
+    """A server's replies: the models, and a completion with the figure of its first token."""
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": name} for name in names]}
+        assert path == "/v1/completions" and body["max_tokens"] == 1 and body["temperature"] == 0
+        value = figure(body["prompt"])
+        held = {
+            "classic": {"token_logprobs": [value], "tokens": ["x"]},
+            "content": {"content": [{"token": "x", "logprob": value}]},
+            "none": None,
+        }[form]
+        return 200, {"choices": [{"text": "x", "logprobs": held}]}
+
+    return reply
+
+
+def loud() -> Any:
+    """A tiny Llama that is sure of its next token, as a trained one is."""
+    model = tiny_llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A base with an adapter: their directories, and the figures by transformers and peft."""
+    root = tmp_path_factory.mktemp("served")
+    loud().save_pretrained(root / "base")
+    word_tokenizer().save_pretrained(root / "base")
+    settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}
+    peft_adapter(root / "adapter", tiny_llama(), lora_alpha=16, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(root / "base")
+
+    def figures(model) -> Answerer:
+        def figure(prompt: str) -> float:
+            with torch.no_grad():
+                logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+            return float(torch.log_softmax(logits, -1).max())
+
+        return figure
+
+    adapted = PeftModel.from_pretrained(loud(), root / "adapter").eval()
+    return root, {"base": figures(loud().eval()), "adapter": figures(adapted)}
+
+
+def verify(world, url: str, *more: str, **env: str):
+    root, _ = world
+    arguments = ["verify", str(root / "adapter"), "--base", str(root / "base"), "--served", url]
+    return CliRunner().invoke(app, [*arguments, *more], env=env)
+
+
+@pytest.mark.parametrize("form", ["classic", "content"])
+@pytest.mark.parametrize(("serves", "code"), [("adapter", 0), ("base", 1)])
+def test_a_server_is_told_to_apply_the_adapter_or_not(world, serves, code, form):
+    with server(answers(world[1][serves], form)) as (url, _):
+        ended = verify(world, f"{url}/v1/", "--json")
+    assert ended.exit_code == code, ended.output
+    found = json.loads(ended.stdout)["served"]
+    assert found["serves"] == serves and found["model"] == "a"
+    assert found[f"to_{serves}"] < 1e-5 < found["between"]
+
+
+def test_a_server_that_scales_the_adapter_otherwise_is_neither(world):
+    base, adapter = world[1]["base"], world[1]["adapter"]
+    with server(answers(lambda prompt: (base(prompt) + adapter(prompt)) / 2)) as (url, _):
+        ended = verify(world, url)
+    assert ended.exit_code == 1 and "DIFFERENT" in ended.stdout and "--serve all" in ended.stdout
+
+
+def test_rounding_of_a_server_does_not_matter(world):
+    adapter = world[1]["adapter"]
+    with server(answers(lambda prompt: round(adapter(prompt), 2))) as (url, _):
+        assert verify(world, url, "-q").stdout == "adapter\n"
+
+
+def test_an_adapter_without_effect_on_the_prompts_leaves_it_open(world, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "base").symlink_to(world[0] / "base")
+    peft_adapter(
+        tmp_path / "adapter", tiny_llama(), r=1, lora_alpha=1e-4, target_modules=["q_proj"]
+    )
+    with server(answers(world[1]["base"])) as (url, _):
+        ended = verify((tmp_path, None), url)
+    assert ended.exit_code == 2, ended.output
+    assert "--probe" in ended.stdout
+
+
+def test_prompts_of_a_file_are_asked(world, tmp_path):
+    asked: list[str] = []
+    (tmp_path / "mine.txt").write_text("one two\nthree\n")
+
+    def figure(prompt: str) -> float:
+        asked.append(prompt)
+        return world[1]["adapter"](prompt)
+
+    with server(answers(figure)) as (url, _):
+        assert verify(world, url, "--probe", str(tmp_path / "mine.txt")).exit_code == 0
+    assert asked == ["one two", "three"]
+
+
+def test_several_models_need_a_name(world):
+    reply = answers(world[1]["adapter"], names=("base", "mine"))
+    with server(reply) as (url, _):
+        ended = verify(world, url)
+        assert ended.exit_code == 2 and "--model" in ended.stderr and "mine" in ended.stderr
+        assert verify(world, url, "--model", "mine").exit_code == 0
+
+
+def test_the_key_is_sent_and_never_printed(world):
+    key = {"OPENAI_API_KEY": SECRET}
+    with server(answers(world[1]["adapter"])) as (url, seen):
+        ended = verify(world, url, "--json", **key)
+        assert set(seen) == {f"Bearer {SECRET}"} and SECRET not in ended.output
+    with server(lambda path, body: (500, {"error": f"bad key {SECRET}"})) as (url, _):
+        ended = verify(world, url, "--debug", **key)
+        assert ended.exit_code == 2 and SECRET not in ended.output
+
+
+def test_the_key_does_not_follow_to_another_place(world):
+    key = {"OPENAI_API_KEY": SECRET}
+    with server(answers(world[1]["adapter"])) as (other, seen):
+
+        class Elsewhere(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self.send_response(302)
+                self.send_header("Location", f"{other}/v1/models")
+                self.end_headers()
+
+        made = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+        verify(world, f"http://127.0.0.1:{made.server_port}", **key)
+        made.shutdown()
+        made.server_close()
+    assert seen == [""]
+
+
+WRONG: dict[str, Callable[[str, dict], tuple[int, Any]]] = {
+    "no log-probabilities": answers(lambda prompt: 0.0, "none"),
+    "does not give": lambda path, body: (200, {"data": [{"id": "a"}], "choices": []}),
+    "JSON": lambda path, body: (200, b"<html>"),
+    "list of models": lambda path, body: (200, []),
+    "status 404": lambda path, body: (404, b"no such thing"),
+    "OPENAI_API_KEY": lambda path, body: (401, b""),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_a_bad_answer_is_one_sentence_with_a_cure(world, told):
+    with server(WRONG[told]) as (url, _):
+        ended = verify(world, url)
+    assert ended.exit_code == 2 and told in ended.stderr and ended.stdout == ""
+    assert len(ended.stderr.strip().splitlines()) == 1 and ";" in ended.stderr
+
+
+def test_a_server_that_does_not_answer_is_given_up(world, monkeypatch):
+    monkeypatch.setattr(room, "TIMEOUT", 0.2)
+
+    def late(path: str, body: dict) -> tuple[int, Any]:
+        time.sleep(0.6)
+        return 200, {}
+
+    with server(late) as (url, _):
+        ended = verify(world, url)
+    assert ended.exit_code == 2 and "cannot be asked" in ended.stderr
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://u:p@host", "file:///etc/passwd"])
+def test_a_bad_address_is_refused(world, url):
+    ended = verify(world, url)
+    assert ended.exit_code == 2 and "--served" in ended.stderr and "u:p" not in ended.stderr
+
+
+def test_options_of_a_server_need_one(world):
+    ended = CliRunner().invoke(app, ["verify", str(world[0] / "adapter"), "--model", "a"])
+    assert ended.exit_code == 2 and "--served" in ended.stderr

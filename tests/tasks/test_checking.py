@@ -1,0 +1,157 @@
+"""`task check` and `task sample`: what a file allows to tell, before any model is asked."""
+
+from __future__ import annotations
+
+import json
+
+import making
+import numpy as np
+import pytest
+
+from loraprobe.defaults import FEWEST_ITEMS
+from loraprobe.evaluation.gaining import gain
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Hop, Item, Task, check_task
+from loraprobe.tasks.checking import questions
+
+
+def check(*items: Item, metric: str | None = None):
+    return check_task(Task("t", items), metric, 0.05)
+
+
+def codes(*items: Item, metric: str | None = None) -> set[str]:
+    return {finding.code for finding in check(*items, metric=metric).findings}
+
+
+def several(n: int, **changes) -> list[Item]:
+    return [Item(str(k), f"q{k}?", (f"x{k}",), **changes) for k in range(n)]
+
+
+def test_what_a_task_holds_is_counted():
+    hops = (Hop("h?", ("y",)), Hop("{1}?", ("x",)))
+    items = several(40)
+    items[0] = Item("0", "q0?", ("x",), hops=hops, cot_prompt="c", group="g")
+    items[1] = Item("1", "q1?", ("x",), choices=("x", "y"), group="g")
+    found = check(*items)
+    assert found.parts == {"question": 40, "hop1": 1, "hop2": 1, "steps": 1}
+    assert (found.clusters, found.largest_cluster, found.choices) == (39, 2, 1)
+    assert found.metrics == {"exact_match": 39, "choice": 1}
+    assert not found.findings
+
+
+@pytest.mark.parametrize(
+    ("items", "code"),
+    [
+        (several(FEWEST_ITEMS - 1), "few-questions"),
+        (several(50, group="one"), "few-questions"),
+        (several(50), "no-steps"),
+        (several(50), "no-hops"),
+        ([*several(50), Item("a", "q1?", ("x1",))], "repeated-questions"),
+        ([*several(50), Item("a", "q1?", ("other",))], "contradicting-answers"),
+        ([*several(50), Item("a", "w?", ("1 + 1\n#### 2",))], "worked-answers"),
+        ([*several(50), Item("a", "w?", ("two\nlines",))], "answers-of-several-lines"),
+        ([*several(50), Item("a", "w?", ("word " * 40,))], "long-answers"),
+        ([*several(50), Item("a", "w?", ("C#",))], "normalised-answers"),
+    ],
+)
+def test_what_limits_a_task_is_found(items, code):
+    assert code in codes(*items)
+    kept = several(50, cot_prompt="c", hops=(Hop("h?", ("y",)),))
+    assert code not in codes(*kept)
+
+
+def test_numbers_that_are_written_differently_are_the_same():
+    golds = ("5,600", "5600", "$5600")
+    assert "normalised-answers" not in codes(*(Item(g, f"{g}?", (g,)) for g in golds))
+    assert "normalised-answers" in codes(*(Item(g, f"{g}?", (g,)) for g in ("It's", "its")))
+
+
+def test_repetitions_in_one_group_are_not_independent_and_need_no_word():
+    items = several(50, group="g")
+    assert "repeated-questions" not in codes(*items, Item("a", "q1?", ("x1",), group="g"))
+
+
+def test_the_numbers_of_questions_follow_from_the_gain():
+    needed = [questions(g, 0.05) for g in (0.1, 0.2, 0.3, 1.0)]
+    assert needed == sorted(needed, reverse=True) and needed[-1] == FEWEST_ITEMS
+    assert questions(0.2, 0.05, lost=0.1) > questions(0.2, 0.05)
+    assert questions(0.2, 0.0) < questions(0.2, 0.05) < questions(0.2, 0.1)
+    assert questions(0.051, 0.05) is None
+    found = check(*several(100))
+    assert questions(found.smallest_gain, 0.05) <= 100
+    assert questions(found.smallest_gain - 0.01, 0.05) > 100
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.1])
+def test_that_many_questions_decide_four_times_in_five_and_a_third_do_not(lost):
+    """The statistics of a verdict, with one composition: 60 runs have a binomial error of 0.05."""
+    n = questions(0.2, 0.05, lost)
+    assert decided(n, 0.2, lost) > 0.75
+    assert decided(n // 3, 0.2, lost) < 0.7
+
+
+def decided(n: int, true: float, lost: float, runs: int = 60) -> float:
+    """The share of runs of n questions in which a true gain is shown to exceed 0.05."""
+    random, found = np.random.default_rng(0), 0
+    for _ in range(runs):
+        draw = random.random(n)
+        answers = {"sum": draw < true + lost, "base": draw > 1 - lost}
+        rows = [
+            ItemResult(system, "t", "question", str(k), "exact_match", float(right[k]), "", str(k))
+            for system, right in answers.items()
+            for k in range(n)
+        ]
+        found += gain(rows, ["sum"], ["base"], margin=0.05).adjusted_ci95[0] > 0.05
+    return found / runs
+
+
+def test_new_check_and_sample_on_the_command_line(tmp_path):
+    file = tmp_path / "q.jsonl"
+    made = making.call("task", "new", file)
+    assert made.exit_code == 0
+    for key in json.loads(file.read_text(encoding="utf-8").splitlines()[-1]):
+        if key not in ("answer",):
+            assert f"\n{key}" in f"\n{made.stdout}"
+    again = making.call("task", "new", file)
+    assert again.exit_code == 2 and "exists" in again.stderr
+    checked = making.call("task", "check", file, "--json")
+    assert checked.exit_code == 0
+    (told,) = json.loads(checked.stdout)["tasks"]
+    assert told["parts"] == {"question": 3, "hop1": 1, "hop2": 1, "steps": 1}
+    assert [f["code"] for f in told["findings"]] == ["few-questions"]
+    shown = making.call("task", "sample", file)
+    assert shown.exit_code == 0 and "In which city does Ada live?" in shown.stdout
+    bad = making.call("task", "check", tmp_path / "absent.jsonl")
+    assert bad.exit_code == 2 and bad.stderr.startswith("error: ")
+
+
+def test_lines_fit_into_80_columns(tmp_path):
+    making.call("task", "new", tmp_path / "q.jsonl")
+    for command in ("check", "sample"):
+        shown = making.call("task", command, tmp_path / "q.jsonl", env={"COLUMNS": "80"})
+        assert max(map(len, shown.stdout.splitlines())) < 80
+
+
+def test_a_sample_is_what_the_scorer_reads(tmp_path):
+    from words import word_tokenizer
+
+    making.tiny_llama().save_pretrained(tmp_path / "base")
+    template = "{% for m in messages %}<s> user {{ m.content }} </s>{% endfor %} bo"
+    word_tokenizer(chat_template=template).save_pretrained(tmp_path / "base")
+    file = tmp_path / "t.csv"
+    file.write_text("who,is\nada,cy\n", encoding="utf-8")
+    rest = (file, "--prompt-template", "who is {who} ?", "--fields", "answer=is", "--json")
+
+    def sampled(*options):
+        shown = making.call("task", "sample", *rest, *options)
+        assert shown.exit_code == 0, shown.stderr
+        (row,) = json.loads(shown.stdout)["previews"]
+        return row["prompt"], row["tokens"], row["answers"]
+
+    base = ("--base", tmp_path / "base")
+    assert sampled() == ("who is ada ?", None, ["cy"])
+    assert sampled(*base) == ("<s> user who is ada ? </s> bo", 8, ["cy"])
+    assert sampled(*base, "--chat-template", "off") == ("who is ada ?", 5, ["cy"])
+    for wrong in (("--chat-template", "on"), ("--base", "auto")):
+        refused = making.call("task", "sample", *rest, *wrong)
+        assert refused.exit_code == 2 and "--base" in refused.stderr

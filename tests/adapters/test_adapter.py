@@ -90,10 +90,6 @@ EXTRAS = {
     "bias": ({"target_modules": ["c_attn"], "bias": "all"}, {"bias"}),
     "bias_only": ({"target_modules": ["c_attn"], "bias": "lora_only"}, {"bias"}),
     "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, {"token_delta"}),
-    "parameters": (
-        {"target_modules": [], "target_parameters": ["q_proj.weight"]},
-        {"target_parameter"},
-    ),
     "copies": ({"target_modules": ["embed_tokens", "lm_head"]}, {"base_copy"}),
 }
 
@@ -152,7 +148,7 @@ class TestWhatPeftWrote:
         assert {extra.kind for extra in adapter.extras} == kinds
         assert codes(adapter) <= {"no-modules"}
         accounted(adapter)
-        if kinds & {"token_delta", "target_parameter", "base_copy"}:
+        if kinds & {"token_delta", "base_copy"}:
             with pytest.raises(UnsupportedAdapter, match=adapter.extras[0].key):
                 adapter.save(tmp_path / "again")
             assert not (tmp_path / "again").exists()
@@ -224,25 +220,6 @@ class TestWhatPeftWrote:
         )
         assert set(adapter.modules) == {"1"}
         assert [extra.kind for extra in adapter.extras] == ["convolution"] * 2
-        accounted(adapter)
-
-    def test_experts_of_a_mixture(self, tmp_path):
-        """Two targeted parameters of one module: the second nests under base_layer."""
-        from peft import LoraConfig, get_peft_model
-        from transformers import MixtralConfig, MixtralForCausalLM
-
-        sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
-        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
-        parameters = [n for n, p in model.named_parameters() if ".experts." in n and p.dim() == 3]
-        assert len(parameters) == 2
-        targets = [".".join(n.split(".")[-2:]) for n in parameters]
-        config = LoraConfig(target_modules=["q_proj"], target_parameters=targets, r=2)
-        get_peft_model(model, config).save_pretrained(str(tmp_path))
-        adapter = read_adapter(tmp_path)
-        assert set(adapter.modules) == {Q}
-        assert [e.kind for e in adapter.extras] == ["target_parameter"] * 4
-        assert any(".base_layer.lora_A" in e.key for e in adapter.extras)
         accounted(adapter)
 
     def test_named_adapter_lies_in_its_sub_folder(self, tmp_path, llama):

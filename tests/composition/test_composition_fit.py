@@ -73,7 +73,7 @@ EXTRAS = {
         {"trainable_token_indices": [1, 2]},
     ),
     "target_parameter": (
-        {f"{MOE}.lora_A.weight": torch.ones(8, 16), f"{MOE}.lora_B.weight": torch.ones(24, 8)},
+        {f"{MOE}.lora_A.weight": torch.ones(6, 16), f"{MOE}.lora_B.weight": torch.ones(24, 6)},
         {"target_parameters": ["mlp.experts.gate_up_proj"]},
     ),
     "dora_magnitude": (

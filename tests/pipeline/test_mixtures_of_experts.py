@@ -1,0 +1,135 @@
+"""Commands over adapters of a mixture of experts: base checks, merges, verification, an audit."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from making import call, peft_adapter, tiny_model
+from safetensors.torch import load_file, save_file
+from words import word_tokenizer
+
+import loraprobe
+from loraprobe.adapters import read_adapter
+from loraprobe.base import open_base
+from loraprobe.compatibility import check
+from loraprobe.errors import UnsupportedAdapter
+from loraprobe.pipeline.peft_skeleton import problems_in_peft
+from loraprobe.pipeline.rounding import difference_of_weights
+
+BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+WEIGHTS = "adapter_model.safetensors"
+SIZE = max(40, len(word_tokenizer()))
+mixtral = partial(tiny_model, "Mixtral", vocab_size=SIZE, num_local_experts=3)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny Mixtral with a tokenizer, two adapters of its experts, and a task."""
+    root = tmp_path_factory.mktemp("mixture")
+    mixtral().save_pretrained(root / "base")
+    word_tokenizer().save_pretrained(root / "base")
+    for seed, name in enumerate("ab", 1):
+        place = peft_adapter(
+            root / name, mixtral(), seed, r=2, target_modules=["q_proj"], scale=0.1, **BOTH
+        )
+        config = json.loads((place / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(root / "base")
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    items = [{"id": str(i), "prompt": "ada lives in", "answer": "ulm"} for i in range(3)]
+    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return root
+
+
+def errors(adapter, base) -> dict[str, str]:
+    found = check([adapter], base).issues
+    return {issue.code: issue.message for issue in found if issue.severity == "error"}
+
+
+def test_a_base_is_checked_by_its_parameters(world, tmp_path):
+    """The files of a Mixtral hold each expert's matrices apart."""
+    adapter = read_adapter(world / "a")
+    assert not errors(adapter, open_base(world / "base"))
+    for name, change, code, words in (
+        ("more", {"num_local_experts": 4}, "shapes-differ", "has 4 experts"),
+        ("wider", {"intermediate_size": 32}, "shapes-differ", "down_proj with 3 experts of 24"),
+    ):
+        mixtral(**change).save_pretrained(tmp_path / name)
+        assert words in errors(adapter, open_base(tmp_path / name))[code]
+    tiny_model("Llama", vocab_size=SIZE).save_pretrained(tmp_path / "llama")
+    found = errors(adapter, open_base(tmp_path / "llama"))
+    assert "mlp.experts (down_proj, gate_up_proj)" in found["module-not-in-base"]
+
+
+def merged(world, out, *options):
+    done = call("merge", world / "a", world / "b", "-o", out, *options)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--method", "sum"), ("--method", "ties", "--rank", "3", "--rank-layout", "compact")],
+)
+def test_a_merge_is_verified(world, tmp_path, options):
+    out = merged(world, world / tmp_path.name, *options)
+    assert problems_in_peft(out, read_adapter(out)) == []
+    assert call("verify", out).exit_code == 0
+    tensors = load_file(out / WEIGHTS)
+    key = next(key for key in tensors if ".experts.base_layer.lora_B" in key)
+    tensors[key][:, 1] *= 1.01  # of expert 1
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    result = call("verify", out, "--json")
+    said = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert result.exit_code == 1
+    assert "experts.base_layer[1]" in said[WEIGHTS]["message"]
+
+
+def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world, tmp_path):
+    """Another library of linear algebra gives an expert's factors another basis."""
+    out = merged(world, tmp_path / "out", "--method", "sum")
+    tensors = load_file(out / WEIGHTS)
+    path = "base_model.model.model.layers.0.mlp.experts"
+    A, B = (tensors[f"{path}.lora_{factor}.weight"] for factor in "AB")
+    experts, rank = 3, len(A) // 3
+    turn = torch.linalg.qr(torch.randn(experts, rank, rank, dtype=torch.float64)).Q
+    a, b = A.double().reshape(experts, rank, -1), B.double().reshape(len(B), rank, experts)
+    turned = torch.einsum("ers,esi->eri", turn, a), torch.einsum("ers,ose->ore", turn, b)
+
+    def file(name, a, b):
+        changed = {f"{path}.lora_A.weight": a.reshape(A.shape).to(A.dtype).contiguous()}
+        changed[f"{path}.lora_B.weight"] = b.reshape(B.shape).to(B.dtype).contiguous()
+        (tmp_path / name).mkdir()
+        save_file(tensors | changed, tmp_path / name / WEIGHTS, metadata={"format": "pt"})
+        return tmp_path / name / WEIGHTS
+
+    again = out / WEIGHTS
+    assert difference_of_weights(file("turned", *turned), again, lambda: again) is None
+    order = [1, 0, 2]
+    swapped = file("swapped", a[order], b[:, :, order])
+    assert "mlp.experts[0]" in difference_of_weights(swapped, again, lambda: again)
+
+
+def test_an_audit_leaves_token_routers_out(world):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        audit = loraprobe.merge_and_eval(
+            [world / "a", world / "b"], base=world / "base", tasks=world / "task.jsonl"
+        )
+    assert audit.compatibility.compatible, audit.compatibility.issues
+    systems = {row.system for row in audit.evaluation}
+    assert {"base", "a", "b", "uniform", "sum", "random-partner"} <= systems
+    assert "arrow" not in systems and any("arrow is left out: a changes" in n for n in audit.notes)
+
+
+def test_a_route_is_constant_or_refused(world, tmp_path):
+    pair = [str(world / "a"), str(world / "b")]
+    with pytest.raises(UnsupportedAdapter, match=r"experts\[0\] itself.*--router constant"):
+        loraprobe.compose(pair, router="arrow")
+    out = world / tmp_path.name
+    done = call("route", *pair, "--router", "constant", "-o", out)
+    assert done.exit_code == 0, done.output
+    assert call("verify", out).exit_code == 0

@@ -137,6 +137,10 @@ def _extra(kind: str) -> Callable[[Adapter], bool]:
     return lambda adapter: any(extra.kind == kind for extra in adapter.extras)
 
 
+def _has_kind(adapter: Adapter, kind: str) -> bool:
+    return any(info.kind == kind for info in adapter.layout.values())
+
+
 def _issue(*codes: str) -> Callable[[Adapter], bool]:
     return lambda adapter: any(issue.code in codes for issue in adapter.issues)
 
@@ -181,10 +185,11 @@ HAS: Mapping[str, Callable[[Adapter], bool]] = {
     "lora-bias": _extra("lora_bias"),
     "modules-to-save": _extra("modules_to_save"),
     "token-delta": _extra("token_delta"),
-    "target-parameter": _extra("target_parameter"),
+    "target-parameter": lambda adapter: (
+        _extra("target_parameter")(adapter) or _has_kind(adapter, "expert")
+    ),
     "convolution": lambda adapter: (
-        _extra("convolution")(adapter)
-        or any(info.kind == "convolution" for info in adapter.layout.values())
+        _extra("convolution")(adapter) or _has_kind(adapter, "convolution")
     ),
     "embedding": lambda adapter: _vocabulary(adapter, True),
     "output-head": lambda adapter: _vocabulary(adapter, False),

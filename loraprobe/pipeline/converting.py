@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, Source, common_targets, mended, portable
+from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
@@ -38,8 +39,8 @@ def convert(
     """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
-    for what cannot be kept exactly: trained token embeddings, factors of expert parameters, tensors
-    of an unknown kind, an initialisation that changed the base.
+    for what cannot be kept exactly: trained token embeddings, tensors of an unknown kind,
+    an initialisation that changed the base.
     """
     inputs = open_inputs(adapters, base, tasks, options, written)
     if len(inputs.given) > 1:
@@ -51,7 +52,7 @@ def convert(
     _require_certain(found, options)
     made = replace(mended(given), weights_file=None)
     made = portable(made) if options.rank_layout == "portable" else made
-    targets = common_targets([given], list(made.layout))
+    targets = common_targets([given], without_experts(made.layout))
     place = written[0] if written else Path("OUT")
     made = replace(
         made, config=config_of(made, targets), source=Source(reference=str(place), path=place)

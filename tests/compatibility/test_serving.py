@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from making import dense, peft_adapter, random_adapter, tiny_llama
+from making import dense, peft_adapter, random_adapter, tiny_llama, tiny_model
 from pathologies.specimens import PREFIX, renamed, sound, write
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -87,6 +87,12 @@ def _lora_bias(place):
     peft_adapter(place, tiny_llama(), r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)
 
 
+def _experts(place):
+    model = tiny_model("Mixtral", num_local_experts=3)
+    parameters = ["experts.gate_up_proj", "experts.down_proj"]
+    peft_adapter(place, model, r=4, target_modules=[], target_parameters=parameters)
+
+
 def _head(place):
     keys = {f"{PREFIX}lm_head.weight": torch.ones(40, 16)}
     write(place, sound(place) | keys, modules_to_save=["lm_head"])
@@ -118,6 +124,7 @@ FILES = {
     "bias": (_bias, ENGINES),
     "modules-to-save": (_head, ENGINES),
     "token-delta": (_tokens, ENGINES),
+    "target-parameter": (_experts, GGUF),
     "no-value": (_only("q_proj"), {"sglang"}),
     "no-query": (_only("v_proj"), {"sglang"}),
     "target-expression": (lambda p: sound(p, target_modules=r".*\.(q|v)_proj"), {"sglang"}),

@@ -10,7 +10,7 @@ from torch import nn
 
 from loraprobe.adapters import read_adapter
 
-IN, MIDDLE, EXPERTS = 5, 4, 3
+IN, MIDDLE, EXPERTS = 12, 10, 3
 BOTH = ["experts.up", "experts.down"]
 
 
@@ -76,7 +76,7 @@ CASES = {
     "one layer": {"target_parameters": ["layers.1.experts.up"]},
     "ranks by name": {
         "target_parameters": BOTH,
-        "rank_pattern": {"up": 4},
+        "rank_pattern": {"up": 6},  # the rows fit the other order too
         "alpha_pattern": {"experts.down": 7},
     },
     "ranks by name, turned": {"target_parameters": BOTH, "rank_pattern": {"down": 4}},

@@ -116,13 +116,13 @@ def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world,
 @pytest.mark.parametrize("options", [(), ("--compact",)])
 def test_a_converted_adapter_is_the_same(world, tmp_path, options):
     """Of ranks that differ by parameter, which become one unless they may stay."""
-    place = peft_adapter(
-        tmp_path / "a", mixtral(), 1, r=2, target_modules=[], rank_pattern={"down_proj": 3}, **BOTH
-    )
+    ranks = {"r": 2, "rank_pattern": {"down_proj": 3}}
+    place = peft_adapter(tmp_path / "a", mixtral(), 1, target_modules=["q_proj"], **ranks, **BOTH)
     done = call("convert", place, "-o", tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
     given, made = read_adapter(place), read_adapter(tmp_path / "out")
     assert given.rank_range == (2, 3) and made.rank_range == (3, 3)
+    assert made.config["target_modules"] == ["q_proj"]
     for path, update in given.modules.items():
         torch.testing.assert_close(made.modules[path].delta(), update.delta())
 

@@ -29,11 +29,9 @@ class _Model:
     parameters: Mapping[str, Any]
 
 
-class Inexact(UsageError):
-    """A part of a recipe that no adapter expresses exactly."""
-
-    def __init__(self, part: str, cure: str) -> None:
-        super().__init__(f"{part} of mergekit cannot be expressed exactly; {cure}.")
+def inexact(part: str, cure: str) -> UsageError:
+    """The error for a part of a recipe that no adapter expresses exactly."""
+    return UsageError(f"{part} of mergekit cannot be expressed exactly; {cure}.")
 
 
 def from_recipe(recipe: Mapping[Any, Any], file: str) -> dict[str, Any]:
@@ -47,21 +45,21 @@ def from_recipe(recipe: Mapping[Any, Any], file: str) -> dict[str, Any]:
 def _options(recipe: Mapping[Any, Any]) -> dict[str, Any]:
     for key in recipe:
         if key not in KEYS:
-            raise Inexact(repr(key), "leave it out, or merge with mergekit")
+            raise inexact(repr(key), "leave it out, or merge with mergekit")
     if recipe.get("tokenizer_source") not in (None, "base"):
-        raise Inexact("tokenizer_source", "an adapter keeps the base's tokenizer: leave it out")
+        raise inexact("tokenizer_source", "an adapter keeps the base's tokenizer: leave it out")
     method = recipe["merge_method"]
     if method not in ("linear", "task_arithmetic"):
         near = "use linear or task_arithmetic"
         if method in SPARSE:
             near = f"--method {method} gives the nearest adapter of a rank, with its error"
-        raise Inexact(f"merge_method {method!r}", near)
+        raise inexact(f"merge_method {method!r}", near)
     shared = _parameters(recipe.get("parameters"))
     models = [_model(entry, shared) for entry in recipe.get("models") or ()]
     base = str(recipe.get("base_model") or (models[0].base if models else ""))
     for model in models:
         if model.base != base:
-            raise Inexact(f"a model on {model.base!r}", f"give all as {base}+ADAPTER")
+            raise inexact(f"a model on {model.base!r}", f"give all as {base}+ADAPTER")
         if "weight" not in model.parameters and (model.adapter or method == "linear"):
             raise UsageError("a model has no weight; give it parameters: weight.")
     experts = [model for model in models if model.adapter]
@@ -81,11 +79,11 @@ def _scale(method: str, counted: list[_Model], shared: Mapping[str, Any]) -> flo
     total = sum(float(model.parameters["weight"]) for model in counted)
     if shared.get("normalize", method == "linear"):
         if abs(total) < 1e-8:
-            raise Inexact("normalize with weights of sum 0", "set normalize to false")
+            raise inexact("normalize with weights of sum 0", "set normalize to false")
         scale = 1 / total
     elif method == "linear" and not math.isclose(total, 1.0, rel_tol=1e-6):
         what = f"linear without normalize and with weights of sum {total:g}, which scales the base,"
-        raise Inexact(what, "use task_arithmetic")
+        raise inexact(what, "use task_arithmetic")
     else:
         scale = 1.0
     return scale if method == "linear" else scale * float(shared.get("lambda", 1.0))
@@ -94,14 +92,14 @@ def _scale(method: str, counted: list[_Model], shared: Mapping[str, Any]) -> flo
 def _model(entry: Any, shared: Mapping[str, Any]) -> _Model:
     named = entry.get("model") if isinstance(entry, Mapping) else None
     if not isinstance(named, (str, Mapping)):
-        raise Inexact(f"the entry {entry!r:.60}", "write model: base+adapter")
+        raise inexact(f"the entry {entry!r:.60}", "write model: base+adapter")
     for key in (*entry, *(named if isinstance(named, Mapping) else ())):
         if key not in ("model", "lora", "parameters"):
-            raise Inexact(repr(key), "leave it out, or merge with mergekit")
+            raise inexact(repr(key), "leave it out, or merge with mergekit")
     own = _parameters(entry.get("parameters"))
     for key in ("normalize", "lambda"):
         if key in own:
-            raise Inexact(f"{key} of one model", "give it among the recipe's own parameters")
+            raise inexact(f"{key} of one model", "give it among the recipe's own parameters")
     if isinstance(named, Mapping):
         base, adapter = (_path(named.get(key)) for key in ("model", "lora"))
     else:
@@ -121,7 +119,7 @@ def _parameters(found: Any) -> dict[str, Any]:
     """Parameters that are one number or truth value each."""
     for key, value in (found or {}).items():
         if key not in PARAMETERS:
-            raise Inexact(repr(key), "leave it out, or merge with mergekit")
+            raise inexact(repr(key), "leave it out, or merge with mergekit")
         if not isinstance(value, (int, float)):
-            raise Inexact(f"{key} by layer or by tensor", "give one number")
+            raise inexact(f"{key} by layer or by tensor", "give one number")
     return dict(found or {})

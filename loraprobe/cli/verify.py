@@ -12,48 +12,54 @@ from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
+Directory = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="What merge, route or merge-and-eval wrote; with --served any adapter.",
+        show_default=False,
+    ),
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="REF",
+        help="Where the adapters are that it was made of, if they moved.",
+        show_default=False,
+    ),
+]
+MovedBase = Annotated[
+    str | None,
+    typer.Option(metavar="REF", help="Where the base is, if one was used and it moved."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
+        "OPENAI_API_KEY).",
+        rich_help_panel="Server",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The adapter's name on that server, if it has several models.",
+        rich_help_panel="Server",
+    ),
+]
+
 
 @with_options("device", "dtype", "threads", "trust_remote_code", "json", "quiet")
 def verify(
-    directory: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR",
-            help="What merge, route or merge-and-eval wrote; with --served any adapter.",
-            show_default=False,
-        ),
-    ],
+    directory: Directory,
     options: Options,
     output: Output,
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="REF",
-            help="Where the adapters are that it was made of, if they moved.",
-            show_default=False,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Where the base is, if one was used and it moved."),
-    ] = None,
-    served: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Ask this OpenAI-compatible server whether it applies the adapter (a key comes "
-            "from OPENAI_API_KEY).",
-            rich_help_panel="Server",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The adapter's name on that server, if it has several models.",
-            rich_help_panel="Server",
-        ),
-    ] = None,
+    sources: Sources = None,
+    base: MovedBase = None,
+    served: Url = None,
+    model: Model = None,
     probe: Probe = None,
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.

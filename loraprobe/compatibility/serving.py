@@ -83,6 +83,8 @@ def _named(wanted: Sequence[str]) -> dict[str, str]:
     """Name of a server -> the version that was asked for, by default the newest checked."""
     names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
     versions: dict[str, str] = {}
+    if not names:
+        raise UsageError(f"--serve names no server; give {', '.join(SERVERS)} or all.")
     for name in [*SERVERS] if "all" in names else names:
         server, _, version = name.partition("@")
         if server not in SERVERS:

@@ -49,9 +49,8 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine.
-    rank_layout: "portable" writes one rank in all modules, filled up with zeros, as every server
-        reads it; "compact" writes each module at its own rank. targets: the `target_modules` of
-        the portable file; None for the path of every module.
+    rank_layout: "portable" writes one rank in all modules, filled up with zeros, "compact" each
+        module's own. targets: `target_modules` of the portable file; None for every path.
     """
 
     adapter: Adapter
@@ -132,8 +131,7 @@ def merge(
     base_parameter: parameter name -> tensor as stored, for full weights and biases that not every
     adapter has, or whose weights do not sum to 1 (`_full_weights`).
 
-    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, OutOfMemory, each
-    with the cure.
+    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
     _validation.check_names(adapters)
     choices, notes = Choices.of(adapters, method, weights, space, rank, seed, dtype)

@@ -91,18 +91,12 @@ def inspect(
         check_state(options)
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
-    if options.serve and (asks_base or len(inputs.given) > 1):
-        raise UsageError(
-            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
-            "merge is written so that servers read it: inspect its directory."
-        )
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = _with_licences(examined, inputs)
     if options.serve:
-        told = serving_issues(inputs.given[0], options.serve)
-        examined = replace(examined, compatibility=with_issues(examined.compatibility, told))
+        examined = _with_servers(examined, inputs, options, asks_base)
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
@@ -272,6 +266,19 @@ def _outcome(
         verdict=_verdict_on_weights(inputs, examined, session.options),
     )
     return Outcome(audit, with_card(made, audit, session.options, prepared.general))
+
+
+def _with_servers(
+    examined: Examination, inputs: Inputs, options: Options, asks_base: bool
+) -> Examination:
+    """The findings with what the servers of --serve do not read in the file of one adapter."""
+    if len(inputs.given) > 1 or asks_base:
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
+    told = serving_issues(inputs.given[0], options.serve)
+    return replace(examined, compatibility=with_issues(examined.compatibility, told))
 
 
 def _with_licences(examined: Examination, inputs: Inputs) -> Examination:

@@ -84,8 +84,9 @@ def _shape(base: Base) -> BaseShape:
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
-    # What a run with --resume needs to use the same answers and to decide by the same thresholds.
-    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
+    asked = [*LAYOUT.split(), "metric", "margin"]  # how questions are read and judged
+    # What a run with --resume needs beside it to use the same answers, and its other threshold.
+    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -96,10 +97,10 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         base=base,
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
-        layout=tuple(_words(options, LAYOUT.split())),
+        asked=tuple(_words(options, asked)),
         kind=kind,
         options=_composing(options),
-        kept=tuple(_words(options, [name for name in kept if name not in COMPOSING])),
+        kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),
     )
 
 

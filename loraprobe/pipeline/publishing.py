@@ -33,7 +33,7 @@ def published(
 
     typed = audit.provenance.arguments
     arguments = tuple(
-        public(text if before in TEXTS else _argument(text))
+        public(text if _is_text(before, text) else _argument(text))
         for before, text in zip(("", *typed), typed, strict=False)
     )
     return dataclasses.replace(
@@ -67,10 +67,14 @@ def _private(
             yield str(file), Path(file).name
 
 
+def _is_text(before: str, text: str) -> bool:
+    """Whether a word is no path: a data set of the Hub, or a text behind its option."""
+    template = before in ("--prompt-template", "--cot-template") and "{" in text
+    return template or before in TEXTS or text.startswith("hf://")
+
+
 def _argument(text: str) -> str:
     """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
-    if "{" in text or text.startswith("hf://"):  # a template, a data set of the Hub
-        return text
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text

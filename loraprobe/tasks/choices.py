@@ -37,8 +37,8 @@ def name_choices(rows: Sequence[Row]) -> None:
         )
     if good[0] == "number from 0" and "number from 1" in good:
         raise rows[0].error(
-            "the answers of this file may count the choices from 0 or from 1; write letters or "
-            "the choices' texts, or name their labels by --fields labels=FIELD."
+            "the answers of this file may count the choices from 0 or from 1; add labels=0,1,2 or "
+            "labels=1,2,3, as many as there are choices, to --fields."
         )
     for row, texts in zip(rows, fits[good[0]], strict=True):
         assert isinstance(row.content, dict) and texts is not None

@@ -65,7 +65,8 @@ class Layout:
             try:
                 compile_pattern(pattern)
             except TaskError as error:
-                raise UsageError(f"--answer-pattern: {error.args[0]}", "correct it.") from None
+                told = str(error.args[0]).replace("answer_pattern", "--answer-pattern")
+                raise UsageError(told, "correct the expression") from None
         return cls(
             _read_fields(fields),
             _read_template(prompt, "--prompt-template"),
@@ -83,7 +84,8 @@ class Layout:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
         mapped = [Row(row.file, row.unit, row.number, self._item(row)) for row in rows]
         for key, names in self.fields.items():
-            if mapped and names and not any(key in row.content for row in mapped):
+            missing = not any(key in row.content for row in mapped)
+            if mapped and names and missing and key != LABELS:
                 raise TaskError(
                     f"{mapped[0].file} has no value in {listing(names)} for {key}; check --fields."
                 )
@@ -94,6 +96,9 @@ class Layout:
         item: dict[str, Any] = {}
         here = {key: (key,) for key in ITEM_KEYS if key in row.content}
         for key, names in {**here, **self.fields}.items():
+            if key == LABELS and len(names) > 1:  # the labels themselves
+                item[key] = list(names)
+                continue
             values = {name: self._value(row, key, name) for name in names}
             values = {name: value for name, value in values.items() if value is not None}
             if values:
@@ -111,7 +116,7 @@ class Layout:
 
     def _value(self, row: Row, key: str, name: str) -> Any:
         """A field's value as the key takes it; None where it is empty."""
-        value = _looked_up(row, name, optional=key not in ("prompt", "answer"))
+        value = _looked_up(row, name, optional=key not in ("prompt", "answer", LABELS))
         if key == "hops":
             return _from_json(value, row, name)
         if key in _LISTS and len(self.fields.get(key, ())) < 2:
@@ -178,7 +183,7 @@ def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
             raise UsageError(f"--fields: an item has no key {head!r}: {hint}")
         if equals and head in found:
             raise UsageError(f"--fields names {head} twice; give it once.")
-        if not equals and key not in ("choices", "entities"):
+        if not equals and key not in _LISTS:
             raise UsageError(
                 f"--fields takes key=FIELD pairs such as prompt=question, not {part!r}."
             )

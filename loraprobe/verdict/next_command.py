@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
@@ -20,17 +20,17 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `layout` are the options by which the tasks are read. `kind` is the kind of the
-    verdict's system, "merge" or "router"; `learned` says that this router was fitted to prompts.
-    `options` are those that change a composition, `kept` the others that `--resume` needs to use
-    the kept answers. `fitting` are adapters without a conflict among them.
+    that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
+    kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
+    prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
+    to use the kept answers. `fitting` are adapters without a conflict among them.
     """
 
     adapters: tuple[str, ...]
     base: str = "auto"
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    layout: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -78,7 +78,10 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
-        return _evaluate(request, request.tasks, ("--metric", "contains"))
+        pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
+        others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
+        contains = ("--metric", "contains")
+        return _evaluate(replace(request, asked=others), request.tasks, contains)
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
@@ -111,7 +114,7 @@ def _evaluate(
         adapters or request.adapters,
         base,
         asked,
-        request.layout,
+        request.asked,
         request.options,
         options,
     )

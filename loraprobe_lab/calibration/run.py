@@ -13,7 +13,7 @@ from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_c
 from loraprobe_lab.calibration.collect import OBSERVATIONS, collect, kept_cases
 from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import SampleSizes
-from loraprobe_lab.experiments.pages import check_installed, number, percent
+from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import write_text
 
 CASES = "cases.jsonl.gz"
@@ -37,8 +37,6 @@ def calibrate(
     are built first. Writes cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns
     the calibration's path. Raises LoraprobeError.
     """
-    if not collect_only:
-        check_installed("sklearn", "matplotlib")
     command = command_of(worlds, output, stored)
     if stored is not None:
         cases, skipped = read_cases(stored), list[str]()

@@ -53,11 +53,7 @@ def _make(
     make: Callable[[Progress | None], Pages], output: Path | None, json: bool, quiet: bool
 ) -> None:
     """Makes pages, writes them if a directory is given, and prints one of them."""
-    from loraprobe_lab.experiments.pages import check_installed
-
     sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        check_installed("matplotlib")
     with sink.progress() as progress:
         pages = make(progress)
     if output is not None:

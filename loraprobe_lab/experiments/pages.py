@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe_lab.world import write_text
-
-PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # module -> package
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,6 @@ class Pages:
         for path, text in zip(self.files(directory), texts, strict=True):
             write_text(path, text)
         return self
-
-
-def check_installed(*modules: str) -> None:
-    """Raises UsageError naming what has to be installed first."""
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise UsageError(
-                f"This needs {PACKAGES[module]}, which is not installed: "
-                "pip install 'loraprobe[lab]'."
-            )
 
 
 def as_json(document: Mapping[str, Any], digits: int | None = 4) -> str:

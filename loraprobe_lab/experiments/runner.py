@@ -22,7 +22,7 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
-from loraprobe_lab.experiments.pages import Pages, check_installed
+from loraprobe_lab.experiments.pages import Pages
 from loraprobe_lab.training.pretrain import ARCHITECTURES, BaseRecipe
 from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
@@ -233,12 +233,10 @@ class ExperimentRun:
         """Evaluates each world, and writes the pages of the finished ones.
 
         pages(found, missing): `missing` names the worlds to come. After each world the pages are
-        written and a line gives the time left. Raises UsageError if matplotlib is missing, before
-        anything is trained.
+        written and a line gives the time left.
         """
         from loraprobe.base.quiet import quiet
 
-        check_installed("matplotlib")
         found, made, start, written = list[Found](), None, time.monotonic(), -math.inf
         for number, (base, build) in enumerate(worlds, 1):
             with quiet():

@@ -9,6 +9,9 @@ import pytest
 from test_cli import one_sentence
 
 from loraprobe.cli.config import _of_report
+from loraprobe.options import Options
+from loraprobe.pipeline.publishing import published
+from loraprobe.records import Audit, Provenance
 
 
 @pytest.fixture
@@ -129,3 +132,17 @@ def test_every_command_takes_it(place, command):
     files = "files: q.jsonl\n" if command == "task check" else ""
     shown = making.call(*command.split(), "--config", yaml(place, f"{files}json: true"))
     assert shown.exit_code == 0 and json.loads(shown.stdout)["command"] == command
+
+
+def test_a_report_keeps_texts_that_only_look_like_paths(place):
+    """Folders are private and leave a report; templates and patterns are no folders."""
+    (place / "folder").mkdir()
+    (place / "folder" / "q.jsonl").write_text('{"q": "a", "answer": "b"}\n' * 2, encoding="utf-8")
+    (place / "base").mkdir()
+    given = ["--base", str(place / "base"), "--task", str(place / "folder/q.jsonl")]
+    given += ["--prompt-template", "a/b: {q}", "--answer-pattern", "./(b)|b"]
+    words = ["inspect", "one", *given, "--allow", "no-effect", "--json"]
+    audit = Audit("inspect", Provenance("0", None, tuple(words)))
+    told = published(audit, (), None, Options()).provenance.arguments
+    private = {str(place / "base"): "base", str(place / "folder/q.jsonl"): "q.jsonl"}
+    assert list(told) == [private.get(word, word) for word in words]

@@ -181,7 +181,7 @@ def test_a_head_and_an_embedding_depend_on_the_base(tmp_path):
 
 def test_an_unknown_server_or_version_is_named():
     adapter = adapter_of("a", {})
-    for wrong in ("vlm", "vllm@new"):
+    for wrong in ("vlm", "vllm@new", ""):
         with pytest.raises(UsageError, match=wrong.rpartition("@")[2]):
             serving_issues(replace(adapter), [wrong])
 

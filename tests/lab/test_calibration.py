@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.errors import UsageError
 from loraprobe.verdict.calibration import calibration_of, shipped
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
@@ -350,9 +348,3 @@ def test_no_cases_are_said_to_be_none(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(CaseError, match="holds no case"):
         run.calibrate([], tmp_path, stored=tmp_path / "none.jsonl")
-
-
-def test_a_missing_library_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UsageError, match=r"scikit-learn.*pip install 'loraprobe\[lab\]'"):
-        run.calibrate([], Path("nowhere"))

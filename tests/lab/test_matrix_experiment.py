@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -298,15 +297,6 @@ def test_the_mean_over_systems_counts_every_item_once():
     value, interval, n = share([r for r in rows if r.task == "fake"], names, "question")
     assert (round(value, 3), n) == (0.333, 40)
     assert interval[1] - interval[0] > 0.25  # no narrower than 40 items allow
-
-
-def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
-        reproduce(ReproducePlan("two-hop"), ExperimentRun(tmp_path))
-    with pytest.raises(UsageError, match="needs matplotlib"):
-        draw_map(ExperimentRun(tmp_path))
-    assert not list(tmp_path.iterdir())
 
 
 # runs

@@ -121,7 +121,6 @@ def test_cases_hold_their_gain(monkeypatch):
 
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
-    pytest.importorskip("matplotlib")
     plan = report.RulePlan(
         items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,), compared=((60, 4),)
     )

@@ -194,7 +194,6 @@ def test_training_in_the_layer_learns_and_leaves_the_base(store):
 
 
 def test_page_and_figure_hold_what_was_found(tmp_path):
-    pytest.importorskip("matplotlib")
     plan = run.TheoryPlan(
         alone=3,
         together=(5,),

@@ -141,6 +141,9 @@ def test_one_reading_of_answers_holds_for_a_whole_file(tmp_path):
 def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path):
     path = lines(tmp_path, {"q": "?", "c": ["x", "y", "z"], "a": 1})
     assert "from 0 or from 1" in refused(path, Layout.of("prompt=q,choices=c,answer=a"))
+    for labels, chosen in (("0,1,2", "y"), ("1,2,3", "x"), ("c,1,d", "y")):
+        layout = Layout.of(f"prompt=q,choices=c,answer=a,labels={labels}")
+        assert load_task(path, None, layout).items[0].answers == (chosen,)
     labels = lines(tmp_path, {"q": "?", "c": ["x", "y", "z"], "a": 1, "l": [1, 2, 3]})
     layout = Layout.of("prompt=q,choices=c,answer=a,labels=l")
     assert load_task(labels, None, layout).items[0].answers == ("x",)

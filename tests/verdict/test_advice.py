@@ -19,7 +19,7 @@ from evidences import (
 )
 from hypothesis import given, settings
 
-from loraprobe.records import Attribution, Coverage, Forecast, Measurement, Oracle
+from loraprobe.records import Attribution, Coverage, Forecast, Measurement, Oracle, Reason, Verdict
 from loraprobe.verdict import Evidence, Request, judge, next_command
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import candidates, chain_gain
@@ -30,6 +30,21 @@ FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
 def asked(verdict, tasks=("t.jsonl",), limited=False):
     return next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited)
+
+
+def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
+    words = ("--fields", "prompt=question", "--metric", "numeric", "--margin", "0.1")
+    request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), asked=words)
+    reworded = (Reason("mostly-said-otherwise", ""),)
+    found = [
+        next_command(Verdict("inconclusive", "evaluation", (), action="gather-evidence"), request),
+        next_command(
+            Verdict("unlikely", "evaluation", reworded, action="gather-evidence"), request
+        ),
+    ]
+    assert "--task MORE-test --fields prompt=question --metric numeric --margin 0.1" in found[0]
+    assert found[1].count("--metric") == 1 and found[1].endswith("--margin 0.1 --metric contains")
+    assert "--task hf://datasets/o/n@c0:main/test" in found[1]
 
 
 # ---- every option in both forms ------------------------------------------------------------------

@@ -24,6 +24,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import read_adapter
+from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.experts import factors_of_expert, stacks
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.tensors import SafetensorsFile
@@ -39,8 +40,8 @@ FLOOR = 1e-12  # of the module's norm: rounding of float64
 def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path]) -> str | None:
     """How `found` differs from `again` beyond rounding; None if it does not.
 
-    All are safetensors files; `reordered` makes the third, and is called where bits differ. Raises
-    AdapterError for a file that cannot be read.
+    All are safetensors files; `reordered` makes the third, and is called where bits differ. Stacked
+    factors are compared by expert, with the config beside `again`. Raises AdapterError for a file that cannot be read.
     """
     ours, theirs = SafetensorsFile(found), SafetensorsFile(again)
     if ours.metadata != theirs.metadata:
@@ -64,7 +65,8 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
     third = SafetensorsFile(reordered())
     if third.shapes != theirs.shapes:
         return f"{differing[0]} differs, and the rank depends on the order of sums"
-    files, experts = (ours, theirs, third), stacks(read_adapter(again.parent).layout)
+    files, folder = (ours, theirs, third), again.parent
+    experts = stacks(read_adapter(folder).layout) if (folder / CONFIG).is_file() else {}
     for key, held in _parts(differing):
         tensors = [tuple(file.read(k) for k in held) for file in files]
         stack = experts.get(key.removeprefix(PREFIX), [])

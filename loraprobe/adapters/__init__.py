@@ -8,6 +8,7 @@ types       Adapter and its parts
 reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
             (what each tensor is), extras, config_issues and completeness (what is odd)
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
+experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 saving      writes a directory and reads it back; staging makes outputs complete or absent
 portable    one rank and one scaling in all modules, as servers read files
 mending     the paths and tensors of a file as peft reads them

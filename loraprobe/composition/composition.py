@@ -105,8 +105,7 @@ def composed(
     composition = on_layout_of(model, composition)
     targets = checked_targets(model, composition.experts)
     parameters = checked_places(model, composition.experts, composition.router)
-    owners = [place.module for place in parameters.values()]
-    dtype = _dtype([*targets.values(), *owners])
+    dtype = _dtype([*targets.values(), *(place.module for place in parameters.values())])
     layers = prepared(
         composition,
         dtype,

@@ -41,7 +41,8 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
     """How `found` differs from `again` beyond rounding; None if it does not.
 
     All are safetensors files; `reordered` makes the third, and is called where bits differ. Stacked
-    factors are compared by expert, with the config beside `again`. Raises AdapterError for a file that cannot be read.
+    factors are compared by expert, with the config beside `again`. Raises AdapterError for a file
+    that cannot be read.
     """
     ours, theirs = SafetensorsFile(found), SafetensorsFile(again)
     if ours.metadata != theirs.metadata:

@@ -248,6 +248,7 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
         rounding_error=0.0,
         dtype="bfloat16",
         seed=0,
+        serve=("vllm serve gpt2 --lora-modules a=.",),
         audit=audit,
         allowed=("x-y",),
     )

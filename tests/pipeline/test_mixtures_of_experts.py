@@ -64,6 +64,14 @@ def test_a_base_is_checked_by_its_parameters(world, tmp_path):
     assert "mlp.experts (down_proj, gate_up_proj)" in found["module-not-in-base"]
 
 
+def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(world, tmp_path):
+    parameters = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
+    other = read_adapter(peft_adapter(tmp_path / "down", mixtral(), 1, r=2, **parameters))
+    issues = check([read_adapter(world / "a"), other]).issues
+    found = next(issue for issue in issues if issue.code == "parameters-differ")
+    assert found.severity == "error" and found.cure and "down_proj, gate_up_proj" in found.message
+
+
 def merged(world, out, *options):
     done = call("merge", world / "a", world / "b", "-o", out, *options)
     assert done.exit_code == 0, done.output

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from typer.core import TyperCommand
 
 from loraprobe.cli.output import WORDS
@@ -92,6 +91,8 @@ def _names(parameter: Any) -> list[str]:
 def _read(file: str) -> Mapping[Any, Any]:
     """The mapping in a YAML file, of which JSON is a part."""
     path = Path(file)
+    import yaml  # which most commands do without
+
     try:
         size = path.stat().st_size
         if size > limits().items:

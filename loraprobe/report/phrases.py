@@ -135,10 +135,10 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     found = [("why", r.message) for r in why[:2]]
     found += [("watch", r.message) for r in _told("watch", verdict.reasons)]
     found += [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
-    if verdict.evidence == "weights" and len(found) < MOST_REASONS:
+    found = [*found[:MOST_REASONS], *_issues(audit, MOST_REASONS - len(found))]
+    if verdict.evidence == "weights":  # what warns of nothing comes last
         found += [("watch", r.message) for r in verdict.reasons if r.code == "unrelated-updates"]
     yield from found[:MOST_REASONS]
-    yield from _issues(audit, MOST_REASONS - len(found))
 
 
 def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:

@@ -86,7 +86,10 @@ def test_items_with_other_metrics_or_limits_are_other_items(folder):
     ],
 )
 def test_what_cannot_be_asked_is_said_with_the_cure(folder, reference, options, error, said):
-    (folder / "broken.yaml").write_text("task: broken\ndataset_path: json\ntest_split: no\n")
+    (folder / "broken.yaml").write_text(
+        "task: broken\ndataset_path: json\ntest_split: test\n"
+        "dataset_kwargs: {data_files: {test: missing.json}}\n"
+    )
     with pytest.raises(error) as raised:
         open_tasks(f"lm_eval:{reference}@{folder}", Options(**options))
     assert said in str(raised.value) and raised.value.cure

@@ -274,7 +274,7 @@ def test_the_probability_follows_from_the_document(told):
 
 
 def forecast_of(**options):
-    adapters = [SimpleNamespace(name=name, whole={}) for name in "ab"]
+    adapters = [SimpleNamespace(name=name, whole={}, layout={}) for name in "ab"]
     return forecastable(Options(**options), adapters)
 
 

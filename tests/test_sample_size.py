@@ -30,8 +30,9 @@ def test_four_of_five_runs_decide_with_the_items_needed_and_two_with_half(better
 
     def decided(n):
         """The share of runs of n items that decide, where the pilot's figures are the truth."""
-        ends = [interval(rng.choice(pilot, n))[2:] for _ in range(RUNS)]
-        return np.mean([low > MARGIN if mean > MARGIN else high < MARGIN for low, high in ends])
+        found = estimate(rng.choice(pilot, (n, RUNS)), np.arange(n))
+        low, high = found.interval(found.critical(0.95))
+        return np.mean(low > MARGIN if mean > MARGIN else high < MARGIN)
 
     error = 4 * (0.25 / RUNS) ** 0.5
     assert decided(needed) == pytest.approx(0.8, abs=error)

@@ -206,9 +206,9 @@ def forecast(verdict: Verdict) -> str:
     if (found := verdict.forecast) is not None:
         told.append(f"before composing: {fmt.gain(found.gain, *found.ci95)} if effects just added")
     if verdict.probability is not None:
-        told.append(f"{verdict.decision} with probability {_share(verdict.probability)}")
+        told.append(f"{verdict.decision} with probability {fmt.probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
-        chance = _share(verdict.gain.probability)
+        chance = fmt.probability(verdict.gain.probability)
         told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}")
     return "; ".join(told)
 
@@ -217,13 +217,6 @@ def known(verdict: Verdict) -> str:
     """What measured adapter sets of the same kind gained, beside an open verdict."""
     found = next((r for r in verdict.reasons if r.code == "measured-elsewhere"), None)
     return f"{found.message[0].lower()}{found.message[1:-1]}" if found is not None else ""
-
-
-def _share(probability: float) -> str:
-    """A probability with two decimals, which are never those of certainty."""
-    if probability >= 0.995:
-        return "above 0.99"
-    return "below 0.01" if probability < 0.005 else fmt.number(probability)
 
 
 def _better_form(audit: Audit, system: str) -> str:

@@ -48,3 +48,10 @@ def signed(difference: float, digits: int = 2) -> str:
 def gain(difference: float, low: float, high: float, digits: int = 2) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
     return f"{signed(difference, digits)} {interval(low, high, digits)}"
+
+
+def probability(value: float) -> str:
+    """A probability with two decimals, which are never those of certainty."""
+    if value >= 0.995:
+        return "above 0.99"
+    return "below 0.01" if value < 0.005 else number(value)

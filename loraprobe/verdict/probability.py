@@ -142,8 +142,8 @@ def _measured_on(
 ) -> Reason:
     text = (
         f"The probability that {gain.system} gains more than {fmt.number(margin)} is "
-        f"{fmt.probability(probability)} after {count(gain.n, 'item')} (prior {fmt.number(prior)}). "
-        f"After {found.items} items, on {found.where}, such probabilities for a margin of "
+        f"{fmt.probability(probability)} after {count(gain.n, 'item')} "
+        f"(prior {fmt.number(prior)}). After {found.items} items, on {found.where}, such probabilities for a margin of "
         f"{fmt.number(MARGIN)} had a Brier score of {fmt.number(found.brier)}"
     )
     if found.auroc is not None:

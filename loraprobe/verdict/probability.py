@@ -143,8 +143,9 @@ def _measured_on(
     text = (
         f"The probability that {gain.system} gains more than {fmt.number(margin)} is "
         f"{fmt.probability(probability)} after {count(gain.n, 'item')} "
-        f"(prior {fmt.number(prior)}). After {found.items} items, on {found.where}, such probabilities for a margin of "
-        f"{fmt.number(MARGIN)} had a Brier score of {fmt.number(found.brier)}"
+        f"(prior {fmt.number(prior)}). After {found.items} items, on {found.where}, such "
+        f"probabilities for a margin of {fmt.number(MARGIN)} had a Brier score of "
+        f"{fmt.number(found.brier)}"
     )
     if found.auroc is not None:
         text += f" and an AUROC of {fmt.number(found.auroc)}"

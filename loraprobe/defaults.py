@@ -29,6 +29,8 @@ PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = FIRST_ROUND  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 
+FEWEST_SETS = 10  # measured adapter sets of a kind, from which a verdict tells their share
+
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
 OPPOSED_COSINE = -0.25  # updates with a smaller cosine cancel each other

@@ -1,8 +1,8 @@
 """The options of all commands, each declared once: default, meaning, group and limits.
 
 The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations. `Options` decide a result, `OutputOptions` how a
-command prints and where it writes.
+the documentation come from these declarations. `Options` decide a result,
+`loraprobe.output_options` how a command prints and where it writes.
 """
 
 from __future__ import annotations
@@ -286,32 +286,3 @@ class Options(TaskOptions):
         decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """How a command prints its result and where it writes."""
-
-    target: Path | None = option(
-        None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
-    )
-    overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
-    push: str | None = option(
-        None,
-        OUTPUT,
-        "Upload the directory to this repository of the Hub, private unless --public.",
-        metavar="OWNER/NAME",
-    )
-    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
-    json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
-    html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
-    dry_run: bool = option(
-        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
-    )
-    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = option(
-        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
-    )
-    explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
-    quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
-    exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

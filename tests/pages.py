@@ -12,7 +12,8 @@ from pathlib import Path
 from loraprobe.cli.methods import described
 from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
 from loraprobe.declarations import declarations
-from loraprobe.options import Options, OutputOptions
+from loraprobe.options import Options
+from loraprobe.output_options import OutputOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 

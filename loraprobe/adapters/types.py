@@ -209,6 +209,10 @@ class Adapter:
                 digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
 
+    def norm(self) -> float:
+        """The Frobenius norm of all deltas together, from the factors, one module at a time."""
+        return math.hypot(*(float(u.to(torch.float64).norm()) for u in self.modules.values()))
+
     def summary(self, norm: float | None = None) -> AdapterSummary:
         """The summary shown in reports; `norm` comes from the diagnostics."""
         low, high = self.rank_range

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from loraprobe.errors import UsageError
-from loraprobe.options import OutputOptions
+from loraprobe.output_options import OutputOptions
 from loraprobe.records import Audit, Progress, Sample
 from loraprobe.report.formatting import clean
 from loraprobe.secrets import scrub

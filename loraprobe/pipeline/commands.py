@@ -137,10 +137,13 @@ def merge(
     with session.stage("merge"):
         merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
     with session.stage("diagnose"):
-        figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
+        norm = merged.adapter.norm()
+        figures = merge_figures(merged, norm, prepared)
+        figures += warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
     serve = serve_commands(merged.written, local_name(str(written[0])) if written else "DIR")
-    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve), made_text(merged, options)]
+    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve)]
+    notes.append(made_text(merged, norm, options))
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 

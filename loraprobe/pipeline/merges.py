@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from loraprobe import diagnostics
 from loraprobe.adapters import Adapter, check_apart
@@ -60,10 +57,10 @@ def merge_by(
     )
 
 
-def made_text(merged: Merged, options: Options) -> str:
-    """What the merge is, and whether its method has no use for the weights that were given."""
+def made_text(merged: Merged, norm: float, options: Options) -> str:
+    """What the merge is, its norm, and whether its method ignores the weights that were given."""
     made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
-    made += f"; its norm is {norm_of(merged.adapter):.4g}."
+    made += f"; its norm is {norm:.4g}."
     if options.given_weights and not METHODS.make(merged.spec).takes_weights:
         made += " It ignores --weights; --method task_arithmetic uses them."
     return made
@@ -78,23 +75,18 @@ def rank_text(merged: Merged) -> str:
     return f"{low} to {high}{filled}"
 
 
-def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]:
+def merge_figures(merged: Merged, norm: float, prepared: Prepared) -> tuple[Measurement, ...]:
     """Norms of the untransformed sources and of the merge, and the merge's errors."""
     norms = {source.name: source.norm for source in merged.sources}
     norms |= {step.adapter: step.norm_before for step in prepared.steps}
     name = (merged.adapter.name,)
-    norms[merged.adapter.name] = norm_of(merged.adapter)
+    norms[merged.adapter.name] = norm
     rows = [Measurement("norm", (source,), norm) for source, norm in norms.items()]
     rows.append(Measurement("compression_error", name, merged.compression_error))
     rows.append(Measurement("rounding_error", name, merged.rounding_error))
     if merged.sketch_error:
         rows.append(Measurement("sketch_error", name, merged.sketch_error))
     return tuple(rows)
-
-
-def norm_of(adapter: Adapter) -> float:
-    """The Frobenius norm of all deltas together."""
-    return math.hypot(*(float(u.to(torch.float64).norm()) for u in adapter.modules.values()))
 
 
 def warning_figures(

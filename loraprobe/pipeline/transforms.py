@@ -109,9 +109,9 @@ def prepare(
         return Prepared(tuple(adapters))
     together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
-    before = [total_norm(adapter) for adapter in adapters]
+    before = [adapter.norm() for adapter in adapters]
     made = [subtracted(adapter, general) for adapter in adapters] if general else adapters
-    norms = [total_norm(adapter) for adapter in made] if general else before
+    norms = [adapter.norm() for adapter in made] if general else before
     _refuse_nothing(made, norms, before, general)
     factors = [1.0] * len(made)
     if options.balance == "norm":
@@ -133,11 +133,6 @@ def prepare(
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
     return Prepared(tuple(made), tuple(general), steps, _notes(steps, options), widest)
-
-
-def total_norm(adapter: Adapter) -> float:
-    """Frobenius norm of all deltas together, from the factors, one module at a time."""
-    return sum(float(u.to(torch.float64).norm()) ** 2 for u in adapter.modules.values()) ** 0.5
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:

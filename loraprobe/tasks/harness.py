@@ -15,7 +15,6 @@ plain mean decides here too.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -155,11 +154,8 @@ def _manager(folder: str) -> Any:
 
 
 def _unknown(name: str, known: Sequence[str], folder: str) -> UsageError:
-    close = difflib.get_close_matches(name, known, 3)
-    if close:
-        hint = f"did you mean {listing(close).replace(' and ', ' or ')}?"
-    elif folder:
-        hint = f"there are {', '.join(known)}." if known else "check the folder, it has no task."
-    else:
-        hint = "lm_eval ls tasks lists them, and lm_eval:TASK@DIR takes your own."
+    others = "lm_eval ls tasks lists them, and lm_eval:TASK@DIR takes your own."
+    if folder:
+        others = "" if known else "check the folder, it has no task."
+    hint = nearest(name, known, others)
     return UsageError(f"{folder or 'lm-evaluation-harness'} has no task {name!r}: {hint}")

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from loraprobe.defaults import MARGIN, UNKNOWN
+from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
@@ -39,7 +39,6 @@ ELSEWHERE = Reason(
     source="computed from the data of arXiv 2602.12323: LoraHub, weights searched on 100 examples, "
     "46 tasks",
 )
-FEWEST_SETS = 10  # adapter sets of a kind, from which their share is told
 Hops = Mapping[int, Mapping[str, Knowledge]]
 
 

@@ -23,7 +23,7 @@ made_by       the command that wrote it
 coefficients  "unit", "intercept", "baseline", "spread"
 measured      "cases", "bases"
 gained        [[margin, share of the cases that gained more], ...], margins rising
-accuracy      kind of base -> "where", "sets", "items", "auroc" (within a scenario, or null),
+accuracy      kind of base -> "where", "sets", "items", "auroc" (within a kind of sets, or null),
               "brier", "likely" (how many sets got a probability of at least LIKELY_FROM), "wrong"
               (the share of these that did not gain, or null); of adapter sets whose compositions
               were asked so many items, only of kinds of which enough sets were measured
@@ -128,8 +128,8 @@ class Calibration:
     ) -> float:
         """P(true gain > margin); error: the standard error of the measured gain.
 
-        prior: the share expected to gain more than the margin; None for the cases' own. What no
-        number of measured cases could show is not said: it lies between LEAST and 1 - LEAST.
+        prior: the share expected to gain more than the margin; None for the cases' own, with which
+        it lies between LEAST and 1 - LEAST: these cases could not show more.
         """
         found = self.coefficients.exceeds(margin, baseline, gain, error)
         found = min(max(found, LEAST), 1 - LEAST)

@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -36,8 +36,8 @@ class Case:
     adapter. gain: the measured gain on the better form, ci95: its pointwise interval, n: its items.
 
     What follows is missing in older files. model_type: that of the base's config, "" where it is
-    unknown. figures: the largest of some figures of the weights. forecast_retention, retention: of
-    several tasks the smallest forecast and measured share that is kept of a specialist's gain.
+    unknown. forecast_retention, retention: of several tasks the smallest forecast and measured
+    share that is kept of a specialist's gain.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -60,7 +60,6 @@ class Case:
     ci95: Interval
     n: int
     model_type: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
     forecast_retention: float | None = None
     retention: float | None = None
 

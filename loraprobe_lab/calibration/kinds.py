@@ -14,11 +14,19 @@ import numpy as np
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe_lab.calibration.cases import METHODS, Case, read_cases
-from loraprobe_lab.calibration.fit import Array
+from loraprobe_lab.calibration.fit import WITH_FORECAST, Array
 from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
-from loraprobe_lab.calibration.validation import LEFT_OUT, figures_of, left_out
+from loraprobe_lab.calibration.validation import (
+    FIRST_ROUND,
+    LEFT_OUT,
+    Known,
+    figures_of,
+    left_out,
+    signs_agree,
+)
 from loraprobe_lab.experiments.pages import number, percent
 
+COMPARED = (FIRST_ROUND, Known(WITH_FORECAST, PILOT_ITEMS), Known(WITH_FORECAST, None))
 HEAD = (
     "kind, sets, gained, signs agree, decided, of them gained, AUROC (null), "
     "Brier score (of the share), called likely, of them wrong, successes called"
@@ -28,9 +36,12 @@ HEAD = (
 def page(cases: Sequence[Case], base: str) -> str:
     """The page for the sets of one base, by a fit on the others."""
     every = sets_of(cases)
-    p = left_out(every, LEFT_OUT["bases"])
     at = [i for i, one in enumerate(every) if one.cases[0].base == base]
     sets = [every[i] for i in at]
+    found = {known: left_out(every, LEFT_OUT["bases"], known)[:, at] for known in COMPARED}
+    others = "; ".join(
+        f"{known} {number(figures_of(sets, p).brier, 2)}" for known, p in found.items()
+    )
     return (
         f"# Forecast, first round and outcome on {base}\n\n"
         f"{len(sets)} adapter sets, none of which was chosen by what its compositions give, each "
@@ -41,7 +52,8 @@ def page(cases: Sequence[Case], base: str) -> str:
         f"{PILOT_ITEMS} items, drawn from the measured gains and their errors, on decided sets, "
         f"by a map that was fitted\nwithout this base. A set is called likely from "
         f"{LIKELY_FROM} on.\n\n"
-        f"{table(sets, p[:, at])}\n\n## The sets\n\n"
+        f"{table(sets, found[FIRST_ROUND])}\n\n"
+        f"Brier score by what is known: {others}.\n\n## The sets\n\n"
         "Best score of the base or a single adapter, and for each composition forecast → measured "
         f"gain.\n\n{table_of_sets(sets)}"
     )
@@ -60,10 +72,10 @@ def table(sets: Sequence[MeasuredSet], p: Array) -> str:
 
 def _row(name: str, sets: Sequence[MeasuredSet], p: Array) -> str:
     cases = [case for one in sets for case in one.cases]
-    agree = float(np.mean([(c.forecast > MARGIN) == (c.gain > MARGIN) for c in cases]))
     found, outcomes = figures_of(sets, p), [one.outcome for one in sets]
     cells = (
-        *(name, len(sets), sum(case.gain > MARGIN for case in outcomes), number(agree, 2)),
+        *(name, len(sets), sum(case.gain > MARGIN for case in outcomes)),
+        number(signs_agree(cases), 2),
         *(found.decided, sum(case.label(MARGIN) or 0 for case in outcomes if case.tasks == 1)),
         f"{number(found.auroc, 2)} ({number(found.null, 2)})",
         f"{number(found.brier, 2)} ({number(found.reference, 2)})",

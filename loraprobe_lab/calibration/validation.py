@@ -86,11 +86,10 @@ def left_out(
         raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
     rng = np.random.default_rng(0)
     found = np.zeros((DRAWS if known.items else 1, len(sets)))
-    fits = {
-        group: fit([c for s, g in zip(sets, groups, strict=True) if g != group for c in s.cases],
-                   known.variant)
-        for group in dict.fromkeys(groups)
-    }  # fmt: skip
+    fits = {}
+    for left in dict.fromkeys(groups):
+        rest = [one for one, group in zip(sets, groups, strict=True) if group != left]
+        fits[left] = fit([case for one in rest for case in one.cases], known.variant)
     for i, (one, group) in enumerate(zip(sets, groups, strict=True)):
         for draw in found:
             if known.items:
@@ -182,9 +181,8 @@ class Results:
     figures: Mapping[Known, Mapping[str, Figures]]
     shipped: Mapping[str, Array]
 
-    def of(self, what: str, **own: str) -> Figures:
-        """The figures of what ships on left-out sets whose cases have this attribute."""
-        ((name, value),) = own.items()
+    def of(self, what: str, name: str, value: str) -> Figures:
+        """The figures of what ships on left-out sets; name, value: an attribute of their cases."""
         chosen = [i for i, one in enumerate(self.sets) if getattr(one.cases[0], name) == value]
         return figures_of([self.sets[i] for i in chosen], self.shipped[what][:, chosen])
 
@@ -192,13 +190,13 @@ class Results:
     def kinds(self) -> list[tuple[str, Figures]]:
         """(kind, figures) of what ships."""
         names = sorted({case.scenario for case in self.cases})
-        return [(name, self.of("kinds", scenario=name)) for name in names]
+        return [(name, self.of("kinds", "scenario", name)) for name in names]
 
     @property
     def bases(self) -> list[tuple[str, str, Figures]]:
         """(kind of base, what is left out, figures) of what ships."""
         return [
-            (kind, what, self.of(what, base_kind=kind))
+            (kind, what, self.of(what, "base_kind", kind))
             for kind in WHERE
             for what in ("bases", "kinds")
         ]
@@ -264,6 +262,7 @@ def report(
         command=command,
         skipped=skipped,
         cells=cells(results.cases),
+        agree=signs_agree([case for case in results.cases if case.label(MARGIN) is not None]),
         undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),
         margins=[
             (m, figures_of(results.sets, left_out(results.sets, LEFT_OUT["kinds"], margin=m), m))
@@ -276,6 +275,11 @@ def report(
         fewest_decided=FEWEST_DECIDED,
         shipped=FIRST_ROUND,
     )
+
+
+def signs_agree(cases: Sequence[Case]) -> float:
+    """The share of compositions whose forecast and gain lie on one side of the margin."""
+    return float(np.mean([(case.forecast > MARGIN) == (case.gain > MARGIN) for case in cases]))
 
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:

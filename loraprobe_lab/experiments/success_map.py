@@ -59,7 +59,6 @@ def draw_map(
 
 def evaluate_map(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
     """Evaluates base, singles and every composition; known results are not computed again."""
-    from loraprobe.pipeline.transforms import total_norm
 
     adapters, scenarios = evaluator.adapters(), tuple(evaluator.world.scenarios.values())
     loaded = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
@@ -69,7 +68,7 @@ def evaluate_map(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
         for system, names, parts in _systems(adapters)
     ]
     results = evaluator.evaluate_all(base.name, asked)
-    norms = {name: total_norm(adapter) for name, adapter in adapters.items()}
+    norms = {name: adapter.norm() for name, adapter in adapters.items()}
     return WorldResults(base, scenarios, tuple(results), norms)
 
 

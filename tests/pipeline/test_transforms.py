@@ -16,7 +16,7 @@ from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
-from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
+from loraprobe.pipeline.transforms import prepare, scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe_lab.calibration.forecast import forecastable
@@ -45,7 +45,7 @@ def test_balanced_norms_are_the_mean_and_directions_stay():
     found = prepare(adapters, Options(balance="norm"))
     mean = sum(norms) / 3
     for before, after, step, norm in zip(adapters, found.adapters, found.steps, norms, strict=True):
-        assert total_norm(after) == pytest.approx(mean, rel=1e-6)
+        assert after.norm() == pytest.approx(mean, rel=1e-6)
         assert (after.name, after.base_model) == (before.name, before.base_model)
         assert step.factor == pytest.approx(mean / norm, rel=1e-6)
         assert step.norm_before == pytest.approx(norm, rel=1e-6)
@@ -124,7 +124,7 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
     found = prepare(tasks, Options(balance="norm" if balance else "none"), general)
     for task, after, each, norm in zip(tasks, found.adapters, wanted, norms, strict=True):
         assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
-        assert total_norm(after) == pytest.approx(mean if balance else norm, rel=1e-5)
+        assert after.norm() == pytest.approx(mean if balance else norm, rel=1e-5)
         for path, info in after.layout.items():
             assert close(delta(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
             assert (info.kind, info.kernel) == (
@@ -147,7 +147,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 def test_subtraction_comes_before_balancing():
     adapters, general = [some("a", 1), some("b", 2, scaling=4.0)], [some("g", 3, scaling=2.0)]
     found = prepare(adapters, Options(balance="norm"), general)
-    assert total_norm(found.adapters[0]) == pytest.approx(total_norm(found.adapters[1]))
+    assert found.adapters[0].norm() == pytest.approx(found.adapters[1].norm())
     path = "model.layers.0.mlp.up_proj"
     wanted = (dense(adapters[0], path) - dense(general[0], path)) * found.steps[0].factor
     assert close(dense(found.adapters[0], path), wanted)
@@ -261,7 +261,7 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     assert controls["shrunk:a"].experts == (adapters[0],)
     kept, drawn = controls["random-partner"].experts
     assert kept is prepared[0]
-    assert total_norm(drawn) == pytest.approx(total_norm(prepared[1]), rel=1e-5)
+    assert drawn.norm() == pytest.approx(prepared[1].norm(), rel=1e-5)
     assert forecastable(builder.options, adapters) == {}
     assert set(forecastable(Options(), adapters)) == {"uniform", "sum", "arrow"}
 

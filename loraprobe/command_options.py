@@ -42,6 +42,13 @@ EVALUATE = (
     "threads per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()
 
+SCREEN = (
+    f"{LAYOUT} "
+    "items keep budget methods routers balance metric run_unsafe_code margin retention prior "
+    "calibration limit all_items max_new_tokens chat_template device dtype quantize device_map "
+    "batch_size threads allow trust_remote_code seed resume"
+).split()
+
 
 def takes(names: Sequence[str]) -> Callable[[Function], Function]:
     """Gives a Python function the options of a command as keywords, and documents each.

@@ -29,6 +29,14 @@ PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = FIRST_ROUND  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 
+# The screen of a library.
+SCREENING_ITEMS = 40  # --items: of each task, on which every adapter is asked alone
+SCREENING_LEAST = 10  # the fewest of them
+KEPT = 8  # --keep: sets of adapters that are composed and proved
+BEST_SINGLES = 3  # the best single adapters, which are proved too
+SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
+TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
+
 FEWEST_SETS = 10  # measured adapter sets of a kind, from which a verdict tells their share
 
 # Warnings about weights.

@@ -70,6 +70,8 @@ def linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         return None
+    if weight.device.type == "meta":  # accelerate has it elsewhere
+        return None
     return weight.detach(), getattr(head, "bias", None)
 
 

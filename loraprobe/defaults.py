@@ -55,6 +55,7 @@ FAMILY_COSINE = 0.5  # groups of a library with at least this mean cosine are on
 COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
 COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
 OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
+KEEP = 5  # --keep: compositions of a library that are evaluated
 
 # The search of weights, and routers that are fitted to prompts.
 SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried

@@ -1,5 +1,6 @@
 """A library of adapters: reading many, and how they relate to each other.
 
+listing      references in files and on standard input
 reading      references -> members that were read once, each with its sketch; what cannot be used is
              named and never ends the run; `stored` keeps what was read
 sketches     random projections of an adapter, from which the cosine of every pair is estimated
@@ -11,6 +12,7 @@ arranging    members -> the record of the library
 
 from loraprobe.library.arranging import Arranged, arranged
 from loraprobe.library.fitting import commonest_base, fitted
+from loraprobe.library.listing import listed
 from loraprobe.library.reading import Member, read_library
 
-__all__ = ["Arranged", "Member", "arranged", "commonest_base", "fitted", "read_library"]
+__all__ = ["Arranged", "Member", "arranged", "commonest_base", "fitted", "listed", "read_library"]

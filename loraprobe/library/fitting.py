@@ -52,9 +52,11 @@ def fitted(
     return made if base is not None else _against_most(made, kinds, allow)
 
 
-def commonest_base(members: Sequence[Member]) -> str | None:
-    """The base model that most usable members name; None if none names one."""
-    return _commonest(member.open().base_model for member in members if member.usable)
+def commonest_base(members: Sequence[Member]) -> Member | None:
+    """The first usable member of the base model that most of them name; None if none names one."""
+    usable = [member for member in members if member.usable]
+    base = _commonest(member.record.base_model for member in usable)
+    return next((m for m in usable if m.record.base_model == base), None) if base else None
 
 
 def _against_most(

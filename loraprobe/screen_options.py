@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraprobe.declarations import EVALUATION, option
-from loraprobe.defaults import KEPT, SCREENING_ITEMS, SCREENING_LEAST
+from loraprobe.defaults import KEEP, SCREENING_ITEMS, SCREENING_LEAST
 from loraprobe.task_options import TaskOptions
 
 
@@ -20,7 +20,7 @@ class ScreenOptions(TaskOptions):
         least=SCREENING_LEAST,
     )
     keep: int = option(
-        KEPT, EVALUATION, "Sets of adapters that are composed and proved.", least=1, most=64
+        KEEP, EVALUATION, "Sets of adapters that are composed and proved.", least=1, most=64
     )
     budget: float | None = option(
         None, EVALUATION, "Minutes that the run may take; what was found by then is told.", least=0

@@ -80,7 +80,7 @@ def with_next(
     options: Options,
     inputs: Inputs,
     kind: str,
-    found: Compatibility = Compatibility(),
+    found: Compatibility,
     spec: str | None = None,
 ) -> Verdict:
     """The verdict with the command to run next.
@@ -89,9 +89,7 @@ def with_next(
     name.
     """
     spec = spec or verdict.system
-    request = replace(
-        requested(options, inputs, kind), fitting=_fitting(inputs.given, found)
-    )
+    request = replace(requested(options, inputs, kind), fitting=_fitting(inputs.given, found))
     if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)

@@ -32,7 +32,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The sets of adapters in one form of the question, the best first, and how many were ranked."""
+    """The sets of adapters in one form of the question, the best first, and how many there were."""
 
     form: str
     order: tuple[tuple[Subset, float], ...]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Reading:
         states, found = read_states(
             scorer, self.rows, [[self.texts[t].tokens for t in own] for own in of_row]
         )
-        logprobs = dict(zip(sum(of_row, []), sum(found, []), strict=True))
+        logprobs = dict(zip(chain(*of_row), chain(*found), strict=True))
         scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
         for t, text in enumerate(self.texts):
             scores[text.question].append((logprobs[t], len(text.tokens)))
@@ -145,6 +146,29 @@ class PairForecast:
             self.logits, self.rest, self.places, torch.from_numpy(np.ascontiguousarray(subsets))
         )
         return _judged(self.reading, logprob.numpy(), right.numpy())
+
+    def by_task(self, subsets: np.ndarray) -> dict[str, np.ndarray]:
+        """The mean score [m] of sets of adapters on each task of which texts were read.
+
+        It is the mean of right answers and of the probabilities of the right answers.
+        """
+        hard, soft = self.values(subsets)
+        tasks = np.array([question.task for question in self.reading.questions])
+        mean = (hard + soft) / 2
+        return {name: mean[:, tasks == name].mean(1) for name in dict.fromkeys(tasks.tolist())}
+
+    def added(self, subsets: np.ndarray) -> np.ndarray:
+        """Of which sets [m] the effects can be added."""
+        found: np.ndarray = np.array(self.linear)[subsets].all(1)
+        return found
+
+    def results(self, members: Sequence[int], name: str) -> list[ItemResult]:
+        """The results of one set of adapters as those of a system of that name."""
+        hard, _ = self.values(np.array([members]))
+        return [
+            question.result(name, abs(float(value)), "")
+            for question, value in zip(self.reading.questions, hard[0], strict=True)
+        ]
 
 
 def _judged(reading: Reading, logprob: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:

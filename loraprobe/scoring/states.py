@@ -127,9 +127,7 @@ def _tails(scorer: Scorer, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor
         yield caught[-1][i, start - first : len(ids) - first], logits[i]
 
 
-def _kept(
-    hidden: Tensor, logits: Tensor, head: tuple[Tensor, Tensor | None]
-) -> tuple[Tensor, ...]:
+def _kept(hidden: Tensor, logits: Tensor, head: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
     weight, bias = head
     logits = logits.float()
     top = logits.topk(min(TOP, logits.shape[-1]), -1)

@@ -99,11 +99,11 @@ def _verdict(
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
     verdict = _with_scale(verdict, evaluator, proved)
     spec, named = None, list(inputs.given)
+    if own is not None:
+        named, spec = list(own.builder.trained), own.systems[verdict.system or ""][0]
     if verdict.action.startswith("use-single:"):
         chosen = verdict.action.partition(":")[2]
-        named = [adapter for adapter in named if adapter.name == chosen]
-    elif own is not None:
-        named, spec = list(own.builder.trained), own.systems[verdict.system or ""][0]
+        named = [adapter for adapter in inputs.given if adapter.name == chosen]
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
     about = replace(inputs, adapters=named, given=named)
     return with_next(verdict, options, about, kind, empty.compatibility, spec), examined

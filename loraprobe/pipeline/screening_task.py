@@ -164,7 +164,7 @@ def _score(
     for one in known:
         if form == "steps" and one.form is not None:
             found.append(one.steps(subsets))
-        elif values is not None and one.task.name in values:
+        elif forecast is not None and values is not None and one.task.name in values:
             plain = values[one.task.name]
             linear = forecast.added(subsets)
             found.append(plain if linear.all() else np.where(linear, plain, one.question(subsets)))

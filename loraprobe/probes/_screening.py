@@ -171,7 +171,9 @@ class PairForecast:
         ]
 
 
-def _judged(reading: Reading, logprob: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:
+def _judged(
+    reading: Reading, logprob: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     of_question: list[list[int]] = [[] for _ in reading.questions]
     for t, text in enumerate(reading.texts):

@@ -10,7 +10,7 @@ from loraprobe import compatibility
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.errors import LoraprobeError
-from loraprobe.library.reading import Member
+from loraprobe.library.reading import Member, issue_of
 from loraprobe.records import Issue
 
 Shapes = Mapping[str, tuple[int, int]]  # kind of module -> (out, in)
@@ -46,9 +46,7 @@ def fitted(
                 )
                 made[at] = _judged(member, found.issues)
         except LoraprobeError as error:  # its files changed meanwhile
-            name = (member.record.name,)
-            issue = Issue("error", error.code, name, str(error), error.cure)
-            made[at] = member.changed(issue, state="broken")
+            made[at] = member.changed(issue_of(error, member.record.name), state="broken")
     return made if base is not None else _against_most(made, kinds, allow)
 
 

@@ -81,12 +81,20 @@ def _unread(name: str, reference: str, error: LoraprobeError) -> Member:
     def again() -> Adapter:
         raise error
 
-    cure = error.cure[:1].upper() + error.cure[1:]
-    issue = Issue("error", error.code, (name,), public_text(str(error)), public_text(cure))
+    issue = issue_of(error, name)
     record = LibraryAdapter(
         name, reference, None, "", None, None, 0, 0, None, state="broken", issues=(issue,)
     )
     return Member(record, again)
+
+
+def issue_of(error: LoraprobeError, name: str) -> Issue:
+    """An error of one adapter as a finding: what is wrong, and the cure apart from it."""
+    told, cure = str(error).rstrip("."), error.cure.rstrip(".")
+    if cure and told.endswith(cure):
+        told = told.removesuffix(cure).rstrip(" ;:.") or told
+    message, cure = public_text(f"{told}."), public_text(f"{cure[:1].upper()}{cure[1:]}.")
+    return Issue("error", error.code, (name,), message, cure)
 
 
 def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:

@@ -80,7 +80,9 @@ def write_library(place: Path, tables: Mapping[str, Mapping[str, str]], items: i
         asked = ASKED[k % len(ASKED)]
         first = FIRST.get(asked, "bo")
         prompt = f"{WORDS[k % 13]} {WORDS[k // 13 % 13]} {WORDS[k // 169]} {asked}"
-        rows.append({"id": str(k), "prompt": prompt, "answer": f"{first} {SECOND.get(first, 'is')}"})
+        rows.append(
+            {"id": str(k), "prompt": prompt, "answer": f"{first} {SECOND.get(first, 'is')}"}
+        )
     task = place / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, rows)))
     refs = [str(place / name) for name in tables]

@@ -25,7 +25,7 @@ def chosen_from(choice: Choice) -> Reason:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     return Reason(
         "screened",
-        f"Chosen from {count(choice.adapters, 'adapter')} and {count(choice.sets, 'set')} of them: "
+        f"Chosen from {choice.adapters:,} adapters and {choice.sets:,} sets of them: "
         f"{choice.adapters + 1:,} passes over {count(choice.items, 'question')}, then "
         f"{count(choice.proved, 'set')} proved on up to {count(choice.others, 'other')}.",
         float(choice.sets),

@@ -42,6 +42,13 @@ SHARED_INITIALISATION = 0.5  # the mean cosine of the rows of two A
 # 19.5, of 226 adapters of the lab 14.4; the weights of SmolLM2-135M themselves have 16 to 206.
 EXTREME_NORM = 100.0
 
+# Libraries of adapters.
+FAMILY_COSINE = 0.5  # groups of a library with at least this mean cosine are one family
+COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
+COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
+OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
+KEEP = 5  # --keep: compositions of a library that are evaluated
+
 # The search of weights, and routers that are fitted to prompts.
 SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried
 SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for a search or a router

@@ -46,6 +46,13 @@ from loraprobe.records.measurements import (
     WeightSearch,
 )
 from loraprobe.records.plain import as_text, document, plain
+from loraprobe.records.screening import (
+    Library,
+    LibraryAdapter,
+    LibraryItems,
+    LibraryScore,
+    Shortlisted,
+)
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 __all__ = [
@@ -70,6 +77,10 @@ __all__ = [
     "Issue",
     "ItemResult",
     "LayerGroup",
+    "Library",
+    "LibraryAdapter",
+    "LibraryItems",
+    "LibraryScore",
     "Measurement",
     "Oracle",
     "Progress",
@@ -84,6 +95,7 @@ __all__ = [
     "Sample",
     "Score",
     "Severity",
+    "Shortlisted",
     "SystemKind",
     "Transformation",
     "Verdict",
@@ -122,6 +134,8 @@ class Audit:
     rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
+    library: Library | None = None
+    shortlist: tuple[Shortlisted, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
 

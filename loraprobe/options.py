@@ -26,13 +26,13 @@ from loraprobe.declarations import (
     read_named_file,
     read_weights,
 )
-from loraprobe.defaults import KEEP, MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
+from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-from loraprobe.task_options import TaskOptions
+from loraprobe.screen_options import ScreenOptions
 
 
 @dataclass(frozen=True)
-class Options(TaskOptions):
+class Options(ScreenOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -135,20 +135,6 @@ class Options(TaskOptions):
         False,
         EVALUATION,
         "Ask every system all items; otherwise a run stops as soon as the decision holds.",
-    )
-    items: int | None = option(
-        None,
-        EVALUATION,
-        "Items of each task on which a library is screened; the others prove the choice.",
-        least=1,
-    )
-    keep: int = option(KEEP, EVALUATION, "Compositions of a library that are evaluated.", least=1)
-    budget: float | None = option(
-        None,
-        EVALUATION,
-        "Minutes that a screening may take; the best known so far is told then.",
-        metavar="MINUTES",
-        least=0,
     )
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(

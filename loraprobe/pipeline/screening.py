@@ -48,7 +48,10 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    raise NotImplementedError
+    from loraprobe.pipeline.screening_task import screen_task
+
+    assert opened is not None
+    return screen_task(found, opened, read, session)
 
 
 def open_library(

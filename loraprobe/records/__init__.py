@@ -92,6 +92,7 @@ __all__ = [
     "Retention",
     "Rounds",
     "SCHEMA_VERSION",
+    "SCREENING",
     "Sample",
     "Score",
     "Severity",
@@ -108,6 +109,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
+SCREENING = ", screening"  # at the end of the name of a stage that asks a library alone
 ROUND = ", round "  # in the name of a stage, between the system and the number of the round
 
 

@@ -464,9 +464,9 @@ def test_small_simulation_of_decisions(truth, monkeypatch):
     monkeypatch.setattr(selection, "DRAWS", 500)
     rng = np.random.default_rng(0)
     many, single_ = [0.3 + truth] * 6, [0.3, 0.05, 0.05]
-    too_high, _, likely, unlikely = decide(rng, 100, many, single_, 150)
+    too_high, _, likely, unlikely = decide(rng, 100, many, single_, 80)
     assert too_high <= 0.06
-    _, too_low, likely2, unlikely2 = decide(rng, 100, many[:1], [0.3] * 3, 150)
+    _, too_low, likely2, unlikely2 = decide(rng, 100, many[:1], [0.3] * 3, 80)
     assert too_low <= 0.06
     if truth < 0.05:
         assert max(likely, likely2) <= 0.06

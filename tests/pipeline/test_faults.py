@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -51,10 +52,41 @@ def storm(tmp_path):
 
 
 class TestKills:
-    def test_at_a_few_points(self, storm):
-        told = storm("--operation", "merge", "download", "--points", 3, "--seed", 5)
-        killed = [int(number) for number in re.findall(r"(\d+) killed", told)]
-        assert len(killed) == 2 and min(killed) >= 1
+    def test_at_every_flush_to_the_disk(self, pair, tmp_path):
+        """A merge that is killed there leaves no output or the whole one, and goes on."""
+        command = ["merge", *map(str, pair), "-o", str(tmp_path / "out"), "--overwrite"]
+
+        def killed_at(flush: int) -> int:
+            def work() -> None:
+                real, done = os.fsync, itertools.count(1)
+
+                def fsync(handle: int) -> None:
+                    if next(done) == flush:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    real(handle)
+
+                os.fsync, sys.argv = fsync, ["loraprobe", *command]
+                main()
+
+            return Fork(work, tmp_path / f"said-{flush}").end()[0]
+
+        def written() -> dict[str, bytes]:
+            return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+        assert call(*command).exit_code == 0
+        wanted, flush = written(), 1
+        while True:
+            shutil.rmtree(tmp_path / "out")
+            if (code := killed_at(flush)) == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert not (tmp_path / "out").exists() or written() == wanted
+            assert call(*command).exit_code == 0 and written() == wanted
+            flush += 1
+        assert flush > len(wanted) and written() == wanted
+
+    def test_a_download_goes_on_after_a_kill(self, storm):
+        assert "0 killed" not in storm("--operation", "download", "--points", 2, "--seed", 5)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("operation", ["merge", "merge-and-eval", "lab build", "download"])

@@ -189,6 +189,7 @@ def _register() -> None:
         methods,
         report,
         route,
+        screen,
         task,
         verify,
     )
@@ -200,6 +201,7 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("screen", screen.screen),
         ("convert", convert.convert),
         ("report", report.report),
         ("verify", verify.verify),

@@ -22,7 +22,7 @@ from loraprobe.pipeline.shortlisting import Ranking
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.probes import PairForecast, forecast_gains
 from loraprobe.records import (
-    FORMS,
+    BASELINES,
     Audit,
     Compatibility,
     EvaluationRecords,
@@ -200,13 +200,12 @@ def _shortlist(
 
 def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
     """The gain of each composition in its better form, of dropped ones on what they were asked."""
-    rows = list(measured.gains)
-    baselines = ["base", *(adapter.name for adapter in proved.adapters)]
-    results = proved.played.results
+    rows, played = list(measured.gains), proved.played
+    baselines = [system for system in played.order if system.kind in BASELINES]
     for one in proved.finalists:
         if not {row.system for row in rows} & one.systems.keys():
-            found = (evaluation.gain(results, list(one.systems), baselines, p) for p in FORMS)
-            rows += [row for row in found if row is not None]
+            own = [system for _, system in one.systems.values()]
+            rows += evaluation.gains(played.results, [*baselines, *own])
     best: dict[str, Gain] = {}
     for row in sorted(rows, key=lambda row: row.difference):
         best[row.system] = row

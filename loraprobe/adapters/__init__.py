@@ -7,6 +7,7 @@ room needs these keys.
 types       Adapter and its parts
 reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
             (what each tensor is), extras, config_issues and completeness (what is odd)
+token_rows  trained rows of embeddings (trainable_token_indices)
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 saving      writes a directory and reads it back; staging makes outputs complete or absent

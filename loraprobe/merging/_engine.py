@@ -32,6 +32,7 @@ from loraprobe.merging._full_weights import Parameter, merge_full_weights, merge
 from loraprobe.merging._memory import check_memory
 from loraprobe.merging._method import MergeMethod
 from loraprobe.merging._module import Choices, MergedModule, merge_module
+from loraprobe.merging._token_rows import merge_token_rows
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
@@ -129,8 +130,8 @@ def merge(
     all adapters is in memory at a time.
 
     base_weight: module path -> W0 [out, in], which linear merges of DoRA adapters need (`_dora`);
-    base_parameter: parameter name -> tensor as stored, for full weights and biases that not every
-    adapter has, or whose weights do not sum to 1 (`_full_weights`).
+    base_parameter: parameter name -> tensor as stored, for full weights, biases and token rows that
+    not every adapter has, or whose weights do not sum to 1 (`_full_weights`, `_token_rows`).
 
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
@@ -142,18 +143,18 @@ def merge(
         choices = replace(choices, base_weight=base_weight)
     layout = _validation.layout(adapters, choices.method)
     check_memory(adapters, layout, choices)
-    full_weights, biases, dropped = _other_tensors(adapters, choices, layout, base_parameter, allow)
+    others, dropped = _other_tensors(adapters, choices, layout, base_parameter, allow)
     modules = _merge_modules(adapters, layout, choices, progress)
     inner = torch.stack([m.inner for m in modules.values()]).sum(0)
     issues += notes + dropped + _validation.check_effect(adapters, inner, allow)
     issues += _extreme_norms(adapters, modules)
-    if not (any(m.norm2 for m in modules.values()) or full_weights or biases):
+    if not (any(m.norm2 for m in modules.values()) or any(others.values())):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
     made = name or name_of(choices.method)
-    merged = _adapter(made, adapters, layout, modules, full_weights, biases)
+    merged = _adapter(made, adapters, layout, modules, others)
     result = _result(merged, adapters, choices, modules, inner)
     issues += _warnings(adapters, result.compression_error)
     return replace(result, issues=tuple(issues), rank_layout=rank_layout)
@@ -235,13 +236,15 @@ def _other_tensors(
     layout: Mapping[str, ModuleInfo],
     parameter: Parameter | None,
     allow: Collection[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Issue]]:
-    """Full weights, biases of B, and a warning for each that was dropped."""
+) -> tuple[dict[str, Any], list[Issue]]:
+    """What an adapter holds beside factors, by the names of `adapter_of`; warnings for losses."""
     coefficients = choices.coefficients
     if not coefficients:
-        return {}, {}, []
-    full_weights, notes = merge_full_weights(adapters, coefficients, parameter, allow)
-    return full_weights, merge_lora_biases(adapters, coefficients, layout), notes
+        return {}, []
+    whole, dropped = merge_full_weights(adapters, coefficients, parameter, allow)
+    rows, lost = merge_token_rows(adapters, coefficients, parameter, allow)
+    offsets = merge_lora_biases(adapters, coefficients, layout)
+    return {"whole": whole, "offsets": offsets, "token_rows": rows}, dropped + lost
 
 
 def _extreme_norms(
@@ -258,8 +261,7 @@ def _adapter(
     adapters: Sequence[Adapter],
     layout: Mapping[str, ModuleInfo],
     modules: Mapping[str, MergedModule],
-    full_weights: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor],
+    others: Mapping[str, Any],
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
     bases = [a.base_model for a in adapters if a.base_model]
@@ -278,8 +280,7 @@ def _adapter(
         config=config,
         source=Source(reference=f"{name}({made_of})"),
         magnitudes=scaled,
-        whole=full_weights,
-        offsets=biases,
+        **others,
     )
 
 

@@ -58,6 +58,7 @@ KINDS = {
     "dora": ({"use_dora": True, "use_rslora": True, **PATTERNS}, tiny_llama),
     "lora bias": ({"lora_bias": True, **PATTERNS}, tiny_llama),
     "whole head": ({"modules_to_save": ["lm_head"], **PATTERNS}, untied),
+    "token rows": ({"trainable_token_indices": [3, 1], **PATTERNS}, tiny_llama),
     "expression": ({"target_modules": r".*\.(q|v)_proj", "use_rslora": True}, tiny_llama),
     "layers": ({"layers_to_transform": [1], "use_rslora": True}, tiny_llama),
     "conv1d": ({"target_modules": ["c_attn"], "rank_pattern": {"h.1.attn.c_attn": 2}}, tiny_gpt2),
@@ -161,7 +162,7 @@ def _set(directory, **config):
 DELTA = "model.embed_tokens.token_adapter.trainable_tokens_delta"
 COPY = "model.embed_tokens.base_layer.weight"
 REFUSED = {
-    "token-delta": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1, 2]),
+    "unclear-tokens": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1]),
     "base-copy": _add(COPY, torch.ones(40, 16)),
     "unknown-tensors": _add("model.layers.0.lora_down", torch.ones(2, 2)),
     "weights-untargeted": partial(_set, target_modules=["q_proj"]),

@@ -15,9 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.compatibility.serving import serving_issues
+from loraprobe.errors import UsageError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -168,6 +170,19 @@ REFUSED = {
     "weights-untargeted": partial(_set, target_modules=["q_proj"]),
     "init-changed-base": partial(_set, init_lora_weights="pissa"),
 }
+
+
+def test_python_converts_as_the_command_line_does(tmp_path):
+    peft_adapter(tmp_path / "in", tiny_llama(), 1, **SETTINGS | PATTERNS)
+    made = loraprobe.convert(tmp_path / "in")
+    made.save(tmp_path / "python")
+    assert convert(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    python, out = (read_adapter(tmp_path / name) for name in ("python", "out"))
+    assert python.sha256 == out.sha256 and python.rank_range == out.rank_range
+    compact = loraprobe.convert(tmp_path / "in", portable=False)
+    assert compact.adapter.rank_range == read_adapter(tmp_path / "in").rank_range
+    with pytest.raises(UsageError, match="no option 'rank_layout'"):
+        loraprobe.convert(tmp_path / "in", rank_layout="compact")
 
 
 @pytest.mark.parametrize("code", REFUSED)

@@ -33,6 +33,7 @@ from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
     check_apart,
+    check_file,
     check_output,
     check_place,
     staged_directory,
@@ -59,6 +60,7 @@ __all__ = [
     "Tensors",
     "adapter_of",
     "check_apart",
+    "check_file",
     "check_output",
     "check_place",
     "common_targets",

@@ -19,7 +19,8 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
-from loraprobe.merging._full_weights import SUM_TOLERANCE, Parameter
+from loraprobe.merging._choices import BaseTensors
+from loraprobe.merging._full_weights import SUM_TOLERANCE
 from loraprobe.records import Issue
 
 CODE = "token-delta"
@@ -29,7 +30,7 @@ FOLD = "merge one of them into its base with peft first"
 def merge_token_rows(
     adapters: Sequence[Adapter],
     coefficients: Sequence[float],
-    parameter: Parameter | None,
+    base: BaseTensors | None,
     allow: Collection[str],
 ) -> tuple[dict[str, TokenRows], list[Issue]]:
     """Module -> merged rows, in the sources' widest dtype; and a warning for what was dropped.
@@ -45,7 +46,7 @@ def merge_token_rows(
         _check_alone(path, adapters)
         held = {i: a.token_rows[path] for i, a in enumerate(adapters) if path in a.token_rows}
         names = tuple(adapters[i].name for i in held)
-        made = _combined(path, held, coefficients, parameter, names)
+        made = _combined(path, held, coefficients, base, names)
         if made is not None:
             merged[path] = made
             continue
@@ -64,7 +65,7 @@ def _combined(
     path: str,
     held: dict[int, TokenRows],
     coefficients: Sequence[float],
-    parameter: Parameter | None,
+    base: BaseTensors | None,
     names: Sequence[str],
 ) -> TokenRows | None:
     """The merged rows, summed in float64; None if rows of the base are needed and absent."""
@@ -85,9 +86,9 @@ def _combined(
         kept[index] -= coefficients[i]
     mixed = [n for n, share in enumerate(kept.tolist()) if abs(share) > SUM_TOLERANCE]
     if mixed:
-        if parameter is None:
+        if base is None:
             return None
-        start = _of_base(path, [tokens[n] for n in mixed], parameter)
+        start = _of_base(path, [tokens[n] for n in mixed], base)
         if start.shape[1] != total.shape[1]:
             raise CompatibilityError(
                 f"The rows of {path} have {total.shape[1]} entries in {listing(names)} and "
@@ -98,10 +99,10 @@ def _combined(
     return TokenRows(tuple(tokens), functools.partial(total.to, dtype))
 
 
-def _of_base(path: str, tokens: Sequence[int], parameter: Parameter) -> Tensor:
+def _of_base(path: str, tokens: Sequence[int], base: BaseTensors) -> Tensor:
     """The base's rows of these tokens. Raises CompatibilityError where it has none."""
     try:
-        table = parameter(f"{path}.weight")
+        table = base.parameter(f"{path}.weight")
     except BaseError as error:
         raise CompatibilityError(str(error)) from error
     if tokens[-1] >= len(table):

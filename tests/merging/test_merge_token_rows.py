@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from making import peft_adapter, random_update, tiny_llama
+from making import base_tensors, peft_adapter, random_update, tiny_llama
 
 from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
@@ -52,7 +52,10 @@ def test_a_merge_is_the_linear_combination_of_whole_tables(tokens, weights):
     a, b = rows("a", 1, tokens[0]), rows("b", 2, tokens[1])
     plain = adapter_of("c", {UP: random_update(14, 10, 2, 3)})
     merged = merge(
-        [a, b, plain], "task_arithmetic", weights=[*weights, 0.4], base_parameter=parameter
+        [a, b, plain],
+        "task_arithmetic",
+        weights=[*weights, 0.4],
+        base=base_tensors(parameter=parameter),
     ).adapter
     start = BASE.double()
     expected = start + sum(w * (table_of(x) - start) for w, x in zip(weights, (a, b), strict=True))
@@ -65,7 +68,9 @@ def test_the_base_is_needed_only_where_weights_of_a_token_do_not_sum_to_one():
     a, b, c = rows("a", 1, [1, 4]), rows("b", 2, [4, 1]), rows("c", 3, [7])
     for pair, weights in (((a, b), [0.25, 0.75]), ((a, c), [1.0, 1.0])):
         alone = merge(pair, "task_arithmetic", weights=weights).adapter
-        known = merge(pair, "task_arithmetic", weights=weights, base_parameter=parameter).adapter
+        known = merge(
+            pair, "task_arithmetic", weights=weights, base=base_tensors(parameter=parameter)
+        ).adapter
         torch.testing.assert_close(table_of(alone), table_of(known), rtol=0, atol=0)
     for pair, method in (((a, c), "uniform"), ((a, b), "sum")):
         with pytest.raises(UnsupportedAdapter, match=r"token_delta.*--base DIR.*--allow token-d"):
@@ -81,15 +86,18 @@ def test_rows_that_do_not_fit_are_refused_by_name():
     with pytest.raises(CompatibilityError, match=r"6 and 8 entries in a and b"):
         merge([a, rows("b", 2, [1], width=8)])
     with pytest.raises(CompatibilityError, match=r"Token 9 .* 9 rows"):
-        merge([a, rows("b", 2, [9])], base_parameter=parameter)
+        merge([a, rows("b", 2, [9])], base=base_tensors(parameter=parameter))
     with pytest.raises(CompatibilityError, match="the base has no lm_head"):
-        merge([rows("a", 1, [1], HEAD), rows("b", 2, [2], HEAD)], base_parameter=parameter)
+        merge(
+            [rows("a", 1, [1], HEAD), rows("b", 2, [2], HEAD)],
+            base=base_tensors(parameter=parameter),
+        )
     embedded = adapter_of("e", {TABLE: random_update(6, 9, 2, 1)}, kinds={TABLE: "embedding"})
     with pytest.raises(UnsupportedAdapter, match=r"token rows in a and factors in e"):
-        merge([a, embedded], base_parameter=parameter)
+        merge([a, embedded], base=base_tensors(parameter=parameter))
     whole = adapter_of("w", {UP: random_update(14, 10, 2, 5)}, whole={f"{TABLE}.weight": BASE})
     with pytest.raises(UnsupportedAdapter, match=r"token rows in a and a whole weight in w"):
-        merge([a, whole], base_parameter=parameter)
+        merge([a, whole], base=base_tensors(parameter=parameter))
 
 
 def test_rows_of_two_modules_are_merged_only_for_a_base_that_ties_nothing():

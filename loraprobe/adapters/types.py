@@ -262,7 +262,7 @@ def adapter_of(
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    magnitudes, whole, offsets = (dict(held or {}) for held in (magnitudes, whole, offsets))
+    tensors = [_held(given) for given in (magnitudes, whole, offsets)]
     token_rows = dict(token_rows or {})
     return Adapter(
         name=name,
@@ -271,16 +271,19 @@ def adapter_of(
         modules=Modules(infos, dict(modules).__getitem__),
         extras=tuple(
             Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-            for kind, key, path, held in keys_of_extras(
-                infos, magnitudes, whole, offsets, token_rows
-            )
+            for kind, key, path, held in keys_of_extras(infos, *tensors, token_rows)
         ),
         config=dict(config or {}),
-        magnitudes=Tensors(magnitudes, magnitudes.__getitem__),
-        whole=Tensors(whole, whole.__getitem__),
-        offsets=Tensors(offsets, offsets.__getitem__),
+        magnitudes=tensors[0],
+        whole=tensors[1],
+        offsets=tensors[2],
         token_rows=token_rows,
     )
+
+
+def _held(given: Mapping[str, Tensor] | None) -> Tensors:
+    held = dict(given or {})
+    return Tensors(held, held.__getitem__)
 
 
 def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +32,17 @@ from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
 from loraprobe.pipeline.finalists import Finalist, build_finalist, fit_together
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.ranking_sets import rankings_of
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import Ranking, Subset, choose, rank
+from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
 from loraprobe.probes import KnownAlone, PairForecast, TextReading
-from loraprobe.records import FORMS, Audit, ItemResult
+from loraprobe.records import Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.tasks import Task
@@ -168,31 +168,8 @@ def _screened(
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
-        rankings = [
-            rank(form, len(members), partial(_score, form, known, forecast))
-            for form in FORMS
-            if form == "question" or any(one.form is not None for one in known)
-        ]
+        rankings = rankings_of(known, forecast, len(members))
     return Screened(members, alone, known, forecast, rankings, scores)
-
-
-def _score(
-    form: str, known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
-) -> np.ndarray:
-    """The scores [m] of sets of adapters in one form of the question, the mean over tasks."""
-    values = None if forecast is None or form == "steps" else forecast.by_task(subsets)
-    found = []
-    for one in known:
-        if form == "steps" and one.form is not None:
-            found.append(one.steps(subsets))
-        elif forecast is not None and values is not None and one.task.name in values:
-            plain = values[one.task.name]
-            linear = forecast.added(subsets)
-            found.append(plain if linear.all() else np.where(linear, plain, one.question(subsets)))
-        else:
-            found.append(one.question(subsets))
-    mean: np.ndarray = np.mean(found, 0)
-    return mean
 
 
 def _finalists(

@@ -229,6 +229,8 @@ def _row(
     advised = verdict.composes and verdict.system in one.systems
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
+    if gain is not None and forecast is not None and forecast.part != gain.part:
+        forecast = None  # nobody forecast worked answers
     fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
     fails = fails or all(name in proved.played.dropped for name in one.systems)
     outcome = "compose" if advised else "none" if fails else "open"

@@ -41,7 +41,7 @@ from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, e
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
-from loraprobe.probes import KnownAlone, PairForecast, TextReading
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts
 from loraprobe.records import Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
@@ -85,7 +85,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
     parts = split_for_screening(tasks, session.options)
     budget = Budget(session.options.budget, session.options.started or session.begun)
     with _open(found, base, tasks, parts, session) as evaluator:
-        reading = TextReading.of(evaluator.scorer, parts.apart, session.options.metric)
+        reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
         announce_screen(evaluator, found.usable, parts, reading)
         screened = _screened(found, evaluator, reading, budget)
         proving = replace(evaluator, tasks=parts.left)
@@ -107,7 +107,7 @@ def estimate_task(
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
         with _open(found, base, tasks, parts, session) as evaluator:
-            reading = TextReading.of(evaluator.scorer, parts.apart, options.metric)
+            reading = ScreenedTexts.of(evaluator.scorer, parts.apart, options.metric)
             return estimate_of_screen(found, evaluator, parts, reading)
 
 
@@ -144,7 +144,7 @@ def _open(
 
 
 def _screened(
-    found: Arranged, evaluator: Evaluator, reading: TextReading | None, budget: Budget
+    found: Arranged, evaluator: Evaluator, reading: ScreenedTexts | None, budget: Budget
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks

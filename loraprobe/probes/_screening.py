@@ -45,7 +45,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class TextReading:
+class ScreenedTexts:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
@@ -53,7 +53,7 @@ class TextReading:
     texts: tuple[Text, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> TextReading | None:
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ScreenedTexts | None:
         """What to read; None where the model's head is not one matrix or nothing can be read."""
         asked = [
             q
@@ -116,7 +116,7 @@ class PairForecast:
     linear [n]: adapters of which this can be said.
     """
 
-    reading: TextReading
+    reading: ScreenedTexts
     logits: Tensor
     rest: Tensor
     places: Places
@@ -124,7 +124,7 @@ class PairForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: TextReading, systems: int, load: Callable[[int], States]
+        cls, scorer: Any, reading: ScreenedTexts, systems: int, load: Callable[[int], States]
     ) -> PairForecast | None:
         """From the states of `systems` systems, the base first; None for a head that is not linear.
 
@@ -210,7 +210,7 @@ class PairForecast:
 
 
 def _judged(
-    reading: TextReading, logprob: np.ndarray, right: np.ndarray
+    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     of_question: list[list[int]] = [[] for _ in reading.questions]
@@ -235,7 +235,7 @@ def _judged(
     return hard, soft
 
 
-def _support(reading: TextReading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
+def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
 
     top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
@@ -287,7 +287,7 @@ def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ids, support)]
 
 
-def _places(reading: TextReading, support: np.ndarray, ending: np.ndarray) -> Places:
+def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> Places:
     starts = positions(reading.rows)
     tokens, stops = [], []
     for t, text in enumerate(reading.texts):

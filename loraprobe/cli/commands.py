@@ -17,6 +17,7 @@ from loraprobe.cli.merge import merge
 from loraprobe.cli.methods import methods
 from loraprobe.cli.report import report
 from loraprobe.cli.route import route
+from loraprobe.cli.screen import screen
 from loraprobe.cli.verify import verify
 
 __all__ = ["COMMANDS", "lab"]  # the lab parses its own options
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "route": route,
     "merge-and-eval": merge_and_eval,
+    "screen": screen,
     "convert": convert,
     "report": report,
     "verify": verify,

@@ -95,8 +95,8 @@ def test_a_heading_a_section_in_the_order_in_which_people_read(root):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
     names = [heading.attributes["id"] for heading in root.all("h2")]
-    wanted = "verdict gains causes examples adapters findings pairs modules coverage gates reasons"
-    assert names == [*wanted.split(), "provenance"]
+    wanted = "verdict gains causes examples library adapters findings pairs modules coverage gates"
+    assert names == [*wanted.split(), "reasons", "provenance"]
     sections = root.all("section")
     assert [section.attributes["aria-labelledby"] for section in sections] == names
     links = [link.attributes["href"] for link in root.all("a")]
@@ -254,7 +254,7 @@ def test_a_page_of_a_saved_audit_is_that_of_the_run():
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
     asked = "evaluation gains comparisons attribution samples gates coverage".split()
-    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None}
+    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
     alone = dataclasses.replace(one, **given, **dict.fromkeys(asked, ()))
     names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
     assert "gains" not in names and names[:2] == ["verdict", "adapters"]

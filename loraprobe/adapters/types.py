@@ -240,11 +240,11 @@ def adapter_of(
     name: str,
     modules: Mapping[str, LowRank],
     *,
-    kinds: Mapping[str, LayerKind] | None = None,
+    kinds: Mapping[str, LayerKind] = {},
     base_model: str | None = None,
     config: Mapping[str, Any] | None = None,
     source: Source | None = None,
-    kernels: Mapping[str, tuple[int, ...]] | None = None,
+    kernels: Mapping[str, tuple[int, ...]] = {},
     magnitudes: Mapping[str, Tensor] | None = None,
     whole: Mapping[str, Tensor] | None = None,
     offsets: Mapping[str, Tensor] | None = None,
@@ -257,7 +257,6 @@ def adapter_of(
     `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
     module.
     """
-    kinds, kernels = kinds or {}, kernels or {}
     infos = {
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
@@ -269,16 +268,18 @@ def adapter_of(
         source=source or Source(reference=name),
         base_model=base_model,
         modules=Modules(infos, dict(modules).__getitem__),
-        extras=tuple(
-            Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-            for kind, key, path, held in keys_of_extras(infos, *tensors, token_rows)
-        ),
+        extras=tuple(_extra(*one) for one in keys_of_extras(infos, *tensors, token_rows)),
         config=dict(config or {}),
         magnitudes=tensors[0],
         whole=tensors[1],
         offsets=tensors[2],
         token_rows=token_rows,
     )
+
+
+def _extra(kind: str, key: str, path: str, held: Tensor) -> Extra:
+    dtype = str(held.dtype).partition(".")[2]
+    return Extra(kind, PREFIX + key, path, tuple(held.shape), dtype)
 
 
 def _held(given: Mapping[str, Tensor] | None) -> Tensors:

@@ -240,11 +240,11 @@ def adapter_of(
     name: str,
     modules: Mapping[str, LowRank],
     *,
-    kinds: Mapping[str, LayerKind] = {},
+    kinds: Mapping[str, LayerKind] | None = None,
     base_model: str | None = None,
     config: Mapping[str, Any] | None = None,
     source: Source | None = None,
-    kernels: Mapping[str, tuple[int, ...]] = {},
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
     magnitudes: Mapping[str, Tensor] | None = None,
     whole: Mapping[str, Tensor] | None = None,
     offsets: Mapping[str, Tensor] | None = None,
@@ -257,6 +257,7 @@ def adapter_of(
     `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
     module.
     """
+    kinds, kernels = kinds or {}, kernels or {}
     infos = {
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()

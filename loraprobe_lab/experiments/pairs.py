@@ -67,8 +67,8 @@ class Asked:
     def _gold(self, item: Mapping[str, Any]) -> str:
         if not self.steps:
             return f" {item['answer']}"
-        chain = Chain(*item["entities"], item["answer"])
-        return chain.fill(COUPLES.step1 + COUPLES.step2)
+        a, b = item["entities"]
+        return Chain(a, b, item["answer"]).fill(COUPLES.step1 + COUPLES.step2)
 
 
 class MergedBase:

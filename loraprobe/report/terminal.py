@@ -13,7 +13,14 @@ from rich.text import Text
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, Issue, Reason, Verdict
-from loraprobe.report import adapter_tables, bars, library_phrases, library_tables, system_tables
+from loraprobe.report import (
+    adapter_tables,
+    bars,
+    library_phrases,
+    library_tables,
+    shortlist_tables,
+    system_tables,
+)
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
@@ -84,14 +91,17 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    yield from _adapters(audit, width)
+    if not audit.shortlist:
+        yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
     yield from _unusable(audit, width)
     yield fitted(library_tables.families(audit, library_tables.SHORT), width)
-    yield fitted(bars.scores(audit, width), width)
-    yield from _controls(audit, width)
+    yield fitted(shortlist_tables.shortlist(audit), width)
+    if not audit.shortlist:
+        yield fitted(bars.scores(audit, width), width)
+        yield from _controls(audit, width)
 
 
 def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
@@ -170,7 +180,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
-    for of_library in library_tables.ALL:
+    for of_library in (*library_tables.ALL, shortlist_tables.shortlist):
         yield fitted(of_library(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)

@@ -109,6 +109,13 @@ DESIGNS = (
 )
 
 
+# On tasks of so few clusters that the first look has more than half of them.
+FEW_DESIGNS = (
+    Design("one look"),
+    Design("two looks, alpha spent as t^2", alphas=spent_by(squared)),
+    Design("two looks, alpha spent as t^4", alphas=spent_by(lambda share: share**4)),
+)
+
 DRAWS = 1000  # of the multiplier bootstrap, each with both signs
 WRONG_AT = (0.04, 0.06)  # true gains at which wrong decisions are counted
 DECIDED_AT = (-0.1, 0.0, 0.15, 0.3, 0.6)  # true gains at which right decisions are counted
@@ -129,7 +136,11 @@ class DesignFigures:
 
 
 def compare_designs(
-    n: int, repeats: int, seed: int = 0, progress: Progress | None = None
+    n: int,
+    repeats: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    designs: Sequence[Design] = DESIGNS,
 ) -> list[dict[str, Any]]:
     """Every design on every case; a case of WRONG_AT has `repeats` runs, another a quarter."""
     chosen = [(case, repeats) for truth in WRONG_AT for case in cases(truth)]
@@ -138,11 +149,11 @@ def compare_designs(
         c for t in DECIDED_AT for c in cases(t) if max(c.baselines) + t > 0 and c.truth == t
     ]
     chosen += [(case, max(1, repeats // 4)) for case in possible]
-    rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in DESIGNS}
+    rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in designs}
     for k, (case, runs) in enumerate(chosen):
         rng = np.random.default_rng([seed, n, k])
         right = _draw(rng, case, n, runs)
-        for design in DESIGNS:
+        for design in designs:
             rows[design.name].append((case, _Runs(case, right, design, rng).decide()))
         if progress is not None:
             progress("constructions", k + 1, len(chosen))

@@ -222,6 +222,7 @@ def scatter(about: About, points: Sequence[MapPoint]) -> str:
                 middle = (mean(point.x for point in held), mean(point.y for point in held))
                 panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
         panel.set_aspect("equal", "datalim")
+        panel.spines[:].set_visible(False)
         panel.set_xticks([])
         panel.set_yticks([])
         return _svg(figure, about)

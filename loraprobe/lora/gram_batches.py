@@ -6,6 +6,7 @@ the factors, so memory holds one module of all adapters and not their files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,6 +71,11 @@ def gram_matrices(
             progress(done + 1, len(paths))
     if waiting:
         yield _batch(waiting, rank)
+
+
+def modules_a_batch(adapters: int, rank: int) -> int:
+    """How many modules `gram_matrices` puts into a batch if no rank is above `rank`."""
+    return math.ceil(BATCH_BYTES / max(1, 2 * 8 * (adapters * rank) ** 2))
 
 
 @dataclass

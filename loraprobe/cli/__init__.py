@@ -178,6 +178,7 @@ def _flowing(docstring: str) -> str:
 def _register() -> None:
     from loraprobe.cli import (
         cache,
+        combine,
         convert,
         demo,
         env,
@@ -217,13 +218,14 @@ def _register() -> None:
         to, own = (group if " " in name else app), name.rpartition(" ")[2]
         text = _flowing(function.__doc__ or "")
         to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
-    app.command(
-        "lab",
-        help=_flowing(lab.lab.__doc__ or ""),
-        epilog=epilog("lab"),
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_debuggable(lab.lab))
+    for own, handing, helps in (("combine", combine.combine, True), ("lab", lab.lab, False)):
+        app.command(
+            own,
+            help=_flowing(handing.__doc__ or ""),
+            epilog=epilog(own),
+            add_help_option=helps,
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_debuggable(handing))
 
 
 _register()

@@ -6,7 +6,7 @@ from typing import Any
 
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs
+from loraprobe.cli.saving import check_outputs, shard_place
 from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
@@ -16,8 +16,9 @@ OUTPUT = "target overwrite json html markdown save_samples explain dry_run quiet
 
 @with_options(
     *EVALUATE,
+    "shard",
     *OUTPUT.split(),
-    target={"help": "Directory for the recommended composition."},
+    target={"help": "Directory for the recommended composition, or the share of --shard."},
 )
 def merge_and_eval(
     refs: Refs,
@@ -43,10 +44,15 @@ def merge_and_eval(
         given |= {"progress": progress, "written": written}
         if output.dry_run:
             cost = pipeline.estimate_cost(refs, **given)
+        elif options.shard is not None:
+            made = pipeline.run_shard("merge-and-eval", refs, shard_place(output), **given)
         else:
             found = pipeline.merge_and_eval(refs, **given)
     if output.dry_run:
         output.estimate(cost)
+        return
+    if options.shard is not None:
+        output.shard("merge-and-eval", made)
         return
     if output.target is not None:
         if found.made is None:

@@ -20,6 +20,7 @@ from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
+    from loraprobe.pipeline.shards import Shard
 
 WORDS: list[str] = []  # of the command line, with those of --config
 
@@ -71,6 +72,14 @@ class Output(OutputOptions):
             print(dry_run.one_line(found))
         else:
             print("\n".join(dry_run.lines(found)))
+        sys.stdout.flush()
+
+    def shard(self, command: str, made: Shard) -> None:
+        """That a share of a run is complete."""
+        from loraprobe.pipeline import shards
+
+        assert self.target is not None
+        print(shards.as_json(made, command) if self.json else clean(shards.told(made, self.target)))
         sys.stdout.flush()
 
     def result(

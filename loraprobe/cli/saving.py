@@ -38,9 +38,16 @@ def check_outputs(
     written = [target for target in targets if target is not None]
     for target in written:
         check_apart(target, read)
-    if output.target is not None:
+    if output.target is not None and options.shard is None:  # a shard goes on in its directory
         check_output(output.target, output.overwrite)
     return written
+
+
+def shard_place(output: Output) -> Path:
+    """The directory of a shard. Raises UsageError without --output."""
+    if output.target is None:
+        raise UsageError("--shard writes its share into a directory: add --output DIR.")
+    return output.target
 
 
 def save(

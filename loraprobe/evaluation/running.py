@@ -69,7 +69,7 @@ def run_systems(
     results = []
     for system in systems:
         for question in asked:
-            found = ledger.get(system.key, question.task, question.part, question.item.id)
+            found = ledger.get(system.key, *question.key)
             if found is not None:
                 _check_answers(found, question, ledger)
                 results.append(replace(found, system=system.name))
@@ -79,7 +79,7 @@ def run_systems(
 def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> list[Batch]:
     """The questions without a result in batches, prompts of similar length together."""
     key = system.key
-    open_ = [q for q in asked if ledger.get(key, q.task, q.part, q.item.id) is None]
+    open_ = [q for q in asked if ledger.get(key, *q.key) is None]
     open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
     return [Batch(system, open_[at : at + BATCH]) for at in range(0, len(open_), BATCH)]
 

@@ -69,10 +69,15 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
-                asking=self._workers(),
+                asking=self.workers(),
             )
 
-    def _workers(self) -> Asking | None:
+    @property
+    def chat_template(self) -> bool:
+        """Whether questions are put into the chat template."""
+        return bool(self.scorer.chat_template)
+
+    def workers(self) -> Asking | None:
         """What asks the workers; None without workers, and before the systems are known."""
         session, builder = self.session, self.builder
         if session.units.pool is None or builder is None:
@@ -80,7 +85,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         setup = Setup(
             device=session.device.partition(":")[0],
             dtype=session.dtype,
-            chat_template=self.scorer.chat_template,
+            chat_template=self.chat_template,
             searched=builder.searched,
             routers=builder.routers,
         )
@@ -155,24 +160,23 @@ def open_evaluator(
     scorer, why, template = with_better_template(
         scorer, session, inputs.adapters, tasks, options.metric, ledger
     )
-    ledger.append(_answered(ledger, inputs.adapters, scorer.chat_template))
+    known = template_answers(ledger, inputs.adapters, scorer.chat_template)
+    ledger.append([r for r in known if ledger.get(r.system, r.task, r.part, r.item) is None])
     notes += [*why, *task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
-def _answered(ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool) -> list[ItemResult]:
-    """The answers in the chosen form of prompts, as answers of the evaluation.
+def template_answers(ledger: Ledger, adapters: Sequence[Adapter], chat: bool) -> list[ItemResult]:
+    """The answers that chose the form of prompts, those in this form, as results of the adapters.
 
     Those that are judged by likelihood are left out: a forecast may read them from passes of the
     evaluation.
     """
-    names = {stored_as(adapter.name, chat_template): adapter.name for adapter in adapters}
+    names = {stored_as(adapter.name, chat): adapter.name for adapter in adapters}
     return [
-        replace(row, system=name)
+        replace(row, system=names[row.system])
         for row in ledger
-        if (name := names.get(row.system)) is not None
-        and is_generated(row.metric)
-        and ledger.get(name, row.task, row.part, row.item) is None
+        if row.system in names and is_generated(row.metric)
     ]
 
 

@@ -116,9 +116,7 @@ class Units(contextlib.AbstractContextManager["Units"]):
                 return ask(scorer, asked, system.key, limits)
 
         parts = [
-            Questions(
-                setup, system.name, system.of, tuple((q.task, q.part, q.item.id) for q in asked)
-            )
+            Questions(setup, system.name, system.of, tuple(q.key for q in asked))
             for system, asked in batches
         ]
         for index, rows in self.pool.map(parts, here):

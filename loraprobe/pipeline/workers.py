@@ -96,7 +96,7 @@ class OpenedJob:
                 "--dtype."
             )
         system = self._system(part)
-        known = {(q.task, q.part, q.item.id): q for q in self._questions}
+        known = {q.key: q for q in self._questions}
         asked = [known[key] for key in part.keys]
         with scorer.with_composition(system.composition):
             return ask(scorer, asked, system.key, TokenLimits.of(options.max_new_tokens))
@@ -131,6 +131,8 @@ def open_units(
 
     Raises UsageError for open objects with --executor, and for shards of other inputs.
     """
+    if options.executor is None and not options.joined:
+        return Units()
     identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
     kept = KeptStatistics(options.joined, identity) if options.joined else None
     if options.executor is None:

@@ -20,7 +20,7 @@ from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
-    from loraprobe.pipeline.shards import Shard
+    from loraprobe.pipeline.shard_files import Shard
 
 WORDS: list[str] = []  # of the command line, with those of --config
 
@@ -76,10 +76,11 @@ class Output(OutputOptions):
 
     def shard(self, command: str, made: Shard) -> None:
         """That a share of a run is complete."""
-        from loraprobe.pipeline import shards
+        from loraprobe.pipeline import shard_files
 
         assert self.target is not None
-        print(shards.as_json(made, command) if self.json else clean(shards.told(made, self.target)))
+        told = clean(shard_files.told(made, self.target))
+        print(shard_files.as_json(made, command) if self.json else told)
         sys.stdout.flush()
 
     def result(

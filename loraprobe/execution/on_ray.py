@@ -6,8 +6,11 @@ Parts that any process can compute (statistics of weights) are tasks without a s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import pickle
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +41,6 @@ class Holder:
 
 @functools.lru_cache(maxsize=1)
 def _opened(job: bytes) -> Any:
-    import pickle
-
     return pickle.loads(job).open()
 
 
@@ -61,8 +62,11 @@ class RayWorker:
     stateless: bool
     actor: Any = None
     pid: int | None = None
+    closed: bool = False
 
     def start(self) -> None:
+        if self.closed:
+            raise WorkerLost
         if not self.stateless:
             self.actor = self.remote.remote(self.job)
             self.pid = self._get(self.actor.ready.remote())
@@ -75,6 +79,7 @@ class RayWorker:
         return result
 
     def close(self) -> None:
+        self.closed = True
         if self.actor is not None:
             self.ray.kill(self.actor)
             self.actor = None
@@ -86,39 +91,48 @@ class RayWorker:
             raise WorkerLost from None
 
 
-def ray_workers(
-    address: str | None, job: Any, threads: int | None, *, stateless: bool
-) -> list[RayWorker]:
-    """A worker for each free GPU of the cluster, or for each group of `threads` (else 1) cores.
+def cluster(address: str | None) -> contextlib.ExitStack:
+    """Connects to a Ray cluster; closing the result disconnects, unless the caller had connected.
 
-    address: "ray://HOST:PORT" of a cluster; None for that of RAY_ADDRESS, or a new one on this
-    machine. Raises UsageError where Ray is not installed or the cluster does not answer.
+    address: "ray://HOST:PORT"; None for the cluster of RAY_ADDRESS, or a new one on this machine.
+    Until it is closed, what Ray prints goes to standard error: it tells of lost workers on standard
+    output, where the result belongs. Raises UsageError where Ray is not installed or the cluster
+    does not answer.
     """
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call starts a cluster by itself
     try:
         import ray
     except ImportError:
         raise UsageError(
             "--executor ray needs Ray, which is not installed: pip install 'loraprobe[ray]'."
         ) from None
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"--executor: the Ray cluster {address or ''} does not answer ({error}); "
-                "check the address and that the cluster runs."
-            ) from None
-    free = ray.available_resources()
-    gpus, cores = int(free.get("GPU", 0)), int(free.get("CPU", 1))
-    resources = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads or 1}
-    if stateless:
-        made = ray.remote(compute).options(num_cpus=threads or 1, max_retries=RESTARTS)
-        import pickle
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if not ray.is_initialized():
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                where = address or os.environ.get("RAY_ADDRESS", "of this machine")
+                raise UsageError(
+                    f"--executor: the Ray cluster {where} does not answer ({error}); check the "
+                    "address and that the cluster runs."
+                ) from None
+            stack.callback(ray.shutdown)
+        return stack.pop_all()
 
-        slots = max(1, cores // (threads or 1))
-        return [RayWorker(ray, made, pickle.dumps(job), True) for _ in range(slots)]
-    actor = ray.remote(Holder).options(
-        **resources, max_restarts=RESTARTS, max_task_retries=RESTARTS
-    )
-    count = gpus or max(1, cores // (threads or 1))
-    return [RayWorker(ray, actor, job, False) for _ in range(count)]
+
+def ray_workers(job: Any, threads: int | None, *, stateless: bool) -> list[RayWorker]:
+    """A worker for each free GPU of the cluster, or for each group of `threads` (else 1) cores."""
+    import ray
+
+    free, group = ray.available_resources(), threads or 1
+    gpus, cores = int(free.get("GPU", 0)), int(free.get("CPU", 1))
+    groups = max(1, cores // group)
+    if stateless:
+        task = ray.remote(compute).options(num_cpus=group, max_retries=RESTARTS)
+        sent = pickle.dumps(job)
+        return [RayWorker(ray, task, sent, True) for _ in range(groups)]
+    resources = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": group}
+    tries = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    actor = ray.remote(Holder).options(**resources, **tries)
+    return [RayWorker(ray, actor, job, False) for _ in range(gpus or groups)]

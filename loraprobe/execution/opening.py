@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loraprobe.execution.local import local_workers
-from loraprobe.execution.on_ray import ray_workers
+from loraprobe.execution.on_ray import cluster, ray_workers
 from loraprobe.execution.pool import Pool
 
 
@@ -19,5 +19,6 @@ def open_pool(executor: str, job: Any, threads: int | None, *, stateless: bool =
     kind, _, rest = executor.partition(":")
     if kind == "ray":
         address = executor if rest else None
-        return Pool(ray_workers(address, job, threads, stateless=stateless))
+        after = cluster(address)
+        return Pool(ray_workers(job, threads, stateless=stateless), after)
     return Pool(local_workers(job, int(rest) if rest else None, threads))

@@ -38,10 +38,11 @@ class Worker(Protocol):
 class Pool(contextlib.AbstractContextManager["Pool"]):
     """Workers that stay open for several lists of parts. As a context it closes them.
 
-    lost: how many times a worker was lost.
+    after: what is closed after them. lost: how many times a worker was lost.
     """
 
     workers: Sequence[Worker]
+    after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     lost: int = 0
     closed: bool = False
     _started: dict[int, bool] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         self.closed = True
         for worker in self.workers:
             worker.close()
+        self.after.close()
 
     def map(self, parts: Sequence[Any], here: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
         """(index of a part, its result), as they come.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
     from loraprobe.pipeline.served import ask_server as ask_server
-    from loraprobe.pipeline.shards import joined_run as joined_run
+    from loraprobe.pipeline.shard_files import joined_run as joined_run
     from loraprobe.pipeline.shards import run_shard as run_shard
     from loraprobe.pipeline.verification import verify as verify
 
@@ -52,7 +52,7 @@ _MODULES = {
     "convert": "converting",
     "estimate_cost": "commands",
     "inspect": "commands",
-    "joined_run": "shards",
+    "joined_run": "shard_files",
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",

@@ -28,6 +28,7 @@ from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.pipeline.units import Modules, Questions, Units
@@ -134,6 +135,7 @@ def open_units(
     if options.executor is None and not options.joined:
         return Units()
     identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+    check_inputs(options.joined, identity)
     kept = KeptStatistics(options.joined, identity) if options.joined else None
     if options.executor is None:
         return Units(None, kept)

@@ -1,0 +1,248 @@
+"""Runs in shards and on several processes give the document of the undivided run, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import making
+import pytest
+import torch
+
+import loraprobe.demo
+import loraprobe.errors
+from loraprobe.diagnostics import plan
+from loraprobe.execution import Pool
+from loraprobe.execution.local import LocalWorker
+from loraprobe.lora import gram_batches
+from loraprobe.pipeline.kept_statistics import KeptStatistics
+from loraprobe.pipeline.units import Questions
+
+WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
+
+
+def named(*names: str) -> list[str]:
+    return [f"{name}={WORLD / 'adapters' / name}" for name in names]
+
+
+INSPECT = ["inspect", *named("newcomers", "steps", "spouse"), "--per-module", "--json", "--quiet"]
+# Two rounds, of which the first decides.
+EVALUATE = [
+    *("merge-and-eval", *named("newcomers", "steps"), "--base", str(WORLD / "base")),
+    *("--task", str(WORLD / "tasks" / "newcomers.jsonl"), "--limit", "60", "--method", "sum"),
+    *("--max-new-tokens", "12", "--threads", "1", "--exit-zero", "--json", "--quiet"),
+]
+
+
+class Calls:
+    """Calls of the command line, each with a cache of its own unless it is told otherwise."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place, self.monkeypatch, self.made = place, monkeypatch, 0
+
+    def __call__(self, *words: object, code: int = 0) -> Any:
+        self.made += 1
+        self.monkeypatch.setenv("LORAPROBE_CACHE", str(self.place / f"cache-{self.made}"))
+        done = making.call(*words)
+        assert done.exit_code == code, done.output
+        return done
+
+    def shards(self, run: list[str], of: int, only: int | None = None) -> list[Path]:
+        places = [self.place / f"shard-{number}-of-{of}" for number in range(1, of + 1)]
+        for number, place in enumerate(places, 1):
+            if only in (None, number):
+                self(*run, "--shard", f"{number}/{of}", "--output", place)
+        return places
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch) -> Calls:
+    return Calls(tmp_path, monkeypatch)
+
+
+def document(done: Any) -> str:
+    """The document without what a clock and the system say."""
+    found = json.loads(done.stdout)
+    for name in ("seconds", "peak_memory_bytes"):
+        found["provenance"].pop(name)
+    return json.dumps(found)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1 << 12)
+
+
+def test_batches_are_those_of_one_pass(small_batches):
+    adapters = [making.random_adapter("a"), making.random_adapter("b", seed=1, rank=2)]
+    made = plan(adapters)
+    once = [batch.paths for batch in made.observe(made.paths)]
+    assert made.batches == once and len(once) > 2
+
+
+def test_inspect_in_three_shards(call, small_batches):
+    places = call.shards(INSPECT, 3)
+    assert all(any(place.glob("modules-*.pt")) for place in places)
+    assert document(call("combine", *places)) == document(call(*INSPECT))
+
+
+def test_merge_and_eval_in_two_shards_that_run_twice(call):
+    places = call.shards(EVALUATE, 2)
+    rows = [(place / "results.jsonl").read_bytes() for place in places]
+    assert len(set(rows)) == 2 and min(map(len, rows)) > 1000
+    call.shards(EVALUATE, 2)
+    assert [(place / "results.jsonl").read_bytes() for place in places] == rows
+    whole = call(*EVALUATE)
+    rounds = json.loads(whole.stdout)["rounds"]
+    assert rounds["used"] < rounds["planned"]  # the shards asked more than was needed
+    assert document(call("combine", *reversed(places))) == document(whole)
+
+
+def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches):
+    original, place = KeptStatistics.write, call.place / "shard-1-of-1"
+
+    def interrupted(self: KeptStatistics, batch: Any) -> None:
+        if any(place.glob("*.pt")):
+            raise KeyboardInterrupt
+        original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptStatistics, "write", interrupted)
+        call(*INSPECT, "--shard", "1/1", "-o", place, code=130)
+    (first,) = place.glob("*.pt")
+    told, written = call("combine", place, code=2).stderr, first.stat().st_mtime_ns
+    assert "not complete" in told and str(place) in told
+    call(*INSPECT, "--shard", "1/1", "-o", place)
+    assert first.stat().st_mtime_ns == written and len(list(place.glob("*.pt"))) > 1
+    assert document(call("combine", place)) == document(call(*INSPECT))
+
+
+def test_a_missing_shard_is_named_with_its_call(call):
+    places = call.shards(INSPECT, 2, only=1)
+    told = call("combine", places[0], code=2).stderr
+    assert "Shard 2 of 2 is missing" in told
+    words = shlex.split(re.search(r"loraprobe (inspect .*)", told)[1])
+    assert words[-2:] == ["--output", str(places[1])]
+    call(*words)
+    call("combine", *places)
+
+
+@pytest.mark.parametrize("other", [["--exact"], ["--seed", "1"]])
+def test_shards_of_different_options_are_refused(call, other):
+    first = call.shards(INSPECT, 2, only=1)[0]
+    second = call.shards([*INSPECT, *other], 2, only=2)[1]
+    assert other[0] in call("combine", first, second, code=2).stderr
+    assert "different runs" in call(*INSPECT, "--shard", "2/2", "-o", second, code=2).stderr
+
+
+def test_shards_of_inputs_that_changed_are_refused(call, tmp_path):
+    pair = making.saved_pair(tmp_path / "pair")
+    run = ["inspect", *map(str, pair), "--json", "--quiet"]
+    first = call.shards(run, 2, only=1)[0]
+    making.random_adapter("b", seed=7).save(pair[1], overwrite=True)
+    second = call.shards(run, 2, only=2)[1]
+    assert "weights changed" in call("combine", first, second, code=2).stderr
+    alone = call.shards(run, 1)
+    making.random_adapter("b", seed=8).save(pair[1], overwrite=True)
+    assert "weights" in call("combine", *alone, code=2).stderr
+
+
+def test_a_shard_needs_a_directory(call, tmp_path):
+    assert "--output" in call(*INSPECT, "--shard", "1/2", code=2).stderr
+    assert "--shard" in call(*INSPECT, "-o", tmp_path / "x", code=2).stderr
+    assert "no directory of a shard" in call("combine", tmp_path, code=2).stderr
+    for text in ("0/2", "3/2", "2", "a/b"):
+        assert "--shard" in call(*INSPECT, "--shard", text, "-o", tmp_path / "x", code=2).stderr
+
+
+def test_kept_statistics_are_read_as_written(tmp_path):
+    adapters = [making.random_adapter("a"), making.random_adapter("b", seed=1, rank=2)]
+    made = plan(adapters, per_module=True)
+    (batch,) = made.observe(made.paths)
+    kept = KeptStatistics([tmp_path], {"a": 1})
+    kept.write(batch)
+    found = kept.read(batch.paths)
+    assert found is not None and made.measurements([found]) == made.measurements([batch])
+    assert torch.equal(found.inner, batch.inner) and found.paths == batch.paths
+    assert KeptStatistics([tmp_path], {"a": 2}).read(batch.paths) is None
+    (file,) = tmp_path.glob("*.pt")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert kept.read(batch.paths) is None
+
+
+def test_open_objects_are_refused_by_workers():
+    adapter = making.random_adapter()
+    with pytest.raises(loraprobe.errors.UsageError, match="references"):
+        loraprobe.inspect([adapter, adapter], executor="local:2")
+
+
+@pytest.fixture
+def patient(monkeypatch) -> list[int]:
+    """This process answers no question before a worker was killed; the numbers of killed ones."""
+    original, killed = Pool.map, list[int]()
+
+    def mapped(self: Pool, parts: Any, here: Any) -> Any:
+        def waiting(index: int) -> Any:
+            end = time.monotonic() + 120
+            while not killed and isinstance(parts[index], Questions) and time.monotonic() < end:
+                time.sleep(0.02)
+            return here(index)
+
+        return original(self, parts, waiting)
+
+    monkeypatch.setattr(Pool, "map", mapped)
+    return killed
+
+
+@pytest.mark.slow  # a worker imports torch and loads a base
+def test_a_killed_worker_changes_nothing(call, monkeypatch, patient):
+    original = LocalWorker.do
+
+    def deadly(self: LocalWorker, part: Any) -> Any:
+        if isinstance(part, Questions) and not patient:
+            os.kill(self.process.pid, signal.SIGKILL)
+            patient.append(self.process.pid)
+        return original(self, part)
+
+    monkeypatch.setattr(LocalWorker, "do", deadly)
+    spread = call(*EVALUATE, "--all-items", "--executor", "local:2")
+    assert patient
+    assert without_arguments(spread) == without_arguments(call(*EVALUATE, "--all-items"))
+
+
+@pytest.mark.slow  # a cluster is started, and each actor loads a base
+def test_a_killed_actor_of_a_ray_cluster_changes_nothing(call, monkeypatch, patient):
+    ray = pytest.importorskip("ray")
+    from loraprobe.execution.on_ray import RayWorker
+
+    original, asked = RayWorker.do, list[Any]()
+
+    def deadly(self: RayWorker, part: Any) -> Any:
+        if isinstance(part, Questions) and not patient:
+            threading.Timer(0.1, os.kill, (self.pid, signal.SIGKILL)).start()
+            patient.append(self.pid)
+        asked.append(part)
+        return original(self, part)
+
+    monkeypatch.setattr(RayWorker, "do", deadly)
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        spread = call(*EVALUATE, "--all-items", "--executor", "ray")
+    finally:
+        ray.shutdown()
+    assert patient and not Path(f"/proc/{patient[0]}").exists()
+    assert sum(isinstance(part, Questions) for part in asked) > 1
+    assert without_arguments(spread) == without_arguments(call(*EVALUATE, "--all-items"))
+
+
+def without_arguments(done: Any) -> dict[str, Any]:
+    found = json.loads(document(done))
+    found["provenance"].pop("arguments")
+    return found

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
-from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, takes
+from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, SCREEN, takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,7 @@ __all__ = [
     "merge",
     "merge_and_eval",
     "route",
+    "screen",
     "verify",
 ]
 
@@ -209,3 +210,26 @@ def merge_and_eval(
 
     chosen = Options.of(options)
     return pipeline.merge_and_eval(adapters, base=base, tasks=tasks, options=chosen).audit
+
+
+@takes(SCREEN)
+def screen(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    **options: Any,
+) -> Audit:
+    """Describes a library of adapters, and with tasks tells what of it to use.
+
+    adapters: adapters, references, or `@FILE` for a file with one reference a line. base: what they
+    have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
+    `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
+    adapter can be read.
+    """
+    from loraprobe import pipeline
+    from loraprobe.library import listed
+    from loraprobe.options import Options
+
+    given = [adapters] if isinstance(adapters, str) else adapters
+    return pipeline.screen(listed(given), base=base, tasks=tasks, options=Options.of(options))

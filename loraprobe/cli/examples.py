@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task q.jsonl --shard 1/2 -o shard-1-of-2",
         "loraprobe combine shard-1-of-2 shard-2-of-2 --json",
     ),
+    "screen": (
+        "loraprobe screen @library.txt",
+        "loraprobe find gpt2 --limit 100 | loraprobe screen - --task questions.jsonl",
+    ),
     "task new": ("loraprobe task new questions.jsonl",),
     "task check": (
         "loraprobe task check questions.jsonl",

@@ -78,12 +78,12 @@ class TensorChecks:
 
         False for adapters with magnitudes, whole modules or biases, which are not compared.
         """
-        if any(self.not_finite[k] or _has_others(self.adapters[k]) for k in (i, j)):
+        if any(self.not_finite[k] or has_others(self.adapters[k]) for k in (i, j)):
             return False
         return same_update(self.inner, i, j)
 
 
-def _has_others(adapter: Adapter) -> bool:
+def has_others(adapter: Adapter) -> bool:
     """Whether an adapter has magnitudes, whole modules or biases."""
     return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
 
@@ -103,7 +103,7 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 "download it again."
             )
             yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
-        if empty and len(empty) == len(adapter.layout) and not _has_others(adapter):
+        if empty and len(empty) == len(adapter.layout) and not has_others(adapter):
             message = f"{adapter.name} has no effect: the delta of every module is zero."
             cure = (
                 "It was never trained, or its B factors were lost on saving; take a trained "

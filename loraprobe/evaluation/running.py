@@ -66,14 +66,12 @@ def run_systems(
     for system in systems:
         if system.kind == "chain":
             run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
-    results = []
-    for system in systems:
-        for question in asked:
-            found = ledger.get(system.key, *question.key)
-            if found is not None:
-                _check_answers(found, question, ledger)
-                results.append(replace(found, system=system.name))
-    return results
+    return [
+        replace(_checked(result, question, ledger), system=system.name)
+        for system in systems
+        for question in asked
+        if (result := ledger.get(system.key, *question.key))
+    ]
 
 
 def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> list[Batch]:
@@ -84,13 +82,14 @@ def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> l
     return [Batch(system, open_[at : at + BATCH]) for at in range(0, len(open_), BATCH)]
 
 
-def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
-    """Raises OutputError if a result of the ledger does not fit its question."""
+def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResult:
+    """A result of the ledger. Raises OutputError if it does not fit its question."""
     if (result.metric, result.group) != (question.metric, question.item.cluster):
         raise OutputError(
             f"{ledger.path} holds a result of item {result.item!r} that does not "
             f"fit task {result.task}: {CURE}"
         )
+    return result
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,23 @@ failure raises a HubError or ReferenceError_ with one sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters import Adapter, Source, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG, check_config
 from loraprobe.adapters.reading import find_directory
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
-from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
+from loraprobe.errors import (
+    AdapterError,
+    BaseError,
+    CompatibilityError,
+    HubError,
+    LoraprobeError,
+    ReferenceError_,
+)
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
@@ -38,6 +45,7 @@ __all__ = [
     "is_gated",
     "load",
     "load_all",
+    "load_each",
     "model_card",
     "push",
     "read_card",
@@ -87,6 +95,47 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
         adapter if adapter.name == name else adapter.renamed(name)
         for adapter, name in zip(adapters, names, strict=True)
     ]
+
+
+def load_each(
+    refs: Sequence[str | Path | Adapter],
+) -> Iterator[tuple[str, str, Adapter | LoraprobeError]]:
+    """Loads adapters one after the other: (unique name, public reference, adapter or its error).
+
+    Raises UsageError for a name that cannot be given, before anything is loaded.
+    """
+    parsed = [_parsed(ref) for ref in refs]
+    wanted = [
+        (one.name, False)
+        if isinstance(one, Adapter)
+        else (local_name(text), False)
+        if isinstance(one, LoraprobeError)
+        else (one.short, one.name is not None)
+        for text, one in parsed
+    ]
+    for (text, one), name in zip(parsed, unique_names(wanted), strict=True):
+        found: Adapter | LoraprobeError
+        try:
+            found = _load(one).renamed(name) if isinstance(one, Reference) else one
+        except LoraprobeError as error:
+            found = error
+        if isinstance(found, Adapter):
+            found = found.renamed(name)
+            yield name, found.source.public, found
+        else:
+            local = isinstance(one, LoraprobeError) or one.path is not None
+            yield name, local_name(text) if local else text, found
+
+
+def _parsed(ref: str | Path | Adapter) -> tuple[str, Reference | Adapter | LoraprobeError]:
+    """A reference as text without its NAME=, and parsed, or the error that says why it is none."""
+    if isinstance(ref, Adapter):
+        return ref.name, ref
+    try:
+        found = Reference.parse(str(ref))
+    except ReferenceError_ as error:
+        return str(ref), error
+    return found.text, found
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:

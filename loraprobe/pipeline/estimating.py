@@ -47,7 +47,7 @@ class Expecting(Protocol):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """The expected cost of merge-and-eval.
 
     `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
@@ -75,7 +75,7 @@ def announce(evaluator: Evaluator) -> None:
         listener.expect(expected_steps(evaluator))
 
 
-def estimate(inputs: Inputs, session: Session) -> Estimate:
+def estimate(inputs: Inputs, session: Session) -> CostEstimate:
     """Loads the base, times a few questions and forecasts the rest; nothing is evaluated.
 
     Raises CompatibilityError where the adapters do not fit together.
@@ -90,7 +90,7 @@ def estimate(inputs: Inputs, session: Session) -> Estimate:
             steps = expected_steps(evaluator)
     done = session.provenance().seconds
     asked = questions(evaluator.tasks, session.options.metric)
-    return Estimate(
+    return CostEstimate(
         systems=tuple(
             step.removeprefix("evaluate ")
             for step in _by_system(steps)

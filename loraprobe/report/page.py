@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import adapter_tables, maps, system_tables
+from loraprobe.report import adapter_tables, library_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.maps import Figure
 from loraprobe.report.system_tables import bounds, form, signed
@@ -21,6 +21,10 @@ MEANINGS = (
 )
 INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
 EVERY_LOOK = ", and every look of a run that stopped at look {used} of {planned}"
+SKETCHED = (
+    "How alike two adapters are is estimated from sketches of their updates, with a standard error "
+    "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
+)
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -132,6 +136,14 @@ def _adapters(audit: Audit) -> Section:
     return Section("adapters", "Adapters", tables=shown)
 
 
+def _library(audit: Audit) -> Section:
+    shown = _filled(library_tables.unusable(audit), library_tables.families(audit))
+    folded = _filled(library_tables.adapters(audit), library_tables.findings(audit))
+    told = [] if audit.library is None else [SKETCHED.format(audit.library.cosine_error)]
+    figures = list(library_tables.chart(audit))
+    return Section("library", "The library", told, figures, tables=shown, folded=folded)
+
+
 def _findings(audit: Audit) -> Section:
     found = _filled(adapter_tables.findings(audit))
     if not found:
@@ -179,6 +191,7 @@ SECTIONS: Sequence[Callable[[Audit], Section]] = (
     _gains,
     _wrong,
     _examples,
+    _library,
     _adapters,
     _findings,
     _pairs,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, Issue, Reason, Verdict
-from loraprobe.report import adapter_tables, bars, system_tables
+from loraprobe.report import adapter_tables, bars, library_phrases, library_tables, system_tables
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
@@ -88,6 +88,8 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
+    yield fitted(library_tables.unusable(audit, library_tables.SHORT), width)
+    yield fitted(library_tables.families(audit, library_tables.SHORT), width)
     yield fitted(bars.scores(audit, width), width)
     yield from _controls(audit, width)
 
@@ -152,6 +154,8 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
+    for table in (library_tables.adapters, library_tables.findings, library_tables.families):
+        yield fitted(table(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)
     for table in system_tables.coverage(audit):
@@ -223,6 +227,8 @@ def one_line(audit: Audit) -> str:
     verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
+    if audit.library is not None:
+        return library_phrases.one_line(audit.library)
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

@@ -14,7 +14,7 @@ from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
 
 WorldKind = StrEnum(
     "WorldKind",
-    "two-hop skill-and-facts keep-both facts math cross-lingual domain halves twins format "
+    "two-hop skill-and-facts keep-both facts math cross-lingual library domain halves twins format "
     "fact-and-skill partner several sets",
 )
 
@@ -40,7 +40,8 @@ def build(
 ) -> None:
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
-    facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
+    facts, math and cross-lingual hold several adapter sets on one small base, for calibration;
+    library holds 200 adapters of which few pairs compose, for `screen`.
     With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
     OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
     """
@@ -125,13 +126,16 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
+CalibrationOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+    ),
+]
+
+
 def calibrate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-        ),
-    ],
+    output: CalibrationOutput,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),

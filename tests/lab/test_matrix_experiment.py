@@ -14,7 +14,7 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.claims import ClaimTest, Finding, claims, newcombe
+from loraprobe_lab.experiments.claims import Claim, ClaimTest, claims, newcombe
 from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
@@ -184,7 +184,7 @@ def test_a_claim_holds_only_if_every_difference_says_so():
         ((yes, open_, no), "does not hold"),
         ((), "not decided"),
     ):
-        assert Finding("", "", "", "", tests).standing == standing
+        assert Claim("", "", "", "", tests).standing == standing
 
 
 def test_newcombe_against_a_worked_example():

@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from loraprobe.evaluation import selection, statistics
-from loraprobe_lab.experiments.rule import compared, decisions, report
+from loraprobe_lab.experiments.rule import compared, decisions, designs, report
 from loraprobe_lab.experiments.rule.decisions import (
     SimulatedCase,
     outcomes,
@@ -133,7 +133,7 @@ def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     top = worst([decisions.Rate(**row) for row in document["exact"]])
     assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
     assert text.count("| 20 |") == 1 + len(document["simulated"])
-    assert text.count("| 60 |") == len(compared.DESIGNS) == len(document["designs"])
+    assert text.count("| 60 |") == len(designs.DESIGNS) == len(document["designs"])
     assert figure.read_text().startswith("<?xml")
 
 
@@ -158,7 +158,7 @@ def test_the_likelihood_ratio_keeps_its_level_at_the_alpha_of_an_early_look():
     found = decisions.Outcomes(n, gained, lost, gained > 0, lost > 0)
     shares = decisions.discordances(0.05, steps=9)
     weights = probabilities(found, (shares + 0.05) / 2, (shares - 0.05) / 2)
-    for signed, bound in ((compared.likelihood_ratio, 7e-4), (compared.bonett_price, 1.0)):
+    for signed, bound in ((designs.likelihood_ratio, 7e-4), (designs.bonett_price, 1.0)):
         z = signed(gained, lost, n, 0.05)
         crossed = max(
             float(weights[z > critical].sum(0).max()), float(weights[z < -critical].sum(0).max())

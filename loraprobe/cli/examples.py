@@ -22,7 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "screen": (
         "loraprobe screen @library.txt",
-        "loraprobe find gpt2 --limit 100 | loraprobe screen - --task questions.jsonl",
+        "loraprobe screen @library.txt --task questions.jsonl",
     ),
     "task new": ("loraprobe task new questions.jsonl",),
     "task check": (

@@ -38,6 +38,8 @@ def screen(
     base and adapters answer a part of your questions, the compositions that look best are proved on
     the others, and the verdict covers the choice. Exit code 0: a composition likely works, or there
     was no task; 1: none does, or no adapter can be used; 3: undecided.
+
+    As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
     from loraprobe import pipeline
     from loraprobe.library import listed

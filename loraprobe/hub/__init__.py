@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from loraprobe.adapters import Adapter, Source, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG, check_config
@@ -85,16 +86,19 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
     parsed = [ref if isinstance(ref, Adapter) else Reference.parse(str(ref)) for ref in refs]
-    wanted = [
-        (one.name, False) if isinstance(one, Adapter) else (one.short, one.name is not None)
-        for one in parsed
-    ]
-    names = unique_names(wanted)
+    names = unique_names([_wanted(one) for one in parsed])
     adapters = [one if isinstance(one, Adapter) else _load(one) for one in parsed]
     return [
         adapter if adapter.name == name else adapter.renamed(name)
         for adapter, name in zip(adapters, names, strict=True)
     ]
+
+
+class _Unparsed(NamedTuple):
+    """A text that is no reference, and the error that says so."""
+
+    text: str
+    error: ReferenceError_
 
 
 def load_each(
@@ -104,38 +108,35 @@ def load_each(
 
     Raises UsageError for a name that cannot be given, before anything is loaded.
     """
-    parsed = [_parsed(ref) for ref in refs]
-    wanted = [
-        (one.name, False)
-        if isinstance(one, Adapter)
-        else (local_name(text), False)
-        if isinstance(one, LoraprobeError)
-        else (one.short, one.name is not None)
-        for text, one in parsed
-    ]
-    for (text, one), name in zip(parsed, unique_names(wanted), strict=True):
-        found: Adapter | LoraprobeError
-        try:
-            found = _load(one).renamed(name) if isinstance(one, Reference) else one
-        except LoraprobeError as error:
-            found = error
-        if isinstance(found, Adapter):
-            found = found.renamed(name)
-            yield name, found.source.public, found
+    parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
+    for one, name in zip(parsed, unique_names([_wanted(one) for one in parsed]), strict=True):
+        if isinstance(one, Adapter):
+            yield name, one.source.public, one.renamed(name)
+        elif isinstance(one, _Unparsed):
+            yield name, local_name(one.text), one.error
         else:
-            local = isinstance(one, LoraprobeError) or one.path is not None
-            yield name, local_name(text) if local else text, found
+            try:
+                adapter = _load(one)
+            except LoraprobeError as error:
+                yield name, one.text if one.path is None else local_name(one.text), error
+            else:
+                yield name, adapter.source.public, adapter.renamed(name)
 
 
-def _parsed(ref: str | Path | Adapter) -> tuple[str, Reference | Adapter | LoraprobeError]:
-    """A reference as text without its NAME=, and parsed, or the error that says why it is none."""
-    if isinstance(ref, Adapter):
-        return ref.name, ref
+def _parsed(text: str) -> Reference | _Unparsed:
     try:
-        found = Reference.parse(str(ref))
+        return Reference.parse(text)
     except ReferenceError_ as error:
-        return str(ref), error
-    return found.text, found
+        return _Unparsed(text, error)
+
+
+def _wanted(one: Reference | _Unparsed | Adapter) -> tuple[str, bool]:
+    """The name of an adapter, and whether the user chose it."""
+    if isinstance(one, Adapter):
+        return one.name, False
+    if isinstance(one, _Unparsed):
+        return local_name(one.text), False
+    return one.short, one.name is not None
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:

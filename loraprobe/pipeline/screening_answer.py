@@ -29,11 +29,11 @@ from loraprobe.records import (
     Library,
     LibraryItems,
     LibraryScore,
-    Reason,
     Shortlisted,
     Verdict,
 )
 from loraprobe.tasks import Task
+from loraprobe.verdict import Choice
 
 MOST_SINGLES = 12  # with which a forecast is compared
 
@@ -67,7 +67,7 @@ def audit_of_screen(
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(inputs, evaluator, proved, measured)
+    verdict, examined = _verdict(inputs, evaluator, parts, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -83,11 +83,22 @@ def audit_of_screen(
 
 
 def _verdict(
-    inputs: Inputs, evaluator: Evaluator, proved: Proved, measured: EvaluationRecords
+    inputs: Inputs,
+    evaluator: Evaluator,
+    parts: TaskSplit,
+    proved: Proved,
+    measured: EvaluationRecords,
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
     options = evaluator.session.options
-    evidence = vars(measured)
+    choice = Choice(
+        len(proved.alone.names) - 1,
+        proved.looked_at,
+        len(proved.finalists),
+        sum(len(task.items) for task in parts.apart),
+        sum(len(task.items) for task in parts.left),
+    )
+    evidence = {**vars(measured), "choice": choice}
     empty = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
     owner = {name: one for one in proved.finalists for name in one.systems}
@@ -97,7 +108,6 @@ def _verdict(
         members = own.builder.trained
         examined = examine(members, inputs.base, "route", evaluator.session)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
-    verdict = _with_scale(verdict, evaluator, proved)
     spec, named = None, list(inputs.given)
     if own is not None:
         named, spec = list(own.builder.trained), own.systems[verdict.system or ""][0]
@@ -107,24 +117,6 @@ def _verdict(
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
     about = replace(inputs, adapters=named, given=named)
     return with_next(verdict, options, about, kind, empty.compatibility, spec), examined
-
-
-def _with_scale(verdict: Verdict, evaluator: Evaluator, proved: Proved) -> Verdict:
-    """The verdict with the reason that tells out of how many it was chosen."""
-    asked, items = len(proved.alone.names) - 1, sum(len(t.items) for t in evaluator.tasks)
-    text = (
-        f"Chosen from {count(asked, 'adapter')} and {proved.looked_at:,} sets of them on items "
-        f"that took no part in these figures; {count(len(proved.finalists), 'set')} of them were "
-        f"composed and asked up to {count(items, 'other item')}."
-    )
-    reason = Reason(
-        "screened",
-        text,
-        float(proved.looked_at),
-        source="the items that choose and "
-        "those that prove are disjoint, so the choice out of the library needs no correction",
-    )
-    return replace(verdict, reasons=(*verdict.reasons, reason))
 
 
 def _notes(proved: Proved) -> list[str]:

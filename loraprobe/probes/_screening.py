@@ -26,7 +26,7 @@ from loraprobe.tasks import Task
 
 MOST_ANSWERS = 4  # of a question that are read
 SUPPORT = 64  # tokens of a position whose logits are added
-LEAST_REST = -60.0  # below the largest logit, where nothing is left for the other tokens
+LEAST_REST = 0.01  # the probability of all other tokens; rounding of the states reaches it
 WHOLE = ("exact_match", "strict")  # metrics by which more than the right answer is wrong
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # a part of a character
 
@@ -127,7 +127,7 @@ class PairForecast:
             linear.append(states.linear)
         if not linear[0]:
             return None
-        support = _support(reading, torch.stack(tops).numpy())
+        support = _support(reading, torch.stack(tops).numpy(), scorer.stops)
         head = linear_head(scorer.model)
         assert head is not None
         of_support = _Support(support, *head)
@@ -197,17 +197,19 @@ def _judged(
     return hard, soft
 
 
-def _support(reading: Reading, top: np.ndarray) -> np.ndarray:
+def _support(reading: Reading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
 
-    top [systems, p, k]: the first choices. All tokens of texts are among them, then what the most
-    systems choose first.
+    top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
+    are among them, and behind a text the stops; then what the most systems choose first.
     """
     wanted: list[list[int]] = [[] for _ in range(top.shape[1])]
     starts = positions(reading.rows)
     for text in reading.texts:
         for at, token in enumerate(text.tokens, starts[text.row]):
             wanted[at].append(token)
+        if text.stopped:
+            wanted[starts[text.row] + len(text.tokens)] += stops
     rank = np.broadcast_to(np.arange(top.shape[2]), (len(top), top.shape[2])).ravel()
     rows = []
     for at, given in enumerate(wanted):
@@ -232,13 +234,11 @@ class _Support:
         self._absent = torch.from_numpy(support < 0)
 
     def logits(self, states: States) -> tuple[Tensor, Tensor]:
-        """Logits [p, s] and the rest [p] of one system."""
+        """Log-probabilities [p, s] and the log of the rest [p] of one system."""
         every = states.hidden.float() @ self._weight.T + self._bias
-        found = every.gather(1, self._places).masked_fill(self._absent, ABSENT)
-        largest = found.amax(-1)
-        known = (found - largest[:, None]).exp().sum(-1)
-        rest = ((states.total - largest).exp() - known).clamp_min(0).log()
-        return found, largest + rest.clamp_min(LEAST_REST)
+        found = every.gather(1, self._places) - states.total[:, None]
+        found = found.masked_fill(self._absent, ABSENT)
+        return found, (1 - found.exp().sum(-1)).clamp_min(LEAST_REST).log()
 
 
 def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:

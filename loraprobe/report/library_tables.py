@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from loraprobe.formatting import count
 from loraprobe.records import Audit, Issue, LibraryAdapter
@@ -13,7 +13,7 @@ from loraprobe.report.phrases import first_sentence
 from loraprobe.report.table import Column, Table, tabulated, text
 
 MOST_NAMES = 8  # of a family, in its line
-SHORT = 5  # lines of a table without --explain
+SHORT = 5  # families that are shown without --explain
 
 
 def members(audit: Audit) -> Sequence[LibraryAdapter]:
@@ -21,13 +21,16 @@ def members(audit: Audit) -> Sequence[LibraryAdapter]:
     return audit.library.adapters if audit.library is not None else ()
 
 
-def unusable(audit: Audit, most: int | None = None) -> Table:
-    """What cannot be used, with reason and cure; copies are left out. most: rows, None for all."""
-    rows = [row for row in members(audit) if row.state in ("broken", "unfit")]
-    many = f" (the first {most} of {len(rows)})" if most and len(rows) > most else ""
+def unusable_of(audit: Audit) -> list[LibraryAdapter]:
+    """Adapters that cannot be used; copies of others are not among them."""
+    return [row for row in members(audit) if row.state in ("broken", "unfit")]
+
+
+def unusable(audit: Audit) -> Table:
+    """What cannot be used, with reason and cure."""
     return tabulated(
-        f"Cannot be used{many}",
-        rows[:most],
+        "Cannot be used",
+        unusable_of(audit),
         (text("adapter"), lambda row: row.name),
         (text("state", drop=1), lambda row: row.state),
         (text("why", prose=True), lambda row: _told(reason(row))),
@@ -36,12 +39,8 @@ def unusable(audit: Audit, most: int | None = None) -> Table:
 
 
 def reason(row: LibraryAdapter) -> Issue | None:
-    """The first finding that makes an adapter broken, unfit or a duplicate."""
-    wanted = "warning" if row.state == "duplicate" else "error"
-    found = [issue for issue in row.issues if issue.severity == wanted]
-    if row.state == "duplicate":
-        found = [issue for issue in found if issue.code == "duplicate"]
-    return next(iter(found), None)
+    """The finding that makes an adapter broken or unfit: the first error."""
+    return next((issue for issue in row.issues if issue.severity == "error"), None)
 
 
 def families(audit: Audit, most: int | None = None) -> Table:
@@ -151,3 +150,6 @@ def _cure(issue: Issue | None) -> str:
 def _names(names: Sequence[str]) -> str:
     more = len(names) - MOST_NAMES
     return ", ".join([*names[:MOST_NAMES], *([f"{more} more"] if more > 0 else [])])
+
+
+ALL: Sequence[Callable[[Audit], Table]] = (adapters, findings, families)  # with --explain

@@ -126,6 +126,7 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "use", measured.use(audit, verdict)
         yield "gain", measured.gain(audit, verdict)
         yield "stopped", measured.stopped(audit)
+        yield "chosen", measured.chosen(verdict)
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)

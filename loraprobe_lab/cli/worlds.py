@@ -118,6 +118,28 @@ def _print_world(world: Mapping[str, Any]) -> None:
     console.print(scenarios)
 
 
+def pairs(
+    world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File of the answers.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs that are drawn.")] = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the pairs of a library and count their right answers: the truth for `screen`."""
+    from loraprobe_lab.experiments.pages import as_json
+    from loraprobe_lab.experiments.pairs import pairs_of
+    from loraprobe_lab.world import World, write_text
+
+    use_threads(threads)
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        found = pairs_of(World.load(world), seed, progress)
+    write_text(output, as_json(found))
+    print(output)
+
+
 def _text(value: Any) -> str:
     from rich.markup import escape
 

@@ -8,10 +8,11 @@ Four tasks, each about people or lists of its own:
 - *guests*: the composed question answered at once; adapters know one to three quarters of them;
 - *lists*: the last name and the number of names of a list; adapters know one or two list skills.
 
-`data/library.json` holds the families of adapters. What an adapter learns (which quarters of the
-people), its epochs, learning rate, rank and target modules are drawn, so that adapters of one
-family differ in what they know and in whether they compose: facts from questions that end after
-the answer, or written into the attention too, answer their hop and stop the partner's steps.
+`data/library.json` holds the families of adapters and the tasks that they learn something about.
+What an adapter learns (which quarters of the people), its epochs, learning rate, rank and target
+modules are drawn, so that adapters of one family differ in what they know and in whether they
+compose: facts from questions that end after the answer, or written into the attention too, answer
+their hop and stop the partner's steps.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, 
 QUARTERS, ASKED = 4, 100  # people of a task, in so many blocks
 WORKED, FEW, LISTS = 200, 100, 2400  # couples of worked steps; lists that a skill learns from
 BATCH, LEAST_STEPS = 32, 20
-LIBRARY = table("library")
+_LIBRARY = table("library")
+FAMILIES: dict[str, dict[str, Any]] = _LIBRARY["families"]
+RECIPE: dict[str, list[Any]] = _LIBRARY["recipe"]
 
 
 def library_world(
@@ -130,13 +133,13 @@ def _tasks(facts: Facts, seed: int) -> dict[str, Sequence[Item]]:
 
 def _training(parts: Parts, seed: int) -> Iterator[TrainingSet]:
     """Every adapter of every family, drawn from the seed."""
-    for family, row in LIBRARY["families"].items():
+    for family, row in FAMILIES.items():
         rng = random.Random(f"library:{family}:{seed}")
         for number in range(row["count"]):
             name = f"{family}-{number:02d}"
             learned = _drawn_parts(row, rng)
             examples = tuple(text for part in learned for text in parts[part]())
-            recipe = _drawn_recipe(LIBRARY["recipe"] | row, len(examples), rng)
+            recipe = _drawn_recipe(RECIPE | row, len(examples), rng)
             recipe = dataclasses.replace(recipe, seed=own_seed(name, seed))
             yield TrainingSet(name, f"{row['about']}: {', '.join(learned)}", examples, recipe)
 
@@ -151,6 +154,6 @@ def _drawn_parts(row: Mapping[str, Any], rng: random.Random) -> list[str]:
 
 def _drawn_recipe(row: Mapping[str, Any], examples: int, rng: random.Random) -> Recipe:
     """A recipe whose fields are drawn from the lists of `row`; epochs become steps."""
-    drawn = {key: rng.choice(row[key]) for key in LIBRARY["recipe"]}
+    drawn = {key: rng.choice(row[key]) for key in RECIPE}
     steps = max(LEAST_STEPS, round(drawn.pop("epochs") * examples / BATCH))
     return Recipe(steps=steps, batch_size=BATCH, warmup=10, dtype="bfloat16", **drawn)

@@ -8,9 +8,8 @@ import typer
 
 from loraprobe.cli.options import BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs, shard_place
+from loraprobe.cli.saving import check_outputs, checked_shard
 from loraprobe.command_options import INSPECT
-from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 Probe = Annotated[
@@ -49,18 +48,17 @@ def inspect(
     """
     from loraprobe import pipeline
 
-    if output.target is not None and options.shard is None:
-        raise UsageError("inspect writes a directory only with --shard I/N; add that.")
+    sharded = checked_shard(output, options)
     read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, read)
         given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         given |= {"progress": progress, "written": written}
-        if options.shard is not None:
-            made = pipeline.run_shard("inspect", refs, shard_place(output), **given)
+        if sharded is not None:
+            made = pipeline.run_shard("inspect", refs, sharded, **given)
         else:
             audit = pipeline.inspect(refs, probe=probe, **given)
-    if options.shard is not None:
+    if sharded is not None:
         output.shard("inspect", made)
         return
     output.result(audit)

@@ -58,20 +58,22 @@ def read_library(
     allow: Collection[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. Raises
-    UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
+    places of those that are read. Raises UsageError for a name that cannot be given.
     """
-    members = []
-    for name, reference, found in hub.load_each(references):
+    members = list[Member]()
+    count = len(references) if only is None else len(only)
+    for name, reference, found in hub.load_each(references, only):
         if isinstance(found, LoraprobeError):
             members.append(_unread(name, reference, found))
         else:
             members.append(_read(found, allow, seed))
         if progress is not None:
-            progress(len(members), len(references))
+            progress(len(members), count)
     return members
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
     from loraprobe.pipeline.screening import screen as screen
+    from loraprobe.pipeline.screening_shards import screen_shard as screen_shard
     from loraprobe.pipeline.served import ask_server as ask_server
     from loraprobe.pipeline.shard_files import joined_run as joined_run
     from loraprobe.pipeline.shards import run_shard as run_shard
@@ -60,6 +61,7 @@ _MODULES = {
     "merge_and_eval": "commands",
     "run_shard": "shards",
     "screen": "screening",
+    "screen_shard": "screening_shards",
     "verify": "verification",
 }
 

@@ -17,12 +17,11 @@ from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.results import STATES
 from loraprobe.probes import PairForecast, Reading
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
-
-STATES = "states"  # the directory beside the ledger
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
+from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.ledger import NAME, as_plain, changes, digest, read_fingerprint
 from loraprobe.file_hashes import cache_directory
@@ -21,7 +22,8 @@ from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
 
-SEARCH = "search.jsonl"  # beside the results: the weights that a search tried
+# Beside the results: the weights that a search tried, and hidden states of single adapters.
+SEARCH, STATES = "search.jsonl", "states"
 
 
 def open_ledger(
@@ -52,20 +54,36 @@ def open_ledger(
 
 
 def _join(ledger: Ledger, place: Path, decides: Mapping[str, Any]) -> None:
-    """Adds what the ledger of a shard knows more, and the weights that its search tried.
+    """Adds what a shard knows more: results, hidden states, the weights that a search tried.
 
-    Raises UsageError where the shard's results are those of another run.
+    A share of a library holds a part of the adapters. Raises UsageError where results are those of
+    another run.
     """
-    if not (place / NAME).is_file():
+    known = read_fingerprint(place / NAME)
+    if known is None:
         return
-    shard = Ledger(place, True, fingerprint=decides)
+    own = [name for name in names_in(known, "adapters") if name in decides["adapters"]]
+    if differs := changes(_of_adapters(known, own), _of_adapters(as_plain(decides), own)):
+        raise UsageError(
+            f"{place} holds results of another run ({'; '.join(differs[:3])}): compute the shards "
+            "again, or give the inputs and options of then."
+        )
+    shard = Ledger(place, True, fingerprint=known)
     shard.close()
-    rows = [r for r in shard if ledger.get(r.system, r.task, r.part, r.item) is None]
-    ledger.append(rows)
+    ledger.append([r for r in shard if ledger.get(r.system, r.task, r.part, r.item) is None])
+    if ledger.path is not None and (place / STATES).is_dir():
+        shutil.copytree(place / STATES, ledger.path.with_name(STATES), dirs_exist_ok=True)
     if ledger.path is not None and (place / SEARCH).is_file():
         target = ledger.path.with_name(SEARCH)
         if not target.exists():
             shutil.copyfile(place / SEARCH, target)
+
+
+def _of_adapters(fingerprint: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A fingerprint as if these adapters were all that there are."""
+    held = {name: fingerprint["adapters"].get(name) for name in names}
+    order = [name for name in fingerprint["order"] if name in held]
+    return {**fingerprint, "adapters": held, "order": order}
 
 
 def weights_identity(

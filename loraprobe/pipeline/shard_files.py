@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapters import staged_file
+from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.ledger import changes
 from loraprobe.limits import limits
@@ -24,8 +24,9 @@ class Shard:
     """What `shard.json` says.
 
     arguments: the words of the run's command line. modules, questions: how many batches of them
-    are the share's, None before they were counted. chat_template: whether questions were put into
-    it.
+    are the share's, None before they were counted. adapters: of a library, how many are. A share
+    of a library counts the systems that it asked as questions. chat_template: whether questions
+    were put into it.
     """
 
     arguments: tuple[str, ...]
@@ -34,6 +35,7 @@ class Shard:
     complete: bool = False
     modules: int | None = None
     questions: int | None = None
+    adapters: int | None = None
     chat_template: bool | None = None
 
     def write(self, place: Path) -> None:
@@ -43,6 +45,17 @@ class Shard:
                 file.write_text(json.dumps({"format": FORMAT, **vars(self)}, indent=1))
         except OSError as error:
             raise OutputError(f"{place} cannot be written ({error.strerror}).") from None
+
+    def begin(self, place: Path) -> None:
+        """Writes the file into a directory that is new, or of this very shard.
+
+        Raises UsageError for that of another shard.
+        """
+        check_place(place)
+        place.mkdir(parents=True, exist_ok=True)
+        if (place / FILE).exists():
+            check_same_run(Shard.read(place), self, place)
+        self.write(place)
 
     @classmethod
     def read(cls, place: Path) -> Shard:
@@ -137,16 +150,21 @@ def check_inputs(places: Sequence[Path], fingerprint: Any) -> None:
 def told(made: Shard, place: Path) -> str:
     """What a shard says at its end, in a sentence."""
     number, of = made.share
-    modules = "no" if not made.modules else str(made.modules)
-    asked = f" and {made.questions} of questions" if made.questions is not None else ""
+    done = [f"{value} {what}" for value, what in _counted(made) if value is not None]
     return (
-        f"Shard {number} of {of} is complete in {place.name}: {modules} batches of modules{asked}. "
-        "When all shards are there: loraprobe combine DIR..."
+        f"Shard {number} of {of} is complete in {place.name}: {' and '.join(done)}. When all "
+        "shards are there: loraprobe combine DIR..."
     )
+
+
+def _counted(made: Shard) -> list[tuple[int | None, str]]:
+    if made.adapters is not None:
+        return [(made.adapters, "adapters read"), (made.questions, "systems asked")]
+    return [(made.modules, "batches of modules"), (made.questions, "batches of questions")]
 
 
 def as_json(made: Shard, command: str) -> str:
     """The same as a document."""
-    names = ("share", "complete", "modules", "questions")
+    names = ("share", "complete", "modules", "questions", "adapters")
     shard = {name: getattr(made, name) for name in names}
     return document(command, {"shard": shard}, SCHEMA_VERSION)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe import evaluation
-from loraprobe.adapters import check_place
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
@@ -28,7 +27,7 @@ from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shard_files import FILE, Shard, check_same_run, run_of
+from loraprobe.pipeline.shard_files import Shard, run_of
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.pipeline.workers import open_units
@@ -62,13 +61,9 @@ def run_shard(
 def _computed(inputs: Inputs, session: Session, place: Path, asks: bool) -> Shard:
     options = session.options
     assert options.shard is not None
-    check_place(place)
-    place.mkdir(parents=True, exist_ok=True)
     identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
     made = Shard(run_of(options.arguments), options.shard, identity)
-    if (place / FILE).exists():
-        check_same_run(Shard.read(place), made, place)
-    made.write(place)
+    made.begin(place)
     found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
     made = replace(made, modules=_modules(inputs, session, place, identity, found.compatible))
     if asks and found.compatible:

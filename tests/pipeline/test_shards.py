@@ -15,13 +15,16 @@ from typing import Any
 import making
 import pytest
 import torch
+from planted_library import FIRST, SECOND, write_library
 
 import loraprobe.demo
 import loraprobe.errors
 from loraprobe.diagnostics import plan
 from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
+from loraprobe.library import reading
 from loraprobe.lora import gram_batches
+from loraprobe.pipeline import asking_alone, screening_task
 from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.units import Questions
 
@@ -33,12 +36,26 @@ def named(*names: str) -> list[str]:
 
 
 INSPECT = ["inspect", *named("newcomers", "steps", "spouse"), "--per-module", "--json", "--quiet"]
+SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
 # Two rounds, of which the first decides.
 EVALUATE = [
     *("merge-and-eval", *named("newcomers", "steps"), "--base", str(WORLD / "base")),
     *("--task", str(WORLD / "tasks" / "newcomers.jsonl"), "--limit", "60", "--method", "sum"),
-    *("--max-new-tokens", "12", "--threads", "1", "--exit-zero", "--json", "--quiet"),
+    *("--max-new-tokens", "12", *SHORT),
 ]
+TABLES = {"noise": {"bo": "?"}, "copy": {"bo": "?"}, "firsts": FIRST, "seconds": SECOND}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> list[str]:
+    """A call of screen on a tiny base."""
+    return [*write_library(tmp_path_factory.mktemp("planted"), TABLES), *SHORT]
+
+
+@pytest.fixture(scope="module")
+def composing(planted) -> list[str]:
+    """A call of merge-and-eval of two adapters that compose; an early round decides."""
+    return ["merge-and-eval", *planted[3:5], *planted[5:], "--max-new-tokens", "4"]
 
 
 class Calls:
@@ -93,16 +110,49 @@ def test_inspect_in_three_shards(call, small_batches):
     assert document(call("combine", *places)) == document(call(*INSPECT))
 
 
-def test_merge_and_eval_in_two_shards_that_run_twice(call):
-    places = call.shards(EVALUATE, 2)
+def in_two_shards(call: Calls, run: list[str]) -> Any:
+    """The document of the undivided run, which that of two shards equals."""
+    places = call.shards(run, 2)
     rows = [(place / "results.jsonl").read_bytes() for place in places]
     assert len(set(rows)) == 2 and min(map(len, rows)) > 1000
-    call.shards(EVALUATE, 2)
+    call.shards(run, 2)
     assert [(place / "results.jsonl").read_bytes() for place in places] == rows
-    whole = call(*EVALUATE)
-    rounds = json.loads(whole.stdout)["rounds"]
+    whole = document(call(*run))
+    assert document(call("combine", *reversed(places))) == whole
+    return json.loads(whole)
+
+
+def test_merge_and_eval_in_two_shards_that_run_twice(call, composing):
+    rounds = in_two_shards(call, composing)["rounds"]
     assert rounds["used"] < rounds["planned"]  # the shards asked more than was needed
-    assert document(call("combine", *reversed(places))) == document(whole)
+
+
+@pytest.mark.slow  # a model that generates
+def test_the_smallest_scenario_of_the_demo_in_two_shards(call):
+    assert in_two_shards(call, EVALUATE)["rounds"]["used"] == 1
+
+
+def test_losses_are_equal_to_the_last_bit(call, composing):
+    in_two_shards(call, [*composing, "--metric", "answer_loss", "--margin", "0.1"])
+
+
+def test_screen_in_three_shards(call, planted, monkeypatch):
+    places = call.shards(planted, 3)
+    assert [len(list((place / "library").glob("*.json"))) for place in places] == [1, 2, 1]
+    whole = call(*planted)
+    assert json.loads(whole.stdout)["shortlist"][0]["adapters"] == ["firsts", "seconds"]
+    original, asked = asking_alone.ask_alone, list[int]()
+
+    def counted(evaluator: Any, *rest: Any, **more: Any) -> Any:
+        before = len(evaluator.ledger)
+        found = original(evaluator, *rest, **more)
+        asked.append(len(evaluator.ledger) - before)
+        return found
+
+    monkeypatch.setattr(screening_task, "ask_alone", counted)
+    monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
+    assert document(call("combine", *places)) == document(whole)
+    assert asked == [0]
 
 
 def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches):

@@ -35,7 +35,6 @@ def named(*names: str) -> list[str]:
     return [f"{name}={WORLD / 'adapters' / name}" for name in names]
 
 
-INSPECT = ["inspect", *named("newcomers", "steps", "spouse"), "--per-module", "--json", "--quiet"]
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
 # Two rounds, of which the first decides.
 EVALUATE = [
@@ -50,6 +49,15 @@ TABLES = {"noise": {"bo": "?"}, "copy": {"bo": "?"}, "firsts": FIRST, "seconds":
 def planted(tmp_path_factory) -> list[str]:
     """A call of screen on a tiny base."""
     return [*write_library(tmp_path_factory.mktemp("planted"), TABLES), *SHORT]
+
+
+@pytest.fixture(scope="module")
+def inspecting(tmp_path_factory) -> list[str]:
+    """A call of inspect of three adapters."""
+    place = tmp_path_factory.mktemp("three")
+    for seed, name in enumerate("abc"):
+        making.random_adapter(name, seed=seed).save(place / name)
+    return ["inspect", *(str(place / name) for name in "abc"), "--per-module", "--json", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +112,10 @@ def test_batches_are_those_of_one_pass(small_batches):
     assert made.batches == once and len(once) > 2
 
 
-def test_inspect_in_three_shards(call, small_batches):
-    places = call.shards(INSPECT, 3)
+def test_inspect_in_three_shards(call, small_batches, inspecting):
+    places = call.shards(inspecting, 3)
     assert all(any(place.glob("modules-*.pt")) for place in places)
-    assert document(call("combine", *places)) == document(call(*INSPECT))
+    assert document(call("combine", *places)) == document(call(*inspecting))
 
 
 def in_two_shards(call: Calls, run: list[str]) -> Any:
@@ -155,7 +163,7 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
     assert asked == [0]
 
 
-def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches):
+def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches, inspecting):
     original, place = KeptStatistics.write, call.place / "shard-1-of-1"
 
     def interrupted(self: KeptStatistics, batch: Any) -> None:
@@ -165,17 +173,17 @@ def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches):
 
     with monkeypatch.context() as patch:
         patch.setattr(KeptStatistics, "write", interrupted)
-        call(*INSPECT, "--shard", "1/1", "-o", place, code=130)
+        call(*inspecting, "--shard", "1/1", "-o", place, code=130)
     (first,) = place.glob("*.pt")
     told, written = call("combine", place, code=2).stderr, first.stat().st_mtime_ns
     assert "not complete" in told and str(place) in told
-    call(*INSPECT, "--shard", "1/1", "-o", place)
+    call(*inspecting, "--shard", "1/1", "-o", place)
     assert first.stat().st_mtime_ns == written and len(list(place.glob("*.pt"))) > 1
-    assert document(call("combine", place)) == document(call(*INSPECT))
+    assert document(call("combine", place)) == document(call(*inspecting))
 
 
-def test_a_missing_shard_is_named_with_its_call(call):
-    places = call.shards(INSPECT, 2, only=1)
+def test_a_missing_shard_is_named_with_its_call(call, inspecting):
+    places = call.shards(inspecting, 2, only=1)
     told = call("combine", places[0], code=2).stderr
     assert "Shard 2 of 2 is missing" in told
     words = shlex.split(re.search(r"loraprobe (inspect .*)", told)[1])
@@ -185,11 +193,11 @@ def test_a_missing_shard_is_named_with_its_call(call):
 
 
 @pytest.mark.parametrize("other", [["--exact"], ["--seed", "1"]])
-def test_shards_of_different_options_are_refused(call, other):
-    first = call.shards(INSPECT, 2, only=1)[0]
-    second = call.shards([*INSPECT, *other], 2, only=2)[1]
+def test_shards_of_different_options_are_refused(call, other, inspecting):
+    first = call.shards(inspecting, 2, only=1)[0]
+    second = call.shards([*inspecting, *other], 2, only=2)[1]
     assert other[0] in call("combine", first, second, code=2).stderr
-    assert "different runs" in call(*INSPECT, "--shard", "2/2", "-o", second, code=2).stderr
+    assert "different runs" in call(*inspecting, "--shard", "2/2", "-o", second, code=2).stderr
 
 
 def test_shards_of_inputs_that_changed_are_refused(call, tmp_path):
@@ -204,12 +212,12 @@ def test_shards_of_inputs_that_changed_are_refused(call, tmp_path):
     assert "weights" in call("combine", *alone, code=2).stderr
 
 
-def test_a_shard_needs_a_directory(call, tmp_path):
-    assert "--output" in call(*INSPECT, "--shard", "1/2", code=2).stderr
-    assert "--shard" in call(*INSPECT, "-o", tmp_path / "x", code=2).stderr
+def test_a_shard_needs_a_directory(call, tmp_path, inspecting):
+    assert "--output" in call(*inspecting, "--shard", "1/2", code=2).stderr
+    assert "--shard" in call(*inspecting, "-o", tmp_path / "x", code=2).stderr
     assert "no directory of a shard" in call("combine", tmp_path, code=2).stderr
     for text in ("0/2", "3/2", "2", "a/b"):
-        assert "--shard" in call(*INSPECT, "--shard", text, "-o", tmp_path / "x", code=2).stderr
+        assert "--shard" in call(*inspecting, "--shard", text, "-o", tmp_path / "x", code=2).stderr
 
 
 def test_kept_statistics_are_read_as_written(tmp_path):

@@ -45,7 +45,7 @@ SCREEN = (
     f"{LAYOUT} "
     "items keep budget methods routers balance space rank metric run_unsafe_code margin retention "
     "prior calibration limit all_items max_new_tokens chat_template device dtype quantize "
-    "device_map batch_size threads allow trust_remote_code seed resume"
+    "device_map batch_size threads allow trust_remote_code seed executor resume"
 ).split()
 
 

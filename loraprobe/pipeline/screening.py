@@ -57,9 +57,12 @@ def screen(
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
     from loraprobe.pipeline.screening_task import screen_task
+    from loraprobe.pipeline.screening_workers import elsewhere
 
     assert opened is not None
-    return screen_task(found, opened, read, session)
+    names = [member.record.name for member in found.members]
+    workers = elsewhere(adapters, opened, tasks, options, names)
+    return screen_task(found, opened, read, session, workers)
 
 
 def open_library(

@@ -19,6 +19,7 @@ from planted_library import FIRST, SECOND, write_library
 
 import loraprobe.demo
 import loraprobe.errors
+import loraprobe.probes
 from loraprobe.diagnostics import plan
 from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
@@ -26,6 +27,7 @@ from loraprobe.library import reading
 from loraprobe.lora import gram_batches
 from loraprobe.pipeline import asking_alone, screening_task
 from loraprobe.pipeline.kept_statistics import KeptStatistics
+from loraprobe.pipeline.screening_workers import Member
 from loraprobe.pipeline.units import Questions
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
@@ -35,6 +37,7 @@ def named(*names: str) -> list[str]:
     return [f"{name}={WORLD / 'adapters' / name}" for name in names]
 
 
+ASKED = (Questions, Member)  # parts that a model answers
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
 # Two rounds, of which the first decides.
 EVALUATE = [
@@ -159,6 +162,7 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
 
     monkeypatch.setattr(screening_task, "ask_alone", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
+    monkeypatch.setattr(loraprobe.probes.Reading, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)
     assert asked == [0]
 
@@ -249,7 +253,7 @@ def patient(monkeypatch) -> list[int]:
     def mapped(self: Pool, parts: Any, here: Any) -> Any:
         def waiting(index: int) -> Any:
             end = time.monotonic() + 120
-            while not killed and isinstance(parts[index], Questions) and time.monotonic() < end:
+            while not killed and isinstance(parts[index], ASKED) and time.monotonic() < end:
                 time.sleep(0.02)
             return here(index)
 
@@ -260,19 +264,21 @@ def patient(monkeypatch) -> list[int]:
 
 
 @pytest.mark.slow  # a worker imports torch and loads a base
-def test_a_killed_worker_changes_nothing(call, monkeypatch, patient):
+@pytest.mark.parametrize("command", ["merge-and-eval", "screen"])
+def test_a_killed_worker_changes_nothing(call, monkeypatch, patient, planted, command):
+    run = planted if command == "screen" else [*EVALUATE, "--all-items"]
     original = LocalWorker.do
 
     def deadly(self: LocalWorker, part: Any) -> Any:
-        if isinstance(part, Questions) and not patient:
+        if isinstance(part, ASKED) and not patient:
             os.kill(self.process.pid, signal.SIGKILL)
             patient.append(self.process.pid)
         return original(self, part)
 
     monkeypatch.setattr(LocalWorker, "do", deadly)
-    spread = call(*EVALUATE, "--all-items", "--executor", "local:2")
+    spread = call(*run, "--executor", "local:2")
     assert patient
-    assert without_arguments(spread) == without_arguments(call(*EVALUATE, "--all-items"))
+    assert without_arguments(spread) == without_arguments(call(*run))
 
 
 @pytest.mark.slow  # a cluster is started, and each actor loads a base
@@ -283,7 +289,7 @@ def test_a_killed_actor_of_a_ray_cluster_changes_nothing(call, monkeypatch, pati
     original, asked = RayWorker.do, list[Any]()
 
     def deadly(self: RayWorker, part: Any) -> Any:
-        if isinstance(part, Questions) and not patient:
+        if isinstance(part, ASKED) and not patient:
             threading.Timer(0.1, os.kill, (self.pid, signal.SIGKILL)).start()
             patient.append(self.pid)
         asked.append(part)
@@ -296,7 +302,7 @@ def test_a_killed_actor_of_a_ray_cluster_changes_nothing(call, monkeypatch, pati
     finally:
         ray.shutdown()
     assert patient and not Path(f"/proc/{patient[0]}").exists()
-    assert sum(isinstance(part, Questions) for part in asked) > 1
+    assert sum(isinstance(part, ASKED) for part in asked) > 1
     assert without_arguments(spread) == without_arguments(call(*EVALUATE, "--all-items"))
 
 

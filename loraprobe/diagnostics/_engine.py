@@ -21,9 +21,10 @@ from loraprobe.diagnostics._diagnostic import (
     Module,
     Statistics,
 )
-from loraprobe.diagnostics._figures import BatchStatistics, Figures
+from loraprobe.diagnostics._figures import BatchStatistics, Figures, Named
 from loraprobe.errors import UsageError
-from loraprobe.lora.gram_batches import Updates, gram_matrices, modules_a_batch
+from loraprobe.lora import gram_batches
+from loraprobe.lora.gram_batches import Updates
 from loraprobe.lora.grams import GramMatrices
 from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
@@ -45,7 +46,7 @@ def diagnose(
     again.
     """
     made = plan(adapters, **chosen)
-    return made.measurements(made.observe(made.paths, progress), observers)
+    return made.measurements(made.observe(made.batches, progress), observers)
 
 
 def plan(
@@ -123,46 +124,52 @@ class Plan:
 
     @property
     def batches(self) -> list[tuple[str, ...]]:
-        """The modules of each batch: the smallest parts that may be observed apart."""
-        paths, size = self.paths, modules_a_batch(len(self.adapters), self.rank)
-        return [tuple(paths[at : at + size]) for at in range(0, len(paths), size)]
+        """The modules of each batch, of about BATCH_BYTES: the smallest parts of the work."""
+        found: list[tuple[str, ...]] = []
+        waiting: list[str] = []
+        size = 0
+        for path in self.paths:
+            infos = [a.layout[path] for a in self.adapters if path in a.layout]
+            waiting.append(path)
+            size += 2 * 8 * (len(self.adapters) * self.rank) ** 2
+            size += sum(i.rank * (i.in_features + i.out_features) * i.dtype.itemsize for i in infos)
+            if size >= gram_batches.BATCH_BYTES:
+                found.append(tuple(waiting))
+                waiting, size = [], 0
+        return [*found, tuple(waiting)] if waiting else found
 
     def observe(
-        self, paths: Sequence[str], progress: Progress | None = None
+        self, batches: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> Iterator[BatchStatistics]:
-        """The statistics of whole batches of modules, from one pass over their factors."""
-        of_factors = [d for d in self.diagnostics if isinstance(d, FactorDiagnostic)]
-        waiting: dict[str, list[Statistics]] = {}
+        """The statistics of batches of modules, from one pass over their factors."""
+        found: dict[tuple[str, ...], Named] = {}
 
-        def visit(path: str, updates: Updates) -> None:
-            module = Module(path, updates, self.base)
-            for diagnostic in of_factors:
-                waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
+        def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
+            found[grams.paths] = self._observed(grams, updates)
 
         report = None if progress is None else lambda done, all: progress("diagnose", done, all)
-        for grams in gram_matrices(
+        for grams in gram_batches.gram_matrices(
             [a.modules for a in self.adapters],
-            paths,
             rank=self.rank,
-            visitors=(visit,) if of_factors else (),
+            batches=batches,
+            visitor=visit,
             progress=report,
         ):
-            yield self._statistics(grams, waiting)
-            waiting.clear()
+            yield self._statistics(grams, found.pop(grams.paths))
 
-    def _statistics(
-        self, grams: GramMatrices, waiting: Mapping[str, Sequence[Statistics]]
-    ) -> BatchStatistics:
-        """waiting: those of the diagnostics of factors, a module each."""
+    def _observed(self, grams: GramMatrices, updates: Sequence[Updates]) -> Named:
+        """What all diagnostics observe of one batch of modules; called in several threads."""
+        modules = [Module(*one, self.base) for one in zip(grams.paths, updates, strict=True)]
         found: dict[tuple[str, FigureKey], Mapping[str, Tensor]] = {}
         for diagnostic in self.diagnostics:
             if isinstance(diagnostic, GramDiagnostic):
-                for key, sums in diagnostic.observe(grams).items():
-                    found[name_of(diagnostic), key] = sums
-        for name, seen in waiting.items():
-            for key in seen[0]:
-                stacked = {s: torch.stack([one[key][s] for one in seen]) for s in seen[0][key]}
-                found[name, key] = stacked
+                statistics = diagnostic.observe(grams)
+            elif isinstance(diagnostic, FactorDiagnostic):
+                statistics = _together([diagnostic.observe(module) for module in modules])
+            found |= {(name_of(diagnostic), key): sums for key, sums in statistics.items()}
+        return found
+
+    def _statistics(self, grams: GramMatrices, found: Named) -> BatchStatistics:
         fine = grams.finite
         pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
         known = {
@@ -196,3 +203,11 @@ class Plan:
                 observer(batch)
             run.take(batch)
         return tuple(run.measurements())
+
+
+def _together(modules: Sequence[Statistics]) -> Statistics:
+    """The statistics of several modules as those of a batch."""
+    return {
+        key: {name: torch.stack([one[key][name] for one in modules]) for name in sums}
+        for key, sums in modules[0].items()
+    }

@@ -21,7 +21,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import questions
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES
-from loraprobe.probes import PairForecast, Reading
+from loraprobe.probes import PairForecast, ScreenedTexts
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
@@ -61,7 +61,7 @@ def ask_alone(
     evaluator: Evaluator,
     adapters: Sequence[str],
     opened: Callable[[str], Adapter],
-    reading: Reading | None,
+    reading: ScreenedTexts | None,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Alone:
     """Asks the base and the adapters the evaluator's tasks.
@@ -93,7 +93,9 @@ def ask_alone(
     return found
 
 
-def ask_one(evaluator: Evaluator, system: System, reading: Reading | None) -> list[ItemResult]:
+def ask_one(
+    evaluator: Evaluator, system: System, reading: ScreenedTexts | None
+) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
     if reading is not None:
         with evaluator.session.stage("screen"):
@@ -109,7 +111,7 @@ def _named(stage: str) -> str:
     return stage + SCREENING if stage.startswith("evaluate ") else stage
 
 
-def _keep_states(evaluator: Evaluator, system: System, reading: Reading) -> None:
+def _keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
     """Reads the states unless they are kept, with the answers to questions that are scored."""
     if _has_states(evaluator, system.name, reading):
         return
@@ -132,14 +134,14 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _has_states(evaluator: Evaluator, name: str, reading: Reading) -> bool:
+def _has_states(evaluator: Evaluator, name: str, reading: ScreenedTexts) -> bool:
     """Whether the states of a system are kept, and its answers to questions that are scored."""
     scored = [q for q in reading.questions if not q.generated]
     asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
     return asked and States.load(states_path(evaluator, name), reading.mark) is not None
 
 
-def is_kept(evaluator: Evaluator, name: str, reading: Reading | None) -> bool:
+def is_kept(evaluator: Evaluator, name: str, reading: ScreenedTexts | None) -> bool:
     """Whether all answers of a system are kept, and its states if there are any."""
     asked = questions(evaluator.tasks, evaluator.session.options.metric)
     known = all(evaluator.ledger.get(name, *q.key) for q in asked)
@@ -173,7 +175,7 @@ def states_path(evaluator: Evaluator, system: str) -> Path:
 
 
 def forecast_pairs(
-    evaluator: Evaluator, alone: Alone, reading: Reading | None
+    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None
 ) -> PairForecast | None:
     """The forecast of sets of the adapters that were asked; None where nothing can be added."""
     if reading is None:

@@ -60,8 +60,8 @@ def screen(
     from loraprobe.pipeline.screening_workers import elsewhere
 
     assert opened is not None
-    names = [member.record.name for member in found.members]
-    workers = elsewhere(adapters, opened, tasks, options, names)
+    places = {member.record.name: place for place, member in enumerate(found.members)}
+    workers = elsewhere(adapters, opened, tasks, options, places)
     return screen_task(found, opened, read, session, workers)
 
 

@@ -28,10 +28,11 @@ from loraprobe.pipeline.inputs import Inputs, base_of, check_names
 from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.scorer import open_scorer
+from loraprobe.pipeline.screening_workers import Elsewhere, elsewhere
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import Shard, run_of
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.probes import Reading
+from loraprobe.probes import ScreenedTexts
 from loraprobe.records import Progress
 from loraprobe.tasks import Task, check_metrics
 
@@ -72,10 +73,13 @@ def screen_shard(
     made = Shard(run_of(options.arguments), options.shard, as_plain(fingerprint))
     made.begin(place)
     own = share_of([1.0] * len(adapters), options.shard)
-    usable = _read(adapters, own, opened, session, place)
+    members = _read(adapters, own, opened, session, place)
     asked = None
-    if read:
-        asked = _ask(usable, opened, read, session) if usable else 0
+    if opened is not None and read:
+        places = {member.record.name: at for at, member in zip(own, members, strict=True)}
+        workers = elsewhere(adapters, opened, tasks, options, places)
+        usable = [member for member in members if member.usable]
+        asked = _ask(usable, opened, read, session, workers) if usable else 0
     made = replace(made, complete=True, adapters=len(own), questions=asked)
     made.write(place)
     return made
@@ -84,7 +88,7 @@ def screen_shard(
 def _read(
     adapters: Sequence[Any], own: Sequence[int], base: Base | None, session: Session, place: Path
 ) -> list[Member]:
-    """Reads the share and keeps the readings in the shard's directory; the usable members."""
+    """Reads the share and keeps the readings in the shard's directory; its members."""
     allow, progress = session.options.allow, session.progress
 
     def told(done: int, total: int) -> None:
@@ -95,10 +99,16 @@ def _read(
         members = read_library(adapters, allow=allow, progress=told, only=own)
     keep_readings(members, place)
     with session.stage("check"):
-        return [member for member in fitted(members, base, allow) if member.usable]
+        return fitted(members, base, allow)
 
 
-def _ask(usable: Sequence[Member], base: Any, tasks: Sequence[Task], session: Session) -> int:
+def _ask(
+    usable: Sequence[Member],
+    base: Base,
+    tasks: Sequence[Task],
+    session: Session,
+    workers: Elsewhere | None,
+) -> int:
     """Asks base and adapters alone, as an undivided screen does; how many systems."""
     options = session.options
     parts = split_for_screening(tasks, options)
@@ -112,10 +122,13 @@ def _ask(usable: Sequence[Member], base: Any, tasks: Sequence[Task], session: Se
     ledger, _ = open_ledger([member.open() for member in usable], base, tasks, session)
     inputs = Inputs((), (), base, parts.apart)
     with Evaluator(inputs, session, scorer, ledger, parts.apart) as evaluator:
+        reading = ScreenedTexts.of(scorer, parts.apart, options.metric)
+        if workers is not None:
+            workers.ask(evaluator, list(by_name), reading, lambda: True)
         found = ask_alone(
             evaluator,
             list(by_name),
             lambda name: aligned([by_name[name].open()], base)[0],
-            Reading.of(scorer, parts.apart, options.metric),
+            reading,
         )
     return len(found.names)

@@ -38,7 +38,7 @@ from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import Ranking, Subset, choose, rank
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
-from loraprobe.probes import Known, PairForecast, Reading
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts
 from loraprobe.records import FORMS, Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
@@ -59,7 +59,7 @@ class Screened:
 
     members: Sequence[Member]
     alone: Alone
-    known: Sequence[Known]
+    known: Sequence[KnownAlone]
     forecast: PairForecast | None
     rankings: Sequence[Ranking]
     scores: np.ndarray
@@ -135,7 +135,7 @@ def _screened(
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
-    reading = Reading.of(evaluator.scorer, tasks, evaluator.session.options.metric)
+    reading = ScreenedTexts.of(evaluator.scorer, tasks, evaluator.session.options.metric)
 
     usable = {member.record.name: member for member in found.usable}
 
@@ -159,7 +159,7 @@ def _screened(
             else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
         )
     forecast = forecast_pairs(evaluator, alone, reading)
-    known = [Known.of(task, alone.names, alone.results) for task in tasks]
+    known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
         rankings = [
@@ -171,7 +171,7 @@ def _screened(
 
 
 def _score(
-    form: str, known: Sequence[Known], forecast: PairForecast | None, subsets: np.ndarray
+    form: str, known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
 ) -> np.ndarray:
     """The scores [m] of sets of adapters in one form of the question, the mean over tasks."""
     values = None if forecast is None or form == "steps" else forecast.by_task(subsets)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraprobe import hub
@@ -29,7 +28,8 @@ from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.probes import Reading
+from loraprobe.pipeline.units import check_device, for_workers
+from loraprobe.probes import ScreenedTexts
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 
@@ -84,19 +84,14 @@ class OpenedLibrary:
     def __call__(self, part: Member) -> Answered:
         scorer = self.scorer.with_template(part.chat)
         own = self.session.device.partition(":")[0], self.session.dtype
-        if own != (part.device, part.dtype):
-            raise UsageError(
-                f"A worker computes on {' in '.join(own)} and this process on {part.device} in "
-                f"{part.dtype}: start it on a machine like the workers', or give --device and "
-                "--dtype."
-            )
+        check_device(own, part.device, part.dtype)
         system = System("base", "base")
         if part.place is not None:
             ((name, _, found),) = hub.load_each(self.job.adapters, [part.place])
             if isinstance(found, LoraprobeError):
                 return None
             system = System(name, "adapter", single(aligned([found], self.base)[0]))
-        reading = Reading.of(scorer, self.tasks, self.job.options.metric)
+        reading = ScreenedTexts.of(scorer, self.tasks, self.job.options.metric)
         with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
             inputs = Inputs((), (), self.base, self.tasks)
             evaluator = Evaluator(inputs, self.session, scorer, ledger, self.tasks)
@@ -118,7 +113,7 @@ class Elsewhere:
         self,
         evaluator: Evaluator,
         usable: Sequence[str],
-        reading: Reading | None,
+        reading: ScreenedTexts | None,
         goes_on: Callable[[], bool],
     ) -> None:
         """Keeps the answers and states of the base and of usable adapters that have none.
@@ -150,21 +145,16 @@ class Elsewhere:
 
 
 def elsewhere(
-    adapters: Sequence[Any], base: Base, tasks: Any, options: Options, names: Sequence[str]
+    adapters: Sequence[Any], base: Base, tasks: Any, options: Options, places: Mapping[str, int]
 ) -> Elsewhere | None:
-    """None without --executor. names: of the adapters in their order.
+    """None without --executor. places: of the adapters in the library, by name.
 
     Raises UsageError for open objects, which another process cannot open.
     """
     if options.executor is None:
         return None
-    several = [tasks] if isinstance(tasks, (str, Path)) else list(tasks)
-    if not all(isinstance(one, (str, Path)) for one in (*adapters, *several)):
-        raise UsageError(
-            "--executor opens adapters, base and tasks in every process: give references and "
-            "paths, not open objects."
-        )
-    alone = replace(options, executor=None, joined=(), state=None, resume=False, started=None)
+    several = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
+    alone = for_workers(options, [*adapters, *several])
     job = LibraryJob(
         tuple(map(str, adapters)),
         str(base.path),
@@ -172,4 +162,4 @@ def elsewhere(
         alone,
         as_plain(base.identity),
     )
-    return Elsewhere(job, {name: place for place, name in enumerate(names)})
+    return Elsewhere(job, places)

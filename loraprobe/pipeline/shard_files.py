@@ -79,7 +79,7 @@ def run_of(arguments: Sequence[str]) -> tuple[str, ...]:
     for word in words:
         if word in OWN:
             next(words, None)
-        elif not word.startswith(tuple(f"{option}=" for option in OWN)):
+        elif word != "--resume" and not word.startswith(tuple(f"{option}=" for option in OWN)):
             found.append(word)
     return tuple(found)
 

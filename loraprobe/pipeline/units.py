@@ -8,12 +8,15 @@ on one kind of machine. `workers` opens the inputs in another process and comput
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraprobe.diagnostics import BatchStatistics, Plan
+from loraprobe.errors import UsageError
 from loraprobe.execution import Pool
+from loraprobe.options import Options
 from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.records import ItemResult, Progress
 
@@ -52,6 +55,32 @@ class Questions(NamedTuple):
     keys: tuple[tuple[str, str, str], ...]
 
 
+def for_workers(options: Options, given: Iterable[object]) -> Options:
+    """The options of a run as its workers have them.
+
+    Raises UsageError where something given is open already, which no other process can open.
+    """
+    if not all(isinstance(one, (str, Path)) for one in given):
+        raise UsageError(
+            "--executor opens adapters, base and tasks in every process: give references and "
+            "paths, not open objects."
+        )
+    own = {"executor": None, "shard": None, "joined": (), "state": None, "resume": False}
+    return replace(options, **own, started=None)
+
+
+def check_device(own: tuple[str, str], device: str, dtype: str) -> None:
+    """Raises UsageError where a worker computes otherwise than the process that started it.
+
+    own: its device without an index, and dtype.
+    """
+    if own != (device, dtype):
+        raise UsageError(
+            f"A worker computes on {' in '.join(own)} and this process on {device} in {dtype}: "
+            "start it on a machine like the workers', or give --device and --dtype."
+        )
+
+
 @dataclass
 class Units(contextlib.AbstractContextManager["Units"]):
     """Computes the parts of one run: here, by workers, or from the directories of shards."""
@@ -68,7 +97,7 @@ class Units(contextlib.AbstractContextManager["Units"]):
     ) -> Iterator[BatchStatistics]:
         """The statistics of all batches of modules, in their order."""
         if self.pool is None and self.kept is None:
-            yield from made.observe(made.paths, progress)
+            yield from made.observe(made.batches, progress)
             return
         count, known = len(made.batches), dict[int, BatchStatistics]()
         found = self.statistics(made, compatible, range(count))
@@ -93,7 +122,7 @@ class Units(contextlib.AbstractContextManager["Units"]):
                 yield index, known
 
         def here(at: int) -> BatchStatistics:
-            return next(made.observe(batches[open_[at]]))
+            return next(made.observe([batches[open_[at]]]))
 
         if self.pool is None:
             yield from ((index, here(at)) for at, index in enumerate(open_))

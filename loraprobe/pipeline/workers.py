@@ -7,7 +7,7 @@ the same kind of device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.pipeline.units import Modules, Questions, Units
+from loraprobe.pipeline.units import Modules, Questions, Units, check_device, for_workers
 from loraprobe.records import ItemResult
 
 
@@ -74,7 +74,7 @@ class OpenedJob:
             base = self.inputs.base if part.compatible else None
             adapters, options = self.inputs.adapters, self.job.options
             self.plans[part.compatible] = planned(adapters, base, options, part.compatible)
-        (found,) = self.plans[part.compatible].observe(part.paths)
+        (found,) = self.plans[part.compatible].observe([part.paths])
         return found
 
     @cached_property
@@ -90,12 +90,7 @@ class OpenedJob:
         setup, options = part.setup, self.job.options
         scorer = self.scorer.with_template(setup.chat_template)
         own = self.session.device.partition(":")[0], self.session.dtype
-        if own != (setup.device, setup.dtype):
-            raise UsageError(
-                f"A worker computes on {' in '.join(own)} and this process on {setup.device} in "
-                f"{setup.dtype}: start it on a machine like the workers', or give --device and "
-                "--dtype."
-            )
+        check_device(own, setup.device, setup.dtype)
         system = self._system(part)
         known = {q.key: q for q in self._questions}
         asked = [known[key] for key in part.keys]
@@ -139,14 +134,9 @@ def open_units(
     kept = KeptStatistics(options.joined, identity) if options.joined else None
     if options.executor is None:
         return Units(None, kept)
-    several = [tasks] if isinstance(tasks, (str, Path)) else tasks
+    several = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
     given = [*adapters, *several, *([] if base is None else [base]), *options.subtract]
-    if not isinstance(several, Sequence) or not all(isinstance(g, (str, Path)) for g in given):
-        raise UsageError(
-            "--executor opens adapters, base and tasks in every process: give references and "
-            "paths, not open objects."
-        )
-    alone = replace(options, executor=None, joined=(), state=None, resume=False, started=None)
+    alone = for_workers(options, given)
     job = Job(
         tuple(map(str, adapters)),
         None if base is None else str(base),

@@ -45,7 +45,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScreenedTexts:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
@@ -53,7 +53,7 @@ class Reading:
     texts: tuple[Text, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> Reading | None:
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ScreenedTexts | None:
         """What to read; None where the model's head is not one matrix or nothing can be read."""
         plain = [q for q in questions(tasks, metric) if q.part == "question"]
         asked = [q for q in plain if q.item.source is None and q.metric != "regex"]
@@ -106,7 +106,7 @@ class PairForecast:
     linear [n]: adapters of which this can be said.
     """
 
-    reading: Reading
+    reading: ScreenedTexts
     logits: Tensor
     rest: Tensor
     places: Places
@@ -114,7 +114,7 @@ class PairForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: Reading, systems: int, load: Callable[[int], States]
+        cls, scorer: Any, reading: ScreenedTexts, systems: int, load: Callable[[int], States]
     ) -> PairForecast | None:
         """From the states of `systems` systems, the base first; None for a head that is not linear.
 
@@ -172,7 +172,7 @@ class PairForecast:
 
 
 def _judged(
-    reading: Reading, logprob: np.ndarray, right: np.ndarray
+    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     of_question: list[list[int]] = [[] for _ in reading.questions]
@@ -197,7 +197,7 @@ def _judged(
     return hard, soft
 
 
-def _support(reading: Reading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
+def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
 
     top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
@@ -249,7 +249,7 @@ def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ids, support)]
 
 
-def _places(reading: Reading, support: np.ndarray, ending: np.ndarray) -> Places:
+def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> Places:
     starts = positions(reading.rows)
     tokens, stops = [], []
     for t, text in enumerate(reading.texts):

@@ -108,10 +108,11 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1 << 12)
 
 
-def test_batches_are_those_of_one_pass(small_batches):
+def test_batches_are_cut_from_headers(small_batches):
     adapters = [making.random_adapter("a"), making.random_adapter("b", seed=1, rank=2)]
     made = plan(adapters)
-    once = [batch.paths for batch in made.observe(made.paths)]
+    modules = [adapter.modules for adapter in adapters]
+    once = [grams.paths for grams in gram_batches.gram_matrices(modules, made.paths, rank=4)]
     assert made.batches == once and len(once) > 2
 
 
@@ -121,11 +122,19 @@ def test_inspect_in_three_shards(call, small_batches, inspecting):
     assert document(call("combine", *places)) == document(call(*inspecting))
 
 
+def keys(place: Path) -> set[tuple[str, ...]]:
+    """System, task, part and item of the answers of a shard."""
+    rows = map(json.loads, (place / "results.jsonl").read_text().splitlines()[1:])
+    return {tuple(row[key] for key in ("system", "task", "part", "item")) for row in rows}
+
+
 def in_two_shards(call: Calls, run: list[str]) -> Any:
     """The document of the undivided run, which that of two shards equals."""
     places = call.shards(run, 2)
     rows = [(place / "results.jsonl").read_bytes() for place in places]
     assert len(set(rows)) == 2 and min(map(len, rows)) > 1000
+    asked = [keys(place) for place in places]
+    assert not asked[0] & asked[1]  # no question is asked twice
     call.shards(run, 2)
     assert [(place / "results.jsonl").read_bytes() for place in places] == rows
     whole = document(call(*run))
@@ -162,7 +171,7 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
 
     monkeypatch.setattr(screening_task, "ask_alone", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
-    monkeypatch.setattr(loraprobe.probes.Reading, "read", None)  # nor its hidden states
+    monkeypatch.setattr(loraprobe.probes.ScreenedTexts, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)
     assert asked == [0]
 
@@ -227,7 +236,7 @@ def test_a_shard_needs_a_directory(call, tmp_path, inspecting):
 def test_kept_statistics_are_read_as_written(tmp_path):
     adapters = [making.random_adapter("a"), making.random_adapter("b", seed=1, rank=2)]
     made = plan(adapters, per_module=True)
-    (batch,) = made.observe(made.paths)
+    (batch,) = made.observe(made.batches)
     kept = KeptStatistics([tmp_path], {"a": 1})
     kept.write(batch)
     found = kept.read(batch.paths)

@@ -38,6 +38,7 @@ from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
+from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
@@ -75,11 +76,17 @@ class Screened:
         return list(dict.fromkeys([*order.tolist(), *own]))
 
 
-def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Session) -> Audit:
+def screen_task(
+    found: Arranged,
+    base: Base,
+    tasks: Sequence[Task],
+    session: Session,
+    workers: Elsewhere | None = None,
+) -> Audit:
     """The audit of a library that was opened, on these tasks.
 
-    Raises LoraprobeError for tasks with too few items, for fewer than two usable adapters, and
-    where base or adapters cannot be asked.
+    workers: ask the adapters alone. Raises LoraprobeError for tasks with too few items, for fewer
+    than two usable adapters, and where base or adapters cannot be asked.
     """
     _check(found, session.options)
     parts = split_for_screening(tasks, session.options)
@@ -87,7 +94,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
     with _open(found, base, tasks, parts, session) as evaluator:
         reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
         announce_screen(evaluator, found.usable, parts, reading)
-        screened = _screened(found, evaluator, reading, budget)
+        screened = _screened(found, evaluator, reading, budget, workers)
         proving = replace(evaluator, tasks=parts.left)
         finalists = _finalists(screened, found, proving, budget)
         played, adapters = _prove(proving, finalists, screened, budget)
@@ -144,18 +151,28 @@ def _open(
 
 
 def _screened(
-    found: Arranged, evaluator: Evaluator, reading: ScreenedTexts | None, budget: Budget
+    found: Arranged,
+    evaluator: Evaluator,
+    reading: ScreenedTexts | None,
+    budget: Budget,
+    workers: Elsewhere | None,
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
 
     usable = {member.record.name: member for member in found.usable}
+
+    def goes_on() -> bool:
+        return budget.left(SCREENING_SHARE) > 0
+
+    if workers is not None:
+        workers.ask(evaluator, list(usable), reading, goes_on)
     alone = ask_alone(
         evaluator,
         list(usable),
         lambda name: aligned([usable[name].open()], base)[0],
         reading,
-        lambda: budget.left(SCREENING_SHARE) > 0,
+        goes_on,
     )
     members = [usable[name] for name in alone.names[1:]]
     if len(members) < 2:

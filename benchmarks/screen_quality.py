@@ -29,12 +29,17 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
+from loraprobe.compatibility import aligned
+from loraprobe.evaluation import System
 from loraprobe.pipeline import screening_task
-from loraprobe.probes import Known
+from loraprobe.probes import Known, PairForecast, Reading
+from loraprobe.probes._worked import with_worked_answers
+from loraprobe.routing.constant import single
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
 
 FIRST, NEAR = 10, 0.05
+WORKED = 40  # tokens of a worked answer
 Scores = np.ndarray
 
 
@@ -44,6 +49,7 @@ class Seen:
 
     known: Known
     forecast: np.ndarray | None
+    worked: np.ndarray | None
     cosines: np.ndarray
     pairs: np.ndarray
 
@@ -55,7 +61,8 @@ class Seen:
         )
         forecast = None if self.forecast is None else self.forecast[:, items]
         known = dataclasses.replace(self.known, task=task, parts=parts)
-        return dataclasses.replace(self, known=known, forecast=forecast)
+        worked = None if self.worked is None else self.worked[:, items]
+        return dataclasses.replace(self, known=known, forecast=forecast, worked=worked)
 
     def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Values of the adapters [n] for both members of each pair: [2, pairs]."""
@@ -77,6 +84,11 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
         found["hops x form"] = lambda s: s.known.steps(s.pairs)
         found["union of hops"] = lambda s: np.prod(
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
+        )
+    if seen.worked is not None:
+        found["forecast: effects added on worked answers"] = lambda s: np.nanmean(s.worked, 1)
+        found["hops x form, then that forecast"] = lambda s: (
+            np.round(s.known.steps(s.pairs), 1) + 0.09 * np.nanmean(s.worked, 1)
         )
     return found
 
@@ -121,14 +133,15 @@ class Truth:
         }
 
 
-def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, Any, Any, float]:
-    """The audit of a screen, what the items that choose said, the library, and its seconds."""
+def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, list[Any], float]:
+    """The audit of a screen; library, what the items that choose said, worked answers; seconds."""
     kept: list[Any] = []
     original = screening_task._screened
 
     def keeping(found: Any, evaluator: Any, budget: Any) -> Any:
-        kept[:] = [found, original(found, evaluator, budget)]
-        return kept[1]
+        chosen = original(found, evaluator, budget)
+        kept[:] = [found, chosen, worked_forecast(evaluator, chosen)]
+        return chosen
 
     start = time.perf_counter()
     with patch.object(screening_task, "_screened", keeping):
@@ -140,10 +153,47 @@ def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, 
             keep=FIRST,
             **options,
         )
-    return audit, kept[1], kept[0], time.perf_counter() - start
+    return audit, kept, time.perf_counter() - start
 
 
-def seen_of(chosen: Any, found: Any) -> Seen:
+def worked_forecast(evaluator: Any, chosen: Any) -> Any:
+    """The task of worked answers, and the forecast of pairs on it; None where there is none."""
+    known = chosen.known[0]
+    if known.form is None:
+        return None
+    names = chosen.alone.names
+    base = evaluator.inputs.base
+    writer = aligned([chosen.members[int(known.form[1:].argmax())].open()], base)[0]
+    asked = [item for item in known.task.items if item.cot_prompt is not None]
+    with evaluator.scorer.with_composition(single(writer)) as scorer:
+        written = scorer.generate([item.cot_prompt for item in asked], max_new_tokens=WORKED)
+    texts = dict(zip((item.id for item in asked), written, strict=True))
+    task = with_worked_answers(known.task, texts)
+    reading = None if task is None else Reading.of(evaluator.scorer, [task], None)
+    if reading is None:
+        return None
+    states = []
+    for k, _ in enumerate(names):
+        adapter = [] if k == 0 else aligned([chosen.members[k - 1].open()], base)
+        composition = single(adapter[0]) if adapter else System("base", "base").composition
+        with evaluator.scorer.with_composition(composition):
+            states.append(reading.read(evaluator.scorer, names[k])[0])
+    return task, PairForecast.of(evaluator.scorer, reading, len(names), states.__getitem__)
+
+
+def _worked(chosen: Any, made: Any, pairs: np.ndarray) -> np.ndarray | None:
+    """The forecasts [pairs, items] on worked answers, NaN for items without one."""
+    if made is None or made[1] is None:
+        return None
+    task, forecast = made
+    hard, soft = forecast.values(pairs)
+    column = {item.id: k for k, item in enumerate(chosen.known[0].task.items)}
+    found = np.full((len(pairs), len(column)), np.nan, np.float32)
+    found[:, [column[item.id] for item in task.items]] = (hard + soft) / 2
+    return found
+
+
+def seen_of(chosen: Any, found: Any, made: Any) -> Seen:
     names = chosen.alone.names[1:]
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
@@ -151,7 +201,8 @@ def seen_of(chosen: Any, found: Any) -> Seen:
     if chosen.forecast is not None:
         hard, soft = chosen.forecast.values(pairs)
         forecast = (hard + soft) / 2
-    return Seen(chosen.known[0], forecast, found.cosines[np.ix_(order, order)], pairs)
+    worked = _worked(chosen, made, pairs)
+    return Seen(chosen.known[0], forecast, worked, found.cosines[np.ix_(order, order)], pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:
@@ -189,9 +240,9 @@ def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, fl
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, chosen, found, seconds = screened(world, task, items)
+    audit, (found, chosen, made), seconds = screened(world, task, items, resume=True)
     names = chosen.alone.names[1:]
-    seen = seen_of(chosen, found)
+    seen = seen_of(chosen, found, made)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
     gain = truth.best - max(truth.single, truth.base)
     return {

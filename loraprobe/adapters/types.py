@@ -6,22 +6,22 @@ import functools
 import hashlib
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
-from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
+from loraprobe.adapters.lazy import LazyMapping
+from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
-Value = TypeVar("Value")
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution", "expert"]
 
 
@@ -85,32 +85,7 @@ class Source:
         return local_name(self.reference) if local else self.reference
 
 
-class _Lazy(Mapping[str, Value]):
-    """Name -> value, read when needed.
-
-    Iteration is in natural order of the names (layer 2 before layer 10).
-    """
-
-    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
-        self._names = dict.fromkeys(sorted(names, key=natural))
-        self._read = read
-
-    def __getitem__(self, name: str) -> Value:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-
-class Modules(_Lazy[LowRank]):
+class Modules(LazyMapping[LowRank]):
     """Module path -> LowRank in the dtype of the file, read when needed, in natural order."""
 
     def __init__(self, infos: Mapping[str, ModuleInfo], read: Callable[[str], LowRank]) -> None:
@@ -122,7 +97,7 @@ class Modules(_Lazy[LowRank]):
         return self.infos[path]
 
 
-class Tensors(_Lazy[Tensor]):
+class Tensors(LazyMapping[Tensor]):
     """Name -> tensor, read when needed, in natural order."""
 
 

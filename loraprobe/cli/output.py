@@ -19,7 +19,7 @@ from loraprobe.report.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.estimating import Estimate
+    from loraprobe.pipeline.estimating import CostEstimate
 
 WORDS: list[str] = []  # of the command line, with those of --config
 
@@ -61,7 +61,7 @@ class Output(OutputOptions):
         with shown() as line:
             yield line
 
-    def estimate(self, found: Estimate) -> None:
+    def estimate(self, found: CostEstimate) -> None:
         """What a run would take."""
         from loraprobe.cli import dry_run
 

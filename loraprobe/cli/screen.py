@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from loraprobe.cli.saving import check_outputs
 from loraprobe.command_options import SCREEN
 from loraprobe.options import Options
 
-OUTPUT = "json html markdown explain quiet exit_zero"
+OUTPUT = "json html markdown explain dry_run quiet exit_zero"
 Library = Annotated[
     list[str],
     typer.Argument(
@@ -47,12 +47,13 @@ def screen(
     given = [str(one) for one in listed(refs, sys.stdin)]
     with output.progress() as progress:
         written = check_outputs(output, options, given, base, task)
-        audit = pipeline.screen(
-            given,
-            base=base,
-            tasks=task or (),
-            options=options,
-            progress=progress,
-            written=written,
-        )
-    output.result(audit)
+        call: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
+        call |= {"progress": progress, "written": written}
+        if output.dry_run:
+            cost = pipeline.estimate_screen(given, **call)
+        else:
+            audit = pipeline.screen(given, **call)
+    if output.dry_run:
+        output.estimate(cost)
+    else:
+        output.result(audit)

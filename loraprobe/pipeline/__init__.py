@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.inputs import base_of as base_of
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.screening import estimate_screen as estimate_screen
     from loraprobe.pipeline.screening import screen as screen
     from loraprobe.pipeline.served import ask_server as ask_server
     from loraprobe.pipeline.verification import verify as verify
@@ -48,6 +49,7 @@ _MODULES = {
     "compose": "commands",
     "convert": "converting",
     "estimate_cost": "commands",
+    "estimate_screen": "screening",
     "inspect": "commands",
     "load_composition": "loading",
     "merge": "commands",

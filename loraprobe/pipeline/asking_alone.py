@@ -17,7 +17,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.probes import PairForecast, Reading
+from loraprobe.probes import PairForecast, TextReading
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
@@ -59,7 +59,7 @@ def ask_alone(
     evaluator: Evaluator,
     adapters: Sequence[str],
     opened: Callable[[str], Adapter],
-    reading: Reading | None,
+    reading: TextReading | None,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Alone:
     """Asks the base and the adapters the evaluator's tasks.
@@ -91,7 +91,7 @@ def ask_alone(
     return found
 
 
-def _ask(evaluator: Evaluator, system: System, reading: Reading | None) -> list[ItemResult]:
+def _ask(evaluator: Evaluator, system: System, reading: TextReading | None) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
     if reading is not None:
         with evaluator.session.stage("screen"):
@@ -107,7 +107,7 @@ def _named(stage: str) -> str:
     return stage + SCREENING if stage.startswith("evaluate ") else stage
 
 
-def _keep_states(evaluator: Evaluator, system: System, reading: Reading) -> None:
+def _keep_states(evaluator: Evaluator, system: System, reading: TextReading) -> None:
     """Reads the states unless they are kept, with the answers to questions that are scored."""
     path, ledger = states_path(evaluator, system.name), evaluator.ledger
     scored = [q for q in reading.questions if not q.generated]
@@ -134,7 +134,7 @@ def states_path(evaluator: Evaluator, system: str) -> Path:
 
 
 def forecast_pairs(
-    evaluator: Evaluator, alone: Alone, reading: Reading | None
+    evaluator: Evaluator, alone: Alone, reading: TextReading | None
 ) -> PairForecast | None:
     """The forecast of sets of the adapters that were asked; None where nothing can be added."""
     if reading is None:

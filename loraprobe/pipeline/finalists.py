@@ -14,7 +14,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import Candidate
+from loraprobe.pipeline.shortlisting import RankedSet
 from loraprobe.pipeline.systems import SystemBuilder, composition_specs
 from loraprobe.pipeline.transforms import prepare
 from loraprobe.records import ItemResult
@@ -24,7 +24,7 @@ from loraprobe.records import ItemResult
 class Finalist:
     """A chosen set of adapters with its compositions: name of a system -> its spec."""
 
-    candidate: Candidate
+    candidate: RankedSet
     names: tuple[str, ...]
     builder: SystemBuilder
     systems: Mapping[str, tuple[str, System]]
@@ -41,7 +41,7 @@ class Finalist:
 
 
 def build_finalist(
-    candidate: Candidate,
+    candidate: RankedSet,
     adapters: Sequence[Adapter],
     base: Base,
     options: Options,

@@ -33,7 +33,7 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.tasks import Task
-from loraprobe.verdict import Choice
+from loraprobe.verdict import LibraryChoice
 
 MOST_SINGLES = 12  # with which a forecast is compared
 
@@ -91,7 +91,7 @@ def _verdict(
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
     options = evaluator.session.options
-    choice = Choice(
+    choice = LibraryChoice(
         len(proved.alone.names) - 1,
         proved.looked_at,
         len(proved.finalists),

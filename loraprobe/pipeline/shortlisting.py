@@ -21,7 +21,7 @@ Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores 
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RankedSet:
     """A set of adapters with its score in one form of the question, and its place from 1."""
 
     members: Subset
@@ -38,9 +38,9 @@ class Ranking:
     order: tuple[tuple[Subset, float], ...]
     looked_at: int
 
-    def candidates(self) -> Iterator[Candidate]:
+    def candidates(self) -> Iterator[RankedSet]:
         for place, (members, score) in enumerate(self.order, 1):
-            yield Candidate(members, self.form, score, place)
+            yield RankedSet(members, self.form, score, place)
 
 
 def rank(form: str, adapters: int, score: Score, most: int = 10_000) -> Ranking:
@@ -81,14 +81,14 @@ def choose(
     keep: int,
     families: Sequence[int],
     fits: Callable[[Subset], bool] = lambda _: True,
-) -> list[Candidate]:
+) -> list[RankedSet]:
     """At most `keep` candidates, taken from the rankings in turn.
 
     families [adapters]: a number each; no two candidates consist of the same families, and no
     family has part in more than half of them, as long as others are left. fits: whether a set may
     be composed.
     """
-    chosen: list[Candidate] = []
+    chosen: list[RankedSet] = []
     for strict in (True, False):
         sources = [ranking.candidates() for ranking in rankings]
         while sources and len(chosen) < keep:
@@ -102,13 +102,13 @@ def choose(
 
 
 def _next(
-    source: Iterator[Candidate],
-    chosen: Sequence[Candidate],
+    source: Iterator[RankedSet],
+    chosen: Sequence[RankedSet],
     families: Sequence[int],
     keep: int,
     strict: bool,
     fits: Callable[[Subset], bool],
-) -> Candidate | None:
+) -> RankedSet | None:
     """The next candidate of a ranking that is different enough from the chosen ones."""
     taken = {one.members for one in chosen}
     kinds = [frozenset(families[m] for m in one.members) for one in chosen]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24  # logits that are added at once, 64 MB
+CHUNK = 1 << 17  # logits that are added at once; more do not fit into the cache of a core
 TIE = 1e-4  # logits: a token this close below the largest one counts as the largest
 ABSENT = -1e4  # the logit of a place of the support without a token
 

@@ -21,7 +21,7 @@ SHARED = 0.7  # below this share of distinct right answers, one item's is an ans
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownAlone:
     """Results of the base and n adapters alone on the items of one task, by part: [1 + n, items].
 
     More is better; NaN where an item lacks the part. `form` [1 + n] says of each how often its
@@ -33,7 +33,7 @@ class Known:
     form: np.ndarray | None
 
     @classmethod
-    def of(cls, task: Task, systems: Sequence[str], results: Sequence[ItemResult]) -> Known:
+    def of(cls, task: Task, systems: Sequence[str], results: Sequence[ItemResult]) -> KnownAlone:
         """From the results of the systems, the base first."""
         row = {name: k for k, name in enumerate(systems)}
         column = {item.id: k for k, item in enumerate(task.items)}

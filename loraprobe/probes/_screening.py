@@ -45,7 +45,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextReading:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
@@ -53,7 +53,7 @@ class Reading:
     texts: tuple[Text, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> Reading | None:
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> TextReading | None:
         """What to read; None where the model's head is not one matrix or nothing can be read."""
         plain = [q for q in questions(tasks, metric) if q.part == "question"]
         asked = [q for q in plain if q.item.source is None and q.metric != "regex"]
@@ -77,18 +77,22 @@ class Reading:
 
     def read(self, scorer: Any, system: str) -> tuple[States, list[ItemResult]]:
         """The states of the system in the scorer's model, and its results of scored questions."""
+        states, logprobs = self.read_rows(scorer)
+        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
+        for t, text in enumerate(self.texts):
+            scores[text.question].append((logprobs[t], len(text.tokens)))
+        answered = zip(self.questions, scores, strict=True)
+        return states, [q.scored(system, own) for q, own in answered if not q.generated]
+
+    def read_rows(self, scorer: Any) -> tuple[States, dict[int, float]]:
+        """The states of the scorer's model, and the log-probability of each text by its place."""
         of_row: list[list[int]] = [[] for _ in self.rows]
         for t, text in enumerate(self.texts):
             of_row[text.row].append(t)
         states, found = read_states(
             scorer, self.rows, [[self.texts[t].tokens for t in own] for own in of_row]
         )
-        logprobs = dict(zip(chain(*of_row), chain(*found), strict=True))
-        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
-        for t, text in enumerate(self.texts):
-            scores[text.question].append((logprobs[t], len(text.tokens)))
-        answered = zip(self.questions, scores, strict=True)
-        return states, [q.scored(system, own) for q, own in answered if not q.generated]
+        return states, dict(zip(chain(*of_row), chain(*found), strict=True))
 
 
 def _texts(question: Question) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class PairForecast:
     linear [n]: adapters of which this can be said.
     """
 
-    reading: Reading
+    reading: TextReading
     logits: Tensor
     rest: Tensor
     places: Places
@@ -114,7 +118,7 @@ class PairForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: Reading, systems: int, load: Callable[[int], States]
+        cls, scorer: Any, reading: TextReading, systems: int, load: Callable[[int], States]
     ) -> PairForecast | None:
         """From the states of `systems` systems, the base first; None for a head that is not linear.
 
@@ -172,7 +176,7 @@ class PairForecast:
 
 
 def _judged(
-    reading: Reading, logprob: np.ndarray, right: np.ndarray
+    reading: TextReading, logprob: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     of_question: list[list[int]] = [[] for _ in reading.questions]
@@ -197,7 +201,7 @@ def _judged(
     return hard, soft
 
 
-def _support(reading: Reading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
+def _support(reading: TextReading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
 
     top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
@@ -249,7 +253,7 @@ def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ids, support)]
 
 
-def _places(reading: Reading, support: np.ndarray, ending: np.ndarray) -> Places:
+def _places(reading: TextReading, support: np.ndarray, ending: np.ndarray) -> Places:
     starts = positions(reading.rows)
     tokens, stops = [], []
     for t, text in enumerate(reading.texts):

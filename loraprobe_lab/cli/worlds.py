@@ -148,13 +148,16 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
+CalibrationOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+    ),
+]
+
+
 def calibrate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-        ),
-    ],
+    output: CalibrationOutput,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),

@@ -19,7 +19,7 @@ from loraprobe_lab import shipped_world
 
 def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
     """Exit code and document of one scenario."""
-    call = ["demo", "--scenario", scenario, "--json", "--threads", "1", *more]
+    call = ["demo", "--scenario", scenario, "--json", "--quiet", "--threads", "1", *more]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
@@ -179,7 +179,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
     named = [part for name in (ROUTER, "shrunk", "random-partner") for part in ("--system", name)]
-    call = ["merge-and-eval", *shipped("keep-both"), *named, "--limit", "120", "--json"]
+    call = ["merge-and-eval", *shipped("keep-both"), *named, "--limit", "120", "--json", "-q"]
     environment = {"LORAPROBE_CACHE": str(tmp_path / "c")}
     result = CliRunner().invoke(app, [*call, "-o", str(target)], env=environment)
     document = json.loads(result.stdout)
@@ -220,7 +220,7 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
 
 def test_weights_are_used_and_unknown_systems_refused(tmp_path):
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json"]
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json", "-q"]
     document = json.loads(
         CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
     )
@@ -233,7 +233,7 @@ def test_weights_are_used_and_unknown_systems_refused(tmp_path):
 def test_margin_and_retention_reach_the_verdict(tmp_path):
     thresholds, needed = {}, {}
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
-        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json"]
+        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json", "-q"]
         call = ["merge-and-eval", *shipped("keep-both"), *more]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
         document = json.loads(result.stdout)

@@ -11,7 +11,7 @@ from planted_library import FIRST, SECOND, write_library
 from loraprobe.evaluation import running
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.pipeline import asking_alone
-from loraprobe.probes import Reading
+from loraprobe.probes import TextReading
 
 NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}
 PAIR = {"firsts": FIRST, "seconds": SECOND}
@@ -52,7 +52,7 @@ def test_a_pair_that_composes_is_found_and_proved(library):
         a["name"]: {s["part"]: s["n"] for s in a["scores"]} for a in found["library"]["adapters"]
     }
     assert alone == {name: {"question": 40} for name in (*NOISE, *PAIR)}
-    assert any(reason["code"] == "screened" for reason in verdict["reasons"])
+    assert any(reason["code"] == "chosen-from-library" for reason in verdict["reasons"])
 
 
 def test_in_a_library_where_nothing_composes_nothing_is_found(tmp_path):
@@ -85,7 +85,7 @@ def counted(monkeypatch, stop=None):
         return call
 
     monkeypatch.setattr(running, "ask", counting("ask", running.ask))
-    monkeypatch.setattr(Reading, "read", counting("read", Reading.read))
+    monkeypatch.setattr(TextReading, "read", counting("read", TextReading.read))
     return calls
 
 

@@ -12,7 +12,7 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import TokenLimits, questions
-from loraprobe.probes import Known, PairForecast, Reading, _screening
+from loraprobe.probes import KnownAlone, PairForecast, TextReading, _screening
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -64,7 +64,7 @@ def greedy(scorer, singles, prompt, members, length=2):
 
 
 def forecast_of(scorer, singles, task, metric=None):
-    reading = Reading.of(scorer, [task], metric)
+    reading = TextReading.of(scorer, [task], metric)
     kept = {}
     for name, composition in singles.items():
         with scorer.with_composition(composition):
@@ -178,7 +178,7 @@ def test_an_adapter_of_the_head_is_named(scorer, singles):
 def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
     scorer, singles, tmp_path
 ):
-    reading = Reading.of(scorer, [choice_task()], None)
+    reading = TextReading.of(scorer, [choice_task()], None)
     states, _ = reading.read(scorer, "base")
     path = tmp_path / "deep" / "base.safetensors"
     states.save(path, reading.mark)
@@ -205,7 +205,7 @@ def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_k
             rows.append(result(name, "question", str(k), 0))
             said = f"she lives in city{(k + 1) % 3}" if name == "form" else "she is married"
             rows.append(result(name, "steps", str(k), 0, said))
-    known = Known.of(task, list(knows), rows)
+    known = KnownAlone.of(task, list(knows), rows)
     sets = np.array([(0, 1), (0, 2), (1, 2)])
     assert known.steps(sets).tolist() == [1.0, 0.0, 0.0]
     assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
@@ -217,6 +217,6 @@ def test_members_that_answer_different_items_know_more_together():
     rows = [
         result(n, "question", str(k), v) for n, bits in right.items() for k, v in enumerate(bits)
     ]
-    known = Known.of(task, list(right), rows)
+    known = KnownAlone.of(task, list(right), rows)
     assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).tolist() == [0.75, 0.5, 0.625]
     assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]

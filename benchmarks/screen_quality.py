@@ -29,17 +29,12 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
-from loraprobe.compatibility import aligned
-from loraprobe.evaluation import System
 from loraprobe.pipeline import screening_task
-from loraprobe.probes import Known, PairForecast, Reading
-from loraprobe.probes._worked import with_worked_answers
-from loraprobe.routing.constant import single
+from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
 
 FIRST, NEAR = 10, 0.05
-WORKED = 40  # tokens of a worked answer
 Scores = np.ndarray
 
 
@@ -47,7 +42,7 @@ Scores = np.ndarray
 class Seen:
     """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
 
-    known: Known
+    known: KnownAlone
     forecast: np.ndarray | None
     worked: np.ndarray | None
     cosines: np.ndarray
@@ -135,16 +130,22 @@ class Truth:
 
 def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, list[Any], float]:
     """The audit of a screen; library, what the items that choose said, worked answers; seconds."""
-    kept: list[Any] = []
-    original = screening_task._screened
+    kept: list[Any] = [None, None, None]
 
-    def keeping(found: Any, evaluator: Any, budget: Any) -> Any:
-        chosen = original(found, evaluator, budget)
-        kept[:] = [found, chosen, worked_forecast(evaluator, chosen)]
-        return chosen
+    def keeping(original: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            kept[place] = original(*given)
+            if place == 1:
+                kept[0] = given[0]
+            return kept[place]
+
+        return call
 
     start = time.perf_counter()
-    with patch.object(screening_task, "_screened", keeping):
+    with (
+        patch.object(screening_task, "_screened", keeping(screening_task._screened, 1)),
+        patch.object(screening_task, "forecast_worked", keeping(screening_task.forecast_worked, 2)),
+    ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
             tasks=str(world.path / "tasks" / f"{task}.jsonl"),
@@ -156,40 +157,14 @@ def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, 
     return audit, kept, time.perf_counter() - start
 
 
-def worked_forecast(evaluator: Any, chosen: Any) -> Any:
-    """The task of worked answers, and the forecast of pairs on it; None where there is none."""
-    known = chosen.known[0]
-    if known.form is None:
-        return None
-    names = chosen.alone.names
-    base = evaluator.inputs.base
-    writer = aligned([chosen.members[int(known.form[1:].argmax())].open()], base)[0]
-    asked = [item for item in known.task.items if item.cot_prompt is not None]
-    with evaluator.scorer.with_composition(single(writer)) as scorer:
-        written = scorer.generate([item.cot_prompt for item in asked], max_new_tokens=WORKED)
-    texts = dict(zip((item.id for item in asked), written, strict=True))
-    task = with_worked_answers(known.task, texts)
-    reading = None if task is None else Reading.of(evaluator.scorer, [task], None)
-    if reading is None:
-        return None
-    states = []
-    for k, _ in enumerate(names):
-        adapter = [] if k == 0 else aligned([chosen.members[k - 1].open()], base)
-        composition = single(adapter[0]) if adapter else System("base", "base").composition
-        with evaluator.scorer.with_composition(composition):
-            states.append(reading.read(evaluator.scorer, names[k])[0])
-    return task, PairForecast.of(evaluator.scorer, reading, len(names), states.__getitem__)
-
-
-def _worked(chosen: Any, made: Any, pairs: np.ndarray) -> np.ndarray | None:
+def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
     """The forecasts [pairs, items] on worked answers, NaN for items without one."""
-    if made is None or made[1] is None:
+    if forecast is None:
         return None
-    task, forecast = made
     hard, soft = forecast.values(pairs)
     column = {item.id: k for k, item in enumerate(chosen.known[0].task.items)}
     found = np.full((len(pairs), len(column)), np.nan, np.float32)
-    found[:, [column[item.id] for item in task.items]] = (hard + soft) / 2
+    found[:, [column[q.item.id] for q in forecast.reading.questions]] = (hard + soft) / 2
     return found
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter
+from loraprobe.defaults import WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.probes import PairForecast, TextReading
+from loraprobe.probes import KnownAlone, PairForecast, TextReading, with_worked_answers
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
@@ -109,7 +110,7 @@ def _named(stage: str) -> str:
 
 def _keep_states(evaluator: Evaluator, system: System, reading: TextReading) -> None:
     """Reads the states unless they are kept, with the answers to questions that are scored."""
-    path, ledger = states_path(evaluator, system.name), evaluator.ledger
+    path, ledger = states_path(evaluator, system.name, reading), evaluator.ledger
     scored = [q for q in reading.questions if not q.generated]
     asked = all(ledger.get(system.name, q.task, q.part, q.item.id) for q in scored)
     if asked and States.load(path, reading.mark) is not None:
@@ -126,10 +127,10 @@ def _keep_states(evaluator: Evaluator, system: System, reading: TextReading) -> 
     ledger.append(answers)
 
 
-def states_path(evaluator: Evaluator, system: str) -> Path:
-    """Where the states of a system are kept."""
+def states_path(evaluator: Evaluator, system: str, reading: TextReading) -> Path:
+    """Where the states of a system for these texts are kept."""
     assert evaluator.ledger.path is not None
-    name = hashlib.sha256(system.encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{reading.mark} {system}".encode()).hexdigest()[:24]
     return evaluator.ledger.path.parent / STATES / f"{name}.safetensors"
 
 
@@ -141,7 +142,7 @@ def forecast_pairs(
         return None
 
     def load(k: int) -> States:
-        path = states_path(evaluator, alone.names[k])
+        path = states_path(evaluator, alone.names[k], reading)
         states = States.load(path, reading.mark)
         if states is None:
             raise OutputError(f"{path} was removed meanwhile; run the same call again.")
@@ -149,3 +150,39 @@ def forecast_pairs(
 
     with evaluator.session.stage("forecast"):
         return PairForecast.of(evaluator.scorer, reading, len(alone.names), load)
+
+
+def forecast_worked(
+    evaluator: Evaluator,
+    alone: Alone,
+    known: Sequence[KnownAlone],
+    opened: Callable[[str], Adapter],
+) -> PairForecast | None:
+    """The same on worked answers, from one more pass of the base and of each adapter.
+
+    The right worked answers have the form of the adapter whose own are most often of the asked
+    kind. None where no form can be found.
+    """
+
+    def system(name: str) -> System:
+        plain = name == alone.names[0]
+        return System("base", "base") if plain else System(name, "adapter", single(opened(name)))
+
+    made = []
+    for one in known:
+        if one.form is not None and one.form.max() > 0:
+            writer = system(alone.names[int(one.form.argmax())])
+            asked = [item for item in one.task.items if item.cot_prompt is not None]
+            with evaluator.scorer.with_composition(writer.composition) as scorer:
+                prompts = [item.cot_prompt or "" for item in asked]
+                most = evaluator.session.options.max_new_tokens or WORKED_TOKENS
+                texts = scorer.generate(prompts, max_new_tokens=most)
+            of_item = {item.id: text for item, text in zip(asked, texts, strict=True)}
+            made.append(with_worked_answers(one.task, of_item))
+    tasks = [task for task in made if task is not None]
+    reading = TextReading.of(evaluator.scorer, tasks, None) if tasks else None
+    if reading is not None:
+        with evaluator.session.stage("screen"):
+            for name in alone.names:
+                _keep_states(evaluator, system(name), reading)
+    return forecast_pairs(evaluator, alone, reading)

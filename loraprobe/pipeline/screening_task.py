@@ -27,7 +27,13 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged, Member
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Alone, Budget, ask_alone, forecast_pairs
+from loraprobe.pipeline.asking_alone import (
+    Alone,
+    Budget,
+    ask_alone,
+    forecast_pairs,
+    forecast_worked,
+)
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
@@ -150,12 +156,12 @@ def _screened(
     base, tasks = evaluator.inputs.base, evaluator.tasks
 
     usable = {member.record.name: member for member in found.usable}
+
+    def opened(name: str) -> Adapter:
+        return aligned([usable[name].open()], base)[0]
+
     alone = ask_alone(
-        evaluator,
-        list(usable),
-        lambda name: aligned([usable[name].open()], base)[0],
-        reading,
-        lambda: budget.left(SCREENING_SHARE) > 0,
+        evaluator, list(usable), opened, reading, lambda: budget.left(SCREENING_SHARE) > 0
     )
     members = [usable[name] for name in alone.names[1:]]
     if len(members) < 2:
@@ -164,12 +170,14 @@ def _screened(
             if alone.unasked
             else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
         )
-    forecast = forecast_pairs(evaluator, alone, reading)
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
+    forecast = forecast_pairs(evaluator, alone, reading)
+    worked = forecast_worked(evaluator, alone, known, opened)
+    forecasts = {"question": forecast, "steps": worked}
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
         rankings = [
-            rank(form, len(members), partial(_score, form, known, forecast))
+            rank(form, len(members), partial(_score, form, known, forecasts[form]))
             for form in FORMS
             if form == "question" or any(one.form is not None for one in known)
         ]
@@ -179,18 +187,21 @@ def _screened(
 def _score(
     form: str, known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
 ) -> np.ndarray:
-    """The scores [m] of sets of adapters in one form of the question, the mean over tasks."""
-    values = None if forecast is None or form == "steps" else forecast.by_task(subsets)
+    """The scores [m] of sets of adapters in one form of the question, the mean over tasks.
+
+    forecast: that of this form; what it cannot say comes from the answers of the members.
+    """
+    values = {} if forecast is None else forecast.by_task(subsets)
+    linear = None if forecast is None else forecast.added(subsets)
     found = []
     for one in known:
-        if form == "steps" and one.form is not None:
-            found.append(one.steps(subsets))
-        elif forecast is not None and values is not None and one.task.name in values:
-            plain = values[one.task.name]
-            linear = forecast.added(subsets)
-            found.append(plain if linear.all() else np.where(linear, plain, one.question(subsets)))
-        else:
-            found.append(one.question(subsets))
+        if one.task.name in values and linear is not None and linear.all():
+            found.append(values[one.task.name])
+            continue
+        worked = form == "steps" and one.form is not None
+        plain = one.steps(subsets) if worked else one.question(subsets)
+        known_too = values.get(one.task.name, plain)
+        found.append(plain if linear is None else np.where(linear, known_too, plain))
     mean: np.ndarray = np.mean(found, 0)
     return mean
 

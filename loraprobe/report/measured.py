@@ -149,6 +149,12 @@ def stopped(audit: Audit) -> str:
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
+def chosen(verdict: Verdict) -> str:
+    """Out of what library this was chosen, and what that took."""
+    said = next((r.message for r in verdict.reasons if r.code == "screened"), "")
+    return said.removeprefix("Chosen ").rstrip(".")
+
+
 def better(audit: Audit, verdict: Verdict) -> str:
     """A chain that was measured to score more than what is advised."""
     chain, best = _mean(audit, "chain", "question"), verdict.gain
@@ -209,7 +215,9 @@ def forecast(verdict: Verdict) -> str:
         told.append(f"{verdict.decision} with probability {fmt.probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
         chance = fmt.probability(verdict.gain.probability)
-        told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}")
+        kept = any(reason.code.startswith("retention-") for reason in verdict.reasons)
+        keeping = " with every skill kept" if kept else ""
+        told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}{keeping}")
     return "; ".join(told)
 
 

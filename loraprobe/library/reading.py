@@ -178,7 +178,7 @@ class Reading:
     def of(cls, adapter: Adapter, seed: int) -> Reading:
         """Reads the tensors of an adapter, one module after the other."""
         checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
-        for joint in gram_matrices([adapter.modules], visitors=[builder.visit]):
+        for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)
             builder.take(joint)
         return cls(

@@ -68,20 +68,28 @@ class SketchBuilder:
         default_factory=lambda: torch.zeros(BLOCKS, SIDE, SIDE)
     )
     energy: list[float] = field(default_factory=lambda: [0.0] * BLOCKS)
+    parts: dict[tuple[str, ...], list[Tensor]] = field(default_factory=dict)
     fourth: float = 0.0  # the sum over modules of |dW dW^T|^2
 
-    def visit(self, path: str, updates: Updates) -> None:
-        """Adds one module of the adapter."""
-        (update,) = updates
+    def visit(self, joint: GramMatrices, updates: Sequence[Updates]) -> None:
+        """Sketches one batch of modules; called in several threads."""
+        self.parts[joint.paths] = [
+            self._part(path, update) for path, (update,) in zip(joint.paths, updates, strict=True)
+        ]
+
+    def _part(self, path: str, update: LowRank | None) -> Float32[Tensor, "k k"]:
+        """The part of one module."""
         if update is None:
-            return
+            return torch.zeros(SIDE, SIDE)
         A, B = (factor.to(torch.float32) for factor in (update.A, update.B))
         left = B.mT @ signs(self.seed, f"out {path}", update.out_features)
         right = A @ signs(self.seed, f"in {path}", update.in_features)
-        self.blocks[_block(path)].addmm_(left.mT, right, alpha=float(update.scaling) / SIDE)
+        return left.mT @ right * (float(update.scaling) / SIDE)
 
     def take(self, joint: GramMatrices) -> None:
-        """Adds the norms of one batch of modules."""
+        """Adds one batch of modules."""
+        for path, part in zip(joint.paths, self.parts.pop(joint.paths), strict=True):
+            self.blocks[_block(path)] += part
         products = own_blocks(joint.grams_in)[:, 0] @ own_blocks(joint.grams_out)[:, 0]
         fourth = (products @ products).diagonal(dim1=-2, dim2=-1).sum(-1)
         self.fourth += float((fourth * joint.scaling[:, 0] ** 4).sum())
@@ -104,7 +112,7 @@ class SketchBuilder:
 def sketch(modules: Mapping[str, LowRank], seed: int = 0) -> Sketch | None:
     """The sketch of one adapter, which is read once, one module at a time."""
     builder = SketchBuilder(seed)
-    for joint in gram_matrices([modules], visitors=[builder.visit]):
+    for joint in gram_matrices([modules], visitor=builder.visit):
         builder.take(joint)
     return builder.made()
 

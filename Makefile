@@ -7,13 +7,16 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 SECONDS ?= 60
 
+# Tests start interpreters, each of which would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow test-plain check format figures docs bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
-from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, takes
+from loraprobe.command_options import CONVERT, EVALUATE, INSPECT, MERGE, ROUTE, SCREEN, takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,17 +32,20 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
     from loraprobe.pipeline import Routed
+    from loraprobe.pipeline.merges import Converted
     from loraprobe.records import Audit, Verification
 
 __all__ = [
     "__version__",
     "compose",
+    "convert",
     "inspect",
     "load",
     "load_composition",
     "merge",
     "merge_and_eval",
     "route",
+    "screen",
     "verify",
 ]
 
@@ -165,6 +168,29 @@ def compose(
     return made
 
 
+@takes(CONVERT)
+def convert(
+    adapter: Adapter | str | Path,
+    *,
+    base: str | Path | None = None,
+    portable: bool = True,
+    **options: Any,
+) -> Converted:
+    """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
+
+    base: compares a copy of an embedding or head that the file may hold. portable: one rank and one
+    scaling in all modules, or those of the file. Raises CompatibilityError for what cannot be kept
+    exactly.
+    """
+    from loraprobe import pipeline
+    from loraprobe.options import Options
+
+    layout = "portable" if portable else "compact"
+    chosen = Options.of({**options, "rank_layout": layout})
+    made: Any = pipeline.convert([adapter], base=base, options=chosen).made
+    return made
+
+
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -209,3 +235,26 @@ def merge_and_eval(
 
     chosen = Options.of(options)
     return pipeline.merge_and_eval(adapters, base=base, tasks=tasks, options=chosen).audit
+
+
+@takes(SCREEN)
+def screen(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    **options: Any,
+) -> Audit:
+    """Describes a library of adapters, and with tasks tells what of it to use.
+
+    adapters: adapters, references, or `@FILE` for a file with one reference a line. base: what they
+    have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
+    `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
+    adapter can be read.
+    """
+    from loraprobe import pipeline
+    from loraprobe.library import listed
+    from loraprobe.options import Options
+
+    given = [adapters] if isinstance(adapters, str) else adapters
+    return pipeline.screen(listed(given), base=base, tasks=tasks, options=Options.of(options))

@@ -41,6 +41,12 @@ EVALUATE = (
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()
+SCREEN = (
+    f"{LAYOUT} "
+    "items keep budget methods routers balance space rank metric run_unsafe_code margin retention "
+    "prior calibration limit all_items max_new_tokens chat_template device dtype quantize "
+    "device_map batch_size threads allow trust_remote_code seed resume"
+).split()
 
 
 def takes(names: Sequence[str]) -> Callable[[Function], Function]:

@@ -12,14 +12,8 @@ from typing import Any, Literal
 
 from loraprobe.errors import UsageError
 
-ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
-    "Adapters",
-    "Tasks",
-    "Composition",
-    "Evaluation",
-    "Machine",
-    "Output",
-)
+GROUPS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
+ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = GROUPS
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = FIRST_ROUND  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 
+# The screen of a library.
+KEEP = 8  # --keep: sets of adapters that are composed and proved
+SCREENING_ITEMS = 40  # --items: of each task, on which every adapter is asked alone
+SCREENING_LEAST = 10  # the fewest of them
+BEST_SINGLES = 3  # the best single adapters, which are proved too
+SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
+TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
+
 FEWEST_SETS = 10  # measured adapter sets of a kind, from which a verdict tells their share
 
 # Warnings about weights.
@@ -41,6 +49,12 @@ SHARED_INITIALISATION = 0.5  # the mean cosine of the rows of two A
 # The Frobenius norm of one module's delta. The largest module of six published GPT-2 adapters has
 # 19.5, of 226 adapters of the lab 14.4; the weights of SmolLM2-135M themselves have 16 to 206.
 EXTREME_NORM = 100.0
+
+# Libraries of adapters.
+FAMILY_COSINE = 0.5  # groups of a library with at least this mean cosine are one family
+COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
+COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
+OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
 
 # The search of weights, and routers that are fitted to prompts.
 SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried

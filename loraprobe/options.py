@@ -28,11 +28,11 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-from loraprobe.task_options import TaskOptions
+from loraprobe.screen_options import ScreenOptions
 
 
 @dataclass(frozen=True)
-class Options(TaskOptions):
+class Options(ScreenOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file

@@ -118,7 +118,8 @@ def build_worlds(
     """Builds the world of this kind in `output`; finished parts are kept.
 
     Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
-    or a world of many adapter sets: "facts", "math", "cross-lingual"); with it the adapters are
+    a world of many adapter sets: "facts", "math", "cross-lingual", or "library", of many adapters);
+    with it the adapters are
     trained in English on that causal model. "keep-both", "domain", the kinds of `english_mixes` and
     "sets" (all kinds) are then many worlds, each in a directory of its own below `output`. `only`
     names scenarios, with `base` adapters or sets. Raises UsageError for a kind that has no such
@@ -147,18 +148,21 @@ def _only_on_a_given_base() -> tuple[str, ...]:
 
 
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
+    from loraprobe_lab.worlds.library import library_world
     from loraprobe_lab.worlds.small import small_world
 
     if kind in _only_on_a_given_base():
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )
-    if kind not in KINDS:
+    if kind not in (*KINDS, "library"):
         return small_world([kind], seed, only=only)
     if only:
         raise UsageError(
             f"The adapter sets of a {kind} world are built together; leave out --only."
         )
+    if kind == "library":
+        return library_world(seed)
     return spec_of(WorldPlan(kind, seed))
 
 
@@ -179,10 +183,12 @@ def _in_english(kind: str, base: Path, seed: int) -> tuple[WorldSpec, Any]:
 
 
 def command_for(world: World, scenario: Scenario) -> str:
-    """The merge-and-eval command for a scenario."""
+    """The merge-and-eval command for a scenario; of a library, the command that screens it."""
     adapters = [f"{name}={path}" for name, path in scenario.adapters.items()]
     tasks = [part for path in scenario.tasks for part in ("--task", str(path))]
     base = str(world.base or world.base_name)
+    if scenario.world == "library":
+        return f"loraprobe screen {world.path}/adapters/* {shlex.join([*tasks, '--base', base])}"
     return shlex.join(["loraprobe", "merge-and-eval", *adapters, *tasks, "--base", base])
 
 

@@ -13,12 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, adapter_of
+from loraprobe.errors import BaseError
 from loraprobe.lora.lowrank import LowRank
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -230,6 +232,15 @@ def sharpened(model: Any) -> Any:
         for parameter in model.parameters():
             parameter.mul_(3)
     return model
+
+
+def base_tensors(weight: Callable | None = None, parameter: Callable | None = None) -> Any:
+    """A base whose weights and parameters come from functions; what it lacks is a BaseError."""
+
+    def lacking(name: str) -> Tensor:
+        raise BaseError(f"no {name}")
+
+    return SimpleNamespace(weight=weight or lacking, parameter=parameter or lacking)
 
 
 def call(*arguments: object, **options: Any) -> Any:

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
+from loraprobe.cli.commands import COMMANDS, combine, lab
 from loraprobe.cli.config import Config, Configured
 from loraprobe.cli.examples import epilog
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
@@ -176,54 +177,20 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import (
-        cache,
-        convert,
-        demo,
-        env,
-        evaluate,
-        find,
-        inspect,
-        lab,
-        merge,
-        methods,
-        report,
-        route,
-        task,
-        verify,
-    )
-
-    commands = (
-        ("demo", demo.demo),
-        ("find", find.find),
-        ("inspect", inspect.inspect),
-        ("merge", merge.merge),
-        ("route", route.route),
-        ("merge-and-eval", evaluate.merge_and_eval),
-        ("convert", convert.convert),
-        ("report", report.report),
-        ("verify", verify.verify),
-        ("methods", methods.methods),
-        ("cache", cache.cache),
-        ("env", env.env),
-        ("task new", task.new),
-        ("task check", task.check),
-        ("task sample", task.sample),
-    )
-    told = "Write, check and preview a file of questions."
-    group = typer.Typer(no_args_is_help=True, help=told)
-    app.add_typer(group, name="task")
-    for name, function in commands:
-        to, own = (group if " " in name else app), name.rpartition(" ")[2]
+    task = typer.Typer(no_args_is_help=True, help="Write, check and preview a file of questions.")
+    app.add_typer(task, name="task")
+    for name, function in COMMANDS.items():
+        to, own = (task if " " in name else app), name.rpartition(" ")[2]
         text = _flowing(function.__doc__ or "")
         to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
-    app.command(
-        "lab",
-        help=_flowing(lab.lab.__doc__ or ""),
-        epilog=epilog("lab"),
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_debuggable(lab.lab))
+    for own, handing, helps in (("combine", combine, True), ("lab", lab, False)):
+        app.command(
+            own,
+            help=_flowing(handing.__doc__ or ""),
+            epilog=epilog(own),
+            add_help_option=helps,
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_debuggable(handing))
 
 
 _register()

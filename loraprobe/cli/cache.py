@@ -35,8 +35,8 @@ def cache(
 
     now = time.time()
     runs = [run for run in kept.kept_runs() if now - run.used >= older * DAY]
-    hashes = kept.hashes_size()
-    used = kept.clear(runs, hashes=older == 0) if clear else []
+    readings = kept.readings_size()
+    used = kept.clear(runs, readings=older == 0) if clear else []
     if output.json:
         rows = [_as_plain(run) for run in (used if clear else runs)]
         print(document("cache", {"cleared": clear, "runs": rows}))
@@ -44,7 +44,7 @@ def cache(
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
     else:
-        _show(runs, hashes, now)
+        _show(runs, readings, now)
 
 
 def _as_plain(run: KeptRun) -> dict[str, object]:
@@ -58,7 +58,7 @@ def _as_plain(run: KeptRun) -> dict[str, object]:
     }
 
 
-def _show(runs: list[KeptRun], hashes: int, now: float) -> None:
+def _show(runs: list[KeptRun], readings: int, now: float) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -76,6 +76,7 @@ def _show(runs: list[KeptRun], hashes: int, now: float) -> None:
     if runs:
         console.print(table)
     total = sum(run.size for run in runs)
-    cure = " loraprobe cache --clear deletes them." if runs or hashes else ""
-    kept_there = f"{count(len(runs), 'run')}, {size(total)}; hashes of files, {size(hashes)}."
+    cure = " loraprobe cache --clear deletes them." if runs or readings else ""
+    files = f"hashes and readings of files, {size(readings)}."
+    kept_there = f"{count(len(runs), 'run')}, {size(total)}; {files}"
     console.print(kept_there + cure)

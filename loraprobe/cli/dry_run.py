@@ -9,10 +9,10 @@ from loraprobe.memory import gib
 from loraprobe.records import SCHEMA_VERSION, document
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.estimating import Estimate
+    from loraprobe.pipeline.estimating import CostEstimate
 
 
-def lines(found: Estimate) -> list[str]:
+def lines(found: CostEstimate) -> list[str]:
     """Systems x items, time by step, and memory, at most 60 columns wide."""
     asking = {name: seconds for name, seconds in found.steps.items() if name.startswith(ASK)}
     told = [f"{len(found.systems)} systems x {found.items} items", ""]
@@ -32,12 +32,12 @@ def lines(found: Estimate) -> list[str]:
     return told
 
 
-def one_line(found: Estimate) -> str:
+def one_line(found: CostEstimate) -> str:
     """The estimate for --quiet."""
     return f"{spoken(found.seconds)}, {gib(found.memory_bytes)}"
 
 
-def as_json(found: Estimate) -> str:
+def as_json(found: CostEstimate) -> str:
     """One JSON document."""
     estimate = {
         "systems": list(found.systems),

@@ -16,6 +16,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
     ),
+    "screen": (
+        "loraprobe screen @library.txt",
+        "loraprobe screen @library.txt --task questions.jsonl",
+    ),
     "task new": ("loraprobe task new questions.jsonl",),
     "task check": (
         "loraprobe task check questions.jsonl",

@@ -30,6 +30,7 @@ RESUMED = "; the same call with --resume goes on from what was finished."
 KEPT = {
     "inspect": RESUMED,
     "merge-and-eval": RESUMED,
+    "screen": "; adapters that were read are not read again, and --resume uses kept answers.",
     "merge": "; the output is there whole or not at all.",
     "route": "; the output is there whole or not at all.",
     "lab": "; what was finished is kept. The same call goes on.",

@@ -19,7 +19,7 @@ from loraprobe.report.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.estimating import Estimate
+    from loraprobe.pipeline.estimating import CostEstimate
 
 WORDS: list[str] = []  # of the command line, with those of --config
 
@@ -61,7 +61,7 @@ class Output(OutputOptions):
         with shown() as line:
             yield line
 
-    def estimate(self, found: Estimate) -> None:
+    def estimate(self, found: CostEstimate) -> None:
         """What a run would take."""
         from loraprobe.cli import dry_run
 
@@ -129,6 +129,9 @@ def typed_references(arguments: Iterable[str]) -> dict[str, str]:
 
     typed = {}
     for argument in arguments:
+        if argument.startswith("@"):  # a file of references
+            typed[f"@{local_name(argument[1:])}"] = argument
+            continue
         name, _, place = argument.rpartition("=")
         if is_path(place) or os.path.exists(place):
             typed[local_name(place)] = place
@@ -140,10 +143,14 @@ def typed_references(arguments: Iterable[str]) -> dict[str, str]:
 def exit_code(audit: Audit) -> int:
     """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
 
-    Where only weights were asked, nothing could be decided, and compatible adapters are 0.
+    Where only weights were asked, nothing could be decided, and compatible adapters are 0; so is a
+    library of which something can be used.
     """
     if audit.verdict is not None and audit.verdict.evidence != "weights":
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision
         ]
-    return 0 if audit.compatibility.compatible else 1
+    nothing = audit.library is not None and not any(
+        row.state == "usable" for row in audit.library.adapters
+    )
+    return 0 if audit.compatibility.compatible and not nothing else 1

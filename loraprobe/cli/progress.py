@@ -22,6 +22,8 @@ from loraprobe.report.formatting import clean
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
 WORDS = {
+    "read": "read the adapters",
+    "compare": "compare the adapters",
     "check": "check the adapters",
     "diagnose": "compare the adapters",
     "load": "load the base",

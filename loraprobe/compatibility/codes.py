@@ -66,7 +66,8 @@ CODES: dict[str, str] = {
     "modules-to-save": "whole modules (modules_to_save)",
     "bias": "trained biases of base layers",
     "lora-bias": "biases of B",
-    "token-delta": "trained token embeddings",
+    "token-delta": "trained token rows (trainable_token_indices)",
+    "unclear-tokens": "trained token rows without their tokens",
     "target-parameter": "factors of MoE parameters (target_parameters)",
     "convolution": "factors of convolutions",
     "base-copy": "a copy of the base's embedding or head",
@@ -78,6 +79,13 @@ CODES: dict[str, str] = {
     "norm-extreme": "a delta far larger than that of any sound training",
     "modules-without-effect": "some modules' deltas are zero",
     "duplicate": "two adapters are the same update",
+    # In a library
+    "reference": "a reference is neither a directory nor a repository of the Hub",
+    "hub": "the Hub does not give the adapter",
+    "adapter": "the files cannot be read",
+    "unsupported-adapter": "an adapter whose mathematics is not that of LoRA",
+    "scaled-copy": "an adapter is another one, scaled",
+    "norm-outlier": "a norm far from those of the other adapters",
     # In a merge
     "weights-ignored": "the method has weights of its own, so those given were not used",
     "compression-lost": "the rank lost more than a tenth of the merged delta",

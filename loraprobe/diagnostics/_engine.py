@@ -64,7 +64,7 @@ def diagnose(
         [a.modules for a in adapters],
         paths,
         rank=max((a.rank_range[1] for a in adapters), default=0),
-        visitors=(run.visit,) if run.of_factors else (),
+        visitor=run.observe,
         progress=report,
     )
     for grams in batches:
@@ -112,35 +112,28 @@ class _Statistics:
     adapters: Sequence[Adapter]
     base: Base | None
     per_module: bool
-    waiting: dict[str, list[Statistics]] = field(default_factory=dict)
+    observed: dict[tuple[str, ...], list[tuple[str, Statistics]]] = field(default_factory=dict)
     totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = field(default_factory=dict)
     rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     present: list[Tensor] = field(default_factory=list)
 
-    @property
-    def of_factors(self) -> list[FactorDiagnostic]:
-        return [d for d in self.diagnostics if isinstance(d, FactorDiagnostic)]
-
-    @property
-    def of_grams(self) -> list[GramDiagnostic]:
-        return [d for d in self.diagnostics if isinstance(d, GramDiagnostic)]
-
-    def visit(self, path: str, updates: Updates) -> None:
-        """Run the diagnostics of factors on one module while its factors are in memory."""
-        module = Module(path, updates, self.base)
-        for diagnostic in self.of_factors:
-            self.waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
+    def observe(self, grams: GramMatrices, updates: Sequence[Updates]) -> None:
+        """Compute the statistics of one batch of modules; called in several threads."""
+        modules = [Module(*one, self.base) for one in zip(grams.paths, updates, strict=True)]
+        found = []
+        for diagnostic in self.diagnostics:
+            if isinstance(diagnostic, GramDiagnostic):
+                statistics = diagnostic.observe(grams)
+            elif isinstance(diagnostic, FactorDiagnostic):
+                statistics = _together([diagnostic.observe(module) for module in modules])
+            found.append((name_of(diagnostic), statistics))
+        self.observed[grams.paths] = found
 
     def take(self, grams: GramMatrices) -> None:
         """Add the statistics of one batch of modules."""
-        for diagnostic in self.of_grams:
-            self._add(name_of(diagnostic), grams, diagnostic.observe(grams))
-        for name, seen in self.waiting.items():
-            for key in seen[0]:
-                sums = {s: torch.stack([one[key][s] for one in seen]) for s in seen[0][key]}
-                self._add(name, grams, {key: sums})
-        self.waiting.clear()
+        for name, statistics in self.observed.pop(grams.paths):
+            self._add(name, grams, statistics)
         self.paths += grams.paths
         self.present.append(grams.present)
 
@@ -207,6 +200,14 @@ class _Statistics:
                 yield (i, i)
             for j in range(i + 1, n):
                 yield (i, j)
+
+
+def _together(modules: Sequence[Statistics]) -> Statistics:
+    """The statistics of several modules as those of a batch."""
+    return {
+        key: {name: torch.stack([one[key][name] for one in modules]) for name in sums}
+        for key, sums in modules[0].items()
+    }
 
 
 def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:

@@ -8,7 +8,7 @@ model questions, and only `statistics` and `selection` have formulas of interval
 from loraprobe.evaluation.attribution import attribute
 from loraprobe.evaluation.chain import chain_notes
 from loraprobe.evaluation.comparing import compare, oracles, retention, score
-from loraprobe.evaluation.gaining import gain, gains
+from loraprobe.evaluation.gaining import gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
 from loraprobe.evaluation.rounds import Round, beaten, rounds
@@ -27,7 +27,6 @@ __all__ = [
     "chain_notes",
     "choose_template",
     "compare",
-    "gain",
     "gains",
     "guessing",
     "oracles",

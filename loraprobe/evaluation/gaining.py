@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,30 +42,6 @@ def gains(
         for grid, forms in zip(found, _sharing(found), strict=True):
             rows += _family(grid, alpha, margin, seed, forms)
     return tuple(sorted(rows, key=lambda row: row.part != "question"))
-
-
-def gain(
-    results: Sequence[ItemResult],
-    compositions: Sequence[str],
-    baselines: Sequence[str],
-    part: str = "question",
-    *,
-    alpha: float = ALPHA,
-    margin: float = MARGIN,
-    seed: int = 0,
-) -> Gain | None:
-    """The gain of the best composition over the best baseline: max_s min_b (s - b).
-
-    The lower end of `adjusted_ci95` is that of the named system, the upper end covers all
-    compositions. None if nothing comparable was measured. An audit has the rows of `gains`; this
-    single number is for tables with one figure per cell.
-    """
-    grid = _grid(results, compositions, baselines, part)
-    if grid is None:
-        return None
-    rows = _family(grid, alpha, margin, seed)
-    top = max(row.adjusted_ci95[1] for row in rows)
-    return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top))
 
 
 @dataclass(frozen=True)

@@ -50,25 +50,22 @@ def run_systems(
     for system in systems:
         if system.kind == "chain":
             run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
-    found: dict[str, list[ItemResult]] = {system.key: [] for system in systems}
-    known = {(q.task, q.part, q.item.id): q for q in asked}
-    for result in ledger:
-        question = known.get((result.task, result.part, result.item))
-        if question is not None and result.system in found:
-            _check_answers(result, question, ledger)
-            found[result.system].append(result)
     return [
-        replace(result, system=system.name) for system in systems for result in found[system.key]
+        replace(_checked(result, question, ledger), system=system.name)
+        for system in systems
+        for question in asked
+        if (result := ledger.get(system.key, question.task, question.part, question.item.id))
     ]
 
 
-def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
-    """Raises OutputError if a result of the ledger does not fit its question."""
+def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResult:
+    """A result of the ledger. Raises OutputError if it does not fit its question."""
     if (result.metric, result.group) != (question.metric, question.item.cluster):
         raise OutputError(
             f"{ledger.path} holds a result of item {result.item!r} that does not "
             f"fit task {result.task}: {CURE}"
         )
+    return result
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,24 @@ failure raises a HubError or ReferenceError_ with one sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters import Adapter, Source, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG, check_config
 from loraprobe.adapters.reading import find_directory
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
-from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
+from loraprobe.errors import (
+    AdapterError,
+    BaseError,
+    CompatibilityError,
+    HubError,
+    LoraprobeError,
+    ReferenceError_,
+)
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
@@ -38,6 +46,7 @@ __all__ = [
     "is_gated",
     "load",
     "load_all",
+    "load_each",
     "model_card",
     "push",
     "read_card",
@@ -77,16 +86,57 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
     parsed = [ref if isinstance(ref, Adapter) else Reference.parse(str(ref)) for ref in refs]
-    wanted = [
-        (one.name, False) if isinstance(one, Adapter) else (one.short, one.name is not None)
-        for one in parsed
-    ]
-    names = unique_names(wanted)
+    names = unique_names([_wanted(one) for one in parsed])
     adapters = [one if isinstance(one, Adapter) else _load(one) for one in parsed]
     return [
         adapter if adapter.name == name else adapter.renamed(name)
         for adapter, name in zip(adapters, names, strict=True)
     ]
+
+
+class _Unparsed(NamedTuple):
+    """A text that is no reference, and the error that says so."""
+
+    text: str
+    error: ReferenceError_
+
+
+def load_each(
+    refs: Sequence[str | Path | Adapter],
+) -> Iterator[tuple[str, str, Adapter | LoraprobeError]]:
+    """Loads adapters one after the other: (unique name, public reference, adapter or its error).
+
+    Raises UsageError for a name that cannot be given, before anything is loaded.
+    """
+    parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
+    for one, name in zip(parsed, unique_names([_wanted(one) for one in parsed]), strict=True):
+        if isinstance(one, Adapter):
+            yield name, one.source.public, one.renamed(name)
+        elif isinstance(one, _Unparsed):
+            yield name, local_name(one.text), one.error
+        else:
+            try:
+                adapter = _load(one)
+            except LoraprobeError as error:
+                yield name, one.text if one.path is None else local_name(one.text), error
+            else:
+                yield name, adapter.source.public, adapter.renamed(name)
+
+
+def _parsed(text: str) -> Reference | _Unparsed:
+    try:
+        return Reference.parse(text)
+    except ReferenceError_ as error:
+        return _Unparsed(text, error)
+
+
+def _wanted(one: Reference | _Unparsed | Adapter) -> tuple[str, bool]:
+    """The name of an adapter, and whether the user chose it."""
+    if isinstance(one, Adapter):
+        return one.name, False
+    if isinstance(one, _Unparsed):
+        return local_name(one.text), False
+    return one.short, one.name is not None
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:

@@ -5,7 +5,9 @@ space in which it runs (`loraprobe.lora.spaces`) and the rank to which its resul
 separate choices. Helpers, in the order in which to read them:
 
     _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]
+    _choices        method, weights, space, rank ... of one merge, with defaults filled in
     _engine         `merge`: checks, then all modules one by one, then the merged adapter
+    _merged         the result
     _validation     what is refused, and what is reported instead of hidden
     _module         one module: factors -> space -> method -> rank, with what was lost
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
@@ -17,7 +19,8 @@ separate choices. Helpers, in the order in which to read them:
                     kept, by magnitudes from _ranking) and _election (which sign wins)
 """
 
-from loraprobe.merging._engine import Merged, merge
+from loraprobe.merging._engine import merge
+from loraprobe.merging._merged import Merged
 from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, LinearMethod, MergeMethod
 from loraprobe.merging._validation import check_kept
 

@@ -16,7 +16,7 @@ more rank for each, and still exact. A row that becomes 0 has magnitude 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,6 @@ from loraprobe.composition.experts.scaled import ratio
 from loraprobe.errors import CompatibilityError
 from loraprobe.lora.lowrank import LowRank, owners
 from loraprobe.merging._compress import Compressed, compress_factors
-
-BaseWeight = Callable[[str], Tensor]  # module path -> W0 [out, in]
 
 SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
 BLOCK_ENTRIES = 1 << 22  # entries of a weight in float64 at one time

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,89 +15,23 @@ from loraprobe.adapters import (
     ModuleInfo,
     Source,
     adapter_of,
-    check_apart,
     common_targets,
     extreme_norm,
-    portable,
 )
 from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
-from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
-from loraprobe.merging._dora import BaseWeight
-from loraprobe.merging._full_weights import Parameter, merge_full_weights, merge_lora_biases
+from loraprobe.merging._choices import BaseTensors, Choices
+from loraprobe.merging._full_weights import merge_full_weights, merge_lora_biases
 from loraprobe.merging._memory import check_memory
+from loraprobe.merging._merged import Merged, RankLayout
 from loraprobe.merging._method import MergeMethod
-from loraprobe.merging._module import Choices, MergedModule, merge_module
-from loraprobe.records import AdapterSummary, Issue, Progress
+from loraprobe.merging._module import MergedModule, merge_module
+from loraprobe.merging._token_rows import merge_token_rows
+from loraprobe.records import Issue, Progress
 from loraprobe.registry import name_of, spec_of
-
-RankLayout = Literal["portable", "compact"]
-
-
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """An adapter made of others, and how it was made.
-
-    compression_error: ||dW - dW_k||_F / ||dW||_F over the whole adapter, where dW is the method's
-        result and dW_k what `rank` keeps of it; 0.0 where nothing above rounding was cut.
-    rounding_error: the same ratio for writing the factors in their dtype.
-    sketch_error: the same ratio for what the last round of a sketch of a large dense module still
-        added, about what an exact SVD might keep in addition; 0.0 where no sketch was needed.
-    rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
-        and the rank (None for "auto") from which the merge can be repeated. directories: where the
-        sources lie on this machine.
-    rank_layout: "portable" writes one rank in all modules, filled up with zeros, "compact" each
-        module's own. targets: `target_modules` of the portable file; None for every path.
-    """
-
-    adapter: Adapter
-    method: str
-    space: str
-    rank: int
-    compression_error: float
-    rounding_error: float
-    sources: tuple[AdapterSummary, ...]
-    issues: tuple[Issue, ...] = ()
-    card: str | None = None
-    weights: tuple[float, ...] = ()
-    seed: int = 0
-    sketch_error: float = 0.0
-    spec: str = ""
-    asked_rank: int | None = None
-    directories: tuple[Path, ...] = ()
-    rank_layout: RankLayout = "portable"
-    targets: tuple[str, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.adapter.name
-
-    def __repr__(self) -> str:
-        sources = shortly(source.name for source in self.sources)
-        weights = ", ".join(f"{weight:g}" for weight in self.weights[:12])
-        more = ", ..." if len(self.weights) > 12 else ""
-        return (
-            f"<Merged {shortly([self.name])}: {self.spec or self.method} of {sources}, "
-            f"weights {weights or 'none'}{more}, space {self.space}, rank {self.rank}, "
-            f"{self.compression_error:.2g} lost to the rank>"
-        )
-
-    def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory, with `card` as its README.
-
-        Raises OutputError, also where the directory is, contains or lies inside a source.
-        """
-        check_apart(Path(directory), self.directories)
-        targets = self.targets if self.rank_layout == "portable" else None
-        self.written.save(directory, overwrite=overwrite, card=self.card, targets=targets)
-
-    @property
-    def written(self) -> Adapter:
-        """The adapter as it is saved, in the asked layout of ranks."""
-        return portable(self.adapter) if self.rank_layout == "portable" else self.adapter
 
 
 @torch.no_grad()
@@ -115,8 +48,7 @@ def merge(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     rank_layout: RankLayout = "portable",
-    base_weight: BaseWeight | None = None,
-    base_parameter: Parameter | None = None,
+    base: BaseTensors | None = None,
 ) -> Merged:
     """Merge adapters of one base into one adapter, without the base where that is possible.
 
@@ -128,35 +60,45 @@ def merge(
     of issues to accept. rank_layout: as in `Merged`; it decides the saved file alone. One module of
     all adapters is in memory at a time.
 
-    base_weight: module path -> W0 [out, in], which linear merges of DoRA adapters need (`_dora`);
-    base_parameter: parameter name -> tensor as stored, for full weights and biases that not every
-    adapter has, or whose weights do not sum to 1 (`_full_weights`).
-
-    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
+    base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
+    full weights, biases and token rows that not every adapter has, or whose weights do not sum
+    to 1 (`_full_weights`, `_token_rows`). Raises UsageError, CompatibilityError,
+    UnsupportedAdapter, AdapterError or OutOfMemory.
     """
     _validation.check_names(adapters)
-    choices, notes = Choices.of(adapters, method, weights, space, rank, seed, dtype)
-    carried = _validation.carried_by(choices.method, base_weight is not None)
-    issues = _validation.check_adapters(adapters, allow, carried)
-    if "dora_magnitude" in carried and any(a.magnitudes for a in adapters):
-        choices = replace(choices, base_weight=base_weight)
+    choices, notes = Choices.of(adapters, method, weights, space, rank, seed, dtype, base)
+    result = _merged(adapters, choices, name or name_of(choices.method), notes, allow, progress)
+    return replace(result, rank_layout=rank_layout)
+
+
+def _merged(
+    adapters: Sequence[Adapter],
+    choices: Choices,
+    name: str,
+    notes: Sequence[Issue],
+    allow: Collection[str],
+    progress: Progress | None,
+) -> Merged:
+    """The merge by these choices. notes: issues about the choices themselves."""
+    issues = _validation.check_adapters(adapters, allow, choices.carried)
     layout = _validation.layout(adapters, choices.method)
     check_memory(adapters, layout, choices)
-    full_weights, biases, dropped = _other_tensors(adapters, choices, layout, base_parameter, allow)
+    others, dropped = _other_tensors(adapters, choices, layout, allow)
     modules = _merge_modules(adapters, layout, choices, progress)
     inner = torch.stack([m.inner for m in modules.values()]).sum(0)
-    issues += notes + dropped + _validation.check_effect(adapters, inner, allow)
-    issues += _extreme_norms(adapters, modules)
-    if not (any(m.norm2 for m in modules.values()) or full_weights or biases):
+    issues += [*notes, *dropped, *_validation.check_effect(adapters, inner, allow)]
+    for i, adapter in enumerate(adapters):
+        square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
+        issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
+    if not (any(m.norm2 for m in modules.values()) or any(others.values())):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    made = name or name_of(choices.method)
-    merged = _adapter(made, adapters, layout, modules, full_weights, biases)
+    merged = _adapter(name, adapters, layout, modules, others)
     result = _result(merged, adapters, choices, modules, inner)
     issues += _warnings(adapters, result.compression_error)
-    return replace(result, issues=tuple(issues), rank_layout=rank_layout)
+    return replace(result, issues=tuple(issues))
 
 
 def _result(
@@ -209,7 +151,8 @@ def _merge_modules(
     place = torch.tensor(order).argsort()
     modules: dict[str, MergedModule] = {}
     for path, info in layout.items():
-        updates = [_update(adapter, path, info) for adapter in sources]
+        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+        updates = [adapter.modules.get(path, absent) for adapter in sources]
         merged = merge_module(path, updates, sources, ordered)
         modules[path] = replace(merged, inner=merged.inner[place][:, place])
         if progress:
@@ -222,35 +165,20 @@ def _share(part2: float, total2: float) -> float:
     return math.sqrt(part2 / max(total2, 1e-300))
 
 
-def _update(adapter: Adapter, path: str, info: ModuleInfo) -> LowRank:
-    """An adapter's update of a module, of rank 0 where it does not adapt the module."""
-    if path not in adapter.modules:
-        return LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
-    return adapter.modules[path]
-
-
 def _other_tensors(
     adapters: Sequence[Adapter],
     choices: Choices,
     layout: Mapping[str, ModuleInfo],
-    parameter: Parameter | None,
     allow: Collection[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Issue]]:
-    """Full weights, biases of B, and a warning for each that was dropped."""
+) -> tuple[dict[str, Any], list[Issue]]:
+    """What an adapter holds beside factors, by the names of `adapter_of`; warnings for losses."""
     coefficients = choices.coefficients
     if not coefficients:
-        return {}, {}, []
-    full_weights, notes = merge_full_weights(adapters, coefficients, parameter, allow)
-    return full_weights, merge_lora_biases(adapters, coefficients, layout), notes
-
-
-def _extreme_norms(
-    adapters: Sequence[Adapter], modules: Mapping[str, MergedModule]
-) -> Iterator[Issue]:
-    """An issue for each source whose largest delta is implausible."""
-    for i, adapter in enumerate(adapters):
-        square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
-        yield from extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
+        return {}, []
+    whole, dropped = merge_full_weights(adapters, coefficients, choices.base, allow)
+    rows, lost = merge_token_rows(adapters, coefficients, choices.base, allow)
+    offsets = merge_lora_biases(adapters, coefficients, layout)
+    return {"whole": whole, "offsets": offsets, "token_rows": rows}, dropped + lost
 
 
 def _adapter(
@@ -258,8 +186,7 @@ def _adapter(
     adapters: Sequence[Adapter],
     layout: Mapping[str, ModuleInfo],
     modules: Mapping[str, MergedModule],
-    full_weights: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor],
+    others: Mapping[str, Any],
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
     bases = [a.base_model for a in adapters if a.base_model]
@@ -278,8 +205,7 @@ def _adapter(
         config=config,
         source=Source(reference=f"{name}({made_of})"),
         magnitudes=scaled,
-        whole=full_weights,
-        offsets=biases,
+        **others,
     )
 
 

@@ -10,7 +10,7 @@ classifier) only the mean exists.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
+from loraprobe.merging._choices import BaseTensors
 from loraprobe.records import Issue
-
-Parameter = Callable[[str], Tensor]  # name in the base -> the tensor as the base stores it
 
 SUM_TOLERANCE = 1e-9  # weights that sum to 1 up to the rounding of their own sum
 HEADS = ("score", "classifier", "qa_outputs", "classification_head")
@@ -29,7 +28,7 @@ HEADS = ("score", "classifier", "qa_outputs", "classification_head")
 def merge_full_weights(
     adapters: Sequence[Adapter],
     coefficients: Sequence[float],
-    parameter: Parameter | None,
+    base: BaseTensors | None,
     allow: Collection[str],
 ) -> tuple[dict[str, Tensor], list[Issue]]:
     """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings.
@@ -46,12 +45,12 @@ def merge_full_weights(
         _check_shapes(name, [adapters[i].name for i in holders], tensors)
         weights = [coefficients[i] for i in holders]
         is_mean = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
-        start = None if is_mean else _in_base(name, tensors[0], parameter)
+        start = None if is_mean else _in_base(name, tensors[0], base)
         if start is None and not is_mean:
             code = _code(adapters[holders[0]], name)
             names = tuple(adapters[i].name for i in holders)
             if code not in allow:
-                raise UnsupportedAdapter(_why_not(name, names, code, parameter is not None))
+                raise UnsupportedAdapter(_why_not(name, names, code, base is not None))
             message = f"Allowed: {name} was dropped."
             notes[name] = Issue("warning", code, names, message, module=_module(name))
             continue
@@ -100,12 +99,12 @@ def _combined(tensors: Sequence[Tensor], weights: Sequence[float], start: Tensor
     return total.to(functools.reduce(torch.promote_types, dtypes))
 
 
-def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | None:
+def _in_base(name: str, like: Tensor, base: BaseTensors | None) -> Tensor | None:
     """The base's tensor; None without a base, or where the base has no such parameter."""
-    if parameter is None:
+    if base is None:
         return None
     try:
-        found = parameter(name)
+        found = base.parameter(name)
     except BaseError:
         return None
     if found.shape != like.shape:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from loraprobe import memory
 from loraprobe.adapters import Adapter, ModuleInfo
-from loraprobe.merging._module import Choices
+from loraprobe.merging._choices import Choices
 
 # Matrices of a module's size in addition to the n deltas: the result, a scratch matrix, and the
 # remainder of the sketch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,85 +11,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import Adapter
-from loraprobe.errors import OutputError, UsageError
+from loraprobe.errors import OutputError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
+from loraprobe.merging._choices import Choices
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
-from loraprobe.merging._dora import BaseWeight, check_weight, merge_dora
-from loraprobe.merging._method import (
-    METHODS,
-    FactorMethod,
-    GramMethod,
-    LinearMethod,
-    MergeMethod,
-)
+from loraprobe.merging._dora import check_weight, merge_dora
+from loraprobe.merging._method import FactorMethod, GramMethod
 from loraprobe.merging._seeds import generators, module_seed
-from loraprobe.merging._validation import check_finite, check_rank, check_weights
-from loraprobe.records import Issue
-from loraprobe.registry import name_of
-
-
-@dataclass(frozen=True, eq=False)
-class Choices:
-    """All choices of one merge: nothing is left to a default.
-
-    rank: None for as many components as needed. dtype: of the written factors. base_weight: module
-    path -> W0, only where DoRA needs it.
-    """
-
-    method: MergeMethod
-    weights: tuple[float, ...]
-    space: str
-    rank: int | None
-    seed: int
-    dtype: torch.dtype
-    base_weight: BaseWeight | None = None
-
-    @classmethod
-    def of(
-        cls,
-        adapters: Sequence[Adapter],
-        method: str | MergeMethod,
-        weights: Sequence[float] | None,
-        space: str | None,
-        rank: int | str,
-        seed: int,
-        dtype: torch.dtype | None,
-    ) -> tuple[Choices, list[Issue]]:
-        """The choices that `merge` was given, with its defaults; and notes for the report."""
-        made = METHODS.make(method)
-        used, notes = check_weights(weights, made, len(adapters))
-        made.check(used)
-        if isinstance(made, FactorMethod) and space is not None:
-            raise UsageError(
-                f"{name_of(made)} acts on the factors as stored and has no space to choose."
-            )
-        space = space or made.default_space()
-        if not isinstance(made, FactorMethod):
-            space_named(space)
-        chosen = cls(made, used, space, check_rank(rank), seed, dtype or _widest(adapters))
-        return chosen, notes
-
-    @property
-    def coefficients(self) -> tuple[float, ...]:
-        """The factor of each adapter under a linear method; () under another."""
-        if not isinstance(self.method, LinearMethod):
-            return ()
-        return self.method.coefficients(self.weights)
-
-    @property
-    def dense(self) -> bool:
-        """Whether the method runs on deltas of full size [out, in].
-
-        Where nothing is lost in `core`, the full space has the same result without them.
-        """
-        return self.space == "full" and "core" not in self.method.lossless
-
-
-def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
-    """The dtype that holds all sources'. 8-bit floats, in which nothing can be cut, become bf16."""
-    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
-    return functools.reduce(torch.promote_types, dtypes)
+from loraprobe.merging._validation import check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +52,12 @@ def merge_module(
     diagonals = torch.stack([gram.diagonal() for gram in factors.grams])
     check_finite(diagonals, factors.ranks, [a.name for a in adapters], path)
     magnitudes = None
-    if choices.base_weight is None:
+    if not (choices.dora and choices.base):
         inner, exact = factors.inner, _computed(path, factors, choices)
         update = exact.update.to(choices.dtype)
         rounded2 = _rounding2(exact.update, update)
     else:
-        weight = choices.base_weight(path)
+        weight = choices.base.weight(path)
         check_weight(path, updates[0], weight)
         given = [a.magnitudes.get(path) for a in adapters]
         merged = merge_dora(updates, given, choices.coefficients, weight, choices.rank)

@@ -5,6 +5,7 @@
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics
     transforms      `--subtract` and `--balance`
+    screening       a library of adapters
     inspecting      answers on the base model, to a sample of the questions
     evaluating      answers on the base model, by `rounds`; for both, `scorer` loads the base,
                     `evaluator` runs systems on it, `systems` builds compositions with
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.inputs import base_of as base_of
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.screening import screen as screen
     from loraprobe.pipeline.served import ask_server as ask_server
     from loraprobe.pipeline.verification import verify as verify
 
@@ -50,6 +52,7 @@ _MODULES = {
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
+    "screen": "screening",
     "verify": "verification",
 }
 

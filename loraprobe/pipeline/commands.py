@@ -50,7 +50,7 @@ from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.estimating import Estimate
+    from loraprobe.pipeline.estimating import CostEstimate
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -227,7 +227,7 @@ def estimate_cost(
     options: Options = Options(),
     progress: Progress | None = None,
     written: Sequence[Path] = (),
-) -> Estimate:
+) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
     from loraprobe.pipeline.estimating import estimate
     from loraprobe.pipeline.evaluating import open_composition

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -36,12 +37,27 @@ def conclude(
     level: EvidenceLevel,
     **evidence: Any,
 ) -> Verdict:
-    """The verdict on all evidence.
+    """The verdict on all evidence, with the command to run next.
 
     evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
     measured.
     """
-    verdict = judge(
+    verdict = judged(options, inputs, examined, level=level, **evidence)
+    scores: Iterable[Score] = evidence.get("evaluation", ())
+    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
+    return with_next(verdict, options, inputs, kind, examined.compatibility)
+
+
+def judged(
+    options: Options,
+    inputs: Inputs,
+    examined: Examination,
+    *,
+    level: EvidenceLevel,
+    **evidence: Any,
+) -> Verdict:
+    """The verdict on all evidence."""
+    return judge(
         Evidence(
             compatibility=examined.compatibility,
             diagnostics=examined.diagnostics,
@@ -58,13 +74,27 @@ def conclude(
         ),
         read_calibration(options.calibration) if options.calibration else None,
     )
-    scores: Iterable[Score] = evidence.get("evaluation", ())
-    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
-    fitting = _fitting(inputs.given, examined.compatibility)
-    request = replace(requested(options, inputs, kind), fitting=fitting)
-    if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
+
+
+def with_next(
+    verdict: Verdict,
+    options: Options,
+    inputs: Inputs,
+    kind: str,
+    found: Compatibility,
+    spec: str | None = None,
+) -> Verdict:
+    """The verdict with the command to run next.
+
+    kind: that of its system. spec: the merge method or router of its system, where that is not its
+    name.
+    """
+    spec = spec or verdict.system
+    request = replace(requested(options, inputs, kind), fitting=_fitting(inputs.given, found))
+    if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
-    return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+    told = next_command(replace(verdict, system=spec), request, options.limit is not None)
+    return replace(verdict, next=told)
 
 
 def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
@@ -86,7 +116,8 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     asked = [*LAYOUT.split(), "metric", "margin"]  # how questions are read and judged
     # What a run with --resume needs beside it to use the same answers, and its other threshold.
-    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "retention"]
+    enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
+    kept = [*options.fingerprint(), *enough, "chat_template", "dtype", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""

@@ -47,7 +47,7 @@ class Expecting(Protocol):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """The expected cost of merge-and-eval.
 
     `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
@@ -75,7 +75,7 @@ def announce(evaluator: Evaluator) -> None:
         listener.expect(expected_steps(evaluator))
 
 
-def estimate(inputs: Inputs, session: Session) -> Estimate:
+def estimate(inputs: Inputs, session: Session) -> CostEstimate:
     """Loads the base, times a few questions and forecasts the rest; nothing is evaluated.
 
     Raises CompatibilityError where the adapters do not fit together.
@@ -90,7 +90,7 @@ def estimate(inputs: Inputs, session: Session) -> Estimate:
             steps = expected_steps(evaluator)
     done = session.provenance().seconds
     asked = questions(evaluator.tasks, session.options.metric)
-    return Estimate(
+    return CostEstimate(
         systems=tuple(
             step.removeprefix("evaluate ")
             for step in _by_system(steps)
@@ -159,7 +159,7 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _TimedKind:
     """Questions of one kind: how many batches they make, and the seconds of one batch.
 
     `base` and `together` are the seconds of the base and of all adapters together.
@@ -175,7 +175,7 @@ class _Kind:
         return self.batches * (self.base + (self.together - self.base) * share)
 
 
-def _kinds(evaluator: Evaluator, together: Composition) -> list[_Kind]:
+def _kinds(evaluator: Evaluator, together: Composition) -> list[_TimedKind]:
     """The kinds of questions of the tasks, timed."""
     options, scorer = evaluator.session.options, evaluator.scorer
     limits = TokenLimits.of(options.max_new_tokens)
@@ -200,7 +200,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
 
 def _measured(
     group: Sequence[Question], scorer: Any, together: Composition, limits: TokenLimits
-) -> _Kind:
+) -> _TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
     Of a smaller one the time is taken as proportional to the questions.
@@ -215,7 +215,7 @@ def _measured(
     for composition in (None, together):
         with scorer.with_composition(composition):
             seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
-    return _Kind(
+    return _TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
         base=seconds[0],

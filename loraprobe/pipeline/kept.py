@@ -1,4 +1,4 @@
-"""What runs keep in the cache: answers to questions, and hashes of large files."""
+"""What runs keep in the cache: answers to questions, hashes and readings of files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation.ledger import NAME, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
+from loraprobe.library.stored import FOLDER
 from loraprobe.pipeline.results import names_in
 
 
@@ -33,15 +34,18 @@ def kept_runs() -> list[KeptRun]:
     return sorted(found, key=lambda run: -run.used)
 
 
-def hashes_size() -> int:
-    """Bytes of the hashes of files that were read; they are computed again where they lack."""
-    return _size(cache_directory() / "hashes")
+FROM_FILES = ("hashes", FOLDER)  # folders of what is computed again where it lacks
 
 
-def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
+def readings_size() -> int:
+    """Bytes of the hashes of files, and of what `screen` read of adapters."""
+    return sum(_size(cache_directory() / name) for name in FROM_FILES)
+
+
+def clear(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
     """Deletes runs; returns those that are in use, which stay.
 
-    hashes: also the hashes of files.
+    readings: also the hashes and readings of files.
     """
     left = []
     for run in runs:
@@ -53,8 +57,8 @@ def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
         if lock is not None:
             lock.close()
         shutil.rmtree(run.place, ignore_errors=True)
-    if hashes:
-        shutil.rmtree(cache_directory() / "hashes", ignore_errors=True)
+    for name in FROM_FILES if readings else ():
+        shutil.rmtree(cache_directory() / name, ignore_errors=True)
     return left
 
 

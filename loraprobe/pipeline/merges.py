@@ -51,8 +51,7 @@ def merge_by(
         seed=options.seed,
         allow=options.allow,
         rank_layout=options.rank_layout,
-        base_weight=base.weight if base is not None else None,
-        base_parameter=base.parameter if base is not None else None,
+        base=base,
         **rest,
     )
 

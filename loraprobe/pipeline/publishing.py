@@ -75,6 +75,8 @@ def _is_text(before: str, text: str) -> bool:
 
 def _argument(text: str) -> str:
     """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
+    if text.startswith("@"):  # a file of references
+        return "@" + _argument(text[1:])
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text

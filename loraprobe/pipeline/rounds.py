@@ -25,6 +25,7 @@ from loraprobe.verdict import Evidence, judge_evaluation
 from loraprobe.verdict.candidates import candidates
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
+GoesOn = Callable[["Played", Round], bool]
 DECIDED = ("likely", "unlikely")
 
 
@@ -64,11 +65,17 @@ class Played:
         return Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped)
 
 
-def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) -> Played:
+def play(
+    evaluator: Evaluator,
+    systems: Sequence[System],
+    controls: Controls,
+    goes_on: GoesOn = lambda found, following: True,
+) -> Played:
     """Asks systems round by round until the decision holds or all items are asked.
 
-    controls: a function from results and systems to the controls of the best of them. A chain is
-    asked once, at the end, since no decision depends on it.
+    controls: a function from results and systems to the controls of the best of them. goes_on:
+    whether the following round may be asked, after the first. A chain is asked once, at the end,
+    since no decision depends on it.
     """
     options = evaluator.session.options
     chains = [system for system in systems if system.kind == "chain"]
@@ -77,6 +84,8 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
     found = Played(systems, planned[0], rest)
     decision = ""
     for this in planned:
+        if this.number > 1 and not goes_on(found, this):
+            break
         found.round = this
         _ask(found, evaluator, [*found.systems, *found.controls], round_suffix(this))
         evidence = _evidence(found, evaluator)
@@ -88,12 +97,10 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
         if this.last or decision in DECIDED:
             break
         _drop(found, evidence)
-    # Controls do not count for a composition that does not gain: a first round of them is enough.
     found.controls = controls(found.results, found.systems)
-    names = {system.name for system in found.controls}
-    asked = any(row.system in names for row in found.results)  # in a later round than the first
-    few = decision == "unlikely" and not found.round.last and not asked
+    few = decision == "unlikely" and not found.round.last and not _controls_were_asked(found)
     _ask(found, evaluator, chains)
+    # Controls do not count for a composition that does not gain: a first round of them is enough.
     _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
@@ -154,6 +161,12 @@ def _ask(
         session = replace(session, progress=lambda s, k, n: progress(_named(s, told), k, n))
     asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
     found.results = [row for row in found.results if row.system not in names] + asked
+
+
+def _controls_were_asked(found: Played) -> bool:
+    """Whether the controls have results already, of a later round than the first."""
+    names = {system.name for system in found.controls}
+    return any(row.system in names for row in found.results)
 
 
 def _named(stage: str, told: str) -> str:

@@ -92,6 +92,23 @@ def split_for_router(tasks: Sequence[Task], options: Options) -> TaskSplit | str
     return parts
 
 
+def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
+    """Sets `--items` items of each task apart to choose by; the others prove the choice.
+
+    Raises TaskError where fewer than FEWEST_ITEMS clusters are left to prove it.
+    """
+    parts = _drawn(tasks, [options.items] * len(tasks), options.seed)
+    for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
+        if _clusters(left) < FEWEST_ITEMS:
+            grouped = "" if _clusters(task) == len(task.items) else f" in {_clusters(task)} groups"
+            raise TaskError(
+                f"Task {task.name} has {len(task.items)} items{grouped}: {len(apart.items)} are "
+                f"needed to choose by, and {FEWEST_ITEMS} others to prove the choice. Give at "
+                f"least {options.items + FEWEST_ITEMS} items, or fewer --items."
+            )
+    return parts
+
+
 def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
     """Sets at least the wanted number of items of each task apart, in whole clusters."""
     keys = sorted({_key(item) for task in tasks for item in task.items})

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import forecast_gains, forecast_recorded, scored_questions
+from loraprobe.probes._known import KnownAlone
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
+from loraprobe.probes._screening import PairForecast, ScreenedTexts
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
@@ -30,7 +32,10 @@ PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "c
 __all__ = [
     "PROBES",
     "CoverageProbe",
+    "KnownAlone",
+    "PairForecast",
     "ProbeContext",
+    "ScreenedTexts",
     "cover",
     "forecast_gains",
     "forecast_recorded",

@@ -46,6 +46,13 @@ from loraprobe.records.measurements import (
     WeightSearch,
 )
 from loraprobe.records.plain import as_text, document, plain
+from loraprobe.records.screening import (
+    Library,
+    LibraryAdapter,
+    LibraryItems,
+    LibraryScore,
+    Shortlisted,
+)
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 __all__ = [
@@ -70,6 +77,10 @@ __all__ = [
     "Issue",
     "ItemResult",
     "LayerGroup",
+    "Library",
+    "LibraryAdapter",
+    "LibraryItems",
+    "LibraryScore",
     "Measurement",
     "Oracle",
     "Progress",
@@ -81,9 +92,11 @@ __all__ = [
     "Retention",
     "Rounds",
     "SCHEMA_VERSION",
+    "SCREENING",
     "Sample",
     "Score",
     "Severity",
+    "Shortlisted",
     "SystemKind",
     "Transformation",
     "Verdict",
@@ -96,6 +109,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
+SCREENING = ", screening"  # at the end of the name of a stage that asks a library alone
 ROUND = ", round "  # in the name of a stage, between the system and the number of the round
 
 
@@ -122,6 +136,8 @@ class Audit:
     rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
+    library: Library | None = None
+    shortlist: tuple[Shortlisted, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
 

@@ -48,6 +48,8 @@ LEAVE_FIRST = (
 # What is said in fewer lines where that is not enough, those first that a reader misses least.
 # After a label stands the most rows of each of its lines; without rows they leave.
 SHORTEN = (
+    *(("broken", 2), ("unfit", 2), ("copies", 2), ("outliers", 1), ("copies", 1), ("unfit", 1)),
+    *(("broken", 1), ("families", 1)),
     *(("watch", 2), ("why", 2), ("fix", 2), ("use", 2), ("watch", 1), ("use", 1), ("gain", 2)),
     *(("decide", 0), ("why", 1), ("fix", 1), ("gain", 1), (HEADLINE, 1)),
 )
@@ -60,7 +62,8 @@ class Answer:
 
     `decision` is the verdict's, "" where there is none. Labels are made, use, gain, stopped,
     better, decide, why, fix, watch, lacks, known, sure, forecast, next or in Python, questions and
-    fill in; why, fix, watch, lacks and fill in may repeat. The text of a label in COMMANDS is a
+    fill in, and of a library broken, unfit, copies, families and outliers; why, fix, watch, lacks
+    and fill in may repeat. The text of a label in COMMANDS is a
     command.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from statistics import mean
 from typing import Any
 from xml.etree import ElementTree
 
@@ -49,6 +50,7 @@ CAUSES = {  # the field of Attribution, its name, and a colour on which white te
     "not_composed": ("not composed", "#7a5aa0"),
 }
 UNKNOWN_TO_XML = {0xFFFE: "�", 0xFFFF: "�"}
+NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
 
 
@@ -70,6 +72,16 @@ class Dot:
     ci95: Interval
     adjusted_ci95: Interval
     succeeds: bool
+
+
+@dataclass(frozen=True)
+class MapPoint:
+    """One adapter on a map; `family` is the number of its group, None for one that is alone."""
+
+    x: float
+    y: float
+    family: int | None = None
+    ringed: bool = False
 
 
 @contextmanager
@@ -188,6 +200,31 @@ def heat(
         panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(short, rows)))
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
+        return _svg(figure, about)
+
+
+def scatter(about: About, points: Sequence[MapPoint]) -> str:
+    """A map of points; families are filled, and the largest of them numbered at their middle."""
+    with drawing() as Figure:
+        figure = Figure(figsize=(WIDTH, WIDTH))
+        panel = figure.subplots()
+        for filled in (False, True):
+            held = [point for point in points if (point.family is not None) == filled]
+            face = ACCENT if filled else "none"
+            style = {"s": 14, "facecolors": face, "edgecolors": ACCENT, "linewidths": 0.8}
+            panel.scatter([p.x for p in held], [p.y for p in held], **style)
+        ringed = [point for point in points if point.ringed]
+        style = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
+        panel.scatter([p.x for p in ringed], [p.y for p in ringed], **style)
+        for family in range(1, NUMBERED + 1):
+            held = [point for point in points if point.family == family]
+            if held:
+                middle = (mean(point.x for point in held), mean(point.y for point in held))
+                panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
+        panel.set_aspect("equal", "datalim")
+        panel.spines[:].set_visible(False)
+        panel.set_xticks([])
+        panel.set_yticks([])
         return _svg(figure, about)
 
 

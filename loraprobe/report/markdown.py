@@ -6,7 +6,13 @@ import shlex
 from collections.abc import Iterator
 
 from loraprobe.records import Audit
-from loraprobe.report import adapter_tables, escaping, system_tables
+from loraprobe.report import (
+    adapter_tables,
+    escaping,
+    library_tables,
+    shortlist_tables,
+    system_tables,
+)
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.formatting import shortened, size
 
@@ -22,7 +28,18 @@ def markdown(audit: Audit) -> str:
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
     lines = [(label, text) for label, text in found.lines if label not in WHY]
-    scores = system_tables.scores(audit)[:MOST_TASKS] or [adapter_tables.adapters(audit)]
+    short = shortlist_tables.shortlist(audit)
+    library = [table(audit) for table in (library_tables.unusable, library_tables.families)]
+    scores = (
+        [short]
+        if short.rows
+        else system_tables.scores(audit)[:MOST_TASKS]
+        or (
+            [adapter_tables.adapters(audit)]
+            if audit.library is None
+            else [t for t in library if t.rows]
+        )
+    )
     return escaping.markdown(
         "result.md.jinja",
         command=audit.command,
@@ -30,7 +47,7 @@ def markdown(audit: Audit) -> str:
         lines=lines,
         commands=COMMANDS,
         tables=scores,
-        most=MOST_ROWS // len(scores),
+        most=MOST_ROWS // max(1, len(scores)),
         reasons=why[:MOST_REASONS],
         provenance=list(_provenance(audit)),
     ).rstrip("\n")

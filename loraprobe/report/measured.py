@@ -149,6 +149,12 @@ def stopped(audit: Audit) -> str:
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
+def chosen(verdict: Verdict) -> str:
+    """Out of what library this was chosen, and what that took."""
+    said = next((r.message for r in verdict.reasons if r.code == "screened"), "")
+    return said.removeprefix("Chosen ").rstrip(".")
+
+
 def better(audit: Audit, verdict: Verdict) -> str:
     """A chain that was measured to score more than what is advised."""
     chain, best = _mean(audit, "chain", "question"), verdict.gain

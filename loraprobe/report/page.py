@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import adapter_tables, maps, system_tables
+from loraprobe.report import adapter_tables, library_tables, maps, shortlist_tables, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.maps import Figure
 from loraprobe.report.system_tables import bounds, form, signed
@@ -21,6 +21,16 @@ MEANINGS = (
 )
 INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
 EVERY_LOOK = ", and every look of a run that stopped at look {used} of {planned}"
+SKETCHED = (
+    "How alike two adapters are is estimated from sketches of their updates, with a standard error "
+    "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
+)
+SHORTLISTED = (
+    "Sets of adapters that were composed and proved on questions that took no part in the choice. "
+    "The place is that by the forecast, which adds the adapters' effects on the next token or, for "
+    "worked steps, counts what the members know alone; gains are over the base and every single "
+    "adapter that was proved beside them."
+)
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -51,6 +61,12 @@ class Section:
 def sections(audit: Audit) -> list[Section]:
     """The sections of a page after the verdict, those that have nothing to show left out."""
     return [section for make in SECTIONS if (section := make(audit)).shows]
+
+
+def _shortlist(audit: Audit) -> Section:
+    shown = _filled(shortlist_tables.shortlist(audit))
+    told = [SHORTLISTED] if audit.shortlist else []
+    return Section("short-list", "Short list", told, tables=shown)
 
 
 def _gains(audit: Audit) -> Section:
@@ -132,6 +148,14 @@ def _adapters(audit: Audit) -> Section:
     return Section("adapters", "Adapters", tables=shown)
 
 
+def _library(audit: Audit) -> Section:
+    shown = _filled(library_tables.unusable(audit), library_tables.families(audit))
+    folded = _filled(library_tables.adapters(audit), library_tables.findings(audit))
+    told = [] if audit.library is None else [SKETCHED.format(audit.library.cosine_error)]
+    figures = list(library_tables.chart(audit))
+    return Section("library", "The library", told, figures, tables=shown, folded=folded)
+
+
 def _findings(audit: Audit) -> Section:
     found = _filled(adapter_tables.findings(audit))
     if not found:
@@ -176,9 +200,11 @@ def _filled(*made: Table) -> list[Table]:
 
 
 SECTIONS: Sequence[Callable[[Audit], Section]] = (
+    _shortlist,
     _gains,
     _wrong,
     _examples,
+    _library,
     _adapters,
     _findings,
     _pairs,

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
-from loraprobe.report import measured
+from loraprobe.report import library_phrases, measured
 from loraprobe.report.adapter_tables import by_severity
 from loraprobe.verdict.codes import CODES, effect
-from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
+from loraprobe.verdict.next_command import TASK, merge_and_eval_command, to_fill_in
 
 Line = tuple[str, str]
 MOST_REASONS = 3
@@ -25,6 +25,8 @@ SKILLS = "one model that keeps all skills"
 def headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
     verdict = audit.verdict
+    if verdict is None and audit.library is not None:
+        return library_phrases.headline(audit.library)
     if verdict is None:
         return _without_verdict(audit)
     if verdict.decision == "incompatible":
@@ -93,6 +95,10 @@ def labelled(audit: Audit) -> Iterator[Line]:
     verdict = audit.verdict
     if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
+    if verdict is None and audit.library is not None:
+        yield from library_phrases.labelled(audit.library, audit.provenance)
+        yield FILL_IN, to_fill_in(f"--task {TASK}")
+        return
     if verdict is None:
         yield from _serving(audit)
         yield from _issues(audit, MOST_REASONS)
@@ -120,6 +126,7 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "use", measured.use(audit, verdict)
         yield "gain", measured.gain(audit, verdict)
         yield "stopped", measured.stopped(audit)
+        yield "chosen", measured.chosen(verdict)
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)

@@ -14,6 +14,8 @@ from loraprobe.records import SCHEMA_VERSION, Audit
 from loraprobe.report.schema import validator
 
 MADE_BY = "give a file that loraprobe printed with --json"
+# Fields that only `screen` fills; audits of earlier versions lack them.
+LATER: dict[str, Any] = {"library": None, "shortlist": []}
 WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
 
 
@@ -43,7 +45,7 @@ def audit_from(document: Any) -> Audit:
         raise ValueError("it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
-    fields = {name: value for name, value in document.items() if name != "schema_version"}
+    fields = LATER | {name: value for name, value in document.items() if name != "schema_version"}
     found = fields.get("compatibility")
     if isinstance(found, dict):  # `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}

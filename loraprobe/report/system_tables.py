@@ -108,7 +108,8 @@ def controls(audit: Audit) -> str:
     for name in named:
         kind, _, single = name.partition(":")
         if kind == "shrunk":
-            told.append(f"{name} ({single} alone, scaled by 1/{len(audit.adapters)})")
+            share = f"by 1/{len(audit.adapters)}" if not audit.shortlist else "as in an average"
+            told.append(f"{name} ({single} alone, scaled {share})")
         elif name == "random-partner":
             told.append(f"{name} (random adapters as large as the partners)")
     return f"Controls, which a composition has to beat: {listing(told)}." if told else ""

@@ -13,7 +13,14 @@ from rich.text import Text
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, Issue, Reason, Verdict
-from loraprobe.report import adapter_tables, bars, system_tables
+from loraprobe.report import (
+    adapter_tables,
+    bars,
+    library_phrases,
+    library_tables,
+    shortlist_tables,
+    system_tables,
+)
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
@@ -84,12 +91,17 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    yield from _adapters(audit, width)
+    if not audit.shortlist:
+        yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
-    yield fitted(bars.scores(audit, width), width)
-    yield from _controls(audit, width)
+    yield from _unusable(audit, width)
+    yield fitted(library_tables.families(audit, library_tables.SHORT), width)
+    yield fitted(shortlist_tables.shortlist(audit), width)
+    if not audit.shortlist:
+        yield fitted(bars.scores(audit, width), width)
+        yield from _controls(audit, width)
 
 
 def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
@@ -134,10 +146,26 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
 
 
 def _finding(issue: Issue, width: int, most: int) -> str:
-    lines = wrapped(clean(f"{issue.code}: {first_sentence(issue)}"), width - 2)
+    return _marked(MARKS[issue.severity], f"{issue.code}: {first_sentence(issue)}", width, most)
+
+
+def _unusable(audit: Audit, width: int) -> Iterator[str]:
+    """Why adapters of a library cannot be used, with the cure: the first of each kind."""
+    kinds: dict[str, list[Issue]] = {}
+    for issue in filter(None, map(library_tables.reason, library_tables.unusable_of(audit))):
+        kinds.setdefault(issue.code, []).append(issue)
+    for code, (issue, *others) in kinds.items():
+        more = f" ({len(others)} more)" if others else ""
+        text = f"{code}{more}: {first_sentence(issue)} {issue.cure}"
+        yield _marked(MARKS["error"], text, width, most=3)
+
+
+def _marked(mark: str, text: str, width: int, most: int) -> str:
+    """A text of at most so many lines behind a mark."""
+    lines = wrapped(clean(text), width - 2)
     if len(lines) > most:
         lines = [*lines[: most - 1], _ended(lines[most - 1], width - 4)]
-    return f"{MARKS[issue.severity]} " + "\n  ".join(lines)
+    return f"{mark} " + "\n  ".join(lines)
 
 
 def _ended(line: str, width: int) -> str:
@@ -152,6 +180,8 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
+    for of_library in (*library_tables.ALL, shortlist_tables.shortlist):
+        yield fitted(of_library(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)
     for table in system_tables.coverage(audit):
@@ -223,6 +253,8 @@ def one_line(audit: Audit) -> str:
     verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
+    if audit.library is not None:
+        return library_phrases.one_line(audit.library)
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

@@ -126,32 +126,24 @@ def generate_batch(
     from transformers import GenerationConfig
 
     ids, mask = padded(rows, pad, "left")
-    own: dict[str, Any] = {
-        "do_sample": sample is not None,
-        "temperature": sample,
-        "top_k": None if sample is None else 0,  # transformers' own default cuts at 50
-        "num_beams": 1,
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": list(stops) or None,
-        "pad_token_id": pad,
-        "use_cache": True,
-    }
-    config = GenerationConfig(**{**own, **options})
+    choices: dict[str, Any] = {"do_sample": False}
+    if sample is not None:  # transformers' own default cuts at 50
+        choices = {"do_sample": True, "temperature": sample, "top_k": 0}
+    limits = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stops) or None}
+    own = {"num_beams": 1, "use_cache": True, "pad_token_id": pad} | limits | choices
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=config,
+            generation_config=GenerationConfig(**{**own, **options}),
             stopping_criteria=[stopper] if stopper is not None else None,
             logits_processor=[processor] if processor is not None else None,
         )
     ended = {} if stopper is None else stopper.lengths
     new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]
     kept = [_until(row, stops) for row in new]
-    return [
-        (own, len(own) == len(row) and i not in ended)
-        for i, (own, row) in enumerate(zip(kept, new, strict=True))
-    ]
+    cut = [i not in ended and len(kept[i]) == len(row) for i, row in enumerate(new)]
+    return list(zip(kept, cut, strict=True))
 
 
 @contextlib.contextmanager

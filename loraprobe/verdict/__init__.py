@@ -19,7 +19,7 @@ from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
 from loraprobe.verdict.evaluated import decide, decisive_form
-from loraprobe.verdict.evidence import BaseShape, Evidence
+from loraprobe.verdict.evidence import BaseShape, Choice, Evidence
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
@@ -29,6 +29,7 @@ from loraprobe.verdict.probability import with_forecast, with_probability
 
 __all__ = [
     "BaseShape",
+    "Choice",
     "Evidence",
     "Request",
     "judge",
@@ -54,6 +55,8 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     others += about_familiarity(evidence) + about_geometry(evidence)
     others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())
+    if evidence.choice is not None:
+        others.append(reasons.chosen_from(evidence.choice))
     found = (*verdict.reasons, *forecast, *probability, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin

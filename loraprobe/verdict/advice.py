@@ -58,7 +58,7 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
     together = complement(evidence, chosen)
     if together is not None:
         return "route", [together, *unadvised]
-    if decision == "inconclusive":
+    if decision == "inconclusive" and not _single_of_library(evidence, chosen):
         return "gather-evidence", unadvised
     ceiling = _base_at_ceiling(evidence)
     if ceiling is not None:
@@ -71,6 +71,17 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "train-target-adapter", []
     action, advice = cure(evidence, best.system, cause.name)
     return action, about_cause(cause, best.system, advice)
+
+
+def _single_of_library(evidence: Evidence, chosen: Option | None) -> bool:
+    """Whether one adapter of a library is the best option, and shown to answer something.
+
+    Somebody with a library asks what of it to use, so that is an answer while it is open whether a
+    composition gains a little more.
+    """
+    if evidence.choice is None or chosen is None:
+        return False
+    return chosen.kind == "adapter" and answers(evidence, chosen)
 
 
 def measured_options(

@@ -38,6 +38,21 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Out of what the compositions were chosen, on `items` that serve nothing else.
+
+    `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
+    up to `others` items.
+    """
+
+    adapters: int
+    sets: int
+    proved: int
+    items: int
+    others: int
+
+
+@dataclass(frozen=True)
 class BaseShape:
     """What a base's config tells of it: `model_type`, and the hidden size or None."""
 
@@ -54,7 +69,8 @@ class Evidence(EvaluationRecords):
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
     before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
-    the default limits of plain and worked answers. `normalised` has, for each task whose gold
+    the default limits of plain and worked answers. `choice` tells out of what library these
+    adapters were chosen, None where they were given. `normalised` has, for each task whose gold
     answers lose something under exact match, the metric that sees it and an example. `stricter`
     has, for (system, task), how many answers are right by exact match and how many of these by it.
     """
@@ -69,6 +85,7 @@ class Evidence(EvaluationRecords):
     balanced: bool = False
     base: BaseShape | None = None
     max_new_tokens: int | None = None
+    choice: Choice | None = None
     normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     stricter: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 

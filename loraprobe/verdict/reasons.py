@@ -7,6 +7,7 @@ from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
+from loraprobe.verdict.evidence import Choice
 
 
 def no_comparison() -> Reason:
@@ -17,6 +18,19 @@ def no_comparison() -> Reason:
         "items are not known: run merge-and-eval with these systems together.",
         source="a gain is a paired difference to base and every single adapter",
         severity="decisive",
+    )
+
+
+def chosen_from(choice: Choice) -> Reason:
+    """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
+    return Reason(
+        "screened",
+        f"Chosen from {choice.adapters:,} adapters and {choice.sets:,} sets of them: "
+        f"{choice.adapters + 1:,} passes over {count(choice.items, 'question')}, then "
+        f"{count(choice.proved, 'set')} proved on up to {count(choice.others, 'other')}.",
+        float(choice.sets),
+        source="the questions that prove took no part in the choice, so its intervals need no "
+        "correction for the size of the library",
     )
 
 

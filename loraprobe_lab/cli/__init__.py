@@ -21,9 +21,11 @@ def lab() -> None:
 
 app.command("build")(worlds.build)
 app.command("show")(worlds.show)
+app.command("pairs")(worlds.pairs)
 app.command("calibrate")(worlds.calibrate)
 app.command("reproduce")(experiments.reproduce)
 app.command("map")(experiments.success_map)
 app.command("methods")(experiments.methods)
 app.command("theory")(experiments.theory)
 app.command("rule")(experiments.rule)
+app.command("recycling")(experiments.recycling)

@@ -1,4 +1,4 @@
-"""`loraprobe lab reproduce`, `map`, `methods`, `theory`, `rule`: experiments with a page each."""
+"""`loraprobe lab reproduce`, `map`, `methods`, `theory`, `rule`, `recycling`: one page each."""
 
 from __future__ import annotations
 
@@ -181,3 +181,18 @@ def rule(
     at = tuple(simulate or RulePlan.simulated)
     plan = RulePlan(simulated=at, repeats=repeats, seed=seed)
     _make(lambda progress: examine(plan, progress), output, json, quiet)
+
+
+def recycling(
+    data: Annotated[
+        Path, typer.Argument(help="Directory of the published measurements.", show_default=False)
+    ],
+    output: PagesOutput = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show how well rules choose between base, best adapter, composition and training."""
+    from loraprobe_lab.experiments.recycling_page import recycling as judge
+
+    _make(lambda _: judge(data, seed), output, json, quiet)

@@ -14,7 +14,7 @@ from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
 
 WorldKind = StrEnum(
     "WorldKind",
-    "two-hop skill-and-facts keep-both facts math cross-lingual domain halves twins format "
+    "two-hop skill-and-facts keep-both facts math cross-lingual library domain halves twins format "
     "fact-and-skill partner several sets",
 )
 
@@ -40,7 +40,8 @@ def build(
 ) -> None:
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
-    facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
+    facts, math and cross-lingual hold several adapter sets on one small base, for calibration;
+    library holds 200 adapters of which few pairs compose, for `screen`.
     With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
     OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
     """
@@ -117,6 +118,28 @@ def _print_world(world: Mapping[str, Any]) -> None:
     console.print(scenarios)
 
 
+def pairs(
+    world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File of the answers.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs that are drawn.")] = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the pairs of a library and count their right answers: the truth for `screen`."""
+    from loraprobe_lab.experiments.pages import as_json
+    from loraprobe_lab.experiments.pairs import pairs_of
+    from loraprobe_lab.world import World, write_text
+
+    use_threads(threads)
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        found = pairs_of(World.load(world), seed, progress)
+    write_text(output, as_json(found))
+    print(output)
+
+
 def _text(value: Any) -> str:
     from rich.markup import escape
 
@@ -125,13 +148,16 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
+CalibrationOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+    ),
+]
+
+
 def calibrate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-        ),
-    ],
+    output: CalibrationOutput,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),

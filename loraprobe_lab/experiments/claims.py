@@ -52,7 +52,7 @@ class ClaimTest:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Claim:
     """A qualitative claim, and whether it held here. `where`: the questions it is about.
 
     It holds if every difference says so, does not hold if some difference says the opposite, and
@@ -96,7 +96,7 @@ class Subject:
     disjoint: tuple[str, ...] = ()
 
 
-def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
+def claims(matrix: Matrix, subject: Subject) -> list[Claim]:
     """Every claim of the paper for each of its sets of questions."""
     found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
     found += [_both_fail(matrix, group) for group in subject.disjoint]
@@ -108,15 +108,15 @@ def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
 
 def _finding(
     name: str, where: str, tests: Iterable[ClaimTest], code: str = "", **words: str
-) -> Finding:
+) -> Claim:
     """The claim of this name in `data/claims.json`; `words` fill its gaps and are its notes."""
     row = CLAIMS[name]
     claim = row["claim"].format(**words)
     notes = {key: text for key, text in words.items() if key in ("beyond", "raised")}
-    return Finding(code or name, claim, where, row["rule"], tuple(tests), notes)
+    return Claim(code or name, claim, where, row["rule"], tuple(tests), notes)
 
 
-def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]:
+def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
     """The claims about one set of questions."""
     two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
 
@@ -144,7 +144,7 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]
         )
 
 
-def _both_fail(matrix: Matrix, group: str) -> Finding:
+def _both_fail(matrix: Matrix, group: str) -> Claim:
     """Uniform and arrow, each for itself, asked at once and step by step."""
     plain = matrix.scenario("plain", 2)
     forms = {"question": "at once", "steps": "step by step"}
@@ -156,7 +156,7 @@ def _both_fail(matrix: Matrix, group: str) -> Finding:
     return _finding("both-fail", group, tests)
 
 
-def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Finding:
+def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Claim:
     """Unpaired difference of two name sets, Newcombe's interval from two of Wilson's."""
     scenario = matrix.scenario(template, 2)
     names, form = system_names(scenario), str(scenario.axes["form"])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loraprobe.evaluation import System, gain
+from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
 from loraprobe.tasks import Task
@@ -181,12 +181,12 @@ class Matrix:
         form: str | None = None,
     ) -> Gain | None:
         """The gain of the best of these methods over the best of base and single adapters."""
-        return gain(
+        return best_gain(
             self.results(size, group, scenario),
             system_names(scenario, methods),
             ["base", *scenario.adapters],
             form or str(scenario.axes["form"]),
-            margin=self.margin,
+            self.margin,
         )
 
     def gain_over_set(
@@ -195,7 +195,7 @@ class Matrix:
         """The gain of the best composition of one adapter set over the best of another."""
         results = self.results(size, group, one, other)
         names, others = system_names(one), system_names(other)
-        return gain(results, names, others, form, margin=self.margin)
+        return best_gain(results, names, others, form, self.margin)
 
     def cells(self) -> list[MatrixCell]:
         """Every cell, in the order of sizes, groups, adapter sets, systems."""
@@ -234,6 +234,27 @@ class Matrix:
                 gain_ci95=found.ci95 if found else None,
                 against=found.against if found else "",
             )
+
+
+def best_gain(
+    results: Sequence[ItemResult],
+    compositions: Sequence[str],
+    baselines: Sequence[str],
+    form: str,
+    margin: float,
+) -> Gain | None:
+    """The gain of the best composition in this form over the best baseline in its better form.
+
+    The lower end of `adjusted_ci95` is that of the named system, the upper end covers all
+    compositions. None if nothing comparable was measured.
+    """
+    rows = [row for row in results if row.system not in compositions or row.part == form]
+    systems = [System(name, "merge") for name in compositions]
+    found = gains(rows, [*systems, *(System(b, "adapter") for b in baselines)], margin=margin)
+    if not found:
+        return None
+    top = max(row.adjusted_ci95[1] for row in found)
+    return replace(found[0], adjusted_ci95=(found[0].adjusted_ci95[0], top))
 
 
 def share(

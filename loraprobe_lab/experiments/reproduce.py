@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.experiments.claims import Finding, Subject, claims
+from loraprobe_lab.experiments.claims import Claim, Subject, claims
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, evaluate_world
 from loraprobe_lab.experiments.pages import (
     BLUE,
@@ -144,7 +144,7 @@ def matrix_pages(
 
 
 def _numbers(
-    matrix: Matrix, cells: Sequence[MatrixCell], findings: Sequence[Finding]
+    matrix: Matrix, cells: Sequence[MatrixCell], findings: Sequence[Claim]
 ) -> dict[str, Any]:
     """The worlds, cells and claims as plain data."""
     return {

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation import System, gain
+from loraprobe.evaluation import System
 from loraprobe.records import ItemResult
 from loraprobe_lab.experiments.map_points import MARGIN, Part, Point, PointGain, points, scaled_name
+from loraprobe_lab.experiments.matrix import best_gain
 from loraprobe_lab.experiments.pages import (
     BLUE,
     GREEN,
@@ -120,7 +121,7 @@ def _point_gain(point: Point, worlds: Sequence[WorldResults]) -> PointGain | Non
     everything = [row for found in rows.values() for row in found]
 
     def gained(results: Sequence[ItemResult]) -> Any:
-        return gain(results, [point.system], point.baselines, "steps", margin=MARGIN)
+        return best_gain(results, [point.system], point.baselines, "steps", MARGIN)
 
     found = gained(everything)
     if found is None:

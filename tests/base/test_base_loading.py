@@ -8,7 +8,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2, tiny_model
+from making import (
+    STORIES,
+    base_tensors,
+    hidden,
+    random_adapter,
+    random_update,
+    tiny_gpt2,
+    tiny_model,
+)
 
 import loraprobe
 from loraprobe import pipeline
@@ -171,7 +179,7 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
         asked.append(path)
         return base.weight(path)
 
-    merged = merge(adapters, "sum", base_weight=weight, base_parameter=base.parameter)
+    merged = merge(adapters, "sum", base=base_tensors(weight, base.parameter))
     assert asked == list(SHAPES)
     norm = merged.adapter.whole["model.norm.weight"]
     assert torch.equal(norm, 2 * torch.full((64,), 3.0) - state["model.norm.weight"])
@@ -195,7 +203,7 @@ def test_a_quantised_base_on_disk_cannot_give_what_dora_needs(tmp_path, director
     path = next(iter(SHAPES))
     adapter = adapter_of("a", {path: random_update(64, 64)}, magnitudes={path: torch.ones(64)})
     with pytest.raises(BaseError, match=rf"stores {path} quantised .*give the unquantised base"):
-        merge([adapter], base_weight=base.weight)
+        merge([adapter], base=base)
 
 
 def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):

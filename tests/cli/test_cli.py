@@ -56,12 +56,14 @@ def test_help_names_every_command_and_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_inspect_needs_neither_transformers_nor_peft(pair):
+def test_inspect_and_the_modules_of_pages_import_nothing_heavy(pair):
     code = (
         "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
         f"r = CliRunner().invoke(app, ['inspect', {str(pair[0])!r}, {str(pair[1])!r}]);"
         "assert r.exit_code == 0, r.output;"
-        "heavy = {'transformers', 'peft', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+        "import loraprobe.report.html, loraprobe.report.markdown;"
+        "heavy = {'transformers', 'peft', 'scipy', 'matplotlib'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

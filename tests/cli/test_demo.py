@@ -19,7 +19,7 @@ from loraprobe_lab import shipped_world
 
 def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
     """Exit code and document of one scenario."""
-    call = ["demo", "--scenario", scenario, "--json", "--threads", "1", *more]
+    call = ["demo", "--scenario", scenario, "--json", "--quiet", "--threads", "1", *more]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
@@ -156,15 +156,20 @@ def shipped(scenario: str) -> list[str]:
     return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
 
 
-def test_the_recommended_merge_is_saved(tmp_path):
+def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
     target = tmp_path / "out"
     named = ("task-arithmetic", "shrunk", "random-partner")
     # Dashes as on the command line.
     method = [*(part for name in named for part in ("--system", name)), "--weights", "1,1"]
     few = ["--limit", "30"]
+    sent = []
+    monkeypatch.setattr("loraprobe.hub.check_push", sent.append)
+    monkeypatch.setattr("loraprobe.hub.push", lambda *given: sent.append(given))
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
+    call += ["--push", "acme/made"]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
+    assert sent == ["acme/made", (target, "acme/made", False)]
     merged = read_adapter(target)
     paths = shipped_world().scenario("skill-and-facts").adapters.values()
     sources = [read_adapter(path).modules for path in paths]
@@ -179,7 +184,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
     named = [part for name in (ROUTER, "shrunk", "random-partner") for part in ("--system", name)]
-    call = ["merge-and-eval", *shipped("keep-both"), *named, "--limit", "120", "--json"]
+    call = ["merge-and-eval", *shipped("keep-both"), *named, "--limit", "120", "--json", "-q"]
     environment = {"LORAPROBE_CACHE": str(tmp_path / "c")}
     result = CliRunner().invoke(app, [*call, "-o", str(target)], env=environment)
     document = json.loads(result.stdout)
@@ -220,7 +225,7 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
 
 def test_weights_are_used_and_unknown_systems_refused(tmp_path):
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json"]
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json", "-q"]
     document = json.loads(
         CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
     )
@@ -233,7 +238,7 @@ def test_weights_are_used_and_unknown_systems_refused(tmp_path):
 def test_margin_and_retention_reach_the_verdict(tmp_path):
     thresholds, needed = {}, {}
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
-        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json"]
+        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json", "-q"]
         call = ["merge-and-eval", *shipped("keep-both"), *more]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
         document = json.loads(result.stdout)

@@ -183,6 +183,10 @@ def test_cache_lists_and_deletes_what_runs_keep(tmp_path):
     assert "in use" not in call("cache", "--clear", **home).stderr
     assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
     assert not list(tmp_path.glob("hashes/*")) and not list(tmp_path.glob("runs/*"))
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "reading.json").write_text("x" * 3000)
+    assert "2.9 KiB" in call("cache", **home).stdout
+    assert call("cache", "--clear", **home).exit_code == 0 and not (tmp_path / "library").exists()
 
 
 def test_env_holds_versions_and_nothing_private(tmp_path):

@@ -14,7 +14,8 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.claims import ClaimTest, Finding, claims, newcombe
+from loraprobe_lab.experiments import map_points
+from loraprobe_lab.experiments.claims import Claim, ClaimTest, claims, newcombe
 from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
@@ -184,7 +185,7 @@ def test_a_claim_holds_only_if_every_difference_says_so():
         ((yes, open_, no), "does not hold"),
         ((), "not decided"),
     ):
-        assert Finding("", "", "", "", tests).standing == standing
+        assert Claim("", "", "", "", tests).standing == standing
 
 
 def test_newcombe_against_a_worked_example():
@@ -403,7 +404,10 @@ def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
     assert not asked & taught and not {x.b for x in people.asked["familiar"]} & taught
 
 
-def test_a_tiny_map_is_drawn_whole(tmp_path):
+def test_a_tiny_map_is_drawn_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(map_points, "GATES", (0.4, 1.0))
+    monkeypatch.setattr(map_points, "SCALES", (0.5, 2.0))
+
     def spec(seed, base):
         return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))
 

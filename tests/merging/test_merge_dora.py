@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import hidden, peft_adapter, peft_model, random_update, tiny_gpt2, tiny_llama
+from making import (
+    base_tensors,
+    hidden,
+    peft_adapter,
+    peft_model,
+    random_update,
+    tiny_gpt2,
+    tiny_llama,
+)
 
 from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
@@ -69,7 +77,7 @@ def test_linear_merges_are_exact_and_of_the_sum_of_ranks(method, kinds):
     adapters = [made[k](f"x{i}", W0, i + 1) for i, k in enumerate(kinds)]
     weights, coefficients = METHODS[method]
     weights = None if weights is None else weights[: len(adapters)]
-    merged = merge(adapters, method, weights=weights, base_weight={UP: W0}.__getitem__)
+    merged = merge(adapters, method, weights=weights, base=base_tensors({UP: W0}.__getitem__))
     expected = combined(adapters, coefficients(len(adapters)), W0)
     assert (expected - W0).norm() > 0.5, "or this test shows nothing"
     torch.testing.assert_close(weight_of(merged.adapter, W0), expected, rtol=1e-9, atol=1e-9)
@@ -98,7 +106,7 @@ def test_any_linear_merge_is_its_dense_definition(out, inp, ranks, weights, scal
         for i, r in enumerate(ranks)
     ]
     weights = [w if abs(w) > 0.05 else 0.5 for w in weights[: len(adapters)]]
-    merged = merge(adapters, "task_arithmetic", weights=weights, base_weight=lambda _: W0)
+    merged = merge(adapters, "task_arithmetic", weights=weights, base=base_tensors(lambda _: W0))
     expected = combined(adapters, weights, W0)
     change = float((expected - W0).norm())
     error = float((weight_of(merged.adapter, W0) - expected).norm())
@@ -119,13 +127,13 @@ def test_rows_of_the_base_that_vanish_or_turn_around_are_exact_too(others):
     magnitude[3] = 0
     a = adapter_of("a", {UP: LowRank(update.A, B, 0.5)}, magnitudes={UP: magnitude})
     b = plain("b", W0, 2)
-    with_rows = merge([a], base_weight=lambda _: W0)
+    with_rows = merge([a], base=base_tensors(lambda _: W0))
     assert weight_of(with_rows.adapter, W0)[3].abs().max() == 0
     torch.testing.assert_close(
         weight_of(with_rows.adapter, W0), weight_of(a, W0), rtol=1e-9, atol=1e-9
     )
     expected = combined([a, b], [1.0, 1.0], W0)  # row 0: L alone, of the plain adapter
-    merged = merge([a, b], "sum", base_weight=lambda _: W0)
+    merged = merge([a, b], "sum", base=base_tensors(lambda _: W0))
     torch.testing.assert_close(weight_of(merged.adapter, W0), expected, rtol=1e-9, atol=1e-9)
     faded = 2 + (abs(others) < 1e-3)
     assert merged.adapter.layout[UP].rank <= 4 + faded
@@ -134,7 +142,7 @@ def test_rows_of_the_base_that_vanish_or_turn_around_are_exact_too(others):
 def test_a_cut_is_the_best_of_its_rank_for_the_weights_and_its_loss_is_told():
     W0 = base()
     adapters = [dora("a", W0, 1), dora("b", W0, 2)]
-    merged = merge(adapters, rank=3, base_weight=lambda _: W0)
+    merged = merge(adapters, rank=3, base=base_tensors(lambda _: W0))
     expected = combined(adapters, [0.5, 0.5], W0)
     got = weight_of(merged.adapter, W0)
     assert merged.adapter.layout[UP].rank == 3
@@ -152,7 +160,7 @@ def test_a_cut_is_the_best_of_its_rank_for_the_weights_and_its_loss_is_told():
 def test_rounding_error_is_reported(dtype):
     W0 = base()
     adapters = [dora("a", W0, 1), dora("b", W0, 2)]
-    merged = merge(adapters, base_weight=lambda _: W0, dtype=dtype)
+    merged = merge(adapters, base=base_tensors(lambda _: W0), dtype=dtype)
     expected = combined(adapters, [0.5, 0.5], W0)
     assert merged.adapter.magnitudes[UP].dtype == torch.float32
     error = float((weight_of(merged.adapter, W0) - expected).norm() / (expected - W0).norm())
@@ -166,16 +174,16 @@ def test_refusals_name_the_cure():
     with pytest.raises(UnsupportedAdapter, match=r"a holds dora_magnitude .*--base DIR .*--allow"):
         merge(adapters)
     with pytest.raises(UnsupportedAdapter, match=r"a holds dora_magnitude .*uniform, sum or"):
-        merge(adapters, "ties", base_weight=lambda _: W0)
+        merge(adapters, "ties", base=base_tensors(lambda _: W0))
     with pytest.raises(CompatibilityError, match=r"\[14, 10\] in the adapters and \[14, 11\]"):
-        merge(adapters, base_weight=lambda _: base(inp=11))
+        merge(adapters, base=base_tensors(lambda _: base(inp=11)))
     dropped = merge(adapters, allow=["dora-magnitude"])
     mean = sum(a.modules[UP].delta() for a in adapters) / 2
     torch.testing.assert_close(dropped.adapter.modules[UP].delta(), mean)
     assert not dropped.adapter.magnitudes
     both = [adapters[0], adapter_of("c", dict(adapters[1].modules), offsets={UP: torch.ones(OUT)})]
     with pytest.raises(UnsupportedAdapter, match=r"c has biases of B .*together with DoRA \(a\)"):
-        merge(both, base_weight=lambda _: W0)
+        merge(both, base=base_tensors(lambda _: W0))
 
 
 def test_merging_plain_adapters_does_not_read_the_base():
@@ -183,7 +191,7 @@ def test_merging_plain_adapters_does_not_read_the_base():
         raise AssertionError(path)
 
     W0 = base()
-    merge([plain("a", W0, 1), plain("b", W0, 2)], base_weight=never, base_parameter=never)
+    merge([plain("a", W0, 1), plain("b", W0, 2)], base=base_tensors(never, never))
 
 
 # as peft runs it

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from making import peft_adapter, peft_model, random_update, tiny_llama, tiny_model
+from making import base_tensors, peft_adapter, peft_model, random_update, tiny_llama, tiny_model
 
 from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
@@ -49,7 +49,9 @@ def test_the_mean_needs_no_base(name, weights):
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.3, 0.3], [-1.0, 0.5]])
 def test_other_weights_and_adapters_without_it_take_the_base_into_account(weights):
     a, b = holding("a", 1, NORM, BIAS), holding("b", 2, NORM)
-    merged = merge([a, b], "task_arithmetic", weights=weights, base_parameter=parameter)
+    merged = merge(
+        [a, b], "task_arithmetic", weights=weights, base=base_tensors(parameter=parameter)
+    )
     for name, holders in ((NORM, (a, b)), (BIAS, (a,))):
         start = FROM_BASE[name].double()
         expected = start + sum(
@@ -72,14 +74,14 @@ def test_inexact_full_weight_merges_are_refused_with_a_cure():
     with pytest.raises(UnsupportedAdapter, match=r"a holds bias .*up_proj.bias.*--allow bias"):
         merge([holding("a", 1, BIAS), b])
     with pytest.raises(UnsupportedAdapter, match=r"score.weight, which the base does not have"):
-        merge([holding("a", 1, SCORE), b], base_parameter=parameter)
+        merge([holding("a", 1, SCORE), b], base=base_tensors(parameter=parameter))
     dropped = merge([a, b], allow=["modules-to-save"])
     assert not dropped.adapter.whole
     assert [(i.severity, i.code, i.adapters) for i in dropped.issues] == [
         ("warning", "modules-to-save", ("a",))
     ]
     with pytest.raises(CompatibilityError, match=r"\[8\] in the adapters and \[9\] in the base"):
-        merge([a, b], base_parameter=lambda _: torch.ones(9))
+        merge([a, b], base=base_tensors(parameter=lambda _: torch.ones(9)))
 
 
 def test_heads_of_different_labels_and_whole_modules_with_factors_are_refused():

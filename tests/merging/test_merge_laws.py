@@ -132,7 +132,7 @@ def test_the_order_in_which_adapters_are_given_changes_no_bit(spec, planted_as):
     adapters = planted_as(method)
     weights = WEIGHTS if planted_as is planted else WEIGHTS_THAT_CANCEL
     n = len(adapters)
-    orders = [range(n), range(n)[::-1], [*range(1, n), 0]]  # every two change places at least once
+    orders = [range(n), range(n)[::-1]]  # every two change places
     for space in spaces(method):
         made = []
         for places in orders:
@@ -144,12 +144,11 @@ def test_the_order_in_which_adapters_are_given_changes_no_bit(spec, planted_as):
                 made.append({})
                 continue
             made.append(dict(merged.modules))
-        first = made[0]
-        for other in made[1:]:
-            assert other.keys() == first.keys()
-            for path, update in other.items():
-                assert torch.equal(update.A, first[path].A), (space, path)
-                assert torch.equal(update.B, first[path].B), (space, path)
+        first, other = made
+        assert other.keys() == first.keys()
+        for path, update in other.items():
+            assert torch.equal(update.A, first[path].A), (space, path)
+            assert torch.equal(update.B, first[path].B), (space, path)
 
 
 @pytest.mark.parametrize("spec", EVERY_SPEC)

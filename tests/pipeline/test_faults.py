@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 import resource
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +25,6 @@ from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
 
-KILL = Path(__file__).parents[1] / "faults" / "kill.py"
 WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
 
 
@@ -34,26 +33,64 @@ def pair(tmp_path):
     return saved_pair(tmp_path, WIDE, scaling=0.01)
 
 
-def storm(*arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, str(KILL), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def storm(tmp_path):
+    """Runs faults/kill.py with these arguments, in a fork that has imported everything already."""
+
+    def run(*arguments: object) -> str:
+        def work() -> None:
+            from faults.kill import main
+
+            sys.argv = ["kill.py", *map(str, arguments)]
+            main()
+
+        code, told, said = Fork(work, tmp_path / "storm", HF_HUB_OFFLINE="0").end()
+        assert code == 0, said[-3000:]
+        return told
+
+    return run
 
 
 class TestKills:
-    def test_at_a_few_points(self):
-        told = storm("--operation", "merge", "download", "--points", 5, "--seed", 5)
-        killed = [int(number) for number in re.findall(r"(\d+) killed", told)]
-        assert len(killed) == 2 and min(killed) >= 2
+    def test_at_every_flush_to_the_disk(self, pair, tmp_path):
+        """A merge that is killed there leaves no output or the whole one, and goes on."""
+        command = ["merge", *map(str, pair), "-o", str(tmp_path / "out"), "--overwrite"]
+
+        def killed_at(flush: int) -> int:
+            def work() -> None:
+                real, done = os.fsync, itertools.count(1)
+
+                def fsync(handle: int) -> None:
+                    if next(done) == flush:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    real(handle)
+
+                os.fsync, sys.argv = fsync, ["loraprobe", *command]
+                main()
+
+            return Fork(work, tmp_path / f"said-{flush}").end()[0]
+
+        def written() -> dict[str, bytes]:
+            return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+        assert call(*command).exit_code == 0
+        wanted, flush = written(), 1
+        while True:
+            shutil.rmtree(tmp_path / "out")
+            if (code := killed_at(flush)) == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert not (tmp_path / "out").exists() or written() == wanted
+            assert call(*command).exit_code == 0 and written() == wanted
+            flush += 1
+        assert flush > len(wanted) and written() == wanted
+
+    def test_a_download_goes_on_after_a_kill(self, storm):
+        assert "0 killed" not in storm("--operation", "download", "--points", 2, "--seed", 5)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("operation", ["merge", "merge-and-eval", "lab build", "download"])
-    def test_at_many_points(self, operation):
+    def test_at_many_points(self, storm, operation):
         print(storm("--operation", operation, "--points", 50))
 
     def test_what_a_kill_leaves_behind_stops_nobody(self, pair, tmp_path):

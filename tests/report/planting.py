@@ -39,7 +39,8 @@ MARKUP = [
     "[link=http://e.vil]x[/link]",
 ]
 OURS = frozenset(
-    "command kind side part severity decision evidence metric device dtype commit sha256".split()
+    "command kind side part severity decision evidence metric device dtype commit sha256 state "
+    "outcome".split()
 )
 
 

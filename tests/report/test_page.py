@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -95,8 +95,8 @@ def test_a_heading_a_section_in_the_order_in_which_people_read(root):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
     names = [heading.attributes["id"] for heading in root.all("h2")]
-    wanted = "verdict gains causes examples adapters findings pairs modules coverage gates reasons"
-    assert names == [*wanted.split(), "provenance"]
+    wanted = "verdict gains causes examples library adapters findings pairs modules coverage gates"
+    assert names == [*wanted.split(), "reasons", "provenance"]
     sections = root.all("section")
     assert [section.attributes["aria-labelledby"] for section in sections] == names
     links = [link.attributes["href"] for link in root.all("a")]
@@ -168,6 +168,12 @@ def test_figures_stand_in_the_tables(root):
     assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "interference"]
 
 
+@functools.cache
+def harmless_tags() -> set[str]:
+    """The elements of the same page with a plain text in every place."""
+    return {node.tag for node in parsed(page(planted(an_audit(), "x"))).all()}
+
+
 @pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "$x^{$", "a\nb", "\ufffe", "fig\x00ure"])
 def test_no_string_of_a_page_becomes_markup(text):
     audit = planted(an_audit(), text)
@@ -175,9 +181,9 @@ def test_no_string_of_a_page_becomes_markup(text):
         audit, verdict=dataclasses.replace(audit.verdict, action=f"use-single:{text}")
     )
     made = page(audit)
-    found, harmless = parsed(made), parsed(page(planted(an_audit(), "x")))
-    tags, wanted = ({node.tag for node in one.all()} for one in (found, harmless))
-    assert tags - {"wbr"} == wanted - {"wbr"}
+    found = parsed(made)
+    tags = {node.tag for node in found.all()}
+    assert tags - {"wbr"} == harmless_tags() - {"wbr"}
     assert not set(made) & set("\x1b\x00\u202e")
     if text.isprintable():
         assert "".join(text.split()) in "".join(found.text.split())
@@ -248,7 +254,7 @@ def test_a_page_of_a_saved_audit_is_that_of_the_run():
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
     asked = "evaluation gains comparisons attribution samples gates coverage".split()
-    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None}
+    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
     alone = dataclasses.replace(one, **given, **dict.fromkeys(asked, ()))
     names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
     assert "gains" not in names and names[:2] == ["verdict", "adapters"]
@@ -292,15 +298,6 @@ def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypa
     result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr and not file.exists()
-
-
-def test_matplotlib_is_imported_for_pages_only():
-    code = (
-        "import sys, loraprobe.cli, loraprobe.report.terminal, loraprobe.report.markdown\n"
-        "import loraprobe.report.html\n"
-        "sys.exit('matplotlib' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_no_line_breaks_inside_an_option():

@@ -22,16 +22,22 @@ from loraprobe.records import (
     Comparison,
     Compatibility,
     Coverage,
+    Forecast,
     Gain,
     GateStatistics,
     Issue,
     LayerGroup,
+    Library,
+    LibraryAdapter,
+    LibraryItems,
+    LibraryScore,
     Measurement,
     Provenance,
     Reason,
     Reply,
     Sample,
     Score,
+    Shortlisted,
     Verdict,
 )
 from loraprobe.report.answer import answer
@@ -42,6 +48,25 @@ from loraprobe.report.schema import json_schema
 from loraprobe.report.terminal import demo_text, one_line, render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"
+
+
+def a_library(name: str) -> Library:
+    """An adapter of every state."""
+    lost = Issue("error", "adapter", (name,), f"{name} is empty.", "Download it again.")
+    far = Issue("warning", "norm-outlier", (name,), f"The norm of {name} is large.", "Look at it.")
+    one = LibraryAdapter(
+        name, name, None, "e" * 64, "gpt2", {"min": 8, "max": 8}, 2, 4096, 1.5, "usable", (far,)
+    )
+    one = dataclasses.replace(one, scores=(LibraryScore("t", "question", 0.5, 20),))
+    rows = [
+        dataclasses.replace(one, family=1, place=(x, 0.25), outlier=x > 0) for x in (-1.0, 0.0, 1.0)
+    ]
+    broken = dataclasses.replace(one, state="broken", issues=(lost,), norm=None, rank=None)
+    copy = dataclasses.replace(one, state="duplicate", same_as=name)
+    scaled = dataclasses.replace(rows[0], same_as=name)
+    unfit = dataclasses.replace(broken, state="unfit")
+    adapters = (*rows, scaled, broken, unfit, copy)
+    return Library(adapters, 16384, 0.02, 0.5, (LibraryItems("t", 20, 40),))
 
 
 def an_audit(name: str = "a") -> Audit:
@@ -79,6 +104,8 @@ def an_audit(name: str = "a") -> Audit:
             GateStatistics("arrow", "h.0", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
             GateStatistics("arrow", "h.1", {name: 0.5, "b": 0.5}, 0.69, 1.0, 2, 90),
         ),
+        library=a_library(name),
+        shortlist=(Shortlisted((name, "b"), "pair", 1, 3, Forecast("sum", 0.1, (0.0, 0.2), 9)),),
         verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", f"use-single:{name}"),
         notes=(f"A note on {name}.",),
     )
@@ -217,7 +244,7 @@ def test_what_looks_like_markup_is_shown_as_it_stands():
     text = rendered(audit, 200)
     for line in ("Coverage: ev[/x][bold]il", "Evaluation: ev[/x][bold]il", "ev[/x][bold]il × b"):
         assert line in text
-    assert text.count("il") == text.count(odd)
+    assert text.count("]il") == text.count(odd)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from scipy import stats
 
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
-from loraprobe_lab.experiments.rule import compared, decisions, looks
+from loraprobe_lab.experiments.rule import compared, decisions, designs, looks
 from loraprobe_lab.experiments.rule.decisions import MARGIN, Rate
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
@@ -59,7 +59,7 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
             row
             for n in plan.few
             for row in compared.compare_designs(
-                n, plan.compared[0][1], plan.seed, progress, compared.FEW_DESIGNS
+                n, plan.compared[0][1], plan.seed, progress, designs.FEW_DESIGNS
             )
         ],
     }

@@ -1,0 +1,266 @@
+"""Measures whether `loraprobe screen` finds the best pair of a library whose pairs were all tried.
+
+    loraprobe lab build library -o LIBRARY
+    loraprobe lab pairs LIBRARY -o pairs.json
+    python benchmarks/screen_quality.py LIBRARY pairs.json -o DIR [--task newcomers] [--repeats 50]
+
+Each task is screened as a user would. The short list and the verdict are compared with the truth in
+pairs.json. Then the answers of the single adapters, asked once, rank all pairs in several ways:
+the screen's own, the forecast alone, scores of singles, geometry of the weights, chance. How well a
+ranking does depends on the items, so each is repeated on resampled items; a figure is the mean.
+
+The value of a pair is the better of its sum and average on all items. *Best* says whether the pair
+with the largest value is among the first ten, *near* whether one within 0.05 of it is, *value* what
+the best of the first ten answers. A pair that was not tried counts as 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import loraprobe
+from loraprobe.base.quiet import quiet
+from loraprobe.pipeline import screening_task
+from loraprobe.probes import Known
+from loraprobe_lab.experiments.pages import markdown_table
+from loraprobe_lab.world import World
+
+FIRST, NEAR = 10, 0.05
+Scores = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
+
+    known: Known
+    forecast: np.ndarray | None
+    cosines: np.ndarray
+    pairs: np.ndarray
+
+    def on(self, items: np.ndarray) -> Seen:
+        """The same on some of the items."""
+        parts = {part: values[:, items] for part, values in self.known.parts.items()}
+        task = dataclasses.replace(
+            self.known.task, items=tuple(self.known.task.items[i] for i in items)
+        )
+        forecast = None if self.forecast is None else self.forecast[:, items]
+        known = dataclasses.replace(self.known, task=task, parts=parts)
+        return dataclasses.replace(self, known=known, forecast=forecast)
+
+    def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Values of the adapters [n] for both members of each pair: [2, pairs]."""
+        return np.asarray(values)[self.pairs].T
+
+
+def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
+    """Name -> scores [pairs]; more is better."""
+    found: dict[str, Callable[[Seen], Scores]] = {
+        "singles: sum of both scores": lambda s: s.members(s.known.alone()[1:]).sum(0),
+        "geometry: most orthogonal": lambda s: -np.abs(s.cosines[*s.pairs.T]),
+        "geometry: most alike": lambda s: s.cosines[*s.pairs.T],
+        "union of answers": lambda s: _union(s.known.parts["question"], s.pairs).mean(1),
+        "union, halfway to the best single": lambda s: s.known.question(s.pairs),
+    }
+    if seen.forecast is not None:
+        found["forecast: effects added"] = lambda s: s.forecast.mean(1)
+    if seen.known.form is not None:
+        found["hops x form"] = lambda s: s.known.steps(s.pairs)
+        found["union of hops"] = lambda s: np.prod(
+            [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
+        )
+    return found
+
+
+def _union(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Whether the base or a member is right: [pairs, items]."""
+    own = values[1:]
+    return np.nan_to_num(np.maximum(np.maximum(own[pairs[:, 0]], own[pairs[:, 1]]), values[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What pairs of adapter names answer of all items of a task."""
+
+    values: Mapping[frozenset[str], float]
+    single: float
+    base: float
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], task: str) -> Truth:
+        rows, names = document["tasks"][task]["sets"], document["adapters"]
+        found: dict[frozenset[str], float] = {}
+        for row in rows:
+            finals = [row[key] for key in ("sum", "average") if key in row]
+            value = max(finals) if finals else row["first"]
+            found[frozenset(names[m] for m in row["members"])] = value
+        single = max(v for k, v in found.items() if len(k) == 1)
+        pairs = {k: v for k, v in found.items() if len(k) == 2}
+        return cls(pairs, single, document["tasks"][task]["base"])
+
+    @property
+    def best(self) -> float:
+        return max(self.values.values())
+
+    def of_first(self, first: Sequence[frozenset[str]]) -> dict[str, float]:
+        """How good the first pairs of a ranking are."""
+        value = max((self.values.get(pair, 0.0) for pair in first), default=0.0)
+        return {
+            "best": float(value >= self.best - 1e-9),
+            "near": float(value >= self.best - NEAR),
+            "value": value,
+        }
+
+
+def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, Any, Any, float]:
+    """The audit of a screen, what the items that choose said, the library, and its seconds."""
+    kept: list[Any] = []
+    original = screening_task._screened
+
+    def keeping(found: Any, evaluator: Any, budget: Any) -> Any:
+        kept[:] = [found, original(found, evaluator, budget)]
+        return kept[1]
+
+    start = time.perf_counter()
+    with patch.object(screening_task, "_screened", keeping):
+        audit = loraprobe.screen(
+            [str(path) for path in world.adapters.values()],
+            tasks=str(world.path / "tasks" / f"{task}.jsonl"),
+            base=str(world.base),
+            items=items,
+            keep=FIRST,
+            **options,
+        )
+    return audit, kept[1], kept[0], time.perf_counter() - start
+
+
+def seen_of(chosen: Any, found: Any) -> Seen:
+    names = chosen.alone.names[1:]
+    order = [found.compared.index(name) for name in names]
+    pairs = np.stack(np.triu_indices(len(names), 1), 1)
+    forecast = None
+    if chosen.forecast is not None:
+        hard, soft = chosen.forecast.values(pairs)
+        forecast = (hard + soft) / 2
+    return Seen(chosen.known[0], forecast, found.cosines[np.ix_(order, order)], pairs)
+
+
+def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:
+    """Each ranking on resampled items, and chance."""
+    rng, rows = np.random.default_rng(0), []
+    items = len(seen.known.task.items)
+    draws = [rng.integers(0, items, items) for _ in range(repeats)]
+    sets = [frozenset((names[i], names[j])) for i, j in seen.pairs.tolist()]
+    values = np.array([truth.values.get(pair, 0.0) for pair in sets])
+    best = int(values.argmax())
+
+    def row(name: str, score: Callable[[Seen], Scores]) -> dict[str, Any]:
+        found = []
+        for draw in draws:
+            scores = score(seen.on(draw)) + rng.random(len(sets)) * 1e-9
+            first = np.argsort(-scores)[:FIRST]
+            place = 1 + int((scores > scores[best]).sum())
+            found.append(truth.of_first([sets[k] for k in first]) | {"place": place})
+        means = {
+            key: float(np.mean([one[key] for one in found])) for key in ("best", "near", "value")
+        }
+        return {"ranking": name, **means, "place": float(np.median([f["place"] for f in found]))}
+
+    for name, score in rankings_of(seen).items():
+        rows.append(row(name, score))
+    rows.append(row("chance", lambda _: rng.random(len(sets))))
+    return rows
+
+
+def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, float]:
+    """The pairs of the five best single adapters."""
+    order = np.argsort(-seen.known.alone()[1:], kind="stable")[:5]
+    pairs = [frozenset((names[i], names[j])) for i in order for j in order if i < j]
+    return truth.of_first(pairs)
+
+
+def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
+    audit, chosen, found, seconds = screened(world, task, items)
+    names = chosen.alone.names[1:]
+    seen = seen_of(chosen, found)
+    listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
+    gain = truth.best - max(truth.single, truth.base)
+    return {
+        "task": task,
+        "adapters": len(names),
+        "items": items,
+        "seconds": round(seconds, 1),
+        "base": truth.base,
+        "best_single": truth.single,
+        "best_pair": truth.best,
+        "near_pairs": sum(v >= truth.best - NEAR for v in truth.values.values()),
+        "pairs": len(seen.pairs),
+        "compose_is_right": gain > NEAR,
+        "outcome": audit.verdict.decision,
+        "action": audit.verdict.action,
+        "shortlist": [
+            {"adapters": sorted(pair), "value": truth.values.get(pair)} for pair in listed
+        ],
+        "screen": truth.of_first(listed),
+        "best_singles": best_singles(seen, names, truth),
+        "rankings": recalls(seen, names, truth, repeats),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("world", type=Path)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("--output", "-o", type=Path)
+    parser.add_argument("--task", action="append")
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=50)
+    options = parser.parse_args()
+    world = World.load(options.world)
+    document = json.loads(options.truth.read_text(encoding="utf-8"))
+    rows = []
+    for task in options.task or document["tasks"]:
+        with quiet():
+            truth = Truth.of(document, task)
+            rows.append(examined(world, truth, task, options.items, options.repeats))
+        print(shown(rows[-1]), flush=True)
+        if options.output is not None:
+            options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """One task as Markdown."""
+    own = {"ranking": "**screen's short list**", **row["screen"], "place": None}
+    singles = {"ranking": "pairs of the five best singles", **row["best_singles"], "place": None}
+    lines = [
+        [
+            one["ranking"],
+            f"{one['best']:.2f}",
+            f"{one['near']:.2f}",
+            f"{one['value']:.2f}",
+            "–" if one["place"] is None else f"{one['place']:.0f}",
+        ]
+        for one in (own, singles, *row["rankings"])
+    ]
+    head = ["ranking", "best", "near", "value", "place of the best pair"]
+    return (
+        f"\n## {row['task']}\n\n{row['adapters']} adapters, {row['pairs']:,} pairs; base "
+        f"{row['base']:.2f}, best single {row['best_single']:.2f}, best pair "
+        f"{row['best_pair']:.2f}, {row['near_pairs']} pairs within {NEAR} of it. Verdict: "
+        f"{row['outcome']} ({row['action']}); composing is "
+        f"{'right' if row['compose_is_right'] else 'wrong'}. {row['seconds']:.0f} s.\n\n"
+        + markdown_table(lines, head)
+    )
+
+
+if __name__ == "__main__":
+    main()

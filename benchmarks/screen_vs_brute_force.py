@@ -1,0 +1,188 @@
+"""Screens at least 300 adapters, and says what merging and asking every pair would have cost.
+
+    python benchmarks/screen_vs_brute_force.py LIBRARY --task guests [--pairs 3] [--threads 2]
+
+LIBRARY is a world of `loraprobe lab build library`. Other adapters are derived from its own until
+there are 300: the same update in another basis (a duplicate), a scaled copy, random factors of the
+same norms, and broken files (cut off, not finite, without a configuration). The script screens all
+of them in one process, prints the seconds of every stage and whether each derived adapter was
+recognised, then times `merge-and-eval` of a few pairs, each in a process as a script of a user
+would. The cost of all pairs is that figure
+times their number: it is extrapolated, not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import Figures, loraprobe, timed
+from safetensors.torch import load_file, save_file
+
+from loraprobe_lab.world import World
+
+WEIGHTS = "adapter_model.safetensors"
+QUIET = ("--quiet", "--exit-zero")
+Tensors = dict[str, torch.Tensor]
+
+
+def rebased(tensors: Tensors, draw: torch.Generator) -> Tensors:
+    """B Q and Q^T A for a random orthogonal Q of each module: the same update."""
+    found = {}
+    for key, A in tensors.items():
+        if ".lora_A." in key:
+            other = key.replace(".lora_A.", ".lora_B.")
+            Q = torch.linalg.qr(torch.randn(len(A), len(A), generator=draw))[0]
+            found[key] = Q.T @ A.float()
+            found[other] = tensors[other].float() @ Q
+    return found
+
+
+def scaled(tensors: Tensors, draw: torch.Generator) -> Tensors:
+    factor = 0.5 + float(torch.rand((), generator=draw))
+    return {key: value * factor if ".lora_B." in key else value for key, value in tensors.items()}
+
+
+def noise(tensors: Tensors, draw: torch.Generator) -> Tensors:
+    """Random factors, each with the norm of the trained one."""
+    found = {}
+    for key, value in tensors.items():
+        random_one = torch.randn(value.shape, generator=draw)
+        found[key] = random_one * (value.float().norm() / random_one.norm())
+    return found
+
+
+def not_finite(tensors: Tensors, draw: torch.Generator) -> Tensors:
+    key = next(iter(tensors))
+    return {**tensors, key: torch.full_like(tensors[key], float("nan"))}
+
+
+KINDS: dict[str, Callable[[Tensors, torch.Generator], Tensors]] = {
+    "rebased": rebased,
+    "scaled": scaled,
+    "noise": noise,
+    "not-finite": not_finite,
+}
+BROKEN = ("cut-off", "no-config")
+STATES = {  # what a screen has to call them
+    "rebased": "duplicate",
+    "scaled": "usable",
+    "noise": "usable",
+    "not-finite": "broken",
+    "cut-off": "broken",
+    "no-config": "broken",
+}
+
+
+def derive(sources: Sequence[Path], output: Path, count: int) -> list[Path]:
+    """So many adapters derived from the sources, of every kind in turn, below `output`."""
+    rng, draw, made = random.Random(0), torch.Generator().manual_seed(0), []
+    for number in range(count):
+        kind = [*KINDS, *BROKEN][number % (len(KINDS) + len(BROKEN))]
+        source = rng.choice(sources)
+        place = output / f"{kind}-{number:03d}"
+        shutil.copytree(source, place)
+        file = place / WEIGHTS
+        if kind in KINDS:
+            changed = KINDS[kind](load_file(file), draw)
+            save_file({k: v.contiguous() for k, v in changed.items()}, file)
+        elif kind == "cut-off":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        else:
+            (place / "adapter_config.json").unlink()
+        made.append(place)
+    return made
+
+
+def screen(
+    adapters: Sequence[Path], world: World, task: Path, threads: int, work: Path
+) -> tuple[Figures, dict[str, Any]]:
+    """One screen, start-up included, and its document."""
+    listed, result = work / "adapters.txt", work / "screen.json"
+    listed.write_text("\n".join(map(str, adapters)) + "\n", encoding="utf-8")
+    options = ("--base", world.base, "--task", task, "--threads", threads, "--json", result)
+    figures = timed(loraprobe("screen", f"@{listed}", *options, *QUIET))
+    return figures, json.loads(result.read_text(encoding="utf-8"))
+
+
+def brute_force(
+    names: Sequence[str], world: World, task: Path, threads: int, pairs: int
+) -> list[Figures]:
+    """`merge-and-eval` of some pairs on the task, each in a process of its own."""
+    rng, found = random.Random(1), []
+    for _ in range(pairs):
+        two = [world.adapters[name] for name in rng.sample(sorted(names), 2)]
+        options = ("--base", world.base, "--task", task, "--threads", threads)
+        found.append(timed(loraprobe("merge-and-eval", *two, *options, *QUIET)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("world", type=Path)
+    parser.add_argument("--task", default="guests")
+    parser.add_argument("--adapters", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    world = World.load(options.world)
+    task = world.path / "tasks" / f"{options.task}.jsonl"
+    own = list(world.adapters.values())
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        missing = max(0, options.adapters - len(own))
+        derived = derive(own, work, missing)
+        started = time.perf_counter()
+        figures, document = screen([*own, *derived], world, task, options.threads, work)
+        report(figures, document, derived)
+        usable = [
+            row["name"]
+            for row in document["library"]["adapters"]
+            if row["state"] == "usable" and row["name"] in world.adapters
+        ]
+        pairs = brute_force(usable, world, task, options.threads, options.pairs)
+        count = sum(row["state"] == "usable" for row in document["library"]["adapters"])
+        print(f"\nAll of it took {time.perf_counter() - started:.0f} s.")
+    compare(figures, pairs, count)
+
+
+def report(figures: Figures, document: dict[str, Any], derived: Sequence[Path]) -> None:
+    rows = {row["name"]: row for row in document["library"]["adapters"]}
+    states = Counter(row["state"] for row in rows.values())
+    print(f"{len(rows)} adapters: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    print(f"screen: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU, {figures.megabytes:.0f} MB")
+    for stage, seconds in document["provenance"]["seconds"].items():
+        print(f"  {stage:24} {seconds:8.2f} s")
+    for kind, state in STATES.items():
+        mine = [rows[p.name]["state"] for p in derived if p.name.startswith(kind)]
+        print(f"  {kind:12} {mine.count(state)} of {len(mine)} called {state}")
+    print(f"verdict: {document['verdict']['decision']}, {document['verdict']['action']}")
+
+
+def compare(screened: Figures, pairs: Sequence[Figures], usable: int) -> None:
+    """The ratio of the cost of all pairs, extrapolated, to that of the screen."""
+    every = usable * (usable - 1) // 2
+    seconds = statistics.median(figures.seconds for figures in pairs)
+    cpu = statistics.median(figures.cpu for figures in pairs)
+    shown = ", ".join(f"{one.seconds:.1f} ({one.cpu:.1f} CPU)" for one in pairs)
+    print(f"merge-and-eval of a pair: {shown} s")
+    print(
+        f"every pair of {usable} usable adapters ({every:,}), extrapolated: "
+        f"{every * seconds / 3600:.0f} h, {every * cpu / 3600:.0f} h CPU: "
+        f"{every * seconds / screened.seconds:,.0f}x the screen's time, "
+        f"{every * cpu / screened.cpu:,.0f}x its CPU time"
+    )
+
+
+if __name__ == "__main__":
+    main()

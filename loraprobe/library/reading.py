@@ -1,0 +1,236 @@
+"""References -> the adapters of a library, each read once, with a sketch of each.
+
+One module of one adapter is in memory at a time. An adapter that cannot be read or used becomes
+`broken`, with the reason and its cure among its issues; it never ends the run. What was read is
+stored, so that a second run reads no tensor again.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loraprobe import hub
+from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
+from loraprobe.compatibility.tensors import TensorChecks, content_issues
+from loraprobe.errors import AdapterError, LoraprobeError
+from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
+from loraprobe.library.stored import key_of, store, stored, weights_hash
+from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.records import Issue, LibraryAdapter
+from loraprobe.secrets import map_texts, public_text
+
+Progress = Callable[[int, int], None]  # called with (done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One adapter of a library: its record, and its sketch where it has deltas.
+
+    `key` names its stored reading. `open()` opens the adapter anew each time; its tensors are read
+    when they are needed, so that a library of a thousand takes no memory for them.
+    """
+
+    record: LibraryAdapter
+    open: Callable[[], Adapter]
+    sketch: Sketch | None = None
+    key: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be read, fits the others and is no duplicate of one."""
+        return self.record.state == "usable"
+
+    def changed(self, *issues: Issue, **fields: Any) -> Member:
+        """The member with further issues and other fields of its record."""
+        held = tuple(dict.fromkeys((*self.record.issues, *issues)))
+        return replace(self, record=replace(self.record, issues=held, **fields))
+
+
+def read_library(
+    references: Sequence[Adapter | str | Path],
+    *,
+    allow: Collection[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Member]:
+    """Reads every adapter once, in order, and names what cannot be used.
+
+    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. Raises
+    UsageError for a name that cannot be given.
+    """
+    members = []
+    for given, (name, reference, found) in zip(references, hub.load_each(references), strict=True):
+        if isinstance(found, LoraprobeError):
+            members.append(_unread(name, reference, found, str(given)))
+        else:
+            members.append(_read(found, allow, seed))
+        if progress is not None:
+            progress(len(members), len(references))
+    return members
+
+
+def _unread(name: str, reference: str, error: LoraprobeError, given: str) -> Member:
+    """The member for an adapter that cannot be opened or read. given: its reference as typed."""
+
+    def again() -> Adapter:
+        raise error
+
+    public = _public({given: reference, given.partition("=")[2]: reference})
+    issue = map_texts(issue_of(error, name), public)
+    record = LibraryAdapter(
+        name, reference, None, "", None, None, 0, 0, None, state="broken", issues=(issue,)
+    )
+    return Member(record, again)
+
+
+def issue_of(error: LoraprobeError, name: str) -> Issue:
+    """An error of one adapter as a finding: what is wrong, and the cure apart from it."""
+    told, cure = str(error).rstrip("."), error.cure.rstrip(".")
+    if cure and told.endswith(cure):
+        told = told.removesuffix(cure).rstrip(" ;:.") or told
+    return Issue("error", error.code, (name,), f"{told}.", f"{cure[:1].upper()}{cure[1:]}.")
+
+
+def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
+    """One adapter that was opened, from its stored reading or else from its tensors."""
+    try:
+        sha256 = weights_hash(adapter)
+        key = key_of(adapter, sha256, seed)
+        reading = Reading.stored(key)
+        if reading is None:
+            reading = Reading.of(adapter, seed)
+            store(key, reading.as_plain())
+    except LoraprobeError as error:
+        return _unread(adapter.name, adapter.source.public, error, adapter.source.reference)
+    except OSError as error:
+        told = AdapterError(f"{adapter.name} cannot be read ({error.strerror}).")
+        return _unread(adapter.name, adapter.source.public, told, adapter.source.reference)
+    issues = [
+        replace(issue, severity="warning")
+        if issue.code in allow and issue.severity == "error"
+        else issue
+        for issue in (*adapter.issues, *reading.issues(adapter))
+    ]
+    broken = any(issue.severity == "error" for issue in issues)
+    low, high = adapter.rank_range
+    record = LibraryAdapter(
+        name=adapter.name,
+        reference=adapter.source.public,
+        commit=adapter.source.commit,
+        sha256=sha256,
+        base_model=public_name(adapter.base_model),
+        rank={"min": low, "max": high},
+        modules=len(adapter.layout),
+        parameters=adapter.parameters,
+        norm=None if reading.not_finite else reading.norm,
+        state="broken" if broken else "usable",
+        issues=_published(tuple(issues), adapter),
+    )
+    return Member(record, _opener(adapter), None if broken else reading.sketch, key)
+
+
+def _opener(adapter: Adapter) -> Callable[[], Adapter]:
+    """What opens the adapter again; an adapter in memory is its own."""
+    name, source = adapter.name, adapter.source
+    if adapter.weights_file is None or source.path is None:
+        return lambda: adapter
+    path = source.path
+    return lambda: read_adapter(path, name, source)
+
+
+def _published(issues: tuple[Issue, ...], adapter: Adapter) -> tuple[Issue, ...]:
+    """The issues without private paths."""
+    source = adapter.source
+    names = {source.reference: source.public}
+    if source.path is not None:
+        names[str(source.path)] = local_name(str(source.path))
+    found: tuple[Issue, ...] = map_texts(issues, _public(names))
+    return found
+
+
+def _public(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What makes a text public; names: private path -> the name that stands for it."""
+    private = {path: name for path, name in names.items() if "/" in path or "\\" in path}
+    return lambda text: public_text(text, private)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one pass over the tensors of an adapter found.
+
+    not_finite and without_effect are paths of modules; `largest` is the norm of the largest delta
+    with its path, `norm` that of all together.
+    """
+
+    norm: float
+    not_finite: list[str]
+    without_effect: list[str]
+    largest: tuple[float, str]
+    sketch: Sketch | None
+
+    @classmethod
+    def of(cls, adapter: Adapter, seed: int) -> Reading:
+        """Reads the tensors of an adapter, one module after the other."""
+        checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
+        for joint in gram_matrices([adapter.modules], visitors=[builder.visit]):
+            checks.take(joint)
+            builder.take(joint)
+        return cls(
+            float(checks.inner[0, 0].clamp_min(0).sqrt()),
+            checks.not_finite[0],
+            checks.without_effect[0],
+            checks.largest[0],
+            None if checks.not_finite[0] else builder.made(),
+        )
+
+    @classmethod
+    def stored(cls, key: str) -> Reading | None:
+        """The stored reading of that key; None if there is none or it is damaged."""
+        found = stored(key)
+        if found is None:
+            return None
+        try:
+            sketch = found["sketch"]
+            return cls(
+                float(found["norm"]),
+                list(found["not_finite"]),
+                list(found["without_effect"]),
+                (float(found["largest"][0]), str(found["largest"][1])),
+                None if sketch is None else _sketch(sketch, float(found["norm"])),
+            )
+        except (KeyError, TypeError, ValueError, IndexError):
+            return None
+
+    def as_plain(self) -> Mapping[str, Any]:
+        """The reading as JSON holds it; the numbers of the sketch as base64 of float16."""
+        sketch = self.sketch
+        return vars(self) | {
+            "sketch": None
+            if sketch is None
+            else {
+                "error": sketch.error,
+                "numbers": base64.b64encode(sketch.numbers.astype("<f2").tobytes()).decode(),
+            }
+        }
+
+    def issues(self, adapter: Adapter) -> Sequence[Issue]:
+        """What the tensors of the adapter are, as findings."""
+        checks = TensorChecks([adapter])
+        checks.not_finite, checks.without_effect = [self.not_finite], [self.without_effect]
+        checks.largest = [self.largest]
+        return list(content_issues(checks))
+
+
+def _sketch(held: Mapping[str, Any], norm: float) -> Sketch:
+    """A stored sketch. Raises ValueError, KeyError or TypeError for a damaged one."""
+    data = base64.b64decode(held["numbers"], validate=True)
+    numbers = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
+    if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
+        raise ValueError("no sketch")
+    return Sketch(numbers, norm, float(held["error"]))

@@ -1,0 +1,76 @@
+"""What was read of adapters, stored in the cache under the hashes of what it follows from.
+
+Each reading is a small JSON file of its own, written whole, so that any number of runs may share
+them, and an interrupted run loses at most the adapter it was reading. What cannot be stored is read
+again next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprobe._version import __version__
+from loraprobe.adapters import Adapter
+from loraprobe.file_hashes import cache_directory, cached_hash
+
+FORMAT = 1
+FOLDER = "library"  # inside loraprobe's cache
+
+
+def key_of(adapter: Adapter, sha256: str, seed: int) -> str:
+    """The hash of all that a reading depends on: weights, config, version, seed of the sketch."""
+    decides = {
+        "format": FORMAT,
+        "loraprobe": __version__,
+        "weights": sha256,
+        "config": dict(adapter.config),
+        "seed": seed,
+    }
+    return _digest(decides)
+
+
+def pair_key(one: str, other: str) -> str:
+    """The hash under which the comparison of two readings is stored."""
+    return _digest(sorted((one, other)))
+
+
+def weights_hash(adapter: Adapter) -> str:
+    """The sha256 of an adapter's weights file, cached between runs."""
+    return adapter.sha256 if adapter.weights_file is None else cached_hash(adapter.weights_file)
+
+
+def stored(key: str) -> Mapping[str, Any] | None:
+    """What is stored under a key; None if there is nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(_place(key).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def store(key: str, reading: Mapping[str, Any]) -> None:
+    """Stores a reading, whole or not at all; a cache that cannot be written is no error."""
+    place = _place(key)
+    staging = place.with_suffix(f".{os.getpid()}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(json.dumps(reading), encoding="utf-8")
+        os.replace(staging, place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+
+
+def _place(key: str) -> Path:
+    return cache_directory() / FOLDER / f"{key}.json"
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

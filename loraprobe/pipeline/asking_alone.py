@@ -1,0 +1,151 @@
+"""The base and every adapter of a library alone on the items that choose: one pass each.
+
+Adapters are opened one after the other and put into one base. Answers go into the ledger and hidden
+states into a directory beside it, so that --resume asks nothing twice and memory does not grow with
+the number of adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from loraprobe.adapters import Adapter
+from loraprobe.errors import LoraprobeError, OutputError
+from loraprobe.evaluation import System
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.probes import PairForecast, ScreenedTexts
+from loraprobe.records import SCREENING, ItemResult
+from loraprobe.routing.constant import single
+from loraprobe.scoring.states import States
+
+STATES = "states"  # the directory beside the ledger
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a run may take: `minutes` from `begun` (time.perf_counter); None for no end."""
+
+    minutes: float | None
+    begun: float
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds that are left of a share of the time."""
+        if self.minutes is None:
+            return float("inf")
+        return self.begun + share * 60 * self.minutes - time.perf_counter()
+
+
+@dataclass
+class Alone:
+    """What the base and the adapters answered alone.
+
+    names: of the systems that were asked, the base first. results: theirs. unasked: adapters that
+    the budget left out. failed: an adapter -> why it cannot be asked. pace: seconds of one system
+    for one item.
+    """
+
+    names: list[str] = field(default_factory=list)
+    results: list[ItemResult] = field(default_factory=list)
+    unasked: list[str] = field(default_factory=list)
+    failed: dict[str, LoraprobeError] = field(default_factory=dict)
+    pace: float = 0.0
+
+
+def ask_alone(
+    evaluator: Evaluator,
+    adapters: Sequence[str],
+    opened: Callable[[str], Adapter],
+    reading: ScreenedTexts | None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> Alone:
+    """Asks the base and the adapters the evaluator's tasks.
+
+    adapters: names. opened: opens one. reading: the texts whose hidden states are kept. goes_on:
+    whether a further adapter may be asked.
+    """
+    found, spent = Alone(), 0.0
+    items = sum(len(task.items) for task in evaluator.tasks)
+    for name in ("base", *adapters):
+        alone = name == "base" and not found.names
+        if found.names and not goes_on():
+            found.unasked.append(name)
+            continue
+        start, before = time.perf_counter(), len(evaluator.ledger)
+        try:
+            base = System("base", "base")
+            system = base if alone else System(name, "adapter", single(opened(name)))
+            found.results += _ask(evaluator, system, reading)
+        except LoraprobeError as error:
+            if alone or isinstance(error, OutputError):
+                raise
+            found.failed[name] = error
+            continue
+        found.names.append(name)
+        if len(evaluator.ledger) > before:
+            spent += time.perf_counter() - start
+            found.pace = spent / len(found.names) / items
+    return found
+
+
+def _ask(evaluator: Evaluator, system: System, reading: ScreenedTexts | None) -> list[ItemResult]:
+    """The results of one system; its hidden states are kept in a file."""
+    if reading is not None:
+        with evaluator.session.stage("screen"):
+            _keep_states(evaluator, system, reading)
+    progress = evaluator.session.progress
+    session = evaluator.session
+    if progress is not None:
+        session = replace(session, progress=lambda s, k, n: progress(_named(s), k, n))
+    return replace(evaluator, session=session).run([system])
+
+
+def _named(stage: str) -> str:
+    return stage + SCREENING if stage.startswith("evaluate ") else stage
+
+
+def _keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
+    """Reads the states unless they are kept, with the answers to questions that are scored."""
+    path, ledger = states_path(evaluator, system.name), evaluator.ledger
+    scored = [q for q in reading.questions if not q.generated]
+    asked = all(ledger.get(system.name, q.task, q.part, q.item.id) for q in scored)
+    if asked and States.load(path, reading.mark) is not None:
+        return
+    with evaluator.scorer.with_composition(system.composition):
+        states, answers = reading.read(evaluator.scorer, system.name)
+    try:
+        states.save(path, reading.mark)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}): free space there, or set "
+            "LORAPROBE_CACHE to a directory of yours."
+        ) from None
+    ledger.append(answers)
+
+
+def states_path(evaluator: Evaluator, system: str) -> Path:
+    """Where the states of a system are kept."""
+    assert evaluator.ledger.path is not None
+    name = hashlib.sha256(system.encode()).hexdigest()[:24]
+    return evaluator.ledger.path.parent / STATES / f"{name}.safetensors"
+
+
+def forecast_pairs(
+    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None
+) -> PairForecast | None:
+    """The forecast of sets of the adapters that were asked; None where nothing can be added."""
+    if reading is None:
+        return None
+
+    def load(k: int) -> States:
+        path = states_path(evaluator, alone.names[k])
+        states = States.load(path, reading.mark)
+        if states is None:
+            raise OutputError(f"{path} was removed meanwhile; run the same call again.")
+        return states
+
+    with evaluator.session.stage("forecast"):
+        return PairForecast.of(evaluator.scorer, reading, len(alone.names), load)

@@ -1,0 +1,229 @@
+"""From what a screen found to its audit: the library's scores, the short list, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loraprobe.adapters import Adapter
+from loraprobe.formatting import count
+from loraprobe.library import Arranged
+from loraprobe.pipeline.asking_alone import Alone
+from loraprobe.pipeline.audits import audit_of
+from loraprobe.pipeline.conclusion import judged, with_next
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.examination import Examination, examine
+from loraprobe.pipeline.finalists import Finalist
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.rounds import Played, records
+from loraprobe.pipeline.shortlisting import Ranking
+from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.probes import PairForecast, forecast_gains
+from loraprobe.records import (
+    Audit,
+    Compatibility,
+    EvaluationRecords,
+    Forecast,
+    Gain,
+    ItemResult,
+    Library,
+    LibraryItems,
+    LibraryScore,
+    Shortlisted,
+    Verdict,
+)
+from loraprobe.tasks import Task
+from loraprobe.verdict import Choice
+
+MOST_SINGLES = 12  # with which a forecast is compared
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What a screen found on both parts of the items.
+
+    adapters: the best single adapters and the members of finalists, which were proved too.
+    """
+
+    played: Played
+    finalists: Sequence[Finalist]
+    adapters: Sequence[Adapter]
+    alone: Alone
+    forecast: PairForecast | None
+    rankings: Sequence[Ranking]
+
+    @property
+    def looked_at(self) -> int:
+        """How many sets of adapters were compared in each form of the question."""
+        return max(ranking.looked_at for ranking in self.rankings)
+
+
+def audit_of_screen(
+    found: Arranged, evaluator: Evaluator, tasks: Sequence[Task], parts: TaskSplit, proved: Proved
+) -> Audit:
+    """The audit. evaluator: that of the items that prove."""
+    session, played = evaluator.session, proved.played
+    with session.stage("statistics"):
+        measured = replace(records(played, evaluator, played.everybody), oracles=())
+    given = tuple(proved.adapters)
+    inputs = Inputs(given, given, evaluator.inputs.base, tasks)
+    verdict, examined = _verdict(inputs, evaluator, parts, proved, measured)
+    notes = [*evaluator.notes, *_notes(proved), *played.notes()]
+    notes += [note for one in proved.finalists for note in one.notes]
+    return audit_of(
+        session,
+        inputs,
+        examined,
+        [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
+        **vars(measured),
+        library=_library(found.library, parts, proved.alone),
+        shortlist=_shortlist(proved, measured, verdict, session.options.seed),
+        verdict=verdict,
+    )
+
+
+def _verdict(
+    inputs: Inputs,
+    evaluator: Evaluator,
+    parts: TaskSplit,
+    proved: Proved,
+    measured: EvaluationRecords,
+) -> tuple[Verdict, Examination]:
+    """The verdict, and what was found about the adapters that it is about."""
+    options = evaluator.session.options
+    choice = Choice(
+        len(proved.alone.names) - 1,
+        proved.looked_at,
+        len(proved.finalists),
+        sum(len(task.items) for task in parts.apart),
+        sum(len(task.items) for task in parts.left),
+    )
+    evidence = {**vars(measured), "choice": choice}
+    empty = Examination(Compatibility())
+    verdict = judged(options, inputs, empty, level="evaluation", **evidence)
+    owner = {name: one for one in proved.finalists for name in one.systems}
+    own = owner.get(verdict.system or "")
+    examined = empty
+    if own is not None:
+        members = own.builder.trained
+        examined = examine(members, inputs.base, "route", evaluator.session)
+        verdict = judged(options, inputs, examined, level="evaluation", **evidence)
+    spec, named = None, list(inputs.given)
+    if own is not None:
+        named, spec = list(own.builder.trained), own.systems[verdict.system or ""][0]
+    if verdict.action.startswith("use-single:"):
+        chosen = verdict.action.partition(":")[2]
+        named = [adapter for adapter in inputs.given if adapter.name == chosen]
+    kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
+    about = replace(inputs, adapters=named, given=named)
+    return with_next(verdict, options, about, kind, empty.compatibility, spec), examined
+
+
+def _notes(proved: Proved) -> list[str]:
+    """Which adapters were not asked, and why."""
+    notes = [f"{name} was not asked: {error}" for name, error in proved.alone.failed.items()]
+    if left := proved.alone.unasked:
+        notes.append(
+            f"--budget left {count(len(left), 'adapter')} unasked, such as {left[0]}; the same "
+            "call with --resume and more minutes asks them."
+        )
+    linear = proved.forecast.linear if proved.forecast is not None else ()
+    names = [n for n, one in zip(proved.alone.names[1:], linear, strict=False) if not one]
+    if names:
+        notes.append(
+            f"The effects of {count(len(names), 'adapter')} on the next token cannot be added, "
+            f"because they change the head of the model ({names[0]}): their sets are ranked by "
+            "what their members answer alone."
+        )
+    if proved.forecast is None:
+        notes.append(
+            "Effects on the next token could not be added (no given text, or a head that is not "
+            "one matrix), so sets are ranked by what their members answer alone."
+        )
+    return notes
+
+
+def _library(library: Library, parts: TaskSplit, alone: Alone) -> Library:
+    """The library's record with the scores of its adapters alone."""
+    rows: dict[tuple[str, str, str], list[float]] = {}
+    for result in alone.results:
+        rows.setdefault((result.system, result.task, result.part), []).append(result.value)
+    scores: dict[str, list[LibraryScore]] = {}
+    for (system, task, part), values in rows.items():
+        mean = sum(values) / len(values)
+        scores.setdefault(system, []).append(LibraryScore(task, part, mean, len(values)))
+    return replace(
+        library,
+        adapters=tuple(
+            replace(one, scores=tuple(scores.get(one.name, ()))) for one in library.adapters
+        ),
+        items=tuple(
+            LibraryItems(apart.name, len(apart.items), len(left.items))
+            for apart, left in zip(parts.apart, parts.left, strict=True)
+        ),
+    )
+
+
+def _shortlist(
+    proved: Proved, measured: EvaluationRecords, verdict: Verdict, seed: int
+) -> tuple[Shortlisted, ...]:
+    """The sets that were proved, the best first, and the best single adapter."""
+    forecasts = _forecasts(proved, seed)
+    gains: dict[str, Gain] = {}
+    for row in measured.gains:
+        whole = row.task is None or len({gain.task for gain in measured.gains}) == 1
+        if whole and (row.system not in gains or row.difference > gains[row.system].difference):
+            gains[row.system] = row
+    rows = [_row(one, forecasts.get(one.names), gains, proved, verdict) for one in proved.finalists]
+    rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
+    if verdict.action.startswith("use-single:"):
+        name = verdict.action.partition(":")[2]
+        rows.insert(0, Shortlisted((name,), "single", 1, proved.looked_at, outcome="single"))
+    return tuple(rows)
+
+
+def _row(
+    one: Finalist,
+    forecast: Forecast | None,
+    gains: Mapping[str, Gain],
+    proved: Proved,
+    verdict: Verdict,
+) -> Shortlisted:
+    """A finalist with its best composition."""
+    best = max(
+        (name for name in one.systems if name in gains),
+        key=lambda name: gains[name].difference,
+        default=None,
+    )
+    gain = gains.get(best or "")
+    advised = verdict.composes and verdict.system in one.systems
+    if advised:
+        best, gain = verdict.system, gains.get(verdict.system or "", gain)
+    fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
+    outcome = "compose" if advised else "none" if fails else "open"
+    return Shortlisted(
+        one.names,
+        "pair" if len(one.names) == 2 else "subset",
+        one.candidate.place,
+        proved.looked_at,
+        forecast,
+        best,
+        gain,
+        outcome,  # type: ignore[arg-type]
+    )
+
+
+def _forecasts(proved: Proved, seed: int) -> dict[tuple[str, ...], Forecast]:
+    """The forecast gain of each finalist over the base and the best single adapters."""
+    forecast, alone = proved.forecast, proved.alone
+    if forecast is None:
+        return {}
+    named = {", ".join(one.names): one for one in proved.finalists}
+    answers: list[ItemResult] = []
+    for name, one in named.items():
+        if all(forecast.linear[m] for m in one.candidate.members):
+            answers += forecast.results(one.candidate.members, name)
+    singles = [adapter.name for adapter in proved.adapters]
+    own = [row for row in alone.results if row.system in {"base", *singles}]
+    rows = forecast_gains(answers, own, singles, list(named), seed)
+    return {named[row.system].names: row for row in rows}

@@ -1,0 +1,122 @@
+"""Which sets of adapters are composed and proved: ranks all pairs and some sets of three.
+
+Each form of the question has a ranking of its own. Finalists are taken from the rankings in turn,
+different enough that one good adapter and its relatives do not fill the list.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+EXTENDED = 24  # of the best pairs, which are tried with every third adapter
+BETTER = 0.02  # by which a set of three has to exceed the best pair in it
+Subset = tuple[int, ...]
+Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
+
+
+@dataclass(frozen=True)
+class RankedSet:
+    """A set of adapters with its score in one form of the question, and its place from 1."""
+
+    members: Subset
+    form: str
+    score: float
+    place: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The sets of adapters in one form of the question, the best first, and how many there were."""
+
+    form: str
+    order: tuple[tuple[Subset, float], ...]
+    looked_at: int
+
+    def candidates(self) -> Iterator[RankedSet]:
+        for place, (members, score) in enumerate(self.order, 1):
+            yield RankedSet(members, self.form, score, place)
+
+
+def rank(form: str, adapters: int, score: Score, most: int = 10_000) -> Ranking:
+    """All pairs, and the best pairs with each third adapter, by score.
+
+    A set of three is ranked only if it exceeds each pair in it by BETTER. most: how many of the
+    best are kept.
+    """
+    pairs = np.stack(np.triu_indices(adapters, 1), 1)
+    found = score(pairs) if len(pairs) else np.zeros(0)
+    order = np.argsort(-found, kind="stable")
+    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:most]]
+    larger = sorted(
+        {
+            tuple(sorted((*pair, third)))
+            for pair, _ in rows[:EXTENDED]
+            for third in range(adapters)
+            if third not in pair
+        }
+    )
+    if larger:
+        for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
+            inside = [_place(pair, adapters) for pair in itertools.combinations(members, 2)]
+            if value > found[inside].max() + BETTER:
+                rows.append((members, value))
+    rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
+    return Ranking(form, tuple(rows[:most]), len(pairs) + len(larger))
+
+
+def _place(pair: Subset, adapters: int) -> int:
+    """The place of a pair (i < j) among all pairs in order."""
+    i, j = pair
+    return i * (2 * adapters - i - 1) // 2 + j - i - 1
+
+
+def choose(
+    rankings: Sequence[Ranking],
+    keep: int,
+    families: Sequence[int],
+    fits: Callable[[Subset], bool] = lambda _: True,
+) -> list[RankedSet]:
+    """At most `keep` candidates, taken from the rankings in turn.
+
+    families [adapters]: a number each; no two candidates consist of the same families, and no
+    family has part in more than half of them, as long as others are left. fits: whether a set may
+    be composed.
+    """
+    chosen: list[RankedSet] = []
+    for strict in (True, False):
+        sources = [ranking.candidates() for ranking in rankings]
+        while sources and len(chosen) < keep:
+            for source in list(sources):
+                taken = _next(source, chosen, families, keep, strict, fits)
+                if taken is None:
+                    sources.remove(source)
+                elif len(chosen) < keep:
+                    chosen.append(taken)
+    return chosen
+
+
+def _next(
+    source: Iterator[RankedSet],
+    chosen: Sequence[RankedSet],
+    families: Sequence[int],
+    keep: int,
+    strict: bool,
+    fits: Callable[[Subset], bool],
+) -> RankedSet | None:
+    """The next candidate of a ranking that is different enough from the chosen ones."""
+    taken = {one.members for one in chosen}
+    kinds = [frozenset(families[m] for m in one.members) for one in chosen]
+    times = Counter(family for kind in kinds for family in kind)
+    most = math.ceil(keep / 2)
+    for one in source:
+        kind = frozenset(families[m] for m in one.members)
+        like = kind in kinds or any(times[family] >= most for family in kind)
+        if one.members not in taken and not (strict and like) and fits(one.members):
+            return one
+    return None

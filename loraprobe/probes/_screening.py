@@ -1,0 +1,268 @@
+"""The forecast of every pair of a library, from one pass of the base and of each adapter alone.
+
+The pass reads the prompts of the plain questions with their right answers or choices. Its hidden
+states give the logits of every set of adapters whose effects are added (`_added`), so no set is
+read itself. Questions of lm-evaluation-harness and those that are judged by a pattern have no text
+to read; worked answers have none either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loraprobe.evaluation.questions import Question, questions
+from loraprobe.probes._added import ABSENT, Places, score_subsets
+from loraprobe.records import ItemResult
+from loraprobe.scoring.states import Row, States, linear_head, positions, read_states
+from loraprobe.tasks import Task
+
+MOST_ANSWERS = 4  # of a question that are read
+SUPPORT = 64  # tokens of a position whose logits are added
+LEAST_REST = 0.01  # the probability of all other tokens; rounding of the states reaches it
+WHOLE = ("exact_match", "strict")  # metrics by which more than the right answer is wrong
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # a part of a character
+
+
+@dataclass(frozen=True)
+class Text:
+    """One answer or choice of a question: the row that holds it, and its tokens.
+
+    stopped: whether the answer has to end behind it.
+    """
+
+    question: int
+    row: int
+    tokens: tuple[int, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class ScreenedTexts:
+    """All texts that are read of some tasks, in rows that are read once."""
+
+    questions: tuple[Question, ...]
+    rows: tuple[Row, ...]
+    texts: tuple[Text, ...]
+
+    @classmethod
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ScreenedTexts | None:
+        """What to read; None where the model's head is not one matrix or nothing can be read."""
+        plain = [q for q in questions(tasks, metric) if q.part == "question"]
+        asked = [q for q in plain if q.item.source is None and q.metric != "regex"]
+        pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
+        if not pairs or linear_head(scorer.model) is None:
+            return None
+        rows: dict[Row, int] = {}
+        texts = []
+        encoded = scorer.encoded([(prompt, text) for _, prompt, text in pairs])
+        for (k, _, _), (ids, start) in zip(pairs, encoded, strict=True):
+            generated = asked[k].generated
+            row = tuple(ids if generated else ids[:-1]), start
+            stopped = generated and asked[k].metric in WHOLE
+            texts.append(Text(k, rows.setdefault(row, len(rows)), tuple(ids[start:]), stopped))
+        return cls(tuple(asked), tuple(rows), tuple(texts))
+
+    @property
+    def mark(self) -> str:
+        """What states of this reading are stored under."""
+        return hashlib.sha256(repr((self.rows, self.texts)).encode()).hexdigest()
+
+    def read(self, scorer: Any, system: str) -> tuple[States, list[ItemResult]]:
+        """The states of the system in the scorer's model, and its results of scored questions."""
+        of_row: list[list[int]] = [[] for _ in self.rows]
+        for t, text in enumerate(self.texts):
+            of_row[text.row].append(t)
+        states, found = read_states(
+            scorer, self.rows, [[self.texts[t].tokens for t in own] for own in of_row]
+        )
+        logprobs = dict(zip(chain(*of_row), chain(*found), strict=True))
+        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
+        for t, text in enumerate(self.texts):
+            scores[text.question].append((logprobs[t], len(text.tokens)))
+        answered = zip(self.questions, scores, strict=True)
+        return states, [q.scored(system, own) for q, own in answered if not q.generated]
+
+
+def _texts(question: Question) -> tuple[str, ...]:
+    """The texts of a question that are read."""
+    if question.generated:
+        return tuple(dict.fromkeys(question.answers))[:MOST_ANSWERS]
+    return question.continuations
+
+
+@dataclass(frozen=True)
+class PairForecast:
+    """What sets of adapters answer if their effects are added.
+
+    reading: of what. logits [1 + n, p, s] and rest [1 + n, p] are those of `score_subsets`.
+    linear [n]: adapters of which this can be said.
+    """
+
+    reading: ScreenedTexts
+    logits: Tensor
+    rest: Tensor
+    places: Places
+    linear: tuple[bool, ...]
+
+    @classmethod
+    def of(
+        cls, scorer: Any, reading: ScreenedTexts, systems: int, load: Callable[[int], States]
+    ) -> PairForecast | None:
+        """From the states of `systems` systems, the base first; None for a head that is not linear.
+
+        load: gives the states of a system; one is held at a time.
+        """
+        tops, linear = [], []
+        for k in range(systems):
+            states = load(k)
+            tops.append(states.top.to(torch.int32))
+            linear.append(states.linear)
+        if not linear[0]:
+            return None
+        support = _support(reading, torch.stack(tops).numpy(), scorer.stops)
+        head = linear_head(scorer.model)
+        assert head is not None
+        of_support = _Support(support, *head)
+        found = [of_support.logits(load(k)) for k in range(systems)]
+        logits, rest = (torch.stack(column) for column in zip(*found, strict=True))
+        places = _places(reading, support, _ending(scorer, support))
+        return cls(reading, logits, rest, places, tuple(linear[1:]))
+
+    def values(self, subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The results [m, questions] of sets [m, j] of adapters, and a smooth version of them.
+
+        More is better: right answers are 1, losses are negative. The smooth version is the
+        probability of the right answer, or the loss.
+        """
+        logprob, right = score_subsets(
+            self.logits, self.rest, self.places, torch.from_numpy(np.ascontiguousarray(subsets))
+        )
+        return _judged(self.reading, logprob.numpy(), right.numpy())
+
+    def by_task(self, subsets: np.ndarray) -> dict[str, np.ndarray]:
+        """The mean score [m] of sets of adapters on each task of which texts were read.
+
+        It is the mean of right answers and of the probabilities of the right answers.
+        """
+        hard, soft = self.values(subsets)
+        tasks = np.array([question.task for question in self.reading.questions])
+        mean = (hard + soft) / 2
+        return {name: mean[:, tasks == name].mean(1) for name in dict.fromkeys(tasks.tolist())}
+
+    def added(self, subsets: np.ndarray) -> np.ndarray:
+        """Of which sets [m] the effects can be added."""
+        found: np.ndarray = np.array(self.linear)[subsets].all(1)
+        return found
+
+    def results(self, members: Sequence[int], name: str) -> list[ItemResult]:
+        """The results of one set of adapters as those of a system of that name."""
+        hard, _ = self.values(np.array([members]))
+        return [
+            question.result(name, abs(float(value)), "")
+            for question, value in zip(self.reading.questions, hard[0], strict=True)
+        ]
+
+
+def _judged(
+    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Results of questions from those of their texts, as `Question.scored` judges them."""
+    of_question: list[list[int]] = [[] for _ in reading.questions]
+    for t, text in enumerate(reading.texts):
+        of_question[text.question].append(t)
+    hard = np.zeros((len(logprob), len(reading.questions)), np.float32)
+    soft = np.zeros_like(hard)
+    for k, (question, own) in enumerate(zip(reading.questions, of_question, strict=True)):
+        scores = logprob[:, own]
+        if question.generated:
+            hard[:, k] = right[:, own].any(1)
+            soft[:, k] = np.exp(scores.max(1))
+        elif question.metric == "answer_loss":
+            tokens = np.array([len(reading.texts[t].tokens) for t in own])
+            hard[:, k] = soft[:, k] = (scores / tokens).max(1)
+        else:
+            lengths = np.array([len(text) for text in question.continuations])
+            gold = np.array([text in question.answers for text in question.continuations])
+            hard[:, k] = gold[(scores / lengths).argmax(1)]
+            shares = np.exp(scores - scores.max(1, keepdims=True))
+            soft[:, k] = shares[:, gold].sum(1) / shares.sum(1)
+    return hard, soft
+
+
+def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
+    """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
+
+    top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
+    are among them, and behind a text the stops; then what the most systems choose first.
+    """
+    wanted: list[list[int]] = [[] for _ in range(top.shape[1])]
+    starts = positions(reading.rows)
+    for text in reading.texts:
+        for at, token in enumerate(text.tokens, starts[text.row]):
+            wanted[at].append(token)
+        if text.stopped:
+            wanted[starts[text.row] + len(text.tokens)] += stops
+    rank = np.broadcast_to(np.arange(top.shape[2]), (len(top), top.shape[2])).ravel()
+    rows = []
+    for at, given in enumerate(wanted):
+        ids, inverse, times = np.unique(top[:, at].ravel(), return_inverse=True, return_counts=True)
+        first = np.full(len(ids), top.shape[2])
+        np.minimum.at(first, inverse, rank)
+        order = ids[np.lexsort((-times, first))]
+        rows.append(list(dict.fromkeys([*given, *order.tolist()]))[: max(SUPPORT, len(given))])
+    width = max(map(len, rows))
+    return np.array([row + [-1] * (width - len(row)) for row in rows])
+
+
+class _Support:
+    """The rows of a head that belong to the support [p, s]."""
+
+    def __init__(self, support: np.ndarray, weight: Tensor, bias: Tensor | None) -> None:
+        ids, inverse = np.unique(support.clip(0), return_inverse=True)
+        chosen = torch.from_numpy(ids).to(weight.device)
+        self._weight = weight[chosen].float().cpu()
+        self._bias = 0.0 if bias is None else bias.detach()[chosen].float().cpu()
+        self._places = torch.from_numpy(inverse.reshape(support.shape))
+        self._absent = torch.from_numpy(support < 0)
+
+    def logits(self, states: States) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [p, s] and the log of the rest [p] of one system."""
+        every = states.hidden.float() @ self._weight.T + self._bias
+        found = every.gather(1, self._places) - states.total[:, None]
+        found = found.masked_fill(self._absent, ABSENT)
+        return found, (1 - found.exp().sum(-1)).clamp_min(LEAST_REST).log()
+
+
+def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
+    """Which tokens of the support end an answer: those without a letter or digit."""
+    ids = np.unique(support)
+    texts = [scorer.decode([token]) if token >= 0 else "x" for token in ids.tolist()]
+    ends = np.array([not any(map(str.isalnum, t)) and UNREADABLE not in t for t in texts])
+    return ends[np.searchsorted(ids, support)]
+
+
+def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> Places:
+    starts = positions(reading.rows)
+    tokens, stops = [], []
+    for t, text in enumerate(reading.texts):
+        for at, token in enumerate(text.tokens, starts[text.row]):
+            tokens.append((at, int(np.flatnonzero(support[at] == token)[0]), t))
+        if text.stopped:
+            stops.append((starts[text.row] + len(text.tokens), t))
+    position, column, of_text = _columns(tokens, 3)
+    stop, text_stopped = _columns(stops, 2)
+    ends = torch.from_numpy(ending)[stop]
+    return Places(len(reading.texts), position, column, of_text, stop, text_stopped, ends)
+
+
+def _columns(rows: Iterable[tuple[int, ...]], width: int) -> tuple[Tensor, ...]:
+    found = np.array(list(rows), dtype=np.int64).reshape(-1, width)
+    return tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in found.T)

@@ -1,0 +1,212 @@
+"""How good a rule chooses between base, best single adapter, composition and training.
+
+`loraprobe lab recycling DATA` reads the published measurements of arXiv 2602.12323: community
+adapters alone and LoraHub compositions of k random ones, on the tasks' own test sets. A case is one
+draw of k adapters for one task. Of a case, a rule sees k, the validation scores of the adapters
+(100 items each) and a validation score of the base, which was not published and is drawn here from
+its test accuracy; some rules also see the composition's validation score, on the items that its
+weights were fitted to. Regret is the test accuracy of the best action minus that of the chosen one.
+
+A fitted rule chooses for tasks that took no part in its fit.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loraprobe.errors import UsageError
+
+Array = npt.NDArray[Any]
+ITEMS = 100  # of a published validation score
+PENALTY = 10.0  # of the ridge regression, on features with variance 1
+GROUP = "xnli"  # one data set in several languages: left out together
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of one model. `outcomes`: [cases, actions] test accuracy, the base first.
+
+    singles: validation scores of the adapters of each case. composed: validation score of each
+    composition, NaN where it was not published.
+    """
+
+    model: str
+    actions: tuple[str, ...]
+    task: tuple[str, ...]
+    k: Array
+    singles: tuple[Array, ...]
+    composed: Array
+    outcomes: Array
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule sees of the cases with one draw of the base's validation score: [cases] each."""
+
+    base: Array
+    best: Array
+    corrected: Array
+    mean: Array
+    k: Array
+    composed: Array
+    measured: Array  # [cases, actions]: each action on as many items that took no part in a choice
+
+
+def corrected_best(scores: Array, items: int = ITEMS) -> float:
+    """The expected accuracy of the adapter with the best score: its score drawn to the mean.
+
+    The share that stays is the variance between adapters of the variance of the scores, which also
+    has the binomial noise of the items (empirical Bayes).
+    """
+    mean = float(scores.mean())
+    noise = max(mean * (1 - mean), 0.01) / items
+    between = max(0.0, float(scores.var(ddof=1)) - noise) if len(scores) > 1 else 0.0
+    return mean + between / (between + noise) * (float(scores.max()) - mean)
+
+
+def llama_cases(data: Path) -> Cases:
+    """Base, best single by validation and LoraHub's composition, on Llama-3.1-8B-Instruct."""
+    name = "llama-3.1-8b-instruct"
+    base = {row["task"]: float(row["accuracy"]) for row in _rows(data / f"{name}.base.test.csv")}
+    validation = _singles(data / f"{name}.singles.validation.csv.gz")
+    test = _singles(data / f"{name}.singles.test.csv.gz")
+    found = []
+    for run in _runs(data / f"{name}.lorahub.jsonl.gz"):
+        task = run["task"]
+        known = [
+            (validation[a][task], test[a][task])
+            for a in run["adapters"]
+            if task in validation.get(a, {}) and task in test.get(a, {})
+        ]
+        if known and task in base:
+            scores = np.array(known)
+            single = scores[scores[:, 0].argmax(), 1]
+            outcome = (base[task], single, run["test"])
+            found.append((task, _size(run), scores[:, 0], run["validation"], outcome))
+    return _cases("Llama-3.1-8B-Instruct", ("base", "single", "compose"), found)
+
+
+def qwen_cases(data: Path) -> Cases:
+    """Base, an adapter trained on 100 examples and LoraHub's composition, on Qwen3-4B."""
+    trained = {
+        row["task"]: (float(row["base"]), float(row["target_adapter_100_examples"]))
+        for row in _rows(data / "qwen3-4b.base-and-target-adapter.test.csv")
+        if row["base"] and row["target_adapter_100_examples"]
+    }
+    validation = _singles(data / "qwen3-4b.singles.validation.csv.gz")
+    found = []
+    for run in _runs(data / "qwen3-4b.lorahub.jsonl.gz"):
+        task = run["task"]
+        scores = [row[task] for a in run["adapters"] if task in (row := validation.get(a, {}))]
+        if scores and task in trained:
+            outcome = (*trained[task], run["test"])
+            found.append((task, _size(run), np.array(scores), run["validation"], outcome))
+    return _cases("Qwen3-4B", ("base", "train", "compose"), found)
+
+
+def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Cases:
+    task, k, singles, composed, outcomes = zip(*rows, strict=True)
+    values = [np.nan if value is None else value for value in composed]
+    return Cases(
+        model, actions, task, np.array(k), singles, np.array(values, float), np.array(outcomes)
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: name the directory of the published measurements.")
+    raw = path.read_bytes()
+    text = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    return list(csv.DictReader(text.decode().splitlines()))
+
+
+def _singles(path: Path) -> dict[str, dict[str, float]]:
+    """adapter -> task -> accuracy; what was not measured is absent."""
+    return {
+        row["adapter"]: {task: float(v) for task, v in row.items() if v and task != "adapter"}
+        for row in _rows(path)
+    }
+
+
+def _runs(path: Path) -> Iterable[dict[str, Any]]:
+    """The compositions on 100 examples without an adapter of the task itself."""
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: name the directory of the published measurements.")
+    runs = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+    return [run for run in runs if run["examples"] == ITEMS and not run["with_target"]]
+
+
+def _size(run: Mapping[str, Any]) -> int:
+    """The k that was meant: an adapter or two of some runs are not listed."""
+    return 5 * round(len(run["adapters"]) / 5)
+
+
+def look(cases: Cases, rng: np.random.Generator) -> Seen:
+    """What a rule sees, with one draw of what was not published."""
+    return Seen(
+        base=rng.binomial(ITEMS, cases.outcomes[:, 0]) / ITEMS,
+        best=np.array([scores.max() for scores in cases.singles]),
+        corrected=np.array([corrected_best(scores) for scores in cases.singles]),
+        mean=np.array([scores.mean() for scores in cases.singles]),
+        k=cases.k,
+        composed=cases.composed,
+        measured=rng.binomial(ITEMS, cases.outcomes) / ITEMS,
+    )
+
+
+def fitted(cases: Cases, features: Array) -> Array:
+    """The action with the largest gain over the base that a ridge regression expects: [cases].
+
+    It is fitted on the cases of the other tasks.
+    """
+    gains = cases.outcomes[:, 1:] - cases.outcomes[:, :1]
+    expected = np.zeros(cases.outcomes.shape)
+    groups = np.array([GROUP if task.startswith(GROUP) else task for task in cases.task])
+    for group in np.unique(groups):
+        left_out = groups == group
+        centre, spread = features[~left_out].mean(0), features[~left_out].std(0) + 1e-9
+        x = np.column_stack([np.ones(len(features)), (features - centre) / spread])
+        penalty = PENALTY * np.eye(x.shape[1])
+        penalty[0, 0] = 0.0
+        known = x[~left_out]
+        weights = np.linalg.solve(known.T @ known + penalty, known.T @ gains[~left_out])
+        expected[left_out, 1:] = x[left_out] @ weights
+    return expected.argmax(1)
+
+
+def rules_of(cases: Cases) -> dict[str, Callable[[Seen], Array]]:
+    """Name -> a rule, from what is seen to the index of the chosen action: [cases]."""
+    count = len(cases.task)
+
+    def always(action: int) -> Callable[[Seen], Array]:
+        return lambda _: np.full(count, action)
+
+    def features(seen: Seen) -> Array:
+        over = (seen.corrected - seen.base, seen.mean - seen.base)
+        sizes = (np.log(seen.k),) if len(set(seen.k)) > 1 else ()
+        return np.stack([seen.base, *over, *sizes], 1)
+
+    found = {f"always {name}": always(i) for i, name in enumerate(cases.actions)}
+    if "single" in cases.actions:
+        found["better validation score of base and best single"] = lambda s: (s.best > s.base) * 1
+        found["the same, corrected for the choice"] = lambda s: (s.corrected > s.base) * 1
+    found["fitted to k, base and singles"] = lambda s: fitted(cases, features(s))
+    if not np.isnan(cases.composed).any():
+        found["best validation score, the composition's too"] = lambda s: np.stack(
+            [s.base, s.best, s.composed], 1
+        ).argmax(1)
+        found["fitted, the composition's validation score too"] = lambda s: fitted(
+            cases, np.column_stack([features(s), s.composed - s.base])
+        )
+    found[f"best of all on {ITEMS} fresh items (simulated)"] = lambda s: s.measured.argmax(1)
+    found["oracle"] = lambda _: cases.outcomes.argmax(1)
+    return found

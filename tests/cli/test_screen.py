@@ -1,0 +1,136 @@
+"""`loraprobe screen` without a task, as a user types it: what it says, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import making
+import pytest
+
+import loraprobe
+from loraprobe.errors import UsageError
+from loraprobe.report.schema import json_schema
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
+
+
+def call(*arguments: object, columns: int = 80, stdin: str | bytes | None = None):
+    return making.call(*arguments, env={"COLUMNS": str(columns)}, input=stdin)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch) -> Path:
+    """A file that names four adapters: two that can be used, a copy, and one that is not there."""
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    a, b = making.saved_pair(tmp_path, SHAPES)
+    shutil.copytree(a, tmp_path / "copy")
+    file = tmp_path / "library.txt"
+    file.write_text(f"# mine\n\n{a}  # the first\n\tmine={b}\n{tmp_path / 'copy'}\n./gone\n")
+    return file
+
+
+def test_a_file_of_references_is_described(library):
+    shown = call("screen", f"@{library}")
+    assert shown.exit_code == 0, shown.output
+    answer = shown.stdout.rpartition("\n\n")[2]
+    assert answer.startswith("LIBRARY: 2 of 4 adapters")
+    assert "copy = a" in answer and "gone" in answer
+    assert f"loraprobe screen @{library}" in " ".join(answer.split()).replace(" \\ ", " ")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_answer_fits_twelve_lines(library, columns):
+    more = [f"./a-name-that-is-rather-long-for-an-adapter-{n}" for n in range(30)]
+    shown = call("screen", f"@{library}", *more, columns=columns)
+    lines = shown.stdout.splitlines()
+    answer = lines[max(i for i, line in enumerate(lines) if not line) + 1 :]
+    assert len(answer) <= 12 and len(lines) <= 45
+    assert max(len(line) for line in lines if str(library) not in line) <= columns
+    assert len(call("screen", f"@{library}", *more, "--explain").stdout) > len(shown.stdout)
+
+
+def test_standard_input_holds_references(library):
+    piped = "\n".join(library.read_text().splitlines()[2:4])
+    audit = json.loads(call("screen", "-", "--json", stdin=piped).stdout)
+    assert [row["name"] for row in audit["library"]["adapters"]] == ["a", "mine"]
+
+
+def test_the_document_satisfies_its_schema_and_is_reported_again(library, tmp_path):
+    shown = call("screen", f"@{library}", "--json", "--html", tmp_path / "page.html")
+    document = json.loads(shown.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["shortlist"] == [] and document["verdict"] is None
+    states = [row["state"] for row in document["library"]["adapters"]]
+    assert states == ["usable", "usable", "duplicate", "broken"]
+    assert document["provenance"]["arguments"][1] == "@library.txt"
+    assert str(tmp_path) not in shown.stdout
+    assert str(tmp_path) not in (tmp_path / "page.html").read_text()
+    saved = tmp_path / "audit.json"
+    saved.write_text(shown.stdout)
+    again, first = call("report", saved), call("screen", f"@{library}")
+    assert again.exit_code == 0
+    told = [shown.stdout.partition("  next ")[0].splitlines() for shown in (again, first)]
+    same = [[line for line in lines if " s, cpu, " not in line] for lines in told]
+    assert same[0] == same[1] and any(line.startswith("LIBRARY") for line in same[0])
+    assert "LIBRARY" in call("report", saved, "--markdown").stdout
+
+
+def test_quiet_is_one_line(library):
+    assert call("screen", f"@{library}", "-q").stdout == "2 of 4 usable\n"
+
+
+@pytest.mark.parametrize("content", ["", "\n# nothing\n  \n", b"\xff\xfe\xff"])
+def test_a_file_or_pipe_without_references_is_named(tmp_path, content):
+    file = tmp_path / "list.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shown = call("screen", f"@{file}")
+    assert shown.exit_code == 2 and "list.txt" in shown.stderr and not shown.stdout
+    piped = call("screen", "-", stdin=content)
+    assert piped.exit_code == 2 and "tandard input" in piped.stderr and not piped.stdout
+
+
+def test_a_missing_file_of_references_is_named(tmp_path):
+    shown = call("screen", f"@{tmp_path / 'no.txt'}", "--json")
+    assert shown.exit_code == 2
+    assert json.loads(shown.stdout)["error"]["code"] == "usage"
+
+
+def test_nothing_that_can_be_read_is_an_error(tmp_path):
+    one = call("screen", tmp_path / "a")
+    assert one.exit_code == 2 and "directory" in one.stderr
+    both = call("screen", tmp_path / "a", tmp_path / "b", "--json")
+    told = json.loads(both.stdout)["error"]
+    assert both.exit_code == 2 and "2 adapters" in told["message"] and told["cure"]
+
+
+def test_an_output_never_lands_on_an_adapter(library, tmp_path):
+    shown = call("screen", f"@{library}", "--html", tmp_path / "a" / "adapter_config.json")
+    assert shown.exit_code == 2
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_base_decides_what_fits(library, tmp_path):
+    home = tmp_path / "base"
+    making.tiny_llama().save_pretrained(home)
+    shown = call("screen", f"@{library}", "--base", home, "--json")
+    states = [row["state"] for row in json.loads(shown.stdout)["library"]["adapters"]]
+    assert states == ["usable", "usable", "duplicate", "broken"]
+    making.tiny_gpt2().save_pretrained(tmp_path / "other")
+    shown = call("screen", f"@{library}", "--base", tmp_path / "other", "--json")
+    rows = json.loads(shown.stdout)["library"]["adapters"]
+    assert [row["state"] for row in rows] == ["unfit", "unfit", "unfit", "broken"]
+    assert rows[0]["issues"][0]["code"] == "module-not-in-base" and shown.exit_code == 1
+
+
+def test_python_reads_the_same_references(library):
+    audit = loraprobe.screen([f"@{library}"])
+    assert [row.state for row in audit.library.adapters][:3] == ["usable", "usable", "duplicate"]
+    assert str(audit).startswith("LIBRARY: 2 of 4") and "<svg" not in audit._repr_html_()
+    assert loraprobe.screen(f"@{library}").library == audit.library
+    with pytest.raises(UsageError):
+        loraprobe.screen([])
+    with pytest.raises(UsageError):
+        loraprobe.screen("-")

@@ -1,0 +1,220 @@
+"""A library is read once, and whatever is wrong with an adapter is named and ends nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import random_adapter, regauged, write_adapter
+from safetensors.torch import load_file, save_file
+
+from loraprobe.adapters import Adapter, adapter_of
+from loraprobe.errors import UsageError
+from loraprobe.file_hashes import cache_directory
+from loraprobe.library import arranged, fitted, read_library, reading
+
+WEIGHTS = "adapter_model.safetensors"
+SHAPES = {f"model.layers.{i}.self_attn.q_proj": (16, 16) for i in range(2)}
+
+
+def small(name: str, seed: int, **options) -> Adapter:
+    return random_adapter(name, SHAPES, 2, seed=seed, **options)
+
+
+def changed(name: str, adapter: Adapter, change) -> Adapter:
+    modules = {path: change(update) for path, update in adapter.modules.items()}
+    return adapter_of(name, modules, base_model=adapter.base_model)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch) -> Path:
+    """Adapters of every kind that a library may hold."""
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    home = tmp_path / "my adapters"
+    good = [small(f"good-{seed}", seed) for seed in range(3)]
+    for adapter in good:
+        adapter.save(home / adapter.name)
+    shutil.copytree(home / "good-0", home / "same-file")
+    changed("rebased", good[0], regauged).save(home / "rebased")
+    changed("cast", good[1], lambda u: u.to(torch.bfloat16)).save(home / "cast")
+    changed("scaled", good[2], lambda u: u.scaled(2)).save(home / "scaled")
+    changed("empty", good[0], lambda u: u.scaled(0)).save(home / "zero")
+    small("nan", 7).save(home / "nan")
+    tensors = load_file(home / "nan" / WEIGHTS)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, home / "nan" / WEIGHTS)
+    shutil.copytree(home / "good-1", home / "cut")
+    (home / "cut" / WEIGHTS).write_bytes((home / "good-1" / WEIGHTS).read_bytes()[:-9])
+    write_adapter(home / "ia3", {"x": torch.ones(1)}, peft_type="IA3")
+    (home / "nothing").mkdir()
+    small("other", 8, base_model="other/base").save(home / "other")
+    wide = dict.fromkeys(SHAPES, (16, 24))
+    random_adapter("wide", wide, 2, seed=9).save(home / "wide")
+    return home
+
+
+STATES = {
+    "good-0": ("usable", None),
+    "good-1": ("usable", None),
+    "good-2": ("usable", None),
+    "cast": ("duplicate", "duplicate"),
+    "cut": ("broken", "adapter"),
+    "ia3": ("broken", "unsupported-adapter"),
+    "nan": ("broken", "not-finite"),
+    "nothing": ("broken", "adapter"),
+    "other": ("unfit", "base-mismatch"),
+    "rebased": ("duplicate", "duplicate"),
+    "same-file": ("duplicate", "duplicate"),
+    "scaled": ("usable", "scaled-copy"),
+    "wide": ("unfit", "shapes-differ"),
+    "zero": ("broken", "no-effect"),
+}
+
+
+def read(home: Path, *more: str | Adapter, **options):
+    references = [str(home / name) for name in STATES]
+    return arranged(fitted(read_library([*references, *more], **options)))
+
+
+def test_every_adapter_is_named_with_its_state_and_its_cure(library):
+    found = read(library, str(library / "nowhere"), "no reference", f"mine={library / 'good-0'}")
+    rows = {row.name: row for row in found.library.adapters}
+    assert list(rows) == [*STATES, "nowhere", "no reference", "mine"]
+    for name, (state, code) in STATES.items():
+        assert rows[name].state == state, name
+        issues = {issue.code: issue for issue in rows[name].issues}
+        assert code is None or issues[code].cure, name
+        if state == "usable":
+            assert not [i for i in issues.values() if i.severity == "error"]
+    assert rows["nowhere"].state == rows["no reference"].state == "broken"
+    assert rows["nowhere"].issues[0].code == "reference" and rows["nowhere"].sha256 == ""
+    copies = {name: row.same_as for name, row in rows.items() if row.same_as}
+    assert copies == {
+        "cast": "good-1",
+        "mine": "good-0",
+        "rebased": "good-0",
+        "same-file": "good-0",
+        "scaled": "good-2",
+    }
+    assert "2 times" in rows["scaled"].issues[-1].message
+    assert found.compared == [row.name for row in rows.values() if row.state == "usable"]
+    assert rows["good-1"].norm == pytest.approx(small("x", 1).norm())
+    assert rows["scaled"].norm == pytest.approx(2 * rows["good-2"].norm)
+
+
+def test_nothing_private_is_told(library):
+    names = [*map(str, library.iterdir()), f"lost={library / 'none'}"]
+    text = str([member.record for member in fitted(read_library(names))])
+    assert "adapters/" not in text and str(library.parent) not in text and "adapter_model" in text
+
+
+def test_a_second_run_reads_no_tensor(library, monkeypatch):
+    first = read(library)
+
+    def never(*_: object, **__: object):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(reading, "gram_matrices", never)
+    monkeypatch.setattr("loraprobe.compatibility.tensors.gram_matrices", never)
+    again = read(library)
+    assert again.library == first.library
+    assert np.array_equal(again.cosines, first.cosines)
+
+
+def test_a_changed_config_is_read_anew(library):
+    before = {m.record.name: m.record for m in read_library([str(library / "good-0")])}
+    config = library / "good-0" / "adapter_config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"lora_alpha": 4 * content["lora_alpha"]}))
+    (after,) = read_library([str(library / "good-0")])
+    assert after.record.norm == pytest.approx(4 * before["good-0"].norm)
+    assert after.record.sha256 == before["good-0"].sha256
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"norm": 1', b"\xff", b'{"sketch": 3}'])
+def test_a_damaged_stored_reading_is_read_again(library, damage):
+    (first,) = read_library([str(library / "good-0")])
+    (stored,) = (cache_directory() / "library").iterdir()
+    stored.write_bytes(damage)
+    (again,) = read_library([str(library / "good-0")])
+    assert again.record == first.record
+    assert np.array_equal(again.sketch.numbers, first.sketch.numbers)
+    assert stored.read_bytes() != damage
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(library, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "file"))
+    (found,) = read_library([str(library / "good-0")])
+    assert found.usable
+
+
+def test_an_interrupted_run_goes_on_where_it_was(library, monkeypatch):
+    real, read_paths = reading.gram_matrices, []
+
+    def until(modules, **options):
+        if len(read_paths) == 2:
+            raise KeyboardInterrupt
+        read_paths.append(1)
+        return real(modules, **options)
+
+    names = [str(library / f"good-{n}") for n in range(3)]
+    monkeypatch.setattr(reading, "gram_matrices", until)
+    with pytest.raises(KeyboardInterrupt):
+        read_library(names)
+    read_paths[:] = [1]  # one more may be read
+    assert all(member.usable for member in read_library(names))
+
+
+def test_an_issue_may_be_accepted_by_name(library):
+    member = read_library([str(library / "nan")], allow=["not-finite"])[0]
+    assert member.record.state == "usable" and member.record.norm is None
+    both = [str(library / "good-0"), str(library / "good-1"), str(library / "other")]
+    made = fitted(read_library(both), allow=["base-mismatch"])
+    assert [member.record.state for member in made] == ["usable"] * 3
+
+
+def test_adapters_in_memory_are_members_too():
+    found = arranged(read_library([small("a", 1), small("b", 2), small("a", 1)]))
+    assert [row.name for row in found.library.adapters] == ["a", "b", "a-2"]
+    assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]
+    assert found.usable[0].open().modules.keys() == SHAPES.keys()
+
+
+def test_two_adapters_of_one_chosen_name_are_refused(library):
+    with pytest.raises(UsageError):
+        read_library([f"x={library / 'good-0'}", f"x={library / 'good-1'}"])
+
+
+def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_path):
+    config = {"use_dora": True, "lora_alpha": 4, "r": 2}
+    paths = []
+    for name, size in (("one", 1.0), ("other", 2.0)):
+        tensors = {
+            "base_model.model.q_proj.lora_A.weight": torch.ones(2, 8),
+            "base_model.model.q_proj.lora_B.weight": torch.ones(8, 2),
+            "base_model.model.q_proj.lora_magnitude_vector": torch.full((8,), size),
+        }
+        paths.append(str(write_adapter(tmp_path / name, tensors, **config)))
+    shutil.copytree(paths[0], tmp_path / "again")
+    found = arranged(fitted(read_library([*paths, str(tmp_path / "again")])))
+    assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]
+    assert found.library.adapters[1].same_as is None
+
+
+def test_real_adapters_are_compared_as_by_their_deltas(shared_data, monkeypatch, tmp_path):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
+    home = shared_data / "gpt2-domain-skeleton"
+    names = [str(home / name) for name in ("legal", "medical", "sports")]
+    names += [str(shared_data / name) for name in ("gpt2-godspeed", "distilgpt2-niket")]
+    found = arranged(fitted(read_library(names)))
+    rows = {row.name: row for row in found.library.adapters}
+    assert rows["distilgpt2-niket"].state == "unfit"
+    exact = {(0, 1): 0.20, (0, 2): 0.20, (1, 2): 0.71}
+    for (i, j), cosine in exact.items():
+        assert found.cosines[i, j] == pytest.approx(cosine, abs=3 * found.library.cosine_error)
+    assert [rows[name].family for name in ("legal", "medical", "sports")] == [None, 1, 1]

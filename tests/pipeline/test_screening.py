@@ -1,0 +1,192 @@
+"""`screen --task` on libraries in which is known what each adapter knows."""
+
+from __future__ import annotations
+
+import json
+
+import making
+import pytest
+from planted_library import FIRST, SECOND, write_library
+
+from loraprobe.evaluation import running
+from loraprobe.evaluation.ledger import NAME
+from loraprobe.pipeline import asking_alone
+from loraprobe.probes import ScreenedTexts
+
+NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}
+PAIR = {"firsts": FIRST, "seconds": SECOND}
+EVERY = FIRST | SECOND
+
+
+def screened(words, *options, cache, code=None):
+    few = ("--method", "sum", "--keep", "3")
+    found = making.call(*words, "--json", *few, *options, env={"LORAPROBE_CACHE": str(cache)})
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    if code is not None:
+        assert found.exit_code == code, found.stdout + found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A pair that composes among adapters that know nothing."""
+    place = tmp_path_factory.mktemp("library")
+    return write_library(place, {**NOISE, **PAIR}), place
+
+
+def test_a_pair_that_composes_is_found_and_proved(library):
+    words, place = library
+    found = screened(words, cache=place / "cache", code=0)
+    verdict, (best, *_) = found["verdict"], found["shortlist"]
+    assert verdict["decision"] == "likely" and verdict["action"] in ("merge", "route")
+    assert best["adapters"] == ["firsts", "seconds"] and best["outcome"] == "compose"
+    assert (best["place"], best["looked_at"]) == (1, 10 + 10)
+    assert best["system"] == verdict["system"] and "(firsts, seconds)" in verdict["system"]
+    assert best["forecast"]["gain"] == pytest.approx(0.75, abs=0.15)  # all but prompts with "of"
+    assert best["gain"]["difference"] == pytest.approx(0.75, abs=0.15)
+    assert verdict["next"].split()[1] in ("merge", "route")
+    assert verdict["next"].split()[2:4] == ["firsts", "seconds"]
+    (items,) = found["library"]["items"]
+    assert (items["screening"], items["proving"]) == (40, 60)
+    alone = {
+        a["name"]: {s["part"]: s["n"] for s in a["scores"]} for a in found["library"]["adapters"]
+    }
+    assert alone == {name: {"question": 40} for name in (*NOISE, *PAIR)}
+    assert any(reason["code"] == "screened" for reason in verdict["reasons"])
+
+
+def test_in_a_library_where_nothing_composes_nothing_is_found(tmp_path):
+    words = write_library(tmp_path, {**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}})
+    verdict = screened(words, cache=tmp_path / "cache")["verdict"]
+    assert verdict["decision"] in ("unlikely", "inconclusive")
+    assert verdict["action"] in ("train-target-adapter", "gather-evidence")
+
+
+def test_an_adapter_that_knows_everything_is_used_alone(tmp_path):
+    words = write_library(tmp_path, {**NOISE, **PAIR, "expert": EVERY})
+    found = screened(words, cache=tmp_path / "cache")
+    assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
+    assert found["verdict"]["action"] == "use-single:expert"
+    assert "expert" in found["verdict"]["next"]
+    assert found["shortlist"][0]["adapters"] == ["expert"]
+
+
+def counted(monkeypatch, stop=None):
+    """Counts questions and readings; `stop` interrupts the run at so many calls."""
+    calls = {"ask": 0, "read": 0}
+
+    def counting(name, real):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if sum(calls.values()) == stop:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(running, "ask", counting("ask", running.ask))
+    monkeypatch.setattr(ScreenedTexts, "read", counting("read", ScreenedTexts.read))
+    return calls
+
+
+def comparable(document):
+    """A document without what may differ between two runs."""
+    document.pop("provenance")
+    document["notes"] = [n for n in document["notes"] if "earlier run" not in n]
+    return document
+
+
+def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch):
+    words, place = library
+    cache = tmp_path / "cache"
+    whole = comparable(screened(words, cache=place / "cache"))
+    with monkeypatch.context() as patch:
+        counted(patch, stop=6)
+        few = ("--json", "--method", "sum", "--keep", "3")
+        said = making.call(*words, *few, env={"LORAPROBE_CACHE": str(cache)})
+        assert said.exit_code != 0
+    with monkeypatch.context() as patch:
+        calls = counted(patch)
+        resumed = screened(words, "--resume", cache=cache)
+        assert calls["read"] == 6 - 3  # base and two adapters were read before
+    (ledger,) = cache.rglob(NAME)
+    lines = ledger.read_text().splitlines()
+    assert len(lines) == len(
+        {
+            tuple(json.loads(line).get(k) for k in ("system", "task", "part", "item"))
+            for line in lines
+        }
+    )
+    assert comparable(resumed) == whole
+    with monkeypatch.context() as patch:
+        calls = counted(patch)
+        assert comparable(screened(words, "--resume", cache=cache)) == whole
+        assert calls == {"ask": 0, "read": 0}
+
+
+def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatch):
+    words, _ = library
+    left = iter([100.0] * 3 + [-1.0] * 99)
+    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: next(left))
+    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
+    asked = [a["name"] for a in found["library"]["adapters"] if a["scores"]]
+    assert asked == list(NOISE)  # three adapters, then the time was over
+    assert found["rounds"]["used"] == 1 and len(found["shortlist"]) == 1
+    assert any("--budget" in note for note in found["notes"])
+    assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
+
+
+def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
+    words, place = library
+    rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["prompt"], row["answer"] = row["prompt"].rpartition(" ")[0] + " ada", "lives"
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, rows)))
+    found = screened([*words, "--task", str(other)], cache=tmp_path / "cache")
+    assert {row["task"] for row in found["evaluation"]} == {"task", "other"}
+    assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
+    assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
+    assert found["shortlist"][0]["gain"]["task"] is None
+
+
+def error(words, *options, cache):
+    found = making.call(*words, "--json", *options, env={"LORAPROBE_CACHE": str(cache)})
+    assert found.exit_code == 2, found.stdout
+    return json.loads(found.stdout)["error"]["message"]
+
+
+def test_too_few_items_adapters_and_routers_that_learn_are_refused(library, tmp_path):
+    words, _ = library
+    assert "--items" in error(words, "--items", "80", cache=tmp_path)
+    assert "--items" in error(words, "--limit", "60", cache=tmp_path)
+    assert "merge-and-eval" in error(words, "--router", "centroid", cache=tmp_path)
+    refs = [word for word in words if "noise" not in word and "seconds" not in word]
+    assert "two" in error(refs, cache=tmp_path)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_answer_has_twelve_lines_and_tells_the_cost(library, width, monkeypatch):
+    words, place = library
+    monkeypatch.chdir(place)
+    few = [word.replace(f"{place}/", "./") for word in words]
+    cache = {"LORAPROBE_CACHE": str(place / "cache"), "COLUMNS": str(width)}
+    said = making.call(*few, "--method", "sum", "--keep", "3", "--resume", env=cache)
+    answer = said.stdout.rstrip().rpartition("\n\n")[2].splitlines()
+    assert answer[0].startswith("LIKELY") and len(answer) <= 12
+    assert all(len(line) <= width for line in answer)
+    assert "6 passes" in " ".join(answer)
+    assert "firsts, seconds" in said.stdout.partition("Short list")[2].splitlines()[2]
+    assert len(said.stdout.splitlines()) <= 45
+
+
+def test_the_short_list_is_on_the_page_and_in_markdown(library):
+    words, place = library
+    audit = place / "audit.json"
+    few = ("--method", "sum", "--keep", "3", "--resume", "--json")
+    said = making.call(*words, *few, env={"LORAPROBE_CACHE": str(place / "cache")})
+    audit.write_text(said.stdout)
+    page = place / "page.html"
+    shown = making.call("report", audit, "--markdown", "--html", page)
+    assert "firsts, seconds" in shown.stdout and "Short list" in shown.stdout
+    assert "firsts, seconds" in page.read_text().partition('id="short-list"')[2]

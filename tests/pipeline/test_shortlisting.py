@@ -1,0 +1,76 @@
+"""Rankings of sets of adapters, and finalists that differ."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from loraprobe.pipeline.shortlisting import choose, rank
+
+
+def scored(values: dict, default=0.0):
+    """A score by members; a set that is not named has that of its best named pair."""
+
+    def score(subsets):
+        found = []
+        for members in map(tuple, subsets.tolist()):
+            pairs = [values.get(pair, default) for pair in itertools.combinations(members, 2)]
+            found.append(values.get(members, max(pairs)))
+        return np.array(found)
+
+    return score
+
+
+def test_all_pairs_are_ranked_and_sets_of_three_only_if_they_exceed_their_pairs():
+    values = {(1, 4): 0.9, (0, 2): 0.8, (1, 3, 4): 0.95, (0, 2, 5): 0.805}
+    found = rank("question", 6, scored(values))
+    assert [members for members, _ in found.order[:3]] == [(1, 3, 4), (1, 4), (0, 2)]
+    assert sorted(m for m, _ in found.order if len(m) == 2) == sorted(
+        itertools.combinations(range(6), 2)
+    )
+    assert (0, 2, 5) not in [members for members, _ in found.order]  # it hardly exceeds (0, 2)
+    assert found.looked_at == 15 + 20
+
+
+def test_few_adapters_have_few_sets():
+    assert rank("question", 2, scored({(0, 1): 0.3})).order == (((0, 1), 0.3),)
+    assert rank("question", 1, scored({})).order == ()
+
+
+def names(candidates):
+    return [one.members for one in candidates]
+
+
+def test_one_good_adapter_takes_half_of_the_places():
+    values = {(0, k): 0.9 - k / 100 for k in range(1, 8)} | {(8, 9): 0.4, (7, 9): 0.3}
+    found = choose([rank("question", 10, scored(values))], 4, range(10))
+    assert names(found) == [(0, 1), (0, 2), (8, 9), (7, 9)]
+    assert [one.place for one in found] == [1, 2, 8, 9]
+
+
+def test_relatives_count_as_one():
+    values = {(0, 1): 0.9, (0, 2): 0.89, (0, 3): 0.88, (4, 5): 0.2}
+    families = [0, 7, 7, 7, 4, 5]  # 1, 2 and 3 are relatives
+    found = choose([rank("question", 6, scored(values))], 2, families)
+    assert names(found) == [(0, 1), (4, 5)]
+
+
+def test_without_others_the_places_are_filled():
+    values = {(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}
+    found = choose([rank("question", 3, scored(values))], 8, [0, 0, 0])
+    assert sorted(names(found)) == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_each_form_of_the_question_gives_finalists_in_turn():
+    plain = rank("question", 6, scored({(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}))
+    steps = rank("steps", 6, scored({(3, 4): 0.2, (0, 1): 0.15, (4, 5): 0.1}))
+    found = choose([plain, steps], 4, range(6))
+    assert names(found) == [(0, 1), (3, 4), (0, 2), (4, 5)]
+    assert [one.form for one in found] == ["question", "steps", "question", "steps"]
+
+
+def test_sets_that_do_not_fit_together_are_passed_over():
+    ranking = rank("question", 4, scored({(0, 1): 0.9, (2, 3): 0.8}))
+    found = choose([ranking], 1, range(4), lambda members: members != (0, 1))
+    assert names(found) == [(2, 3)]

@@ -165,7 +165,6 @@ def _screened(
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
-
     usable = {member.record.name: member for member in found.usable}
 
     def opened(name: str) -> Adapter:
@@ -176,13 +175,7 @@ def _screened(
 
     if workers is not None:
         workers.ask(evaluator, list(usable), reading, goes_on)
-    alone = ask_alone(
-        evaluator,
-        list(usable),
-        opened,
-        reading,
-        goes_on,
-    )
+    alone = ask_alone(evaluator, list(usable), opened, reading, goes_on)
     members = [usable[name] for name in alone.names[1:]]
     if len(members) < 2:
         raise UsageError(

@@ -28,6 +28,7 @@ WORDS = {
     "diagnose": "compare the adapters",
     "load": "load the base",
     "estimate": "estimate the time",
+    "template": "ask with and without the chat template",
     "cover": "measure what the base knows",
     "search": "search weights",
     "search weights": "search weights",

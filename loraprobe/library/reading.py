@@ -58,20 +58,24 @@ def read_library(
     allow: Collection[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. Raises
-    UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
+    places of those that are read. Raises UsageError for a name that cannot be given.
     """
-    members = []
-    for given, (name, reference, found) in zip(references, hub.load_each(references), strict=True):
+    places = range(len(references)) if only is None else sorted(only)
+    members = list[Member]()
+    for place, (name, reference, found) in zip(
+        places, hub.load_each(references, only), strict=True
+    ):
         if isinstance(found, LoraprobeError):
-            members.append(_unread(name, reference, found, str(given)))
+            members.append(_unread(name, reference, found, str(references[place])))
         else:
             members.append(_read(found, allow, seed))
         if progress is not None:
-            progress(len(members), len(references))
+            progress(len(members), len(places))
     return members
 
 

@@ -34,6 +34,7 @@ from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
+from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import Ranking, Subset, choose, rank
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
@@ -71,17 +72,23 @@ class Screened:
         return list(dict.fromkeys([*order.tolist(), *own]))
 
 
-def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Session) -> Audit:
+def screen_task(
+    found: Arranged,
+    base: Base,
+    tasks: Sequence[Task],
+    session: Session,
+    workers: Elsewhere | None = None,
+) -> Audit:
     """The audit of a library that was opened, on these tasks.
 
-    Raises LoraprobeError for tasks with too few items, for fewer than two usable adapters, and
-    where base or adapters cannot be asked.
+    workers: ask the adapters alone. Raises LoraprobeError for tasks with too few items, for fewer
+    than two usable adapters, and where base or adapters cannot be asked.
     """
     _check(found, session.options)
     parts = split_for_screening(tasks, session.options)
     budget = Budget(session.options.budget, session.options.started or session.begun)
     with _open(found, base, tasks, parts, session) as evaluator:
-        screened = _screened(found, evaluator, budget)
+        screened = _screened(found, evaluator, budget, workers)
         proving = replace(evaluator, tasks=parts.left)
         finalists = _finalists(screened, found, proving, budget)
         played, adapters = _prove(proving, finalists, screened, budget)
@@ -123,18 +130,26 @@ def _open(
     return Evaluator(inputs, session, scorer, ledger, parts.apart, None, notes, template)
 
 
-def _screened(found: Arranged, evaluator: Evaluator, budget: Budget) -> Screened:
+def _screened(
+    found: Arranged, evaluator: Evaluator, budget: Budget, workers: Elsewhere | None
+) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
     reading = ScreenedTexts.of(evaluator.scorer, tasks, evaluator.session.options.metric)
 
     usable = {member.record.name: member for member in found.usable}
+
+    def goes_on() -> bool:
+        return budget.left(SCREENING_SHARE) > 0
+
+    if workers is not None:
+        workers.ask(evaluator, list(usable), reading, goes_on)
     alone = ask_alone(
         evaluator,
         list(usable),
         lambda name: aligned([usable[name].open()], base)[0],
         reading,
-        lambda: budget.left(SCREENING_SHARE) > 0,
+        goes_on,
     )
     members = [usable[name] for name in alone.names[1:]]
     if len(members) < 2:

@@ -23,22 +23,25 @@ from loraprobe.declarations import (
     check_values,
     option,
     read_auto_or_count,
+    read_executor,
     read_named_file,
+    read_shard,
     read_weights,
 )
-from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
+from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-from loraprobe.screen_options import ScreenOptions
+from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options(ScreenOptions):
+class Options(TaskOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt per line. `state` is the directory for the results of a run, None for the user's
-    cache. `arguments` is the command line and `started` its start (time.perf_counter), for the
-    provenance. Raises UsageError for values that are out of range or contradict each other.
+    cache; `joined` are the directories of shards whose results are used. `arguments` is the command
+    line and `started` its start (time.perf_counter), for the provenance. Raises UsageError for
+    values that are out of range or contradict each other.
     """
 
     allow: tuple[str, ...] = option(
@@ -136,6 +139,11 @@ class Options(ScreenOptions):
         EVALUATION,
         "Ask every system all items; otherwise a run stops as soon as the decision holds.",
     )
+    items: int = option(
+        SCREENING_ITEMS, EVALUATION, "Items of each task on which a library is screened.", least=10
+    )
+    keep: int = option(KEEP, EVALUATION, "Sets of a library that are proved.", least=1, most=64)
+    budget: float | None = option(None, EVALUATION, "Minutes that a screen may take.", least=0)
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(
         None,
@@ -201,10 +209,25 @@ class Options(ScreenOptions):
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
     threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
+    shard: tuple[int, int] | None = option(
+        None,
+        MACHINE,
+        "Compute only the I-th of N shares and write it to --output; combine joins them.",
+        metavar="I/N",
+        read=read_shard,
+    )
+    executor: str | None = option(
+        None,
+        MACHINE,
+        "Compute on several processes: local[:N] (one a GPU, or N) or ray[://ADDRESS] (a cluster).",
+        metavar="WHERE",
+        read=read_executor,
+    )
     resume: bool = option(
         False, OUTPUT, "Use what an interrupted run of this call, or inspect, kept."
     )
     state: Path | None = None
+    joined: tuple[Path, ...] = ()
     arguments: tuple[str, ...] = ()
     started: float | None = None
 

@@ -1,6 +1,6 @@
 """References -> the adapters of a library, each read once, with a sketch of each.
 
-One module of one adapter is in memory at a time. An adapter that cannot be read or used becomes
+A few modules of one adapter are in memory at a time. An adapter that cannot be read or used becomes
 `broken`, with the reason and its cure among its issues; it never ends the run. What was read is
 stored, so that a second run reads no tensor again.
 """
@@ -58,20 +58,24 @@ def read_library(
     allow: Collection[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. Raises
-    UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
+    places of those that are read. Raises UsageError for a name that cannot be given.
     """
-    members = []
-    for given, (name, reference, found) in zip(references, hub.load_each(references), strict=True):
+    places = range(len(references)) if only is None else sorted(only)
+    members = list[Member]()
+    for place, (name, reference, found) in zip(
+        places, hub.load_each(references, only), strict=True
+    ):
         if isinstance(found, LoraprobeError):
-            members.append(_unread(name, reference, found, str(given)))
+            members.append(_unread(name, reference, found, str(references[place])))
         else:
             members.append(_read(found, allow, seed))
         if progress is not None:
-            progress(len(members), len(references))
+            progress(len(members), len(places))
     return members
 
 
@@ -176,7 +180,7 @@ class Reading:
 
     @classmethod
     def of(cls, adapter: Adapter, seed: int) -> Reading:
-        """Reads the tensors of an adapter, one module after the other."""
+        """Reads the tensors of an adapter, a few modules at a time."""
         checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
         for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)

@@ -40,6 +40,7 @@ def gram_matrices(
     paths: Sequence[str] | None = None,
     *,
     rank: int = 0,
+    batches: Sequence[Sequence[str]] | None = None,
     visitor: Visitor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[GramMatrices]:
@@ -47,12 +48,18 @@ def gram_matrices(
 
     adapters: module path -> update, for each adapter. paths: the modules in order (default: as the
     adapters list them). Ranks are padded to the largest of a batch, or to `rank` if it is larger.
+    batches: the modules of each batch, in place of paths; otherwise a batch has about BATCH_BYTES.
     visitor: called with each batch and the stored updates of its modules, None where an adapter
     lacks one, before the batch is yielded; batches are computed in several threads.
     """
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
+    count = len(paths) if batches is None else sum(map(len, batches))
 
     def read() -> Iterator[list[tuple[str, Updates]]]:
+        if batches is not None:
+            for some in batches:
+                yield [(path, [a.get(path) for a in adapters]) for path in some]
+            return
         waiting: list[tuple[str, Updates]] = []
         size = 0
         for path in paths:
@@ -78,7 +85,7 @@ def gram_matrices(
     for grams in in_order(batch, read()):
         done += len(grams.paths)
         if progress is not None:
-            progress(done, len(paths))
+            progress(done, count)
         yield grams
 
 

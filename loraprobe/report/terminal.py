@@ -22,7 +22,7 @@ from loraprobe.report import (
     system_tables,
 )
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
-from loraprobe.report.formatting import clean, size, wrapped
+from loraprobe.report.formatting import clean, ended, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
 from loraprobe.verdict.codes import CODES
@@ -91,7 +91,7 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    if not audit.shortlist:
+    if not shortlist_tables.screened(audit):
         yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
@@ -99,7 +99,7 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     yield from _unusable(audit, width)
     yield fitted(library_tables.families(audit, library_tables.SHORT), width)
     yield fitted(shortlist_tables.shortlist(audit), width)
-    if not audit.shortlist:
+    if not shortlist_tables.screened(audit):
         yield fitted(bars.scores(audit, width), width)
         yield from _controls(audit, width)
 
@@ -164,14 +164,8 @@ def _marked(mark: str, text: str, width: int, most: int) -> str:
     """A text of at most so many lines behind a mark."""
     lines = wrapped(clean(text), width - 2)
     if len(lines) > most:
-        lines = [*lines[: most - 1], _ended(lines[most - 1], width - 4)]
+        lines = [*lines[: most - 1], ended(lines[most - 1], width - 2)]
     return f"{mark} " + "\n  ".join(lines)
-
-
-def _ended(line: str, width: int) -> str:
-    """A line that shows that more followed, cut between words."""
-    kept = line if len(line) <= width else line[:width].rpartition(" ")[0] or line[:width]
-    return f"{kept} …"
 
 
 def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:

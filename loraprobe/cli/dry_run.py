@@ -48,4 +48,4 @@ def as_json(found: CostEstimate) -> str:
         "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
         "measured": list(found.measured),
     }
-    return document("merge-and-eval", {"estimate": estimate}, SCHEMA_VERSION)
+    return document(found.command, {"estimate": estimate}, SCHEMA_VERSION)

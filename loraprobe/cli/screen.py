@@ -14,7 +14,7 @@ from loraprobe.command_options import SCREEN
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OUTPUT = "target json html markdown explain quiet exit_zero"
+OUTPUT = "target json html markdown explain dry_run quiet exit_zero"
 Library = Annotated[
     list[str],
     typer.Argument(
@@ -60,9 +60,13 @@ def screen(
         how |= {"progress": progress, "written": written}
         if sharded is not None:
             made = pipeline.screen_shard(given, sharded, **how)
+        elif output.dry_run:
+            cost = pipeline.estimate_screen(given, **how)
         else:
             audit = pipeline.screen(given, **how)
     if sharded is not None:
         output.shard("screen", made)
-        return
-    output.result(audit)
+    elif output.dry_run:
+        output.estimate(cost)
+    else:
+        output.result(audit)

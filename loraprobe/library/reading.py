@@ -1,6 +1,6 @@
 """References -> the adapters of a library, each read once, with a sketch of each.
 
-One module of one adapter is in memory at a time. An adapter that cannot be read or used becomes
+A few modules of one adapter are in memory at a time. An adapter that cannot be read or used becomes
 `broken`, with the reason and its cure among its issues; it never ends the run. What was read is
 stored, so that a second run reads no tensor again.
 """
@@ -180,7 +180,7 @@ class Reading:
 
     @classmethod
     def of(cls, adapter: Adapter, seed: int) -> Reading:
-        """Reads the tensors of an adapter, one module after the other."""
+        """Reads the tensors of an adapter, a few modules at a time."""
         checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
         for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)

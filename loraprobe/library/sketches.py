@@ -107,7 +107,7 @@ class SketchBuilder:
 
 
 def sketch(modules: Mapping[str, LowRank], seed: int = 0) -> Sketch | None:
-    """The sketch of one adapter, which is read once, one module at a time."""
+    """The sketch of one adapter, which is read once."""
     builder = SketchBuilder(seed)
     for joint in gram_matrices([modules], visitor=builder.visit):
         builder.take(joint)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.inputs import base_of as base_of
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.screening import estimate_screen as estimate_screen
     from loraprobe.pipeline.screening import screen as screen
     from loraprobe.pipeline.screening_shards import screen_shard as screen_shard
     from loraprobe.pipeline.served import ask_server as ask_server
@@ -54,6 +55,7 @@ _MODULES = {
     "compose": "commands",
     "convert": "converting",
     "estimate_cost": "commands",
+    "estimate_screen": "screening",
     "inspect": "commands",
     "joined_run": "shard_files",
     "load_composition": "loading",

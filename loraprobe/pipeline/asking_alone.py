@@ -97,14 +97,14 @@ def ask_one(
     evaluator: Evaluator, system: System, reading: ScreenedTexts | None
 ) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
-    if reading is not None:
-        with evaluator.session.stage("screen"):
-            _keep_states(evaluator, system, reading)
-    progress = evaluator.session.progress
     session = evaluator.session
-    if progress is not None:
-        session = replace(session, progress=lambda s, k, n: progress(_named(s), k, n))
-    return replace(evaluator, session=session).run([system])
+    told = session.progress
+    progress = None if told is None else lambda s, k, n: told(_named(s), k, n)
+    own = replace(session, progress=progress, seconds={})
+    with session.stage("screen"):
+        if reading is not None:
+            _keep_states(evaluator, system, reading)
+        return replace(evaluator, session=own).run([system])
 
 
 def _named(stage: str) -> str:

@@ -61,6 +61,7 @@ class CostEstimate:
     steps: Mapping[str, float]
     measured: tuple[str, ...]
     memory_bytes: int
+    command: str = "merge-and-eval"
 
     @property
     def seconds(self) -> float:
@@ -110,7 +111,7 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     options, tasks, n = session.options, evaluator.tasks, len(evaluator.inputs.adapters)
     with session.stage("estimate"):
         together = Composition("all", tuple(adapters), ConstantGates.ones(n))
-        kinds, pair = _kinds(evaluator, together), _pair(evaluator, together)
+        kinds, pair = kinds_of(evaluator, together), _pair(evaluator, together)
         probing = _probing(evaluator)
 
     def system(experts: int) -> float:
@@ -159,7 +160,7 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
 
 
 @dataclass(frozen=True)
-class _TimedKind:
+class TimedKind:
     """Questions of one kind: how many batches they make, and the seconds of one batch.
 
     `base` and `together` are the seconds of the base and of all adapters together.
@@ -175,7 +176,7 @@ class _TimedKind:
         return self.batches * (self.base + (self.together - self.base) * share)
 
 
-def _kinds(evaluator: Evaluator, together: Composition) -> list[_TimedKind]:
+def kinds_of(evaluator: Evaluator, together: Composition) -> list[TimedKind]:
     """The kinds of questions of the tasks, timed."""
     options, scorer = evaluator.session.options, evaluator.scorer
     limits = TokenLimits.of(options.max_new_tokens)
@@ -200,7 +201,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
 
 def _measured(
     group: Sequence[Question], scorer: Any, together: Composition, limits: TokenLimits
-) -> _TimedKind:
+) -> TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
     Of a smaller one the time is taken as proportional to the questions.
@@ -215,7 +216,7 @@ def _measured(
     for composition in (None, together):
         with scorer.with_composition(composition):
             seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
-    return _TimedKind(
+    return TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
         base=seconds[0],

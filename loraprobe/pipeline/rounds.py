@@ -74,14 +74,12 @@ def play(
     """Asks systems round by round until the decision holds or all items are asked.
 
     controls: a function from results and systems to the controls of the best of them. goes_on:
-    whether the following round may be asked, after the first. A chain is asked once, at the end,
-    since no decision depends on it.
+    whether a round after the first may be asked. A chain, on which no decision depends, comes last.
     """
     options = evaluator.session.options
     chains = [system for system in systems if system.kind == "chain"]
-    rest = [system for system in systems if system.kind != "chain"]
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = Played(systems, planned[0], rest)
+    found = Played(systems, planned[0], [s for s in systems if s.kind != "chain"])
     decision = ""
     for this in planned:
         if this.number > 1 and not goes_on(found, this):

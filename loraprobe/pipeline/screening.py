@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base
-from loraprobe.errors import AdapterError, BaseError
+from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.library import (
     Arranged,
     Member,
@@ -30,6 +31,9 @@ from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit, Compatibility, Progress
 from loraprobe.tasks import Task, check_metrics
 
+if TYPE_CHECKING:
+    from loraprobe.pipeline.estimating import CostEstimate
+
 
 def screen(
     adapters: Sequence[Adapter | Reference],
@@ -46,13 +50,7 @@ def screen(
     name. An adapter that cannot be used is named in the audit's `library`. Raises LoraprobeError if
     none can be read, or base or tasks cannot.
     """
-    check_names(options)
-    read = open_tasks(tasks, options)
-    check_metrics(read, options.metric)
-    if read:
-        check_state(options)
-    session = Session("screen", options, progress)
-    found, opened = open_library(adapters, base or ("auto" if read else None), session, written)
+    session, read, found, opened = _opened(adapters, base, tasks, options, progress, written)
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
@@ -63,6 +61,44 @@ def screen(
     places = {member.record.name: place for place, member in enumerate(found.members)}
     workers = elsewhere(adapters, opened, tasks, options, places)
     return screen_task(found, opened, read, session, workers)
+
+
+def estimate_screen(
+    adapters: Sequence[Adapter | Reference],
+    *,
+    base: Base | Reference | None = None,
+    tasks: Sequence[Task | Reference] | Task | Reference = (),
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> CostEstimate:
+    """What `screen` of the same would take; nothing is asked but a few questions to time them."""
+    from loraprobe.pipeline.screening_task import estimate_task
+
+    if not tasks:
+        raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
+    session, read, found, opened = _opened(adapters, base, tasks, options, progress, written)
+    assert opened is not None
+    return estimate_task(found, opened, read, session)
+
+
+def _opened(
+    adapters: Sequence[Adapter | Reference],
+    base: Base | Reference | None,
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options,
+    progress: Progress | None,
+    written: Sequence[Path],
+) -> tuple[Session, Sequence[Task], Arranged, Base | None]:
+    """The session, tasks, library and base of a call."""
+    check_names(options)
+    read = open_tasks(tasks, options)
+    check_metrics(read, options.metric)
+    if read:
+        check_state(options)
+    session = Session("screen", options, progress)
+    found, opened = open_library(adapters, base or ("auto" if read else None), session, written)
+    return session, read, found, opened
 
 
 def open_library(

@@ -9,9 +9,10 @@ finalists is covered by the intervals.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -26,20 +27,23 @@ from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged, Member
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import Alone, Budget, ask_alone, forecast_pairs
+from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
 from loraprobe.pipeline.finalists import Finalist, build_finalist, fit_together
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.ranking_sets import rankings_of
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
+from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
 from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import Ranking, Subset, choose, rank
+from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts
-from loraprobe.records import FORMS, Audit, ItemResult
+from loraprobe.records import Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.tasks import Task
@@ -88,7 +92,9 @@ def screen_task(
     parts = split_for_screening(tasks, session.options)
     budget = Budget(session.options.budget, session.options.started or session.begun)
     with _open(found, base, tasks, parts, session) as evaluator:
-        screened = _screened(found, evaluator, budget, workers)
+        reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
+        announce_screen(evaluator, found.usable, parts, reading)
+        screened = _screened(found, evaluator, reading, budget, workers)
         proving = replace(evaluator, tasks=parts.left)
         finalists = _finalists(screened, found, proving, budget)
         played, adapters = _prove(proving, finalists, screened, budget)
@@ -96,6 +102,20 @@ def screen_task(
             played, finalists, adapters, screened.alone, screened.forecast, screened.rankings
         )
         return audit_of_screen(found, proving, tasks, parts, proved)
+
+
+def estimate_task(
+    found: Arranged, base: Base, tasks: Sequence[Task], session: Session
+) -> CostEstimate:
+    """What `screen_task` of the same would take; nothing is evaluated."""
+    _check(found, session.options)
+    parts = split_for_screening(tasks, session.options)
+    with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
+        options = replace(session.options, state=Path(place), resume=False)
+        session = replace(session, options=options)
+        with _open(found, base, tasks, parts, session) as evaluator:
+            reading = ScreenedTexts.of(evaluator.scorer, parts.apart, options.metric)
+            return estimate_of_screen(found, evaluator, parts, reading)
 
 
 def _check(found: Arranged, options: Options) -> None:
@@ -131,11 +151,14 @@ def _open(
 
 
 def _screened(
-    found: Arranged, evaluator: Evaluator, budget: Budget, workers: Elsewhere | None
+    found: Arranged,
+    evaluator: Evaluator,
+    reading: ScreenedTexts | None,
+    budget: Budget,
+    workers: Elsewhere | None,
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
-    reading = ScreenedTexts.of(evaluator.scorer, tasks, evaluator.session.options.metric)
 
     usable = {member.record.name: member for member in found.usable}
 
@@ -162,31 +185,8 @@ def _screened(
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
-        rankings = [
-            rank(form, len(members), partial(_score, form, known, forecast))
-            for form in FORMS
-            if form == "question" or any(one.form is not None for one in known)
-        ]
+        rankings = rankings_of(known, forecast, len(members))
     return Screened(members, alone, known, forecast, rankings, scores)
-
-
-def _score(
-    form: str, known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
-) -> np.ndarray:
-    """The scores [m] of sets of adapters in one form of the question, the mean over tasks."""
-    values = None if forecast is None or form == "steps" else forecast.by_task(subsets)
-    found = []
-    for one in known:
-        if form == "steps" and one.form is not None:
-            found.append(one.steps(subsets))
-        elif forecast is not None and values is not None and one.task.name in values:
-            plain = values[one.task.name]
-            linear = forecast.added(subsets)
-            found.append(plain if linear.all() else np.where(linear, plain, one.question(subsets)))
-        else:
-            found.append(one.question(subsets))
-    mean: np.ndarray = np.mean(found, 0)
-    return mean
 
 
 def _finalists(
@@ -248,4 +248,7 @@ def _prove(
         return budget.left() > screened.alone.pace * COMPOSED * asked * more
 
     proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
+    pace = screened.alone.pace
+    spent = pace * len(screened.alone.names) * len(screened.known[0].task.items)
+    announce_proof(proving, [*singles, *composed], spent, pace * COMPOSED)
     return play(proving, [*singles, *composed], controls, goes_on), adapters

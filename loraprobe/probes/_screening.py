@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -55,8 +55,14 @@ class ScreenedTexts:
     @classmethod
     def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ScreenedTexts | None:
         """What to read; None where the model's head is not one matrix or nothing can be read."""
-        plain = [q for q in questions(tasks, metric) if q.part == "question"]
-        asked = [q for q in plain if q.item.source is None and q.metric != "regex"]
+        asked = [
+            q
+            for q in questions(tasks, metric)
+            if q.part != "steps"
+            and (q.part == "question" or q.item.cot_prompt is not None)
+            and q.item.source is None
+            and q.metric != "regex"
+        ]
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
         if not pairs or linear_head(scorer.model) is None:
             return None
@@ -77,18 +83,22 @@ class ScreenedTexts:
 
     def read(self, scorer: Any, system: str) -> tuple[States, list[ItemResult]]:
         """The states of the system in the scorer's model, and its results of scored questions."""
+        states, logprobs = self.read_rows(scorer)
+        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
+        for t, text in enumerate(self.texts):
+            scores[text.question].append((logprobs[t], len(text.tokens)))
+        answered = zip(self.questions, scores, strict=True)
+        return states, [q.scored(system, own) for q, own in answered if not q.generated]
+
+    def read_rows(self, scorer: Any) -> tuple[States, dict[int, float]]:
+        """The states of the scorer's model, and the log-probability of each text by its place."""
         of_row: list[list[int]] = [[] for _ in self.rows]
         for t, text in enumerate(self.texts):
             of_row[text.row].append(t)
         states, found = read_states(
             scorer, self.rows, [[self.texts[t].tokens for t in own] for own in of_row]
         )
-        logprobs = dict(zip(chain(*of_row), chain(*found), strict=True))
-        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
-        for t, text in enumerate(self.texts):
-            scores[text.question].append((logprobs[t], len(text.tokens)))
-        answered = zip(self.questions, scores, strict=True)
-        return states, [q.scored(system, own) for q, own in answered if not q.generated]
+        return states, dict(zip(chain(*of_row), chain(*found), strict=True))
 
 
 def _texts(question: Question) -> tuple[str, ...]:
@@ -147,15 +157,42 @@ class PairForecast:
         )
         return _judged(self.reading, logprob.numpy(), right.numpy())
 
-    def by_task(self, subsets: np.ndarray) -> dict[str, np.ndarray]:
-        """The mean score [m] of sets of adapters on each task of which texts were read.
+    def only(self, plain: bool) -> PairForecast | None:
+        """The forecast of the plain questions alone, or of the hops; None where there are none."""
+        asked = self.reading.questions
+        kept = [k for k, q in enumerate(asked) if (q.part == "question") == plain]
+        texts = [t for t, text in enumerate(self.reading.texts) if text.question in kept]
+        if not texts:
+            return None
+        at = {k: place for place, k in enumerate(kept)}
+        reading = replace(
+            self.reading,
+            questions=tuple(asked[k] for k in kept),
+            texts=tuple(
+                replace(self.reading.texts[t], question=at[self.reading.texts[t].question])
+                for t in texts
+            ),
+        )
+        places, positions_ = self.places.only(texts)
+        return replace(
+            self,
+            reading=reading,
+            logits=self.logits[:, positions_],
+            rest=self.rest[:, positions_],
+            places=places,
+        )
 
-        It is the mean of right answers and of the probabilities of the right answers.
+    def by_part(self, subsets: np.ndarray) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+        """(task, part) -> item -> results [m] of sets [m, j] of adapters.
+
+        A result is the mean of the right answer, 1 or 0, and of its probability.
         """
         hard, soft = self.values(subsets)
-        tasks = np.array([question.task for question in self.reading.questions])
-        mean = (hard + soft) / 2
-        return {name: mean[:, tasks == name].mean(1) for name in dict.fromkeys(tasks.tolist())}
+        found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        for k, question in enumerate(self.reading.questions):
+            of_part = found.setdefault((question.task, question.part), {})
+            of_part[question.item.id] = (hard[:, k] + soft[:, k]) / 2
+        return found
 
     def added(self, subsets: np.ndarray) -> np.ndarray:
         """Of which sets [m] the effects can be added."""
@@ -168,6 +205,7 @@ class PairForecast:
         return [
             question.result(name, abs(float(value)), "")
             for question, value in zip(self.reading.questions, hard[0], strict=True)
+            if question.part == "question"
         ]
 
 

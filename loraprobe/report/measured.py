@@ -151,7 +151,7 @@ def stopped(audit: Audit) -> str:
 
 def chosen(verdict: Verdict) -> str:
     """Out of what library this was chosen, and what that took."""
-    said = next((r.message for r in verdict.reasons if r.code == "screened"), "")
+    said = next((r.message for r in verdict.reasons if r.code == "chosen-from-library"), "")
     return said.removeprefix("Chosen ").rstrip(".")
 
 

@@ -19,7 +19,7 @@ from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
 from loraprobe.verdict.evaluated import decide, decisive_form
-from loraprobe.verdict.evidence import BaseShape, Choice, Evidence
+from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
@@ -29,7 +29,7 @@ from loraprobe.verdict.probability import with_forecast, with_probability
 
 __all__ = [
     "BaseShape",
-    "Choice",
+    "LibraryChoice",
     "Evidence",
     "Request",
     "judge",

@@ -72,7 +72,7 @@ _CODES = (
     Code("probes-do-not-decide", "only probes were asked"),
     Code("base-does-not-decide", "coverage and single adapters do not decide"),
     Code("next-evidence", "the cheapest further evidence"),
-    Code("screened", "out of how many adapters and sets of them this was chosen"),
+    Code("chosen-from-library", "out of how many adapters and sets of them this was chosen"),
     Code("measured-elsewhere", "what measured compositions of others gained"),
     Code("chain-expected", "the accuracy of a chain that the hop accuracies predict"),
     Code("gain-beyond-margin", "the best composition's lower bound exceeds the margin"),

@@ -38,7 +38,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LibraryChoice:
     """Out of what the compositions were chosen, on `items` that serve nothing else.
 
     `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
@@ -85,7 +85,7 @@ class Evidence(EvaluationRecords):
     balanced: bool = False
     base: BaseShape | None = None
     max_new_tokens: int | None = None
-    choice: Choice | None = None
+    choice: LibraryChoice | None = None
     normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     stricter: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 

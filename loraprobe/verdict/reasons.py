@@ -7,7 +7,7 @@ from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
-from loraprobe.verdict.evidence import Choice
+from loraprobe.verdict.evidence import LibraryChoice
 
 
 def no_comparison() -> Reason:
@@ -21,10 +21,10 @@ def no_comparison() -> Reason:
     )
 
 
-def chosen_from(choice: Choice) -> Reason:
+def chosen_from(choice: LibraryChoice) -> Reason:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     return Reason(
-        "screened",
+        "chosen-from-library",
         f"Chosen from {choice.adapters:,} adapters and {choice.sets:,} sets of them: "
         f"{choice.adapters + 1:,} passes over {count(choice.items, 'question')}, then "
         f"{count(choice.proved, 'set')} proved on up to {count(choice.others, 'other')}.",

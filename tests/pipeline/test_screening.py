@@ -52,7 +52,7 @@ def test_a_pair_that_composes_is_found_and_proved(library):
         a["name"]: {s["part"]: s["n"] for s in a["scores"]} for a in found["library"]["adapters"]
     }
     assert alone == {name: {"question": 40} for name in (*NOISE, *PAIR)}
-    assert any(reason["code"] == "screened" for reason in verdict["reasons"])
+    assert any(reason["code"] == "chosen-from-library" for reason in verdict["reasons"])
 
 
 def test_in_a_library_where_nothing_composes_nothing_is_found(tmp_path):

@@ -22,7 +22,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import choose, rank
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.tasks import Item, Task
-from loraprobe.verdict import Choice, Evidence, judge_evaluation
+from loraprobe.verdict import Evidence, LibraryChoice, judge_evaluation
 
 ADAPTERS, ITEMS, RIGHT, SEEDS = 60, 100, 0.3, 8
 TASK = Task("t0", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(ITEMS)))
@@ -61,7 +61,7 @@ def decision(seed: int, leak: bool) -> str:
     evaluator = Planted(inputs, session, None, Ledger(), tasks, answers=answers)
     found = play(evaluator, [*singles, *systems], lambda results, systems: controls)
     made = records(found, evaluator, found.everybody)
-    choice = Choice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
+    choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))
     return judge_evaluation(evidence).decision
 

@@ -295,7 +295,7 @@ def told(tmp_path_factory):
             command,
             *(f"{name}={path}" for name, path in chosen.adapters.items()),
             *("--base", str(world.path / "base"), "--task", str(chosen.tasks[0])),
-            *("--json", "--resume", "--limit", "30", "--threads", "1"),
+            *("--json", "--quiet", "--resume", "--limit", "30", "--threads", "1"),
             *("--prior", "0.3", "--margin", "0.1", "--calibration", str(folder / "c.json")),
         ]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
@@ -337,7 +337,7 @@ def test_the_probability_follows_from_the_document(told):
 
 
 def forecast_of(**options):
-    adapters = [SimpleNamespace(name=name, whole={}, layout={}) for name in "ab"]
+    adapters = [SimpleNamespace(name=name, whole={}, token_rows={}, layout={}) for name in "ab"]
     return forecastable(Options(**options), adapters)
 
 

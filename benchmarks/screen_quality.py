@@ -30,7 +30,7 @@ import numpy as np
 import loraprobe
 from loraprobe.base.quiet import quiet
 from loraprobe.pipeline import screening_task
-from loraprobe.probes import Known
+from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
 
@@ -42,8 +42,9 @@ Scores = np.ndarray
 class Seen:
     """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
 
-    known: Known
+    known: KnownAlone
     forecast: np.ndarray | None
+    worked: np.ndarray | None
     cosines: np.ndarray
     pairs: np.ndarray
 
@@ -55,7 +56,8 @@ class Seen:
         )
         forecast = None if self.forecast is None else self.forecast[:, items]
         known = dataclasses.replace(self.known, task=task, parts=parts)
-        return dataclasses.replace(self, known=known, forecast=forecast)
+        worked = None if self.worked is None else self.worked[:, items]
+        return dataclasses.replace(self, known=known, forecast=forecast, worked=worked)
 
     def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Values of the adapters [n] for both members of each pair: [2, pairs]."""
@@ -77,6 +79,11 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
         found["hops x form"] = lambda s: s.known.steps(s.pairs)
         found["union of hops"] = lambda s: np.prod(
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
+        )
+    if seen.worked is not None:
+        found["forecast: effects added on worked answers"] = lambda s: np.nanmean(s.worked, 1)
+        found["hops x form, then that forecast"] = lambda s: (
+            np.round(s.known.steps(s.pairs), 1) + 0.09 * np.nanmean(s.worked, 1)
         )
     return found
 
@@ -121,17 +128,24 @@ class Truth:
         }
 
 
-def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, Any, Any, float]:
-    """The audit of a screen, what the items that choose said, the library, and its seconds."""
-    kept: list[Any] = []
-    original = screening_task._screened
+def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, list[Any], float]:
+    """The audit of a screen; library, what the items that choose said, worked answers; seconds."""
+    kept: list[Any] = [None, None, None]
 
-    def keeping(found: Any, evaluator: Any, budget: Any) -> Any:
-        kept[:] = [found, original(found, evaluator, budget)]
-        return kept[1]
+    def keeping(original: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            kept[place] = original(*given)
+            if place == 1:
+                kept[0] = given[0]
+            return kept[place]
+
+        return call
 
     start = time.perf_counter()
-    with patch.object(screening_task, "_screened", keeping):
+    with (
+        patch.object(screening_task, "_screened", keeping(screening_task._screened, 1)),
+        patch.object(screening_task, "forecast_worked", keeping(screening_task.forecast_worked, 2)),
+    ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
             tasks=str(world.path / "tasks" / f"{task}.jsonl"),
@@ -140,10 +154,21 @@ def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, 
             keep=FIRST,
             **options,
         )
-    return audit, kept[1], kept[0], time.perf_counter() - start
+    return audit, kept, time.perf_counter() - start
 
 
-def seen_of(chosen: Any, found: Any) -> Seen:
+def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
+    """The forecasts [pairs, items] on worked answers, NaN for items without one."""
+    if forecast is None:
+        return None
+    hard, soft = forecast.values(pairs)
+    column = {item.id: k for k, item in enumerate(chosen.known[0].task.items)}
+    found = np.full((len(pairs), len(column)), np.nan, np.float32)
+    found[:, [column[q.item.id] for q in forecast.reading.questions]] = (hard + soft) / 2
+    return found
+
+
+def seen_of(chosen: Any, found: Any, made: Any) -> Seen:
     names = chosen.alone.names[1:]
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
@@ -151,7 +176,8 @@ def seen_of(chosen: Any, found: Any) -> Seen:
     if chosen.forecast is not None:
         hard, soft = chosen.forecast.values(pairs)
         forecast = (hard + soft) / 2
-    return Seen(chosen.known[0], forecast, found.cosines[np.ix_(order, order)], pairs)
+    worked = _worked(chosen, made, pairs)
+    return Seen(chosen.known[0], forecast, worked, found.cosines[np.ix_(order, order)], pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:
@@ -189,9 +215,9 @@ def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, fl
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, chosen, found, seconds = screened(world, task, items)
+    audit, (found, chosen, made), seconds = screened(world, task, items, resume=True)
     names = chosen.alone.names[1:]
-    seen = seen_of(chosen, found)
+    seen = seen_of(chosen, found, made)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
     gain = truth.best - max(truth.single, truth.base)
     return {

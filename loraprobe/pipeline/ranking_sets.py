@@ -12,15 +12,21 @@ from loraprobe.probes import KnownAlone, PairForecast
 
 
 def rankings_of(
-    known: Sequence[KnownAlone], forecast: PairForecast | None, adapters: int
+    known: Sequence[KnownAlone],
+    forecast: PairForecast | None,
+    worked: PairForecast | None,
+    adapters: int,
 ) -> list[Ranking]:
-    """The rankings by the plain question and, where there is one, by worked steps."""
+    """The rankings by the plain question and, where there is one, by worked steps.
+
+    forecast: of plain questions and hops. worked: of right worked answers.
+    """
     best = float(np.mean([one.alone() for one in known], 0).max())
     plain = None if forecast is None else forecast.only(plain=True)
     hops = None if forecast is None else forecast.only(plain=False)
     found = [rank("question", adapters, partial(_plain, known, plain), best)]
     if any(one.form is not None for one in known):
-        found.append(rank("steps", adapters, partial(_steps, known, plain, hops), best))
+        found.append(rank("steps", adapters, partial(_steps, known, plain, hops, worked), best))
     return found
 
 
@@ -45,14 +51,16 @@ def _steps(
     known: Sequence[KnownAlone],
     plain: PairForecast | None,
     hops: PairForecast | None,
+    worked: PairForecast | None,
     subsets: np.ndarray,
 ) -> np.ndarray:
     """The scores [m] of sets on the question with worked steps, the mean over tasks.
 
-    A task without worked steps counts by its plain question. Whether a set keeps the hops is
-    forecast where effects can be added.
+    A task without worked steps counts by its plain question. Where effects can be added, whether a
+    set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
     """
     parts = {} if hops is None else hops.by_part(subsets)
+    texts = {} if worked is None else worked.by_part(subsets)
     found = []
     for one in known:
         if one.form is None:
@@ -63,7 +71,12 @@ def _steps(
             linear = hops.added(subsets)
             added = _kept(one, parts, len(subsets))
             covered = covered if added is None else np.where(linear[:, None], added, covered)
-        found.append(one.steps(subsets, covered))
+        steps = one.steps(subsets, covered)
+        values = texts.get((one.task.name, "question"))
+        if worked is not None and values is not None:
+            both = (steps + np.mean(list(values.values()), 0)) / 2
+            steps = np.where(worked.added(subsets), both, steps)
+        found.append(steps)
     mean_of_tasks: np.ndarray = np.mean(found, 0)
     return mean_of_tasks
 

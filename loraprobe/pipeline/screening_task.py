@@ -26,7 +26,13 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged, Member
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Alone, Budget, ask_alone, forecast_pairs
+from loraprobe.pipeline.asking_alone import (
+    Alone,
+    Budget,
+    ask_alone,
+    forecast_pairs,
+    forecast_worked,
+)
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
@@ -162,6 +168,9 @@ def _screened(
 
     usable = {member.record.name: member for member in found.usable}
 
+    def opened(name: str) -> Adapter:
+        return aligned([usable[name].open()], base)[0]
+
     def goes_on() -> bool:
         return budget.left(SCREENING_SHARE) > 0
 
@@ -170,7 +179,7 @@ def _screened(
     alone = ask_alone(
         evaluator,
         list(usable),
-        lambda name: aligned([usable[name].open()], base)[0],
+        opened,
         reading,
         goes_on,
     )
@@ -181,11 +190,12 @@ def _screened(
             if alone.unasked
             else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
         )
-    forecast = forecast_pairs(evaluator, alone, reading)
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
+    forecast = forecast_pairs(evaluator, alone, reading)
+    worked = forecast_worked(evaluator, alone, known, opened) if goes_on() else None
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
-        rankings = rankings_of(known, forecast, len(members))
+        rankings = rankings_of(known, forecast, worked, len(members))
     return Screened(members, alone, known, forecast, rankings, scores)
 
 

@@ -35,8 +35,8 @@ from loraprobe_lab.worlds.chains import Chain
 from loraprobe_lab.worlds.couples import COUPLES
 from loraprobe_lab.worlds.library import FAMILIES
 
-FIRST, OTHERS = 32, 200
-FINAL = {1: 10, 2: 30}  # how many single adapters and pairs are asked every item
+FIRST, OTHERS = 32, 100
+FINAL = {1: 5, 2: 20}  # how many single adapters and pairs are asked every item
 WEIGHTS = {"sum": 1.0, "average": 0.5}
 NEW_TOKENS = 24
 Set = tuple[tuple[int, ...], bool]  # places of the members, and whether they were drawn

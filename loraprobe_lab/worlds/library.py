@@ -1,4 +1,4 @@
-"""A library of two hundred adapters on one small base, of which few pairs compose for a task.
+"""A library of about a hundred adapters on one small base, of which few pairs compose for a task.
 
 Four tasks, each about people or lists of its own:
 

@@ -1,8 +1,9 @@
 """The options of all commands, each declared once: default, meaning, group and limits.
 
 The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations. `Options` decide a result,
-`loraprobe.output_options` how a command prints and where it writes.
+the documentation come from these declarations. `Options` decide a result; those of the machine are
+in `loraprobe.machine_options`, those of task files in `loraprobe.task_options`, and
+`loraprobe.output_options` says how a command prints and where it writes.
 """
 
 from __future__ import annotations
@@ -17,24 +18,22 @@ from loraprobe.declarations import (
     ADAPTERS,
     COMPOSITION,
     EVALUATION,
-    MACHINE,
     OUTPUT,
     as_given,
     check_values,
     option,
     read_auto_or_count,
-    read_executor,
     read_named_file,
-    read_shard,
     read_weights,
 )
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.machine_options import MachineOptions
 from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options(TaskOptions):
+class Options(TaskOptions, MachineOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -189,40 +188,6 @@ class Options(TaskOptions):
     exact: bool = option(False, EVALUATION, "Use all entries of every delta, no sample.")
     per_module: bool = option(False, EVALUATION, "Also give a row for every module.")
     seed: int = option(0, EVALUATION, "Seed of everything that is drawn.", least=0)
-    device: str = option("auto", MACHINE, "auto, cpu, cuda[:n] or mps.")
-    dtype: str = option(
-        "auto", MACHINE, "Of the base: auto (by the device), float32, bfloat16 or float16."
-    )
-    quantize: Literal["none", "4bit", "8bit"] = option(
-        "none", MACHINE, "Load the base as it is (none), in 4bit or in 8bit."
-    )
-    device_map: Literal["none", "auto"] = option(
-        "none", MACHINE, "auto: spread the base over all devices (needs accelerate); or none."
-    )
-    trust_remote_code: bool = option(
-        False, MACHINE, "Run model code that the base's repository holds."
-    )
-    run_unsafe_code: bool = option(
-        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
-    )
-    batch_size: int | Literal["auto"] = option(
-        "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
-    )
-    threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
-    shard: tuple[int, int] | None = option(
-        None,
-        MACHINE,
-        "Compute only the I-th of N shares and write it to --output; combine joins them.",
-        metavar="I/N",
-        read=read_shard,
-    )
-    executor: str | None = option(
-        None,
-        MACHINE,
-        "Compute on several processes: local[:N] (one a GPU, or N) or ray[://ADDRESS] (a cluster).",
-        metavar="WHERE",
-        read=read_executor,
-    )
     resume: bool = option(
         False, OUTPUT, "Use what an interrupted run of this call, or inspect, kept."
     )
@@ -239,6 +204,7 @@ class Options(TaskOptions):
         if self.metric is not None and not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)
+        self.check_placement()
         self._check_combinations()
 
     @classmethod
@@ -268,8 +234,6 @@ class Options(TaskOptions):
                 "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
                 f"not {self.prior}."
             )
-        if self.device_map == "auto" and self.device != "auto":
-            raise UsageError("--device-map auto places the base by itself; leave --device out.")
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:

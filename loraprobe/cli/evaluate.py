@@ -52,11 +52,9 @@ def merge_and_eval(
         else:
             found = pipeline.merge_and_eval(refs, **given)
     if output.dry_run:
-        output.estimate(cost)
-        return
+        return output.estimate(cost)
     if sharded is not None:
-        output.shard("merge-and-eval", made)
-        return
+        return output.shard("merge-and-eval", made)
     if output.target is not None:
         if found.made is None:
             output.say(f"Nothing was written to {output.target}: {found.why_nothing}")

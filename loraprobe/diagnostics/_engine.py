@@ -21,7 +21,7 @@ from loraprobe.diagnostics._diagnostic import (
     Module,
     Statistics,
 )
-from loraprobe.diagnostics._figures import BatchStatistics, Figures, Named
+from loraprobe.diagnostics._figures import BatchStatistics, FigureSums, Named
 from loraprobe.errors import UsageError
 from loraprobe.lora import gram_batches
 from loraprobe.lora.gram_batches import Updates
@@ -197,7 +197,7 @@ class Plan:
 
         batches: the statistics of all batches, in their order.
         """
-        run = Figures(self.diagnostics, self.adapters)
+        run = FigureSums(self.diagnostics, self.adapters)
         for batch in batches:
             for observer in observers:
                 observer(batch)

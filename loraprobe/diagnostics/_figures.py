@@ -39,7 +39,7 @@ class BatchStatistics:
 
 
 @dataclass
-class Figures:
+class FigureSums:
     """The statistics so far: sums over modules, and those of each module if `per_module`."""
 
     diagnostics: Sequence[Diagnostic]

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 BATCH = 256  # questions between two appends to the ledger
 
 
-class Batch(NamedTuple):
+class QuestionBatch(NamedTuple):
     """Questions that one system answers together, and the unit of work of a shard or a worker."""
 
     system: System
     questions: Sequence[Question]
 
 
-Answers = Iterable[tuple[Batch, list[ItemResult]]]
-Asking = Callable[[Sequence[Batch]], Answers]
+Answers = Iterable[tuple[QuestionBatch, list[ItemResult]]]
+Asking = Callable[[Sequence[QuestionBatch]], Answers]
 
 
 def run_systems(
@@ -74,12 +74,12 @@ def run_systems(
     ]
 
 
-def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> list[Batch]:
+def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> list[QuestionBatch]:
     """The questions without a result in batches, prompts of similar length together."""
     key = system.key
     open_ = [q for q in asked if ledger.get(key, *q.key) is None]
     open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
-    return [Batch(system, open_[at : at + BATCH]) for at in range(0, len(open_), BATCH)]
+    return [QuestionBatch(system, open_[at : at + BATCH]) for at in range(0, len(open_), BATCH)]
 
 
 def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResult:
@@ -102,7 +102,7 @@ class Run:
     metric: str | None
     progress: Progress | None
 
-    def here(self, batches: Sequence[Batch]) -> Answers:
+    def here(self, batches: Sequence[QuestionBatch]) -> Answers:
         """The scorer's own answers, in order; each system is put into the model once."""
         for _, group in groupby(batches, key=lambda batch: batch.system.key):
             of_one = list(group)
@@ -112,7 +112,7 @@ class Run:
                 for batch in of_one:
                     yield batch, ask(self.scorer, batch.questions, system.key, self.limits)
 
-    def ask(self, batches: Sequence[Batch], asking: Asking | None = None) -> None:
+    def ask(self, batches: Sequence[QuestionBatch], asking: Asking | None = None) -> None:
         """Append the answers to the ledger as they come. asking: None for the scorer."""
         totals: Counter[str] = Counter()
         for batch in batches:

@@ -55,25 +55,6 @@ def gram_matrices(
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
     count = len(paths) if batches is None else sum(map(len, batches))
 
-    def read() -> Iterator[list[tuple[str, Updates]]]:
-        if batches is not None:
-            for some in batches:
-                yield [(path, [a.get(path) for a in adapters]) for path in some]
-            return
-        waiting: list[tuple[str, Updates]] = []
-        size = 0
-        for path in paths:
-            updates = [a.get(path) for a in adapters]
-            stored = [u for u in updates if u is not None]
-            waiting.append((path, updates))
-            size += 2 * 8 * (len(adapters) * max([rank, *(u.rank for u in stored)])) ** 2
-            size += sum(u.A.nbytes + u.B.nbytes for u in stored)
-            if size >= BATCH_BYTES:
-                yield waiting
-                waiting, size = [], 0
-        if waiting:
-            yield waiting
-
     def batch(modules: Sequence[tuple[str, Updates]]) -> GramMatrices:
         names, updates = zip(*modules, strict=True)
         grams = _batch(names, [_module(one) for one in updates], rank)
@@ -82,11 +63,39 @@ def gram_matrices(
         return grams
 
     done = 0
-    for grams in in_order(batch, read()):
+    parts = _cut(adapters, paths, rank) if batches is None else _read(adapters, batches)
+    for grams in in_order(batch, parts):
         done += len(grams.paths)
         if progress is not None:
             progress(done, count)
         yield grams
+
+
+def _read(
+    adapters: Sequence[Mapping[str, LowRank]], batches: Sequence[Sequence[str]]
+) -> Iterator[list[tuple[str, Updates]]]:
+    """The updates of the modules of each batch."""
+    for paths in batches:
+        yield [(path, [a.get(path) for a in adapters]) for path in paths]
+
+
+def _cut(
+    adapters: Sequence[Mapping[str, LowRank]], paths: Sequence[str], rank: int
+) -> Iterator[list[tuple[str, Updates]]]:
+    """The same in batches of about BATCH_BYTES of factors and Gram matrices."""
+    waiting: list[tuple[str, Updates]] = []
+    size = 0
+    for path in paths:
+        updates = [a.get(path) for a in adapters]
+        stored = [u for u in updates if u is not None]
+        waiting.append((path, updates))
+        size += 2 * 8 * (len(adapters) * max([rank, *(u.rank for u in stored)])) ** 2
+        size += sum(u.A.nbytes + u.B.nbytes for u in stored)
+        if size >= BATCH_BYTES:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
 
 
 def _module(updates: Updates) -> _ModuleGrams:

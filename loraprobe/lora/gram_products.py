@@ -84,9 +84,9 @@ def _of_many(rows: Sequence[Float[Tensor, "_ length"]], r: int) -> Float64[Tenso
     half = from_basis @ cosines.view(n, r, n * r)
     gram = (from_basis @ half.view(n * r, n, r).permute(1, 2, 0)).view(n, r, n, r)
     gram[torch.arange(n), :, torch.arange(n)] = own
-    some = _meeting(cosines)
-    if len(some):
-        _put(gram, some, _exact([rows[i] for i in some.tolist()], r))
+    meeting = _meeting(cosines)
+    if len(meeting):
+        _put(gram, meeting, _exact([rows[i] for i in meeting.tolist()], r))
     return gram
 
 

@@ -8,15 +8,15 @@ an output never lands on an input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serve_commands, serving_issues
+from loraprobe.compatibility.serving import serve_commands
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -26,6 +26,7 @@ from loraprobe.pipeline.audits import audit_of, with_issues
 from loraprobe.pipeline.cards import with_card
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
+from loraprobe.pipeline.findings import licensed, with_servers
 from loraprobe.pipeline.inputs import (
     Inputs,
     Reference,
@@ -34,7 +35,7 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
     open_probe,
 )
-from loraprobe.pipeline.licences import declared, with_licences
+from loraprobe.pipeline.licences import with_licences
 from loraprobe.pipeline.merges import (
     Converted,
     made_text,
@@ -96,9 +97,9 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     with _units(adapters, base, (), inputs, options) as session.units:
         examined = examine(inputs.adapters, inputs.base, purpose, session)
-    examined = _with_licences(examined, inputs)
+    examined = licensed(examined, inputs)
     if options.serve:
-        examined = _with_servers(examined, inputs, options, asks_base)
+        examined = with_servers(examined, inputs, options, asks_base)
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
@@ -207,7 +208,7 @@ def merge_and_eval(
 def _units(
     adapters: Adapters, base: Base | Reference | None, tasks: Any, inputs: Inputs, options: Options
 ) -> Units:
-    """How the parts of a run are computed."""
+    """How the parts of a run are computed; adapters, base and tasks are as they were given."""
     if options.executor is None and not options.joined:
         return Units()
     from loraprobe.pipeline.workers import open_units
@@ -232,7 +233,7 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:
-        examined = _with_licences(examined, inputs)
+        examined = licensed(examined, inputs)
         made = with_licences(made, examined.licences)
     shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
     audit = audit_of(session, inputs, examined, found.notes, **shown)
@@ -261,10 +262,7 @@ def estimate_cost(
 def _check_and_prepare(
     inputs: Inputs, purpose: Purpose, session: Session
 ) -> tuple[Compatibility, Prepared]:
-    """The issues, none of them an error, and the transformed adapters.
-
-    Raises CompatibilityError for an error.
-    """
+    """The issues and the transformed adapters. Raises CompatibilityError for an error."""
     found = check(inputs.adapters, inputs.base, purpose, session)
     return compatibility.require(found), prepare_inputs(inputs, purpose, session)
 
@@ -279,7 +277,7 @@ def _outcome(
     session: Session,
 ) -> Outcome:
     """A merge or a composition that nothing was asked, with its licences, audit and card."""
-    examined = _with_licences(examined, inputs)
+    examined = licensed(examined, inputs)
     made = with_licences(made, examined.licences)
     audit = audit_of(
         session,
@@ -291,26 +289,6 @@ def _outcome(
         verdict=_verdict_on_weights(inputs, examined, session.options),
     )
     return Outcome(audit, with_card(made, audit, session.options, prepared.general))
-
-
-def _with_servers(
-    examined: Examination, inputs: Inputs, options: Options, asks_base: bool
-) -> Examination:
-    """The findings with what the servers of --serve do not read in the file of one adapter."""
-    if len(inputs.given) > 1 or asks_base:
-        raise UsageError(
-            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
-            "merge is written so that servers read it: inspect its directory."
-        )
-    told = serving_issues(inputs.given[0], options.serve)
-    return replace(examined, compatibility=with_issues(examined.compatibility, told))
-
-
-def _with_licences(examined: Examination, inputs: Inputs) -> Examination:
-    """The findings with the licences of the adapters' cards."""
-    licences, issues = declared(inputs.given, inputs.base)
-    found = with_issues(examined.compatibility, issues)
-    return replace(examined, compatibility=found, licences=licences)
 
 
 def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:

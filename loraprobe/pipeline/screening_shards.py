@@ -8,7 +8,7 @@ join: the readings, the answers and the hidden states of the adapters.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,11 @@ def screen_shard(
     check_names(options)
     read = open_tasks(tasks, options)
     check_metrics(read, options.metric)
-    if read and base in (None, "auto"):
-        raise UsageError(
-            "A share of a library cannot tell which base most adapters name: give --base REF."
-        )
-    opened = None if base in (None, "auto") else base_of(base, (), code=options.trust_remote_code)
-    if opened is not None:
-        for target in written:
-            check_apart(target, [opened.path])
+    opened = _opened(base, bool(read), options, written)
     options = replace(options, state=place, resume=True)
     session = Session("screen", options, progress)
     assert options.shard is not None
-    fingerprint = {
-        "base": None if opened is None else opened.identity,
-        "versions": {"loraprobe": __version__, "torch": importlib.metadata.version("torch")},
-    }
-    made = Shard(run_of(options.arguments), options.shard, as_plain(fingerprint))
+    made = Shard(run_of(options.arguments), options.shard, _fingerprint(opened))
     made.begin(place)
     own = share_of([1.0] * len(adapters), options.shard)
     members = _read(adapters, own, opened, session, place)
@@ -84,6 +73,29 @@ def screen_shard(
     made = replace(made, complete=True, adapters=len(own), questions=asked)
     made.write(place)
     return made
+
+
+def _opened(base: Any, asks: bool, options: Options, written: Sequence[Path]) -> Base | None:
+    """The base that was named; None without one."""
+    if base in (None, "auto"):
+        if asks:
+            raise UsageError(
+                "A share of a library cannot tell which base most adapters name: give --base REF."
+            )
+        return None
+    opened = base_of(base, (), code=options.trust_remote_code)
+    for target in written:
+        check_apart(target, [opened.path])
+    return opened
+
+
+def _fingerprint(base: Base | None) -> Mapping[str, Any]:
+    """What all shards of a run have in common."""
+    versions = {"loraprobe": __version__, "torch": importlib.metadata.version("torch")}
+    found: Mapping[str, Any] = as_plain(
+        {"base": None if base is None else base.identity, "versions": versions}
+    )
+    return found
 
 
 def _read(

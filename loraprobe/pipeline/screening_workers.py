@@ -35,7 +35,7 @@ from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 
 
-class Member(NamedTuple):
+class AskedMember(NamedTuple):
     """The adapter at a place of the library; None for the base. chat: by the chat template.
 
     sha256: of the adapter's weights, as the process that asks read them.
@@ -87,7 +87,7 @@ class OpenedLibrary:
     def scorer(self) -> Any:
         return open_scorer(self.base, self.job.options.dtype, self.session)[0]
 
-    def __call__(self, part: Member) -> Answered:
+    def __call__(self, part: AskedMember) -> Answered:
         scorer = self.scorer.with_template(part.chat)
         own = self.session.device.partition(":")[0], self.session.dtype
         check_device(own, part.device, part.dtype)
@@ -137,7 +137,8 @@ class Elsewhere:
         chat, dtype = evaluator.chat_template, session.dtype
         places = [self.places.get(name or "") for name in names]  # none of the base
         parts = [
-            Member(at[0] if at else None, at[1] if at else "", chat, device, dtype) for at in places
+            AskedMember(at[0] if at else None, at[1] if at else "", chat, device, dtype)
+            for at in places
         ]
         base = evaluator.inputs.base
         assert base is not None and options.executor is not None

@@ -17,7 +17,7 @@ from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
-from loraprobe.evaluation.running import Batch, Run, open_batches
+from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluating import open_composition
@@ -115,7 +115,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         return replace(made, questions=len(own), chat_template=template)
 
 
-def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[Batch]:
+def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[QuestionBatch]:
     """The batches that an undivided run would ask of every system if no round were the last.
 
     Only names of systems: chains and controls are left out, which follow from other answers.
@@ -134,11 +134,13 @@ def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[Batch
             yield from open_batches(System(name, "base"), asked, known)
 
 
-def _built(batches: Sequence[Batch], ledger: Ledger, builder: SystemBuilder) -> Iterator[Batch]:
+def _built(
+    batches: Sequence[QuestionBatch], ledger: Ledger, builder: SystemBuilder
+) -> Iterator[QuestionBatch]:
     """The batches that are not answered yet, with the systems that answer them."""
     built: dict[str, System] = {}
     for system, asked in batches:
         if any(ledger.get(system.name, *q.key) is None for q in asked):
             if system.name not in built:
                 built = {system.name: builder.named(system.name)}
-            yield Batch(built[system.name], asked)
+            yield QuestionBatch(built[system.name], asked)

@@ -22,11 +22,11 @@ from loraprobe.records import ItemResult, Progress
 if TYPE_CHECKING:
     from loraprobe.composition import Router
     from loraprobe.evaluation.questions import TokenLimits
-    from loraprobe.evaluation.running import Answers, Batch
+    from loraprobe.evaluation.running import Answers, QuestionBatch
     from loraprobe.pipeline.kept_statistics import KeptStatistics
 
 
-class Modules(NamedTuple):
+class ModuleBatch(NamedTuple):
     """A batch of modules of adapters that are `compatible` with each other and the base, or not."""
 
     paths: tuple[str, ...]
@@ -128,12 +128,12 @@ class Units(contextlib.AbstractContextManager["Units"]):
         if self.pool is None:
             yield from ((index, here(at)) for at, index in enumerate(open_))
             return
-        parts = [Modules(batches[index], compatible) for index in open_]
+        parts = [ModuleBatch(batches[index], compatible) for index in open_]
         for at, batch in self.pool.map(parts, here):
             yield open_[at], batch
 
     def answers(
-        self, scorer: Any, setup: Setup, limits: TokenLimits, batches: Sequence[Batch]
+        self, scorer: Any, setup: Setup, limits: TokenLimits, batches: Sequence[QuestionBatch]
     ) -> Answers:
         """The answers to batches of questions, as they come from the workers and from here."""
         from loraprobe.evaluation.asking import ask

@@ -31,7 +31,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.pipeline.units import Modules, Questions, Units, check_device, for_workers
+from loraprobe.pipeline.units import ModuleBatch, Questions, Units, check_device, for_workers
 from loraprobe.records import ItemResult
 
 
@@ -67,7 +67,7 @@ class OpenedJob:
     plans: dict[bool, Plan] = field(default_factory=dict)
     built: tuple[Any, System] | None = None  # the last system
 
-    def __call__(self, part: Modules | Questions) -> BatchStatistics | list[ItemResult]:
+    def __call__(self, part: ModuleBatch | Questions) -> BatchStatistics | list[ItemResult]:
         if isinstance(part, Questions):
             return self._answers(part)
         if part.compatible not in self.plans:
@@ -127,8 +127,6 @@ def open_units(
 
     Raises UsageError for open objects with --executor, and for shards of other inputs.
     """
-    if options.executor is None and not options.joined:
-        return Units()
     identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
     check_inputs(options.joined, identity)
     kept = KeptStatistics(options.joined, identity) if options.joined else None

@@ -14,8 +14,7 @@ wrong. A forecast stands alone as a number.
 from __future__ import annotations
 
 import dataclasses
-
-from scipy import special
+from statistics import NormalDist
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.formatting import count
@@ -25,6 +24,8 @@ from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
 from loraprobe.verdict.evidence import Evidence
+
+NORMAL = NormalDist()
 
 
 def with_forecast(verdict: Verdict, evidence: Evidence) -> tuple[Verdict, list[Reason]]:
@@ -87,8 +88,8 @@ def keeps(gain: Gain, evidence: Evidence) -> float:
         low, high = row.retention_ci95
         above = row.retention - evidence.retention
         half = row.retention - low if above > 0 else high - row.retention
-        deviate = special.ndtri((1 + level) / 2) * above / max(half, 1e-9)
-        kept *= float(special.ndtr(deviate))
+        deviate = NORMAL.inv_cdf((1 + level) / 2) * above / max(half, 1e-9)
+        kept *= NORMAL.cdf(deviate)
     return kept
 
 

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
-from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, SCREEN, takes
+from loraprobe.command_options import CONVERT, EVALUATE, INSPECT, MERGE, ROUTE, SCREEN, takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
     from loraprobe.pipeline import Routed
+    from loraprobe.pipeline.merges import Converted
     from loraprobe.records import Audit, Verification
 
 __all__ = [
     "__version__",
     "compose",
+    "convert",
     "inspect",
     "load",
     "load_composition",
@@ -163,6 +165,29 @@ def compose(
 
     chosen = Options.of({**options, "routers": (router,), "weights": weights})
     made: Any = pipeline.compose(adapters, base=base, tasks=tasks, options=chosen).made
+    return made
+
+
+@takes(CONVERT)
+def convert(
+    adapter: Adapter | str | Path,
+    *,
+    base: str | Path | None = None,
+    portable: bool = True,
+    **options: Any,
+) -> Converted:
+    """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
+
+    base: compares a copy of an embedding or head that the file may hold. portable: one rank and one
+    scaling in all modules, or those of the file. Raises CompatibilityError for what cannot be kept
+    exactly.
+    """
+    from loraprobe import pipeline
+    from loraprobe.options import Options
+
+    layout = "portable" if portable else "compact"
+    chosen = Options.of({**options, "rank_layout": layout})
+    made: Any = pipeline.convert([adapter], base=base, options=chosen).made
     return made
 
 

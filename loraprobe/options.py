@@ -26,13 +26,13 @@ from loraprobe.declarations import (
     read_named_file,
     read_weights,
 )
-from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
+from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-from loraprobe.screen_options import ScreenOptions
+from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options(ScreenOptions):
+class Options(TaskOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -136,6 +136,11 @@ class Options(ScreenOptions):
         EVALUATION,
         "Ask every system all items; otherwise a run stops as soon as the decision holds.",
     )
+    items: int = option(
+        SCREENING_ITEMS, EVALUATION, "Items of each task on which a library is screened.", least=10
+    )
+    keep: int = option(KEEP, EVALUATION, "Sets of a library that are proved.", least=1, most=64)
+    budget: float | None = option(None, EVALUATION, "Minutes that a screen may take.", least=0)
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(
         None,

@@ -7,6 +7,7 @@ room needs these keys.
 types       Adapter and its parts
 reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
             (what each tensor is), extras, config_issues and completeness (what is odd)
+token_rows  trained rows of embeddings (trainable_token_indices)
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 saving      writes a directory and reads it back; staging makes outputs complete or absent
@@ -32,6 +33,7 @@ from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
     check_apart,
+    check_file,
     check_output,
     check_place,
     staged_directory,
@@ -58,6 +60,7 @@ __all__ = [
     "Tensors",
     "adapter_of",
     "check_apart",
+    "check_file",
     "check_output",
     "check_place",
     "common_targets",

@@ -44,6 +44,7 @@ PROMISED = {
     "trainable_token_indices": "token_delta",
     "modules_to_save": "modules_to_save",
 }
+SAME = {"unclear_tokens": "token_delta"}  # tensors that are there, and have an issue of their own
 
 
 def report_config(
@@ -88,7 +89,7 @@ def _report_missing(
 ) -> None:
     """Errors for absent tensors that the config requires: all of a kind, or some modules'."""
     cure = "The file is incomplete; save or download it again."
-    kinds = {extra.kind for extra in extras}
+    kinds = {SAME.get(extra.kind, extra.kind) for extra in extras}
     if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
         message = f"The config sets {' and '.join(absent)}, but the file has no tensors for it."
         found.error("missing-tensors", message, cure)

@@ -120,6 +120,8 @@ def unroutable(adapter: Adapter) -> str | None:
     """What an adapter does that gates of a token cannot weigh, as a predicate; None if nothing."""
     if adapter.whole:
         return f"replaces {next(iter(adapter.whole))} whole"
+    if adapter.token_rows:
+        return f"replaces rows of {next(iter(adapter.token_rows))}"
     first = next(iter(stacks(adapter.layout).values()), None)
     return None if first is None else f"changes the parameter of {first[0]} itself"
 

@@ -1,10 +1,11 @@
 """The tensors of a file that are not low-rank factors.
 
-DoRA magnitudes, whole modules, trained biases, and biases of lora_B are used.
+DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained token rows are used.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
+from loraprobe.adapters.token_rows import TokenRows, tokens_of
 from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import count
@@ -32,7 +34,8 @@ def as_peft_reads(
     """The extras that peft would load; the others are reported.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
-    kind base_weight, because peft would overwrite the base's weight with it.
+    kind base_weight, because peft would overwrite the base's weight with it. Rows of tokens that
+    the config does not tell, or of an embedding that also has factors, get the kind unclear_tokens.
     """
     kept, unused = [], []
     for extra in extras:
@@ -41,6 +44,8 @@ def as_peft_reads(
             unused.append(extra)
         elif extra.kind == "base_copy" and not _is_vocabulary(extra.module or "", infos):
             kept.append(replace(extra, kind="base_weight"))
+        elif extra.kind == "token_delta" and not _tokens_are_clear(extra, infos, config):
+            kept.append(replace(extra, kind="unclear_tokens"))
         else:
             kept.append(extra)
     if unused:
@@ -63,6 +68,16 @@ def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
     return embedding or module.rpartition(".")[2] in VOCABULARY
 
 
+def _tokens_are_clear(
+    extra: Extra, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> bool:
+    """Whether trained rows have one token each; peft runs them beside no factors of the module."""
+    tokens = tokens_of(config, extra.module or "")
+    fits = tokens is not None and len(extra.shape) == 2 and extra.shape[0] == len(tokens)
+    floating = extra.dtype.startswith(("float", "bfloat"))
+    return fits and floating and 0 not in extra.shape and extra.module not in infos
+
+
 def copied_weight(adapter: Adapter, extra: Extra) -> Tensor:
     """The base weight that peft saved with an adapter (kind base_copy), as it is stored.
 
@@ -81,9 +96,11 @@ def same_weight(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> dict[str, Tensors]:
-    """The fields `magnitudes`, `whole` and `offsets` of `Adapter`, read when needed."""
-    magnitudes, whole, offsets = {}, {}, {}
+def extra_tensors(
+    file: TensorFile, extras: Sequence[Extra], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of `Adapter` for what is no factor; tensors are read when needed."""
+    magnitudes, whole, offsets, token_rows = {}, {}, {}, {}
     for extra in extras:
         if extra.module is None:
             continue
@@ -93,10 +110,14 @@ def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> dict[str, Tensor
             offsets[extra.module] = extra.key
         elif extra.kind in ("modules_to_save", "bias"):
             whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
+        elif extra.kind == "token_delta":
+            tokens = tokens_of(config, extra.module) or ()
+            token_rows[extra.module] = TokenRows(tokens, functools.partial(file.read, extra.key))
     return {
         "magnitudes": _read(file, magnitudes, flat=True),
         "whole": _read(file, whole),
         "offsets": _read(file, offsets, flat=True),
+        "token_rows": token_rows,
     }
 
 

@@ -8,7 +8,7 @@ W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers can be converted i
 
 Both are exact: rows are moved, and B is only multiplied if scalings differ. DoRA magnitudes, whole
 modules and biases are split and joined by the same rows. A layer whose rows have another order
-(interleaved by head) or unknown numbers stays as it is; `UntranslatedFusion` says why.
+(by head) or unknown numbers stays as it is; `UntranslatedFusion` says why.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": QKV,
     "Wqkv": QKV,
     "W_pack": QKV,
-    "query_key_value": (*QKV, "query", "key", "value"),  # never translated: see HEADWISE
+    "query_key_value": (*QKV, "query", "key", "value"),  # never translated: see UNORDERED
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 FUSED_OF = {
     part: [fused for fused, parts in PARTS.items() if part in parts]
     for part in {part for parts in PARTS.values() for part in parts}
 }
-HEADWISE = (
-    "its rows are interleaved by head (query, key and value of the first head, then of the "
-    "next), so that which row is whose depends on the model"
+# The models of transformers that have it (GPT-NeoX, Bloom, Persimmon: by head; Falcon: by group of
+# heads) have no single projections. Models that stack the rows have either, under other paths:
+# ChatGLM and GLM, and the two forms of sarvam_moe in transformers.conversion_mapping.
+UNORDERED = (
+    "the order of its rows depends on the model: query, key and value of each head in turn "
+    "(GPT-NeoX, Bloom), of each group of heads (Falcon), or of all heads (ChatGLM); no model of "
+    "transformers has both forms of one layer"
 )
 BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
@@ -151,13 +155,11 @@ class _FusedLayer:
         """Raises NotTranslated if it cannot be split or joined exactly."""
         name = self.path.rpartition(".")[2]
         if name == "query_key_value":
-            raise NotTranslated(HEADWISE)
+            raise NotTranslated(UNORDERED)
         if self.config.get("model_type") == "codegen" or (
             ".h." in self.path and name == "qkv_proj"
         ):
-            raise NotTranslated(
-                "its rows are cut into blocks for several devices (CodeGen's layout)"
-            )
+            raise NotTranslated(BLOCKS)
         for adapter in self.adapters:
             paths = _touched(adapter)
             if self.path in paths and any(part in paths for part in self.parts):

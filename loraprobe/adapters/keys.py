@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from loraprobe.adapters.token_rows import TokenRows
+
 PREFIX = "base_model.model."
 
 _FACTOR = re.compile(r"(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.[^.]+)?\.weight")
@@ -61,6 +63,7 @@ def keys_of_extras(
     magnitudes: Mapping[str, Tensor],
     whole: Mapping[str, Tensor],
     offsets: Mapping[str, Tensor],
+    token_rows: Mapping[str, TokenRows],
 ) -> Iterator[tuple[str, str, str, Tensor]]:
     """(kind of extra, key without prefix, module, tensor) of an adapter's tensors beside factors.
 
@@ -75,3 +78,5 @@ def keys_of_extras(
         yield kind, f"{module}.base_layer.{what}" if module in modules else name, module, tensor
     for path, bias in offsets.items():
         yield "lora_bias", f"{path}.lora_B.bias", path, bias
+    for path, rows in token_rows.items():
+        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values

@@ -20,7 +20,8 @@ def mended(adapter: Adapter) -> Adapter:
     A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
     refuses extras that must not be dropped.
     """
-    names = {path: _unwrapped(path) for path in (*adapter.layout, *adapter.whole)}
+    places = (*adapter.layout, *adapter.whole, *adapter.token_rows)
+    names = {path: _unwrapped(path) for path in places}
     if len(set(names.values())) < len(names):  # one of two would be lost
         return adapter
     paths = {new: old for old, new in names.items()}
@@ -35,6 +36,7 @@ def mended(adapter: Adapter) -> Adapter:
         magnitudes=renamed(adapter.magnitudes),
         whole=renamed(adapter.whole),
         offsets=renamed(adapter.offsets),
+        token_rows={names[path]: rows for path, rows in adapter.token_rows.items()},
         extras=tuple(extra for extra in adapter.extras if extra.kind in WRITTEN),
         issues=tuple(issue for issue in adapter.issues if issue.code not in MENDED),
     )

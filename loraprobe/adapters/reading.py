@@ -55,7 +55,7 @@ def read_adapter(
         issues=tuple(found.issues),
         config=dict(config.raw),
         weights_file=file.path,
-        **extra_tensors(file, extras),
+        **extra_tensors(file, extras, config.raw),
     )
 
 

@@ -31,8 +31,8 @@ from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
-# Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
-WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
+# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
+WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
 # Saving multiplies the scaling by r and reading divides by r: two roundings of a double.
@@ -112,7 +112,9 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
         yield f"{path}.{names[0]}", A
         yield f"{path}.{names[1]}", B
-    extras = keys_of_extras(adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets)
+    extras = keys_of_extras(
+        adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets, adapter.token_rows
+    )
     for kind, key, path, tensor in extras:
         if kind == "dora_magnitude" and adapter.layout[path].kind == "convolution":
             tensor = tensor.reshape(1, -1, *(1 for _ in adapter.layout[path].kernel))
@@ -143,6 +145,7 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
     r = Counter(i.rank for i in infos.values()).most_common(1)[0][0]
     alpha = Counter(i.scaling * i.rank for i in infos.values()).most_common(1)[0][0]
     parameters = adapter.config.get("target_parameters") if stacks(adapter.layout) else None
+    tokens = {path: list(rows.tokens) for path, rows in adapter.token_rows.items()}
     kept = ("auto_mapping", "revision")
     return {
         **{key: public_value(adapter.config[key]) for key in kept if key in adapter.config},
@@ -161,6 +164,7 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
         "init_lora_weights": True,
         "target_modules": list(targets or without_experts(adapter.layout)),
         **({"target_parameters": list(parameters)} if parameters else {}),
+        **({"trainable_token_indices": tokens} if tokens else {}),
         "rank_pattern": {_exact(path): i.rank for path, i in infos.items() if i.rank != r},
         "alpha_pattern": {
             _exact(path): _whole(i.scaling * i.rank)
@@ -229,10 +233,13 @@ def _difference(read: Adapter, meant: Adapter) -> str | None:
     errors = [issue.message for issue in read.issues if issue.severity == "error"]
     if errors:
         return errors[0].rstrip(".")
-    for held in ("modules", "magnitudes", "whole", "offsets"):
+    for held in ("modules", "magnitudes", "whole", "offsets", "token_rows"):
         names = set(getattr(read, held)) ^ set(getattr(meant, held))
         if names:
             return f"{held} differ by {sorted(names)[0]}"
+    for path, rows in read.token_rows.items():
+        if rows.tokens != meant.token_rows[path].tokens:
+            return f"the tokens of {path} differ"
     for path, info in read.layout.items():
         wanted = meant.layout[path]
         if not math.isclose(info.scaling, wanted.scaling, rel_tol=SCALING_ERROR):

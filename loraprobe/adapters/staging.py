@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from loraprobe.errors import OutputError
 
@@ -75,6 +76,21 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
         raise OutputError(
             f"{target} cannot be written, since {closed[0]} is read-only for you; {cure}."
         )
+
+
+def check_file(file: Path, is_ours: Callable[[TextIO], bool], why: str) -> None:
+    """Raises OutputError for a file that cannot be written, or is there and none of loraprobe's.
+
+    is_ours: tells it from the beginning of an existing file; `why` says what it is not.
+    """
+    check_place(file)
+    if not os.path.lexists(file):
+        return
+    if file.is_file():
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            if is_ours(stream):
+                return
+    raise OutputError(f"{file} exists and {why}; choose another name.")
 
 
 def check_apart(target: Path, sources: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.lazy import LazyMapping
 from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
+from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
@@ -50,9 +51,9 @@ class ModuleInfo:
 class Extra:
     """A tensor of the file that is not a plain factor.
 
-    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias (these are read through the
-    adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter (of unclear rank),
-    convolution (one with groups), base_copy, unknown.
+    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias, token_delta (these are read
+    through the adapter's `magnitudes`, `whole`, `offsets` and `token_rows`), unclear_tokens,
+    target_parameter (of unclear rank), convolution (one with groups), base_copy, unknown.
     """
 
     kind: str
@@ -114,6 +115,7 @@ class Adapter:
     whole: parameter name in the base (`score.weight`, `lm_head.bias`) -> the tensor that replaces
         it, as the base stores it: modules_to_save and trained biases.
     offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
+    token_rows: module path -> rows that replace those of an embedding or a head.
 
     `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
     reads the files back and therefore needs the reader, which needs this class.
@@ -132,6 +134,7 @@ class Adapter:
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
+    token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         low, high = self.rank_range
@@ -166,6 +169,11 @@ class Adapter:
         return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
     @property
+    def has_more_than_factors(self) -> bool:
+        """Whether its function depends on magnitudes, whole tensors, biases or token rows."""
+        return bool(self.magnitudes or self.whole or self.offsets or self.token_rows)
+
+    @property
     def task_type(self) -> str | None:
         return self.config.get("task_type")
 
@@ -182,6 +190,8 @@ class Adapter:
         for kind in (self.magnitudes, self.whole, self.offsets):
             for name, tensor in kind.items():
                 digest.update(name.encode() + _bytes(tensor))
+        for path, rows in self.token_rows.items():
+            digest.update(f"{path}:{rows.tokens}".encode() + _bytes(rows.values))
         return digest.hexdigest()
 
     def norm(self) -> float:
@@ -238,19 +248,22 @@ def adapter_of(
     magnitudes: Mapping[str, Tensor] | None = None,
     whole: Mapping[str, Tensor] | None = None,
     offsets: Mapping[str, Tensor] | None = None,
+    token_rows: Mapping[str, TokenRows] | None = None,
 ) -> Adapter:
     """Builds an adapter from tensors in memory: a merge, a random control, a test case.
 
     modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
-    kernels: path -> kernel of a convolution. magnitudes, whole, offsets: as in `Adapter`; they are
-    also listed as extras. Raises ValueError for a kernel that does not fit its module.
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets, token_rows: as in
+    `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
+    module.
     """
     kinds, kernels = kinds or {}, kernels or {}
     infos = {
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    magnitudes, whole, offsets = (dict(held or {}) for held in (magnitudes, whole, offsets))
+    tensors = [_held(given) for given in (magnitudes, whole, offsets)]
+    token_rows = dict(token_rows or {})
     return Adapter(
         name=name,
         source=source or Source(reference=name),
@@ -258,13 +271,19 @@ def adapter_of(
         modules=Modules(infos, dict(modules).__getitem__),
         extras=tuple(
             Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-            for kind, key, path, held in keys_of_extras(infos, magnitudes, whole, offsets)
+            for kind, key, path, held in keys_of_extras(infos, *tensors, token_rows)
         ),
         config=dict(config or {}),
-        magnitudes=Tensors(magnitudes, magnitudes.__getitem__),
-        whole=Tensors(whole, whole.__getitem__),
-        offsets=Tensors(offsets, offsets.__getitem__),
+        magnitudes=tensors[0],
+        whole=tensors[1],
+        offsets=tensors[2],
+        token_rows=token_rows,
     )
+
+
+def _held(given: Mapping[str, Tensor] | None) -> Tensors:
+    held = dict(given or {})
+    return Tensors(held, held.__getitem__)
 
 
 def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:

@@ -6,12 +6,14 @@ from typing import Any
 
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs
+from loraprobe.cli.saving import check_outputs, write
 from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OUTPUT = "target overwrite json html markdown save_samples explain dry_run quiet exit_zero"
+OUTPUT = (
+    "target overwrite push public json html markdown save_samples explain dry_run quiet exit_zero"
+)
 
 
 @with_options(
@@ -52,6 +54,5 @@ def merge_and_eval(
         if found.made is None:
             output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
         else:
-            found.made.save(output.target, overwrite=output.overwrite)
-            output.say(f"Wrote {found.made.name} to {output.target}.")
+            write(found.made, output)
     output.result(found.audit, samples=found.samples)

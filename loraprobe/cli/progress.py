@@ -27,6 +27,8 @@ WORDS = {
     "check": "check the adapters",
     "diagnose": "compare the adapters",
     "load": "load the base",
+    "screen": "ask the adapters alone",
+    "forecast": "forecast every set",
     "estimate": "estimate the time",
     "cover": "measure what the base knows",
     "search": "search weights",

@@ -22,12 +22,19 @@ def check_outputs(
     """Where a command will write, checked before anything is read.
 
     Raises OutputError for an output that cannot be written, or that is, contains or lies inside
-    something that the arguments name: an adapter, the base, a task, a prompt file.
+    something that the arguments name: an adapter, the base, a task, a prompt file; UsageError or
+    HubError for an upload that cannot be.
     """
     from loraprobe.adapters import check_apart, check_output
     from loraprobe.errors import LoraprobeError
-    from loraprobe.hub import Reference
+    from loraprobe.hub import Reference, check_push
 
+    if output.push is not None:
+        if output.target is None:
+            raise UsageError("--push uploads what --output writes; add --output DIR.")
+        check_push(output.push)
+    elif output.public:
+        raise UsageError("--public goes with --push OWNER/NAME; add that.")
     read = [Path(file) for file in (*(files or ()), options.calibration) if file]
     read += [file for _, file in options.router_prompts]
     for reference in (*refs, *options.subtract, base):
@@ -52,13 +59,6 @@ def save(
     output: Output,
 ) -> None:
     """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
-    from loraprobe import hub
-
-    assert output.target is not None
-    if output.push is not None:
-        hub.check_push(output.push)
-    elif output.public:
-        raise UsageError("--public goes with --push OWNER/NAME; add that.")
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, tasks)
         found = make(
@@ -69,9 +69,17 @@ def save(
             progress=progress,
             written=written,
         )
-    found.made.save(output.target, overwrite=output.overwrite)
-    output.say(f"Wrote {output.target}.")
+    write(found.made, output)
+    output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
+
+
+def write(made: Any, output: Output) -> None:
+    """Saves a merge, a composition or a converted adapter, and uploads it where that is asked."""
+    from loraprobe import hub
+
+    assert output.target is not None
+    made.save(output.target, overwrite=output.overwrite)
+    output.say(f"Wrote {made.name} to {output.target}.")
     if output.push is not None:
         output.say(hub.summary(output.target, output.push, output.public))
         output.say(f"Uploaded: {hub.push(output.target, output.push, output.public)}")
-    output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")

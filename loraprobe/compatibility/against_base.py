@@ -13,6 +13,7 @@ from loraprobe.formatting import count
 from loraprobe.records import Issue
 
 TRAINED_ON = "Give the base that the adapter was trained on."
+RESIZE = "Resize the base's embedding as in the adapter's training."
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -34,6 +35,7 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         yield from _shapes(adapter, base)
         yield from _tied(adapter, base)
         yield from _parameters(adapter, base)
+        yield from _tokens(adapter, base)
 
 
 def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -58,9 +60,8 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
     tokens, others = different_shapes(adapter.layout, base.shapes)
-    resize = "Resize the base's embedding as in the adapter's training."
     for code, paths, cure in (
-        ("vocabulary-mismatch", tokens, resize),
+        ("vocabulary-mismatch", tokens, RESIZE),
         ("shapes-differ", others, TRAINED_ON),
     ):
         if paths:
@@ -88,6 +89,21 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
         message = f"{wrong[0].problem}{more}"
         stack = wrong[0].stack
         yield Issue("error", wrong[0].code, (adapter.name,), message, TRAINED_ON, stack)
+
+
+def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """An error for trained token rows that the base's embedding or head does not have."""
+    for path, rows in adapter.token_rows.items():
+        weight = base.weights.get(path)
+        if weight is None and not base.quantization:
+            message = f"{base.reference} has no {path}, of which {adapter.name} trained rows."
+            yield Issue("error", "module-not-in-base", (adapter.name,), message, TRAINED_ON, path)
+        elif weight is not None and max(rows.tokens) >= weight.shape[0]:
+            message = (
+                f"{adapter.name} trained token {max(rows.tokens)} of {path}, which has "
+                f"{weight.shape[0]} rows in {base.reference}."
+            )
+            yield Issue("error", "vocabulary-mismatch", (adapter.name,), message, RESIZE, path)
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:

@@ -32,12 +32,18 @@ KEPT = {
         "biases of B",
         "the figures shown here leave them out. Linear merges and compositions keep them",
     ),
+    "token_delta": (
+        "trained token rows (trainable_token_indices)",
+        "the figures shown here leave them out. Linear merges and compositions with constant gates "
+        "keep them; token routers and other methods do not",
+    ),
 }
 # kind of extra -> (what it is, cure), for the kinds that they drop
 CURES = {
-    "token_delta": (
-        "trained token embeddings",
-        "Merge them into the base's embedding with peft, or train without trainable tokens.",
+    "unclear_tokens": (
+        "trained token rows that the config gives no tokens, or that peft cannot run beside the "
+        "factors of the same embedding",
+        "Correct trainable_token_indices in adapter_config.json.",
     ),
     "target_parameter": (
         "factors of parameters (target_parameters) whose rank the config does not tell",

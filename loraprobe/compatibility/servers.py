@@ -123,7 +123,9 @@ FEATURES: Mapping[str, Feature] = {
     "modules-to-save": Feature(
         "whole trained modules (modules_to_save)", "the base's modules stay", WHOLE
     ),
-    "token-delta": Feature("trained token embeddings", "the base's embedding stays", WHOLE),
+    "token-delta": Feature(
+        "trained token rows (trainable_token_indices)", "the base's embedding stays", WHOLE
+    ),
     "target-parameter": Feature("factors of expert parameters (target_parameters)", "", WHOLE),
     "convolution": Feature("factors of convolutions", "they are left out", WHOLE),
     "embedding": Feature("factors of the token embedding", "", WHOLE),

@@ -61,16 +61,11 @@ class TensorChecks:
     def same(self, i: int, j: int) -> bool:
         """Whether adapters i and j have the same deltas, even if their factors differ.
 
-        False for adapters with magnitudes, whole modules or biases, which are not compared.
+        False for adapters that hold more than factors, which is not compared.
         """
-        if any(self.not_finite[k] or has_others(self.adapters[k]) for k in (i, j)):
+        if any(self.not_finite[k] or self.adapters[k].has_more_than_factors for k in (i, j)):
             return False
         return same_update(self.inner, i, j)
-
-
-def has_others(adapter: Adapter) -> bool:
-    """Whether an adapter has magnitudes, whole modules or biases."""
-    return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
 
 
 def content_issues(contents: TensorChecks) -> Iterator[Issue]:
@@ -88,7 +83,7 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 "download it again."
             )
             yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
-        if empty and len(empty) == len(adapter.layout) and not has_others(adapter):
+        if empty and len(empty) == len(adapter.layout) and not adapter.has_more_than_factors:
             message = f"{adapter.name} has no effect: the delta of every module is zero."
             cure = (
                 "It was never trained, or its B factors were lost on saving; take a trained "

@@ -163,7 +163,7 @@ def _article(kind: str) -> str:
 def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
     """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
     for expert in experts:
-        if not expert.modules and not expert.whole:
+        if not expert.modules and not expert.has_more_than_factors:
             raise UnsupportedAdapter(
                 f"Adapter {expert.name} holds no LoRA factors, so it would "
                 "silently be the base model."
@@ -184,7 +184,7 @@ def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
     if extra.kind in ("dora_magnitude", "lora_bias"):
         info = None if extra.module is None else expert.layout.get(extra.module)
         return info is not None and math.prod(extra.shape) == info.out_features
-    return extra.kind in ("modules_to_save", "bias")
+    return extra.kind in ("modules_to_save", "bias", "token_delta")
 
 
 def _same(model: nn.Module, expert: Adapter) -> bool:

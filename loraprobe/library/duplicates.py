@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loraprobe.compatibility.tensors import TensorChecks, has_others
+from loraprobe.compatibility.tensors import TensorChecks
 from loraprobe.defaults import COPY_COSINE, COPY_RATIO
 from loraprobe.library.reading import Member
 from loraprobe.library.stored import pair_key, store, stored
@@ -70,7 +70,7 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
     if held is None:
         adapters = [member.open(), other.open()]
         cosine = 0.0
-        if not any(map(has_others, adapters)):
+        if not any(a.has_more_than_factors for a in adapters):
             inner = TensorChecks(adapters).read().inner
             cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
         held = {"cosine": cosine}

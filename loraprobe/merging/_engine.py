@@ -29,6 +29,7 @@ from loraprobe.merging._memory import check_memory
 from loraprobe.merging._merged import Merged, RankLayout
 from loraprobe.merging._method import MergeMethod
 from loraprobe.merging._module import MergedModule, merge_module
+from loraprobe.merging._token_rows import merge_token_rows
 from loraprobe.records import Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
@@ -60,9 +61,9 @@ def merge(
     all adapters is in memory at a time.
 
     base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
-    full weights and biases that not every adapter has, or whose weights do not sum to 1
-    (`_full_weights`). Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or
-    OutOfMemory.
+    full weights, biases and token rows that not every adapter has, or whose weights do not sum
+    to 1 (`_full_weights`, `_token_rows`). Raises UsageError, CompatibilityError,
+    UnsupportedAdapter, AdapterError or OutOfMemory.
     """
     _validation.check_names(adapters)
     choices, notes = Choices.of(adapters, method, weights, space, rank, seed, dtype, base)
@@ -82,19 +83,19 @@ def _merged(
     issues = _validation.check_adapters(adapters, allow, choices.carried)
     layout = _validation.layout(adapters, choices.method)
     check_memory(adapters, layout, choices)
-    full_weights, biases, dropped = _other_tensors(adapters, choices, layout, allow)
+    others, dropped = _other_tensors(adapters, choices, layout, allow)
     modules = _merge_modules(adapters, layout, choices, progress)
     inner = torch.stack([m.inner for m in modules.values()]).sum(0)
     issues += [*notes, *dropped, *_validation.check_effect(adapters, inner, allow)]
     for i, adapter in enumerate(adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
-    if not (any(m.norm2 for m in modules.values()) or full_weights or biases):
+    if not (any(m.norm2 for m in modules.values()) or any(others.values())):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    merged = _adapter(name, adapters, layout, modules, full_weights, biases)
+    merged = _adapter(name, adapters, layout, modules, others)
     result = _result(merged, adapters, choices, modules, inner)
     issues += _warnings(adapters, result.compression_error)
     return replace(result, issues=tuple(issues))
@@ -169,13 +170,15 @@ def _other_tensors(
     choices: Choices,
     layout: Mapping[str, ModuleInfo],
     allow: Collection[str],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Issue]]:
-    """Full weights, biases of B, and a warning for each that was dropped."""
+) -> tuple[dict[str, Any], list[Issue]]:
+    """What an adapter holds beside factors, by the names of `adapter_of`; warnings for losses."""
     coefficients = choices.coefficients
     if not coefficients:
-        return {}, {}, []
-    full_weights, notes = merge_full_weights(adapters, coefficients, choices.base, allow)
-    return full_weights, merge_lora_biases(adapters, coefficients, layout), notes
+        return {}, []
+    whole, dropped = merge_full_weights(adapters, coefficients, choices.base, allow)
+    rows, lost = merge_token_rows(adapters, coefficients, choices.base, allow)
+    offsets = merge_lora_biases(adapters, coefficients, layout)
+    return {"whole": whole, "offsets": offsets, "token_rows": rows}, dropped + lost
 
 
 def _adapter(
@@ -183,8 +186,7 @@ def _adapter(
     adapters: Sequence[Adapter],
     layout: Mapping[str, ModuleInfo],
     modules: Mapping[str, MergedModule],
-    full_weights: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor],
+    others: Mapping[str, Any],
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
     bases = [a.base_model for a in adapters if a.base_model]
@@ -203,8 +205,7 @@ def _adapter(
         config=config,
         source=Source(reference=f"{name}({made_of})"),
         magnitudes=scaled,
-        whole=full_weights,
-        offsets=biases,
+        **others,
     )
 
 

@@ -60,8 +60,8 @@ def check_rank(rank: int | str) -> int | None:
     return number
 
 
-# Extras that a linear merge keeps (`_dora`, `_full_weights`).
-LINEAR_EXTRAS = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
+# Extras that a linear merge keeps (`_dora`, `_full_weights`, `_token_rows`).
+LINEAR_EXTRAS = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 
 
 def check_names(adapters: Sequence[Adapter]) -> None:
@@ -140,7 +140,7 @@ def check_effect(
     """
     notes = []
     for i, adapter in enumerate(adapters):
-        if inner[i, i] > 0 or adapter.whole or adapter.offsets:
+        if inner[i, i] > 0 or adapter.has_more_than_factors:
             continue
         message = f"Adapter {adapter.name} has no effect (all of its deltas are zero)"
         if "no-effect" not in allow:
@@ -149,7 +149,7 @@ def check_effect(
             )
         notes.append(Issue("warning", "no-effect", (adapter.name,), f"Allowed: {message}."))
     for i, j in combinations(range(len(adapters)), 2):
-        more = any(adapters[k].whole or adapters[k].offsets for k in (i, j))
+        more = any(adapters[k].has_more_than_factors for k in (i, j))
         if same_update(inner, i, j) and not more:
             names = (adapters[i].name, adapters[j].name)
             message = f"{names[0]} and {names[1]} are the same update."

@@ -18,7 +18,7 @@ from loraprobe.defaults import WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.probes import KnownAlone, PairForecast, TextReading, with_worked_answers
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
@@ -60,7 +60,7 @@ def ask_alone(
     evaluator: Evaluator,
     adapters: Sequence[str],
     opened: Callable[[str], Adapter],
-    reading: TextReading | None,
+    reading: ScreenedTexts | None,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> Alone:
     """Asks the base and the adapters the evaluator's tasks.
@@ -92,23 +92,23 @@ def ask_alone(
     return found
 
 
-def _ask(evaluator: Evaluator, system: System, reading: TextReading | None) -> list[ItemResult]:
+def _ask(evaluator: Evaluator, system: System, reading: ScreenedTexts | None) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
-    if reading is not None:
-        with evaluator.session.stage("screen"):
-            _keep_states(evaluator, system, reading)
-    progress = evaluator.session.progress
     session = evaluator.session
-    if progress is not None:
-        session = replace(session, progress=lambda s, k, n: progress(_named(s), k, n))
-    return replace(evaluator, session=session).run([system])
+    told = session.progress
+    progress = None if told is None else lambda s, k, n: told(_named(s), k, n)
+    own = replace(session, progress=progress, seconds={})
+    with session.stage("screen"):
+        if reading is not None:
+            _keep_states(evaluator, system, reading)
+        return replace(evaluator, session=own).run([system])
 
 
 def _named(stage: str) -> str:
     return stage + SCREENING if stage.startswith("evaluate ") else stage
 
 
-def _keep_states(evaluator: Evaluator, system: System, reading: TextReading) -> None:
+def _keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
     """Reads the states unless they are kept, with the answers to questions that are scored."""
     path, ledger = states_path(evaluator, system.name, reading), evaluator.ledger
     scored = [q for q in reading.questions if not q.generated]
@@ -127,7 +127,7 @@ def _keep_states(evaluator: Evaluator, system: System, reading: TextReading) -> 
     ledger.append(answers)
 
 
-def states_path(evaluator: Evaluator, system: str, reading: TextReading) -> Path:
+def states_path(evaluator: Evaluator, system: str, reading: ScreenedTexts) -> Path:
     """Where the states of a system for these texts are kept."""
     assert evaluator.ledger.path is not None
     name = hashlib.sha256(f"{reading.mark} {system}".encode()).hexdigest()[:24]
@@ -135,7 +135,7 @@ def states_path(evaluator: Evaluator, system: str, reading: TextReading) -> Path
 
 
 def forecast_pairs(
-    evaluator: Evaluator, alone: Alone, reading: TextReading | None
+    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None
 ) -> PairForecast | None:
     """The forecast of sets of the adapters that were asked; None where nothing can be added."""
     if reading is None:
@@ -180,7 +180,7 @@ def forecast_worked(
             of_item = {item.id: text for item, text in zip(asked, texts, strict=True)}
             made.append(with_worked_answers(one.task, of_item))
     tasks = [task for task in made if task is not None]
-    reading = TextReading.of(evaluator.scorer, tasks, None) if tasks else None
+    reading = ScreenedTexts.of(evaluator.scorer, tasks, None) if tasks else None
     if reading is not None:
         with evaluator.session.stage("screen"):
             for name in alone.names:

@@ -39,8 +39,8 @@ def convert(
     """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
-    for what cannot be kept exactly: trained token embeddings, tensors of an unknown kind,
-    an initialisation that changed the base.
+    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
+    base.
     """
     inputs = open_inputs(adapters, base, tasks, options, written)
     if len(inputs.given) > 1:

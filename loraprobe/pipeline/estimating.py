@@ -160,7 +160,7 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
 
 
 @dataclass(frozen=True)
-class QuestionKind:
+class TimedKind:
     """Questions of one kind: how many batches they make, and the seconds of one batch.
 
     `base` and `together` are the seconds of the base and of all adapters together.
@@ -176,7 +176,7 @@ class QuestionKind:
         return self.batches * (self.base + (self.together - self.base) * share)
 
 
-def kinds_of(evaluator: Evaluator, together: Composition) -> list[QuestionKind]:
+def kinds_of(evaluator: Evaluator, together: Composition) -> list[TimedKind]:
     """The kinds of questions of the tasks, timed."""
     options, scorer = evaluator.session.options, evaluator.scorer
     limits = TokenLimits.of(options.max_new_tokens)
@@ -201,7 +201,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
 
 def _measured(
     group: Sequence[Question], scorer: Any, together: Composition, limits: TokenLimits
-) -> QuestionKind:
+) -> TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
     Of a smaller one the time is taken as proportional to the questions.
@@ -216,7 +216,7 @@ def _measured(
     for composition in (None, together):
         with scorer.with_composition(composition):
             seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
-    return QuestionKind(
+    return TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
         base=seconds[0],

@@ -24,6 +24,9 @@ from loraprobe.adapters.expressions import PLAIN, ExpressionError
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.tensors import open_tensors
 
+# Parts of the keys of an adapter's own tensors.
+OWN = ("lora_", "modules_to_save", "trainable_tokens")
+
 
 def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
     """The keys, ranks and shapes that peft does not match when it loads the directory.
@@ -54,7 +57,7 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
         model = get_peft_model(skeleton(adapter), config, low_cpu_mem_usage=True)
         found: Any = set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
     wrong += [f"peft finds no place for {key}" for key in found.unexpected_keys]
-    lost = [key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key]
+    lost = [key for key in found.missing_keys if any(name in key for name in OWN)]
     wrong += [f"peft misses {key}" for key in lost]
     loaded = {name.replace(".default", ""): p for name, p in model.named_parameters()}
     for key, tensor in state.items():
@@ -90,6 +93,8 @@ def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
         target_parameters=list(parameters) or None,
         rank_pattern={f"^(?:{'|'.join(paths)})": n for n, paths in ranks.items() if n != r},
         modules_to_save=kept or None,
+        trainable_token_indices={p: list(rows.tokens) for p, rows in adapter.token_rows.items()}
+        or None,
         bias=directory_config.raw.get("bias") or "none",
         fan_in_fan_out=directory_config.fan_in_fan_out,
         use_dora=bool(directory_config.raw.get("use_dora")),
@@ -114,6 +119,9 @@ def skeleton(adapter: Adapter) -> nn.Module:
             kind = "bias" if what == "bias" else "weight"
             empty = nn.Parameter(torch.empty(tensor.shape, device="meta"))
             layers.setdefault(path, nn.Module()).register_parameter(kind, empty)
+    for path, rows in adapter.token_rows.items():
+        with torch.device("meta"):
+            layers[path] = nn.Embedding(max(rows.tokens) + 1, rows.values.shape[1])
     for path in sorted(layers, key=lambda p: p.count(".")):
         parent = root
         *parents, name = path.split(".")

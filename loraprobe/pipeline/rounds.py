@@ -78,9 +78,8 @@ def play(
     """
     options = evaluator.session.options
     chains = [system for system in systems if system.kind == "chain"]
-    rest = [system for system in systems if system not in chains]
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = Played(systems, planned[0], rest)
+    found = Played(systems, planned[0], [s for s in systems if s.kind != "chain"])
     decision = ""
     for this in planned:
         if this.number > 1 and not goes_on(found, this):

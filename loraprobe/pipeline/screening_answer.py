@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.formatting import count
 from loraprobe.library import Arranged
 from loraprobe.pipeline.asking_alone import Alone
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.conclusion import judged, with_next
+from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.finalists import Finalist
@@ -20,6 +22,7 @@ from loraprobe.pipeline.shortlisting import Ranking
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.probes import PairForecast, forecast_gains
 from loraprobe.records import (
+    BASELINES,
     Audit,
     Compatibility,
     EvaluationRecords,
@@ -108,15 +111,32 @@ def _verdict(
         members = own.builder.trained
         examined = examine(members, inputs.base, "route", evaluator.session)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
-    spec, named = None, list(inputs.given)
-    if own is not None:
-        named, spec = list(own.builder.trained), own.systems[verdict.system or ""][0]
-    if verdict.action.startswith("use-single:"):
-        chosen = verdict.action.partition(":")[2]
-        named = [adapter for adapter in inputs.given if adapter.name == chosen]
+    spec = own.systems[verdict.system or ""][0] if own is not None else None
+    about = _about(verdict, own, inputs, measured)
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
-    about = replace(inputs, adapters=named, given=named)
     return with_next(verdict, options, about, kind, empty.compatibility, spec), examined
+
+
+def _about(
+    verdict: Verdict, own: Finalist | None, inputs: Inputs, measured: EvaluationRecords
+) -> Inputs:
+    """The inputs with the adapters that the next command is about.
+
+    These are the one to use alone, the members of the verdict's composition, or, where no
+    composition is advised for several tasks, the best adapter on each.
+    """
+    wanted = [] if own is None else [*own.names]
+    if verdict.action.startswith("use-single:"):
+        wanted = [verdict.action.partition(":")[2]]
+    elif len(inputs.tasks) > 1 and not verdict.composes:
+        wanted = [best for task in inputs.tasks if (best := _best_on(task, measured))]
+    named = [a for a in inputs.given if a.name in wanted] or list(inputs.given)
+    return replace(inputs, adapters=named, given=named)
+
+
+def _best_on(task: Task, measured: EvaluationRecords) -> str | None:
+    """The adapter that scored most on a task."""
+    return best_system([row for row in measured.evaluation if row.task == task.name], ("adapter",))
 
 
 def _notes(proved: Proved) -> list[str]:
@@ -169,17 +189,27 @@ def _shortlist(
 ) -> tuple[Shortlisted, ...]:
     """The sets that were proved, the best first, and the best single adapter."""
     forecasts = _forecasts(proved, seed)
-    gains: dict[str, Gain] = {}
-    for row in measured.gains:
-        whole = row.task is None or len({gain.task for gain in measured.gains}) == 1
-        if whole and (row.system not in gains or row.difference > gains[row.system].difference):
-            gains[row.system] = row
+    gains = _gains(proved, measured)
     rows = [_row(one, forecasts.get(one.names), gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
         rows.insert(0, Shortlisted((name,), "single", 1, proved.looked_at, outcome="single"))
     return tuple(rows)
+
+
+def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
+    """The gain of each composition in its better form, of dropped ones on what they were asked."""
+    rows, played = list(measured.gains), proved.played
+    baselines = [system for system in played.order if system.kind in BASELINES]
+    for one in proved.finalists:
+        if not {row.system for row in rows} & one.systems.keys():
+            own = [system for _, system in one.systems.values()]
+            rows += evaluation.gains(played.results, [*baselines, *own])
+    best: dict[str, Gain] = {}
+    for row in sorted(rows, key=lambda row: row.difference):
+        best[row.system] = row
+    return best
 
 
 def _row(
@@ -199,7 +229,10 @@ def _row(
     advised = verdict.composes and verdict.system in one.systems
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
+    if gain is not None and forecast is not None and forecast.part != gain.part:
+        forecast = None  # nobody forecast worked answers
     fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
+    fails = fails or all(name in proved.played.dropped for name in one.systems)
     outcome = "compose" if advised else "none" if fails else "open"
     return Shortlisted(
         one.names,

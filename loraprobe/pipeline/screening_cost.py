@@ -23,7 +23,7 @@ from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.session import peak_memory
 from loraprobe.pipeline.systems import composition_specs
 from loraprobe.pipeline.task_split import TaskSplit
-from loraprobe.probes import TextReading
+from loraprobe.probes import ScreenedTexts
 from loraprobe.records import SCREENING
 from loraprobe.routing.constant import single
 
@@ -41,7 +41,7 @@ class Cost:
 
 
 def announce_screen(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: TextReading | None
+    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: ScreenedTexts | None
 ) -> None:
     """Tells a listener to progress which steps will come and how long each will take."""
     listener = evaluator.session.progress
@@ -69,7 +69,7 @@ def announce_proof(
 
 
 def screen_cost(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: TextReading | None
+    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: ScreenedTexts | None
 ) -> Cost:
     """Times a few questions of the items that choose, the evaluator's tasks."""
     options = evaluator.session.options
@@ -87,7 +87,7 @@ def screen_cost(
     return Cost(base + read, one + read, proof)
 
 
-def _read(evaluator: Evaluator, composition: Composition, reading: TextReading) -> float:
+def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts) -> float:
     """Seconds of reading all texts once, from the first of them."""
     few = replace(reading, rows=reading.rows[:TIMED_ROWS])
     few = replace(few, texts=tuple(t for t in reading.texts if t.row < TIMED_ROWS))
@@ -101,7 +101,7 @@ def estimate_of_screen(
     found: Arranged,
     evaluator: Evaluator,
     parts: TaskSplit,
-    reading: TextReading | None,
+    reading: ScreenedTexts | None,
 ) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated."""
     members = found.usable

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +38,17 @@ from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
 from loraprobe.pipeline.finalists import Finalist, build_finalist, fit_together
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.ranking_sets import rankings_of
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import Ranking, Subset, choose, rank
+from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
-from loraprobe.probes import KnownAlone, PairForecast, TextReading
-from loraprobe.records import FORMS, Audit, ItemResult
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts
+from loraprobe.records import Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.tasks import Task
@@ -91,7 +91,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
     parts = split_for_screening(tasks, session.options)
     budget = Budget(session.options.budget, session.options.started or session.begun)
     with _open(found, base, tasks, parts, session) as evaluator:
-        reading = TextReading.of(evaluator.scorer, parts.apart, session.options.metric)
+        reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
         announce_screen(evaluator, found.usable, parts, reading)
         screened = _screened(found, evaluator, reading, budget)
         proving = replace(evaluator, tasks=parts.left)
@@ -113,7 +113,7 @@ def estimate_task(
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
         with _open(found, base, tasks, parts, session) as evaluator:
-            reading = TextReading.of(evaluator.scorer, parts.apart, options.metric)
+            reading = ScreenedTexts.of(evaluator.scorer, parts.apart, options.metric)
             return estimate_of_screen(found, evaluator, parts, reading)
 
 
@@ -150,7 +150,7 @@ def _open(
 
 
 def _screened(
-    found: Arranged, evaluator: Evaluator, reading: TextReading | None, budget: Budget
+    found: Arranged, evaluator: Evaluator, reading: ScreenedTexts | None, budget: Budget
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
@@ -173,37 +173,10 @@ def _screened(
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     forecast = forecast_pairs(evaluator, alone, reading)
     worked = forecast_worked(evaluator, alone, known, opened)
-    forecasts = {"question": forecast, "steps": worked}
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
-        rankings = [
-            rank(form, len(members), partial(_score, form, known, forecasts[form]))
-            for form in FORMS
-            if form == "question" or any(one.form is not None for one in known)
-        ]
+        rankings = rankings_of(known, forecast, worked, len(members))
     return Screened(members, alone, known, forecast, rankings, scores)
-
-
-def _score(
-    form: str, known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
-) -> np.ndarray:
-    """The scores [m] of sets of adapters in one form of the question, the mean over tasks.
-
-    forecast: that of this form; what it cannot say comes from the answers of the members.
-    """
-    values = {} if forecast is None else forecast.by_task(subsets)
-    linear = None if forecast is None else forecast.added(subsets)
-    found = []
-    for one in known:
-        if one.task.name in values and linear is not None and linear.all():
-            found.append(values[one.task.name])
-            continue
-        worked = form == "steps" and one.form is not None
-        plain = one.steps(subsets) if worked else one.question(subsets)
-        known_too = values.get(one.task.name, plain)
-        found.append(plain if linear is None else np.where(linear, known_too, plain))
-    mean: np.ndarray = np.mean(found, 0)
-    return mean
 
 
 def _finalists(

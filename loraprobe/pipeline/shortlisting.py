@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loraprobe.defaults import MARGIN
+
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
-BETTER = 0.02  # by which a set of three has to exceed the best pair in it
+BETTER = 0.1  # by which a set of three has to exceed the best pair in it
+TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
 Subset = tuple[int, ...]
 Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
 
@@ -32,22 +35,26 @@ class RankedSet:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The sets of adapters in one form of the question, the best first, and how many there were."""
+    """The sets of adapters in one form of the question, the best first, and how many there were.
+
+    promises: whether the best of them is expected to exceed base and single adapters.
+    """
 
     form: str
     order: tuple[tuple[Subset, float], ...]
     looked_at: int
+    promises: bool = True
 
     def candidates(self) -> Iterator[RankedSet]:
         for place, (members, score) in enumerate(self.order, 1):
             yield RankedSet(members, self.form, score, place)
 
 
-def rank(form: str, adapters: int, score: Score, most: int = 10_000) -> Ranking:
+def rank(form: str, adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
     """All pairs, and the best pairs with each third adapter, by score.
 
-    A set of three is ranked only if it exceeds each pair in it by BETTER. most: how many of the
-    best are kept.
+    A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
+    base and single adapters. most: how many of the best are kept.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     found = score(pairs) if len(pairs) else np.zeros(0)
@@ -67,7 +74,8 @@ def rank(form: str, adapters: int, score: Score, most: int = 10_000) -> Ranking:
             if value > found[inside].max() + BETTER:
                 rows.append((members, value))
     rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
-    return Ranking(form, tuple(rows[:most]), len(pairs) + len(larger))
+    promises = bool(rows) and rows[0][1] > alone + MARGIN
+    return Ranking(form, tuple(rows[:most]), len(pairs) + len(larger), promises)
 
 
 def _place(pair: Subset, adapters: int) -> int:
@@ -84,19 +92,22 @@ def choose(
 ) -> list[RankedSet]:
     """At most `keep` candidates, taken from the rankings in turn.
 
-    families [adapters]: a number each; no two candidates consist of the same families, and no
-    family has part in more than half of them, as long as others are left. fits: whether a set may
-    be composed.
+    Where one ranking promises a gain, one that does not has fewer turns. families [adapters]: a
+    number each; no two candidates consist of the same families, and no family has part in more than
+    half of them, and no more than a quarter are larger than pairs, as long as others are left.
+    fits: whether a set may be composed.
     """
     chosen: list[RankedSet] = []
+    differ = len({ranking.promises for ranking in rankings}) > 1
     for strict in (True, False):
-        sources = [ranking.candidates() for ranking in rankings]
+        sources = [(TURNS if differ and one.promises else 1, one.candidates()) for one in rankings]
         while sources and len(chosen) < keep:
-            for source in list(sources):
-                taken = _next(source, chosen, families, keep, strict, fits)
-                if taken is None:
-                    sources.remove(source)
-                elif len(chosen) < keep:
+            for turns, source in list(sources):
+                for _ in range(min(turns, keep - len(chosen))):
+                    taken = _next(source, chosen, families, keep, strict, fits)
+                    if taken is None:
+                        sources.remove((turns, source))
+                        break
                     chosen.append(taken)
     return chosen
 
@@ -114,9 +125,11 @@ def _next(
     kinds = [frozenset(families[m] for m in one.members) for one in chosen]
     times = Counter(family for kind in kinds for family in kind)
     most = math.ceil(keep / 2)
+    large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
     for one in source:
         kind = frozenset(families[m] for m in one.members)
         like = kind in kinds or any(times[family] >= most for family in kind)
+        like = like or (large and len(one.members) > 2)
         if one.members not in taken and not (strict and like) and fits(one.members):
             return one
     return None

@@ -139,9 +139,9 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     """factor times an adapter's change, its files untouched. The name and extras are kept.
 
     Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
-    modules or biases, whose change is a difference from the base.
+    modules, biases or token rows, whose change is a difference from the base.
     """
-    _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole))
+    _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole or adapter.token_rows))
     infos = {
         path: replace(info, scaling=info.scaling * factor) for path, info in adapter.layout.items()
     }
@@ -152,13 +152,14 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
 def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:
     """The adapter minus the mean of general ones, exact on the deltas, in factors of float32.
 
-    Rank r_i + sum of the general ones' ranks in a module that all change. Whole modules and biases
-    of the adapter stay as they are. Raises UnsupportedAdapter for DoRA on either side and for
-    general adapters that hold more than factors, CompatibilityError for shapes that differ.
+    Rank r_i + sum of the general ones' ranks in a module that all change. Whole modules, biases
+    and token rows of the adapter stay as they are. Raises UnsupportedAdapter for DoRA on either
+    side and for general adapters that hold more than factors, CompatibilityError for shapes that
+    differ.
     """
     _refuse(adapter, "subtracted from", bool(adapter.magnitudes))
     for other in general:
-        _refuse(other, "subtracted", bool(other.magnitudes or other.whole or other.offsets))
+        _refuse(other, "subtracted", other.has_more_than_factors)
     parts = [(adapter, 1.0), *((other, -1.0 / len(general)) for other in general)]
     infos: dict[str, ModuleInfo] = {}
     for holder, _ in parts:
@@ -205,7 +206,7 @@ def _joined(
 
 def _refuse(adapter: Adapter, what: str, not_linear: bool) -> None:
     if not_linear:
-        held = "DoRA magnitudes" if adapter.magnitudes else "trained biases or whole modules"
+        held = "DoRA magnitudes" if adapter.magnitudes else "trained biases, modules or token rows"
         raise UnsupportedAdapter(
             f"Adapter {adapter.name} holds {held}, so its change is not that of its factors and "
             f"cannot be {what} without the base; leave --balance and --subtract out, or merge it "

@@ -8,6 +8,7 @@ other tokens of the vocabulary count together as one, of the probability that is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,23 @@ class Places:
     stop: Tensor
     text_stopped: Tensor
     ends: Tensor
+
+    def only(self, texts: Sequence[int]) -> tuple[Places, Tensor]:
+        """The places of some texts, and the positions [q] that they take, in order."""
+        number = torch.full((self.texts,), -1)
+        number[list(texts)] = torch.arange(len(texts))
+        own, stopped = number[self.text] >= 0, number[self.text_stopped] >= 0
+        positions = torch.cat([self.position[own], self.stop[stopped]]).unique()
+        places = Places(
+            texts=len(texts),
+            position=torch.searchsorted(positions, self.position[own]),
+            column=self.column[own],
+            text=number[self.text[own]],
+            stop=torch.searchsorted(positions, self.stop[stopped]),
+            text_stopped=number[self.text_stopped[stopped]],
+            ends=self.ends[stopped],
+        )
+        return places, positions
 
 
 def score_subsets(

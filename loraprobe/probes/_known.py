@@ -67,17 +67,27 @@ class KnownAlone:
         together: np.ndarray = (best + np.nanmean(_together(values, subsets), 1)) / 2
         return together
 
-    def steps(self, subsets: np.ndarray) -> np.ndarray:
-        """Scores [m] of sets [m, j] of adapters on the question with worked steps."""
+    def steps(self, subsets: np.ndarray, covered: np.ndarray | None = None) -> np.ndarray:
+        """Scores [m] of sets [m, j] of adapters on the question with worked steps.
+
+        covered [m, items]: whether a set knows what an item takes; None for what its members and
+        the base know alone.
+        """
         assert self.form is not None
-        hops = [values for part, values in self.parts.items() if part.startswith("hop")]
-        covered = np.ones((len(subsets), len(self.task.items)), np.float32)
-        for values in hops or [self.parts["question"]]:
-            covered *= np.nan_to_num(_together(values, subsets), nan=1.0)
+        if covered is None:
+            covered = self.covered(subsets)
         form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
         right = np.nanmean(_together(self.parts["steps"], subsets), 1)
         found: np.ndarray = np.maximum(covered.mean(1) * form, right)
         return found
+
+    def covered(self, subsets: np.ndarray) -> np.ndarray:
+        """Whether [m, items] the members or the base know every hop, or the answer without hops."""
+        hops = [values for part, values in self.parts.items() if part.startswith("hop")]
+        covered = np.ones((len(subsets), len(self.task.items)), np.float32)
+        for values in hops or [self.parts["question"]]:
+            covered *= np.nan_to_num(_together(values, subsets), nan=1.0)
+        return covered
 
 
 def _together(values: np.ndarray, subsets: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -45,7 +45,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class TextReading:
+class ScreenedTexts:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
@@ -53,10 +53,16 @@ class TextReading:
     texts: tuple[Text, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> TextReading | None:
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ScreenedTexts | None:
         """What to read; None where the model's head is not one matrix or nothing can be read."""
-        plain = [q for q in questions(tasks, metric) if q.part == "question"]
-        asked = [q for q in plain if q.item.source is None and q.metric != "regex"]
+        asked = [
+            q
+            for q in questions(tasks, metric)
+            if q.part != "steps"
+            and (q.part == "question" or q.item.cot_prompt is not None)
+            and q.item.source is None
+            and q.metric != "regex"
+        ]
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
         if not pairs or linear_head(scorer.model) is None:
             return None
@@ -110,7 +116,7 @@ class PairForecast:
     linear [n]: adapters of which this can be said.
     """
 
-    reading: TextReading
+    reading: ScreenedTexts
     logits: Tensor
     rest: Tensor
     places: Places
@@ -118,7 +124,7 @@ class PairForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: TextReading, systems: int, load: Callable[[int], States]
+        cls, scorer: Any, reading: ScreenedTexts, systems: int, load: Callable[[int], States]
     ) -> PairForecast | None:
         """From the states of `systems` systems, the base first; None for a head that is not linear.
 
@@ -151,15 +157,42 @@ class PairForecast:
         )
         return _judged(self.reading, logprob.numpy(), right.numpy())
 
-    def by_task(self, subsets: np.ndarray) -> dict[str, np.ndarray]:
-        """The mean score [m] of sets of adapters on each task of which texts were read.
+    def only(self, plain: bool) -> PairForecast | None:
+        """The forecast of the plain questions alone, or of the hops; None where there are none."""
+        asked = self.reading.questions
+        kept = [k for k, q in enumerate(asked) if (q.part == "question") == plain]
+        texts = [t for t, text in enumerate(self.reading.texts) if text.question in kept]
+        if not texts:
+            return None
+        at = {k: place for place, k in enumerate(kept)}
+        reading = replace(
+            self.reading,
+            questions=tuple(asked[k] for k in kept),
+            texts=tuple(
+                replace(self.reading.texts[t], question=at[self.reading.texts[t].question])
+                for t in texts
+            ),
+        )
+        places, positions_ = self.places.only(texts)
+        return replace(
+            self,
+            reading=reading,
+            logits=self.logits[:, positions_],
+            rest=self.rest[:, positions_],
+            places=places,
+        )
 
-        It is the mean of right answers and of the probabilities of the right answers.
+    def by_part(self, subsets: np.ndarray) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+        """(task, part) -> item -> results [m] of sets [m, j] of adapters.
+
+        A result is the mean of the right answer, 1 or 0, and of its probability.
         """
         hard, soft = self.values(subsets)
-        tasks = np.array([question.task for question in self.reading.questions])
-        mean = (hard + soft) / 2
-        return {name: mean[:, tasks == name].mean(1) for name in dict.fromkeys(tasks.tolist())}
+        found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        for k, question in enumerate(self.reading.questions):
+            of_part = found.setdefault((question.task, question.part), {})
+            of_part[question.item.id] = (hard[:, k] + soft[:, k]) / 2
+        return found
 
     def added(self, subsets: np.ndarray) -> np.ndarray:
         """Of which sets [m] the effects can be added."""
@@ -172,11 +205,12 @@ class PairForecast:
         return [
             question.result(name, abs(float(value)), "")
             for question, value in zip(self.reading.questions, hard[0], strict=True)
+            if question.part == "question"
         ]
 
 
 def _judged(
-    reading: TextReading, logprob: np.ndarray, right: np.ndarray
+    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     of_question: list[list[int]] = [[] for _ in reading.questions]
@@ -201,7 +235,7 @@ def _judged(
     return hard, soft
 
 
-def _support(reading: TextReading, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
+def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
     """The tokens of each position whose logits are added: [p, s], -1 where there are fewer.
 
     top [systems, p, k]: the first choices. stops: tokens that end a generation. All tokens of texts
@@ -253,7 +287,7 @@ def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ids, support)]
 
 
-def _places(reading: TextReading, support: np.ndarray, ending: np.ndarray) -> Places:
+def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> Places:
     starts = positions(reading.rows)
     tokens, stops = [], []
     for t, text in enumerate(reading.texts):

@@ -5,14 +5,12 @@ Every text is escaped and its control characters are replaced; the page's policy
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from loraprobe.adapters import check_place, staged_file
-from loraprobe.errors import OutputError
+from loraprobe.adapters import check_file, staged_file
 from loraprobe.records import Audit
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.escaping import templates
@@ -81,15 +79,8 @@ def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
 def check_page(file: Path) -> None:
     """Raises OutputError for an existing file, unless it is a page of loraprobe, and UsageError
     where pages cannot be drawn."""
-    check_place(file)
     check_drawing()
-    if not os.path.lexists(file):
-        return
-    if file.is_file():
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            if MARK in stream.read(200):
-                return
-    raise OutputError(f"{file} exists and is no report of loraprobe's; choose another name.")
+    check_file(file, lambda stream: MARK in stream.read(200), "is no report of loraprobe's")
 
 
 def write_page(audit: Audit, file: Path) -> None:

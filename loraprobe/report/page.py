@@ -65,7 +65,7 @@ def sections(audit: Audit) -> list[Section]:
 
 def _shortlist(audit: Audit) -> Section:
     shown = _filled(shortlist_tables.shortlist(audit))
-    told = [SHORTLISTED] if audit.shortlist else []
+    told = [SHORTLISTED] if shown else []
     return Section("short-list", "Short list", told, tables=shown)
 
 

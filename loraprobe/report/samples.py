@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from loraprobe.adapters import check_place, staged_file
-from loraprobe.errors import OutputError
+from loraprobe.adapters import check_file, staged_file
 from loraprobe.records import Sample, plain
 from loraprobe.secrets import scrub
 
@@ -19,14 +17,11 @@ LONGEST = 1 << 24  # characters of the first line of an existing file
 
 def check_samples(file: Path) -> None:
     """Raises OutputError for an existing file, unless it holds samples of loraprobe."""
-    check_place(file)
-    if not os.path.lexists(file):
-        return
-    if file.is_file():
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            if _is_sample(stream.readline(LONGEST)):
-                return
-    raise OutputError(f"{file} exists and holds no samples of loraprobe's; choose another name.")
+    check_file(
+        file,
+        lambda stream: _is_sample(stream.readline(LONGEST)),
+        "holds no samples of loraprobe's",
+    )
 
 
 def _is_sample(line: str) -> bool:

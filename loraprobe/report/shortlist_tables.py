@@ -10,13 +10,18 @@ from loraprobe.report.table import Column, Table, tabulated, text
 OUTCOMES = {"compose": "compose", "single": "use alone", "none": "no gain", "open": "open"}
 
 
+def screened(audit: Audit) -> bool:
+    """Whether a library was screened for a task."""
+    return audit.command == "screen" and bool(audit.shortlist)
+
+
 def shortlist(audit: Audit) -> Table:
     """The sets that were proved, the best first, each with its best composition."""
     items = {row.task: row.proving for row in audit.library.items} if audit.library else {}
     asked = " and ".join(f"{count(n, 'question')} of {task}" for task, n in items.items())
     return tabulated(
         f"Short list, proved on up to {asked}",
-        audit.shortlist,
+        audit.shortlist if screened(audit) else (),
         (text("adapters"), lambda row: ", ".join(row.adapters)),
         (Column("place", drop=2), lambda row: str(row.place)),
         (Column("forecast", drop=1), _forecast),

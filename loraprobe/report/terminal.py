@@ -91,7 +91,7 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    if not audit.shortlist:
+    if not shortlist_tables.screened(audit):
         yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
@@ -99,7 +99,7 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     yield from _unusable(audit, width)
     yield fitted(library_tables.families(audit, library_tables.SHORT), width)
     yield fitted(shortlist_tables.shortlist(audit), width)
-    if not audit.shortlist:
+    if not shortlist_tables.screened(audit):
         yield fitted(bars.scores(audit, width), width)
         yield from _controls(audit, width)
 

@@ -79,8 +79,9 @@ def _single_of_library(evidence: Evidence, chosen: Option | None) -> bool:
     Somebody with a library asks what of it to use, so that is an answer while it is open whether a
     composition gains a little more.
     """
-    single = chosen is not None and chosen.kind == "adapter"
-    return evidence.choice is not None and single and answers(evidence, chosen)
+    if evidence.choice is None or chosen is None or chosen.kind != "adapter":
+        return False
+    return answers(evidence, chosen)
 
 
 def measured_options(

@@ -174,8 +174,18 @@ def test_magnitudes_of_some_parts_only_are_not_joined():
         ({"gate_up_proj": (41, 12)}, {"up_proj": (20, 12)}, {}, "do not add up to its 41"),
         ({"W_pack": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
         ({"Wqkv": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
-        ({"query_key_value": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, "interleaved by head"),
-        ({"query_key_value": (36, 12)}, {"query": (12, 12)}, {}, "interleaved by head"),
+        (
+            {"query_key_value": (36, 12)},
+            dict.fromkeys(ROWS, (12, 12)),
+            {},
+            "order of its rows depends on the model",
+        ),
+        (
+            {"query_key_value": (36, 12)},
+            {"query": (12, 12)},
+            {},
+            "order of its rows depends on the model",
+        ),
         (
             {"qkv_proj": (36, 12)},
             dict.fromkeys(ROWS, (12, 12)),

@@ -156,15 +156,20 @@ def shipped(scenario: str) -> list[str]:
     return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
 
 
-def test_the_recommended_merge_is_saved(tmp_path):
+def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
     target = tmp_path / "out"
     named = ("task-arithmetic", "shrunk", "random-partner")
     # Dashes as on the command line.
     method = [*(part for name in named for part in ("--system", name)), "--weights", "1,1"]
     few = ["--limit", "30"]
+    sent = []
+    monkeypatch.setattr("loraprobe.hub.check_push", sent.append)
+    monkeypatch.setattr("loraprobe.hub.push", lambda *given: sent.append(given))
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
+    call += ["--push", "acme/made"]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
+    assert sent == ["acme/made", (target, "acme/made", False)]
     merged = read_adapter(target)
     paths = shipped_world().scenario("skill-and-facts").adapters.values()
     sources = [read_adapter(path).modules for path in paths]

@@ -282,12 +282,13 @@ KINDS = [
     "lora_bias",
     "token_delta",
     "target_parameter",
+    "unclear_tokens",
     "convolution",
     "unknown",
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS[4:])
+@pytest.mark.parametrize("kind", KINDS[5:])
 def test_extras_that_would_be_lost_are_named_with_a_cure_and_stop_compositions_only(kind):
     adapter = with_extra(A, kind)
     code = kind.replace("_", "-")
@@ -300,7 +301,7 @@ def test_extras_that_would_be_lost_are_named_with_a_cure_and_stop_compositions_o
     assert one(found(adapter, purpose="route"), code).severity == "error"
 
 
-@pytest.mark.parametrize("kind", KINDS[:4])
+@pytest.mark.parametrize("kind", KINDS[:5])
 def test_extras_that_are_kept_are_named_with_what_the_figures_leave_out(kind):
     adapter = with_extra(A, kind)
     code = kind.replace("_", "-")
@@ -365,12 +366,12 @@ def test_findings_of_reading_are_kept():
 
 
 def test_allow_turns_named_errors_into_warnings_and_nothing_else():
-    other = with_extra(random_adapter("b", seed=2, base_model="owner/other"), "token_delta")
+    other = with_extra(random_adapter("b", seed=2, base_model="owner/other"), "convolution")
     issues = found(A, other, allow=["base-mismatch"])
     allowed = one(issues, "base-mismatch")
     assert allowed.severity == "warning" and allowed.message.startswith("Allowed: ")
-    assert one(issues, "token-delta").severity == "error"
-    assert check([A, other], allow=["base-mismatch", "token-delta"]).compatible
+    assert one(issues, "convolution").severity == "error"
+    assert check([A, other], allow=["base-mismatch", "convolution"]).compatible
     assert found(A, random_adapter("b", rank=2), allow=["ranks-differ"])["ranks-differ"][
         0
     ].message.startswith("Ranks")
@@ -379,7 +380,7 @@ def test_allow_turns_named_errors_into_warnings_and_nothing_else():
 
 
 def test_errors_come_first():
-    other = with_extra(random_adapter("b", rank=2, base_model="/local"), "token_delta")
+    other = with_extra(random_adapter("b", rank=2, base_model="/local"), "convolution")
     order = [issue.severity for issue in check([A, other]).issues]
     assert order == sorted(order, key=["error", "warning", "note"].index)
     assert len(set(order)) == 3

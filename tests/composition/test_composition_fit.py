@@ -64,13 +64,13 @@ FACTORS = {
 }
 MOE = "base_model.model.model.layers.0.mlp.experts"
 EXTRAS = {
-    "token_delta": (
+    "unclear_tokens": (
         {
             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(
                 2, 16
             )
         },
-        {"trainable_token_indices": [1, 2]},
+        {"trainable_token_indices": [1, 2, 3]},
     ),
     "target_parameter": (
         {f"{MOE}.lora_A.weight": torch.ones(6, 16), f"{MOE}.lora_B.weight": torch.ones(24, 6)},

@@ -128,6 +128,7 @@ EXTRAS = {
     "modules-to-save": {"modules_to_save": ["lm_head"]},
     "lora-bias": {"lora_bias": True},
     "bias": {"bias": "lora_only"},
+    "token-delta": {"trainable_token_indices": [1, 3]},
 }
 
 

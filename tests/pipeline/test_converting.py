@@ -15,9 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.compatibility.serving import serving_issues
+from loraprobe.errors import UsageError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -58,6 +60,7 @@ KINDS = {
     "dora": ({"use_dora": True, "use_rslora": True, **PATTERNS}, tiny_llama),
     "lora bias": ({"lora_bias": True, **PATTERNS}, tiny_llama),
     "whole head": ({"modules_to_save": ["lm_head"], **PATTERNS}, untied),
+    "token rows": ({"trainable_token_indices": [3, 1], **PATTERNS}, tiny_llama),
     "expression": ({"target_modules": r".*\.(q|v)_proj", "use_rslora": True}, tiny_llama),
     "layers": ({"layers_to_transform": [1], "use_rslora": True}, tiny_llama),
     "conv1d": ({"target_modules": ["c_attn"], "rank_pattern": {"h.1.attn.c_attn": 2}}, tiny_gpt2),
@@ -161,12 +164,25 @@ def _set(directory, **config):
 DELTA = "model.embed_tokens.token_adapter.trainable_tokens_delta"
 COPY = "model.embed_tokens.base_layer.weight"
 REFUSED = {
-    "token-delta": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1, 2]),
+    "unclear-tokens": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1]),
     "base-copy": _add(COPY, torch.ones(40, 16)),
     "unknown-tensors": _add("model.layers.0.lora_down", torch.ones(2, 2)),
     "weights-untargeted": partial(_set, target_modules=["q_proj"]),
     "init-changed-base": partial(_set, init_lora_weights="pissa"),
 }
+
+
+def test_python_converts_as_the_command_line_does(tmp_path):
+    peft_adapter(tmp_path / "in", tiny_llama(), 1, **SETTINGS | PATTERNS)
+    made = loraprobe.convert(tmp_path / "in")
+    made.save(tmp_path / "python")
+    assert convert(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    python, out = (read_adapter(tmp_path / name) for name in ("python", "out"))
+    assert python.sha256 == out.sha256 and python.rank_range == out.rank_range
+    compact = loraprobe.convert(tmp_path / "in", portable=False)
+    assert compact.adapter.rank_range == read_adapter(tmp_path / "in").rank_range
+    with pytest.raises(UsageError, match="no option 'rank_layout'"):
+        loraprobe.convert(tmp_path / "in", rank_layout="compact")
 
 
 @pytest.mark.parametrize("code", REFUSED)

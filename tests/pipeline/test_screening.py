@@ -11,7 +11,7 @@ from planted_library import FIRST, SECOND, write_library
 from loraprobe.evaluation import running
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.pipeline import asking_alone
-from loraprobe.probes import TextReading
+from loraprobe.probes import ScreenedTexts
 
 NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}
 PAIR = {"firsts": FIRST, "seconds": SECOND}
@@ -85,7 +85,7 @@ def counted(monkeypatch, stop=None):
         return call
 
     monkeypatch.setattr(running, "ask", counting("ask", running.ask))
-    monkeypatch.setattr(TextReading, "read", counting("read", TextReading.read))
+    monkeypatch.setattr(ScreenedTexts, "read", counting("read", ScreenedTexts.read))
     return calls
 
 

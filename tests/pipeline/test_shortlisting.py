@@ -23,7 +23,7 @@ def scored(values: dict, default=0.0):
 
 
 def test_all_pairs_are_ranked_and_sets_of_three_only_if_they_exceed_their_pairs():
-    values = {(1, 4): 0.9, (0, 2): 0.8, (1, 3, 4): 0.95, (0, 2, 5): 0.805}
+    values = {(1, 4): 0.8, (0, 2): 0.7, (1, 3, 4): 0.95, (0, 2, 5): 0.75}
     found = rank("question", 6, scored(values))
     assert [members for members, _ in found.order[:3]] == [(1, 3, 4), (1, 4), (0, 2)]
     assert sorted(m for m, _ in found.order if len(m) == 2) == sorted(
@@ -68,6 +68,21 @@ def test_each_form_of_the_question_gives_finalists_in_turn():
     found = choose([plain, steps], 4, range(6))
     assert names(found) == [(0, 1), (3, 4), (0, 2), (4, 5)]
     assert [one.form for one in found] == ["question", "steps", "question", "steps"]
+
+
+def test_a_form_that_promises_no_gain_gives_a_quarter():
+    plain = rank("question", 6, scored({(0, 1): 0.5, (0, 2): 0.4, (1, 2): 0.3}), alone=0.5)
+    steps = rank("steps", 6, scored({(3, 4): 0.9, (3, 5): 0.8, (4, 5): 0.7}), alone=0.5)
+    assert (plain.promises, steps.promises) == (False, True)
+    found = choose([plain, steps], 4, range(6))
+    assert [one.form for one in found] == ["question", "steps", "steps", "steps"]
+
+
+def test_a_quarter_of_the_places_is_for_larger_sets():
+    values = {(0, 1): 0.5, (2, 3): 0.4, (4, 5): 0.3, (6, 7): 0.2}
+    values |= {(0, 1, 2): 0.9, (0, 1, 4): 0.89, (2, 3, 4): 0.8}
+    found = choose([rank("question", 8, scored(values))], 4, range(8))
+    assert [len(members) for members in names(found)] == [3, 2, 2, 2]
 
 
 def test_sets_that_do_not_fit_together_are_passed_over():

@@ -12,7 +12,7 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import TokenLimits, questions
-from loraprobe.probes import KnownAlone, PairForecast, TextReading, _screening
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _screening
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -64,7 +64,7 @@ def greedy(scorer, singles, prompt, members, length=2):
 
 
 def forecast_of(scorer, singles, task, metric=None):
-    reading = TextReading.of(scorer, [task], metric)
+    reading = ScreenedTexts.of(scorer, [task], metric)
     kept = {}
     for name, composition in singles.items():
         with scorer.with_composition(composition):
@@ -178,7 +178,7 @@ def test_an_adapter_of_the_head_is_named(scorer, singles):
 def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
     scorer, singles, tmp_path
 ):
-    reading = TextReading.of(scorer, [choice_task()], None)
+    reading = ScreenedTexts.of(scorer, [choice_task()], None)
     states, _ = reading.read(scorer, "base")
     path = tmp_path / "deep" / "base.safetensors"
     states.save(path, reading.mark)

@@ -1,9 +1,13 @@
-"""Full experts: parameters that an adapter replaces as a whole (modules_to_save, trained biases).
+"""Full experts: parameters that an adapter replaces, as a whole or by rows.
+
+Replaced as a whole are modules_to_save and trained biases, by rows the trained token rows of an
+embedding.
 
 With constant gates a parameter becomes W0 + sum_i g_i (W_i - W0) while the context lasts. An expert
 that does not replace it counts as W0. Afterwards the module has its original tensor again. Only the
 named module changes. If a weight is tied, the other module keeps the base's weight, as in peft,
-which copies the module; `ensure_weight_tying` changes both.
+which copies the module; `ensure_weight_tying` changes both. Token rows of the input embedding
+always change both, as in peft.
 
 Gates per row mix outputs instead of weights, which is equivalent for modules whose output is affine
 in their parameters. Gates that depend on the token are refused, because these experts have no
@@ -21,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import unroutable
+from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
@@ -53,9 +59,23 @@ class ReplacedParameter:
         return parameter
 
     def own(self, i: int) -> Tensor:
-        """The tensor of the i-th expert."""
+        """The tensor of the i-th expert, in its own dtype or, with token rows, in the base's."""
         expert, name = self.experts[i]
-        return expert.whole[name]
+        if not self.by_rows(i):
+            return expert.whole[name]
+        rows = self.rows(i)
+        index = torch.tensor(rows.tokens, device=self.base.device)
+        return self.base.detach().index_copy(0, index, rows.values.to(self.base))
+
+    def by_rows(self, i: int) -> bool:
+        """Whether the i-th expert replaces rows alone."""
+        expert, name = self.experts[i]
+        return name not in expert.whole
+
+    def rows(self, i: int) -> TokenRows:
+        """The token rows of an expert that replaces rows alone."""
+        expert, name = self.experts[i]
+        return expert.token_rows[name.rpartition(".")[0]]
 
 
 def whole_parameters(
@@ -68,20 +88,21 @@ def whole_parameters(
     """
     found: dict[str, dict[int, tuple[Adapter, str]]] = {}
     for i, expert in enumerate(experts):
-        for name in expert.whole:
-            for place in _places(model, expert.config, name):
-                if place == name or place not in expert.whole:
+        own = {*expert.whole, *(f"{path}.weight" for path in expert.token_rows)}
+        for name in sorted(own):
+            for place in _places(model, expert, name):
+                if place == name or place not in own:
                     found.setdefault(place, {})[i] = expert, name
     made = []
     for place, replacing in found.items():
-        first = next(expert.name for expert, _ in replacing.values())
+        first = next(expert for expert, _ in replacing.values())
         if not router.weighs_whole:
             raise UnsupportedAdapter(
-                f"Adapter {first} replaces {place} whole, which gates that look at the token "
+                f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
                 "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
-                "trained without modules_to_save and biases."
+                "trained without modules_to_save, biases and token rows."
             )
-        made.append(ReplacedParameter(place, _owner(model, place, first), replacing))
+        made.append(ReplacedParameter(place, _owner(model, place, first.name), replacing))
         _check(made[-1])
     return made
 
@@ -113,13 +134,28 @@ def replaced(
         yield
 
 
-def _places(model: nn.Module, config: Mapping[str, Any], name: str) -> list[str]:
-    """The parameter and, with `ensure_weight_tying`, those that share its tensor."""
-    if not config.get("ensure_weight_tying"):
+def _places(model: nn.Module, expert: Adapter, name: str) -> list[str]:
+    """The parameter and, with `ensure_weight_tying`, those that share its tensor.
+
+    peft also ties a head to the token rows of the input embedding.
+    """
+    if name not in expert.whole:
+        ties = _is_input_embedding(model, name)
+    else:
+        ties = bool(expert.config.get("ensure_weight_tying"))
+    if not ties:
         return [name]
     same = dict(model.named_parameters(remove_duplicate=False))
     own = same.get(name)
     return [name, *(other for other, held in same.items() if held is own and other != name)]
+
+
+def _is_input_embedding(model: Any, name: str) -> bool:
+    path = name.rpartition(".")[0]
+    try:
+        return model.get_submodule(path) is model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return False
 
 
 def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
@@ -130,26 +166,40 @@ def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
         module = nn.Module()
     if module._parameters.get(attribute) is None:
         raise CompatibilityError(
-            f"Adapter {adapter} replaces {name} whole, which the model does not have; it was "
+            f"Adapter {adapter} replaces {name}, which the model does not have; it was "
             "trained on another base model or head."
         )
     return module
 
 
 def _check(whole: ReplacedParameter) -> None:
-    for expert, name in whole.experts.values():
-        shape = tuple(expert.whole[name].shape)
+    for i, (expert, name) in whole.experts.items():
         if not whole.base.is_floating_point() or whole.base.device.type == "meta":
             raise UnsupportedAdapter(
-                f"Adapter {expert.name} replaces {whole.name} whole, which the model holds "
+                f"Adapter {expert.name} replaces {whole.name}, which the model holds "
                 "quantised or out of memory; load the base unquantised and in memory."
             )
+        if whole.by_rows(i):
+            _check_rows(whole, i)
+            continue
+        shape = tuple(expert.whole[name].shape)
         if shape != tuple(whole.base.shape):
             raise CompatibilityError(
                 f"Adapter {expert.name} replaces {whole.name} by a tensor of shape {list(shape)}, "
                 f"but the model's is {list(whole.base.shape)}; it was trained with another "
                 "vocabulary or head, so resize the base's as in its training."
             )
+
+
+def _check_rows(whole: ReplacedParameter, i: int) -> None:
+    rows, table = whole.rows(i), tuple(whole.base.shape)
+    width = rows.values.shape[1]
+    if max(rows.tokens) >= table[0] or table[1:] != (width,):
+        raise CompatibilityError(
+            f"Adapter {whole.experts[i][0].name} has rows of {width} entries for tokens up to "
+            f"{max(rows.tokens)} of {whole.path}, but the model's has the shape {list(table)}; it "
+            "was trained with another vocabulary, so resize the base's as in its training."
+        )
 
 
 def _gates(parts: Sequence[ReplacedParameter], router: Router, n: int) -> tuple[list[int], Any]:
@@ -170,14 +220,25 @@ def _swap(
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(base.dtype, torch.float32)
-        kept = 1 - sum(weights.values())
+        by_rows = {i: whole.rows(i) for i in weights if whole.by_rows(i)}
+        kept = 1 - sum(weight for i, weight in weights.items() if i not in by_rows)
         made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
         for i, weight in weights.items():
-            made = made.add_(whole.own(i).to(made), alpha=weight)
+            if i in by_rows:
+                _add_rows(made, base.detach(), by_rows[i], weight)
+            else:
+                made.add_(whole.own(i).to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
     held[whole.attribute] = parameter
+
+
+def _add_rows(made: Tensor, base: Tensor, rows: TokenRows, weight: float) -> None:
+    """Adds weight * (rows - the base's rows) in place; exactly the rows if `made` is the base."""
+    index = torch.tensor(rows.tokens, device=made.device)
+    values = rows.values.to(base).to(made)  # rounded to the base's dtype, as peft does
+    made[index] = (made[index] - weight * base[index].to(made)) + weight * values
 
 
 def _mixing(

@@ -1,6 +1,6 @@
 """A library of adapters: the error of sketched cosines, the time and the memory of reading.
 
-    python benchmarks/library.py [--seeds 8] [--layers 32] [--small 200 800] [--seven 2 6]
+    python benchmarks/library.py [--seeds 8] [--layers 32] [--small 200 800] [--seven 5 9]
 
 First, deltas shaped like those of a 7B model with planted cosines: the standard deviation of the
 sketched cosine over seeds of the sketch, beside the error that is stated and beside the exact
@@ -16,7 +16,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from machine import about, aim, interleaved, script, spread, timed
+from machine import Figures, about, aim, interleaved, script, spread, timed
 from seven import RANK, modules, write_adapter
 
 SMALL = {f"model.layers.{i}.self_attn.{n}_proj": (64, 64) for i in range(2) for n in "qv"}
@@ -85,24 +85,29 @@ def write_small(directory: Path, count: int) -> list[str]:
     return [str(directory / f"small-{seed}") for seed in range(count)]
 
 
-def reading(references: list[str], home: Path, again: bool = False):
-    """Wall and CPU seconds and peak memory of one process that reads and arranges a library."""
+def reading(references: list[str], home: Path) -> Figures:
+    """Seconds and peak memory of one process that reads and arranges a library, without a cache."""
     file = home / f"{len(references)}.txt"
     file.write_text("\n".join(references))
-    cache = home / f"cache-{len(references)}" if again else Path(tempfile.mkdtemp(dir=home))
-    return timed(
-        script("library.py", "--child", f"@{file}"),
-        LORAPROBE_CACHE=str(cache),
+    told = home / "peak"
+    figures = timed(
+        script("library.py", "--child", f"@{file}", told),
+        LORAPROBE_CACHE=tempfile.mkdtemp(dir=home),
         PYTHONPATH=os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
     )
+    return figures._replace(megabytes=int(told.read_text()) / 1024)
 
 
-def child(reference: str) -> None:
-    """Reads a library and arranges it."""
+def child(reference: str, told: str) -> None:
+    """Reads a library and arranges it; writes the peak of its own memory in kB.
+
+    The peak that a parent reads holds what the parent had when it started the child.
+    """
     from loraprobe.library import arranged, fitted, listed, read_library
 
-    found = arranged(fitted(read_library(listed([reference]))))
-    print(len(found.usable))
+    arranged(fitted(read_library(listed([reference]))))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    Path(told).write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def memory(name: str, counts: list[int], references: list[str], home: Path) -> float:
@@ -119,12 +124,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--small", type=int, nargs=2, default=[200, 800])
-    parser.add_argument("--seven", type=int, nargs=2, default=[2, 6])
+    parser.add_argument("--seven", type=int, nargs=2, default=[5, 9])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child")
+    parser.add_argument("--child", nargs=2)
     given = parser.parse_args()
     if given.child:
-        return child(given.child)
+        return child(*given.child)
     print(about())
     print(f"cosines of adapters of {7 * given.layers} modules and rank {RANK} and {2 * RANK}:")
     errors(given.layers, given.seeds)

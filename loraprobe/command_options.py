@@ -21,7 +21,7 @@ INSPECT = (
     f"{LAYOUT} "
     "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
     "metric run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
-    "resume"
+    "executor resume"
 ).split()
 MERGE = (
     f"{LAYOUT} "
@@ -39,13 +39,13 @@ EVALUATE = (
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
     "subtract router_prompts metric run_unsafe_code margin retention prior calibration "
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed resume"
+    "threads per_module diagnostics exact allow trust_remote_code seed executor resume"
 ).split()
 SCREEN = (
     f"{LAYOUT} "
     "items keep budget methods routers balance space rank metric run_unsafe_code margin retention "
     "prior calibration limit all_items max_new_tokens chat_template device dtype quantize "
-    "device_map batch_size threads allow trust_remote_code seed resume"
+    "device_map batch_size threads allow trust_remote_code seed executor resume"
 ).split()
 
 

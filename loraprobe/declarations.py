@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,8 @@ from typing import Any, Literal
 
 from loraprobe.errors import UsageError
 
-ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
-    "Adapters",
-    "Tasks",
-    "Composition",
-    "Evaluation",
-    "Machine",
-    "Output",
-)
+GROUPS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
+ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = GROUPS
 
 
 @dataclass(frozen=True)
@@ -86,6 +81,21 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
     if not (name and equals and file):
         raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
     return name, Path(file)
+
+
+def read_shard(text: str, flag: str) -> tuple[int, int]:
+    """ "2/8" as (2, 8): the second of eight shards."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"{flag} takes I/N with I from 1 to N, such as 2/8, not {text!r}.")
+    return int(found[1]), int(found[2])
+
+
+def read_executor(text: str, flag: str) -> str:
+    """ "local", "local:N", "ray" or "ray://HOST:PORT"."""
+    if not re.fullmatch(r"local(:[1-9][0-9]{0,3})?|ray(://[^\s/]+)?", text):
+        raise UsageError(f"{flag} takes local, local:N, ray or ray://HOST:PORT, not {text!r}.")
+    return text
 
 
 def as_given(kind: type, name: str, value: Any) -> Any:

@@ -21,7 +21,7 @@ SAID_OTHERWISE = 0.1  # the share of answers right in other words only that caus
 
 # Rounds of an evaluation; a first round may show a gain, so it has the items that this takes.
 FIRST_ROUND = FEWEST_ITEMS  # clusters of the first round
-ROUNDS_FROM = 2 * FIRST_ROUND  # clusters of the smallest task; with fewer there is one round
+ROUNDS_FROM = 40  # clusters of the smallest task; with fewer there is one round
 
 # What `inspect` asks of each task, from as many clusters as possible.
 SAMPLED_ITEMS = 40  # the base and the single adapters answer

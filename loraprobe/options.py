@@ -23,7 +23,9 @@ from loraprobe.declarations import (
     check_values,
     option,
     read_auto_or_count,
+    read_executor,
     read_named_file,
+    read_shard,
     read_weights,
 )
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
@@ -37,8 +39,9 @@ class Options(TaskOptions):
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt per line. `state` is the directory for the results of a run, None for the user's
-    cache. `arguments` is the command line and `started` its start (time.perf_counter), for the
-    provenance. Raises UsageError for values that are out of range or contradict each other.
+    cache; `joined` are the directories of shards whose results are used. `arguments` is the command
+    line and `started` its start (time.perf_counter), for the provenance. Raises UsageError for
+    values that are out of range or contradict each other.
     """
 
     allow: tuple[str, ...] = option(
@@ -206,10 +209,25 @@ class Options(TaskOptions):
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
     threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
+    shard: tuple[int, int] | None = option(
+        None,
+        MACHINE,
+        "Compute only the I-th of N shares and write it to --output; combine joins them.",
+        metavar="I/N",
+        read=read_shard,
+    )
+    executor: str | None = option(
+        None,
+        MACHINE,
+        "Compute on several processes: local[:N] (one a GPU, or N) or ray[://ADDRESS] (a cluster).",
+        metavar="WHERE",
+        read=read_executor,
+    )
     resume: bool = option(
         False, OUTPUT, "Use what an interrupted run of this call, or inspect, kept."
     )
     state: Path | None = None
+    joined: tuple[Path, ...] = ()
     arguments: tuple[str, ...] = ()
     started: float | None = None
 

@@ -33,7 +33,7 @@ class WorldPlan:
 
     `worked` is the share of worked steps in the pretraining texts of a facts base; if it is not 0,
     the base knows the template itself. A facts world has `wide` wide and `favourable` favourable
-    sets of each of its classes.
+    sets of each of `classes`, all of them if there are none.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class WorldPlan:
     wide: int = 3
     favourable: int = 0
     worked: float = 0.0
+    classes: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -70,6 +71,7 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
             wide=plan.wide,
             favourable=plan.favourable,
             worked=plan.worked,
+            classes=plan.classes or varied.CLASSES,
         )
     if plan.kind == "math":
         return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraprobe.cli.methods import described
 from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
-from loraprobe.declarations import declarations
+from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
 from loraprobe.output_options import OutputOptions
 
@@ -49,7 +49,7 @@ def options_page() -> str:
     ]
     declared = {**declarations(Options), **declarations(OutputOptions)}
     defaults = {**vars(Options()), **vars(OutputOptions())}
-    for group in dict.fromkeys(one.group for one in declared.values()):
+    for group in GROUPS:
         lines += ["", f"## {group}", "", "| option | field | default | meaning |"]
         lines.append("| --- | --- | --- | --- |")
         for name, one in declared.items():

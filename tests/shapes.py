@@ -19,6 +19,7 @@ from beartype import BeartypeConf, beartype
 CHECKED = (
     "loraprobe.lora.lowrank",
     "loraprobe.lora.gram_batches",
+    "loraprobe.lora.gram_products",
     "loraprobe.lora.grams",
     "loraprobe.lora.spaces",
     "loraprobe.merging",

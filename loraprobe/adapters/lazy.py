@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from torch import Tensor
+
 from loraprobe.adapters.paths import natural
 
 Value = TypeVar("Value")
@@ -33,3 +35,7 @@ class LazyMapping(Mapping[str, Value]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+
+class Tensors(LazyMapping[Tensor]):
+    """Name -> tensor, read when needed, in natural order."""

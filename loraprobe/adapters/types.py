@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
-from loraprobe.adapters.lazy import LazyMapping
+from loraprobe.adapters.lazy import LazyMapping, Tensors
 from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
 from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.file_hashes import file_hash
@@ -96,10 +96,6 @@ class Modules(LazyMapping[LowRank]):
     def info(self, path: str) -> ModuleInfo:
         """Shape, rank, scaling and kind of one module; no tensor is read."""
         return self.infos[path]
-
-
-class Tensors(LazyMapping[Tensor]):
-    """Name -> tensor, read when needed, in natural order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,23 +258,29 @@ def adapter_of(
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    tensors = [_held(given) for given in (magnitudes, whole, offsets)]
+    magnitudes, whole, offsets = (_held(given) for given in (magnitudes, whole, offsets))
     token_rows = dict(token_rows or {})
     return Adapter(
         name=name,
         source=source or Source(reference=name),
         base_model=base_model,
         modules=Modules(infos, dict(modules).__getitem__),
-        extras=tuple(
-            Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-            for kind, key, path, held in keys_of_extras(infos, *tensors, token_rows)
-        ),
+        extras=_extras(infos, magnitudes, whole, offsets, token_rows),
         config=dict(config or {}),
-        magnitudes=tensors[0],
-        whole=tensors[1],
-        offsets=tensors[2],
+        magnitudes=magnitudes,
+        whole=whole,
+        offsets=offsets,
         token_rows=token_rows,
     )
+
+
+def _extras(*held: Any) -> tuple[Extra, ...]:
+    """Extras of the arguments of `keys_of_extras`."""
+    found = []
+    for kind, key, path, tensor in keys_of_extras(*held):
+        dtype = str(tensor.dtype).partition(".")[2]
+        found.append(Extra(kind, PREFIX + key, path, tuple(tensor.shape), dtype))
+    return tuple(found)
 
 
 def _held(given: Mapping[str, Tensor] | None) -> Tensors:

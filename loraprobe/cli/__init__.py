@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.commands import COMMANDS, lab
+from loraprobe.cli.commands import COMMANDS, combine, lab
 from loraprobe.cli.config import Config, Configured
 from loraprobe.cli.examples import epilog
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
@@ -183,13 +183,14 @@ def _register() -> None:
         to, own = (task if " " in name else app), name.rpartition(" ")[2]
         text = _flowing(function.__doc__ or "")
         to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
-    app.command(
-        "lab",
-        help=_flowing(lab.__doc__ or ""),
-        epilog=epilog("lab"),
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_debuggable(lab))
+    for own, handing, helps in (("combine", combine, True), ("lab", lab, False)):
+        app.command(
+            own,
+            help=_flowing(handing.__doc__ or ""),
+            epilog=epilog(own),
+            add_help_option=helps,
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_debuggable(handing))
 
 
 _register()

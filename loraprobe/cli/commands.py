@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from loraprobe.cli import task
 from loraprobe.cli.cache import cache
+from loraprobe.cli.combine import combine
 from loraprobe.cli.convert import convert
 from loraprobe.cli.demo import demo
 from loraprobe.cli.env import env
@@ -20,7 +21,7 @@ from loraprobe.cli.route import route
 from loraprobe.cli.screen import screen
 from loraprobe.cli.verify import verify
 
-__all__ = ["COMMANDS", "lab"]  # the lab parses its own options
+__all__ = ["COMMANDS", "combine", "lab"]  # the last two hand words on to other commands
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,

@@ -6,7 +6,7 @@ from typing import Any
 
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs, write
+from loraprobe.cli.saving import check_outputs, checked_shard, write
 from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
@@ -18,8 +18,9 @@ OUTPUT = (
 
 @with_options(
     *EVALUATE,
+    "shard",
     *OUTPUT.split(),
-    target={"help": "Directory for the recommended composition."},
+    target={"help": "Directory for the recommended composition, or the share of --shard."},
 )
 def merge_and_eval(
     refs: Refs,
@@ -39,16 +40,22 @@ def merge_and_eval(
         raise UsageError(
             "--save-samples keeps answers, and --metric answer_loss asks for none; leave one out."
         )
+    sharded = checked_shard(output, options, always=True)
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, task)
         given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         given |= {"progress": progress, "written": written}
         if output.dry_run:
             cost = pipeline.estimate_cost(refs, **given)
+        elif sharded is not None:
+            made = pipeline.run_shard("merge-and-eval", refs, sharded, **given)
         else:
             found = pipeline.merge_and_eval(refs, **given)
     if output.dry_run:
         output.estimate(cost)
+        return
+    if sharded is not None:
+        output.shard("merge-and-eval", made)
         return
     if output.target is not None:
         if found.made is None:

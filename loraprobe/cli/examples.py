@@ -16,6 +16,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
     ),
+    "combine": (
+        "loraprobe merge-and-eval ./legal owner/chat --task q.jsonl --shard 1/2 -o shard-1-of-2",
+        "loraprobe combine shard-1-of-2 shard-2-of-2 --json",
+    ),
     "screen": (
         "loraprobe screen @library.txt",
         "loraprobe screen @library.txt --task questions.jsonl",

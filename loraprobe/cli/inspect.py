@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from loraprobe.cli.options import BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs
+from loraprobe.cli.saving import check_outputs, checked_shard
 from loraprobe.command_options import INSPECT
 from loraprobe.options import Options
 
@@ -22,10 +22,15 @@ Probe = Annotated[
 ]
 
 
-OUTPUT = "json html markdown explain quiet exit_zero"
+OUTPUT = "target json html markdown explain quiet exit_zero"
 
 
-@with_options(*INSPECT, *OUTPUT.split())
+@with_options(
+    *INSPECT,
+    "shard",
+    *OUTPUT.split(),
+    target={"help": "Directory for the share of --shard."},
+)
 def inspect(
     refs: Refs,
     options: Options,
@@ -43,16 +48,17 @@ def inspect(
     """
     from loraprobe import pipeline
 
+    sharded = checked_shard(output, options)
     read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, read)
-        audit = pipeline.inspect(
-            refs,
-            base=base,
-            tasks=task or (),
-            probe=probe,
-            options=options,
-            progress=progress,
-            written=written,
-        )
+        given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
+        given |= {"progress": progress, "written": written}
+        if sharded is not None:
+            made = pipeline.run_shard("inspect", refs, sharded, **given)
+        else:
+            audit = pipeline.inspect(refs, probe=probe, **given)
+    if sharded is not None:
+        output.shard("inspect", made)
+        return
     output.result(audit)

@@ -42,6 +42,7 @@ Tasks = Annotated[
 ]
 Command = Callable[..., Any]
 STARTED: list[float] = []  # when this process began its command, by time.perf_counter
+JOINED: list[Path] = []  # directories of shards whose results this command uses
 REQUIRED = inspect.Parameter.empty
 
 
@@ -146,6 +147,7 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
         values[name] = tuple(texts) if declared.repeats else texts[0]
     if kind is Options:
         values["arguments"] = tuple(WORDS)
+        values["joined"] = tuple(JOINED)
         values["started"] = STARTED[0] if STARTED else None
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone

@@ -20,6 +20,7 @@ from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate
+    from loraprobe.pipeline.shard_files import Shard
 
 WORDS: list[str] = []  # of the command line, with those of --config
 
@@ -71,6 +72,15 @@ class Output(OutputOptions):
             print(dry_run.one_line(found))
         else:
             print("\n".join(dry_run.lines(found)))
+        sys.stdout.flush()
+
+    def shard(self, command: str, made: Shard) -> None:
+        """That a share of a run is complete."""
+        from loraprobe.pipeline import shard_files
+
+        assert self.target is not None
+        told = clean(shard_files.told(made, self.target))
+        print(shard_files.as_json(made, command) if self.json else told)
         sys.stdout.flush()
 
     def result(

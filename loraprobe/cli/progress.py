@@ -30,6 +30,7 @@ WORDS = {
     "screen": "ask the adapters alone",
     "forecast": "forecast every set",
     "estimate": "estimate the time",
+    "template": "ask with and without the chat template",
     "cover": "measure what the base knows",
     "search": "search weights",
     "search weights": "search weights",

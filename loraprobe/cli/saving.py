@@ -45,9 +45,25 @@ def check_outputs(
     written = [target for target in targets if target is not None]
     for target in written:
         check_apart(target, read)
-    if output.target is not None:
+    if output.target is not None and options.shard is None:  # a shard goes on in its directory
         check_output(output.target, output.overwrite)
     return written
+
+
+def checked_shard(output: Output, options: Options, always: bool = False) -> Path | None:
+    """The directory of a shard, None for a whole run. always: whether a whole run may have one.
+
+    Raises UsageError for a shard without --output, or that uploads it, and for --output alone.
+    """
+    if options.shard is None:
+        if output.target is not None and not always:
+            raise UsageError("--output goes with --shard I/N in this command; add that.")
+        return None
+    if output.target is None:
+        raise UsageError("--shard writes its share into a directory: add --output DIR.")
+    if output.push is not None:
+        raise UsageError("--push uploads a result, not a share: give it to combine.")
+    return output.target
 
 
 def save(

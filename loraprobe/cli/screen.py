@@ -9,11 +9,12 @@ import typer
 
 from loraprobe.cli.options import REFERENCE, BaseOrNone, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs
+from loraprobe.cli.saving import check_outputs, checked_shard
 from loraprobe.command_options import SCREEN
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OUTPUT = "json html markdown explain dry_run quiet exit_zero"
+OUTPUT = "target json html markdown explain dry_run quiet exit_zero"
 Library = Annotated[
     list[str],
     typer.Argument(
@@ -24,7 +25,12 @@ Library = Annotated[
 ]
 
 
-@with_options(*SCREEN, *OUTPUT.split())
+@with_options(
+    *SCREEN,
+    "shard",
+    *OUTPUT.split(),
+    target={"help": "Directory for the share of --shard."},
+)
 def screen(
     refs: Library,
     options: Options,
@@ -44,16 +50,23 @@ def screen(
     from loraprobe import pipeline
     from loraprobe.library import listed
 
+    sharded = checked_shard(output, options)
+    if sharded and "-" in refs:
+        raise UsageError("combine reads the library again: give a --shard its list as @FILE.")
     given = [str(one) for one in listed(refs, sys.stdin)]
     with output.progress() as progress:
         written = check_outputs(output, options, given, base, task)
-        call: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
-        call |= {"progress": progress, "written": written}
-        if output.dry_run:
-            cost = pipeline.estimate_screen(given, **call)
+        how: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
+        how |= {"progress": progress, "written": written}
+        if sharded is not None:
+            made = pipeline.screen_shard(given, sharded, **how)
+        elif output.dry_run:
+            cost = pipeline.estimate_screen(given, **how)
         else:
-            audit = pipeline.screen(given, **call)
-    if output.dry_run:
+            audit = pipeline.screen(given, **how)
+    if sharded is not None:
+        output.shard("screen", made)
+    elif output.dry_run:
         output.estimate(cost)
     else:
         output.result(audit)

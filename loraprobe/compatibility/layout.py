@@ -18,17 +18,21 @@ LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
-    for a, b in combinations(adapters, 2):
-        if set(a.layout) & set(b.layout):
+    forms = [{path: (shape(info), info.kind) for path, info in a.layout.items()} for a in adapters]
+    depths = [_depth(a) for a in adapters]
+    each = zip(adapters, forms, depths, strict=True)
+    for (a, form, depth), (b, other, deep) in combinations(each, 2):
+        if not form.keys() & other.keys():
+            yield _nothing_in_common(a, b)
+        elif form != other:
             yield from _shapes(a, b)
             yield from _kinds(a, b)
-        else:
-            yield _nothing_in_common(a, b)
         if problem := conflict(a, b):
             stack, message = problem
             names = (a.name, b.name)
             yield Issue("error", "parameters-differ", names, message, SAME_PARAMETERS, stack)
-        yield from _depths(a, b)
+        if None not in (depth, deep) and depth != deep:
+            yield _depths_differ(a, depth, b, deep)
     yield from _targets(adapters)
     yield from _ranks(adapters)
     yield from _scalings(adapters)
@@ -179,20 +183,19 @@ def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
         yield Issue("error", "fused-targets", names, message, cure, first.path)
 
 
-def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    if a.config.get("layers_to_transform") or b.config.get("layers_to_transform"):
-        return
-    depths = [_depth(x) for x in (a, b)]
-    if None not in depths and depths[0] != depths[1]:
-        message = (
-            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}."
-        )
-        cure = "If their bases have different depths, they do not fit together."
-        yield Issue("warning", "depth-differs", (a.name, b.name), message, cure)
+def _depths_differ(a: Adapter, depth: int | None, b: Adapter, deep: int | None) -> Issue:
+    message = f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}."
+    cure = "If their bases have different depths, they do not fit together."
+    return Issue("warning", "depth-differs", (a.name, b.name), message, cure)
 
 
 def _depth(adapter: Adapter) -> int | None:
-    """The largest layer number among the modules, from 0. It is the first number of a path."""
+    """The largest layer number among the modules, from 0. It is the first number of a path.
+
+    None without numbers, and where the config chooses the layers.
+    """
+    if adapter.config.get("layers_to_transform"):
+        return None
     numbers = [[number(part) for part in path.split(".")[1:]] for path in adapter.layout]
     firsts = [next((n for n in found if n is not None), None) for found in numbers]
     return max((n for n in firsts if n is not None), default=None)

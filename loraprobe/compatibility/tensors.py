@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from jaxtyping import Float64
@@ -12,9 +13,23 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, extreme_norm, natural
 from loraprobe.formatting import count
 from loraprobe.lora.gram_batches import gram_matrices
-from loraprobe.lora.grams import GramMatrices
 from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue
+
+
+class ModuleProducts(Protocol):
+    """A batch of m modules of n adapters, as `GramMatrices` and `diagnostics.diagnose` give it."""
+
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+    @property
+    def present(self) -> Tensor: ...
+    @property
+    def finite(self) -> Tensor: ...
+    @property
+    def inner(self) -> Tensor: ...
+    @property
+    def square(self) -> Tensor: ...
 
 
 @dataclass
@@ -37,7 +52,7 @@ class TensorChecks:
         self.inner = torch.zeros(n, n, dtype=torch.float64)
         self.largest = [(0.0, "")] * n
 
-    def take(self, joint: GramMatrices) -> None:
+    def take(self, joint: ModuleProducts) -> None:
         """Adds one batch of modules."""
         self.inner += joint.inner.sum(0)
         zero = joint.present & joint.finite & (joint.square == 0)

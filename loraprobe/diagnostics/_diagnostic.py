@@ -79,7 +79,7 @@ class GramDiagnostic(Diagnostic):
 
 @dataclass(frozen=True)
 class Module:
-    """The factors of one module (float64, valid until the next module is read) and the base."""
+    """The factors of one module, in the dtype of their files, and the base."""
 
     path: str
     updates: Updates

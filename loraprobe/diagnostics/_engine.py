@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +17,14 @@ from loraprobe.diagnostics._diagnostic import (
     Diagnostic,
     FactorDiagnostic,
     FigureKey,
-    FigureValue,
     GramDiagnostic,
     Module,
     Statistics,
 )
+from loraprobe.diagnostics._figures import BatchStatistics, Figures, Named
 from loraprobe.errors import UsageError
-from loraprobe.lora.gram_batches import Updates, gram_matrices
+from loraprobe.lora import gram_batches
+from loraprobe.lora.gram_batches import Updates
 from loraprobe.lora.grams import GramMatrices
 from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
@@ -35,43 +35,43 @@ D = TypeVar("D", bound=Diagnostic)
 def diagnose(
     adapters: Sequence[Adapter],
     *,
+    progress: Progress | None = None,
+    observers: Sequence[Callable[[BatchStatistics], None]] = (),
+    **chosen: Any,
+) -> tuple[Measurement, ...]:
+    """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
+
+    chosen: which ones, as for `plan`, whose errors are raised. observers: called with the
+    statistics of every batch of modules, so that `compatibility` does not have to read the files
+    again.
+    """
+    made = plan(adapters, **chosen)
+    return made.measurements(made.observe(made.batches, progress), observers)
+
+
+def plan(
+    adapters: Sequence[Adapter],
+    *,
     per_module: bool = False,
     base: Base | None = None,
     only: Collection[str] | None = None,
     on_demand: Collection[str] = (),
     exact: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
-    observers: Sequence[Callable[[GramMatrices], None]] = (),
-) -> tuple[Measurement, ...]:
-    """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
+) -> Plan:
+    """The plan of `diagnose`, whose batches of modules may be observed by several processes.
 
     only: the names of the diagnostics to run, instead of all. on_demand: names to add, also with
     options ("intruder_dimensions:k=5"). Diagnostics that need base weights run if `base` is given.
-    exact: count instead of sampling. observers: called with every batch of Gram matrices, so that
-    `compatibility` does not have to read the files again. A module is reported for the adapters
-    that adapt it, and for the pairs of which both do. A figure that does not exist (0/0, a NaN in
-    the file, shapes that differ) has the value None.
+    exact: count instead of sampling. A module is reported for the adapters that adapt it, and for
+    the pairs of which both do. A figure that does not exist (0/0, a NaN in the file, shapes that
+    differ) has the value None.
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
     chosen = choose(base is not None, only, on_demand)
     chosen = [_with(d, exact=exact, seed=seed) for d in chosen if d.of != "pair" or adapters[1:]]
-    run = _Statistics(chosen, adapters, base, per_module)
-    paths = sorted({path for a in adapters for path in a.layout}, key=natural)
-    report = None if progress is None else lambda done, total: progress("diagnose", done, total)
-    batches = gram_matrices(
-        [a.modules for a in adapters],
-        paths,
-        rank=max((a.rank_range[1] for a in adapters), default=0),
-        visitors=(run.visit,) if run.of_factors else (),
-        progress=report,
-    )
-    for grams in batches:
-        for observer in observers:
-            observer(grams)
-        run.take(grams)
-    return tuple(run.measurements())
+    return Plan(adapters, chosen, base, per_module)
 
 
 def choose(
@@ -104,119 +104,110 @@ def _with(diagnostic: D, **options: object) -> D:
     return dataclasses.replace(diagnostic, **given)  # type: ignore[type-var]
 
 
-@dataclass
-class _Statistics:
-    """The statistics so far: sums over modules, and those of each module if `per_module`."""
+@dataclass(frozen=True)
+class Plan:
+    """Which diagnostics run on which adapters. Statistics are summed batch by batch, in order."""
 
-    diagnostics: list[Diagnostic]
     adapters: Sequence[Adapter]
-    base: Base | None
-    per_module: bool
-    waiting: dict[str, list[Statistics]] = field(default_factory=dict)
-    totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = field(default_factory=dict)
-    rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
-    present: list[Tensor] = field(default_factory=list)
+    diagnostics: Sequence[Diagnostic]
+    base: Base | None = None
+    per_module: bool = False
 
     @property
-    def of_factors(self) -> list[FactorDiagnostic]:
-        return [d for d in self.diagnostics if isinstance(d, FactorDiagnostic)]
+    def paths(self) -> list[str]:
+        """The modules of all adapters, in their order."""
+        return sorted({path for a in self.adapters for path in a.layout}, key=natural)
 
     @property
-    def of_grams(self) -> list[GramDiagnostic]:
-        return [d for d in self.diagnostics if isinstance(d, GramDiagnostic)]
+    def rank(self) -> int:
+        return max((a.rank_range[1] for a in self.adapters), default=0)
 
-    def visit(self, path: str, updates: Updates) -> None:
-        """Run the diagnostics of factors on one module while its factors are in memory."""
-        module = Module(path, updates, self.base)
-        for diagnostic in self.of_factors:
-            self.waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
+    @property
+    def batches(self) -> list[tuple[str, ...]]:
+        """The modules of each batch, of about BATCH_BYTES: the smallest parts of the work."""
+        found: list[tuple[str, ...]] = []
+        waiting: list[str] = []
+        size = 0
+        for path in self.paths:
+            infos = [a.layout[path] for a in self.adapters if path in a.layout]
+            waiting.append(path)
+            size += 2 * 8 * (len(self.adapters) * self.rank) ** 2
+            size += sum(i.rank * (i.in_features + i.out_features) * i.dtype.itemsize for i in infos)
+            if size >= gram_batches.BATCH_BYTES:
+                found.append(tuple(waiting))
+                waiting, size = [], 0
+        return [*found, tuple(waiting)] if waiting else found
 
-    def take(self, grams: GramMatrices) -> None:
-        """Add the statistics of one batch of modules."""
-        for diagnostic in self.of_grams:
-            self._add(name_of(diagnostic), grams, diagnostic.observe(grams))
-        for name, seen in self.waiting.items():
-            for key in seen[0]:
-                sums = {s: torch.stack([one[key][s] for one in seen]) for s in seen[0][key]}
-                self._add(name, grams, {key: sums})
-        self.waiting.clear()
-        self.paths += grams.paths
-        self.present.append(grams.present)
+    def observe(
+        self, batches: Sequence[Sequence[str]], progress: Progress | None = None
+    ) -> Iterator[BatchStatistics]:
+        """The statistics of batches of modules, from one pass over their factors."""
+        found: dict[tuple[str, ...], Named] = {}
 
-    def _add(self, name: str, grams: GramMatrices, statistics: Statistics) -> None:
+        def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
+            found[grams.paths] = self._observed(grams, updates)
+
+        report = None if progress is None else lambda done, all: progress("diagnose", done, all)
+        for grams in gram_batches.gram_matrices(
+            [a.modules for a in self.adapters],
+            rank=self.rank,
+            batches=batches,
+            visitor=visit,
+            progress=report,
+        ):
+            yield self._statistics(grams, found.pop(grams.paths))
+
+    def _observed(self, grams: GramMatrices, updates: Sequence[Updates]) -> Named:
+        """What all diagnostics observe of one batch of modules; called in several threads."""
+        modules = [Module(*one, self.base) for one in zip(grams.paths, updates, strict=True)]
+        found: dict[tuple[str, FigureKey], Mapping[str, Tensor]] = {}
+        for diagnostic in self.diagnostics:
+            if isinstance(diagnostic, GramDiagnostic):
+                statistics = diagnostic.observe(grams)
+            elif isinstance(diagnostic, FactorDiagnostic):
+                statistics = _together([diagnostic.observe(module) for module in modules])
+            found |= {(name_of(diagnostic), key): sums for key, sums in statistics.items()}
+        return found
+
+    def _statistics(self, grams: GramMatrices, found: Named) -> BatchStatistics:
         fine = grams.finite
         pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
-        for key, sums in statistics.items():
-            known = {
+        known = {
+            key: {
                 s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
                 for s, values in sums.items()
             }
-            total = self.totals.setdefault((name, key), {})
-            for s, values in known.items():
-                total[s] = total.get(s, 0) + values.sum(0)
-            if self.per_module:
-                self.rows.setdefault((name, key), []).append(known)
+            for key, sums in found.items()
+        }
+        return BatchStatistics(
+            grams.paths,
+            grams.present,
+            fine,
+            grams.inner,
+            {key: {s: v.sum(0) for s, v in sums.items()} for key, sums in known.items()},
+            known if self.per_module else {},
+        )
 
-    def measurements(self) -> Iterator[Measurement]:
-        """Whole adapters first, then modules; diagnostics in the order of their names."""
-        by_name = {name_of(d): d for d in self.diagnostics}
-        for (name, key), sums in sorted(self.totals.items(), key=_order):
-            figure = by_name[name].figure(sums)
-            yield from self._measurements(by_name[name], name, key, figure, None)
-        present = torch.cat(self.present) if self.present else torch.zeros(0, 0)
-        for (name, key), rows in sorted(self.rows.items(), key=_order):
-            joined = {s: torch.cat([row[s] for row in rows]) for s in rows[0]}
-            figure = by_name[name].figure(joined)
-            for m, path in enumerate(self.paths):
-                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
-                yield from self._measurements(by_name[name], name, key, one, path, present[m])
-
-    def _measurements(
+    def measurements(
         self,
-        diagnostic: Diagnostic,
-        name: str,
-        key: FigureKey,
-        figure: FigureValue,
-        module: str | None,
-        present: Tensor | None = None,
-    ) -> Iterator[Measurement]:
-        values, chances, errors = (None if part is None else part.tolist() for part in figure)
-        for place in self._places(diagnostic):
-            if present is not None and not all(present[i] for i in place):
-                continue
-            yield Measurement(
-                name=name,
-                adapters=tuple(dict.fromkeys(self.adapters[i].name for i in place)),
-                value=_at(values, place),
-                module=module,
-                side=key.side,
-                chance=_at(chances, place),
-                stderr=_at(errors, place),
-                rank=key.rank,
-            )
+        batches: Iterable[BatchStatistics],
+        observers: Sequence[Callable[[BatchStatistics], None]] = (),
+    ) -> tuple[Measurement, ...]:
+        """The figures of whole adapters, then of modules; diagnostics in the order of their names.
 
-    def _places(self, diagnostic: Diagnostic) -> Iterator[tuple[int, ...]]:
-        """The index of each adapter or pair in the figure's tensor."""
-        n = len(self.adapters)
-        for i in range(n):
-            if diagnostic.of == "each":
-                yield (i,)
-                continue
-            if diagnostic.of == "both":
-                yield (i, i)
-            for j in range(i + 1, n):
-                yield (i, j)
+        batches: the statistics of all batches, in their order.
+        """
+        run = Figures(self.diagnostics, self.adapters)
+        for batch in batches:
+            for observer in observers:
+                observer(batch)
+            run.take(batch)
+        return tuple(run.measurements())
 
 
-def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:
-    (name, key), _ = item
-    return name, key.side or "", key.rank or 0
-
-
-def _at(values: list | None, place: tuple[int, ...]) -> float | None:
-    if values is None:
-        return None
-    for i in place:
-        values = values[i]
-    return values if math.isfinite(values) else None  # type: ignore[arg-type, return-value]
+def _together(modules: Sequence[Statistics]) -> Statistics:
+    """The statistics of several modules as those of a batch."""
+    return {
+        key: {name: torch.stack([one[key][name] for one in modules]) for name in sums}
+        for key, sums in modules[0].items()
+    }

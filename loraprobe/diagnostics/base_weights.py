@@ -32,7 +32,8 @@ class RelativeNorm(FactorDiagnostic):
     def observe(self, module: Module) -> Statistics:
         weight = module.base_weight()
         size = torch.nan if weight is None else float(torch.linalg.vector_norm(weight)) ** 2
-        square = [0.0 if u is None else float(u.inner(u)) for u in module.updates]
+        exact = [None if u is None else u.to(torch.float64) for u in module.updates]
+        square = [0.0 if u is None else float(u.inner(u)) for u in exact]
         touched = [0.0 if u is None else size for u in module.updates]
         return single(
             square=torch.tensor(square, dtype=torch.float64).clamp_min(0),

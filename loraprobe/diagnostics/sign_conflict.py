@@ -83,8 +83,8 @@ class SignConflict(FactorDiagnostic):
             if update is not None:
                 rows = (places[0] * update.out_features).long()
                 columns = (places[1] * update.in_features).long()
-                values = (update.B[rows] * update.A[:, columns].mT).sum(1)
-                signs[i] = torch.sign(values * update.scaling)
+                B, A = update.B[rows].double(), update.A[:, columns].double()
+                signs[i] = torch.sign((B * A.mT).sum(1) * update.scaling)
         yield signs
 
     def _all(self, updates: Updates) -> Iterator[Tensor]:
@@ -97,7 +97,8 @@ class SignConflict(FactorDiagnostic):
             signs = torch.zeros(len(updates), (stop - start) * first.in_features)
             for i, update in enumerate(fitting):
                 if update is not None:
-                    block = (update.B[start:stop] * update.scaling).float() @ update.A.float()
+                    block = (update.B[start:stop].double() * update.scaling).float()
+                    block = block @ update.A.float()
                     signs[i] = torch.sign(block).flatten()
             yield signs
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -203,6 +204,12 @@ def changes(old: Any, new: Any, where: str = "") -> list[str]:
 def as_plain(fingerprint: Mapping[str, Any]) -> Any:
     """A fingerprint as it is after a round trip through JSON."""
     return json.loads(json.dumps(plain(dict(fingerprint)), default=str))
+
+
+def digest(value: Any) -> str:
+    """A short name for plain data, equal for equal data."""
+    text = json.dumps(as_plain({"": value}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _fingerprint(head: bytes) -> dict[str, Any] | None:

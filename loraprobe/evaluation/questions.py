@@ -38,6 +38,11 @@ class Question:
     metric: Metric
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Task, part and item, by which results are kept."""
+        return self.task, self.part, self.item.id
+
+    @property
     def worked(self) -> bool:
         """Whether the answer is a text of several lines with worked steps."""
         return self.part == "steps"

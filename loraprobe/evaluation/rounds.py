@@ -25,6 +25,7 @@ from loraprobe.records import FORMS, ROUND, ItemResult
 from loraprobe.tasks import Task
 
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
+FEW_EXPONENT = 4.0  # the same where the first look has more than half of the clusters
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
 
@@ -120,7 +121,8 @@ def _part(task: Task, clusters: Collection[str]) -> Task:
 @functools.cache
 def look_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
     """The alpha of each look at these shares of the information; the last share is 1."""
-    return boundaries(shares, tuple(ALPHA * share**EXPONENT for share in shares))
+    exponent = EXPONENT if shares[0] <= 0.5 else FEW_EXPONENT
+    return boundaries(shares, tuple(ALPHA * share**exponent for share in shares))
 
 
 def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 BATCH = 256  # questions between two appends to the ledger
 
 
+class Batch(NamedTuple):
+    """Questions that one system answers together, and the unit of work of a shard or a worker."""
+
+    system: System
+    questions: Sequence[Question]
+
+
+Answers = Iterable[tuple[Batch, list[ItemResult]]]
+Asking = Callable[[Sequence[Batch]], Answers]
+
+
 def run_systems(
     scorer: Scorer,
     systems: Sequence[System],
@@ -31,22 +44,25 @@ def run_systems(
     max_new_tokens: int | None = None,
     progress: Progress | None = None,
     parts: Collection[str] | None = None,
+    asking: Asking | None = None,
 ) -> list[ItemResult]:
     """The result of every system on every part of every item, or on `parts`; chains come last.
 
     Results in the ledger are not computed again, and new results are added to it in batches. Hops
     are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
-    results of its hops are those of the base or the adapters that answer them. Raises UsageError if
-    two systems or two tasks share a name, OutputError if a result of the ledger does not fit its
-    question.
+    results of its hops are those of the base or the adapters that answer them. The order of the
+    results is that of systems and questions, whatever the order in the ledger is.
+
+    asking: answers batches in any order, in place of the scorer (chains are always asked of it).
+    Raises UsageError if two systems or two tasks share a name, OutputError if a result of the
+    ledger does not fit its question.
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
-    run = _Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
+    run = Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
     asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
-    for system in systems:
-        if system.kind != "chain":
-            run.system(system, asked)
+    batches = [b for s in systems if s.kind != "chain" for b in open_batches(s, asked, ledger)]
+    run.ask(batches, asking)
     for system in systems:
         if system.kind == "chain":
             run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
@@ -54,8 +70,16 @@ def run_systems(
         replace(_checked(result, question, ledger), system=system.name)
         for system in systems
         for question in asked
-        if (result := ledger.get(system.key, question.task, question.part, question.item.id))
+        if (result := ledger.get(system.key, *question.key))
     ]
+
+
+def open_batches(system: System, asked: Sequence[Question], ledger: Ledger) -> list[Batch]:
+    """The questions without a result in batches, prompts of similar length together."""
+    key = system.key
+    open_ = [q for q in asked if ledger.get(key, *q.key) is None]
+    open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
+    return [Batch(system, open_[at : at + BATCH]) for at in range(0, len(open_), BATCH)]
 
 
 def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResult:
@@ -69,7 +93,7 @@ def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResu
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """The scorer, ledger and options that all systems of one run share."""
 
     scorer: Scorer
@@ -78,16 +102,30 @@ class _Run:
     metric: str | None
     progress: Progress | None
 
+    def here(self, batches: Sequence[Batch]) -> Answers:
+        """The scorer's own answers, in order; each system is put into the model once."""
+        for _, group in groupby(batches, key=lambda batch: batch.system.key):
+            of_one = list(group)
+            system = of_one[0].system
+            self._report(system.name, 0, sum(len(batch.questions) for batch in of_one))
+            with self.scorer.with_composition(system.composition):
+                for batch in of_one:
+                    yield batch, ask(self.scorer, batch.questions, system.key, self.limits)
+
+    def ask(self, batches: Sequence[Batch], asking: Asking | None = None) -> None:
+        """Append the answers to the ledger as they come. asking: None for the scorer."""
+        totals: Counter[str] = Counter()
+        for batch in batches:
+            totals[batch.system.name] += len(batch.questions)
+        done = dict.fromkeys(totals, 0)
+        for (system, asked), rows in (asking or self.here)(batches):
+            self.ledger.append(rows)
+            done[system.name] += len(asked)
+            self._report(system.name, done[system.name], totals[system.name])
+
     def system(self, system: System, asked: Sequence[Question]) -> None:
-        """Ask one system the questions without a result, prompts of similar length together."""
-        key = system.key
-        open_ = [q for q in asked if self.ledger.get(key, q.task, q.part, q.item.id) is None]
-        open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
-        if not open_:
-            return
-        with self.scorer.with_composition(system.composition):
-            for batch in self._batches(open_, system.name):
-                self.ledger.append(ask(self.scorer, batch, key, self.limits))
+        """Ask one system the questions without a result."""
+        self.ask(open_batches(system, asked, self.ledger))
 
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
         """Ask the base and each adapter the open hops, then run the chain over the hops.

@@ -102,14 +102,18 @@ class _Unparsed(NamedTuple):
 
 
 def load_each(
-    refs: Sequence[str | Path | Adapter],
+    refs: Sequence[str | Path | Adapter], only: Collection[int] | None = None
 ) -> Iterator[tuple[str, str, Adapter | LoraprobeError]]:
     """Loads adapters one after the other: (unique name, public reference, adapter or its error).
 
-    Raises UsageError for a name that cannot be given, before anything is loaded.
+    only: the places of those that are loaded; names are unique among all. Raises UsageError for a
+    name that cannot be given, before anything is loaded.
     """
     parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
-    for one, name in zip(parsed, unique_names([_wanted(one) for one in parsed]), strict=True):
+    names = unique_names([_wanted(one) for one in parsed])
+    for at, (one, name) in enumerate(zip(parsed, names, strict=True)):
+        if only is not None and at not in only:
+            continue
         if isinstance(one, Adapter):
             yield name, one.source.public, one.renamed(name)
         elif isinstance(one, _Unparsed):

@@ -14,5 +14,16 @@ from loraprobe.library.arranging import Arranged, arranged
 from loraprobe.library.fitting import commonest_base, fitted
 from loraprobe.library.listing import listed
 from loraprobe.library.reading import Member, read_library
+from loraprobe.library.stored import keep_readings, take_readings
 
-__all__ = ["Arranged", "Member", "arranged", "commonest_base", "fitted", "listed", "read_library"]
+__all__ = [
+    "Arranged",
+    "Member",
+    "arranged",
+    "commonest_base",
+    "fitted",
+    "keep_readings",
+    "listed",
+    "read_library",
+    "take_readings",
+]

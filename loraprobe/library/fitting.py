@@ -12,6 +12,7 @@ from loraprobe.base import Base
 from loraprobe.errors import LoraprobeError
 from loraprobe.library.reading import Member, issue_of
 from loraprobe.records import Issue
+from loraprobe.secrets import map_texts, public_text
 
 Shapes = Mapping[str, tuple[int, int]]  # kind of module -> (out, in)
 
@@ -46,7 +47,8 @@ def fitted(
                 )
                 made[at] = _judged(member, found.issues)
         except LoraprobeError as error:  # its files changed meanwhile
-            made[at] = member.changed(issue_of(error, member.record.name), state="broken")
+            issue = map_texts(issue_of(error, member.record.name), public_text)
+            made[at] = member.changed(issue, state="broken")
     return made if base is not None else _against_most(made, kinds, allow)
 
 

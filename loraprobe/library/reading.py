@@ -1,6 +1,6 @@
 """References -> the adapters of a library, each read once, with a sketch of each.
 
-One module of one adapter is in memory at a time. An adapter that cannot be read or used becomes
+A few modules of one adapter are in memory at a time. An adapter that cannot be read or used becomes
 `broken`, with the reason and its cure among its issues; it never ends the run. What was read is
 stored, so that a second run reads no tensor again.
 """
@@ -58,30 +58,35 @@ def read_library(
     allow: Collection[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. Raises
-    UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
+    places of those that are read. Raises UsageError for a name that cannot be given.
     """
-    members = []
-    for name, reference, found in hub.load_each(references):
+    places = range(len(references)) if only is None else sorted(only)
+    members = list[Member]()
+    for place, (name, reference, found) in zip(
+        places, hub.load_each(references, only), strict=True
+    ):
         if isinstance(found, LoraprobeError):
-            members.append(_unread(name, reference, found))
+            members.append(_unread(name, reference, found, str(references[place])))
         else:
             members.append(_read(found, allow, seed))
         if progress is not None:
-            progress(len(members), len(references))
+            progress(len(members), len(places))
     return members
 
 
-def _unread(name: str, reference: str, error: LoraprobeError) -> Member:
-    """The member for an adapter that cannot be opened or read."""
+def _unread(name: str, reference: str, error: LoraprobeError, given: str) -> Member:
+    """The member for an adapter that cannot be opened or read. given: its reference as typed."""
 
     def again() -> Adapter:
         raise error
 
-    issue = issue_of(error, name)
+    public = _public({given: reference, given.partition("=")[2]: reference})
+    issue = map_texts(issue_of(error, name), public)
     record = LibraryAdapter(
         name, reference, None, "", None, None, 0, 0, None, state="broken", issues=(issue,)
     )
@@ -93,8 +98,7 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
     told, cure = str(error).rstrip("."), error.cure.rstrip(".")
     if cure and told.endswith(cure):
         told = told.removesuffix(cure).rstrip(" ;:.") or told
-    message, cure = public_text(f"{told}."), public_text(f"{cure[:1].upper()}{cure[1:]}.")
-    return Issue("error", error.code, (name,), message, cure)
+    return Issue("error", error.code, (name,), f"{told}.", f"{cure[:1].upper()}{cure[1:]}.")
 
 
 def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
@@ -107,10 +111,10 @@ def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
             reading = Reading.of(adapter, seed)
             store(key, reading.as_plain())
     except LoraprobeError as error:
-        return _unread(adapter.name, adapter.source.public, error)
+        return _unread(adapter.name, adapter.source.public, error, adapter.source.reference)
     except OSError as error:
         told = AdapterError(f"{adapter.name} cannot be read ({error.strerror}).")
-        return _unread(adapter.name, adapter.source.public, told)
+        return _unread(adapter.name, adapter.source.public, told, adapter.source.reference)
     issues = [
         replace(issue, severity="warning")
         if issue.code in allow and issue.severity == "error"
@@ -150,9 +154,14 @@ def _published(issues: tuple[Issue, ...], adapter: Adapter) -> tuple[Issue, ...]
     names = {source.reference: source.public}
     if source.path is not None:
         names[str(source.path)] = local_name(str(source.path))
-    private = {path: name for path, name in names.items() if "/" in path or "\\" in path}
-    found: tuple[Issue, ...] = map_texts(issues, lambda text: public_text(text, private))
+    found: tuple[Issue, ...] = map_texts(issues, _public(names))
     return found
+
+
+def _public(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What makes a text public; names: private path -> the name that stands for it."""
+    private = {path: name for path, name in names.items() if "/" in path or "\\" in path}
+    return lambda text: public_text(text, private)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +180,9 @@ class Reading:
 
     @classmethod
     def of(cls, adapter: Adapter, seed: int) -> Reading:
-        """Reads the tensors of an adapter, one module after the other."""
+        """Reads the tensors of an adapter, a few modules at a time."""
         checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
-        for joint in gram_matrices([adapter.modules], visitors=[builder.visit]):
+        for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)
             builder.take(joint)
         return cls(

@@ -60,28 +60,33 @@ class Sketch:
 class SketchBuilder:
     """Collects the sketch of one adapter while `gram_matrices` reads it.
 
-    `visit` is a visitor, `take` has to be called with every batch.
+    `visit` is its visitor, which may run in several threads; `take` has to be called with every
+    batch in order, and adds up what the visitor found.
     """
 
     seed: int = 0
     blocks: Float32[Tensor, "b k k"] = field(
         default_factory=lambda: torch.zeros(BLOCKS, SIDE, SIDE)
     )
+    parts: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of batches, by their paths
     energy: list[float] = field(default_factory=lambda: [0.0] * BLOCKS)
     fourth: float = 0.0  # the sum over modules of |dW dW^T|^2
 
-    def visit(self, path: str, updates: Updates) -> None:
-        """Adds one module of the adapter."""
-        (update,) = updates
-        if update is None:
-            return
-        A, B = (factor.to(torch.float32) for factor in (update.A, update.B))
-        left = B.mT @ signs(self.seed, f"out {path}", update.out_features)
-        right = A @ signs(self.seed, f"in {path}", update.in_features)
-        self.blocks[_block(path)].addmm_(left.mT, right, alpha=float(update.scaling) / SIDE)
+    def visit(self, joint: GramMatrices, updates: Sequence[Updates]) -> None:
+        """Sketches one batch of modules."""
+        blocks = torch.zeros_like(self.blocks)
+        for path, (update,) in zip(joint.paths, updates, strict=True):
+            if update is not None:
+                A, B = (factor.to(torch.float32) for factor in (update.A, update.B))
+                left = B.mT @ signs(self.seed, f"out {path}", update.out_features)
+                right = A @ signs(self.seed, f"in {path}", update.in_features)
+                scale = float(update.scaling) / SIDE
+                blocks[_block(path)].addmm_(left.mT, right, alpha=scale)
+        self.parts[joint.paths] = blocks
 
     def take(self, joint: GramMatrices) -> None:
-        """Adds the norms of one batch of modules."""
+        """Adds one batch of modules."""
+        self.blocks += self.parts.pop(joint.paths)
         products = own_blocks(joint.grams_in)[:, 0] @ own_blocks(joint.grams_out)[:, 0]
         fourth = (products @ products).diagonal(dim1=-2, dim2=-1).sum(-1)
         self.fourth += float((fourth * joint.scaling[:, 0] ** 4).sum())
@@ -102,9 +107,9 @@ class SketchBuilder:
 
 
 def sketch(modules: Mapping[str, LowRank], seed: int = 0) -> Sketch | None:
-    """The sketch of one adapter, which is read once, one module at a time."""
+    """The sketch of one adapter, which is read once."""
     builder = SketchBuilder(seed)
-    for joint in gram_matrices([modules], visitors=[builder.visit]):
+    for joint in gram_matrices([modules], visitor=builder.visit):
         builder.take(joint)
     return builder.made()
 

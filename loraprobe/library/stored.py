@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
+from loraprobe.errors import OutputError
 from loraprobe.file_hashes import cache_directory, cached_hash
 
 FORMAT = 1
@@ -65,6 +67,28 @@ def store(key: str, reading: Mapping[str, Any]) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             staging.unlink()
+
+
+def keep_readings(members: Iterable[Any], place: Path) -> None:
+    """Copies the readings of members to a directory. Raises OutputError if it cannot be written."""
+    _copy([_place(member.key) for member in members if member.key], place / FOLDER)
+
+
+def take_readings(place: Path) -> None:
+    """Takes the readings of a directory into the cache."""
+    _copy((place / FOLDER).glob("*.json"), cache_directory() / FOLDER)
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            if file.is_file() and not (target / file.name).exists():
+                staging = target / f"{file.name}.{os.getpid()}"
+                shutil.copyfile(file, staging)
+                os.replace(staging, target / file.name)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written ({error}); free space there.") from None
 
 
 def _place(key: str) -> Path:

@@ -1,35 +1,33 @@
 """Read the factors of many adapters once and form their Gram matrices.
 
-`gram_matrices` reads each module of all adapters once, forms the two matrices in float64 and drops
-the factors, so memory holds one module of all adapters and not their files.
+`gram_matrices` reads each module of all adapters once, forms the two matrices and drops the
+factors, so memory holds a few modules of all adapters and not their files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
+from loraprobe.lora.gram_products import gram_of
 from loraprobe.lora.grams import GramMatrices, factor_lengths, own_blocks
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.workers import in_order
 
 Updates = Sequence[LowRank | None]
-Visitor = Callable[[str, Updates], None]
+Visitor = Callable[[GramMatrices, Sequence[Updates]], None]
 
-# Size of the Gram matrices that are collected into one batch.
+# Size of the Gram matrices and factors that are collected into one batch.
 BATCH_BYTES = 1 << 24
-# Rows of a Gram matrix that are computed together; entries below the diagonal are copied.
-GRAM_ROWS = 400
 
 
 class _ModuleGrams(NamedTuple):
     """The Gram matrices of one module of all adapters, before they are batched."""
 
-    path: str
     gram_in: Float64[Tensor, "n r n r"]
     gram_out: Float64[Tensor, "n r n r"]
     scaling: list[float]
@@ -42,108 +40,76 @@ def gram_matrices(
     paths: Sequence[str] | None = None,
     *,
     rank: int = 0,
-    visitors: Sequence[Visitor] = (),
+    batches: Sequence[Sequence[str]] | None = None,
+    visitor: Visitor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[GramMatrices]:
     """Read every module of all adapters once and yield the Gram matrices in batches.
 
     adapters: module path -> update, for each adapter. paths: the modules in order (default: as the
     adapters list them). Ranks are padded to the largest of a batch, or to `rank` if it is larger.
-    visitors: called with each module's factors in float64, None where an adapter lacks the module;
-    these tensors are views of memory that the next module overwrites.
+    batches: the modules of each batch, in place of paths; otherwise a batch has about BATCH_BYTES.
+    visitor: called with each batch and the stored updates of its modules, None where an adapter
+    lacks one, before the batch is yielded; batches are computed in several threads.
     """
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
-    buffers = _Buffers({})
-    waiting: list[_ModuleGrams] = []
-    size = 0
-    for done, path in enumerate(paths):
-        updates = [a.get(path) for a in adapters]
-        module, updates = buffers.grams(path, updates)
-        for visit in visitors:
-            visit(path, updates)
-        waiting.append(module)
-        size += 2 * 8 * (len(adapters) * max([rank, *module.rank])) ** 2
-        if size >= BATCH_BYTES:
-            yield _batch(waiting, rank)
-            waiting, size = [], 0
+    count = len(paths) if batches is None else sum(map(len, batches))
+
+    def read() -> Iterator[list[tuple[str, Updates]]]:
+        if batches is not None:
+            for some in batches:
+                yield [(path, [a.get(path) for a in adapters]) for path in some]
+            return
+        waiting: list[tuple[str, Updates]] = []
+        size = 0
+        for path in paths:
+            updates = [a.get(path) for a in adapters]
+            stored = [u for u in updates if u is not None]
+            waiting.append((path, updates))
+            size += 2 * 8 * (len(adapters) * max([rank, *(u.rank for u in stored)])) ** 2
+            size += sum(u.A.nbytes + u.B.nbytes for u in stored)
+            if size >= BATCH_BYTES:
+                yield waiting
+                waiting, size = [], 0
+        if waiting:
+            yield waiting
+
+    def batch(modules: Sequence[tuple[str, Updates]]) -> GramMatrices:
+        names, updates = zip(*modules, strict=True)
+        grams = _batch(names, [_module(one) for one in updates], rank)
+        if visitor is not None:
+            visitor(grams, updates)
+        return grams
+
+    done = 0
+    for grams in in_order(batch, read()):
+        done += len(grams.paths)
         if progress is not None:
-            progress(done + 1, len(paths))
-    if waiting:
-        yield _batch(waiting, rank)
+            progress(done, count)
+        yield grams
 
 
-@dataclass
-class _Buffers:
-    """Memory for the concatenated float64 factors of one module, reused for the next module."""
-
-    memory: dict[int, Float64[Tensor, k]]  # one for the A's (dim 0), one for the B's (dim 1)
-
-    def grams(self, path: str, updates: Updates) -> tuple[_ModuleGrams, list[LowRank | None]]:
-        """Two Gram matrices of one module, and the updates in float64 as views of the buffers."""
-        rank = [0 if u is None else u.rank for u in updates]
-        gram_in, As = self._gram([None if u is None else u.A for u in updates], 0, max(rank))
-        gram_out, Bs = self._gram([None if u is None else u.B for u in updates], 1, max(rank))
-        module = _ModuleGrams(
-            path,
-            gram_in,
-            gram_out,
-            scaling=[0.0 if u is None else float(u.scaling) for u in updates],
-            rank=rank,
-            shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
-        )
-        copies = [
-            None if u is None else LowRank(As[i], Bs[i], float(u.scaling))
-            for i, u in enumerate(updates)
-        ]
-        return module, copies
-
-    def _gram(
-        self, factors: Sequence[Float[Tensor, "_ _"] | None], dim: int, r: int
-    ) -> tuple[Float64[Tensor, "n r n r"], dict[int, Float64[Tensor, "_ _"]]]:
-        """Inner products along `dim`, [n, r, n, r] padded with zeros; and the copied factors.
-
-        dim 0: of rows (A); dim 1: of columns (B). Factors of unequal length are not multiplied.
-        """
-        n = len(factors)
-        by_length: dict[int, list[int]] = {}
-        for i, factor in enumerate(factors):
-            if factor is not None:
-                by_length.setdefault(factor.shape[1 - dim], []).append(i)
-        gram = torch.zeros(n, r, n, r, dtype=torch.float64)
-        copies: dict[int, Tensor] = {}
-        free = self._memory(dim, sum(factor.numel() for factor in factors if factor is not None))
-        for length, members in by_length.items():
-            ranks = [factors[i].shape[dim] for i in members]  # type: ignore[union-attr]
-            shape = (sum(ranks), length) if dim == 0 else (length, sum(ranks))
-            stacked, free = free[: shape[0] * shape[1]].view(shape), free[shape[0] * shape[1] :]
-            for i, place in zip(members, stacked.split(ranks, dim), strict=True):
-                copies[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
-            product = _gram(stacked if dim == 0 else stacked.mT)
-            if ranks == [r] * n:
-                return product.view(n, r, n, r), copies
-            for i, rows in zip(members, product.split(ranks), strict=True):
-                for j, block in zip(members, rows.split(ranks, 1), strict=True):
-                    gram[i, : len(block), j, : block.shape[1]] = block
-        return gram, copies
-
-    def _memory(self, dim: int, size: int) -> Float64[Tensor, k]:
-        if dim not in self.memory or len(self.memory[dim]) < size:
-            self.memory[dim] = torch.empty(size, dtype=torch.float64)
-        return self.memory[dim]
+def _module(updates: Updates) -> _ModuleGrams:
+    return _ModuleGrams(
+        gram_of([None if u is None else u.A for u in updates]),
+        gram_of([None if u is None else u.B.mT for u in updates]),
+        scaling=[0.0 if u is None else float(u.scaling) for u in updates],
+        rank=[0 if u is None else u.rank for u in updates],
+        shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
+    )
 
 
-def _batch(modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
+def _batch(paths: tuple[str, ...], modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
     r = max([rank, *(module.gram_in.shape[1] for module in modules)])
 
-    def padded(gram: Float64[Tensor, "n _ n _"]) -> Float64[Tensor, "n r n r"]:
-        more = r - gram.shape[1]
-        return torch.nn.functional.pad(gram, (0, more, 0, 0, 0, more)) if more else gram
-
-    def together(grams: list[Float64[Tensor, "n r n r"]]) -> Float64[Tensor, "m n r n r"]:
+    def together(grams: list[Float64[Tensor, "n _ n _"]]) -> Float64[Tensor, "m n r n r"]:
+        more = [r - gram.shape[1] for gram in grams]
+        pad = torch.nn.functional.pad
+        grams = [pad(g, (0, k, 0, 0, 0, k)) if k else g for g, k in zip(grams, more, strict=True)]
         return torch.stack(grams) if len(grams) > 1 else grams[0][None]
 
-    grams_in = together([padded(module.gram_in) for module in modules])
-    grams_out = together([padded(module.gram_out) for module in modules])
+    grams_in = together([module.gram_in for module in modules])
+    grams_out = together([module.gram_out for module in modules])
     # A NaN or infinity in a factor makes the length of its row or column NaN or infinite.
     lengths = factor_lengths(own_blocks(grams_in)) + factor_lengths(own_blocks(grams_out))
     finite = torch.isfinite(lengths).all(-1)
@@ -153,7 +119,7 @@ def _batch(modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
             grams[bad] = 0.0
             grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
     return GramMatrices(
-        paths=tuple(module.path for module in modules),
+        paths=paths,
         grams_in=grams_in,
         grams_out=grams_out,
         scaling=torch.tensor([module.scaling for module in modules], dtype=torch.float64),
@@ -161,16 +127,3 @@ def _batch(modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
         shape=torch.tensor([module.shape for module in modules]),
         finite=finite,
     )
-
-
-def _gram(rows: Float64[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
-    """rows @ rows^T: [k, k]. Half of a large one is computed, the other half copied."""
-    k = len(rows)
-    if k < 2 * GRAM_ROWS:
-        return rows @ rows.mT
-    gram = rows.new_empty(k, k)
-    for start in range(0, k, GRAM_ROWS):
-        stop = min(start + GRAM_ROWS, k)
-        torch.matmul(rows[start:stop], rows[start:].mT, out=gram[start:stop, start:])
-        gram[stop:, start:stop] = gram[start:stop, stop:].mT
-    return gram

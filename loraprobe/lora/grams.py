@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
@@ -97,7 +95,7 @@ class GramMatrices:
         """Singular values of every update, and its singular vectors in terms of the factors."""
         own_in, own_out = own_blocks(self.grams_in), own_blocks(self.grams_out)
         a, b = factor_lengths(own_in), factor_lengths(own_out)
-        root_in, root_out = _root(own_in, a), _root(own_out, b)
+        root_in, root_out = unit_root(own_in, a), unit_root(own_out, b)
         middle = self.scaling[..., None] * a * b
         U, S, Vh = torch.linalg.svd(root_out @ (middle[..., None] * root_in.mT))
         kept = (RANK_TOLERANCE * S[..., :1] < S) & (S > 0)
@@ -143,8 +141,7 @@ class GramMatrices:
             square = _square_of_sum(
                 S[:, a], S[:, b], self.cosines_in[:, a, b], self.cosines_out[:, a, b]
             )
-            values = _eigenvalues(square.flatten(0, 1)).view(m, len(a), 2 * r)
-            found[:, part : part + step] = values.flip(-1)
+            found[:, part : part + step] = torch.linalg.eigvalsh(square).flip(-1)
         return torch.where(found > GRAM_TOLERANCE * found[..., :1], found, 0.0)
 
 
@@ -168,7 +165,7 @@ def factor_lengths(gram: Float64[Tensor, "*batch r r"]) -> Float64[Tensor, "*bat
     return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
 
-def _root(
+def unit_root(
     gram: Float64[Tensor, "*batch r r"], lengths: Float64[Tensor, "*batch r"]
 ) -> Float64[Tensor, "*batch r r"]:
     """R with R^T R the Gram matrix of the vectors scaled to length one: [..., r, r].
@@ -215,16 +212,3 @@ def _remainder(cosines: Float64[Tensor, "*p r r"]) -> Float64[Tensor, "*p r r"]:
         values, vectors = torch.linalg.eigh(rest[where])
         K[where] = vectors * values.clamp_min(0).sqrt()[..., None, :]
     return K
-
-
-def _eigenvalues(matrices: Float64[Tensor, "b k k"]) -> Float64[Tensor, "b k"]:
-    """Eigenvalues, ascending, of many small symmetric matrices given by their lower triangles.
-
-    On the CPU torch goes through a batch one problem at a time and splits each tiny problem over
-    all cores, which is slower; here every core takes a part of the batch.
-    """
-    parts = [part.numpy() for part in matrices.tensor_split(max(1, torch.get_num_threads()))]
-    if len(parts) == 1 or len(matrices) < 64:
-        return torch.from_numpy(np.linalg.eigvalsh(matrices.numpy()))
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(np.linalg.eigvalsh, parts))))

@@ -15,6 +15,9 @@
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
+`units` are the parts that can be computed apart: by `shards`, whose results `kept_statistics` and
+the ledger keep, or by `workers`.
+
 `estimating` tells what an evaluation will take, and `kept` what runs keep.
 `converting` writes one adapter again. `verification` makes a directory again from its card
 (`provenance`) and compares it, `served` asks a running server about an adapter.
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.saved import Routed as Routed
     from loraprobe.pipeline.screening import estimate_screen as estimate_screen
     from loraprobe.pipeline.screening import screen as screen
+    from loraprobe.pipeline.screening_shards import screen_shard as screen_shard
     from loraprobe.pipeline.served import ask_server as ask_server
+    from loraprobe.pipeline.shard_files import joined_run as joined_run
+    from loraprobe.pipeline.shards import run_shard as run_shard
     from loraprobe.pipeline.verification import verify as verify
 
 _MODULES = {
@@ -51,10 +57,13 @@ _MODULES = {
     "estimate_cost": "commands",
     "estimate_screen": "screening",
     "inspect": "commands",
+    "joined_run": "shard_files",
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
+    "run_shard": "shards",
     "screen": "screening",
+    "screen_shard": "screening_shards",
     "verify": "verification",
 }
 

@@ -7,23 +7,24 @@ the number of adapters.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter
-from loraprobe.defaults import WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
+from loraprobe.evaluation.questions import questions
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
+from loraprobe.pipeline.results import STATES
+from loraprobe.probes import PairForecast, ScreenedTexts
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
-
-STATES = "states"  # the directory beside the ledger
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def ask_alone(
         try:
             base = System("base", "base")
             system = base if alone else System(name, "adapter", single(opened(name)))
-            found.results += _ask(evaluator, system, reading)
+            found.results += ask_one(evaluator, system, reading)
         except LoraprobeError as error:
             if alone or isinstance(error, OutputError):
                 raise
@@ -92,7 +93,9 @@ def ask_alone(
     return found
 
 
-def _ask(evaluator: Evaluator, system: System, reading: ScreenedTexts | None) -> list[ItemResult]:
+def ask_one(
+    evaluator: Evaluator, system: System, reading: ScreenedTexts | None
+) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
     session = evaluator.session
     told = session.progress
@@ -100,7 +103,7 @@ def _ask(evaluator: Evaluator, system: System, reading: ScreenedTexts | None) ->
     own = replace(session, progress=progress, seconds={})
     with session.stage("screen"):
         if reading is not None:
-            _keep_states(evaluator, system, reading)
+            keep_states(evaluator, system, reading)
         return replace(evaluator, session=own).run([system])
 
 
@@ -108,29 +111,66 @@ def _named(stage: str) -> str:
     return stage + SCREENING if stage.startswith("evaluate ") else stage
 
 
-def _keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
+def keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
     """Reads the states unless they are kept, with the answers to questions that are scored."""
-    path, ledger = states_path(evaluator, system.name, reading), evaluator.ledger
-    scored = [q for q in reading.questions if not q.generated]
-    asked = all(ledger.get(system.name, q.task, q.part, q.item.id) for q in scored)
-    if asked and States.load(path, reading.mark) is not None:
+    if _has_states(evaluator, system.name, reading):
         return
     with evaluator.scorer.with_composition(system.composition):
         states, answers = reading.read(evaluator.scorer, system.name)
-    try:
+    path = states_path(evaluator, system.name)
+    with _writing(path):
         states.save(path, reading.mark)
+    evaluator.ledger.append(answers)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}): free space there, or set "
             "LORAPROBE_CACHE to a directory of yours."
         ) from None
-    ledger.append(answers)
 
 
-def states_path(evaluator: Evaluator, system: str, reading: ScreenedTexts) -> Path:
-    """Where the states of a system for these texts are kept."""
+def _has_states(evaluator: Evaluator, name: str, reading: ScreenedTexts) -> bool:
+    """Whether the states of a system are kept, and its answers to questions that are scored."""
+    scored = [q for q in reading.questions if not q.generated]
+    asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
+    return asked and States.load(states_path(evaluator, name), reading.mark) is not None
+
+
+def is_kept(evaluator: Evaluator, name: str, reading: ScreenedTexts | None) -> bool:
+    """Whether all answers of a system are kept, and its states if there are any."""
+    asked = questions(evaluator.tasks, evaluator.session.options.metric)
+    known = all(evaluator.ledger.get(name, *q.key) for q in asked)
+    return known and (reading is None or _has_states(evaluator, name, reading))
+
+
+def kept_states(evaluator: Evaluator, name: str) -> bytes:
+    """The file of the states of a system; empty where none are kept."""
+    path = states_path(evaluator, name)
+    return path.read_bytes() if path.is_file() else b""
+
+
+def keep(evaluator: Evaluator, name: str, rows: Sequence[ItemResult], states: bytes) -> None:
+    """Keeps what another process answered and read."""
+    path = states_path(evaluator, name)
+    if states:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = path.with_suffix(f".{os.getpid()}")
+            staging.write_bytes(states)
+            staging.replace(path)
+    ledger = evaluator.ledger
+    ledger.append([r for r in rows if ledger.get(r.system, r.task, r.part, r.item) is None])
+
+
+def states_path(evaluator: Evaluator, system: str) -> Path:
+    """Where the states of a system are kept."""
     assert evaluator.ledger.path is not None
-    name = hashlib.sha256(f"{reading.mark} {system}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(system.encode()).hexdigest()[:24]
     return evaluator.ledger.path.parent / STATES / f"{name}.safetensors"
 
 
@@ -142,7 +182,7 @@ def forecast_pairs(
         return None
 
     def load(k: int) -> States:
-        path = states_path(evaluator, alone.names[k], reading)
+        path = states_path(evaluator, alone.names[k])
         states = States.load(path, reading.mark)
         if states is None:
             raise OutputError(f"{path} was removed meanwhile; run the same call again.")
@@ -150,39 +190,3 @@ def forecast_pairs(
 
     with evaluator.session.stage("forecast"):
         return PairForecast.of(evaluator.scorer, reading, len(alone.names), load)
-
-
-def forecast_worked(
-    evaluator: Evaluator,
-    alone: Alone,
-    known: Sequence[KnownAlone],
-    opened: Callable[[str], Adapter],
-) -> PairForecast | None:
-    """The same on worked answers, from one more pass of the base and of each adapter.
-
-    The right worked answers have the form of the adapter whose own are most often of the asked
-    kind. None where no form can be found.
-    """
-
-    def system(name: str) -> System:
-        plain = name == alone.names[0]
-        return System("base", "base") if plain else System(name, "adapter", single(opened(name)))
-
-    made = []
-    for one in known:
-        if one.form is not None and one.form.max() > 0:
-            writer = system(alone.names[int(one.form.argmax())])
-            asked = [item for item in one.task.items if item.cot_prompt is not None]
-            with evaluator.scorer.with_composition(writer.composition) as scorer:
-                prompts = [item.cot_prompt or "" for item in asked]
-                most = evaluator.session.options.max_new_tokens or WORKED_TOKENS
-                texts = scorer.generate(prompts, max_new_tokens=most)
-            of_item = {item.id: text for item, text in zip(asked, texts, strict=True)}
-            made.append(with_worked_answers(one.task, of_item))
-    tasks = [task for task in made if task is not None]
-    reading = ScreenedTexts.of(evaluator.scorer, tasks, None) if tasks else None
-    if reading is not None:
-        with evaluator.session.stage("screen"):
-            for name in alone.names:
-                _keep_states(evaluator, system(name), reading)
-    return forecast_pairs(evaluator, alone, reading)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from loraprobe.lora.workers import in_order
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.publishing import published
@@ -30,6 +32,8 @@ def audit_of(
         for row in examined.diagnostics
         if row.name == "norm" and row.module is None
     }
+    hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
+    collections.deque(hashes, maxlen=0)
     audit = ShownAudit(
         command=session.command,
         provenance=replace(

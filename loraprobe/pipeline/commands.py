@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter, local_name
@@ -45,6 +45,7 @@ from loraprobe.pipeline.merges import (
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
+from loraprobe.pipeline.units import Units
 from loraprobe.records import Audit, Compatibility, Progress, Verdict, WeightSearch
 from loraprobe.tasks import Probe, Task
 
@@ -93,7 +94,8 @@ def inspect(
     opened, cards = open_probe(probe, inputs.given)
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
-    examined = examine(inputs.adapters, inputs.base, purpose, session)
+    with _units(adapters, base, (), inputs, options) as session.units:
+        examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = _with_licences(examined, inputs)
     if options.serve:
         examined = _with_servers(examined, inputs, options, asks_base)
@@ -194,10 +196,30 @@ def merge_and_eval(
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
-    from loraprobe.pipeline.evaluating import evaluate, open_composition
+    from loraprobe.pipeline.evaluating import open_composition
 
     inputs = open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
+    with _units(adapters, base, tasks, inputs, options) as session.units:
+        return _evaluated(inputs, session)
+
+
+def _units(
+    adapters: Adapters, base: Base | Reference | None, tasks: Any, inputs: Inputs, options: Options
+) -> Units:
+    """How the parts of a run are computed."""
+    if options.executor is None and not options.joined:
+        return Units()
+    from loraprobe.pipeline.workers import open_units
+
+    return open_units(adapters, base, tasks, inputs, options)
+
+
+def _evaluated(inputs: Inputs, session: Session) -> Outcome:
+    """The stages of merge-and-eval."""
+    from loraprobe.pipeline.evaluating import evaluate
+
+    options = session.options
     examined = examine(inputs.adapters, inputs.base, "route", session)
     if not examined.compatibility.compatible:
         verdict = conclude(options, inputs, examined, level="weights")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -115,7 +116,8 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     asked = [*LAYOUT.split(), "metric", "margin"]  # how questions are read and judged
     # What a run with --resume needs beside it to use the same answers, and its other threshold.
-    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "retention"]
+    enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
+    kept = [*options.fingerprint(), *enough, "chat_template", "dtype", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -11,15 +12,18 @@ from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System, stored_as
+from loraprobe.evaluation.questions import TokenLimits
+from loraprobe.evaluation.running import Asking
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import items_for_routers
-from loraprobe.pipeline.results import open_ledger
+from loraprobe.pipeline.results import SEARCH, open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import learning_routers
+from loraprobe.pipeline.systems import SystemBuilder, learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.units import Setup
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
 from loraprobe.records import Coverage, ItemResult, WeightSearch
 from loraprobe.tasks import Task, is_generated
@@ -30,7 +34,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are evaluated; `split` has the items that are set apart for a search of weights or for
-    routers that learn. As a context it closes the ledger.
+    routers that learn. With the `builder` of its systems, workers answer too, if there are any. As
+    a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -41,6 +46,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     split: TaskSplit | None = None
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
+    builder: SystemBuilder | None = None
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -63,7 +69,28 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
+                asking=self.workers(),
             )
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether questions are put into the chat template."""
+        return bool(self.scorer.chat_template)
+
+    def workers(self) -> Asking | None:
+        """What asks the workers; None without workers, and before the systems are known."""
+        session, builder = self.session, self.builder
+        if session.units.pool is None or builder is None:
+            return None
+        setup = Setup(
+            device=session.device.partition(":")[0],
+            dtype=session.dtype,
+            chat_template=self.chat_template,
+            searched=builder.searched,
+            routers=builder.routers,
+        )
+        limits = TokenLimits.of(session.options.max_new_tokens)
+        return functools.partial(session.units.answers, self.scorer, setup, limits)
 
     def probe_tasks(
         self, results: Sequence[ItemResult], items: int | None = None
@@ -100,14 +127,14 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         options, path = self.session.options, self.ledger.path
         if self.split is None or options.weights != "search":
             return None, []
-        kept = None if path is None else path.with_name("search.jsonl")
+        kept = None if path is None else path.with_name(SEARCH)
         with self.session.stage("search"):
             found = find_weights(
                 self.scorer,
                 prepared.adapters,
                 self.split,
                 options,
-                memory=TriedWeights(kept, options.resume),
+                memory=TriedWeights(kept, options.resume or bool(options.joined)),
                 progress=self.session.progress,
             )
         return found, [note(found)]
@@ -133,24 +160,23 @@ def open_evaluator(
     scorer, why, template = with_better_template(
         scorer, session, inputs.adapters, tasks, options.metric, ledger
     )
-    ledger.append(_answered(ledger, inputs.adapters, scorer.chat_template))
+    known = template_answers(ledger, inputs.adapters, scorer.chat_template)
+    ledger.append([r for r in known if ledger.get(r.system, r.task, r.part, r.item) is None])
     notes += [*why, *task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
-def _answered(ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool) -> list[ItemResult]:
-    """The answers in the chosen form of prompts, as answers of the evaluation.
+def template_answers(ledger: Ledger, adapters: Sequence[Adapter], chat: bool) -> list[ItemResult]:
+    """The answers that chose the form of prompts, those in this form, as results of the adapters.
 
     Those that are judged by likelihood are left out: a forecast may read them from passes of the
     evaluation.
     """
-    names = {stored_as(adapter.name, chat_template): adapter.name for adapter in adapters}
+    names = {stored_as(adapter.name, chat): adapter.name for adapter in adapters}
     return [
-        replace(row, system=name)
+        replace(row, system=names[row.system])
         for row in ledger
-        if (name := names.get(row.system)) is not None
-        and is_generated(row.metric)
-        and ledger.get(name, row.task, row.part, row.item) is None
+        if row.system in names and is_generated(row.metric)
     ]
 
 

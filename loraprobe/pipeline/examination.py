@@ -10,6 +10,7 @@ from loraprobe import compatibility, diagnostics
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
+from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Compatibility, LayerGroup, Measurement
 
@@ -53,22 +54,29 @@ def examine(
     options, alone = session.options, len(adapters) == 1
     contents = compatibility.TensorChecks(adapters)
     with session.stage("diagnose"):
-        rows = diagnostics.diagnose(
-            adapters,
-            per_module=options.per_module or alone,
-            base=base if found.compatible else None,
-            on_demand=options.diagnostics if found.compatible else (),
-            exact=options.exact,
-            seed=options.seed,
-            progress=session.progress,
-            observers=[contents.take],
-        )
+        made = planned(adapters, base if found.compatible else None, options, found.compatible)
+        batches = session.units.observe(made, found.compatible, session.progress)
+        rows = made.measurements(batches, [contents.take])
     layers = layer_groups(adapters[0], rows) if alone else ()
     if not options.per_module:
         rows = tuple(row for row in rows if row.module is None)
     with session.stage("check"):
         found = compatibility.with_contents(found, contents, options.allow)
     return Examination(found, rows, layers)
+
+
+def planned(
+    adapters: Sequence[Adapter], base: Base | None, options: Options, compatible: bool = True
+) -> diagnostics.Plan:
+    """The statistics that `examine` computes. base: None where the adapters do not fit it."""
+    return diagnostics.plan(
+        adapters,
+        per_module=options.per_module or len(adapters) == 1,
+        base=base,
+        on_demand=options.diagnostics if compatible else (),
+        exact=options.exact,
+        seed=options.seed,
+    )
 
 
 def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGroup, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import importlib.metadata
-import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +13,17 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
+from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger
-from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
+from loraprobe.evaluation.ledger import NAME, as_plain, changes, digest, read_fingerprint
 from loraprobe.file_hashes import cache_directory
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
+
+# Beside the results: the weights that a search tried, and hidden states of single adapters.
+SEARCH, STATES = "search.jsonl", "states"
 
 
 def open_ledger(
@@ -37,12 +41,66 @@ def open_ledger(
         "template": options.chat_template,
     }
     runs = cache_directory() / "runs"
-    ledger = Ledger(options.state or runs / _digest(decides), options.resume, fingerprint=decides)
+    place = options.state or runs / digest(decides)
+    resumed = options.resume or bool(options.joined)
+    ledger = Ledger(place, resumed, fingerprint=decides)
+    for shard in options.joined:
+        _join(ledger, shard, decides)
     if not options.resume:
         return ledger, ""
     if len(ledger):
         return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
     return ledger, _what_changed(runs, decides)
+
+
+def _join(ledger: Ledger, place: Path, decides: Mapping[str, Any]) -> None:
+    """Adds what a shard knows more: results, hidden states, the weights that a search tried.
+
+    A share of a library holds a part of the adapters. Raises UsageError where results are those of
+    another run.
+    """
+    known = read_fingerprint(place / NAME)
+    if known is None:
+        return
+    own = [name for name in names_in(known, "adapters") if name in decides["adapters"]]
+    if differs := changes(_of_adapters(known, own), _of_adapters(as_plain(decides), own)):
+        raise UsageError(
+            f"{place} holds results of another run ({'; '.join(differs[:3])}): compute the shards "
+            "again, or give the inputs and options of then."
+        )
+    shard = Ledger(place, True, fingerprint=known)
+    shard.close()
+    ledger.append([r for r in shard if ledger.get(r.system, r.task, r.part, r.item) is None])
+    if ledger.path is not None and (place / STATES).is_dir():
+        shutil.copytree(place / STATES, ledger.path.with_name(STATES), dirs_exist_ok=True)
+    if ledger.path is not None and (place / SEARCH).is_file():
+        target = ledger.path.with_name(SEARCH)
+        if not target.exists():
+            shutil.copyfile(place / SEARCH, target)
+
+
+def _of_adapters(fingerprint: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A fingerprint as if these adapters were all that there are."""
+    held = {name: fingerprint["adapters"].get(name) for name in names}
+    order = [name for name in fingerprint["order"] if name in held]
+    return {**fingerprint, "adapters": held, "order": order}
+
+
+def weights_identity(
+    adapters: Sequence[Adapter], base: Base | None, options: Options
+) -> dict[str, Any]:
+    """Everything on which the statistics of weights depend.
+
+    The base's files are read by a copy, since a report names a hash only where one is known.
+    """
+    names = ("diagnostics", "exact", "per_module", "seed", "allow")
+    return {
+        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
+        "order": [a.name for a in adapters],
+        "base": None if base is None else copy.copy(base).identity,
+        "options": {name: getattr(options, name) for name in names},
+        "versions": {"loraprobe": __version__, "torch": importlib.metadata.version("torch")},
+    }
 
 
 def identity(
@@ -60,9 +118,9 @@ def identity(
         "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
         "order": [a.name for a in adapters],  # which weights go by
         "base": base.identity,
-        "tasks": {task.name: _digest([_content(item) for item in task.items]) for task in tasks},
+        "tasks": {task.name: digest([_content(item) for item in task.items]) for task in tasks},
         "router_prompts": {
-            name: _digest(read_prompts(Path(file))) for name, file in options.router_prompts
+            name: digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
         "options": options.fingerprint(),
         "versions": {"loraprobe": __version__}
@@ -100,8 +158,3 @@ def names_in(fingerprint: Mapping[str, Any], key: str) -> list[str]:
     """The names of the adapters or the tasks of a fingerprint."""
     held = fingerprint.get(key)
     return sorted(held) if isinstance(held, dict) else []
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(as_plain({"": value}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

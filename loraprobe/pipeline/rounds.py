@@ -95,12 +95,10 @@ def play(
         if this.last or decision in DECIDED:
             break
         _drop(found, evidence)
-    # Controls do not count for a composition that does not gain: a first round of them is enough.
     found.controls = controls(found.results, found.systems)
-    names = {system.name for system in found.controls}
-    asked = any(row.system in names for row in found.results)  # in a later round than the first
-    few = decision == "unlikely" and not found.round.last and not asked
+    few = decision == "unlikely" and not found.round.last and not _controls_were_asked(found)
     _ask(found, evaluator, chains)
+    # Controls do not count for a composition that does not gain: a first round of them is enough.
     _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
@@ -161,6 +159,12 @@ def _ask(
         session = replace(session, progress=lambda s, k, n: progress(_named(s, told), k, n))
     asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
     found.results = [row for row in found.results if row.system not in names] + asked
+
+
+def _controls_were_asked(found: Played) -> bool:
+    """Whether the controls have results already, of a later round than the first."""
+    names = {system.name for system in found.controls}
+    return any(row.system in names for row in found.results)
 
 
 def _named(stage: str, told: str) -> str:

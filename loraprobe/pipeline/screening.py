@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError, UsageError
-from loraprobe.library import Arranged, Member, arranged, commonest_base, fitted, read_library
+from loraprobe.library import (
+    Arranged,
+    Member,
+    arranged,
+    commonest_base,
+    fitted,
+    read_library,
+    take_readings,
+)
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.examination import Examination
@@ -47,9 +55,12 @@ def screen(
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
     from loraprobe.pipeline.screening_task import screen_task
+    from loraprobe.pipeline.screening_workers import elsewhere
 
     assert opened is not None
-    return screen_task(found, opened, read, session)
+    places = {member.record.name: place for place, member in enumerate(found.members)}
+    workers = elsewhere(adapters, opened, tasks, options, places)
+    return screen_task(found, opened, read, session, workers)
 
 
 def estimate_screen(
@@ -103,6 +114,8 @@ def open_library(
             session.progress("read", done, total)
 
     options = session.options
+    for place in options.joined:
+        take_readings(place)
     with session.stage("read"):
         members = read_library(adapters, allow=options.allow, progress=told)
     _require_some(members)

@@ -26,13 +26,8 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged, Member
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import (
-    Alone,
-    Budget,
-    ask_alone,
-    forecast_pairs,
-    forecast_worked,
-)
+from loraprobe.pipeline.asking_alone import Alone, Budget, ask_alone, forecast_pairs
+from loraprobe.pipeline.asking_worked import forecast_worked
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
@@ -44,6 +39,7 @@ from loraprobe.pipeline.rounds import Played, play
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
+from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
@@ -81,11 +77,17 @@ class Screened:
         return list(dict.fromkeys([*order.tolist(), *own]))
 
 
-def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Session) -> Audit:
+def screen_task(
+    found: Arranged,
+    base: Base,
+    tasks: Sequence[Task],
+    session: Session,
+    workers: Elsewhere | None = None,
+) -> Audit:
     """The audit of a library that was opened, on these tasks.
 
-    Raises LoraprobeError for tasks with too few items, for fewer than two usable adapters, and
-    where base or adapters cannot be asked.
+    workers: ask the adapters alone. Raises LoraprobeError for tasks with too few items, for fewer
+    than two usable adapters, and where base or adapters cannot be asked.
     """
     _check(found, session.options)
     parts = split_for_screening(tasks, session.options)
@@ -93,7 +95,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
     with _open(found, base, tasks, parts, session) as evaluator:
         reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
         announce_screen(evaluator, found.usable, parts, reading)
-        screened = _screened(found, evaluator, reading, budget)
+        screened = _screened(found, evaluator, reading, budget, workers)
         proving = replace(evaluator, tasks=parts.left)
         finalists = _finalists(screened, found, proving, budget)
         played, adapters = _prove(proving, finalists, screened, budget)
@@ -150,19 +152,26 @@ def _open(
 
 
 def _screened(
-    found: Arranged, evaluator: Evaluator, reading: ScreenedTexts | None, budget: Budget
+    found: Arranged,
+    evaluator: Evaluator,
+    reading: ScreenedTexts | None,
+    budget: Budget,
+    workers: Elsewhere | None,
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
 
     usable = {member.record.name: member for member in found.usable}
 
+    def goes_on() -> bool:
+        return budget.left(SCREENING_SHARE) > 0
+
     def opened(name: str) -> Adapter:
         return aligned([usable[name].open()], base)[0]
 
-    alone = ask_alone(
-        evaluator, list(usable), opened, reading, lambda: budget.left(SCREENING_SHARE) > 0
-    )
+    if workers is not None:
+        workers.ask(evaluator, list(usable), reading, goes_on)
+    alone = ask_alone(evaluator, list(usable), opened, reading, goes_on)
     members = [usable[name] for name in alone.names[1:]]
     if len(members) < 2:
         raise UsageError(
@@ -170,8 +179,8 @@ def _screened(
             if alone.unasked
             else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
         )
-    known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     forecast = forecast_pairs(evaluator, alone, reading)
+    known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
     worked = forecast_worked(evaluator, alone, known, opened)
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):

@@ -12,6 +12,7 @@ import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
+from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
 
 
@@ -19,7 +20,8 @@ from loraprobe.records import Progress, Provenance
 class Session:
     """Options, progress and timings of a run. Results are not kept here: stages return them.
 
-    `device` and `dtype` are those of the base model, once it is loaded.
+    `device` and `dtype` are those of the base model, once it is loaded. `units` computes what
+    can be computed in parts.
     """
 
     command: str
@@ -29,6 +31,7 @@ class Session:
     dtype: str = "float32"
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.perf_counter)
+    units: Units = field(default_factory=Units)
 
     def __post_init__(self) -> None:
         if self.options.threads is not None:

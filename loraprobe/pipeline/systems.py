@@ -152,14 +152,26 @@ class SystemBuilder:
         return self.searched or self.options.given_weights
 
     def compositions(self, tasks: Sequence[Task] = ()) -> list[System]:
-        """All compositions that the options ask for of these tasks.
+        """All compositions that the options ask for of these tasks."""
+        return [self.build(spec) for spec in self.specs(tasks)]
 
-        An added router that could not be fitted is left out.
-        """
+    def specs(self, tasks: Sequence[Task] = ()) -> list[str]:
+        """The specs of `compositions`, without an added router that could not be fitted."""
         specs = composition_specs(self.options, self.trained, tasks)
         unfitted = learning_routers(self.options, self.trained, tasks).keys() - self.routers.keys()
         unfitted &= {one.spec for one in added_systems(self.options, tasks)}
-        return [self.build(spec) for spec in specs if spec not in unfitted]
+        return [spec for spec in specs if spec not in unfitted]
+
+    def named(self, name: str, of: tuple[str, str] | None = None) -> System:
+        """The system of this name: the base, an adapter alone, a composition, a control `of` two.
+
+        Another process, which has the same adapters and options, builds it again from these names.
+        """
+        if of is not None:
+            best = self.named(of[1]) if of[1] else None
+            return next(one for one in self.controls(of[0], best) if one.name == name)
+        alone = {system.name: system for system in baseline_systems(self.trained)}
+        return alone[name] if name in alone else self.build(name)
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
@@ -210,11 +222,12 @@ class SystemBuilder:
             return []
         wanted: Collection[str] = options.systems or ("shrunk", "random-partner")
         chosen = next(a for a in self.trained if a.name == best_single)
+        of = best_single, "" if best is None else best.name
         systems = []
         if "shrunk" in wanted:
             name = f"shrunk:{chosen.name}"
             shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
-            systems.append(System(name, "control", shrunk))
+            systems.append(System(name, "control", shrunk, of=of))
         if "random-partner" in wanted and best is not None and best.kind != "chain":
             weight = None if self.base is None else self.base.weight
             partners = [
@@ -223,5 +236,6 @@ class SystemBuilder:
             ]
             built = self.build(best.name, partners, name="random-partner")
             stored = f"random-partner:{best.name}"
-            systems.append(System("random-partner", "control", built.composition, stored=stored))
+            control = System("random-partner", "control", built.composition, stored=stored, of=of)
+            systems.append(control)
         return systems

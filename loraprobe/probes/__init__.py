@@ -18,8 +18,9 @@ from loraprobe.probes._known import KnownAlone
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
-from loraprobe.probes._screening import PairForecast, ScreenedTexts
+from loraprobe.probes._screening import PairForecast
 from loraprobe.probes._taskless import probe_without_task
+from loraprobe.probes._texts import ScreenedTexts
 from loraprobe.probes._worked import with_worked_answers
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry

@@ -18,6 +18,8 @@ def plain(value: Any) -> Any:
     """Frozen records as dicts and lists; NaN and infinities become None."""
     if type(value) in _SCALARS:  # most values by far
         return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         held = value.__dict__
         return {

@@ -32,8 +32,9 @@ class DecisiveGain:
     """The gain that the decision is about: one composition against the best of base and singles.
 
     `form` is the form of the question, "question" or "steps"; `ci95` covers the choice of the best
-    among systems. Of several tasks the difference is the mean. `probability` is that the largest
-    gain measured exceeds the margin; None where the calibration says nothing about it.
+    among systems. Of several tasks the difference is the mean. `probability` is that this gain
+    exceeds the margin and, of several tasks, that every specialist's skill is kept; None where the
+    calibration says nothing about it.
     """
 
     system: str

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from loraprobe.formatting import count
 from loraprobe.records import Audit
-from loraprobe.report.formatting import clean, wrapped
+from loraprobe.report.formatting import clean, ended, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
 from loraprobe.verdict.next_command import NEW, words_of
 
@@ -212,7 +212,7 @@ def _cut(lines: list[str], most: int | None, width: int) -> list[str]:
     """At most so many lines, the last of which shows that more followed."""
     if most is None or len(lines) <= most:
         return lines
-    return [*lines[: most - 1], f"{lines[most - 1][: width - 2].rstrip()} …"]
+    return [*lines[: most - 1], ended(lines[most - 1], width)]
 
 
 def _typed(command: str, references: Mapping[str, str]) -> str:

@@ -75,7 +75,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Point:
+class MapPoint:
     """One adapter on a map; `family` is the number of its group, None for one that is alone."""
 
     x: float
@@ -203,7 +203,7 @@ def heat(
         return _svg(figure, about)
 
 
-def scatter(about: About, points: Sequence[Point]) -> str:
+def scatter(about: About, points: Sequence[MapPoint]) -> str:
     """A map of points; families are filled, and the largest of them numbered at their middle."""
     with drawing() as Figure:
         figure = Figure(figsize=(WIDTH, WIDTH))
@@ -222,6 +222,7 @@ def scatter(about: About, points: Sequence[Point]) -> str:
                 middle = (mean(point.x for point in held), mean(point.y for point in held))
                 panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
         panel.set_aspect("equal", "datalim")
+        panel.spines[:].set_visible(False)
         panel.set_xticks([])
         panel.set_yticks([])
         return _svg(figure, about)

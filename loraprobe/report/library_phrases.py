@@ -48,14 +48,14 @@ def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
     for row in rows:
         code = next((i.code for i in row.issues if i.severity == "error"), "")
         found.setdefault(CODES.get(code, code), []).append(row.name)
-    told = [f"{_some(names)}: {why}" for why, names in found.items()]
-    return f"{len(rows)}; {'; '.join(told)}" if told else ""
+    told = [f"{_some(names)} ({why})" for why, names in found.items()]
+    return f"{len(rows)}: {'; '.join(told)}" if told else ""
 
 
 def _copies(rows: Sequence[LibraryAdapter]) -> str:
     equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
     others = [row for row in rows if row.same_as is not None and row.state != "duplicate"]
-    scaled = [f"{row.name} ~ {row.same_as}" for row in others]
+    scaled = [f"{row.name} of {row.same_as}" for row in others]
     told = [f"{len(equal)} left out ({_some(equal)})"] if equal else []
     told += [f"{len(scaled)} only scaled ({_some(scaled)})"] if scaled else []
     return "; ".join(told)

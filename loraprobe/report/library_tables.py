@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from loraprobe.formatting import count
 from loraprobe.records import Audit, Issue, LibraryAdapter
-from loraprobe.report.figures import About, Point, scatter
+from loraprobe.report.figures import About, MapPoint, scatter
 from loraprobe.report.formatting import number, rounded, spread
 from loraprobe.report.maps import Figure
 from loraprobe.report.phrases import first_sentence
@@ -116,7 +116,9 @@ def chart(audit: Audit) -> Iterator[Figure]:
         f"point the same way. {count(len(held), 'group')} of at least two; {alone} stand alone."
         f"{shown}"
     )
-    points = [Point(*row.place, row.family, row.outlier) for row in placed if row.place is not None]
+    points = [
+        MapPoint(*row.place, row.family, row.outlier) for row in placed if row.place is not None
+    ]
     about = About("library-map", "The map of the library", description)
     caption = (
         "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "

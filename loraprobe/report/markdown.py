@@ -15,8 +15,9 @@ from loraprobe.report import (
 )
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.formatting import shortened, size
+from loraprobe.report.table import Table
 
-MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
+MOST_ROWS, MOST_TABLES, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
 LONGEST = 300  # characters of one text
 WHY = ("why", "watch", "lacks")  # the lines of the answer that are reasons
 
@@ -28,29 +29,28 @@ def markdown(audit: Audit) -> str:
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
     lines = [(label, text) for label, text in found.lines if label not in WHY]
-    short = shortlist_tables.shortlist(audit)
-    library = [table(audit) for table in (library_tables.unusable, library_tables.families)]
-    scores = (
-        [short]
-        if short.rows
-        else system_tables.scores(audit)[:MOST_TASKS]
-        or (
-            [adapter_tables.adapters(audit)]
-            if audit.library is None
-            else [t for t in library if t.rows]
-        )
-    )
+    tables = _tables(audit)
     return escaping.markdown(
         "result.md.jinja",
         command=audit.command,
         headline=found.headline,
         lines=lines,
         commands=COMMANDS,
-        tables=scores,
-        most=MOST_ROWS // max(1, len(scores)),
+        tables=tables,
+        most=MOST_ROWS // max(1, len(tables)),
         reasons=why[:MOST_REASONS],
         provenance=list(_provenance(audit)),
     ).rstrip("\n")
+
+
+def _tables(audit: Audit) -> list[Table]:
+    """The short list and scores; without them what a library holds, or what the adapters are."""
+    found = [shortlist_tables.shortlist(audit), *system_tables.scores(audit)]
+    if not any(table.rows for table in found):
+        found = [library_tables.unusable(audit), library_tables.families(audit)]
+    if audit.library is None and not any(table.rows for table in found):
+        found = [adapter_tables.adapters(audit)]
+    return [table for table in found if table.rows][:MOST_TABLES]
 
 
 def _provenance(audit: Audit) -> Iterator[str]:

@@ -215,7 +215,9 @@ def forecast(verdict: Verdict) -> str:
         told.append(f"{verdict.decision} with probability {fmt.probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
         chance = fmt.probability(verdict.gain.probability)
-        told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}")
+        kept = any(reason.code.startswith("retention-") for reason in verdict.reasons)
+        keeping = " with every skill kept" if kept else ""
+        told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}{keeping}")
     return "; ".join(told)
 
 

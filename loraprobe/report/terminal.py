@@ -22,7 +22,7 @@ from loraprobe.report import (
     system_tables,
 )
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
-from loraprobe.report.formatting import clean, size, wrapped
+from loraprobe.report.formatting import clean, ended, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
 from loraprobe.verdict.codes import CODES
@@ -164,14 +164,8 @@ def _marked(mark: str, text: str, width: int, most: int) -> str:
     """A text of at most so many lines behind a mark."""
     lines = wrapped(clean(text), width - 2)
     if len(lines) > most:
-        lines = [*lines[: most - 1], _ended(lines[most - 1], width - 4)]
+        lines = [*lines[: most - 1], ended(lines[most - 1], width - 2)]
     return f"{mark} " + "\n  ".join(lines)
-
-
-def _ended(line: str, width: int) -> str:
-    """A line that shows that more followed, cut between words."""
-    kept = line if len(line) <= width else line[:width].rpartition(" ")[0] or line[:width]
-    return f"{kept} …"
 
 
 def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:

@@ -79,9 +79,9 @@ def _single_of_library(evidence: Evidence, chosen: Option | None) -> bool:
     Somebody with a library asks what of it to use, so that is an answer while it is open whether a
     composition gains a little more.
     """
-    if evidence.choice is None or chosen is None or chosen.kind != "adapter":
+    if evidence.choice is None or chosen is None:
         return False
-    return answers(evidence, chosen)
+    return chosen.kind == "adapter" and answers(evidence, chosen)
 
 
 def measured_options(

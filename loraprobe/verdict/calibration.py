@@ -27,6 +27,8 @@ accuracy      kind of base -> "where", "sets", "items", "auroc" (within a kind o
               "brier", "likely" (how many sets got a probability of at least LIKELY_FROM), "wrong"
               (the share of these that did not gain, or null); of adapter sets whose compositions
               were asked so many items, only of kinds of which enough sets were measured
+several       the same for sets with several tasks: of the probability that the mean gains and every
+              skill is kept, after so many items of each task; no kind in older files
 classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases", "gained": as
               above, but of the best composition of each adapter set}]
 """
@@ -38,7 +40,7 @@ import importlib.resources
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,7 @@ class Calibration:
     gained: Shares
     accuracy: Mapping[str, Accuracy]
     classes: tuple[ReferenceClass, ...]
+    several: Mapping[str, Accuracy] = field(default_factory=dict)
 
     def probability(
         self,
@@ -143,16 +146,22 @@ class Calibration:
         """The share of the measured compositions that gained more than this margin."""
         return share_above(self.gained, margin)
 
-    def why_unmeasured(self, base: BaseShape | None) -> str:
+    def errors(self, several: bool = False) -> Mapping[str, Accuracy]:
+        """Kind of base -> the errors of probabilities, for one task or for several."""
+        return self.several if several else self.accuracy
+
+    def why_unmeasured(self, base: BaseShape | None, several: bool = False) -> str:
         """Why no error is known of probabilities on such a base; empty if one is."""
         if base is None:
             return "the size of the base is not known"
-        if kind_of_base(base) in self.accuracy:
+        measured = self.errors(several)
+        if kind_of_base(base) in measured:
             return ""
-        kinds = " and ".join(SIZES[kind] for kind in self.accuracy) or "no base"
+        kinds = " and ".join(SIZES[kind] for kind in measured) or "no base"
+        of = " for several tasks" if several else ""
         return (
-            f"how often such probabilities are wrong was measured on {kinds}, and this one has "
-            f"{base.hidden_size or 'an unknown size'}"
+            f"how often such probabilities{of} are wrong was measured on {kinds}, and this one "
+            f"has {base.hidden_size or 'an unknown size'}"
         )
 
     def reference_class(self, base: BaseShape | None, kind: Kind) -> ReferenceClass | None:
@@ -223,6 +232,7 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
         gained=_shares(document["gained"]),
         accuracy={kind: Accuracy(**found) for kind, found in accuracy.items()},
         classes=tuple(_reference_class(one) for one in document["classes"]),
+        several={k: Accuracy(**found) for k, found in document.get("several", {}).items()},
     )
 
 

@@ -1,25 +1,30 @@
 """The forecast of a verdict and its probability; neither changes the decision.
 
-The calibration gives the probability that the best composition gains more than the margin, from its
-gain on the items that were asked and the spread of measured gains. The verdict's probability is
-that of its own decision: this for `likely`, its complement for `unlikely`. It is absent for
-`inconclusive`, for several tasks, of which the calibration says nothing about keeping every skill,
-where a decision against a gain rests on more than the gain, and for kinds of bases on which nobody
-measured how often such probabilities are wrong. A forecast stands alone as a number.
+The calibration gives the probability that the composition of the verdict gains more than the
+margin, from its gain on the items that were asked and the spread of measured gains. For several
+tasks it is multiplied by the probability that every specialist's skill is kept, see `keeps`.
+Controls have no part in it: they can only revoke a `likely`.
+
+The verdict's probability is that of its own decision: this for `likely`, its complement for
+`unlikely`. It is absent for `inconclusive`, where a decision against a gain rests on more than the
+gain, and for kinds of bases and tasks on which nobody measured how often such probabilities are
+wrong. A forecast stands alone as a number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from loraprobe.defaults import FEWEST_ITEMS, LIKELY_FROM, MARGIN
+from scipy import special
+
+from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.formatting import count
 from loraprobe.records import Forecast, Gain, Reason, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
-from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
+from loraprobe.verdict.evidence import Evidence
 
 
 def with_forecast(verdict: Verdict, evidence: Evidence) -> tuple[Verdict, list[Reason]]:
@@ -38,8 +43,8 @@ def with_probability(
     verdict: Verdict, evidence: Evidence, calibration: Calibration
 ) -> tuple[Verdict, list[Reason]]:
     """The verdict with probability and prior, and the reason that tells their errors."""
-    gain = _best_gain(evidence)
-    if gain is None or verdict.evidence not in ("pilot", "evaluation"):
+    gain = gain_of(verdict, evidence)
+    if verdict.gain is None or gain is None or verdict.evidence not in ("pilot", "evaluation"):
         return verdict, []
     if why := _why_none(gain, evidence, calibration):
         return verdict, [_outside(why)]
@@ -47,22 +52,44 @@ def with_probability(
     found = calibration.probability(
         evidence.margin, evidence.baseline or 0.0, gain.difference, error_of(gain), evidence.prior
     )
+    if evidence.several:
+        found *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    accuracy = calibration.accuracy[kind_of_base(evidence.base)]
-    decisive = verdict.gain
-    if decisive is not None:
-        decisive = dataclasses.replace(decisive, probability=found)
+    accuracy = calibration.errors(evidence.several)[kind_of_base(evidence.base)]
     verdict = dataclasses.replace(
-        verdict, gain=decisive, probability=_of_decision(verdict, found), prior=prior
+        verdict,
+        gain=dataclasses.replace(verdict.gain, probability=found),
+        probability=_of_decision(verdict, found),
+        prior=prior,
     )
-    return verdict, [_measured_on(gain, found, prior, evidence.margin, accuracy)]
+    return verdict, [_measured_on(gain, found, prior, evidence, accuracy)]
 
 
-def _best_gain(evidence: Evidence) -> Gain | None:
-    """The largest gain of a merge or router, on any form of the question."""
-    composed = evidence.systems(COMPOSITIONS)
-    rows = [row for row in evidence.gains if row.system in composed]
-    return max(rows, key=lambda row: row.difference, default=None)
+def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
+    """The gain that the verdict is about, with its interval for one comparison."""
+    own = verdict.gain
+    rows = [g for g in evidence.gains if own and (g.system, g.part) == (own.system, own.form)]
+    return next((row for row in rows if row.task is None or not evidence.several), None)
+
+
+def keeps(gain: Gain, evidence: Evidence) -> float:
+    """P(every specialist's skill is kept) by the composition of a gain.
+
+    Tasks have items of their own, so their probabilities are multiplied. Each takes the end of the
+    retention's interval on the side of the threshold for a normal deviate; the interval's own end
+    at the threshold is then met exactly. 0 where a retention is not known.
+    """
+    rounds, kept = evidence.rounds, 1.0
+    level = 1 - ALPHA if rounds is None else rounds.level
+    for row in evidence.scores(gain.system, gain.part):
+        if row.retention is None or row.retention_ci95 is None:
+            return 0.0
+        low, high = row.retention_ci95
+        above = row.retention - evidence.retention
+        half = row.retention - low if above > 0 else high - row.retention
+        deviate = special.ndtri((1 + level) / 2) * above / max(half, 1e-9)
+        kept *= float(special.ndtr(deviate))
+    return kept
 
 
 def capped(forecast: Forecast, baseline: float | None) -> Forecast:
@@ -81,12 +108,13 @@ def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
     """Why there is no probability; empty if there is one."""
     if evidence.losses:
         return "its scores are losses, and gains were measured of answers that are right or wrong"
-    if evidence.several:
-        return "it would be of a gain, not of keeping every skill"
+    for row in evidence.scores(gain.system, gain.part) if evidence.several else ():
+        if row.retention is None:
+            return f"no single adapter is shown to be better at {row.task} than the base"
     asked = gain.clusters or gain.n
     if asked < FEWEST_ITEMS:
         return f"{count(asked, 'question')}, and {FEWEST_ITEMS} are needed"
-    return calibration.why_unmeasured(evidence.base)
+    return calibration.why_unmeasured(evidence.base, evidence.several)
 
 
 def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
@@ -138,14 +166,18 @@ def _outside(why: str) -> Reason:
 
 
 def _measured_on(
-    gain: Gain, probability: float, prior: float, margin: float, found: Accuracy
+    gain: Gain, probability: float, prior: float, evidence: Evidence, found: Accuracy
 ) -> Reason:
+    keeping, each = "", ""
+    if evidence.several:
+        keeping = f" and keeps {fmt.number(evidence.retention)} of every specialist's gain"
+        each = " of each task"
     text = (
-        f"The probability that {gain.system} gains more than {fmt.number(margin)} is "
-        f"{fmt.probability(probability)} after {count(gain.n, 'item')} "
-        f"(prior {fmt.number(prior)}). After {found.items} items, on {found.where}, such "
-        f"probabilities for a margin of {fmt.number(MARGIN)} had a Brier score of "
-        f"{fmt.number(found.brier)}"
+        f"The probability that {gain.system} gains more than {fmt.number(evidence.margin)}"
+        f"{keeping} is {fmt.probability(probability)} after {count(gain.n, 'item')} "
+        f"(prior of a gain {fmt.number(prior)}). After {found.items} items{each}, on "
+        f"{found.where}, such probabilities for a margin of {fmt.number(MARGIN)} had a Brier "
+        f"score of {fmt.number(found.brier)}"
     )
     if found.auroc is not None:
         text += f" and an AUROC of {fmt.number(found.auroc)}"

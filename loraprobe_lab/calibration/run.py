@@ -13,6 +13,7 @@ from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_c
 from loraprobe_lab.calibration.collect import OBSERVATIONS, collect, kept_cases
 from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import SampleSizes
+from loraprobe_lab.calibration.several import SETS, AnsweredSet, read_sets
 from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import write_text
 
@@ -34,8 +35,9 @@ def calibrate(
 
     stored: a case file to fit in place of worlds. Otherwise the observations in `output` are used
     again. Without `worlds` only they are fitted; if there are none either, the worlds of the atlas
-    are built first. Writes cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns
-    the calibration's path. Raises LoraprobeError.
+    are built first. Sets with several tasks are read from the file SETS beside the cases. Writes
+    cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns the calibration's path.
+    Raises LoraprobeError.
     """
     command = command_of(worlds, output, stored)
     if stored is not None:
@@ -55,23 +57,28 @@ def calibrate(
     say(f"{len(cases)} cases in {output / CASES}.")
     if collect_only:
         return output / CASES
-    return _fit_and_report(cases, output, command, skipped, say)
+    answered = (stored or output / CASES).with_name(SETS)
+    sets = read_sets(answered) if answered.is_file() else []
+    return _fit_and_report(cases, sets, output, command, skipped, say)
 
 
 def _fit_and_report(
     cases: Sequence[Case],
+    sets: Sequence[AnsweredSet],
     output: Path,
     command: str,
     skipped: Sequence[str],
     say: Callable[[str], None],
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
+    from loraprobe_lab.calibration import several
     from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
 
-    results = measure(cases)
+    results, kept = measure(cases), several.measure(sets, cases)
     document = fit(cases).document(cases, command, results.accuracy())
+    document["several"] = several.accuracy(kept)
     write_text(output / "figure.svg", results.figure())
-    write_text(output / "report.md", report(results, document, command, skipped))
+    write_text(output / "report.md", report(results, document, command, skipped, kept))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
     for what, figures in results.figures[FIRST_ROUND].items():

@@ -252,15 +252,20 @@ def measure(cases: Sequence[Case]) -> Results:
 
 
 def report(
-    results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
+    results: Results,
+    document: Mapping[str, Any],
+    command: str,
+    skipped: Sequence[str],
+    several: Mapping[str, Any],
 ) -> str:
-    """The page in Markdown."""
+    """The page in Markdown. several: kind of base -> the figures of sets with several tasks."""
     return render(
         "calibration",
         results=results,
         document=document,
         command=command,
         skipped=skipped,
+        several=several,
         cells=cells(results.cases),
         agree=signs_agree([case for case in results.cases if case.label(MARGIN) is not None]),
         undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),

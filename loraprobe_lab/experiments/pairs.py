@@ -67,11 +67,11 @@ class Asked:
     def _gold(self, item: Mapping[str, Any]) -> str:
         if not self.steps:
             return f" {item['answer']}"
-        chain = Chain(*item["entities"], item["answer"])
-        return chain.fill(COUPLES.step1 + COUPLES.step2)
+        a, b = item["entities"]
+        return Chain(a, b, item["answer"]).fill(COUPLES.step1 + COUPLES.step2)
 
 
-class Merged:
+class MergedBase:
     """A base into whose weights adapters are added and taken out again."""
 
     def __init__(self, world: World) -> None:
@@ -137,7 +137,7 @@ def pairs_of(world: World, seed: int = 0, progress: Progress | None = None) -> d
     share of the first items, and of those with the largest shares what sum and average answer of
     all items.
     """
-    merged, names = Merged(world), sorted(world.adapters)
+    merged, names = MergedBase(world), sorted(world.adapters)
     tasks = {}
     for scenario in world.scenarios.values():
         asked = Asked(_items(scenario.tasks[0]))
@@ -168,7 +168,7 @@ def _sets(task: str, names: Sequence[str], steps: bool, rng: random.Random) -> l
 
 
 def _answers(
-    merged: Merged,
+    merged: MergedBase,
     asked: Asked,
     names: Sequence[str],
     sets: Sequence[Set],

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
@@ -102,14 +103,14 @@ def _parts(facts: Facts, seed: int) -> Parts:
 
     return {
         **{
-            f"{part} {i}": lambda make=make, rows=people[group][i::QUARTERS]: make(rows)
+            f"{part} {i}": partial(make, people[group][i::QUARTERS])
             for part, (group, make) in texts.items()
             for i in range(QUARTERS)
         },
         "worked": lambda: COUPLES.worked_answers(familiar[:WORKED]),
         "worked few": lambda: COUPLES.worked_answers(familiar[:FEW]),
         "first step": lambda: COUPLES.first_steps(familiar[:WORKED]),
-        **{name: lambda name=name: skill(name) for name in SKILLS},
+        **{name: partial(skill, name) for name in SKILLS},
     }
 
 

@@ -35,7 +35,7 @@ def world(place: Path) -> list[str]:
     return [
         "merge-and-eval", str(place / "a"), str(place / "b"), "--task", str(place / "task.jsonl"),
         "--base", str(place / "base"), "--json", "--max-new-tokens", "2", "--threads", "1",
-        "--chat-template", "on", "--method", "uniform",
+        "--chat-template", "on", "--system", "uniform", "--quiet",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from loraprobe.verdict.calibration import calibration_of, shipped
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, WITH_FORECAST, fit
-from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
+from loraprobe_lab.calibration.sets import MeasuredSet, item_deviation, sets_of
 
 validation = pytest.importorskip("loraprobe_lab.calibration.validation")
 
@@ -185,6 +185,24 @@ def test_a_first_round_has_the_mean_and_the_error_of_its_items():
     assert np.std(drawn) == pytest.approx(error, rel=0.05)
     assert {round(gain * 30, 9) % 1 for gain in drawn} == {0.0}
     assert one.first_round(30, rng)[2] == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("gain", [-0.4, -0.1, 0.0, 0.1, 0.4])
+def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain):
+    """However wide the interval of clustered items is; by trying every share of lost items."""
+    if not 0 <= baseline + gain <= 1:
+        return
+    (wide,) = a_set((gain - 0.5, gain + 0.5), baseline=baseline).cases
+    wide = dataclasses.replace(wide, n=100_000)
+    possible = [
+        gain + 2 * lost - gain**2
+        for lost in np.linspace(0, 1, 1001)
+        if lost <= baseline + 1e-9 and 0 <= gain + lost <= 1 - baseline + 1e-9
+    ]
+    assert item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
+    narrow = dataclasses.replace(wide, n=100, ci95=(gain - 0.01, gain + 0.01))
+    assert item_deviation(narrow) == pytest.approx(0.1 / 1.96, rel=1e-3)
 
 
 def test_the_best_composition_of_a_first_round_counts():

@@ -296,9 +296,12 @@ def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
     path, stored = tmp_path / "cases.jsonl.gz", kept_cases(tmp_path)[0]
     with pytest.raises(CaseError, match="small-world has a base of its own"):
         append(tmp_path, path, "real")
+    assert append(tmp_path, path)[0] == 9 and read_cases(path) == stored
     for place in (tmp_path / "observations" / "small-world").iterdir():
         given = {**read_observation(place), "architecture": "natural", "base_digest": None}
         write_text(place, json.dumps(given))
+    with pytest.raises(CaseError, match="small-world needs a name"):
+        append(tmp_path, path)
     elsewhere = [dataclasses.replace(case, world="elsewhere") for case in stored]
     write_cases(path, elsewhere)
     for _ in range(2):

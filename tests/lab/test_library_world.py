@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from loraprobe_lab.experiments.pairs import Asked, Merged, _items, _sets
+from loraprobe_lab.experiments.pairs import Asked, MergedBase, _items, _sets
 from loraprobe_lab.measure import composed, load_adapters
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.world import shipped_world
@@ -62,7 +62,7 @@ def test_adapters_know_the_quarters_that_they_are_said_to_know(small):
 def test_merged_pairs_are_those_of_peft():
     world = shipped_world()
     names = ("newcomers", "steps")
-    merged = Merged(world)
+    merged = MergedBase(world)
     merged.deltas = {name: merged.deltas[name] for name in names}
     asked = Asked(_items(world.path / "tasks" / "newcomers.jsonl")[:16])
     batch = merged.batch(asked)

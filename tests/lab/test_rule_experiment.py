@@ -18,6 +18,7 @@ from loraprobe_lab.experiments.rule.decisions import (
     simulate,
     worst,
 )
+from loraprobe_lab.experiments.rule.looks import Looks, compare_looks
 
 COARSE = (-0.3, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.3)
 
@@ -122,7 +123,13 @@ def test_cases_hold_their_gain(monkeypatch):
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     plan = report.RulePlan(
-        items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,), compared=((60, 4),)
+        items=(20,),
+        steps=3,
+        simulated=(20,),
+        repeats=2,
+        truths=(0.06,),
+        compared=((60, 4),),
+        few=(31,),
     )
     pages = report.examine(plan)
     page, numbers, figure = pages.write(tmp_path).files(tmp_path)
@@ -134,14 +141,39 @@ def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
     assert text.count("| 20 |") == 1 + len(document["simulated"])
     assert text.count("| 60 |") == len(designs.DESIGNS) == len(document["designs"])
+    assert text.count("| 31 |") == 2 + len(designs.FEW_DESIGNS)
     assert figure.read_text().startswith("<?xml")
 
 
-def test_looks_save_items_and_keep_the_level(monkeypatch):
+@pytest.mark.parametrize(("gain", "discordance"), [(0.3, 0.5), (0.02, 0.4), (-0.2, 0.4)])
+def test_two_looks_are_what_drawing_items_gives(gain, discordance):
+    looks = Looks.of((30, 45))
+    up, down = (discordance + gain) / 2, (discordance - gain) / 2
+    runs = 20_000
+    draws = np.random.default_rng(0).choice([1, -1, 0], (runs, 45), p=[up, down, 1 - up - down])
+    open_, found = np.ones(runs, dtype=bool), np.zeros(3)
+    for size, yes, no in zip(looks.sizes, looks.likely, looks.unlikely, strict=True):
+        seen = draws[:, :size]
+        place = (seen == 1).sum(1), (seen == -1).sum(1)
+        found += (open_ & yes[place]).sum(), (open_ & no[place]).sum(), 0
+        found[2] += open_.sum() * (1 / 3 if size == 45 else 2 / 3)
+        open_ &= ~(yes[place] | no[place])
+    assert looks.decide(gain, discordance) == pytest.approx(tuple(found / runs), abs=0.015)
+
+
+def test_two_looks_on_few_items_save_passes_and_lose_hardly_a_decision():
+    one, two = compare_looks((48,))
+    assert two["wrong"] <= 0.03 and one["looks"] + 1 == two["looks"]
+    for (gain, right, asked), (_, again, fewer) in zip(one["decided"], two["decided"], strict=True):
+        assert asked == pytest.approx(1) and again > right - 0.015
+        assert fewer < (0.7 if gain == 0.6 else 1 + 1e-9)
+
+
+def test_looks_save_items_and_keep_the_level():
     spread = [d for d in designs.DESIGNS if d.name.endswith(("t^2", "sequence"))]
     whole = [d for d in designs.DESIGNS if not d.alphas and d.name.startswith(("Bon", "like"))]
-    monkeypatch.setattr(compared, "DESIGNS", (whole[0], whole[-1], *spread))
-    rows = {row["design"]: row for row in compared.compare_designs(100, 200)}
+    chosen = (whole[0], whole[-1], *spread)
+    rows = {row["design"]: row for row in compared.compare_designs(100, 200, designs=chosen)}
     error = 4 * (0.03 * 0.97 / 200) ** 0.5
     assert max(row["wrong"] for row in rows.values()) <= 0.03 + error
     whole, looks = rows["likelihood ratio, contending pairs"], rows["... alpha spent as t^2"]

@@ -42,6 +42,11 @@ def test_a_family_takes_half(cosine, found):
     assert families(np.array([[1, cosine], [cosine, 1]], dtype=np.float32)) == found
 
 
+def test_a_chain_of_neighbours_is_no_family():
+    near = np.array([[1, 0.7, 0.1], [0.7, 1, 0.6], [0.1, 0.6, 1]], dtype=np.float32)
+    assert families(near) == [1, 1, None]
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_adapters_have_no_family_and_lie_in_the_middle(n):
     near = np.ones((n, n), dtype=np.float32)

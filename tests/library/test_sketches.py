@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from making import dense, generator, planted_pair, random_adapter, regauged
+from making import dense, generator, planted_pair, random_adapter, random_update, regauged
 
 from loraprobe.library.sketches import NUMBERS, cosine_error, cosines, signs, sketch
 from loraprobe.lora.lowrank import LowRank
@@ -78,6 +78,16 @@ def test_a_sketch_depends_on_the_delta_alone():
     assert cosines([one, sketch(modules, seed=1)])[0, 1] < 0.5  # other projections
     opposed = {path: update.scaled(-3.0) for path, update in modules.items()}
     assert cosines([one, sketch(opposed)])[0, 1] < -(1 - 1e-6)
+
+
+def test_the_stated_error_of_one_module_is_that_of_its_spectrum():
+    update = random_update(24, 20, rank=5, seed=2)
+    energies = torch.linalg.svdvals(dense(update)).square()
+    concentration = float(energies.square().sum() / energies.sum() ** 2)
+    wanted = (1 / 64**2 + 4 * concentration / 64) ** 0.5
+    one = sketch({"q_proj": update})
+    assert one.error == pytest.approx(wanted, rel=1e-6)
+    assert cosine_error(one, one, 0.6) == pytest.approx(0.64 * wanted, rel=1e-6)
 
 
 def test_the_norm_is_exact():

@@ -216,3 +216,31 @@ def test_one_hot_gates_and_gates_per_row_are_the_adapter_as_peft_runs_it(case, d
     with composed(model, Composition("c", tuple(adapters), RowGates(gates))), torch.no_grad():
         both = model(input_ids=torch.arange(40).expand(2, 40)).logits
     torch.testing.assert_close(both, torch.cat(wanted))
+
+
+def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
+    from loraprobe.compatibility import check
+    from loraprobe.pipeline.transforms import scaled
+
+    tiny_llama(vocab=40).save_pretrained(tmp_path / "base")
+    base = open_base(tmp_path / "base")
+    beyond, elsewhere = rows("a", 1, [3, 40], width=16), rows("b", 1, [3], "model.wte", 16)
+    for adapter, code in ((beyond, "vocabulary-mismatch"), (elsewhere, "module-not-in-base")):
+        found = [i for i in check([adapter], base).issues if i.module in adapter.token_rows]
+        assert [(i.severity, i.code) for i in found if i.code != "token-delta"] == [("error", code)]
+    model = tiny_llama(vocab=40)
+    with (
+        pytest.raises(CompatibilityError, match=r"tokens up to 40 .*\[40, 16\]"),
+        composed(
+            model, Composition("c", (adapter_without_factors(beyond),), ConstantGates((1.0,)))
+        ),
+    ):
+        pass
+    with pytest.raises(UnsupportedAdapter, match="token rows"):
+        scaled(beyond, 0.5)
+    with pytest.raises(UnsupportedAdapter, match=r"replaces rows of model\.embed_tokens"):
+        pipeline.compose([rows("a", 1, [1]), rows("b", 2, [2])])
+
+
+def adapter_without_factors(adapter):
+    return adapter_of(adapter.name, {}, token_rows=adapter.token_rows)

@@ -161,7 +161,7 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     """Without these options merge-and-eval would not find the answers of `inspect`."""
     chosen, base = shipped_world().scenario("disjoint"), str(shipped_world().path / "base")
     texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
-    numbers = {"limit": 5, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
+    numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
     inputs = open_inputs(list(chosen.adapters.values()), base, chosen.tasks[:1], given)
     verdict = Verdict("inconclusive", "pilot")
@@ -170,6 +170,8 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
         assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
     assert words.count("--method") == 2 and "ties:density=0.3" in words
     assert words[-1] == "--resume" and "--threads" not in words
+    few = requested(replace(given, limit=8), inputs, "merge")  # which decide nothing
+    assert "--limit" not in next_command(verdict, few)
     plain = requested(Options(), inputs, "merge")
     assert "--limit" not in next_command(verdict, plain) and not plain.kept
 

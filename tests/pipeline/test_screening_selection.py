@@ -30,7 +30,7 @@ TASK = Task("t0", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(ITEMS)))
 
 def decision(seed: int, leak: bool) -> str:
     """The decision on one library of noise. leak: the items that choose prove too."""
-    options = Options(margin=RIGHT, seed=seed, items=40)
+    options = Options(margin=RIGHT, seed=seed, items=40, all_items=True)
     parts = split_for_screening([TASK], options)
     rng = np.random.default_rng(seed)
     pairs = list(itertools.combinations(range(ADAPTERS), 2))

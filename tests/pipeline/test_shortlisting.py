@@ -52,8 +52,8 @@ def test_one_good_adapter_takes_half_of_the_places():
 def test_relatives_count_as_one():
     values = {(0, 1): 0.9, (0, 2): 0.89, (0, 3): 0.88, (4, 5): 0.2}
     families = [0, 7, 7, 7, 4, 5]  # 1, 2 and 3 are relatives
-    found = choose([rank("question", 6, scored(values))], 2, families)
-    assert names(found) == [(0, 1), (4, 5)]
+    found = choose([rank("question", 6, scored(values))], 4, families)
+    assert names(found)[:2] == [(0, 1), (4, 5)]
 
 
 def test_without_others_the_places_are_filled():

@@ -95,8 +95,8 @@ def test_a_heading_a_section_in_the_order_in_which_people_read(root):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
     names = [heading.attributes["id"] for heading in root.all("h2")]
-    wanted = "verdict gains causes examples library adapters findings pairs modules coverage gates"
-    assert names == [*wanted.split(), "reasons", "provenance"]
+    wanted = "verdict short-list gains causes examples library adapters findings pairs modules"
+    assert names == [*wanted.split(), "coverage", "gates", "reasons", "provenance"]
     sections = root.all("section")
     assert [section.attributes["aria-labelledby"] for section in sections] == names
     links = [link.attributes["href"] for link in root.all("a")]
@@ -253,7 +253,7 @@ def test_a_page_of_a_saved_audit_is_that_of_the_run():
 
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
-    asked = "evaluation gains comparisons attribution samples gates coverage".split()
+    asked = "evaluation gains comparisons attribution samples gates coverage shortlist".split()
     given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
     alone = dataclasses.replace(one, **given, **dict.fromkeys(asked, ()))
     names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
@@ -310,7 +310,7 @@ def test_no_line_breaks_inside_an_option():
 
 
 def test_a_page_says_that_its_intervals_cover_every_look():
-    found = dataclasses.replace(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99))
+    found = dataclasses.replace(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
     assert "look 2 of 3" in sections(found)[0].sentences[0]
     whole = dataclasses.replace(found, rounds=Rounds(3, 3, 150, 150, 0.96))
     assert "look" not in sections(whole)[0].sentences[0]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import jsonschema
+import numpy as np
 import pytest
 from calibrations import DOCUMENT, calibration, case, forecast, measured, score
+from scipy import stats
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.records import Audit, Comparison, Provenance, Retention, Score
+from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
@@ -84,12 +87,23 @@ def test_a_prior_that_is_set_is_the_one_that_is_told():
     assert low.gain.probability < high.gain.probability
 
 
-def test_the_largest_gain_of_any_form_counts():
+def test_the_probability_is_that_of_the_gain_that_decides():
+    """The decisive gain, which another form or another composition may exceed by a little."""
     evidence = measured()
-    steps = dataclasses.replace(evidence.gains[0], part="steps", difference=0.25)
-    both = dataclasses.replace(evidence, gains=(*evidence.gains, steps))
+    steps = dataclasses.replace(evidence.gains[0], part="steps", difference=0.24)
+    scores = (*evidence.evaluation, score("uniform", "merge", 0.54, "steps"))
+    scores = (*scores, score("sum", "merge", 0.9))
+    control = score("shrunk:a", "control", 0.9)
+    row = Comparison("sum", "shrunk:a", "t", "question", 0.0, (-0.04, 0.04), n=30)
+    sums = dataclasses.replace(evidence.gains[0], system="sum", difference=0.6)
+    both = dataclasses.replace(
+        evidence,
+        gains=(sums, *evidence.gains, steps),
+        evaluation=(*scores, control),
+        comparisons=(row,),
+    )
     one, two = (judge(e, calibration()) for e in (evidence, both))
-    assert two.gain.probability > one.gain.probability
+    assert two.gain == one.gain and two.gain.system == "uniform" and two.gain.form == "question"
 
 
 def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
@@ -166,8 +180,53 @@ def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
     told = by_code(found, "forecast-retention")
     assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
     assert found.forecast.gain == 0.2 and found.probability is None
-    both = judge(measured(tasks=2), calibration())
-    assert both.probability is None and len(by_code(both, "outside-calibration")) == 1
+
+
+def kept_of(first, second, level="pilot", **rest):
+    """A first round of two tasks, in which an average keeps so much of each specialist's skill."""
+    rows = [score("base", "base", 0.0, task=t) for t in "tu"]
+    for name, own in (("a", "t"), ("b", "u")):
+        rows += [score(name, "adapter", float(task == own), task=task) for task in "tu"]
+    for task, (value, ends) in zip("tu", (first, second), strict=True):
+        one = score("uniform", "merge", 0.9, task=task)
+        rows.append(dataclasses.replace(one, retention=value, retention_ci95=ends))
+    gain = Gain(None, "question", "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
+    made = {"evaluation": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
+    return case(forecasts=(), **{**made, **rest})
+
+
+def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
+    own = {**DOCUMENT["accuracy"]["small"], "where": "two skills", "brier": 0.33}
+    known = calibration(several={"small": own})
+    alone = known.probability(0.05, 0.5, 0.4, 0.1 / Z95)
+    for first, second, chances in [
+        ((1.0, (0.9, 1.1)), (0.95, (0.8, 1.0)), [stats.norm.cdf(2 * Z95), 0.975]),
+        ((0.8, (0.7, 0.9)), (0.7, (0.6, 0.8)), [0.5, 0.025]),
+        ((0.9, (0.75, 0.95)), (0.6, (0.5, 0.75)), [stats.norm.cdf(0.1 * Z95 / 0.15),
+                                                  stats.norm.cdf(-0.2 * Z95 / 0.15)]),
+    ]:  # fmt: skip
+        found = judge(kept_of(first, second), known)
+        (told,) = by_code(found, "probability-measured-on")
+        assert told.value == pytest.approx(alone * math.prod(chances), rel=1e-6)
+        assert "0.33" in told.message and "two skills" in told.message
+        assert found.gain.probability == told.value
+    wide = Rounds(1, 2, 30, 100, 0.999)  # the intervals of an early look are wider
+    early = judge(kept_of((1.0, (0.9, 1.1)), (0.9, (0.8, 1.0)), rounds=wide), known)
+    chances = stats.norm.cdf(stats.norm.ppf(0.9995) * np.array([2.0, 1.0]))
+    assert early.gain.probability == pytest.approx(alone * math.prod(chances), rel=1e-6)
+
+
+def test_several_tasks_have_no_probability_where_none_was_measured():
+    own = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
+    unknown = (None, None)
+    for evidence, known in (
+        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1))), calibration()),
+        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1)), base=BaseShape("llama", 576)), own),
+        (kept_of((1.0, (0.9, 1.1)), unknown), own),
+    ):
+        found = judge(evidence, known)
+        assert found.probability is None and found.gain.probability is None
+        assert len(by_code(found, "outside-calibration")) == 1
 
 
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
@@ -236,7 +295,7 @@ def told(tmp_path_factory):
             command,
             *(f"{name}={path}" for name, path in chosen.adapters.items()),
             *("--base", str(world.path / "base"), "--task", str(chosen.tasks[0])),
-            *("--json", "--resume", "--limit", "30", "--threads", "1"),
+            *("--json", "--quiet", "--resume", "--limit", "30", "--threads", "1"),
             *("--prior", "0.3", "--margin", "0.1", "--calibration", str(folder / "c.json")),
         ]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
@@ -265,8 +324,12 @@ def test_what_inspect_asked_is_not_asked_again(told):
 
 def test_the_probability_follows_from_the_document(told):
     document = told["merge-and-eval"]
-    rows = [row for row in document["gains"] if row["system"] != "chain"]
-    best = max(rows, key=lambda row: row["difference"])
+    own = document["verdict"]["gain"]
+    (best,) = (
+        row
+        for row in document["gains"]
+        if (row["system"], row["part"]) == (own["system"], own["form"])
+    )
     error = (best["ci95"][1] - best["ci95"][0]) / 2 / Z95
     alone = Evidence(evaluation=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
     said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
@@ -274,7 +337,7 @@ def test_the_probability_follows_from_the_document(told):
 
 
 def forecast_of(**options):
-    adapters = [SimpleNamespace(name=name, whole={}, layout={}) for name in "ab"]
+    adapters = [SimpleNamespace(name=name, whole={}, token_rows={}, layout={}) for name in "ab"]
     return forecastable(Options(**options), adapters)
 
 

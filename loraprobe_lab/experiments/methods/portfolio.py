@@ -42,7 +42,7 @@ COLUMNS: Mapping[Kind, tuple[str, str, str]] = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class PortfolioChoice:
     """One step of the choice for a kind of question.
 
     `beside` is the mean figure of the best of the systems before it, `figure` that of the system.
@@ -66,7 +66,7 @@ class Choice:
         return self.spec is not None and self.added[0] >= LEAST
 
 
-def choices(document: Mapping[str, Any]) -> list[Choice]:
+def choices(document: Mapping[str, Any]) -> list[PortfolioChoice]:
     """The steps for every kind of question, from the document of `lab methods`.
 
     The last step of a kind is the one that was refused, unless `MOST` systems joined.
@@ -99,7 +99,7 @@ def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
     return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": page}
 
 
-def _portfolio(found: Sequence[Choice]) -> dict[str, Any]:
+def _portfolio(found: Sequence[PortfolioChoice]) -> dict[str, Any]:
     return {
         "made_by": "loraprobe lab methods",
         "source": "examples/reproduction/portfolio.md",
@@ -136,7 +136,7 @@ def _spec(cell: Mapping[str, Any]) -> str | None:
 
 def _choice(
     kind: Kind, figures: Figures, chosen: Sequence[str], cells: Mapping[str, Any]
-) -> Choice:
+) -> PortfolioChoice:
     """The system that adds most to those chosen, and what halves of the worlds say of it."""
     worlds = range(len(figures[chosen[0]]))
     best = [max(figures[label][w] for label in chosen) for w in worlds]
@@ -162,7 +162,7 @@ def _choice(
     top, cuts = ranked[0], statistics.quantiles(added, n=40, method="inclusive")
     column, key, _ = COLUMNS[kind]
     pooled = cells[top][column][key]
-    return Choice(
+    return PortfolioChoice(
         kind=kind,
         label=top,
         spec=_spec(cells[top]),
@@ -176,7 +176,7 @@ def _choice(
     )
 
 
-def _row(one: Choice) -> dict[str, Any]:
+def _row(one: PortfolioChoice) -> dict[str, Any]:
     return {
         "spec": one.spec,
         "value": round(one.figure, 2),

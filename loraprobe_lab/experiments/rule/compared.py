@@ -48,7 +48,11 @@ class DesignFigures:
 
 
 def compare_designs(
-    n: int, repeats: int, seed: int = 0, progress: Progress | None = None
+    n: int,
+    repeats: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+    designs: Sequence[Design] = DESIGNS,
 ) -> list[dict[str, Any]]:
     """Every design on every case; a case of WRONG_AT has `repeats` runs, another a quarter."""
     chosen = [(case, repeats) for truth in WRONG_AT for case in cases(truth)]
@@ -57,11 +61,11 @@ def compare_designs(
         c for t in DECIDED_AT for c in cases(t) if max(c.baselines) + t > 0 and c.truth == t
     ]
     chosen += [(case, max(1, repeats // 4)) for case in possible]
-    rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in DESIGNS}
+    rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in designs}
     for k, (case, runs) in enumerate(chosen):
         rng = np.random.default_rng([seed, n, k])
         right = _draw(rng, case, n, runs)
-        for design in DESIGNS:
+        for design in designs:
             rows[design.name].append((case, _Runs(case, right, design, rng).decide()))
         if progress is not None:
             progress("constructions", k + 1, len(chosen))

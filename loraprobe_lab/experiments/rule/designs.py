@@ -95,3 +95,10 @@ DESIGNS = (
     Design("... spent as Pocock", alphas=spent_by(pocock)),
     Design("... confidence sequence", alphas=confidence_sequence),
 )
+
+# On tasks of so few clusters that the first look has more than half of them.
+FEW_DESIGNS = (
+    Design("one look"),
+    Design("two looks, alpha spent as t^2", alphas=spent_by(squared)),
+    Design("two looks, alpha spent as t^4", alphas=spent_by(lambda share: share**4)),
+)

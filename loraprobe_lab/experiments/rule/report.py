@@ -12,7 +12,7 @@ from scipy import stats
 
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
-from loraprobe_lab.experiments.rule import compared, decisions
+from loraprobe_lab.experiments.rule import compared, decisions, designs, looks
 from loraprobe_lab.experiments.rule.decisions import MARGIN, Rate
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
@@ -23,7 +23,9 @@ LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of
 @dataclass(frozen=True)
 class RulePlan:
     """Numbers of items that are enumerated, those that are `simulated`, and with how many runs a
-    case (0: none); those on which constructions are `compared`, with runs a case for each."""
+    case (0: none); those on which constructions are `compared`, with runs a case for each; and the
+    `few` on which one look is compared with two, enumerated and with as many runs as for the first
+    of these."""
 
     items: tuple[int, ...] = (60, 100, 200)
     steps: int = 21
@@ -31,6 +33,7 @@ class RulePlan:
     repeats: int = 200
     truths: tuple[float, ...] = (0.04, 0.06)
     compared: tuple[tuple[int, int], ...] = ((100, 400), (300, 200))
+    few: tuple[int, ...] = (40, 48, 59)
     seed: int = 0
 
 
@@ -50,6 +53,14 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
             row
             for n, runs in plan.compared
             for row in compared.compare_designs(n, runs, plan.seed, progress)
+        ],
+        "few": looks.compare_looks(plan.few),
+        "few_designs": [
+            row
+            for n in plan.few
+            for row in compared.compare_designs(
+                n, plan.compared[0][1], plan.seed, progress, designs.FEW_DESIGNS
+            )
         ],
     }
     return rule_pages(document)
@@ -100,6 +111,8 @@ def rule_pages(document: dict[str, Any]) -> Pages:
         cases=simulated_,
         beyond=dict(sorted(beyond.items())),
         designs=document.get("designs", ()),
+        few=document.get("few", ()),
+        few_designs=document.get("few_designs", ()),
     )
     return Pages("rule", document, markdown, lambda: rule_figure(document), digits=None)
 

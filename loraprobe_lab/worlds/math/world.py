@@ -25,7 +25,7 @@ from loraprobe_lab.worlds.math.problems import (
 from loraprobe_lab.worlds.math.skills import VerbSkill, target_examples, target_items
 from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, own_seed
 
-ITEMS, MATRIX_ITEMS = 2000, 300
+ITEMS, MATRIX_ITEMS = 1500, 300  # some verbs have fewer than 2,000 problems
 EXAMPLES = 2000
 BASE = BaseRecipe(
     hidden=96,

@@ -1,0 +1,119 @@
+"""Hands the parts of a run to workers, in any order, and takes those of a lost worker back.
+
+This process computes parts too, between two messages. So a run ends even if every worker is lost,
+and a worker that is still starting holds nothing up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+RESTARTS = 2  # of one worker
+
+
+class WorkerLost(Exception):
+    """A worker ended in the middle of a part."""
+
+
+class Worker(Protocol):
+    """One process that computes parts, one after the other."""
+
+    def start(self) -> None:
+        """Start, or start again; returns when it can take a part. Raises WorkerLost."""
+
+    def do(self, part: Any) -> Any:
+        """The result of a part. Raises WorkerLost, or what the computation raises."""
+
+    def close(self) -> None:
+        """End the process; another thread may be waiting for it in `do`."""
+
+
+@dataclass
+class Pool(contextlib.AbstractContextManager["Pool"]):
+    """Workers that stay open for several lists of parts. As a context it closes them.
+
+    after: what is closed after them. lost: how many times a worker was lost.
+    """
+
+    workers: Sequence[Worker]
+    after: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    lost: int = 0
+    closed: bool = False
+    _started: dict[int, bool] = field(default_factory=dict)
+    _restarts: dict[int, int] = field(default_factory=dict)
+    _locks: dict[int, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+        for worker in self.workers:
+            worker.close()
+        self.after.close()
+
+    def map(self, parts: Sequence[Any], here: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
+        """(index of a part, its result), as they come.
+
+        here: computes the part of an index in this process.
+
+        A part whose worker was lost is given to another worker or computed here. An exception of a
+        computation is raised here, and no further part is started.
+        """
+        waiting = deque(enumerate(parts))
+        found: SimpleQueue[tuple[int, Any, BaseException | None] | None] = SimpleQueue()
+        for number in range(min(len(self.workers), len(parts))):
+            threading.Thread(target=self._serve, args=(number, waiting, found), daemon=True).start()
+        try:
+            left = len(parts)
+            while left:
+                if found.empty() and (taken := _next(waiting)) is not None:
+                    yield taken[0], here(taken[0])
+                    left -= 1
+                    continue
+                came = found.get()
+                if came is None:  # a part was given back
+                    continue
+                index, result, error = came
+                if error is not None:
+                    raise error
+                yield index, result
+                left -= 1
+        finally:
+            waiting.clear()
+
+    def _serve(self, number: int, waiting: deque[tuple[int, Any]], found: SimpleQueue[Any]) -> None:
+        """Has one worker compute parts until none is left or it was lost too often."""
+        while self._open(number) and (waiting or not self._started.get(number)):
+            taken = None
+            try:
+                with self._locks[number]:  # it may be started for an earlier list
+                    if not self._started.get(number):
+                        self.workers[number].start()
+                        self._started[number] = True
+                    if (taken := _next(waiting)) is None:
+                        return
+                    found.put((taken[0], self.workers[number].do(taken[1]), None))
+            except WorkerLost:
+                self._started[number] = False
+                self._restarts[number] = self._restarts.get(number, 0) + 1
+                self.lost += not self.closed
+                if taken is not None:
+                    waiting.append(taken)
+                    found.put(None)
+            except BaseException as error:
+                found.put((-1 if taken is None else taken[0], None, error))
+                return
+
+    def _open(self, number: int) -> bool:
+        return not self.closed and self._restarts.get(number, 0) <= RESTARTS
+
+
+def _next(waiting: deque[tuple[int, Any]]) -> tuple[int, Any] | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None

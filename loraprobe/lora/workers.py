@@ -1,0 +1,44 @@
+"""Independent pieces of work on all cores, each on one of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Pieces that are in memory together; a machine with more cores gives each piece several.
+MOST_WORKERS = 8
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results of all items in their order; items are taken only a few ahead of the results.
+
+    Small matrices on one thread each are faster than all threads on one small matrix after the
+    other, above all where other programs use the cores too, since threads that share a small
+    product wait for each other.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, MOST_WORKERS)
+    if workers == 1:
+        yield from map(work, items)
+        return
+    running: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+    )
+    try:
+        with pool:
+            for item in items:
+                running.append(pool.submit(work, item))
+                if len(running) > workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # what a worker sets is the default of later threads

@@ -1,0 +1,170 @@
+"""`shard.json`: of which run a directory holds a share, and what `combine` makes of all of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraprobe.adapters import check_place, staged_file
+from loraprobe.errors import OutputError, UsageError
+from loraprobe.evaluation.ledger import changes
+from loraprobe.limits import limits
+from loraprobe.records import SCHEMA_VERSION, document
+
+FILE, FORMAT = "shard.json", "loraprobe-shard-1"
+OWN = ("--shard", "--output", "-o", "--executor")  # options of a shard, not of the run
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What `shard.json` says.
+
+    arguments: the words of the run's command line. modules, questions: how many batches of them
+    are the share's, None before they were counted. adapters: of a library, how many are. A share
+    of a library counts the systems that it asked as questions. chat_template: whether questions
+    were put into it.
+    """
+
+    arguments: tuple[str, ...]
+    share: tuple[int, int]
+    fingerprint: Any
+    complete: bool = False
+    modules: int | None = None
+    questions: int | None = None
+    adapters: int | None = None
+    chat_template: bool | None = None
+
+    def write(self, place: Path) -> None:
+        """Raises OutputError where the directory cannot be written."""
+        try:
+            with staged_file(place / FILE) as file:
+                file.write_text(json.dumps({"format": FORMAT, **vars(self)}, indent=1))
+        except OSError as error:
+            raise OutputError(f"{place} cannot be written ({error.strerror}).") from None
+
+    def begin(self, place: Path) -> None:
+        """Writes the file into a directory that is new, or of this very shard.
+
+        Raises UsageError for that of another shard.
+        """
+        check_place(place)
+        place.mkdir(parents=True, exist_ok=True)
+        if (place / FILE).exists():
+            check_same_run(Shard.read(place), self, place)
+        self.write(place)
+
+    @classmethod
+    def read(cls, place: Path) -> Shard:
+        """Raises UsageError for a directory that no shard wrote."""
+        try:
+            text = (place / FILE).read_text(encoding="utf-8")
+            made = json.loads(text) if len(text) <= limits().items else {}
+            known = made.pop("format", None) == FORMAT
+            made |= {name: tuple(made[name]) for name in ("arguments", "share")}
+            found = cls(**made)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            known = False
+        if not known:
+            raise UsageError(f"{place} is no directory of a shard: give the --output of --shard.")
+        return found
+
+
+def run_of(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The words of a shard's command line without what makes it a shard."""
+    words, found = iter(arguments), list[str]()
+    for word in words:
+        if word in OWN:
+            next(words, None)
+        elif word != "--resume" and not word.startswith(tuple(f"{option}=" for option in OWN)):
+            found.append(word)
+    return tuple(found)
+
+
+def joined_run(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """The directories of shards in the order of their numbers, and the command line of the run.
+
+    Raises UsageError where shards are of several runs, or one is missing or not complete; the
+    message has the command that computes it.
+    """
+    shards = [(Shard.read(place), place) for place in dict.fromkeys(places)]
+    if not shards:
+        raise UsageError("combine joins directories of shards; give them.")
+    first, at = shards[0]
+    by_number: dict[int, tuple[Shard, Path]] = {}
+    for shard, place in shards:
+        check_same_run(first, shard, at, place)
+        if shard.complete or shard.share[0] not in by_number:
+            by_number[shard.share[0]] = shard, place
+    of = first.share[1]
+    for number in range(1, of + 1):
+        found = by_number.get(number)
+        if found is None or not found[0].complete:
+            place = found[1] if found else at.with_name(f"shard-{number}-of-{of}")
+            share = ["--shard", f"{number}/{of}", "--output", str(place)]
+            raise UsageError(
+                f"Shard {number} of {of} is {'not complete' if found else 'missing'}: give the "
+                f"directory of {shlex.join(['loraprobe', *first.arguments, *share])}"
+            )
+    templates = {shard.chat_template for shard, _ in by_number.values()}
+    if len(templates) > 1:
+        raise UsageError(
+            "Some shards asked with the chat template and some without it, since they run on "
+            "unlike machines: give --chat-template on or off to all of them."
+        )
+    return [by_number[number][1] for number in sorted(by_number)], first.arguments
+
+
+def check_same_run(one: Shard, other: Shard, at: Path, place: Path | None = None) -> None:
+    """Raises UsageError where two shards are no shares of the same run."""
+    if place is None and one.share != other.share:
+        number, of = one.share
+        raise UsageError(f"{at} holds shard {number}/{of}: give this one another --output.")
+    where = f"{at} and {place}" if place else f"{at} and this call"
+    if one.share[1] != other.share[1]:
+        raise UsageError(
+            f"{where} are shards of {one.share[1]} and of {other.share[1]}: give shards of one N."
+        )
+    differs = sorted(set(one.arguments) ^ set(other.arguments))
+    differs = differs or changes(one.fingerprint, other.fingerprint)
+    if differs:
+        raise UsageError(
+            f"{where} are shards of different runs ({'; '.join(differs[:3])}): give shards of "
+            "the same inputs and options."
+        )
+
+
+def check_inputs(places: Sequence[Path], fingerprint: Any) -> None:
+    """Raises UsageError where a shard read other inputs than those of this fingerprint."""
+    for place in places:
+        if differs := changes(Shard.read(place).fingerprint, fingerprint):
+            raise UsageError(
+                f"{place} is a shard of other inputs ({'; '.join(differs[:3])}): compute the "
+                "shards again, or give the adapters and the base of then."
+            )
+
+
+def told(made: Shard, place: Path) -> str:
+    """What a shard says at its end, in a sentence."""
+    number, of = made.share
+    done = [f"{value} {what}" for value, what in _counted(made) if value is not None]
+    return (
+        f"Shard {number} of {of} is complete in {place.name}: {' and '.join(done)}. When all "
+        "shards are there: loraprobe combine DIR..."
+    )
+
+
+def _counted(made: Shard) -> list[tuple[int | None, str]]:
+    if made.adapters is not None:
+        return [(made.adapters, "adapters read"), (made.questions, "systems asked")]
+    return [(made.modules, "batches of modules"), (made.questions, "batches of questions")]
+
+
+def as_json(made: Shard, command: str) -> str:
+    """The same as a document."""
+    names = ("share", "complete", "modules", "questions", "adapters")
+    shard = {name: getattr(made, name) for name in names}
+    return document(command, {"shard": shard}, SCHEMA_VERSION)

@@ -1,0 +1,152 @@
+"""The parts of a run that shards, processes and the workers of a cluster compute.
+
+There are two kinds: the statistics of a batch of modules, and the answers of a system to a batch of
+questions. Both are cut as an undivided run computes them, so the results are the same bit for bit
+on one kind of machine. `workers` opens the inputs in another process and computes a part there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loraprobe.diagnostics import BatchStatistics, Plan
+from loraprobe.errors import UsageError
+from loraprobe.execution import Pool
+from loraprobe.options import Options
+from loraprobe.pipeline.kept_statistics import KeptStatistics
+from loraprobe.records import ItemResult, Progress
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Router
+    from loraprobe.evaluation.questions import TokenLimits
+    from loraprobe.evaluation.running import Answers, Batch
+
+
+class Modules(NamedTuple):
+    """A batch of modules of adapters that are `compatible` with each other and the base, or not."""
+
+    paths: tuple[str, ...]
+    compatible: bool
+
+
+class Setup(NamedTuple):
+    """What the run found before it asked: every worker answers with the same.
+
+    device: "cpu", "cuda" or "mps". routers: those that were fitted, by spec.
+    """
+
+    device: str
+    dtype: str
+    chat_template: bool
+    searched: tuple[float, ...] | None
+    routers: Mapping[str, Router]
+
+
+class Questions(NamedTuple):
+    """A batch of questions by (task, part, item), and the system that answers them."""
+
+    setup: Setup
+    system: str
+    of: tuple[str, str] | None
+    keys: tuple[tuple[str, str, str], ...]
+
+
+def for_workers(options: Options, given: Iterable[object]) -> Options:
+    """The options of a run as its workers have them.
+
+    Raises UsageError where something given is open already, which no other process can open.
+    """
+    if not all(isinstance(one, (str, Path)) for one in given):
+        raise UsageError(
+            "--executor opens adapters, base and tasks in every process: give references and "
+            "paths, not open objects."
+        )
+    own = {"executor": None, "shard": None, "joined": (), "state": None, "resume": False}
+    return replace(options, **own, started=None)
+
+
+def check_device(own: tuple[str, str], device: str, dtype: str) -> None:
+    """Raises UsageError where a worker computes otherwise than the process that started it.
+
+    own: its device without an index, and dtype.
+    """
+    if own != (device, dtype):
+        raise UsageError(
+            f"A worker computes on {' in '.join(own)} and this process on {device} in {dtype}: "
+            "start it on a machine like the workers', or give --device and --dtype."
+        )
+
+
+@dataclass
+class Units(contextlib.AbstractContextManager["Units"]):
+    """Computes the parts of one run: here, by workers, or from the directories of shards."""
+
+    pool: Pool | None = None
+    kept: KeptStatistics | None = None
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.__exit__()
+
+    def observe(
+        self, made: Plan, compatible: bool, progress: Progress | None = None
+    ) -> Iterator[BatchStatistics]:
+        """The statistics of all batches of modules, in their order."""
+        if self.pool is None and self.kept is None:
+            yield from made.observe(made.batches, progress)
+            return
+        count, known = len(made.batches), dict[int, BatchStatistics]()
+        found = self.statistics(made, compatible, range(count))
+        for index in range(count):
+            while index not in known:
+                at, batch = next(found)
+                known[at] = batch
+            yield known.pop(index)
+            if progress is not None:
+                progress("diagnose", index + 1, count)
+
+    def statistics(
+        self, made: Plan, compatible: bool, indices: Sequence[int]
+    ) -> Iterator[tuple[int, BatchStatistics]]:
+        """(index of a batch, its statistics), first those that are kept, then as they come."""
+        batches, open_ = made.batches, list[int]()
+        for index in indices:
+            known = self.kept.read(batches[index]) if self.kept is not None else None
+            if known is None:
+                open_.append(index)
+            else:
+                yield index, known
+
+        def here(at: int) -> BatchStatistics:
+            return next(made.observe([batches[open_[at]]]))
+
+        if self.pool is None:
+            yield from ((index, here(at)) for at, index in enumerate(open_))
+            return
+        parts = [Modules(batches[index], compatible) for index in open_]
+        for at, batch in self.pool.map(parts, here):
+            yield open_[at], batch
+
+    def answers(
+        self, scorer: Any, setup: Setup, limits: TokenLimits, batches: Sequence[Batch]
+    ) -> Answers:
+        """The answers to batches of questions, as they come from the workers and from here."""
+        from loraprobe.evaluation.asking import ask
+
+        assert self.pool is not None
+
+        def here(index: int) -> list[ItemResult]:
+            system, asked = batches[index]
+            with scorer.with_composition(system.composition):
+                return ask(scorer, asked, system.key, limits)
+
+        parts = [
+            Questions(setup, system.name, system.of, tuple(q.key for q in asked))
+            for system, asked in batches
+        ]
+        for index, rows in self.pool.map(parts, here):
+            yield batches[index], rows

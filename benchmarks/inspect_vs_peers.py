@@ -65,12 +65,13 @@ def main() -> None:
     if options.adapters == 2:
         aim("inspect of two / reading", ratios(found["inspect"], found["reading"]), 2)
     elif "vlora" in found:
-        n = options.adapters
-        aim(f"inspect of {n} / vlora analyze, seconds", ratios(found["inspect"], found["vlora"]), 1)
-        memory = [
-            a.megabytes / b.megabytes for a, b in zip(found["inspect"], found["vlora"], strict=True)
-        ]
-        aim(f"inspect of {n} / vlora analyze, peak memory", memory, 1)
+        n, ours, theirs = options.adapters, found["inspect"], found["vlora"]
+        for figure, name in (
+            ("seconds", "seconds"),
+            ("cpu", "CPU seconds"),
+            ("megabytes", "memory"),
+        ):
+            aim(f"inspect of {n} / vlora analyze, {name}", ratios(ours, theirs, figure), 1)
 
 
 if __name__ == "__main__":

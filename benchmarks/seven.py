@@ -32,16 +32,22 @@ def modules(layers: int) -> dict[str, tuple[int, int]]:
 
 
 def write_adapter(directory: Path, layers: int, seed: int) -> str:
-    """A random bf16 adapter as peft writes it; its directory."""
+    """A random bf16 adapter as peft writes it; its directory.
+
+    Its A is as initialised, its B of condition 50, as in the trained adapters that were measured.
+    """
     import torch
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
+    mixed = torch.linalg.qr(torch.randn(RANK, RANK, generator=draw)).Q
+    mixed *= torch.logspace(0, -1.7, RANK)[:, None]
     for path, (out, into) in modules(layers).items():
         for name, shape in (("A", (RANK, into)), ("B", (out, RANK))):
             factor = torch.randn(shape, generator=draw) / into**0.5
+            factor = factor @ mixed if name == "B" else factor
             tensors[f"base_model.model.{path}.lora_{name}.weight"] = factor.bfloat16()
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
     config = {

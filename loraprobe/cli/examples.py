@@ -17,8 +17,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
     ),
     "combine": (
-        "loraprobe merge-and-eval ./legal owner/chat --task q.jsonl --shard 1/2 -o shard-1-of-2",
-        "loraprobe combine shard-1-of-2 shard-2-of-2 --json",
+        "loraprobe combine shard-1-of-2 shard-2-of-2",
+        "loraprobe combine shard-1-of-2 shard-2-of-2 --json --executor local",
     ),
     "screen": (
         "loraprobe screen @library.txt",

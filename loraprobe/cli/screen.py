@@ -58,15 +58,15 @@ def screen(
         written = check_outputs(output, options, given, base, task)
         how: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         how |= {"progress": progress, "written": written}
-        if sharded is not None:
-            made = pipeline.screen_shard(given, sharded, **how)
-        elif output.dry_run:
+        if output.dry_run:
             cost = pipeline.estimate_screen(given, **how)
+        elif sharded is not None:
+            made = pipeline.screen_shard(given, sharded, **how)
         else:
             audit = pipeline.screen(given, **how)
-    if sharded is not None:
-        output.shard("screen", made)
-    elif output.dry_run:
+    if output.dry_run:
         output.estimate(cost)
+    elif sharded is not None:
+        output.shard("screen", made)
     else:
         output.result(audit)

@@ -16,15 +16,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter
+from loraprobe.defaults import WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import questions
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES
-from loraprobe.probes import PairForecast, ScreenedTexts
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
+
+WORKED = ", worked"  # a kind of texts
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def ask_one(
     own = replace(session, progress=progress, seconds={})
     with session.stage("screen"):
         if reading is not None:
-            keep_states(evaluator, system, reading)
+            _keep_states(evaluator, system, reading)
         return replace(evaluator, session=own).run([system])
 
 
@@ -111,13 +114,18 @@ def _named(stage: str) -> str:
     return stage + SCREENING if stage.startswith("evaluate ") else stage
 
 
-def keep_states(evaluator: Evaluator, system: System, reading: ScreenedTexts) -> None:
-    """Reads the states unless they are kept, with the answers to questions that are scored."""
-    if _has_states(evaluator, system.name, reading):
+def _keep_states(
+    evaluator: Evaluator, system: System, reading: ScreenedTexts, kind: str = ""
+) -> None:
+    """Reads the states unless they are kept, with the answers to questions that are scored.
+
+    kind: of texts, where a system has several.
+    """
+    if _has_states(evaluator, system.name, reading, kind):
         return
     with evaluator.scorer.with_composition(system.composition):
         states, answers = reading.read(evaluator.scorer, system.name)
-    path = states_path(evaluator, system.name)
+    path = states_path(evaluator, system.name + kind)
     with _writing(path):
         states.save(path, reading.mark)
     evaluator.ledger.append(answers)
@@ -134,11 +142,11 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _has_states(evaluator: Evaluator, name: str, reading: ScreenedTexts) -> bool:
+def _has_states(evaluator: Evaluator, name: str, reading: ScreenedTexts, kind: str = "") -> bool:
     """Whether the states of a system are kept, and its answers to questions that are scored."""
     scored = [q for q in reading.questions if not q.generated]
     asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
-    return asked and States.load(states_path(evaluator, name), reading.mark) is not None
+    return asked and States.load(states_path(evaluator, name + kind), reading.mark) is not None
 
 
 def is_kept(evaluator: Evaluator, name: str, reading: ScreenedTexts | None) -> bool:
@@ -175,14 +183,14 @@ def states_path(evaluator: Evaluator, system: str) -> Path:
 
 
 def forecast_pairs(
-    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None
+    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None, kind: str = ""
 ) -> PairForecast | None:
     """The forecast of sets of the adapters that were asked; None where nothing can be added."""
     if reading is None:
         return None
 
     def load(k: int) -> States:
-        path = states_path(evaluator, alone.names[k])
+        path = states_path(evaluator, alone.names[k] + kind)
         states = States.load(path, reading.mark)
         if states is None:
             raise OutputError(f"{path} was removed meanwhile; run the same call again.")
@@ -190,3 +198,39 @@ def forecast_pairs(
 
     with evaluator.session.stage("forecast"):
         return PairForecast.of(evaluator.scorer, reading, len(alone.names), load)
+
+
+def forecast_worked(
+    evaluator: Evaluator,
+    alone: Alone,
+    known: Sequence[KnownAlone],
+    opened: Callable[[str], Adapter],
+) -> PairForecast | None:
+    """The same on worked answers, from one more pass of the base and of each adapter.
+
+    The right worked answers have the form of the adapter whose own are most often of the asked
+    kind. None where no form can be found.
+    """
+
+    def system(name: str) -> System:
+        plain = name == alone.names[0]
+        return System("base", "base") if plain else System(name, "adapter", single(opened(name)))
+
+    made = []
+    for one in known:
+        if one.form is not None and one.form.max() > 0:
+            writer = system(alone.names[int(one.form.argmax())])
+            asked = [item for item in one.task.items if item.cot_prompt is not None]
+            with evaluator.scorer.with_composition(writer.composition) as scorer:
+                prompts = [item.cot_prompt or "" for item in asked]
+                most = evaluator.session.options.max_new_tokens or WORKED_TOKENS
+                texts = scorer.generate(prompts, max_new_tokens=most)
+            of_item = {item.id: text for item, text in zip(asked, texts, strict=True)}
+            made.append(with_worked_answers(one.task, of_item))
+    tasks = [task for task in made if task is not None]
+    reading = ScreenedTexts.of(evaluator.scorer, tasks, None) if tasks else None
+    if reading is not None:
+        with evaluator.session.stage("screen"):
+            for name in alone.names:
+                _keep_states(evaluator, system(name), reading, WORKED)
+    return forecast_pairs(evaluator, alone, reading, WORKED)

@@ -56,17 +56,13 @@ def _steps(
 ) -> np.ndarray:
     """The scores [m] of sets on the question with worked steps, the mean over tasks.
 
-    A task without worked steps counts by its plain question. Effects are added on the right worked
-    answer where it is known, else on the hops.
+    A task without worked steps counts by its plain question. Where effects can be added, whether a
+    set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
     """
     parts = {} if hops is None else hops.by_part(subsets)
     texts = {} if worked is None else worked.by_part(subsets)
     found = []
     for one in known:
-        text = texts.get((one.task.name, "question"))
-        if text is not None and worked is not None and worked.added(subsets).all():
-            found.append(np.mean(list(text.values()), 0))
-            continue
         if one.form is None:
             found.append(_plain([one], plain, subsets))
             continue
@@ -75,7 +71,12 @@ def _steps(
             linear = hops.added(subsets)
             added = _kept(one, parts, len(subsets))
             covered = covered if added is None else np.where(linear[:, None], added, covered)
-        found.append(one.steps(subsets, covered))
+        steps = one.steps(subsets, covered)
+        values = texts.get((one.task.name, "question"))
+        if worked is not None and values is not None:
+            both = (steps + np.mean(list(values.values()), 0)) / 2
+            steps = np.where(worked.added(subsets), both, steps)
+        found.append(steps)
     mean_of_tasks: np.ndarray = np.mean(found, 0)
     return mean_of_tasks
 

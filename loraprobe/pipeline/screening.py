@@ -58,7 +58,8 @@ def screen(
     from loraprobe.pipeline.screening_workers import elsewhere
 
     assert opened is not None
-    places = {member.record.name: place for place, member in enumerate(found.members)}
+    records = [member.record for member in found.members]
+    places = {one.name: (place, one.sha256) for place, one in enumerate(records)}
     workers = elsewhere(adapters, opened, tasks, options, places)
     return screen_task(found, opened, read, session, workers)
 

@@ -76,7 +76,8 @@ def screen_shard(
     members = _read(adapters, own, opened, session, place)
     asked = None
     if opened is not None and read:
-        places = {member.record.name: at for at, member in zip(own, members, strict=True)}
+        records = [member.record for member in members]
+        places = {r.name: (at, r.sha256) for at, r in zip(own, records, strict=True)}
         workers = elsewhere(adapters, opened, tasks, options, places)
         usable = [member for member in members if member.usable]
         asked = _ask(usable, opened, read, session, workers) if usable else 0

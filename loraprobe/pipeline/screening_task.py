@@ -26,8 +26,13 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged, Member
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Alone, Budget, ask_alone, forecast_pairs
-from loraprobe.pipeline.asking_worked import forecast_worked
+from loraprobe.pipeline.asking_alone import (
+    Alone,
+    Budget,
+    ask_alone,
+    forecast_pairs,
+    forecast_worked,
+)
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
@@ -160,14 +165,13 @@ def _screened(
 ) -> Screened:
     """Asks base and adapters alone, and ranks the sets of adapters."""
     base, tasks = evaluator.inputs.base, evaluator.tasks
-
     usable = {member.record.name: member for member in found.usable}
-
-    def goes_on() -> bool:
-        return budget.left(SCREENING_SHARE) > 0
 
     def opened(name: str) -> Adapter:
         return aligned([usable[name].open()], base)[0]
+
+    def goes_on() -> bool:
+        return budget.left(SCREENING_SHARE) > 0
 
     if workers is not None:
         workers.ask(evaluator, list(usable), reading, goes_on)
@@ -179,9 +183,9 @@ def _screened(
             if alone.unasked
             else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
         )
-    forecast = forecast_pairs(evaluator, alone, reading)
     known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
-    worked = forecast_worked(evaluator, alone, known, opened)
+    forecast = forecast_pairs(evaluator, alone, reading)
+    worked = forecast_worked(evaluator, alone, known, opened) if goes_on() else None
     scores = np.mean([one.alone() for one in known], 0)
     with evaluator.session.stage("forecast"):
         rankings = rankings_of(known, forecast, worked, len(members))

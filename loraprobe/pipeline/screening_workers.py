@@ -20,6 +20,7 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.ledger import as_plain, changes
 from loraprobe.execution import open_pool
+from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import ask_one, is_kept, keep, kept_states
 from loraprobe.pipeline.evaluator import Evaluator
@@ -35,14 +36,19 @@ from loraprobe.routing.constant import single
 
 
 class Member(NamedTuple):
-    """The adapter at a place of the library; None for the base. chat: by the chat template."""
+    """The adapter at a place of the library; None for the base. chat: by the chat template.
+
+    sha256: of the adapter's weights, as the process that asks read them.
+    """
 
     place: int | None
+    sha256: str
     chat: bool
     device: str
     dtype: str
 
 
+Places = Mapping[str, tuple[int, str]]
 Answered = tuple[list[ItemResult], bytes] | None  # None: it cannot be asked
 
 
@@ -90,6 +96,11 @@ class OpenedLibrary:
             ((name, _, found),) = hub.load_each(self.job.adapters, [part.place])
             if isinstance(found, LoraprobeError):
                 return None
+            if weights_hash(found) != part.sha256:
+                raise UsageError(
+                    f"A worker reads another {name} than this process: give paths that every "
+                    "machine shares, or references with a commit."
+                )
             system = System(name, "adapter", single(aligned([found], self.base)[0]))
         reading = ScreenedTexts.of(scorer, self.tasks, self.job.options.metric)
         with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
@@ -104,10 +115,10 @@ class OpenedLibrary:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Has workers ask the base and adapters. places: of the adapters in the library, by name."""
+    """Has workers ask the base and adapters. places: and hashes of the adapters, by name."""
 
     job: LibraryJob
-    places: Mapping[str, int]
+    places: Places
 
     def ask(
         self,
@@ -123,10 +134,10 @@ class Elsewhere:
         names = [n for n in (None, *usable) if not is_kept(evaluator, n or "base", reading)]
         session, options = evaluator.session, evaluator.session.options
         device = session.device.partition(":")[0]
-        chat = evaluator.chat_template
+        chat, dtype = evaluator.chat_template, session.dtype
+        places = [self.places.get(name or "") for name in names]  # none of the base
         parts = [
-            Member(None if name is None else self.places[name], chat, device, session.dtype)
-            for name in names
+            Member(at[0] if at else None, at[1] if at else "", chat, device, dtype) for at in places
         ]
         base = evaluator.inputs.base
         assert base is not None and options.executor is not None
@@ -145,9 +156,9 @@ class Elsewhere:
 
 
 def elsewhere(
-    adapters: Sequence[Any], base: Base, tasks: Any, options: Options, places: Mapping[str, int]
+    adapters: Sequence[Any], base: Base, tasks: Any, options: Options, places: Places
 ) -> Elsewhere | None:
-    """None without --executor. places: of the adapters in the library, by name.
+    """None without --executor. places: and hashes of the adapters, by name.
 
     Raises UsageError for open objects, which another process cannot open.
     """

@@ -17,13 +17,13 @@ from loraprobe.diagnostics import BatchStatistics, Plan
 from loraprobe.errors import UsageError
 from loraprobe.execution import Pool
 from loraprobe.options import Options
-from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
     from loraprobe.composition import Router
     from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, Batch
+    from loraprobe.pipeline.kept_statistics import KeptStatistics
 
 
 class Modules(NamedTuple):
@@ -65,8 +65,9 @@ def for_workers(options: Options, given: Iterable[object]) -> Options:
             "--executor opens adapters, base and tasks in every process: give references and "
             "paths, not open objects."
         )
-    own = {"executor": None, "shard": None, "joined": (), "state": None, "resume": False}
-    return replace(options, **own, started=None)
+    return replace(
+        options, executor=None, shard=None, joined=(), state=None, resume=False, started=None
+    )
 
 
 def check_device(own: tuple[str, str], device: str, dtype: str) -> None:

@@ -21,7 +21,7 @@ def shortlist(audit: Audit) -> Table:
     asked = " and ".join(f"{count(n, 'question')} of {task}" for task, n in items.items())
     return tabulated(
         f"Short list, proved on up to {asked}",
-        audit.shortlist if screened(audit) else (),
+        audit.shortlist,
         (text("adapters"), lambda row: ", ".join(row.adapters)),
         (Column("place", drop=2), lambda row: str(row.place)),
         (Column("forecast", drop=1), _forecast),

@@ -69,15 +69,18 @@ def test_the_part_of_a_killed_worker_is_computed_again(tmp_path):
     assert sorted(value for value, _ in found.values()) == sorted([0, *(n**2 for n in NUMBERS)])
 
 
-def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path):
+def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch):
+    original, starts = LocalWorker.start, list[LocalWorker]()
+    monkeypatch.setattr(LocalWorker, "start", lambda self: (starts.append(self), original(self)))
     with pool(tmp_path, 1) as opened:
 
         def here(_: int) -> str:
             until(lambda: opened.lost > RESTARTS)
+            time.sleep(0.1)
             return "here"
 
         assert dict(opened.map(["die"] * 3, here)) == dict.fromkeys(range(3), "here")
-        assert opened.lost == RESTARTS + 1
+        assert opened.lost == len(starts) == RESTARTS + 1
 
 
 def test_an_error_of_a_worker_is_raised_as_it_was(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hubs import Misbehaving, use
+from hubs import Misbehaving, adapter_files, use
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -47,6 +47,21 @@ def test_one_reference_a_line_into_a_pipe(hub):
         assert result.stdout == "owner/one\nowner/two\n"
     asked = [r for r in hub.requests if "/api/models?" in r]
     assert "sort=downloads" in asked[-1] and "limit=30" in asked[-1]
+
+
+def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "own"))
+    hub.files = adapter_files(tmp_path / "adapter")
+    hub.listed.append(row("owner/gone", "meta/base"))
+    hub.fail = {"GET /api/models/owner/gone": (404, {"X-Error-Code": "RepoNotFound"})}
+    piped = call("meta/base").stdout
+    shown = CliRunner().invoke(app, ["screen", "-", "--json"], input=piped)
+    assert shown.exit_code == 0, shown.output
+    rows = json.loads(shown.stdout)["library"]["adapters"]
+    assert [row["name"] for row in rows] == ["one", "two", "gone"]
+    assert [row["state"] for row in rows] == ["usable", "duplicate", "broken"]
+    assert rows[0]["reference"] == "owner/one" and rows[0]["commit"] == hub.commit
+    assert rows[2]["issues"][0]["code"] == "hub" and rows[2]["issues"][0]["cure"]
 
 
 def test_json(hub):

@@ -44,6 +44,30 @@ figures are those of one machine; `python tests/merging/test_merge_precision.py`
 | method | bfloat16: merged | written | float16: merged | written |
 | --- | --- | --- | --- | --- |
 """
+DIAGNOSTICS = """
+# Numerical error of the diagnostics
+
+Norms, singular values, ranks, and all figures of up to 32 adapters come from Gram matrices in
+float64. So do those of factors that are stored in float64. Of more adapters, the products of two
+adapters are taken in float32 of orthonormal bases of the factors' spaces (sums of at most 4,096
+products; longer ones in float64) and transformed back in float64, so that ill-conditioned factors
+cost no precision. Where a principal angle has a cosine above 0.99, sums may cancel, and the pair
+is computed in float64: duplicates and opposed updates are found as among few. Pairs of adapters
+then have at most this error (tests require it over planted cases; a worst case of rounding, all
+errors of one sign, is 2.4e-4 for a cosine).
+
+| figure | stated | measured |
+| --- | --- | --- |
+| cosine of two updates | 5e-7 | 7e-9 |
+| cosine of a principal angle | 5e-7 | 1.2e-7 |
+| squared singular value of a sum, relative | 1e-4 | 3.3e-6 |
+| truncation error of a pair | 1e-4 | 3.3e-8 |
+
+Measured on 12 adapters of rank 16 against float64, modules of 768 x 768 to 28672 x 8192: random
+factors, B of condition 50 in bfloat16 and 1e4 in float32, A from one seed (cosine 0.95), one A. On
+four trained adapters of gpt2 no figure of any module differs by more than 2.2e-7, and no finding
+or decision differs.
+"""
 
 
 def pair(dtype: torch.dtype, held: torch.dtype) -> list[Adapter]:
@@ -135,7 +159,7 @@ def main() -> None:
             written = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3)
             found.append(error(dense(written.adapter.modules[PATH]), wanted))
         lines.append(f"| `{name}` | " + " | ".join(f"{value:.1e}" for value in found) + " |")
-    PAGE.write_text(INTRO + "\n".join(lines) + "\n", encoding="utf-8")
+    PAGE.write_text(INTRO + "\n".join(lines) + "\n" + DIAGNOSTICS, encoding="utf-8")
 
 
 if __name__ == "__main__":

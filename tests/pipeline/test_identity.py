@@ -64,6 +64,8 @@ OTHERS = {
     "started",
 }
 
+OTHERS |= {"shard", "executor", "joined", "keep", "budget", "items"}
+
 
 def test_every_setting_is_known_to_decide_a_result_or_not():
     names = {field.name for field in dataclasses.fields(Options)}

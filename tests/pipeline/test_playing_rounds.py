@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
@@ -95,7 +96,7 @@ def test_a_large_gain_stops_after_the_first_round_with_its_controls():
 def test_all_items_and_few_items_are_one_round():
     for evaluator in (
         planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, all_items=True),
-        planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, n=50),
+        planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, n=ROUNDS_FROM - 1),
     ):
         _, made, verdict = played(evaluator)
         assert verdict.decision == "likely"

@@ -128,14 +128,14 @@ def keys(place: Path) -> set[tuple[str, ...]]:
     return {tuple(row[key] for key in ("system", "task", "part", "item")) for row in rows}
 
 
-def in_two_shards(call: Calls, run: list[str]) -> Any:
-    """The document of the undivided run, which that of two shards equals."""
-    places = call.shards(run, 2)
+def in_shards(call: Calls, run: list[str], of: int = 2) -> Any:
+    """The document of the undivided run, which that of its shards equals."""
+    places = call.shards(run, of)
     rows = [(place / "results.jsonl").read_bytes() for place in places]
-    assert len(set(rows)) == 2 and min(map(len, rows)) > 1000
+    assert len(set(rows)) == of and min(map(len, rows)) > 1000
     asked = [keys(place) for place in places]
-    assert not asked[0] & asked[1]  # no question is asked twice
-    call.shards(run, 2)
+    assert len(set.union(*asked)) == sum(map(len, asked))  # no question is asked twice
+    call.shards(run, of)
     assert [(place / "results.jsonl").read_bytes() for place in places] == rows
     whole = document(call(*run))
     assert document(call("combine", *reversed(places))) == whole
@@ -143,17 +143,19 @@ def in_two_shards(call: Calls, run: list[str]) -> Any:
 
 
 def test_merge_and_eval_in_two_shards_that_run_twice(call, composing):
-    rounds = in_two_shards(call, composing)["rounds"]
+    rounds = in_shards(call, composing)["rounds"]
     assert rounds["used"] < rounds["planned"]  # the shards asked more than was needed
 
 
 @pytest.mark.slow  # a model that generates
-def test_the_smallest_scenario_of_the_demo_in_two_shards(call):
-    assert in_two_shards(call, EVALUATE)["rounds"]["used"] == 1
+def test_the_smallest_scenario_of_the_demo_in_shards(call):
+    assert in_shards(call, EVALUATE)["rounds"]["used"] == 1
 
 
 def test_losses_are_equal_to_the_last_bit(call, composing):
-    in_two_shards(call, [*composing, "--metric", "answer_loss", "--margin", "0.1"])
+    in_shards(
+        call, [*composing, "--method", "sum", "--metric", "answer_loss", "--margin", "0.1"], 3
+    )
 
 
 def test_screen_in_three_shards(call, planted, monkeypatch):

@@ -33,8 +33,8 @@ class Looks:
 
     sizes: tuple[int, ...]
     alphas: tuple[float, ...]
-    likely: tuple[Array, ...]
-    unlikely: tuple[Array, ...]
+    likely: tuple[Any, ...]
+    unlikely: tuple[Any, ...]
 
     @classmethod
     def of(cls, sizes: tuple[int, ...]) -> Looks:

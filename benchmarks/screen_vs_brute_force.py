@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import shutil
 import statistics
 import tempfile
@@ -110,8 +111,9 @@ def screen(
     """One screen, start-up included, and its document."""
     listed, result = work / "adapters.txt", work / "screen.json"
     listed.write_text("\n".join(map(str, adapters)) + "\n", encoding="utf-8")
-    options = ("--base", world.base, "--task", task, "--threads", threads, "--json", result)
-    figures = timed(loraprobe("screen", f"@{listed}", *options, *QUIET))
+    options = ("--base", world.base, "--task", task, "--threads", threads, "--json")
+    command = shlex.join(loraprobe("screen", f"@{listed}", *options, *QUIET))
+    figures = timed(["sh", "-c", f"exec {command} > {shlex.quote(str(result))}"])
     return figures, json.loads(result.read_text(encoding="utf-8"))
 
 

@@ -29,7 +29,7 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline import screening_task
+from loraprobe.pipeline import ranking_sets, screening_task
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -45,6 +45,7 @@ class Seen:
     known: KnownAlone
     forecast: np.ndarray | None
     worked: np.ndarray | None
+    hops: np.ndarray | None
     cosines: np.ndarray
     pairs: np.ndarray
 
@@ -57,7 +58,8 @@ class Seen:
         forecast = None if self.forecast is None else self.forecast[:, items]
         known = dataclasses.replace(self.known, task=task, parts=parts)
         worked = None if self.worked is None else self.worked[:, items]
-        return dataclasses.replace(self, known=known, forecast=forecast, worked=worked)
+        hops = None if self.hops is None else self.hops[:, items]
+        return dataclasses.replace(self, known=known, forecast=forecast, worked=worked, hops=hops)
 
     def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Values of the adapters [n] for both members of each pair: [2, pairs]."""
@@ -80,10 +82,13 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
         found["union of hops"] = lambda s: np.prod(
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
         )
+    if seen.hops is not None:
+        found["hops with effects added x form"] = lambda s: s.known.steps(s.pairs, s.hops)
     if seen.worked is not None:
         found["forecast: effects added on worked answers"] = lambda s: np.nanmean(s.worked, 1)
-        found["hops x form, then that forecast"] = lambda s: (
-            np.round(s.known.steps(s.pairs), 1) + 0.09 * np.nanmean(s.worked, 1)
+    if seen.hops is not None and seen.worked is not None:
+        found["mean of the last two (screen)"] = lambda s: (
+            s.known.steps(s.pairs, s.hops) + np.nanmean(s.worked, 1)
         )
     return found
 
@@ -172,12 +177,18 @@ def seen_of(chosen: Any, found: Any, made: Any) -> Seen:
     names = chosen.alone.names[1:]
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
-    forecast = None
+    forecast = hops = None
     if chosen.forecast is not None:
-        hard, soft = chosen.forecast.values(pairs)
-        forecast = (hard + soft) / 2
+        ids = [item.id for item in chosen.known[0].task.items]
+        plain, parts = chosen.forecast.only(plain=True), chosen.forecast.only(plain=False)
+        if plain is not None:
+            (values,) = plain.by_part(pairs).values()
+            forecast = np.stack([values[name] for name in ids], 1)
+        if parts is not None:
+            hops = ranking_sets._kept(chosen.known[0], parts.by_part(pairs), len(pairs))
     worked = _worked(chosen, made, pairs)
-    return Seen(chosen.known[0], forecast, worked, found.cosines[np.ix_(order, order)], pairs)
+    cosines = found.cosines[np.ix_(order, order)]
+    return Seen(chosen.known[0], forecast, worked, hops, cosines, pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:

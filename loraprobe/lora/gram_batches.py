@@ -55,6 +55,9 @@ def gram_matrices(
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
     count = len(paths) if batches is None else sum(map(len, batches))
 
+    def updates_of(path: str) -> Updates:
+        return [a.get(path) for a in adapters]
+
     def batch(modules: Sequence[tuple[str, Updates]]) -> GramMatrices:
         names, updates = zip(*modules, strict=True)
         grams = _batch(names, [_module(one) for one in updates], rank)
@@ -63,7 +66,10 @@ def gram_matrices(
         return grams
 
     done = 0
-    parts = _cut(adapters, paths, rank) if batches is None else _read(adapters, batches)
+    if batches is None:
+        parts = _cut(paths, updates_of, rank)
+    else:
+        parts = ([(path, updates_of(path)) for path in some] for some in batches)
     for grams in in_order(batch, parts):
         done += len(grams.paths)
         if progress is not None:
@@ -71,25 +77,17 @@ def gram_matrices(
         yield grams
 
 
-def _read(
-    adapters: Sequence[Mapping[str, LowRank]], batches: Sequence[Sequence[str]]
-) -> Iterator[list[tuple[str, Updates]]]:
-    """The updates of the modules of each batch."""
-    for paths in batches:
-        yield [(path, [a.get(path) for a in adapters]) for path in paths]
-
-
 def _cut(
-    adapters: Sequence[Mapping[str, LowRank]], paths: Sequence[str], rank: int
+    paths: Sequence[str], updates_of: Callable[[str], Updates], rank: int
 ) -> Iterator[list[tuple[str, Updates]]]:
-    """The same in batches of about BATCH_BYTES of factors and Gram matrices."""
+    """The modules in batches of about BATCH_BYTES of factors and Gram matrices."""
     waiting: list[tuple[str, Updates]] = []
     size = 0
     for path in paths:
-        updates = [a.get(path) for a in adapters]
+        updates = updates_of(path)
         stored = [u for u in updates if u is not None]
         waiting.append((path, updates))
-        size += 2 * 8 * (len(adapters) * max([rank, *(u.rank for u in stored)])) ** 2
+        size += 2 * 8 * (len(updates) * max([rank, *(u.rank for u in stored)])) ** 2
         size += sum(u.A.nbytes + u.B.nbytes for u in stored)
         if size >= BATCH_BYTES:
             yield waiting

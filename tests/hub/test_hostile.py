@@ -92,10 +92,14 @@ class TestPickles:
         assert not mark.exists()
 
     def test_nothing_of_ours_unpickles(self):
-        """Every torch.load in the package says weights_only, and nothing imports pickle."""
+        """Every torch.load in the package says weights_only, and nothing imports pickle.
+
+        Only `execution` pickles, between a run and the processes that it started itself.
+        """
         for file in (Path(__file__).parents[2] / "loraprobe").rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            assert "import pickle" not in text and "import marshal" not in text, file
+            if file.parent.name != "execution":
+                assert "import pickle" not in text and "import marshal" not in text, file
             for part in text.split("torch.load(")[1:]:
                 assert "weights_only=True" in part[:120], file
             # One loader of strangers' YAML, with bounds of its own.

@@ -27,7 +27,7 @@ from loraprobe.library import reading
 from loraprobe.lora import gram_batches
 from loraprobe.pipeline import asking_alone, screening_task
 from loraprobe.pipeline.kept_statistics import KeptStatistics
-from loraprobe.pipeline.screening_workers import Member
+from loraprobe.pipeline.screening_workers import AskedMember
 from loraprobe.pipeline.units import Questions
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
@@ -37,7 +37,7 @@ def named(*names: str) -> list[str]:
     return [f"{name}={WORLD / 'adapters' / name}" for name in names]
 
 
-ASKED = (Questions, Member)  # parts that a model answers
+ASKED = (Questions, AskedMember)  # parts that a model answers
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
 # Two rounds, of which the first decides.
 EVALUATE = [

@@ -219,7 +219,7 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
     whole = adapter_of("headed", update, whole={"lm_head.weight": torch.ones(40, 16)})
     lora_bias = adapter_of("biased", update, offsets={path: torch.ones(16)})
     plain = adapter_of("plain", update)
-    for adapter, how in ((dora, "DoRA"), (whole, "whole modules")):
+    for adapter, how in ((dora, "DoRA"), (whole, "modules")):
         with pytest.raises(UnsupportedAdapter, match=f"{adapter.name} holds .*{how}"):
             prepare([plain, adapter], Options(balance="norm"))
     for adapter in (dora, whole, lora_bias):

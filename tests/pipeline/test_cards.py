@@ -28,7 +28,7 @@ def evaluated(tmp_path_factory) -> Path:
         [place / name for name in chosen.adapters],
         base=world.base,
         tasks=chosen.tasks,
-        options=Options(limit=39, margin=0.01, state=place / "state", threads=1),
+        options=Options(limit=40, all_items=True, margin=0.01, state=place / "state", threads=1),
     )
     assert found.made is not None, found.why_nothing
     found.made.save(place / "out")

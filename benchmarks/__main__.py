@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "inspect-20": ("inspect_vs_peers.py", "--runs", "5", "--adapters", "20"),
     "merge": ("merge_vs_peft.py", "--runs", "5", "--peft", "all"),
     "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "6"),
+    "library": ("library.py",),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
     "evaluation": ("evaluation_vs_harness.py", "--runs", "5"),
@@ -36,6 +37,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "inspect-20": ("inspect_vs_peers.py", "--runs", "2", "--adapters", "20", "--layers", "8"),
     "merge": ("merge_vs_peft.py", "--runs", "2", "--layers", "8", "--peft", "none"),
     "all-pairs": ("all_pairs.py", "--runs", "2", "--layers", "1"),
+    "library": ("library.py", "--seeds", "2", "--layers", "4", "--runs", "1"),
     "ties": ("ties_full.py", "--runs", "2"),
     "routed-layer": (
         "routed_layer_vs_peft.py", "--runs", "3", "--width", "2048", "--tokens", "512", "2048",

@@ -32,6 +32,7 @@ from loraprobe.verdict.probability import error_of, gain_of, keeps
 from loraprobe_lab.calibration.cases import NATURAL, Case, CaseError
 from loraprobe_lab.calibration.fit import Array, fit
 from loraprobe_lab.calibration.observations import packed, unpacked
+from loraprobe_lab.calibration.validation import Figures, recorded
 from loraprobe_lab.world import write_text
 
 SETS = "several.jsonl.gz"
@@ -41,7 +42,6 @@ WHERE = {
     "small": "left-out small bases that the lab trained",
     "natural": "left-out bases that the lab did not train",
 }
-FEWEST_DECIDED = 15  # as for one task
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def write_sets(path: Path, sets: Sequence[AnsweredSet]) -> None:
 
 
 @dataclass(frozen=True)
-class SeveralFigures:
+class SeveralFigures(Figures):
     """Measures of probabilities on decided sets; NaN if undefined.
 
     silent: the share of first rounds without a probability, on all sets. The others are as in
@@ -139,16 +139,8 @@ class SeveralFigures:
 
     sets: int
     bases: int
-    decided: int
     gained: int
     silent: float
-    auroc: float
-    null: float
-    brier: float
-    reference: float
-    likely: float
-    wrong: float
-    called: float
 
 
 def left_out(sets: Sequence[AnsweredSet], cases: Sequence[Case], items: int) -> Array:
@@ -217,19 +209,7 @@ def measure(
 
 def accuracy(figures: Mapping[str, SeveralFigures], items: int = PILOT_ITEMS) -> dict[str, Any]:
     """What `calibration.json` records, of kinds of bases with enough decided sets."""
-    return {
-        kind: {
-            "where": WHERE[kind],
-            "sets": row.decided,
-            "items": items,
-            "auroc": round(row.auroc, 3) if row.auroc > row.null else None,
-            "brier": round(row.brier, 3),
-            "likely": round(row.likely),
-            "wrong": round(row.wrong, 3) if row.likely else None,
-        }
-        for kind, row in figures.items()
-        if row.decided >= FEWEST_DECIDED
-    }
+    return recorded(figures, WHERE, items)
 
 
 def merged(old: Sequence[AnsweredSet], new: Sequence[AnsweredSet]) -> list[AnsweredSet]:

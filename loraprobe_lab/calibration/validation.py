@@ -168,6 +168,28 @@ def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
     return mixed
 
 
+def recorded(
+    figures: Mapping[str, Figures], where: Mapping[str, str], items: int = PILOT_ITEMS
+) -> dict[str, Any]:
+    """What `calibration.json` holds of each kind of base with enough decided sets.
+
+    An AUROC that exchanged outcomes reach too tells nothing, so it is None.
+    """
+    return {
+        kind: {
+            "where": where[kind],
+            "sets": row.decided,
+            "items": items,
+            "auroc": round(row.auroc, 3) if row.auroc > row.null else None,
+            "brier": round(row.brier, 3),
+            "likely": round(row.likely),
+            "wrong": round(row.wrong, 3) if row.likely else None,
+        }
+        for kind, row in figures.items()
+        if row.decided >= FEWEST_DECIDED
+    }
+
+
 @dataclass(frozen=True)
 class Results:
     """The contents of the page and the figure.
@@ -204,20 +226,7 @@ class Results:
     def accuracy(self) -> dict[str, Any]:
         """Kind of base -> the accuracy as recorded in the file, of kinds with enough sets."""
         found = {kind: row for kind, what, row in self.bases if what == "kinds"}
-        return {
-            kind: {
-                "where": WHERE[kind],
-                "sets": row.decided,
-                "items": PILOT_ITEMS,
-                # One that exchanged outcomes reach too tells nothing.
-                "auroc": round(row.auroc, 3) if row.auroc > row.null else None,
-                "brier": round(row.brier, 3),
-                "likely": round(row.likely),
-                "wrong": round(row.wrong, 3) if row.likely else None,
-            }
-            for kind, row in found.items()
-            if row.decided >= FEWEST_DECIDED
-        }
+        return recorded(found, WHERE)
 
     def figure(self) -> str:
         """The figure, as SVG."""

@@ -230,7 +230,7 @@ def _row(
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
     if gain is not None and forecast is not None and forecast.part != gain.part:
-        forecast = None  # nobody forecast worked answers
+        forecast = None  # it is of plain questions
     fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
     fails = fails or all(name in proved.played.dropped for name in one.systems)
     outcome = "compose" if advised else "none" if fails else "open"

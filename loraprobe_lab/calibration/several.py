@@ -29,10 +29,10 @@ from loraprobe.verdict.candidates import candidates
 from loraprobe.verdict.evaluated import ORDER
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.probability import error_of, gain_of, keeps
+from loraprobe_lab.calibration.accuracy import Figures, recorded
 from loraprobe_lab.calibration.cases import NATURAL, Case, CaseError
 from loraprobe_lab.calibration.fit import Array, fit
 from loraprobe_lab.calibration.observations import packed, unpacked
-from loraprobe_lab.calibration.validation import Figures, recorded
 from loraprobe_lab.world import write_text
 
 SETS = "several.jsonl.gz"
@@ -134,7 +134,7 @@ class SeveralFigures(Figures):
     """Measures of probabilities on decided sets; NaN if undefined.
 
     silent: the share of first rounds without a probability, on all sets. The others are as in
-    `validation.Figures`, over the first rounds that have one.
+    `accuracy.Figures`, over the first rounds that have one.
     """
 
     sets: int

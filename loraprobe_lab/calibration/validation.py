@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.verdict.calibration import SMALL
+from loraprobe_lab.calibration.accuracy import FEWEST_DECIDED, Figures, recorded
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import (
@@ -46,7 +47,6 @@ WHERE = {
     "small": "kinds of adapter sets left out of the fit, on small bases that the lab trained",
     "natural": "kinds of adapter sets left out of the fit, on SmolLM2-135M-Instruct",
 }
-FEWEST_DECIDED = 15  # sets on one kind of base; half a 95 % interval of a share is then 0.25
 
 
 @dataclass(frozen=True)
@@ -100,25 +100,6 @@ def left_out(
     return found
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Measures of probabilities of sets; NaN if undefined.
-
-    null: the 95th percentile of the AUROC if outcomes are exchanged. reference: the Brier score of
-    the share that gained. likely: how many sets have a probability of at least LIKELY_FROM, the
-    mean over draws; wrong: the share of failures in them; called: their share of the successes.
-    """
-
-    decided: int
-    auroc: float
-    null: float
-    brier: float
-    reference: float
-    likely: float
-    wrong: float
-    called: float
-
-
 def figures_of(sets: Sequence[MeasuredSet], p: Array, margin: float = MARGIN) -> Figures:
     """The figures of probabilities [draws, sets] that some composition gains more.
 
@@ -166,28 +147,6 @@ def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
     for kind in np.unique(kinds):
         mixed[kinds == kind] = rng.permutation(y[kinds == kind])
     return mixed
-
-
-def recorded(
-    figures: Mapping[str, Figures], where: Mapping[str, str], items: int = PILOT_ITEMS
-) -> dict[str, Any]:
-    """What `calibration.json` holds of each kind of base with enough decided sets.
-
-    An AUROC that exchanged outcomes reach too tells nothing, so it is None.
-    """
-    return {
-        kind: {
-            "where": where[kind],
-            "sets": row.decided,
-            "items": items,
-            "auroc": round(row.auroc, 3) if row.auroc > row.null else None,
-            "brier": round(row.brier, 3),
-            "likely": round(row.likely),
-            "wrong": round(row.wrong, 3) if row.likely else None,
-        }
-        for kind, row in figures.items()
-        if row.decided >= FEWEST_DECIDED
-    }
 
 
 @dataclass(frozen=True)

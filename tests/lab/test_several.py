@@ -16,7 +16,7 @@ from calibrations import DOCUMENT, SMALL, calibration
 from loraprobe.records import ItemResult
 from loraprobe.verdict import judge
 from loraprobe.verdict.calibration import shipped
-from loraprobe_lab.calibration import answers, several, validation
+from loraprobe_lab.calibration import accuracy, answers, several
 from loraprobe_lab.calibration.cases import CaseError
 from loraprobe_lab.calibration.several import AnsweredSet
 from loraprobe_lab.world import shipped_world
@@ -96,7 +96,7 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
     (row,) = (line.split(" | ") for line in page.splitlines() if line.startswith("| small | "))
     assert row[1] == f"{len(sets)}, {len({one.base for one in sets})}"
     decided, brier = int(row[2].partition(",")[0]), float(row[5].partition(" ")[0])
-    assert set(known) == ({"small"} if decided >= validation.FEWEST_DECIDED else set())
+    assert set(known) == ({"small"} if decided >= accuracy.FEWEST_DECIDED else set())
     for told in known.values():
         assert (told.sets, told.items, told.brier) == (decided, 30, brier)
 

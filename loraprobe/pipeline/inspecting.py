@@ -156,7 +156,7 @@ def at_ceiling(
         own = [r for r in results if (r.system, r.part) == (system.name, "question")]
         if own and all(r.metric != "answer_loss" and r.value == 1.0 for r in own):
             more += sampled(evaluator, CEILING_ITEMS).run([system], parts=("question",))
-    return list({(r.system, r.task, r.part, r.item): r for r in [*results, *more]}.values())
+    return list({r.key: r for r in [*results, *more]}.values())
 
 
 def pilot(

@@ -98,6 +98,7 @@ def test_no_number_of_items_is_wrong_more_often_than_three_in_a_hundred(n):
 
 def test_simulation_of_one_pair_is_the_enumeration(monkeypatch):
     monkeypatch.setattr(decisions, "SHARED", 0.0)
+    monkeypatch.setattr(selection, "DRAWS", 200)
     found = simulate(SimulatedCase("one", (0.3,), 1, 0.2), 60, 150)
     gained, lost = 0.5 * 0.7, 0.3 * 0.5
     all_ = outcomes(60)
@@ -121,14 +122,15 @@ def test_cases_hold_their_gain(monkeypatch):
     assert found.likely == 1, "a gain step by step is found"
 
 
-def test_page_and_figure_tell_what_the_document_holds(tmp_path):
+def test_page_and_figure_tell_what_the_document_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "DRAWS", 200)
     plan = report.RulePlan(
         items=(20,),
         steps=3,
         simulated=(20,),
         repeats=2,
         truths=(0.06,),
-        compared=((60, 4),),
+        compared=((60, 2),),
         few=(31,),
     )
     pages = report.examine(plan)

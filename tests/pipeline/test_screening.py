@@ -71,6 +71,44 @@ def test_an_adapter_that_knows_everything_is_used_alone(tmp_path):
     assert found["shortlist"][0]["adapters"] == ["expert"]
 
 
+def asked_alone(document):
+    """How many questions each adapter answered alone."""
+    return {a["name"]: sum(s["n"] for s in a["scores"]) for a in document["library"]["adapters"]}
+
+
+def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
+    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
+    words = write_library(tmp_path, tables, items=140)
+    found = screened(words, cache=tmp_path / "cache")
+    verdict = found["verdict"]
+    assert (verdict["decision"], verdict["action"]) == ("unlikely", "use-single:expert")
+    assert {row["system"] for row in found["evaluation"]} == {"base", "expert"}
+    assert {row["n"] for row in found["evaluation"]} == {100}
+    assert asked_alone(found) == dict.fromkeys(tables, 20)  # one look was enough
+    assert [row["adapters"] for row in found["shortlist"]] == [["expert"]]
+    assert "expert" in verdict["next"]
+
+
+def test_where_the_interval_leaves_room_compositions_are_proved(tmp_path):
+    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
+    found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")
+    assert found["verdict"]["action"] == "use-single:expert"
+    assert any(row["kind"] == "merge" for row in found["evaluation"])  # 60 items do not show it
+
+
+def test_adapters_that_cannot_matter_are_asked_a_part_of_the_items(tmp_path):
+    noise = {f"noise{k}": {"who": "?"} for k in range(14)}
+    words = write_library(tmp_path, {**noise, **PAIR})
+    found = screened(words, cache=tmp_path / "cache")
+    asked = asked_alone(found)
+    assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
+    assert asked["firsts"] == asked["seconds"] == 40
+    left = sum(n == 20 for n in asked.values())
+    assert left >= 6 and sum(asked.values()) == 20 * left + 40 * (16 - left)
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert f"17 passes over 20 questions, {17 - left} over 20 more" in chosen["message"]
+
+
 def counted(monkeypatch, stop=None):
     """Counts questions and readings; `stop` interrupts the run at so many calls."""
     calls = {"ask": 0, "read": 0}
@@ -108,7 +146,7 @@ def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         calls = counted(patch)
         resumed = screened(words, "--resume", cache=cache)
-        assert calls["read"] == 6 - 3  # base and two adapters were read before
+        assert calls["read"] == 2 * 6 - 3  # base and two adapters were read before
     (ledger,) = cache.rglob(NAME)
     lines = ledger.read_text().splitlines()
     assert len(lines) == len(

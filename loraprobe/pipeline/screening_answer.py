@@ -20,6 +20,7 @@ from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.rounds import Played, records
 from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.units import Units
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
@@ -105,7 +106,8 @@ def _verdict(
     examined = empty
     if own is not None:
         members = own.builder.trained
-        examined = examine(members, inputs.base, "route", evaluator.session)
+        here = replace(evaluator.session, units=Units())  # workers have no plan of these members
+        examined = examine(members, inputs.base, "route", here)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)

@@ -18,6 +18,7 @@ from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.publishing import argument_without_folders
 from loraprobe.pipeline.rounds import Played, records
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.units import Units
@@ -38,6 +39,7 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import Task
 from loraprobe.verdict import LibraryChoice
+from loraprobe.verdict.next_command import library_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ def audit_of_screen(
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(inputs, evaluator, parts, proved, measured)
+    verdict, examined = _verdict(found, inputs, evaluator, parts, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -85,6 +87,7 @@ def audit_of_screen(
 
 
 def _verdict(
+    found: Arranged,
     inputs: Inputs,
     evaluator: Evaluator,
     parts: TaskSplit,
@@ -112,7 +115,11 @@ def _verdict(
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
-    return with_next(verdict, options, about, kind, empty.compatibility, spec), examined
+    library: list[str] = []
+    if own is None and not about.adapters:
+        arguments = list(map(argument_without_folders, options.arguments))
+        library = library_words(found.library.adapters, arguments)
+    return with_next(verdict, options, about, kind, empty.compatibility, spec, library), examined
 
 
 def _about(
@@ -121,14 +128,15 @@ def _about(
     """The inputs with the adapters that the next command is about.
 
     These are the one to use alone, the members of the verdict's composition, or, where no
-    composition is advised for several tasks, the best adapter on each.
+    composition is advised for several tasks, the best adapter on each; none where it is about the
+    whole library.
     """
     wanted = [] if own is None else [*own.names]
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
-    elif len(inputs.tasks) > 1 and not verdict.composes:
+    elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
         wanted = [best for task in inputs.tasks if (best := _best_on(task, measured))]
-    named = [a for a in inputs.given if a.name in wanted] or list(inputs.given)
+    named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)
 
 

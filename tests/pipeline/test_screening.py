@@ -90,6 +90,21 @@ def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
     assert "expert" in verdict["next"]
 
 
+def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch):
+    words = write_library(tmp_path, {**NOISE, **PAIR}, items=140)
+    choice = {"choices": ["cy", "mayor"], "answer": "mayor"}  # a longer word of one token
+    rows = [{"prompt": f"bo {k} is", **choice} for k in range(140)]
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "library.txt").write_text("\n".join(words[1:6]))
+    monkeypatch.chdir(tmp_path)
+    given = ["screen", "@library.txt", *words[6:]]
+    found = screened(given, cache=tmp_path / "cache")
+    assert found["verdict"]["action"] == "use-base"
+    assert set(asked_alone(found).values()) == {0}
+    assert found["verdict"]["next"].split()[:3] == ["loraprobe", "screen", "@library.txt"]
+    assert "HARDER-task.jsonl" in found["verdict"]["next"]
+
+
 def test_where_the_interval_leaves_room_compositions_are_proved(tmp_path):
     tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
     found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")

@@ -28,6 +28,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, Reference, base_of, check_names, check_state
 from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.records import Audit, Compatibility, Progress
 from loraprobe.tasks import Task, check_metrics
 
@@ -101,6 +102,7 @@ def begun(given: Given) -> tuple[Session, Sequence[Task]]:
     check_metrics(read, options.metric)
     if read:
         check_state(options)
+        split_for_screening(read, options)  # raises before a long library is read
     return Session("screen", options, given.get("progress")), read
 
 

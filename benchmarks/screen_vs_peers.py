@@ -7,7 +7,8 @@ derived from its own: the same update in another basis (a duplicate), a scaled c
 of the same norms, and broken files (cut off, not finite, without a configuration). Each figure is
 of a process with its start-up and an empty cache:
   library   `screen` without a task: reads, checks, compares and groups all of them
-  vlora     `vlora analyze` of those that it can read, where it is installed; raw factors only
+  vlora     `vlora analyze`, where it is installed, of those that are whole and of one shape; it
+            compares raw factors only
   screen    `screen --task`, with the seconds of every stage
   pair      `merge-and-eval` of two adapters; the cost of all pairs is extrapolated from a few
 """
@@ -121,7 +122,7 @@ def screen(
 
 
 def against_vlora(adapters: Sequence[Path], derived: Sequence[Path], work: Path) -> None:
-    """Times the library without a task and vlora on it, by turns."""
+    """Times the library without a task, and vlora and this on what vlora can read."""
     ours, document = screen(adapters, work)
     report(document, derived)
     print(f"library: {ours.seconds:.1f} s, {ours.cpu:.1f} s CPU, {ours.megabytes:.0f} MB")
@@ -129,8 +130,9 @@ def against_vlora(adapters: Sequence[Path], derived: Sequence[Path], work: Path)
     if vlora is None:
         print("vlora is not installed: pip install 'loraprobe[bench]'")
         return
-    states = {row["name"]: row["state"] for row in document["library"]["adapters"]}
-    readable = [place for place in adapters if states[place.name] != "broken"]
+    rows = {r["name"]: r for r in document["library"]["adapters"] if r["state"] != "broken"}
+    size, _ = Counter(row["parameters"] for row in rows.values()).most_common(1)[0]
+    readable = [p for p in adapters if rows.get(p.name, {}).get("parameters") == size]
     theirs = timed([vlora, "analyze", *map(str, readable)])
     print(
         f"vlora analyze of {len(readable)}: {theirs.seconds:.1f} s, {theirs.cpu:.1f} s CPU, "

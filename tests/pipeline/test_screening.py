@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import making
 import pytest
 from planted_library import FIRST, SECOND, write_library
 
+import loraprobe.demo
 from loraprobe.evaluation import running
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.pipeline import asking_alone
@@ -203,6 +205,22 @@ def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert found["shortlist"][0]["gain"]["task"] is None
+
+
+@pytest.mark.slow  # a model that generates
+def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
+    world = Path(loraprobe.demo.__file__).parent / "small-world"
+    words = ["screen", *(str(world / "adapters" / name) for name in ("newcomers", "steps"))]
+    words += ["--base", str(world / "base"), "--task", str(world / "tasks" / "newcomers.jsonl")]
+    words += ["--items", "20", "--limit", "50", "--max-new-tokens", "24"]
+    found = screened(words, cache=tmp_path / "cache")
+    (row,) = found["shortlist"]
+    assert row["gain"]["part"] == row["forecast"]["part"] == "steps"
+    assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert "3 passes over 20 questions, 3 over worked answers" in chosen["message"]
+    steps = screened([*words, "--dry-run"], cache=tmp_path / "cache")["estimate"]["steps"]
+    assert steps["read worked answers with them, at most"] > 0
 
 
 def error(words, *options, cache):

@@ -77,12 +77,8 @@ def inspect(
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
     """
-    from loraprobe import pipeline
-    from loraprobe.options import Options
-
-    return pipeline.inspect(
-        adapters, base=base, tasks=tasks, probe=probe, options=Options.of(options)
-    )
+    audit: Audit = _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe)
+    return audit
 
 
 @takes(MERGE)
@@ -101,12 +97,9 @@ def merge(
     adapters and whole modules are merged with the base's weights. Raises CompatibilityError if the
     adapters do not fit together.
     """
-    from loraprobe import pipeline
-    from loraprobe.options import Options
-
-    chosen = Options.of({**options, "methods": (method,), "weights": weights})
-    made: Any = pipeline.merge(adapters, base=base, tasks=tasks, options=chosen).made
-    return made
+    chosen = {**options, "methods": (method,), "weights": weights}
+    merged: Merged = _run("merge", adapters, chosen, base=base, tasks=tasks).made
+    return merged
 
 
 def route(
@@ -160,12 +153,9 @@ def compose(
 
     Raises CompatibilityError if the adapters do not fit together.
     """
-    from loraprobe import pipeline
-    from loraprobe.options import Options
-
-    chosen = Options.of({**options, "routers": (router,), "weights": weights})
-    made: Any = pipeline.compose(adapters, base=base, tasks=tasks, options=chosen).made
-    return made
+    chosen = {**options, "routers": (router,), "weights": weights}
+    routed: Routed = _run("compose", adapters, chosen, base=base, tasks=tasks).made
+    return routed
 
 
 @takes(CONVERT)
@@ -182,13 +172,9 @@ def convert(
     scaling in all modules, or those of the file. Raises CompatibilityError for what cannot be kept
     exactly.
     """
-    from loraprobe import pipeline
-    from loraprobe.options import Options
-
-    layout = "portable" if portable else "compact"
-    chosen = Options.of({**options, "rank_layout": layout})
-    made: Any = pipeline.convert([adapter], base=base, options=chosen).made
-    return made
+    chosen = {**options, "rank_layout": "portable" if portable else "compact"}
+    converted: Converted = _run("convert", [adapter], chosen, base=base).made
+    return converted
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -230,11 +216,8 @@ def merge_and_eval(
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
     """
-    from loraprobe import pipeline
-    from loraprobe.options import Options
-
-    chosen = Options.of(options)
-    return pipeline.merge_and_eval(adapters, base=base, tasks=tasks, options=chosen).audit
+    audit: Audit = _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
+    return audit
 
 
 @takes(SCREEN)
@@ -252,9 +235,16 @@ def screen(
     `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
     adapter can be read.
     """
-    from loraprobe import pipeline
     from loraprobe.library import listed
+
+    given = listed([adapters] if isinstance(adapters, str) else adapters)
+    audit: Audit = _run("screen", given, options, base=base, tasks=tasks)
+    return audit
+
+
+def _run(command: str, adapters: Sequence[Any], options: Mapping[str, Any], **inputs: Any) -> Any:
+    """What the pipeline's function for a command returns, with options as keywords give them."""
+    from loraprobe import pipeline
     from loraprobe.options import Options
 
-    given = [adapters] if isinstance(adapters, str) else adapters
-    return pipeline.screen(listed(given), base=base, tasks=tasks, options=Options.of(options))
+    return getattr(pipeline, command)(adapters, options=Options.of(options), **inputs)

@@ -99,18 +99,21 @@ def read_executor(text: str, flag: str) -> str:
 
 
 def as_given(kind: type, name: str, value: Any) -> Any:
-    """The value of a Python keyword: a repeatable option accepts a single value, too."""
+    """The value of an option as its field holds it, from a Python keyword or the command line.
+
+    A text is parsed where the option has a parser; a repeatable option takes a single value, too.
+    """
     declared = declarations(kind).get(name)
     if declared is None:
         return value
     if isinstance(value, Mapping):
         return tuple(value.items())
     one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
-    if declared.repeats:
-        return (value,) if one else tuple(value)
-    if isinstance(value, str) and declared.read is not None:
-        return declared.read(value, declared.flag or name)
-    return value if one else tuple(value)
+    held = (value,) if one else tuple(value)
+    if declared.read is not None:
+        flag = declared.flag or name
+        held = tuple(declared.read(v, flag) if isinstance(v, str) else v for v in held)
+    return held[0] if one and not declared.repeats else held
 
 
 def check_values(options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 def listing(names: Iterable[str]) -> str:
@@ -19,6 +19,12 @@ def shortly(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     told = [repr(name if len(name) <= 60 else name[:59] + "…") for name in names[:most]]
     return listing([*told, f"{len(names) - most} more"] if len(names) > most else told)
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """a, b and 7 more: the first names, and how many there are beside them."""
+    more = len(names) - most
+    return listing([*names[:most], *([f"{more} more"] if more > 0 else [])])
 
 
 def count(number: int, noun: str) -> str:

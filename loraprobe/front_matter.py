@@ -40,7 +40,7 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     gigabytes), a repeated key, nesting deeper than DEEPEST, more than LONGEST characters, and
     objects other than plain data.
     """
-    text = _between_dashes(card or "")
+    text, _ = front_and_body(card or "")
     if text is None or len(text) > LONGEST:
         return {}
     try:
@@ -50,9 +50,10 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _between_dashes(card: str) -> str | None:
-    lines = card.removeprefix("\ufeff").splitlines()
-    if not lines or lines[0].rstrip() != "---":
-        return None
-    end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
-    return None if end is None else "\n".join(lines[1:end])
+def front_and_body(card: str) -> tuple[str | None, str]:
+    """What stands between a card's first two lines of `---`, None without them, and the rest."""
+    lines = card.removeprefix("\ufeff").splitlines(keepends=True)
+    marks = [number for number, line in enumerate(lines) if line.rstrip() == "---"][:2]
+    if len(marks) < 2 or marks[0] != 0:
+        return None, card
+    return "".join(lines[1 : marks[1]]), "".join(lines[marks[1] + 1 :])

@@ -49,15 +49,16 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """Plain data (records, mappings, lists, tuples) with `change` applied to every text in it.
 
-    Keys and field names do not change.
+    Keys of mappings count as texts, names of fields do not.
     """
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: map_texts(held, change) for key, held in value.items()}
+        return {map_texts(key, change): map_texts(held, change) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map_texts(held, change) for held in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **map_texts(held, change))
+        names = [field.name for field in dataclasses.fields(value)]
+        changed = {name: map_texts(getattr(value, name), change) for name in names}
+        return dataclasses.replace(value, **changed)
     return value

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
+from loraprobe.checkpoint import DTYPES, broken, check_link, unpickle
 from loraprobe.errors import AdapterError
 from loraprobe.json_types import is_unicode
 from loraprobe.limits import how_to_raise, limits
@@ -80,8 +80,7 @@ class PickleFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            check_inflation(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = unpickle(path)
         except Exception as error:  # torch.load raises many types, pickle errors among them
             raise broken(path, str(path.parent), error, AdapterError) from None
         if not isinstance(state, dict) or not all(_is_named_tensor(*it) for it in state.items()):

@@ -13,7 +13,7 @@ import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.output import WORDS, Output
-from loraprobe.declarations import Declaration, declarations, hints
+from loraprobe.declarations import Declaration, as_given, declarations, hints
 from loraprobe.options import Options
 
 LONGEST_WORDS = 11  # columns that the words of an option may take in the help
@@ -136,15 +136,7 @@ def _typed(hint: Any, declared: Declaration) -> Any:
 
 def _values(kind: type, given: Mapping[str, Any]) -> Any:
     """An Options or Output from what typer gives; what was not given keeps its default."""
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        declared = declarations(kind)[name]
-        if value is None:
-            continue
-        texts = value if isinstance(value, list) else [value]
-        if declared.read is not None:
-            texts = [declared.read(text, declared.flag or "") for text in texts]
-        values[name] = tuple(texts) if declared.repeats else texts[0]
+    values = {n: as_given(kind, n, value) for n, value in given.items() if value is not None}
     if kind is Options:
         values["arguments"] = tuple(WORDS)
         values["joined"] = tuple(JOINED)

@@ -106,11 +106,7 @@ def composed(
     targets = checked_targets(model, composition.experts)
     parameters = checked_places(model, composition.experts, composition.router)
     dtype = _dtype([*targets.values(), *(place.module for place in parameters.values())])
-    layers = prepared(
-        composition,
-        dtype,
-        model,
-    )
+    layers = prepared(composition, dtype, model)
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)

@@ -124,19 +124,8 @@ class Plan:
 
     @property
     def batches(self) -> list[tuple[str, ...]]:
-        """The modules of each batch, of about BATCH_BYTES: the smallest parts of the work."""
-        found: list[tuple[str, ...]] = []
-        waiting: list[str] = []
-        size = 0
-        for path in self.paths:
-            infos = [a.layout[path] for a in self.adapters if path in a.layout]
-            waiting.append(path)
-            size += 2 * 8 * (len(self.adapters) * self.rank) ** 2
-            size += sum(i.rank * (i.in_features + i.out_features) * i.dtype.itemsize for i in infos)
-            if size >= gram_batches.BATCH_BYTES:
-                found.append(tuple(waiting))
-                waiting, size = [], 0
-        return [*found, tuple(waiting)] if waiting else found
+        """The modules of each batch: the smallest parts of the work."""
+        return gram_batches.batches_of([a.layout for a in self.adapters], self.paths, self.rank)
 
     def observe(
         self, batches: Sequence[Sequence[str]], progress: Progress | None = None

@@ -126,7 +126,7 @@ class Ledger:
         self._results: dict[Key, ItemResult] = {}
         if self.path is not None:
             self._lines = JsonLines(self.path, resume, fingerprint or {}, item_result)
-            self._results = {_key(row): row for row in self._lines.rows}
+            self._results = {row.key: row for row in self._lines.rows}
 
     def close(self) -> None:
         """Release the file for other runs; the results stay readable."""
@@ -138,7 +138,11 @@ class Ledger:
         batch = list(results)
         if self._lines is not None and batch:
             self._lines.append(dataclasses.asdict(result) for result in batch)
-        self._results.update({_key(result): result for result in batch})
+        self._results.update({result.key: result for result in batch})
+
+    def add_missing(self, results: Iterable[ItemResult]) -> None:
+        """`append` of those of which there is no result yet."""
+        self.append([result for result in results if result.key not in self._results])
 
     def get(self, system: str, task: str, part: str, item: str) -> ItemResult | None:
         """One result, or None if there is none yet."""
@@ -259,7 +263,3 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
         f"{path} cannot be written ({error.strerror}): free space there, or set "
         "LORAPROBE_CACHE to a directory of yours."
     )
-
-
-def _key(result: ItemResult) -> Key:
-    return result.system, result.task, result.part, result.item

@@ -157,7 +157,7 @@ class Run:
                 self.ledger.append(run.targets(batch, plan))
 
     def _kept(self, row: ItemResult) -> ItemResult | None:
-        return self.ledger.get(row.system, row.task, row.part, row.item)
+        return self.ledger.get(*row.key)
 
     def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
         for start in range(0, len(work), BATCH):

@@ -12,6 +12,7 @@ from loraprobe.evaluation.ledger import Key
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Reply, Sample
+from loraprobe.secrets import map_texts
 from loraprobe.tasks import Task, judge, stricter_metric
 
 EXAMPLES = 3  # wrong answers that an audit carries
@@ -42,7 +43,7 @@ class Samples:
     ) -> Samples:
         """The samples of an evaluation. results: what `run_systems` gave for these systems."""
         found = {(name, task): of for name, task, of in causes(results, systems, tasks)}
-        by_key = {(row.system, row.task, row.part, row.item): row for row in results}
+        by_key = {row.key: row for row in results}
         return cls(by_key, [system.name for system in systems], tasks, metric, found)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -86,7 +87,7 @@ class Samples:
 
     def _reply(self, system: str, question: Question) -> Reply | None:
         """The system's answer; None if it was not asked, as a chain step by step."""
-        found = self.results.get((system, question.task, question.part, question.item.id))
+        found = self.results.get((system, *question.key))
         if found is None or found.metric == "answer_loss":
             return None
         cause = self.cause_of.get((system, question.task), {}).get(question.item.id)
@@ -114,15 +115,10 @@ def right_by_stricter(
 
 
 def _shortened(sample: Sample) -> Sample:
-    """The sample with no text longer than LONGEST."""
-    replies = (dataclasses.replace(reply, text=_short(reply.text)) for reply in sample.replies)
-    return dataclasses.replace(
-        sample,
-        item=_short(sample.item),
-        question=_short(sample.question),
-        gold=tuple(map(_short, sample.gold[:EXAMPLES])),
-        replies=tuple(replies),
-    )
+    """The sample with few right answers and with no text longer than LONGEST."""
+    few = dataclasses.replace(sample, gold=sample.gold[:EXAMPLES])
+    made: Sample = map_texts(few, _short)
+    return made
 
 
 def _short(text: str) -> str:

@@ -7,9 +7,9 @@ accounts for the choice of the best of several systems.
 
 *One pair.* An item is gained, lost, or the same for both. Half an observation is added to the
 gained and to the lost ones. The interval holds all differences whose likelihood ratio
-2 log(L(most likely shares) / L(most likely shares with this difference)) is at most z^2. Among the
-intervals compared in examples/calibration/rule.md it decides the most, and it stays near its level
-at the small alpha of an early look.
+2 log(L(most likely shares) / L(most likely shares with this difference)) is at most z^2. It decides
+more often than Bonett and Price's where nothing is lost, and it stays near its level at the small
+alpha of an early look (examples/calibration/rule.md has its error rates).
 
 A standard error says which systems contend to be the best (`selection`) and how many items would
 decide, and `ratio` inverts the interval that it gives. It is that of Bonett and Price (2012),

@@ -7,7 +7,7 @@ factors, so memory holds a few modules of all adapters and not their files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -21,8 +21,29 @@ from loraprobe.lora.workers import in_order
 Updates = Sequence[LowRank | None]
 Visitor = Callable[[GramMatrices, Sequence[Updates]], None]
 
-# Size of the Gram matrices and factors that are collected into one batch.
+# Size of the Gram matrices, and of the factors in float32, that are collected into one batch.
 BATCH_BYTES = 1 << 24
+
+
+def batches_of(
+    adapters: Sequence[Mapping[str, Any]], paths: Sequence[str], rank: int = 0
+) -> list[tuple[str, ...]]:
+    """The modules in batches of about BATCH_BYTES; ranks are padded to at least `rank`.
+
+    adapters: module path -> update, or its rank, in_features and out_features, for each adapter.
+    """
+    found: list[tuple[str, ...]] = []
+    waiting: list[str] = []
+    size = 0
+    for path in paths:
+        own = [adapter[path] for adapter in adapters if path in adapter]
+        waiting.append(path)
+        size += 2 * 8 * (len(adapters) * max([rank, *(one.rank for one in own)])) ** 2
+        size += sum(4 * one.rank * (one.in_features + one.out_features) for one in own)
+        if size >= BATCH_BYTES:
+            found.append(tuple(waiting))
+            waiting, size = [], 0
+    return [*found, tuple(waiting)] if waiting else found
 
 
 class _ModuleGrams(NamedTuple):
@@ -48,52 +69,29 @@ def gram_matrices(
 
     adapters: module path -> update, for each adapter. paths: the modules in order (default: as the
     adapters list them). Ranks are padded to the largest of a batch, or to `rank` if it is larger.
-    batches: the modules of each batch, in place of paths; otherwise a batch has about BATCH_BYTES.
+    batches: the modules of each batch, in place of paths; otherwise those of `batches_of`.
     visitor: called with each batch and the stored updates of its modules, None where an adapter
     lacks one, before the batch is yielded; batches are computed in several threads.
     """
-    paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
-    count = len(paths) if batches is None else sum(map(len, batches))
+    if batches is None:
+        paths = paths or list(dict.fromkeys(path for a in adapters for path in a))
+        batches = batches_of([getattr(a, "infos", a) for a in adapters], paths, rank)
+    count = sum(map(len, batches))
 
-    def updates_of(path: str) -> Updates:
-        return [a.get(path) for a in adapters]
-
-    def batch(modules: Sequence[tuple[str, Updates]]) -> GramMatrices:
-        names, updates = zip(*modules, strict=True)
-        grams = _batch(names, [_module(one) for one in updates], rank)
+    def batch(part: tuple[Sequence[str], Sequence[Updates]]) -> GramMatrices:
+        names, updates = part
+        grams = _batch(tuple(names), [_module(one) for one in updates], rank)
         if visitor is not None:
             visitor(grams, updates)
         return grams
 
     done = 0
-    if batches is None:
-        parts = _cut(paths, updates_of, rank)
-    else:
-        parts = ([(path, updates_of(path)) for path in some] for some in batches)
+    parts = ((some, [[a.get(path) for a in adapters] for path in some]) for some in batches)
     for grams in in_order(batch, parts):
         done += len(grams.paths)
         if progress is not None:
             progress(done, count)
         yield grams
-
-
-def _cut(
-    paths: Sequence[str], updates_of: Callable[[str], Updates], rank: int
-) -> Iterator[list[tuple[str, Updates]]]:
-    """The modules in batches of about BATCH_BYTES of factors and Gram matrices."""
-    waiting: list[tuple[str, Updates]] = []
-    size = 0
-    for path in paths:
-        updates = updates_of(path)
-        stored = [u for u in updates if u is not None]
-        waiting.append((path, updates))
-        size += 2 * 8 * (len(updates) * max([rank, *(u.rank for u in stored)])) ** 2
-        size += sum(u.A.nbytes + u.B.nbytes for u in stored)
-        if size >= BATCH_BYTES:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
 
 
 def _module(updates: Updates) -> _ModuleGrams:

@@ -71,8 +71,7 @@ class GramMatrices:
     @functools.cached_property
     def comparable(self) -> Bool[Tensor, "m n n"]:
         """Which pairs have no module in two different shapes: [m, n, n]."""
-        same = (self.shape[:, :, None] == self.shape[:, None, :]).all(-1)
-        return same | ~(self.present[:, :, None] & self.present[:, None, :])
+        return (self.shape[:, :, None] == self.shape[:, None, :]).all(-1) | ~self.both
 
     @functools.cached_property
     def both(self) -> Bool[Tensor, "m n n"]:

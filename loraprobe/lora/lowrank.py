@@ -81,12 +81,6 @@ class LowRank:
         U, S, Vh = torch.linalg.svd((Rb @ Ra.mT) * self.scaling, full_matrices=False)
         return Qb @ U, S, Vh @ Qa.mT
 
-    def singular_values(self) -> Float[Tensor, k]:
-        """Singular values of delta W, descending: [min(r, out, in)]."""
-        Rb = torch.linalg.qr(self.B, mode="r").R
-        Ra = torch.linalg.qr(self.A.mT, mode="r").R
-        return torch.linalg.svdvals((Rb @ Ra.mT) * self.scaling)
-
 
 def owners(ranks: Sequence[int]) -> Float64[Tensor, "R n"]:
     """1 where a component belongs to an update, else 0: [sum of ranks, n] in float64."""

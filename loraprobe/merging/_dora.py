@@ -23,13 +23,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.composition.experts.scaled import ratio
+from loraprobe.composition.experts.scaled import change_products, ratio
 from loraprobe.errors import CompatibilityError
-from loraprobe.lora.lowrank import LowRank, owners
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging._compress import Compressed, compress_factors
 
 SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
-BLOCK_ENTRIES = 1 << 22  # entries of a weight in float64 at one time
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +94,8 @@ def merge_dora(
     rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
     zero_rows = torch.zeros_like(scale)
     zero_rows[small] = (rows == 0).all(1).to(zero_rows)
-    norm2, inner = _changes(wide, ratios, w, weight)
+    inner = change_products(wide, ratios, weight)
+    norm2 = float(w @ inner @ w)
     return DoraMerge(Compressed(kept.update, norm2, kept.lost2), scale, zero_rows, inner)
 
 
@@ -106,42 +106,3 @@ def check_weight(path: str, update: LowRank, weight: Tensor) -> None:
             f"Module {path} is {[update.out_features, update.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-
-
-def _changes(
-    updates: Sequence[LowRank],
-    ratios: Float64[Tensor, "n out"],
-    weights: Float64[Tensor, n],
-    weight: Float[Tensor, "out in"],
-) -> tuple[float, Float64[Tensor, "n n"]]:
-    """||W - W0||_F^2, and the inner products of the W_i - W0, [n, n].
-
-    With W_i - W0 = diag(d_i) W0 + C_i A_i, d_i = c_i - 1 and C_i = diag(c_i) s_i B_i, these are
-
-        sum_rows d_i d_j |w0|^2 + d_i <w0, C_j A_j> + d_j <w0, C_i A_i> + <C_i A_i, C_j A_j>
-
-    so that one pass over W0 gives all of them, and no change is ever formed.
-    """
-    A = torch.cat([u.A for u in updates])
-    squares, products = _one_pass(weight, A)
-    ranks = [u.rank for u in updates]
-    C = torch.cat([u.B * r[:, None] for u, r in zip(updates, ratios, strict=True)], 1)
-    d = ratios - 1
-    onto = torch.stack([part.sum(1) for part in (products * C).split(ranks, 1)])  # <w0, C_i A_i>
-    member = owners(ranks)
-    own = member.mT @ ((C.mT @ C) * (A @ A.mT)) @ member
-    inner = (d * squares) @ d.mT + d @ onto.mT + onto @ d.mT + own
-    return float(weights @ inner @ weights), inner
-
-
-def _one_pass(
-    weight: Float[Tensor, "out in"], A: Float64[Tensor, "R in"]
-) -> tuple[Float64[Tensor, out], Float64[Tensor, "out R"]]:
-    """Squared row norms of W0, and W0 A^T, in float64 by blocks of rows."""
-    step = max(1, BLOCK_ENTRIES // max(1, weight.shape[1]))
-    squares, products = [], []
-    for rows in weight.split(step):
-        block = rows.to(torch.float64)
-        squares.append(block.square().sum(1))
-        products.append(block @ A.mT)
-    return torch.cat(squares), torch.cat(products)

@@ -26,7 +26,7 @@ from loraprobe.pipeline.audits import audit_of, with_issues
 from loraprobe.pipeline.cards import with_card
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
-from loraprobe.pipeline.findings import licensed, with_servers
+from loraprobe.pipeline.findings import licensed, with_licences, with_servers
 from loraprobe.pipeline.inputs import (
     Inputs,
     Reference,
@@ -35,7 +35,6 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
     open_probe,
 )
-from loraprobe.pipeline.licences import with_licences
 from loraprobe.pipeline.merges import (
     Converted,
     made_text,

@@ -165,7 +165,7 @@ def open_evaluator(
         scorer, session, inputs.adapters, tasks, options.metric, ledger
     )
     known = template_answers(ledger, inputs.adapters, scorer.chat_template)
-    ledger.append([r for r in known if ledger.get(r.system, r.task, r.part, r.item) is None])
+    ledger.add_missing(known)
     notes += [*why, *task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 

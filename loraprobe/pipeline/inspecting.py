@@ -16,7 +16,7 @@ import torch
 
 from loraprobe import evaluation, probes
 from loraprobe.composition import Router
-from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
+from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.rounds import spread_sample
@@ -45,7 +45,7 @@ from loraprobe.records import (
 )
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import MOST_BYTES, Recorder
-from loraprobe.tasks import Probe
+from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def measure_baselines(
     composes = len(inputs.adapters) > 1
     with open_evaluator(inputs, (), session, composes=composes) as evaluator:
         singles = baseline_systems(inputs.adapters)
-        few = sampled(evaluator, SAMPLED_ITEMS)
+        few = sampled(evaluator, items_alone(inputs.tasks))
         results, forecasts = answers_alone(few, singles)
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
         rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
@@ -92,6 +92,15 @@ def measure_baselines(
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
     return BaseEvidence("pilot" if composed else "base", found, tuple(notes))
+
+
+def items_alone(tasks: Sequence[Task]) -> int:
+    """How many items of each task the base and the single adapters answer.
+
+    Hops decide for one task alone (`verdict.before_evaluation`), which takes more of them.
+    """
+    hops = len(tasks) == 1 and any(item.hops for item in tasks[0].items)
+    return HOP_ITEMS if hops else PILOT_ITEMS
 
 
 def sampled(evaluator: Evaluator, items: int) -> Evaluator:
@@ -156,7 +165,7 @@ def at_ceiling(
         own = [r for r in results if (r.system, r.part) == (system.name, "question")]
         if own and all(r.metric != "answer_loss" and r.value == 1.0 for r in own):
             more += sampled(evaluator, CEILING_ITEMS).run([system], parts=("question",))
-    return list({(r.system, r.task, r.part, r.item): r for r in [*results, *more]}.values())
+    return list({r.key: r for r in [*results, *more]}.values())
 
 
 def pilot(
@@ -223,7 +232,7 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
 
 def _sample_notes(evaluator: Evaluator) -> list[str]:
     """A note on each task of which a sample was asked."""
-    few = sampled(evaluator, SAMPLED_ITEMS)
+    few = sampled(evaluator, items_alone(evaluator.tasks))
     return [
         f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was asked; "
         "merge-and-eval --resume uses their answers again."

@@ -70,7 +70,7 @@ def _join(ledger: Ledger, place: Path, decides: Mapping[str, Any]) -> None:
         )
     shard = Ledger(place, True, fingerprint=known)
     shard.close()
-    ledger.append([r for r in shard if ledger.get(r.system, r.task, r.part, r.item) is None])
+    ledger.add_missing(shard)
     if ledger.path is not None and (place / STATES).is_dir():
         shutil.copytree(place / STATES, ledger.path.with_name(STATES), dirs_exist_ok=True)
     if ledger.path is not None and (place / SEARCH).is_file():

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import TaskError
-from loraprobe.front_matter import read_front_matter
+from loraprobe.front_matter import front_and_body, read_front_matter
 from loraprobe.routing.constant import single
 from loraprobe.tasks import Probe, ProbeItem
 
@@ -21,7 +21,6 @@ ROUNDS = 6  # of sampling at most
 LONGEST, SHORTEST = 600, 3  # characters of a prompt
 MOST_CARD = 200_000  # characters of a card that are read
 
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _ASSIGNED = re.compile(
     r"\b(?:prompt|text|question|query|instruction|input_text|inputs?)[ \t]*=[ \t]*"
@@ -79,10 +78,8 @@ def card_prompts(card: str) -> list[str]:
     The front matter is read with limits; if it is not valid YAML, there are no widget examples.
     """
     card = card[:MOST_CARD].replace("\r\n", "\n")
-    front = _FRONT.match(card)
     found = _widgets(read_front_matter(card))
-    body = card[front.end() :] if front else card
-    for match in _FENCE.finditer(body):
+    for match in _FENCE.finditer(front_and_body(card)[1]):
         kind, text = match.group(2).strip().lower(), match.group(3)
         if kind in _PLAIN and not _CODE.search(text):
             found.append(text)

@@ -27,6 +27,11 @@ class ItemResult:
     cut: bool = False
 
     @property
+    def key(self) -> tuple[str, str, str, str]:
+        """System, task, part and item, by which results are kept."""
+        return self.system, self.task, self.part, self.item
+
+    @property
     def stands(self) -> bool:
         """Whether the answer is right or a right one stands in it; False for a loss."""
         return self.metric != "answer_loss" and (self.value == 1.0 or self.contains)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from loraprobe.records import Audit, Interval
-from loraprobe.secrets import scrub
+from loraprobe.secrets import map_texts, scrub
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -127,19 +126,5 @@ def shortened(audit: Audit, characters: int) -> Audit:
         plain = clean(text)
         return plain if len(plain) <= characters else plain[: characters - 1] + "…"
 
-    made: Audit = _texts(audit, change)
+    made: Audit = map_texts(audit, change)
     return made
-
-
-def _texts(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_texts(held, change) for held in value)
-    if isinstance(value, Mapping):
-        return {change(key): _texts(held, change) for key, held in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        changed = {field.name: _texts(getattr(value, field.name), change) for field in fields}
-        return dataclasses.replace(value, **changed)
-    return value

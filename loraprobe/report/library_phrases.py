@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from loraprobe.compatibility.codes import CODES
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, first_names
 from loraprobe.records import Library, LibraryAdapter, Provenance
 from loraprobe.report.formatting import number
 from loraprobe.verdict.next_command import TASK, library_words
@@ -48,7 +48,7 @@ def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
     for row in rows:
         code = next((i.code for i in row.issues if i.severity == "error"), "")
         found.setdefault(CODES.get(code, code), []).append(row.name)
-    told = [f"{_some(names)} ({why})" for why, names in found.items()]
+    told = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in found.items()]
     return f"{len(rows)}: {'; '.join(told)}" if told else ""
 
 
@@ -56,8 +56,8 @@ def _copies(rows: Sequence[LibraryAdapter]) -> str:
     equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
     others = [row for row in rows if row.same_as is not None and row.state != "duplicate"]
     scaled = [f"{row.name} of {row.same_as}" for row in others]
-    told = [f"{len(equal)} left out ({_some(equal)})"] if equal else []
-    told += [f"{len(scaled)} only scaled ({_some(scaled)})"] if scaled else []
+    told = [f"{len(equal)} left out ({first_names(equal, MOST_NAMES)})"] if equal else []
+    told += [f"{len(scaled)} only scaled ({first_names(scaled, MOST_NAMES)})"] if scaled else []
     return "; ".join(told)
 
 
@@ -80,10 +80,4 @@ def _families(rows: Sequence[LibraryAdapter]) -> str:
 
 def _outliers(rows: Sequence[LibraryAdapter]) -> str:
     found = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
-    return f"{len(found)} of extreme norm: {_some(found)}" if found else ""
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - MOST_NAMES
-    return listing([*names[:MOST_NAMES], *([f"{more} more"] if more > 0 else [])])
+    return f"{len(found)} of extreme norm: {first_names(found, MOST_NAMES)}" if found else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from loraprobe.formatting import count
+from loraprobe.formatting import count, first_names
 from loraprobe.records import Audit, Issue, LibraryAdapter
 from loraprobe.report.figures import About, MapPoint, scatter
 from loraprobe.report.formatting import number, rounded, spread
@@ -52,7 +52,7 @@ def families(audit: Audit, most: int | None = None) -> Table:
             str(number_),
             str(len(rows)),
             spread([row.norm for row in rows if row.norm is not None]),
-            _names([row.name for row in rows]),
+            first_names([row.name for row in rows], MOST_NAMES),
         ]
         for number_, rows in list(held.items())[:most]
     ]
@@ -147,11 +147,6 @@ def _told(issue: Issue | None) -> str:
 
 def _cure(issue: Issue | None) -> str:
     return (issue.cure if issue is not None else "") or "-"
-
-
-def _names(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMES
-    return ", ".join([*names[:MOST_NAMES], *([f"{more} more"] if more > 0 else [])])
 
 
 ALL: Sequence[Callable[[Audit], Table]] = (adapters, findings, families)  # with --explain

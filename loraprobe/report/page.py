@@ -180,8 +180,7 @@ def _coverage(audit: Audit) -> Section:
 
 
 def _gates(audit: Audit) -> Section:
-    folded = _filled(system_tables.gates(audit))
-    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)), folded=folded)
+    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)))
 
 
 def _reasons(audit: Audit) -> Section:

@@ -167,10 +167,7 @@ def rule(
     output: PagesOutput = None,
     repeats: Annotated[
         int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
-    ] = 200,
-    simulate: Annotated[
-        list[int] | None, typer.Option(min=2, help="Items of the simulated cases; may be repeated.")
-    ] = None,
+    ] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -178,8 +175,7 @@ def rule(
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
 
-    at = tuple(simulate or RulePlan.simulated)
-    plan = RulePlan(simulated=at, repeats=repeats, seed=seed)
+    plan = RulePlan(repeats=repeats, seed=seed)
     _make(lambda progress: examine(plan, progress), output, json, quiet)
 
 

@@ -183,7 +183,7 @@ def test_row_norms_keep_their_accuracy_where_the_update_nearly_cancels_the_weigh
     size = weight.square().sum(1) + (B @ A).square().sum(1)
     cancels = norms.square() < scaling.CANCELS * size
     allowed = unit * torch.where(cancels, condition, condition.square())
-    monkeypatch.setattr(scaling, "ROWS_AT_ONCE", 7 * 40)  # and block by block
+    monkeypatch.setattr(scaling, "AT_ONCE", 7 * 40)  # and block by block
     found = scaling.ratio(LowRank(A, B), magnitude, weight)
     assert ((found * norms - 1).abs() <= allowed).all()
     assert 5 < cancels.sum() < 25 and allowed.max() < 0.1

@@ -155,7 +155,7 @@ def test_each_module_is_read_once_and_shown_once(monkeypatch):
         reads: ClassVar[list[str]] = []
 
         def __init__(self, **modules):
-            self.modules = modules
+            self.modules = self.infos = modules  # infos: as of an adapter, whose headers are known
 
         def __getitem__(self, path):
             one = self.modules[path]

@@ -19,6 +19,7 @@ from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
+from loraprobe.pipeline.inspecting import items_alone
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
 from loraprobe.records import Verdict
@@ -84,9 +85,9 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     audit, answers = inspected
     alone = {s.n for s in audit.evaluation if s.kind in ("base", "adapter")}
     composed = {(s.n, s.part) for s in audit.evaluation if s.kind in ("merge", "router")}
-    assert alone == {defaults.SAMPLED_ITEMS}
+    assert alone == {defaults.HOP_ITEMS}
     assert composed == {(defaults.PILOT_ITEMS, "question"), (defaults.PILOT_ITEMS, "steps")}
-    assert answers == 3 * 4 * defaults.SAMPLED_ITEMS + 3 * 2 * defaults.PILOT_ITEMS
+    assert answers == 3 * 4 * defaults.HOP_ITEMS + 3 * 2 * defaults.PILOT_ITEMS
     # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
     # of all 200 items.
     assert answers < 8 * 4 * 200 / 3
@@ -95,6 +96,16 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     probed = {row.n for row in audit.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
     assert audit.verdict.next.endswith("--system chain")
+
+
+def test_base_and_adapters_answer_more_where_hops_decide():
+    world = shipped_world()
+    hops, *both = (
+        load_task(path) for name in ("disjoint", "keep-both") for path in world.scenario(name).tasks
+    )
+    found = [items_alone(tasks) for tasks in ([hops], both, both[:1], [hops, hops])]
+    few = defaults.PILOT_ITEMS
+    assert found == [defaults.HOP_ITEMS, few, few, few]
 
 
 def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, monkeypatch):

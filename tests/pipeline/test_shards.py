@@ -108,14 +108,6 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1 << 12)
 
 
-def test_batches_are_cut_from_headers(small_batches):
-    adapters = [making.random_adapter("a"), making.random_adapter("b", seed=1, rank=2)]
-    made = plan(adapters)
-    modules = [adapter.modules for adapter in adapters]
-    once = [grams.paths for grams in gram_batches.gram_matrices(modules, made.paths, rank=4)]
-    assert made.batches == once and len(once) > 2
-
-
 def test_inspect_in_three_shards(call, small_batches, inspecting):
     places = call.shards(inspecting, 3)
     assert all(any(place.glob("modules-*.pt")) for place in places)

@@ -30,11 +30,6 @@ class ExpertTerm:
             None if self.ratio is None else self.ratio * gate,
         )
 
-    def to(self, device: torch.device) -> ExpertTerm:
-        """The same term on another device."""
-        offset, ratio = (t if t is None else t.to(device) for t in (self.offset, self.ratio))
-        return ExpertTerm(self.update.to(device=device), offset, ratio)
-
     def folded(self) -> ExpertTerm:
         """The same term with the scaling of its update multiplied into B."""
         return replace(self, update=self.update.folded())

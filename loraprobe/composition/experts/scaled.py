@@ -14,6 +14,7 @@ arXiv 2402.09353, equation 5; peft's DoraLinearLayer is the reference for conven
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,7 +26,7 @@ from loraprobe.composition.experts.low_rank import ExpertTerm
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lora.lowrank import LowRank
 
-ROWS_AT_ONCE = 1 << 22  # entries of W0 in float64 at one time
+AT_ONCE = 1 << 19  # entries in float64 at one time, which fit into the cache
 CANCELS = 1e-6  # share of ||w0||^2 + ||dw||^2 below which the row is formed explicitly
 NO_DIRECTION = 1e-30  # share below which the row is only rounding error
 
@@ -55,7 +56,7 @@ def ratio(
     """
     dtype = torch.float32 if weight.device.type == "mps" else torch.float64
     update = update.to(dtype=dtype, device=weight.device).folded()
-    rows = max(1, ROWS_AT_ONCE // max(1, weight.shape[1]))
+    rows = max(1, AT_ONCE // max(1, weight.shape[1]))
     squares = [
         _square_norms(weight[start : start + rows].to(dtype), update, start)
         for start in range(0, weight.shape[0], rows)
@@ -69,15 +70,26 @@ def change_norm(
     update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
 ) -> float:
     """||(c - 1) W0 + c dW||_F, the change of a module's weight [out, in] by a scaled expert."""
-    c = ratio(update, magnitude, weight)[:, None]
-    update = update.to(dtype=c.dtype, device=c.device).folded()
-    rows = max(1, ROWS_AT_ONCE // max(1, weight.shape[1]))
-    square = 0.0
+    c = ratio(update, magnitude, weight)
+    return float(change_products([update], c[None], weight)) ** 0.5
+
+
+def change_products(
+    updates: Sequence[LowRank], ratios: Float[Tensor, "n out"], weight: Float[Tensor, "out in"]
+) -> Float[Tensor, "n n"]:
+    """<D_i, D_j> of the changes D_i = (c_i - 1) W0 + c_i dW_i of a module's weight by n experts."""
+    c, n = ratios[..., None], len(updates)
+    wide = [update.to(dtype=c.dtype, device=c.device).folded() for update in updates]
+    rows = max(1, AT_ONCE // max(1, n * weight.shape[1]))
+    products = c.new_zeros(n, n)
     for start in range(0, weight.shape[0], rows):
         part = slice(start, start + rows)
-        change = (c[part] - 1) * weight[part].to(c) + c[part] * (update.B[part] @ update.A)
-        square += float(change.square().sum())
-    return square**0.5
+        changes = (c[:, part] - 1) * weight[part].to(c)
+        for change, update, own in zip(changes, wide, c[:, part], strict=True):
+            change.addmm_(own * update.B[part], update.A)
+        flat = changes.flatten(1)
+        products += flat @ flat.mT
+    return products
 
 
 def _square_norms(weight: Tensor, update: LowRank, start: int) -> Tensor:

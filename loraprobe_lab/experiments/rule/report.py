@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
-from scipy import stats
-
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
-from loraprobe_lab.experiments.rule import compared, decisions, designs, looks
-from loraprobe_lab.experiments.rule.decisions import MARGIN, Rate
+from loraprobe_lab.experiments.rule import exact
+from loraprobe_lab.experiments.rule.exact import MARGIN, Rate
+from loraprobe_lab.experiments.rule.simulated import simulate
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
@@ -22,67 +20,34 @@ LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of
 
 @dataclass(frozen=True)
 class RulePlan:
-    """Numbers of items that are enumerated, those that are `simulated`, and with how many runs a
-    case (0: none); those on which constructions are `compared`, with runs a case for each; and the
-    `few` on which one look is compared with two, enumerated and with as many runs as for the first
-    of these."""
+    """Numbers of items that are enumerated, with one look (`items`) and with one or two (`few`),
+    and those that are `simulated`, with `repeats` runs a case (0: none)."""
 
     items: tuple[int, ...] = (60, 100, 200)
     steps: int = 21
-    simulated: tuple[int, ...] = (60, 100, 200, 500)
-    repeats: int = 200
-    truths: tuple[float, ...] = (0.04, 0.06)
-    compared: tuple[tuple[int, int], ...] = ((100, 400), (300, 200))
     few: tuple[int, ...] = (40, 48, 59)
+    simulated: tuple[int, ...] = (40, 48, 59, 100, 300)
+    repeats: int = 400
     seed: int = 0
 
 
 def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> Pages:
     """Every outcome enumerated, every case simulated; the document holds plain numbers."""
     plan = plan or RulePlan()
-    at = [] if plan.simulated == RulePlan.simulated else [f"--simulate {n}" for n in plan.simulated]
-    options = [*at, f"--repeats {plan.repeats}", f"--seed {plan.seed}"]
-    document = {
-        "command": " ".join(["loraprobe lab rule", *options]),
-        "margin": decisions.MARGIN,
-        "limit": LIMIT,
-        "plan": asdict(plan),
-        "exact": [asdict(row) for n in plan.items for row in decisions.rates(n, steps=plan.steps)],
-        "simulated": _simulated(plan, progress) if plan.repeats else [],
-        "designs": [
-            row
-            for n, runs in plan.compared
-            for row in compared.compare_designs(n, runs, plan.seed, progress)
-        ],
-        "few": looks.compare_looks(plan.few),
-        "few_designs": [
-            row
-            for n in plan.few
-            for row in compared.compare_designs(
-                n, plan.compared[0][1], plan.seed, progress, designs.FEW_DESIGNS
-            )
-        ],
-    }
-    return rule_pages(document)
-
-
-def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]]:
-    chosen = [case for truth in plan.truths for case in decisions.cases(truth)]
-    chosen += decisions.split_cases(max(plan.truths))
-    rows, total = [], len(chosen) * sum(plan.simulated) * plan.repeats
-    done = 0
-
-    def tick(items: int) -> None:
-        nonlocal done
-        done += items
-        if progress is not None:
-            progress("simulated items", done, total)
-
-    for n in plan.simulated:
-        for case in chosen:
-            found = decisions.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
-            rows.append({**asdict(found), "wrong": found.wrong()})
-    return rows
+    simulated = plan.simulated if plan.repeats else ()
+    return rule_pages(
+        {
+            "command": f"loraprobe lab rule --repeats {plan.repeats} --seed {plan.seed}",
+            "margin": MARGIN,
+            "limit": LIMIT,
+            "plan": asdict(plan),
+            "exact": [asdict(row) for n in plan.items for row in exact.rates(n, steps=plan.steps)],
+            "few": exact.compare_looks(plan.few),
+            "simulated": [
+                row for n in simulated for row in simulate(n, plan.repeats, plan.seed, progress)
+            ],
+        }
+    )
 
 
 def rule_pages(document: dict[str, Any]) -> Pages:
@@ -91,28 +56,15 @@ def rule_pages(document: dict[str, Any]) -> Pages:
     for values in document["exact"]:
         rate = Rate(**values)
         rates.setdefault(rate.n, {}).setdefault(rate.gain, []).append(rate)
-    simulated_ = [{**row, "wilson": _wilson(row)} for row in document["simulated"]]
-    beyond: dict[str, list[str]] = {}
-    for row in simulated_:
-        if row["wrong"] > document["limit"]:
-            sure = row["wilson"][0] > document["limit"]
-            how = "beyond doubt" if sure else "within the error of simulation"
-            name = f"{row['case']} at n = {row['n']} ({row['wrong']:.3f})"
-            beyond.setdefault(how, []).append(name)
     markdown = render(
         "rule",
         document=document,
         rates=dict(sorted(rates.items())),
         gains=[gain for gain in SHOWN if any(gain in found for found in rates.values())],
-        worst={n: decisions.worst(list(chain(*found.values()))) for n, found in rates.items()},
+        worst={n: exact.worst(list(chain(*found.values()))) for n, found in rates.items()},
         levels=LEVELS,
         nearest=_nearest,
         wrong=lambda rows: max(row.wrong() for row in rows),
-        cases=simulated_,
-        beyond=dict(sorted(beyond.items())),
-        designs=document.get("designs", ()),
-        few=document.get("few", ()),
-        few_designs=document.get("few_designs", ()),
     )
     return Pages("rule", document, markdown, lambda: rule_figure(document), digits=None)
 
@@ -120,13 +72,6 @@ def rule_pages(document: dict[str, Any]) -> Pages:
 def _nearest(rows: Sequence[Rate], discordance: float) -> Rate:
     """The row whose discordance is the nearest to this one."""
     return min(rows, key=lambda row: abs(row.discordance - discordance))
-
-
-def _wilson(row: dict[str, Any]) -> tuple[float, float]:
-    """Wilson's interval of a simulated case's share of wrong decisions."""
-    wrong = round(row["wrong"] * row["repeats"])
-    found = stats.binomtest(wrong, row["repeats"]).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def rule_figure(document: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ WORLD is the small world that ships, or one of `loraprobe lab build library`. Ot
 derived from its own: the same update in another basis (a duplicate), a scaled copy, random factors
 of the same norms, and broken files (cut off, not finite, without a configuration). Each figure is
 of a process with its start-up and an empty cache:
-  library   `screen` without a task: reads, checks, compares and groups all of them
-  vlora     `vlora analyze`, where it is installed, of those that are whole and of one shape; it
-            compares raw factors only
+  library   `screen` without a task: reads, checks, compares and groups adapters
+  vlora     `vlora analyze` of the same, where it is installed: of those that are whole and of one
+            shape, and of some shaped like a 7B model's; it compares raw factors only
   screen    `screen --task`, with the seconds of every stage
   pair      `merge-and-eval` of two adapters; the cost of all pairs is extrapolated from a few
 """
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from machine import Figures, about, aim, loraprobe, peer, ratios, timed
 from safetensors.torch import load_file, save_file
+from seven import write_adapter
 
 from loraprobe.demo.world import World, shipped_world
 
@@ -121,26 +122,25 @@ def screen(
     return figures, json.loads(result.read_text(encoding="utf-8"))
 
 
-def against_vlora(adapters: Sequence[Path], derived: Sequence[Path], work: Path) -> None:
-    """Times the library without a task, and vlora and this on what vlora can read."""
-    ours, document = screen(adapters, work)
-    report(document, derived)
-    print(f"library: {ours.seconds:.1f} s, {ours.cpu:.1f} s CPU, {ours.megabytes:.0f} MB")
+def against_vlora(adapters: Sequence[Path], work: Path) -> None:
+    """Times the library without a task and vlora on the same adapters of one shape."""
+    ours, _ = screen(adapters, work)
+    print(f"  library: {ours.seconds:.1f} s, {ours.cpu:.1f} s CPU, {ours.megabytes:.0f} MB")
     vlora = peer("vlora")
     if vlora is None:
-        print("vlora is not installed: pip install 'loraprobe[bench]'")
+        print("  vlora is not installed: pip install 'loraprobe[bench]'")
         return
+    theirs = timed([vlora, "analyze", *map(str, adapters)])
+    print(f"  vlora: {theirs.seconds:.1f} s, {theirs.cpu:.1f} s CPU, {theirs.megabytes:.0f} MB")
+    for figure, name in (("seconds", "seconds"), ("cpu", "CPU seconds"), ("megabytes", "memory")):
+        aim(f"library / vlora analyze, {name}", ratios([ours], [theirs], figure), 1)
+
+
+def of_one_shape(adapters: Sequence[Path], document: dict[str, Any]) -> list[Path]:
+    """The most adapters that are whole and have as many parameters as each other."""
     rows = {r["name"]: r for r in document["library"]["adapters"] if r["state"] != "broken"}
     size, _ = Counter(row["parameters"] for row in rows.values()).most_common(1)[0]
-    readable = [p for p in adapters if rows.get(p.name, {}).get("parameters") == size]
-    theirs = timed([vlora, "analyze", *map(str, readable)])
-    print(
-        f"vlora analyze of {len(readable)}: {theirs.seconds:.1f} s, {theirs.cpu:.1f} s CPU, "
-        f"{theirs.megabytes:.0f} MB"
-    )
-    again, _ = screen(readable, work)
-    for figure, name in (("seconds", "seconds"), ("cpu", "CPU seconds"), ("megabytes", "memory")):
-        aim(f"library / vlora analyze, {name}", ratios([again], [theirs], figure), 1)
+    return [p for p in adapters if rows.get(p.name, {}).get("parameters") == size]
 
 
 def brute_force(
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("world", type=Path, nargs="?")
     parser.add_argument("--task", default="newcomers")
     parser.add_argument("--adapters", type=int, default=300)
+    parser.add_argument("--seven", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -174,7 +175,15 @@ def main() -> None:
         missing = max(0, options.adapters - len(own))
         derived = derive(own, work, missing)
         started = time.perf_counter()
-        against_vlora([*own, *derived], derived, work)
+        figures, document = screen([*own, *derived], work)
+        report(document, derived)
+        print(f"library of all: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU")
+        alike = of_one_shape([*own, *derived], document)
+        print(f"{len(alike)} of them, of one shape:")
+        against_vlora(alike, work)
+        print(f"{options.seven} adapters shaped like a 7B model's:")
+        seven = (work / f"seven-{seed}" for seed in range(options.seven))
+        against_vlora([Path(write_adapter(place, 32, k)) for k, place in enumerate(seven)], work)
         how = ("--base", world.base, "--task", task, "--threads", options.threads)
         figures, document = screen([*own, *derived], work, *how)
         print(f"screen: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU")

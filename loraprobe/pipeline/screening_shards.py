@@ -30,7 +30,7 @@ from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.screening import Given, begun
 from loraprobe.pipeline.screening_workers import open_library_units
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shard_files import Shard, run_of
+from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.tasks import Task
 
@@ -44,9 +44,8 @@ def screen_shard(adapters: Sequence[Any], place: Path, **given: Unpack[Given]) -
     session, read = begun(given)
     base = _opened(given.get("base"), bool(read), session.options, given.get("written", ()))
     session.options = replace(session.options, state=place, resume=True)
+    made = Shard.begun(session.options, _fingerprint(base), place)
     assert session.options.shard is not None
-    made = Shard(run_of(session.options.arguments), session.options.shard, _fingerprint(base))
-    made.begin(place)
     own = share_of([1.0] * len(adapters), session.options.shard)
     members = _read(adapters, own, base, session, place)
     usable = [member for member in members if member.usable]
@@ -57,9 +56,7 @@ def screen_shard(adapters: Sequence[Any], place: Path, **given: Unpack[Given]) -
         tasks = given.get("tasks", ())
         with open_library_units(adapters, base, tasks, session.options, places) as session.units:
             asked = _ask(usable, base, read, session)
-    made = replace(made, complete=True, adapters=len(own), questions=asked)
-    made.write(place)
-    return made
+    return made.completed(place, adapters=len(own), questions=asked)
 
 
 def _opened(base: Any, asks: bool, options: Options, written: Sequence[Path]) -> Base | None:

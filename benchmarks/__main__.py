@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "merge": ("merge_vs_peft.py", "--runs", "5", "--peft", "all"),
     "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "6"),
     "library": ("library.py",),
+    "screen": ("screen_vs_peers.py",),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
     "evaluation": ("evaluation_vs_harness.py", "--runs", "5"),
@@ -38,6 +39,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "merge": ("merge_vs_peft.py", "--runs", "2", "--layers", "8", "--peft", "none"),
     "all-pairs": ("all_pairs.py", "--runs", "2", "--layers", "1"),
     "library": ("library.py", "--seeds", "2", "--layers", "4", "--runs", "1"),
+    "screen": ("screen_vs_peers.py", "--adapters", "40", "--pairs", "1"),
     "ties": ("ties_full.py", "--runs", "2"),
     "routed-layer": (
         "routed_layer_vs_peft.py", "--runs", "3", "--width", "2048", "--tokens", "512", "2048",

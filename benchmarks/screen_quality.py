@@ -29,7 +29,8 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline import ranking_sets, screening_task
+from loraprobe.pipeline import ranking_sets
+from loraprobe.pipeline.choosing import Choosing
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -133,24 +134,20 @@ class Truth:
         }
 
 
-def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, list[Any], float]:
-    """The audit of a screen; library, what the items that choose said, worked answers; seconds."""
-    kept: list[Any] = [None, None, None]
+def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, Any, Any, float]:
+    """The audit of a screen, its library, what the items that choose said, and the seconds."""
+    kept: dict[str, Any] = {}
 
-    def keeping(original: Callable[..., Any], place: int) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
-            kept[place] = original(*given)
-            if place == 1:
-                kept[0] = given[0]
-            return kept[place]
+    def of(found: Any, *given: Any) -> Choosing:
+        kept["library"] = found
+        return original(found, *given)
 
-        return call
+    def said(self: Choosing) -> Any:
+        kept["chosen"] = last(self)  # of all looks in the end
+        return kept["chosen"]
 
-    start = time.perf_counter()
-    with (
-        patch.object(screening_task, "_screened", keeping(screening_task._screened, 1)),
-        patch.object(screening_task, "forecast_worked", keeping(screening_task.forecast_worked, 2)),
-    ):
+    original, last, start = Choosing.of, Choosing.screened, time.perf_counter()
+    with patch.object(Choosing, "of", of), patch.object(Choosing, "screened", said):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
             tasks=str(world.path / "tasks" / f"{task}.jsonl"),
@@ -159,7 +156,7 @@ def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, 
             keep=FIRST,
             **options,
         )
-    return audit, kept, time.perf_counter() - start
+    return audit, kept["library"], kept["chosen"], time.perf_counter() - start
 
 
 def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
@@ -173,8 +170,13 @@ def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
     return found
 
 
-def seen_of(chosen: Any, found: Any, made: Any) -> Seen:
-    names = chosen.alone.names[1:]
+def names_of(chosen: Any) -> list[str]:
+    """The adapters that were asked all items that choose; the others were left out early."""
+    return [member.record.name for member in chosen.members]
+
+
+def seen_of(chosen: Any, found: Any) -> Seen:
+    names = names_of(chosen)
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
     forecast = hops = None
@@ -186,7 +188,7 @@ def seen_of(chosen: Any, found: Any, made: Any) -> Seen:
             forecast = np.stack([values[name] for name in ids], 1)
         if parts is not None:
             hops = ranking_sets._kept(chosen.known[0], parts.by_part(pairs), len(pairs))
-    worked = _worked(chosen, made, pairs)
+    worked = _worked(chosen, chosen.worked, pairs)
     cosines = found.cosines[np.ix_(order, order)]
     return Seen(chosen.known[0], forecast, worked, hops, cosines, pairs)
 
@@ -226,9 +228,9 @@ def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, fl
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, (found, chosen, made), seconds = screened(world, task, items, resume=True)
-    names = chosen.alone.names[1:]
-    seen = seen_of(chosen, found, made)
+    audit, found, chosen, seconds = screened(world, task, items, resume=True)
+    names = names_of(chosen)
+    seen = seen_of(chosen, found)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
     gain = truth.best - max(truth.single, truth.base)
     return {

@@ -108,9 +108,7 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
     in at most alpha / 2.
     """
     found, shape = grid.found, grid.shape
-    lower, upper, _ = largest(found, shape, 1 - alpha, seed)
-    if forms > 1:
-        lower = largest(found, shape, 1 - alpha / forms, seed)[0]
+    lower, upper, _ = largest(found, shape, 1 - alpha, seed, forms)
     plain = found.intervals(found.critical())
     lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
     highs = found.interval(upper)[1].reshape(shape).min(1).tolist()

@@ -2,12 +2,15 @@
 
 They are quantiles of the largest of many studentised differences, by the Gaussian multiplier
 bootstrap over clusters (Chernozhukov, Chetverikov and Kato 2013). Its draws sum_g e_g u_g with e_g
-standard normal are exactly normal with covariance U^T U given the data, so they are drawn from that
-covariance directly. Where too few draws lie beyond the quantile, the bound of Bonferroni takes its
-place.
+standard normal are exactly normal with covariance U^T U given the data. So they are drawn from that
+covariance where there are fewer differences than clusters, and else from the clusters, whose
+multipliers all differences share. Where too few draws lie beyond the quantile, the bound of
+Bonferroni takes its place.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,44 +23,60 @@ SELECTION = 2.0  # standard errors beyond which something no longer contends to 
 
 
 def largest(
-    estimates: Estimates, shape: tuple[int, int], level: float, seed: int
+    estimates: Estimates, shape: tuple[int, int], level: float, seed: int, forms: int = 1
 ) -> tuple[float, float, float]:
     """Critical values for the best of S systems against the best of B baselines.
 
     Pairs are ordered as a [S, B] grid. Returns (lower, upper, both):
 
     - `lower`: max_s min_b (d_sb - lower * se_sb) exceeds max_s min_b delta_sb with probability
-      (1 - level) / 2. For any best baseline only the choice among systems needs correction, so it
-      is the largest quantile over b of max_s T_sb.
-    - `upper`: the same with the roles exchanged, for max_s min_b (d_sb + upper * se_sb).
+      (1 - level) / 2 / forms. For any best baseline only the choice among systems needs correction,
+      so it is the largest quantile over b of max_s T_sb. forms: of the question, which divide the
+      probability among them.
+    - `upper`: the same with the roles exchanged, for max_s min_b (d_sb + upper * se_sb), with
+      probability (1 - level) / 2.
     - `both`: two-sided, for all pairs together.
 
     Only what contends is corrected for, as in Chernozhukov, Lee and Rosen (2013), "Intersection
     bounds": systems whose smallest difference, and baselines whose difference, lie within SELECTION
     standard errors of both from the best. Each is at least the critical value of a single pair.
     """
+    draws = _draws(estimates, seed)
+    grid = draws.reshape(-1, *shape)
+    systems, pairs = contending(estimates, shape)
+    lower_level = 1 - (1 - level) / forms
+    lower = _Maxima.of(grid[:, systems].swapaxes(1, 2))
+    upper = _Maxima.of(np.where(pairs, grid, np.nan))
+    ends = [
+        found.quantile((1 + of) / 2, estimates.critical(of), estimates.df)
+        for found, of in ((lower, lower_level), (upper, level))
+    ]
+    both = _Maxima(np.abs(draws).max(-1), draws.shape[-1], two_sided=True)
+    return ends[0], ends[1], both.quantile(level, estimates.critical(level), estimates.df)
+
+
+def _draws(estimates: Estimates, seed: int) -> Array:
+    """Studentised differences [DRAWS, P] where nothing differs, with the correlation of these."""
     rng = np.random.default_rng(seed)
-    covariance = estimates.influence.T @ estimates.influence + np.diag(estimates.pseudo)
-    scale = np.sqrt(np.diag(covariance))
+    influence, pairs = estimates.influence, len(estimates.pseudo)
+    scale = np.sqrt((influence**2).sum(0) + estimates.pseudo)
     alone = scale == 0  # pairs without any variation count as independent
     scale[alone] = 1.0
-    correlation = covariance / np.outer(scale, scale)
-    correlation[np.diag_indices_from(correlation)] = 1.0
-    values, vectors = np.linalg.eigh(correlation)
-    # The symmetric root: unlike eigenvectors, it does not jump where rounding moves equal ones.
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    draws = rng.standard_normal((DRAWS, len(scale))) @ root.T
+    if len(influence) < pairs:
+        draws = rng.standard_normal((DRAWS, len(influence))) @ (influence / scale)
+        own = np.where(alone, 1.0, np.sqrt(estimates.pseudo) / scale)
+        draws += rng.standard_normal((DRAWS, pairs)) * own
+    else:
+        covariance = influence.T @ influence + np.diag(estimates.pseudo)
+        correlation = covariance / np.outer(scale, scale)
+        correlation[np.diag_indices_from(correlation)] = 1.0
+        values, vectors = np.linalg.eigh(correlation)
+        # The symmetric root: unlike eigenvectors, it does not jump where rounding moves equal ones.
+        root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        draws = rng.standard_normal((DRAWS, pairs)) @ root.T
     if np.isfinite(estimates.df) and estimates.df > 0:
         draws /= np.sqrt(rng.chisquare(estimates.df, (DRAWS, 1)) / estimates.df)
-    grid = np.concatenate([draws, -draws]).reshape(-1, *shape)
-    both = _quantile(np.abs(draws), level, estimates.critical(level), estimates.df)
-    single = estimates.critical(level)
-    systems, pairs = contending(estimates, shape)
-    over_systems = np.where(systems[:, None], grid, -np.inf).swapaxes(1, 2)
-    over_baselines = np.where(pairs, grid, -np.inf)
-    one = (1 + level) / 2
-    lower = _quantile(over_systems, one, single, estimates.df)
-    return lower, _quantile(over_baselines, one, single, estimates.df), both
+    return draws
 
 
 def contending(
@@ -80,18 +99,29 @@ def reach(estimates: Estimates, shape: tuple[int, int]) -> tuple[Array, Array]:
     return difference[place] - SELECTION * se[place], difference[place] + SELECTION * se[place]
 
 
-def _quantile(draws: Array, probability: float, single: float, df: float) -> float:
-    """The largest quantile of the maxima over the last axis of draws [draws, ..., P].
+@dataclass(frozen=True, eq=False)
+class _Maxima:
+    """The largest of up to `many` studentised differences in each draw: values [draws, ...]."""
 
-    At least `single`, at most Bonferroni's bound for the number of those that are not -inf, which
-    stands alone where fewer than FEWEST_DRAWS lie beyond the quantile.
-    """
-    many = int(np.isfinite(draws[0]).sum(-1).max())
-    if many == 1:
-        return single
-    two_sided = bool((draws >= 0).all())
-    bound = quantile(1 - (1 - probability) / many / (2 if two_sided else 1), df)
-    if (1 - probability) * len(draws) < FEWEST_DRAWS:
-        return max(bound, single)
-    found = float(np.quantile(draws.max(-1), probability, axis=0).max())
-    return max(single, min(found, bound))
+    values: Array
+    many: int
+    two_sided: bool = False
+
+    @classmethod
+    def of(cls, draws: Array) -> _Maxima:
+        """Over the last axis of draws [DRAWS, ..., P] and of their negatives; NaN is left out."""
+        many = int(np.isfinite(draws[0]).sum(-1).max())
+        return cls(np.concatenate([np.nanmax(draws, -1), -np.nanmin(draws, -1)]), many)
+
+    def quantile(self, probability: float, single: float, df: float) -> float:
+        """The largest quantile: at least `single`, at most Bonferroni's bound.
+
+        The bound stands alone where fewer than FEWEST_DRAWS lie beyond the quantile.
+        """
+        if self.many == 1:
+            return single
+        bound = quantile(1 - (1 - probability) / self.many / (2 if self.two_sided else 1), df)
+        if (1 - probability) * len(self.values) < FEWEST_DRAWS:
+            return max(bound, single)
+        found = float(np.quantile(self.values, probability, axis=0).max())
+        return max(single, min(found, bound))

@@ -22,7 +22,8 @@ class System:
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
     `merging.Merged` of a method that needs new weights. stored: the name under which results are
     kept, if it is another one: a control has a fixed name, but depends on the best composition. of:
-    of a control the best single adapter and the best composition ("" without one).
+    of a control the best single adapter and the best composition ("" without one). members, spec:
+    of a library, the adapters that it consists of, and what they are composed by.
     """
 
     name: str
@@ -33,6 +34,8 @@ class System:
     merged: Any = None
     stored: str = ""
     of: tuple[str, str] | None = None
+    members: tuple[str, ...] = ()
+    spec: str = ""
 
     @property
     def key(self) -> str:

@@ -43,10 +43,11 @@ def outliers(norms: Sequence[float]) -> list[float | None]:
     """
     if len(norms) < FEWEST_NORMS:
         return [None] * len(norms)
-    from scipy.stats import median_abs_deviation
+    from scipy.special import ndtri  # scipy.stats takes seconds to import
 
     logs = np.log(np.asarray(norms, dtype=np.float64))
-    middle, deviation = float(np.median(logs)), float(median_abs_deviation(logs, scale="normal"))
+    middle = float(np.median(logs))
+    deviation = float(np.median(np.abs(logs - middle)) / ndtri(0.75))  # of a normal distribution
     found: list[float | None] = []
     for log in logs.tolist():
         far = abs(log - middle)

@@ -1,8 +1,8 @@
-"""The base and every adapter of a library alone on the items that choose: one pass each.
+"""The base and adapters of a library alone on the items that choose, look by look.
 
 Adapters are opened one after the other and put into one base. Answers go into the ledger and hidden
 states into a directory beside it, so that --resume asks nothing twice and memory does not grow with
-the number of adapters.
+the number of adapters. Workers ask other systems at the same time, if there are any.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraprobe.adapters import Adapter
-from loraprobe.defaults import WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import questions
+from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES
-from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
-from loraprobe.records import SCREENING, ItemResult
-from loraprobe.routing.constant import single
+from loraprobe.pipeline.task_split import looks
+from loraprobe.pipeline.units import AskedAlone
+from loraprobe.probes import PairForecast, ScreenedTexts
+from loraprobe.records import ROUND, SCREENING, ItemResult
 from loraprobe.scoring.states import States
+from loraprobe.tasks import Task
 
-WORKED = ", worked"  # a kind of texts
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -44,90 +45,138 @@ class Budget:
         return self.begun + share * 60 * self.minutes - time.perf_counter()
 
 
-@dataclass
-class Alone:
-    """What the base and the adapters answered alone.
+@dataclass(frozen=True)
+class Look:
+    """Items that systems are asked together, and the texts of which states are kept.
 
-    names: of the systems that were asked, the base first. results: theirs. unasked: adapters that
-    the budget left out. failed: an adapter -> why it cannot be asked. pace: seconds of one system
-    for one item.
+    number: from 1. worked: whether the texts are worked answers, beside which nothing is asked.
     """
 
-    names: list[str] = field(default_factory=list)
+    number: int
+    tasks: tuple[Task, ...]
+    reading: ScreenedTexts | None
+    worked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What distinguishes its steps and its files from those of other looks."""
+        return (", worked" if self.worked else "") + f"{ROUND}{self.number}"
+
+    @property
+    def items(self) -> int:
+        return sum(len(task.items) for task in self.tasks)
+
+
+def looks_of(scorer: object, tasks: Sequence[Task], options: Options) -> list[Look]:
+    """The looks at the items that choose."""
+    return [
+        Look(number, part, ScreenedTexts.of(scorer, part, options.metric))
+        for number, part in enumerate(looks(tasks, options.seed), 1)
+    ]
+
+
+@dataclass
+class Asker:
+    """Asks systems alone, and counts what that took.
+
+    system: a name -> the system, opened. goes_on: whether a further adapter may be asked. results:
+    of all systems. unasked: adapters that the budget left out. failed: an adapter -> why it cannot
+    be asked. passes: of each kind of look, how many systems were asked how many items. spent:
+    seconds and system-items of what was not kept already.
+    """
+
+    evaluator: Evaluator
+    system: Callable[[str], System]
+    goes_on: Callable[[], bool] = lambda: True
     results: list[ItemResult] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
     failed: dict[str, LoraprobeError] = field(default_factory=dict)
-    pace: float = 0.0
+    passes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spent: tuple[float, int] = (0.0, 0)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of one system for one item; 0 where nothing was asked."""
+        seconds, items = self.spent
+        return seconds / items if items else 0.0
+
+    def ask(self, names: Sequence[str], look: Look) -> list[str]:
+        """Asks systems a look, the base always; the names of those that answered."""
+        start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
+        self._elsewhere(names, look)
+        for name in names:
+            if name != BASE and not self.goes_on():
+                self.unasked += [] if look.worked else [name]
+                continue
+            self._tell(name, look, 0)
+            try:
+                self.results += ask_one(self.evaluator, self.system(name), look)
+            except LoraprobeError as error:
+                if name == BASE or isinstance(error, OutputError):
+                    raise
+                self.failed[name] = error
+                continue
+            answered.append(name)
+        systems = self.passes.get(look.kind, (0, 0))[0] + len(answered)
+        self.passes[look.kind] = systems, look.items
+        if len(self.evaluator.ledger) > before:
+            seconds, items = self.spent
+            seconds += time.perf_counter() - start
+            self.spent = seconds, items + len(answered) * look.items
+        return answered
+
+    def _elsewhere(self, names: Sequence[str], look: Look) -> None:
+        """Has workers ask what is not kept yet; this process asks too."""
+        evaluator, session = self.evaluator, self.evaluator.session
+        pool, setup = session.units.pool, evaluator.known().setup
+        if pool is None or setup is None:
+            return
+        open_ = [name for name in names if not is_kept(evaluator, name, look)]
+
+        def here(index: int) -> None:
+            with contextlib.suppress(LoraprobeError):  # which `ask` finds again
+                ask_one(evaluator, self.system(open_[index]), look)
+
+        parts = [AskedAlone(setup, name, look if look.worked else look.number) for name in open_]
+        for index, found in pool.map(parts, here):
+            if found is not None:
+                keep(evaluator, open_[index], look, *found)
+            self._tell(open_[index], look, 1)
+            if not self.goes_on():
+                break
+
+    def _tell(self, name: str, look: Look, done: int) -> None:
+        if self.evaluator.session.progress is not None:
+            self.evaluator.session.progress(step_of(name, look), done, 1)
 
 
-def ask_alone(
-    evaluator: Evaluator,
-    adapters: Sequence[str],
-    opened: Callable[[str], Adapter],
-    reading: ScreenedTexts | None,
-    goes_on: Callable[[], bool] = lambda: True,
-) -> Alone:
-    """Asks the base and the adapters the evaluator's tasks.
-
-    adapters: names. opened: opens one. reading: the texts whose hidden states are kept. goes_on:
-    whether a further adapter may be asked.
-    """
-    found, spent = Alone(), 0.0
-    items = sum(len(task.items) for task in evaluator.tasks)
-    for name in ("base", *adapters):
-        alone = name == "base" and not found.names
-        if found.names and not goes_on():
-            found.unasked.append(name)
-            continue
-        start, before = time.perf_counter(), len(evaluator.ledger)
-        try:
-            base = System("base", "base")
-            system = base if alone else System(name, "adapter", single(opened(name)))
-            found.results += ask_one(evaluator, system, reading)
-        except LoraprobeError as error:
-            if alone or isinstance(error, OutputError):
-                raise
-            found.failed[name] = error
-            continue
-        found.names.append(name)
-        if len(evaluator.ledger) > before:
-            spent += time.perf_counter() - start
-            found.pace = spent / len(found.names) / items
-    return found
+def step_of(name: str, look: Look) -> str:
+    """The step of asking a system a look, by the name under which progress reports it."""
+    return f"evaluate {name}{SCREENING}{look.kind}"
 
 
-def ask_one(
-    evaluator: Evaluator, system: System, reading: ScreenedTexts | None
-) -> list[ItemResult]:
+def ask_one(evaluator: Evaluator, system: System, look: Look) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
     session = evaluator.session
     told = session.progress
-    progress = None if told is None else lambda s, k, n: told(_named(s), k, n)
+    step = step_of(system.name, look)
+    asks = f"evaluate {system.name}"
+    progress = None if told is None else lambda s, k, n: told(step if s == asks else s, k, n)
     own = replace(session, progress=progress, seconds={})
     with session.stage("screen"):
-        if reading is not None:
-            _keep_states(evaluator, system, reading)
-        return replace(evaluator, session=own).run([system])
+        _keep_states(evaluator, system, look)
+        return replace(evaluator, session=own, tasks=look.tasks).run([system])
 
 
-def _named(stage: str) -> str:
-    return stage + SCREENING if stage.startswith("evaluate ") else stage
-
-
-def _keep_states(
-    evaluator: Evaluator, system: System, reading: ScreenedTexts, kind: str = ""
-) -> None:
-    """Reads the states unless they are kept, with the answers to questions that are scored.
-
-    kind: of texts, where a system has several.
-    """
-    if _has_states(evaluator, system.name, reading, kind):
+def _keep_states(evaluator: Evaluator, system: System, look: Look) -> None:
+    """Reads the states unless they are kept, with the answers to questions that are scored."""
+    if look.reading is None or _has_states(evaluator, system.name, look):
         return
     with evaluator.scorer.with_composition(system.composition):
-        states, answers = reading.read(evaluator.scorer, system.name)
-    path = states_path(evaluator, system.name + kind)
+        states, answers = look.reading.read(evaluator.scorer, system.name)
+    path = states_path(evaluator, system.name, look)
     with _writing(path):
-        states.save(path, reading.mark)
+        states.save(path, look.reading.mark)
     evaluator.ledger.append(answers)
 
 
@@ -142,29 +191,34 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _has_states(evaluator: Evaluator, name: str, reading: ScreenedTexts, kind: str = "") -> bool:
+def _has_states(evaluator: Evaluator, name: str, look: Look) -> bool:
     """Whether the states of a system are kept, and its answers to questions that are scored."""
-    scored = [q for q in reading.questions if not q.generated]
+    if look.reading is None:
+        return True
+    scored = [q for q in look.reading.questions if not q.generated]
     asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
-    return asked and States.load(states_path(evaluator, name + kind), reading.mark) is not None
+    path = states_path(evaluator, name, look)
+    return asked and States.load(path, look.reading.mark) is not None
 
 
-def is_kept(evaluator: Evaluator, name: str, reading: ScreenedTexts | None) -> bool:
-    """Whether all answers of a system are kept, and its states if there are any."""
-    asked = questions(evaluator.tasks, evaluator.session.options.metric)
+def is_kept(evaluator: Evaluator, name: str, look: Look) -> bool:
+    """Whether all answers of a system to a look are kept, and its states if there are any."""
+    asked = questions(look.tasks, evaluator.session.options.metric)
     known = all(evaluator.ledger.get(name, *q.key) for q in asked)
-    return known and (reading is None or _has_states(evaluator, name, reading))
+    return known and _has_states(evaluator, name, look)
 
 
-def kept_states(evaluator: Evaluator, name: str) -> bytes:
+def kept_states(evaluator: Evaluator, name: str, look: Look) -> bytes:
     """The file of the states of a system; empty where none are kept."""
-    path = states_path(evaluator, name)
+    path = states_path(evaluator, name, look)
     return path.read_bytes() if path.is_file() else b""
 
 
-def keep(evaluator: Evaluator, name: str, rows: Sequence[ItemResult], states: bytes) -> None:
+def keep(
+    evaluator: Evaluator, name: str, look: Look, rows: Sequence[ItemResult], states: bytes
+) -> None:
     """Keeps what another process answered and read."""
-    path = states_path(evaluator, name)
+    path = states_path(evaluator, name, look)
     if states:
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,62 +229,34 @@ def keep(evaluator: Evaluator, name: str, rows: Sequence[ItemResult], states: by
     ledger.append([r for r in rows if ledger.get(r.system, r.task, r.part, r.item) is None])
 
 
-def states_path(evaluator: Evaluator, system: str) -> Path:
+def states_path(evaluator: Evaluator, system: str, look: Look) -> Path:
     """Where the states of a system are kept."""
     assert evaluator.ledger.path is not None
-    name = hashlib.sha256(system.encode()).hexdigest()[:24]
+    name = hashlib.sha256((system + look.kind).encode()).hexdigest()[:24]
     return evaluator.ledger.path.parent / STATES / f"{name}.safetensors"
 
 
-def forecast_pairs(
-    evaluator: Evaluator, alone: Alone, reading: ScreenedTexts | None, kind: str = ""
+def forecast_sets(
+    evaluator: Evaluator, names: Sequence[str], asked: Sequence[Look]
 ) -> PairForecast | None:
-    """The forecast of sets of the adapters that were asked; None where nothing can be added."""
-    if reading is None:
+    """The forecast of sets of the adapters that were asked; None where nothing can be added.
+
+    names: of the systems, the base first, that were asked all of these looks.
+    """
+    readings = [look.reading for look in asked if look.reading is not None]
+    if not readings or len(readings) < len(asked):
         return None
 
     def load(k: int) -> States:
-        path = states_path(evaluator, alone.names[k] + kind)
-        states = States.load(path, reading.mark)
-        if states is None:
-            raise OutputError(f"{path} was removed meanwhile; run the same call again.")
-        return states
+        found = []
+        for look, reading in zip(asked, readings, strict=True):
+            path = states_path(evaluator, names[k], look)
+            states = States.load(path, reading.mark)
+            if states is None:
+                raise OutputError(f"{path} was removed meanwhile; run the same call again.")
+            found.append(states)
+        return States.joined(found)
 
     with evaluator.session.stage("forecast"):
-        return PairForecast.of(evaluator.scorer, reading, len(alone.names), load)
-
-
-def forecast_worked(
-    evaluator: Evaluator,
-    alone: Alone,
-    known: Sequence[KnownAlone],
-    opened: Callable[[str], Adapter],
-) -> PairForecast | None:
-    """The same on worked answers, from one more pass of the base and of each adapter.
-
-    The right worked answers have the form of the adapter whose own are most often of the asked
-    kind. None where no form can be found.
-    """
-
-    def system(name: str) -> System:
-        plain = name == alone.names[0]
-        return System("base", "base") if plain else System(name, "adapter", single(opened(name)))
-
-    made = []
-    for one in known:
-        if one.form is not None and one.form.max() > 0:
-            writer = system(alone.names[int(one.form.argmax())])
-            asked = [item for item in one.task.items if item.cot_prompt is not None]
-            with evaluator.scorer.with_composition(writer.composition) as scorer:
-                prompts = [item.cot_prompt or "" for item in asked]
-                most = evaluator.session.options.max_new_tokens or WORKED_TOKENS
-                texts = scorer.generate(prompts, max_new_tokens=most)
-            of_item = {item.id: text for item, text in zip(asked, texts, strict=True)}
-            made.append(with_worked_answers(one.task, of_item))
-    tasks = [task for task in made if task is not None]
-    reading = ScreenedTexts.of(evaluator.scorer, tasks, None) if tasks else None
-    if reading is not None:
-        with evaluator.session.stage("screen"):
-            for name in alone.names:
-                _keep_states(evaluator, system(name), reading, WORKED)
-    return forecast_pairs(evaluator, alone, reading, WORKED)
+        whole = ScreenedTexts.joined(readings)
+        return PairForecast.of(evaluator.scorer, whole, len(names), load)

@@ -83,14 +83,17 @@ def with_next(
     kind: str,
     found: Compatibility,
     spec: str | None = None,
+    library: Sequence[str] = (),
 ) -> Verdict:
     """The verdict with the command to run next.
 
     kind: that of its system. spec: the merge method or router of its system, where that is not its
-    name.
+    name. library: the words for a whole library, where the command is about it.
     """
     spec = spec or verdict.system
-    request = replace(requested(options, inputs, kind), fitting=_fitting(inputs.given, found))
+    request = replace(requested(options, inputs, kind), library=tuple(library))
+    if inputs.given:
+        request = replace(request, fitting=_fitting(inputs.given, found))
     if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)

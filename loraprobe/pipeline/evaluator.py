@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from loraprobe import evaluation, probes
@@ -20,7 +21,7 @@ from loraprobe.pipeline.results import SEARCH, open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import SystemBuilder, learning_routers
+from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.units import Setup
@@ -34,8 +35,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are evaluated; `split` has the items that are set apart for a search of weights or for
-    routers that learn. With the `builder` of its systems, workers answer too, if there are any. As
-    a context it closes the ledger.
+    routers that learn. With a `setup` workers answer too, if there are any. As a context it closes
+    the ledger.
     """
 
     inputs: Inputs
@@ -46,7 +47,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     split: TaskSplit | None = None
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
-    builder: SystemBuilder | None = None
+    setup: Setup | None = None
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -77,18 +78,21 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """Whether questions are put into the chat template."""
         return bool(self.scorer.chat_template)
 
+    def known(
+        self,
+        searched: tuple[float, ...] | None = None,
+        routers: Mapping[str, Router] = MappingProxyType({}),
+    ) -> Evaluator:
+        """The same with what workers have to know of the systems before they answer."""
+        device = self.session.device.partition(":")[0]
+        setup = Setup(device, self.session.dtype, self.chat_template, searched, dict(routers))
+        return replace(self, setup=setup)
+
     def workers(self) -> Asking | None:
         """What asks the workers; None without workers, and before the systems are known."""
-        session, builder = self.session, self.builder
-        if session.units.pool is None or builder is None:
+        session, setup = self.session, self.setup
+        if session.units.pool is None or setup is None:
             return None
-        setup = Setup(
-            device=session.device.partition(":")[0],
-            dtype=session.dtype,
-            chat_template=self.chat_template,
-            searched=builder.searched,
-            routers=builder.routers,
-        )
         limits = TokenLimits.of(session.options.max_new_tokens)
         return functools.partial(session.units.answers, self.scorer, setup, limits)
 

@@ -22,22 +22,24 @@ from loraprobe.records import ItemResult
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
-    """A chosen set of adapters with its compositions: name of a system -> its spec."""
+    """A chosen set of adapters with its compositions by name."""
 
     candidate: RankedSet
     names: tuple[str, ...]
     builder: SystemBuilder
-    systems: Mapping[str, tuple[str, System]]
+    systems: Mapping[str, System]
     notes: tuple[str, ...]
 
     def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
         """`shrunk:NAME` and `random-partner` for one of its compositions."""
         singles = [System(name, "adapter") for name in self.names]
         alone = best_system(evaluation.score(results, singles), ("adapter",))
-        spec, system = self.systems[best]
-        made = self.builder.controls(alone or self.names[0], replace(system, name=spec))
+        system = self.systems[best]
+        made = self.builder.controls(alone or self.names[0], replace(system, name=system.spec))
         own = ", ".join(self.names)  # the gates depend on how many they are
-        return [replace(control, stored=f"{control.key}({own})") for control in made]
+        return [
+            replace(control, stored=f"{control.key}({own})", members=self.names) for control in made
+        ]
 
 
 def build_finalist(
@@ -53,12 +55,13 @@ def build_finalist(
     with session.stage("compose"):
         prepared = prepare(adapters, options, (), base)
         builder = SystemBuilder(adapters, prepared, options, base)
-        systems: dict[str, tuple[str, System]] = {}
+        systems: dict[str, System] = {}
         notes = [*unfit_routers(options, adapters).values()]
         for spec in composition_specs(options, adapters):
             name = f"{spec}({own})"
             try:
-                systems[name] = spec, builder.build(spec, name=name)
+                built = builder.build(spec, name=name)
+                systems[name] = replace(built, members=names, spec=spec)
             except LoraprobeError as error:
                 notes.append(f"{name} was not tried: {error}")
     return Finalist(candidate, names, builder, systems, tuple(notes))

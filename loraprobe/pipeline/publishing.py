@@ -33,7 +33,7 @@ def published(
 
     typed = audit.provenance.arguments
     arguments = tuple(
-        public(text if _is_text(before, text) else _argument(text))
+        public(text if _is_text(before, text) else argument_without_folders(text))
         for before, text in zip(("", *typed), typed, strict=False)
     )
     return dataclasses.replace(
@@ -73,10 +73,10 @@ def _is_text(before: str, text: str) -> bool:
     return template or before in TEXTS or text.startswith("hf://")
 
 
-def _argument(text: str) -> str:
+def argument_without_folders(text: str) -> str:
     """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
     if text.startswith("@"):  # a file of references
-        return "@" + _argument(text[1:])
+        return "@" + argument_without_folders(text[1:])
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text

@@ -22,6 +22,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
+from loraprobe.verdict.before_evaluation import nothing_to_gain
 from loraprobe.verdict.candidates import candidates
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
@@ -103,6 +104,30 @@ def play(
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
     return found
+
+
+def play_alone(evaluator: Evaluator, systems: Sequence[System]) -> Played | None:
+    """Asks systems alone all items, if the last of them leaves no room for a gain.
+
+    None as soon as it is not above 1 - margin in any form, and where its interval after the last
+    round leaves room. That interval is looked at once, so it needs no correction for the rounds.
+    """
+    options, best = evaluator.session.options, systems[-1].name
+    planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
+    found = Played(systems, planned[0], list(systems))
+    for this in planned:
+        found.round = this
+        _ask(found, evaluator, systems, round_suffix(this))
+        evidence = Evidence(
+            tasks=len(evaluator.tasks),
+            level="base",
+            margin=options.needed_gain,
+            evaluation=evaluation.score(found.results, systems),
+        )
+        forms = [evidence.scores(best, part) for part in FORMS]
+        if not any(rows and min(row.value for row in rows) > 1 - evidence.margin for rows in forms):
+            return None
+    return found if nothing_to_gain(evidence) is not None else None
 
 
 def records(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base
@@ -28,6 +28,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, Reference, base_of, check_names, check_state
 from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.records import Audit, Compatibility, Progress
 from loraprobe.tasks import Task, check_metrics
 
@@ -35,71 +36,74 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate
 
 
-def screen(
-    adapters: Sequence[Adapter | Reference],
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Audit:
-    """Reads a library of adapters, describes it, and with tasks screens it for them.
+class Given(TypedDict, total=False):
+    """What a library is screened with.
 
     base: what the adapters have to fit; "auto", and None with a task, is the base that most of them
-    name. An adapter that cannot be used is named in the audit's `library`. Raises LoraprobeError if
-    none can be read, or base or tasks cannot.
+    name. written: files that the command writes, which may not lie in the base.
     """
-    session, read, found, opened = _opened(adapters, base, tasks, options, progress, written)
+
+    base: Base | Reference | None
+    tasks: Sequence[Task | Reference] | Task | Reference
+    options: Options
+    progress: Progress | None
+    written: Sequence[Path]
+
+
+def screen(adapters: Sequence[Adapter | Reference], **given: Unpack[Given]) -> Audit:
+    """Reads a library of adapters, describes it, and with tasks screens it for them.
+
+    An adapter that cannot be used is named in the audit's `library`. Raises LoraprobeError if none
+    can be read, or base or tasks cannot.
+    """
+    session, read, found, opened = _opened(adapters, given)
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
     from loraprobe.pipeline.screening_task import screen_task
-    from loraprobe.pipeline.screening_workers import elsewhere
+    from loraprobe.pipeline.screening_workers import open_library_units
 
     assert opened is not None
     records = [member.record for member in found.members]
     places = {one.name: (place, one.sha256) for place, one in enumerate(records)}
-    workers = elsewhere(adapters, opened, tasks, options, places)
-    return screen_task(found, opened, read, session, workers)
+    tasks = given.get("tasks", ())
+    with open_library_units(adapters, opened, tasks, session.options, places) as session.units:
+        return screen_task(found, opened, read, session)
 
 
 def estimate_screen(
-    adapters: Sequence[Adapter | Reference],
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
+    adapters: Sequence[Adapter | Reference], **given: Unpack[Given]
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
     from loraprobe.pipeline.screening_task import estimate_task
 
-    if not tasks:
+    if not given.get("tasks"):
         raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
-    session, read, found, opened = _opened(adapters, base, tasks, options, progress, written)
+    session, read, found, opened = _opened(adapters, given)
     assert opened is not None
     return estimate_task(found, opened, read, session)
 
 
 def _opened(
-    adapters: Sequence[Adapter | Reference],
-    base: Base | Reference | None,
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options,
-    progress: Progress | None,
-    written: Sequence[Path],
+    adapters: Sequence[Adapter | Reference], given: Given
 ) -> tuple[Session, Sequence[Task], Arranged, Base | None]:
     """The session, tasks, library and base of a call."""
+    session, read = begun(given)
+    base = given.get("base") or ("auto" if read else None)
+    found, opened = open_library(adapters, base, session, given.get("written", ()))
+    return session, read, found, opened
+
+
+def begun(given: Given) -> tuple[Session, Sequence[Task]]:
+    """The session of a call, and its tasks."""
+    options = given.get("options", Options())
     check_names(options)
-    read = open_tasks(tasks, options)
+    read = open_tasks(given.get("tasks", ()), options)
     check_metrics(read, options.metric)
     if read:
         check_state(options)
-    session = Session("screen", options, progress)
-    found, opened = open_library(adapters, base or ("auto" if read else None), session, written)
-    return session, read, found, opened
+        split_for_screening(read, options)  # raises before a long library is read
+    return Session("screen", options, given.get("progress")), read
 
 
 def open_library(

@@ -9,18 +9,20 @@ from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.formatting import count
 from loraprobe.library import Arranged
-from loraprobe.pipeline.asking_alone import Alone
+from loraprobe.pipeline.asking_alone import BASE
 from loraprobe.pipeline.audits import audit_of
+from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.conclusion import judged, with_next
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.publishing import argument_without_folders
 from loraprobe.pipeline.rounds import Played, records
-from loraprobe.pipeline.shortlisting import Ranking
 from loraprobe.pipeline.task_split import TaskSplit
-from loraprobe.probes import PairForecast, forecast_gains
+from loraprobe.pipeline.units import Units
+from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
     Audit,
@@ -37,8 +39,7 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import Task
 from loraprobe.verdict import LibraryChoice
-
-MOST_SINGLES = 12  # with which a forecast is compared
+from loraprobe.verdict.next_command import library_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +47,19 @@ class Proved:
     """What a screen found on both parts of the items.
 
     adapters: the best single adapters and the members of finalists, which were proved too.
+    screened: None where no composition was proved, since one adapter leaves no room for a gain.
     """
 
     played: Played
     finalists: Sequence[Finalist]
     adapters: Sequence[Adapter]
-    alone: Alone
-    forecast: PairForecast | None
-    rankings: Sequence[Ranking]
+    choosing: Choosing
+    screened: Screened | None = None
 
     @property
     def looked_at(self) -> int:
         """How many sets of adapters were compared in each form of the question."""
-        return max(ranking.looked_at for ranking in self.rankings)
+        return self.choosing.looked_at
 
 
 def audit_of_screen(
@@ -70,7 +71,7 @@ def audit_of_screen(
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(inputs, evaluator, parts, proved, measured)
+    verdict, examined = _verdict(found, inputs, evaluator, parts, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -79,13 +80,14 @@ def audit_of_screen(
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
         **vars(measured),
-        library=_library(found.library, parts, proved.alone),
+        library=_library(found.library, parts, proved.choosing.asker.results),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
     )
 
 
 def _verdict(
+    found: Arranged,
     inputs: Inputs,
     evaluator: Evaluator,
     parts: TaskSplit,
@@ -94,13 +96,11 @@ def _verdict(
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
     options = evaluator.session.options
-    choice = LibraryChoice(
-        len(proved.alone.names) - 1,
-        proved.looked_at,
-        len(proved.finalists),
-        sum(len(task.items) for task in parts.apart),
-        sum(len(task.items) for task in parts.left),
-    )
+    asker = proved.choosing.asker
+    asked = {row.system for row in asker.results} - {BASE}
+    passes = tuple(asker.passes.values())
+    left = sum(len(task.items) for task in parts.left)
+    choice = LibraryChoice(len(asked), proved.looked_at, len(proved.finalists), passes, left)
     evidence = {**vars(measured), "choice": choice}
     empty = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
@@ -109,12 +109,17 @@ def _verdict(
     examined = empty
     if own is not None:
         members = own.builder.trained
-        examined = examine(members, inputs.base, "route", evaluator.session)
+        here = replace(evaluator.session, units=Units())  # workers have no plan of these members
+        examined = examine(members, inputs.base, "route", here)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
-    spec = own.systems[verdict.system or ""][0] if own is not None else None
+    spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
-    return with_next(verdict, options, about, kind, empty.compatibility, spec), examined
+    library: list[str] = []
+    if own is None and not about.adapters:
+        arguments = list(map(argument_without_folders, options.arguments))
+        library = library_words(found.library.adapters, arguments)
+    return with_next(verdict, options, about, kind, empty.compatibility, spec, library), examined
 
 
 def _about(
@@ -123,14 +128,15 @@ def _about(
     """The inputs with the adapters that the next command is about.
 
     These are the one to use alone, the members of the verdict's composition, or, where no
-    composition is advised for several tasks, the best adapter on each.
+    composition is advised for several tasks, the best adapter on each; none where it is about the
+    whole library.
     """
     wanted = [] if own is None else [*own.names]
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
-    elif len(inputs.tasks) > 1 and not verdict.composes:
+    elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
         wanted = [best for task in inputs.tasks if (best := _best_on(task, measured))]
-    named = [a for a in inputs.given if a.name in wanted] or list(inputs.given)
+    named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)
 
 
@@ -141,21 +147,24 @@ def _best_on(task: Task, measured: EvaluationRecords) -> str | None:
 
 def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
-    notes = [f"{name} was not asked: {error}" for name, error in proved.alone.failed.items()]
-    if left := proved.alone.unasked:
+    asker, screened = proved.choosing.asker, proved.screened
+    notes = [f"{name} was not asked: {error}" for name, error in asker.failed.items()]
+    if left := asker.unasked:
         notes.append(
             f"--budget left {count(len(left), 'adapter')} unasked, such as {left[0]}; the same "
             "call with --resume and more minutes asks them."
         )
-    linear = proved.forecast.linear if proved.forecast is not None else ()
-    names = [n for n, one in zip(proved.alone.names[1:], linear, strict=False) if not one]
+    if screened is None:
+        return notes
+    linear = screened.forecast.linear if screened.forecast is not None else ()
+    names = [n for n, one in zip(proved.choosing.names[1:], linear, strict=False) if not one]
     if names:
         notes.append(
             f"The effects of {count(len(names), 'adapter')} on the next token cannot be added, "
             f"because they change the head of the model ({names[0]}): their sets are ranked by "
             "what their members answer alone."
         )
-    if proved.forecast is None:
+    if screened.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no given text, or a head that is not "
             "one matrix), so sets are ranked by what their members answer alone."
@@ -163,10 +172,10 @@ def _notes(proved: Proved) -> list[str]:
     return notes
 
 
-def _library(library: Library, parts: TaskSplit, alone: Alone) -> Library:
+def _library(library: Library, parts: TaskSplit, results: Sequence[ItemResult]) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
-    for result in alone.results:
+    for result in results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
     for (system, task, part), values in rows.items():
@@ -190,7 +199,7 @@ def _shortlist(
     """The sets that were proved, the best first, and the best single adapter."""
     forecasts = _forecasts(proved, seed)
     gains = _gains(proved, measured)
-    rows = [_row(one, forecasts.get(one.names), gains, proved, verdict) for one in proved.finalists]
+    rows = [_row(one, forecasts, gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
@@ -204,8 +213,7 @@ def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
     baselines = [system for system in played.order if system.kind in BASELINES]
     for one in proved.finalists:
         if not {row.system for row in rows} & one.systems.keys():
-            own = [system for _, system in one.systems.values()]
-            rows += evaluation.gains(played.results, [*baselines, *own])
+            rows += evaluation.gains(played.results, [*baselines, *one.systems.values()])
     best: dict[str, Gain] = {}
     for row in sorted(rows, key=lambda row: row.difference):
         best[row.system] = row
@@ -214,7 +222,7 @@ def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
 
 def _row(
     one: Finalist,
-    forecast: Forecast | None,
+    forecasts: Mapping[tuple[str, ...], Mapping[str, Forecast]],
     gains: Mapping[str, Gain],
     proved: Proved,
     verdict: Verdict,
@@ -229,8 +237,8 @@ def _row(
     advised = verdict.composes and verdict.system in one.systems
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
-    if gain is not None and forecast is not None and forecast.part != gain.part:
-        forecast = None  # it is of plain questions
+    by_part = forecasts.get(one.names, {})
+    forecast = by_part.get("question" if gain is None else gain.part)
     fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
     fails = fails or all(name in proved.played.dropped for name in one.systems)
     outcome = "compose" if advised else "none" if fails else "open"
@@ -246,17 +254,21 @@ def _row(
     )
 
 
-def _forecasts(proved: Proved, seed: int) -> dict[tuple[str, ...], Forecast]:
-    """The forecast gain of each finalist over the base and the best single adapters."""
-    forecast, alone = proved.forecast, proved.alone
-    if forecast is None:
-        return {}
-    named = {", ".join(one.names): one for one in proved.finalists}
-    answers: list[ItemResult] = []
-    for name, one in named.items():
-        if all(forecast.linear[m] for m in one.candidate.members):
-            answers += forecast.results(one.candidate.members, name)
+def _forecasts(proved: Proved, seed: int) -> dict[tuple[str, ...], dict[str, Forecast]]:
+    """The forecast gain of each finalist over base and best singles, by form of the question."""
+    found: dict[tuple[str, ...], dict[str, Forecast]] = {}
+    if proved.screened is None:
+        return found
     singles = [adapter.name for adapter in proved.adapters]
-    own = [row for row in alone.results if row.system in {"base", *singles}]
-    rows = forecast_gains(answers, own, singles, list(named), seed)
-    return {named[row.system].names: row for row in rows}
+    named = {", ".join(one.names): one for one in proved.finalists}
+    own = [row for row in proved.choosing.asker.results if row.system in {BASE, *singles}]
+    of_part = {"question": proved.screened.forecast, "steps": proved.screened.worked}
+    for part, forecast in of_part.items():
+        answers: list[ItemResult] = []
+        for name, one in named.items():
+            members = one.candidate.members
+            if forecast is not None and all(forecast.linear[m] for m in members):
+                answers += [replace(row, part=part) for row in forecast.results(members, name)]
+        for row in forecast_gains(answers, own, singles, list(named), seed):
+            found.setdefault(named[row.system].names, {})[part] = row
+    return found

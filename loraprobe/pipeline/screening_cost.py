@@ -1,8 +1,9 @@
 """What a screen will take, before the first pass, from a few questions that are timed.
 
 A few questions of each kind are asked of the base and of one adapter, and a few texts are read. The
-adapters alone take that for all items that choose. What the proof takes at most follows from the
-same times for all items that prove; it takes less where sets are dropped after a round.
+adapters alone take that for all items that choose, and less where some are asked a part of them.
+What the proof takes at most follows from the same times for all items that prove; it takes less
+where sets are dropped after a round.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.rounds import round_suffix, rounds
 from loraprobe.library import Arranged, Member
+from loraprobe.pipeline.asking_alone import BASE, Look, step_of
 from loraprobe.pipeline.estimating import CostEstimate, Expecting, kinds_of
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.session import peak_memory
 from loraprobe.pipeline.systems import composition_specs
 from loraprobe.pipeline.task_split import TaskSplit
-from loraprobe.probes import ScreenedTexts
-from loraprobe.records import SCREENING
+from loraprobe.probes import ScreenedTexts, likely_worked
 from loraprobe.routing.constant import single
 
 TIMED_ROWS = 16  # texts that are read to time a pass
@@ -33,24 +34,34 @@ CONTROLS = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds: of the base and of an adapter alone on the items that choose, of the whole proof."""
+    """Seconds: of the base and of an adapter alone on the items that choose, of reading worked
+    answers to them with one system, of the whole proof.
+    """
 
     base: float
     adapter: float
+    worked: float
     proof: float
 
 
 def announce_screen(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: ScreenedTexts | None
+    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, looks: Sequence[Look]
 ) -> None:
     """Tells a listener to progress which steps will come and how long each will take."""
     listener = evaluator.session.progress
-    if isinstance(listener, Expecting):
-        cost = screen_cost(evaluator, members, parts, reading)
-        names = [member.record.name for member in members]
-        steps = {f"evaluate base{SCREENING}": cost.base}
-        steps |= {f"evaluate {name}{SCREENING}": cost.adapter for name in names}
-        listener.expect({**steps, "prove": cost.proof})
+    if not isinstance(listener, Expecting):
+        return
+    cost, steps = screen_cost(evaluator, members, parts, looks), dict[str, float]()
+    items = sum(look.items for look in looks)
+    names = [BASE, *(member.record.name for member in members)]
+    for look in looks:
+        share = look.items / items
+        alone = {name: share * (cost.base if name == BASE else cost.adapter) for name in names}
+        steps |= {step_of(name, look): seconds for name, seconds in alone.items()}
+        if cost.worked:
+            worked = replace(look, worked=True)
+            steps |= {step_of(name, worked): share * cost.worked for name in names}
+    listener.expect({**steps, "prove": cost.proof})
 
 
 def announce_proof(
@@ -69,7 +80,7 @@ def announce_proof(
 
 
 def screen_cost(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, reading: ScreenedTexts | None
+    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, looks: Sequence[Look]
 ) -> Cost:
     """Times a few questions of the items that choose, the evaluator's tasks."""
     options = evaluator.session.options
@@ -77,18 +88,23 @@ def screen_cost(
         adapter = aligned([members[0].open()], evaluator.inputs.base)[0]
         alone = single(adapter)
         kinds = kinds_of(evaluator, alone)
-        read = 0.0 if reading is None else _read(evaluator, alone, reading)
+        read = sum(_read(evaluator, alone, look.reading) for look in looks)
+        likely = [task for one in parts.apart if (task := likely_worked(one)) is not None]
+        reading = ScreenedTexts.of(evaluator.scorer, likely, None) if likely else None
+        worked = _read(evaluator, alone, reading)
     base, one, two = (sum(kind.seconds(share) for kind in kinds) for share in (0, 1, 2))
     items = [sum(len(task.items) for task in tasks) for tasks in (parts.apart, parts.left)]
     sets = min(options.keep, len(members) * (len(members) - 1) // 2)
     composed = sets * len(composition_specs(options, [adapter])) + CONTROLS
     singles = min(len(members), BEST_SINGLES + 2 * sets)
     proof = (base + singles * one + composed * two) * items[1] / items[0]
-    return Cost(base + read, one + read, proof)
+    return Cost(base + read, one + read, worked, proof)
 
 
-def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts) -> float:
-    """Seconds of reading all texts once, from the first of them."""
+def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts | None) -> float:
+    """Seconds of reading all texts once, from the first of them; 0 where there are none."""
+    if reading is None:
+        return 0.0
     few = replace(reading, rows=reading.rows[:TIMED_ROWS])
     few = replace(few, texts=tuple(t for t in reading.texts if t.row < TIMED_ROWS))
     start = time.perf_counter()
@@ -98,26 +114,24 @@ def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts
 
 
 def estimate_of_screen(
-    found: Arranged,
-    evaluator: Evaluator,
-    parts: TaskSplit,
-    reading: ScreenedTexts | None,
+    found: Arranged, evaluator: Evaluator, parts: TaskSplit, looks: Sequence[Look]
 ) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated."""
     members = found.usable
-    cost = screen_cost(evaluator, members, parts, reading)
+    cost = screen_cost(evaluator, members, parts, looks)
     done: Mapping[str, float] = evaluator.session.provenance().seconds
     n, sets = len(members), evaluator.session.options.keep
     ahead = {
-        f"ask base and {n} adapters alone": cost.base + n * cost.adapter,
+        f"ask base and {n} adapters alone, at most": cost.base + n * cost.adapter,
+        "read worked answers with them, at most": (n + 1) * cost.worked,
         f"prove {sets} sets of them, at most": cost.proof,
     }
     asked = questions(parts.apart, evaluator.session.options.metric)
     return CostEstimate(
-        systems=("base", *(member.record.name for member in members)),
+        systems=(BASE, *(member.record.name for member in members)),
         items=sum(len(task.items) for task in parts.apart),
         questions=len(asked),
-        steps={**done, **ahead},
+        steps={**done, **{step: seconds for step, seconds in ahead.items() if seconds}},
         measured=tuple(done),
         memory_bytes=peak_memory(),
         command="screen",

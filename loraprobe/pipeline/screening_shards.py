@@ -11,68 +11,52 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from loraprobe._version import __version__
 from loraprobe.adapters import check_apart
 from loraprobe.base import Base
-from loraprobe.compatibility import aligned
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import as_plain
 from loraprobe.execution import share_of
 from loraprobe.library import Member, fitted, keep_readings, read_library
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import ask_alone
+from loraprobe.pipeline.asking_alone import BASE, Asker, looks_of
+from loraprobe.pipeline.choosing import system_alone
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.inputs import Inputs, base_of, check_names
-from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.pipeline.inputs import Inputs, base_of
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.scorer import open_scorer
-from loraprobe.pipeline.screening_workers import Elsewhere, elsewhere
+from loraprobe.pipeline.screening import Given, begun
+from loraprobe.pipeline.screening_workers import open_library_units
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shard_files import Shard, run_of
+from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.probes import ScreenedTexts
-from loraprobe.records import Progress
-from loraprobe.tasks import Task, check_metrics
+from loraprobe.tasks import Task
 
 
-def screen_shard(
-    adapters: Sequence[Any],
-    place: Path,
-    *,
-    base: Any = None,
-    tasks: Any = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Shard:
+def screen_shard(adapters: Sequence[Any], place: Path, **given: Unpack[Given]) -> Shard:
     """Reads the share options.shard of a library and asks it the items that choose.
 
     Raises UsageError where a share cannot tell what a whole library tells: the base of most
     adapters, and the better form of the prompts.
     """
-    check_names(options)
-    read = open_tasks(tasks, options)
-    check_metrics(read, options.metric)
-    opened = _opened(base, bool(read), options, written)
-    options = replace(options, state=place, resume=True)
-    session = Session("screen", options, progress)
-    assert options.shard is not None
-    made = Shard(run_of(options.arguments), options.shard, _fingerprint(opened))
-    made.begin(place)
-    own = share_of([1.0] * len(adapters), options.shard)
-    members = _read(adapters, own, opened, session, place)
-    asked = None
-    if opened is not None and read:
+    session, read = begun(given)
+    base = _opened(given.get("base"), bool(read), session.options, given.get("written", ()))
+    session.options = replace(session.options, state=place, resume=True)
+    made = Shard.begun(session.options, _fingerprint(base), place)
+    assert session.options.shard is not None
+    own = share_of([1.0] * len(adapters), session.options.shard)
+    members = _read(adapters, own, base, session, place)
+    usable = [member for member in members if member.usable]
+    asked = 0 if read else None
+    if base is not None and read and usable:
         records = [member.record for member in members]
         places = {r.name: (at, r.sha256) for at, r in zip(own, records, strict=True)}
-        workers = elsewhere(adapters, opened, tasks, options, places)
-        usable = [member for member in members if member.usable]
-        asked = _ask(usable, opened, read, session, workers) if usable else 0
-    made = replace(made, complete=True, adapters=len(own), questions=asked)
-    made.write(place)
-    return made
+        tasks = given.get("tasks", ())
+        with open_library_units(adapters, base, tasks, session.options, places) as session.units:
+            asked = _ask(usable, base, read, session)
+    return made.completed(place, adapters=len(own), questions=asked)
 
 
 def _opened(base: Any, asks: bool, options: Options, written: Sequence[Path]) -> Base | None:
@@ -115,14 +99,8 @@ def _read(
         return fitted(members, base, allow)
 
 
-def _ask(
-    usable: Sequence[Member],
-    base: Base,
-    tasks: Sequence[Task],
-    session: Session,
-    workers: Elsewhere | None,
-) -> int:
-    """Asks base and adapters alone, as an undivided screen does; how many systems."""
+def _ask(usable: Sequence[Member], base: Base, tasks: Sequence[Task], session: Session) -> int:
+    """Asks base and adapters alone all looks; how many systems."""
     options = session.options
     parts = split_for_screening(tasks, options)
     scorer, _ = open_scorer(base, options.dtype, session)
@@ -135,13 +113,6 @@ def _ask(
     ledger, _ = open_ledger([member.open() for member in usable], base, tasks, session)
     inputs = Inputs((), (), base, parts.apart)
     with Evaluator(inputs, session, scorer, ledger, parts.apart) as evaluator:
-        reading = ScreenedTexts.of(scorer, parts.apart, options.metric)
-        if workers is not None:
-            workers.ask(evaluator, list(by_name), reading, lambda: True)
-        found = ask_alone(
-            evaluator,
-            list(by_name),
-            lambda name: aligned([by_name[name].open()], base)[0],
-            reading,
-        )
-    return len(found.names)
+        asker = Asker(evaluator, lambda name: system_alone(name, by_name, base))
+        looks = looks_of(scorer, parts.apart, options)
+        return max(len(asker.ask([BASE, *by_name], look)) for look in looks)

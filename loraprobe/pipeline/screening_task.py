@@ -1,54 +1,45 @@
 """`screen_task`: what of a library to use for a task.
 
 One part of each task's items chooses, the other proves. On the first, base and adapters answer
-alone, and every pair is forecast from that. On the second, the best few are composed and evaluated
-by rounds beside the base, the best single adapters and the members. The items that prove took no
-part in the choice, so the choice out of the whole library needs no correction; the choice among the
-finalists is covered by the intervals.
+alone, and every pair is forecast from that (`choosing`). On the second, the best few are composed
+and evaluated by rounds beside the base, the best single adapters and the members. The items that
+prove took no part in the choice, so the choice out of the whole library needs no correction; the
+choice among the finalists is covered by the intervals. Where one adapter leaves no room for a gain,
+it alone is proved.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility import aligned
-from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS
+from loraprobe.defaults import BEST_SINGLES, TEMPLATE_ADAPTERS
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import rounds
-from loraprobe.library import Arranged, Member
+from loraprobe.library import Arranged
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import (
-    Alone,
-    Budget,
-    ask_alone,
-    forecast_pairs,
-    forecast_worked,
-)
+from loraprobe.pipeline.asking_alone import BASE, Asker, Budget, looks_of
+from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, task_notes
 from loraprobe.pipeline.finalists import Finalist, build_finalist, fit_together
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.ranking_sets import rankings_of
 from loraprobe.pipeline.results import open_ledger
-from loraprobe.pipeline.rounds import Played, play
+from loraprobe.pipeline.rounds import Played, play, play_alone
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
-from loraprobe.pipeline.screening_workers import Elsewhere
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import Ranking, Subset, choose
+from loraprobe.pipeline.shortlisting import Subset, choose
 from loraprobe.pipeline.task_split import TaskSplit, split_for_screening
-from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts
 from loraprobe.records import Audit, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
@@ -58,55 +49,24 @@ SYSTEMS_PAIR = 4.0  # what a finalist costs, in single adapters: its composition
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 
 
-@dataclass(frozen=True, eq=False)
-class Screened:
-    """What the items that choose said.
-
-    members: those that were asked, in the order of `alone.names` without the base. rankings: of
-    pairs and larger sets, one for each form of the question. scores [1 + n]: of the base and each
-    adapter alone, the mean over tasks.
-    """
-
-    members: Sequence[Member]
-    alone: Alone
-    known: Sequence[KnownAlone]
-    forecast: PairForecast | None
-    rankings: Sequence[Ranking]
-    scores: np.ndarray
-
-    @property
-    def best(self) -> list[int]:
-        """The best single adapters, and of several tasks the best on each."""
-        order = np.argsort(-self.scores[1:], kind="stable")[:BEST_SINGLES]
-        own = [int(known.alone()[1:].argmax()) for known in self.known]
-        return list(dict.fromkeys([*order.tolist(), *own]))
-
-
-def screen_task(
-    found: Arranged,
-    base: Base,
-    tasks: Sequence[Task],
-    session: Session,
-    workers: Elsewhere | None = None,
-) -> Audit:
+def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Session) -> Audit:
     """The audit of a library that was opened, on these tasks.
 
-    workers: ask the adapters alone. Raises LoraprobeError for tasks with too few items, for fewer
-    than two usable adapters, and where base or adapters cannot be asked.
+    Raises LoraprobeError for tasks with too few items, for fewer than two usable adapters, and
+    where base or adapters cannot be asked.
     """
     _check(found, session.options)
     parts = split_for_screening(tasks, session.options)
     budget = Budget(session.options.budget, session.options.started or session.begun)
     with _open(found, base, tasks, parts, session) as evaluator:
-        reading = ScreenedTexts.of(evaluator.scorer, parts.apart, session.options.metric)
-        announce_screen(evaluator, found.usable, parts, reading)
-        screened = _screened(found, evaluator, reading, budget, workers)
-        proving = replace(evaluator, tasks=parts.left)
-        finalists = _finalists(screened, found, proving, budget)
-        played, adapters = _prove(proving, finalists, screened, budget)
-        proved = Proved(
-            played, finalists, adapters, screened.alone, screened.forecast, screened.rankings
-        )
+        choosing = Choosing.of(found, evaluator, budget)
+        announce_screen(evaluator, found.usable, parts, choosing.looks)
+        proving = replace(evaluator.known(), tasks=parts.left)
+        proved = _at_ceiling(choosing, proving)
+        if proved is None:
+            screened = choosing.screened()
+            finalists = _finalists(screened, choosing.asker, proving, budget)
+            proved = _prove(proving, finalists, screened, choosing, budget)
         return audit_of_screen(found, proving, tasks, parts, proved)
 
 
@@ -120,8 +80,8 @@ def estimate_task(
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
         with _open(found, base, tasks, parts, session) as evaluator:
-            reading = ScreenedTexts.of(evaluator.scorer, parts.apart, options.metric)
-            return estimate_of_screen(found, evaluator, parts, reading)
+            looks = looks_of(evaluator.scorer, parts.apart, options)
+            return estimate_of_screen(found, evaluator, parts, looks)
 
 
 def _check(found: Arranged, options: Options) -> None:
@@ -156,44 +116,28 @@ def _open(
     return Evaluator(inputs, session, scorer, ledger, parts.apart, None, notes, template)
 
 
-def _screened(
-    found: Arranged,
-    evaluator: Evaluator,
-    reading: ScreenedTexts | None,
-    budget: Budget,
-    workers: Elsewhere | None,
-) -> Screened:
-    """Asks base and adapters alone, and ranks the sets of adapters."""
-    base, tasks = evaluator.inputs.base, evaluator.tasks
-    usable = {member.record.name: member for member in found.usable}
+def _at_ceiling(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
+    """Asks the adapters alone, until one answers so much that no composition can gain the margin.
 
-    def opened(name: str) -> Adapter:
-        return aligned([usable[name].open()], base)[0]
-
-    def goes_on() -> bool:
-        return budget.left(SCREENING_SHARE) > 0
-
-    if workers is not None:
-        workers.ask(evaluator, list(usable), reading, goes_on)
-    alone = ask_alone(evaluator, list(usable), opened, reading, goes_on)
-    members = [usable[name] for name in alone.names[1:]]
-    if len(members) < 2:
-        raise UsageError(
-            f"{len(members)} adapters could be asked within --budget; give it more minutes."
-            if alone.unasked
-            else f"{len(members)} adapters can be asked: {next(iter(alone.failed.values()))}"
-        )
-    known = [KnownAlone.of(task, alone.names, alone.results) for task in tasks]
-    forecast = forecast_pairs(evaluator, alone, reading)
-    worked = forecast_worked(evaluator, alone, known, opened) if goes_on() else None
-    scores = np.mean([one.alone() for one in known], 0)
-    with evaluator.session.stage("forecast"):
-        rankings = rankings_of(known, forecast, worked, len(members))
-    return Screened(members, alone, known, forecast, rankings, scores)
+    Then only that adapter (or the base) is asked the items that prove. None where compositions have
+    to be proved.
+    """
+    tried = set[str]()
+    for _ in choosing.steps():
+        name = choosing.at_ceiling()
+        if name is None or name in tried:
+            continue
+        tried.add(name)
+        systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
+        played = play_alone(evaluator, systems)
+        if played is not None:
+            adapters = [one.composition.experts[0] for one in systems if one.composition]
+            return Proved(played, (), adapters, choosing)
+    return None
 
 
 def _finalists(
-    screened: Screened, found: Arranged, evaluator: Evaluator, budget: Budget
+    screened: Screened, asker: Asker, evaluator: Evaluator, budget: Budget
 ) -> list[Finalist]:
     """The sets of adapters to prove, composed."""
     options, base = evaluator.session.options, evaluator.inputs.base
@@ -202,15 +146,10 @@ def _finalists(
     def opened(members: Subset) -> list[Adapter]:
         return aligned([screened.members[m].open() for m in members], base)
 
-    families = [
-        -at - 1 if member.record.family is None else member.record.family
-        for at, member in enumerate(screened.members)
-    ]
-    keep = min(options.keep, _affordable(screened, evaluator, budget))
     chosen = choose(
         screened.rankings,
-        keep,
-        families,
+        min(options.keep, _affordable(asker, evaluator, budget)),
+        screened.families,
         lambda members: fit_together(opened(members), base, options),
     )
     made = [
@@ -219,9 +158,9 @@ def _finalists(
     return [one for one in made if one.systems]
 
 
-def _affordable(screened: Screened, evaluator: Evaluator, budget: Budget) -> int:
+def _affordable(asker: Asker, evaluator: Evaluator, budget: Budget) -> int:
     """How many finalists can be asked a first round in the time that is left, at least one."""
-    left, pace = budget.left(), screened.alone.pace
+    left, pace = budget.left(), asker.pace
     if not pace or left == float("inf"):
         return evaluator.session.options.keep
     first = rounds(evaluator.tasks, evaluator.session.options.seed)[0].items
@@ -230,16 +169,23 @@ def _affordable(screened: Screened, evaluator: Evaluator, budget: Budget) -> int
 
 
 def _prove(
-    evaluator: Evaluator, finalists: Sequence[Finalist], screened: Screened, budget: Budget
-) -> tuple[Played, list[Adapter]]:
-    """Evaluates the finalists beside base, best singles and members; and these adapters."""
-    base = evaluator.inputs.base
+    evaluator: Evaluator,
+    finalists: Sequence[Finalist],
+    screened: Screened,
+    choosing: Choosing,
+    budget: Budget,
+) -> Proved:
+    """Evaluates the finalists beside base, best singles and members."""
+    base, asker = evaluator.inputs.base, choosing.asker
     chosen = [*screened.best, *(m for one in finalists for m in one.candidate.members)]
     members = [screened.members[m] for m in dict.fromkeys(chosen)]
     adapters = aligned([member.open() for member in members], base)
-    singles = [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]
+    singles = [
+        System(BASE, "base"),
+        *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
+    ]
     owner = {name: one for one in finalists for name in one.systems}
-    composed = [system for one in finalists for _, system in one.systems.values()]
+    composed = [system for one in finalists for system in one.systems.values()]
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
         best = best_system(evaluation.score(results, systems), ("merge", "router"))
@@ -248,10 +194,9 @@ def _prove(
     def goes_on(found: Played, following: Round) -> bool:
         asked = len(found.systems) + len(found.controls)
         more = following.items - found.round.items
-        return budget.left() > screened.alone.pace * COMPOSED * asked * more
+        return budget.left() > asker.pace * COMPOSED * asked * more
 
     proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
-    pace = screened.alone.pace
-    spent = pace * len(screened.alone.names) * len(screened.known[0].task.items)
-    announce_proof(proving, [*singles, *composed], spent, pace * COMPOSED)
-    return play(proving, [*singles, *composed], controls, goes_on), adapters
+    announce_proof(proving, [*singles, *composed], asker.spent[0], asker.pace * COMPOSED)
+    played = play(proving, [*singles, *composed], controls, goes_on)
+    return Proved(played, finalists, adapters, choosing, screened)

@@ -1,54 +1,45 @@
-"""`screen --executor`: other processes ask adapters of a library alone.
+"""What a worker of `screen --executor` does: it asks adapters of a library, alone and composed.
 
-A worker opens base and tasks once and each adapter when it is asked. It answers into a ledger of
-its own, whose rows and hidden states this process keeps as if it had asked itself.
+A worker opens base and tasks once and each adapter when it is asked. Alone it answers into a ledger
+of its own, whose rows and hidden states the process that asks keeps as if it had asked itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from loraprobe import hub
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility import aligned
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.ledger import as_plain, changes
+from loraprobe.evaluation.questions import questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import ask_one, is_kept, keep, kept_states
+from loraprobe.pipeline.asking_alone import BASE, Look, ask_one, kept_states, looks_of
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.inputs import Inputs, base_of
 from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.pipeline.units import check_device, for_workers
-from loraprobe.probes import ScreenedTexts
+from loraprobe.pipeline.transforms import prepare
+from loraprobe.pipeline.units import AskedAlone, Questions, Units, for_workers
+from loraprobe.pipeline.workers import Known, answer_part, scorer_for
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
+from loraprobe.tasks import Task
 
-
-class AskedMember(NamedTuple):
-    """The adapter at a place of the library; None for the base. chat: by the chat template.
-
-    sha256: of the adapter's weights, as the process that asks read them.
-    """
-
-    place: int | None
-    sha256: str
-    chat: bool
-    device: str
-    dtype: str
-
-
-Places = Mapping[str, tuple[int, str]]
+Places = Mapping[str, tuple[int, str]]  # name -> place in the library, and hash of its weights
 Answered = tuple[list[ItemResult], bytes] | None  # None: it cannot be asked
 
 
@@ -57,6 +48,7 @@ class LibraryJob:
     """The references and options of a screen. fingerprint: what the base must be."""
 
     adapters: tuple[str, ...]
+    places: Places
     base: str
     tasks: tuple[str, ...]
     options: Options
@@ -70,7 +62,7 @@ class LibraryJob:
                 f"A worker reads another base than this process ({'; '.join(differs[:3])}): give a "
                 "path that every machine shares, or a reference with a commit."
             )
-        tasks = split_for_screening(open_tasks(self.tasks, self.options), self.options).apart
+        tasks = open_tasks(self.tasks, self.options)
         return OpenedLibrary(self, base, Session("worker", self.options), tasks)
 
 
@@ -81,97 +73,84 @@ class OpenedLibrary:
     job: LibraryJob
     base: Base
     session: Session
-    tasks: Sequence[Any]
+    tasks: Sequence[Task]
+    built: tuple[Any, System] | None = None  # the last composed system
+
+    def __call__(self, part: AskedAlone | Questions) -> Answered | list[ItemResult]:
+        scorer = scorer_for(part.setup, self.scorer, self.session)
+        if isinstance(part, Questions):
+            system = self._composed(part)
+            return answer_part(part, scorer, system, self._known, self.job.options)
+        look = part.look if isinstance(part.look, Look) else self._looks[part.look - 1]
+        return self._alone(part.name, look, scorer)
 
     @cached_property
     def scorer(self) -> Any:
         return open_scorer(self.base, self.job.options.dtype, self.session)[0]
 
-    def __call__(self, part: AskedMember) -> Answered:
-        scorer = self.scorer.with_template(part.chat)
-        own = self.session.device.partition(":")[0], self.session.dtype
-        check_device(own, part.device, part.dtype)
-        system = System("base", "base")
-        if part.place is not None:
-            ((name, _, found),) = hub.load_each(self.job.adapters, [part.place])
-            if isinstance(found, LoraprobeError):
+    @cached_property
+    def _looks(self) -> list[Look]:
+        parts = split_for_screening(self.tasks, self.job.options)
+        return looks_of(self.scorer, parts.apart, self.job.options)
+
+    @cached_property
+    def _known(self) -> Known:
+        return {q.key: q for q in questions(self.tasks, self.job.options.metric)}
+
+    def _loaded(self, name: str) -> Adapter:
+        """Raises UsageError for other weights than the process that asks read."""
+        place, sha256 = self.job.places[name]
+        ((_, _, found),) = hub.load_each(self.job.adapters, [place])
+        if isinstance(found, LoraprobeError):
+            raise found
+        if weights_hash(found) != sha256:
+            raise UsageError(
+                f"A worker reads another {name} than this process: give paths that every machine "
+                "shares, or references with a commit."
+            )
+        return found
+
+    def _alone(self, name: str, look: Look, scorer: Any) -> Answered:
+        system = System(BASE, "base")
+        if name != BASE:
+            try:
+                adapter = self._loaded(name)
+            except UsageError:
+                raise
+            except LoraprobeError:
                 return None
-            if weights_hash(found) != part.sha256:
-                raise UsageError(
-                    f"A worker reads another {name} than this process: give paths that every "
-                    "machine shares, or references with a commit."
-                )
-            system = System(name, "adapter", single(aligned([found], self.base)[0]))
-        reading = ScreenedTexts.of(scorer, self.tasks, self.job.options.metric)
+            system = System(name, "adapter", single(aligned([adapter], self.base)[0]))
         with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
             inputs = Inputs((), (), self.base, self.tasks)
-            evaluator = Evaluator(inputs, self.session, scorer, ledger, self.tasks)
+            evaluator = Evaluator(inputs, self.session, scorer, ledger, look.tasks)
             try:
-                ask_one(evaluator, system, reading)
+                ask_one(evaluator, system, look)
             except LoraprobeError:
                 return None  # the process that started this one finds the reason again
-            return list(ledger), kept_states(evaluator, system.name)
+            return list(ledger), kept_states(evaluator, name, look)
+
+    def _composed(self, part: Questions) -> System:
+        if self.built is None or self.built[0] != part[1:4]:
+            options = self.job.options
+            adapters = aligned([self._loaded(name) for name in part.members], self.base)
+            prepared = prepare(adapters, options, (), self.base)
+            builder = SystemBuilder(adapters, prepared, options, self.base)
+            self.built = part[1:4], builder.named(part.system, part.of)
+        return self.built[1]
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """Has workers ask the base and adapters. places: and hashes of the adapters, by name."""
-
-    job: LibraryJob
-    places: Places
-
-    def ask(
-        self,
-        evaluator: Evaluator,
-        usable: Sequence[str],
-        reading: ScreenedTexts | None,
-        goes_on: Callable[[], bool],
-    ) -> None:
-        """Keeps the answers and states of the base and of usable adapters that have none.
-
-        goes_on: whether a further system may be asked.
-        """
-        names = [n for n in (None, *usable) if not is_kept(evaluator, n or "base", reading)]
-        session, options = evaluator.session, evaluator.session.options
-        device = session.device.partition(":")[0]
-        chat, dtype = evaluator.chat_template, session.dtype
-        places = [self.places.get(name or "") for name in names]  # none of the base
-        parts = [
-            AskedMember(at[0] if at else None, at[1] if at else "", chat, device, dtype)
-            for at in places
-        ]
-        base = evaluator.inputs.base
-        assert base is not None and options.executor is not None
-        here = OpenedLibrary(self.job, base, session, evaluator.tasks)
-        here.__dict__["scorer"] = evaluator.scorer  # which is loaded already
-        with open_pool(options.executor, self.job, options.threads) as pool:
-            for done, (index, found) in enumerate(
-                pool.map(parts, lambda index: here(parts[index])), 1
-            ):
-                if found is not None:
-                    keep(evaluator, names[index] or "base", *found)
-                if session.progress is not None:
-                    session.progress("screen", done, len(parts))
-                if not goes_on():
-                    break
-
-
-def elsewhere(
+def open_library_units(
     adapters: Sequence[Any], base: Base, tasks: Any, options: Options, places: Places
-) -> Elsewhere | None:
-    """None without --executor. places: and hashes of the adapters, by name.
+) -> Units:
+    """How the parts of a screen are computed.
 
-    Raises UsageError for open objects, which another process cannot open.
+    Raises UsageError for open objects with --executor, which another process cannot open.
     """
     if options.executor is None:
-        return None
+        return Units()
     several = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
     alone = for_workers(options, [*adapters, *several])
-    job = LibraryJob(
-        tuple(map(str, adapters)),
-        str(base.path),
-        tuple(map(str, several)),
-        alone,
-        as_plain(base.identity),
-    )
-    return Elsewhere(job, places)
+    given, texts = tuple(map(str, adapters)), tuple(map(str, several))
+    identity = as_plain(base.identity)
+    job = LibraryJob(given, dict(places), str(base.path), texts, alone, identity)
+    return Units(open_pool(options.executor, job, options.threads))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.ledger import changes
 from loraprobe.limits import limits
+from loraprobe.options import Options
 from loraprobe.records import SCHEMA_VERSION, document
 
 FILE, FORMAT = "shard.json", "loraprobe-shard-1"
@@ -46,16 +47,26 @@ class Shard:
         except OSError as error:
             raise OutputError(f"{place} cannot be written ({error.strerror}).") from None
 
-    def begin(self, place: Path) -> None:
-        """Writes the file into a directory that is new, or of this very shard.
+    @classmethod
+    def begun(cls, options: Options, fingerprint: Any, place: Path) -> Shard:
+        """The shard of a call; its file is in a directory that is new, or of this very shard.
 
         Raises UsageError for that of another shard.
         """
+        assert options.shard is not None
+        made = cls(run_of(options.arguments), options.shard, fingerprint)
         check_place(place)
         place.mkdir(parents=True, exist_ok=True)
         if (place / FILE).exists():
-            check_same_run(Shard.read(place), self, place)
-        self.write(place)
+            check_same_run(Shard.read(place), made, place)
+        made.write(place)
+        return made
+
+    def completed(self, place: Path, **counts: Any) -> Shard:
+        """The shard when all is computed. counts: modules, questions or adapters."""
+        made = replace(self, complete=True, **counts)
+        made.write(place)
+        return made
 
     @classmethod
     def read(cls, place: Path) -> Shard:

@@ -27,7 +27,7 @@ from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shard_files import Shard, run_of
+from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.pipeline.workers import open_units
@@ -60,18 +60,14 @@ def run_shard(
 
 def _computed(inputs: Inputs, session: Session, place: Path, asks: bool) -> Shard:
     options = session.options
-    assert options.shard is not None
     identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
-    made = Shard(run_of(options.arguments), options.shard, identity)
-    made.begin(place)
+    made = Shard.begun(options, identity, place)
     found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
-    made = replace(made, modules=_modules(inputs, session, place, identity, found.compatible))
+    modules = _modules(inputs, session, place, identity, found.compatible)
     if asks and found.compatible:
         session.options = replace(options, state=place, resume=True)
         made = _answers(inputs, session, made)
-    made = replace(made, complete=True)
-    made.write(place)
-    return made
+    return made.completed(place, modules=modules)
 
 
 def _modules(inputs: Inputs, session: Session, place: Path, identity: Any, compatible: bool) -> int:
@@ -98,7 +94,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         search, _ = evaluator.search_weights(prepared)
         searched = tuple(search.weights.values()) if search else None
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = replace(evaluator, builder=builder)
+        evaluator = evaluator.known(searched, routers)
         batches = list(_all_batches(evaluator, builder))
         own = share_of([len(batch.questions) for batch in batches], made.share)
         run = Run(

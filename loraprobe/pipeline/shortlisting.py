@@ -19,6 +19,7 @@ from loraprobe.defaults import MARGIN
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 BETTER = 0.1  # by which a set of three has to exceed the best pair in it
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
+SURE = 2.0  # standard errors by which an adapter that is asked no more has to be worse
 Subset = tuple[int, ...]
 Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
 
@@ -37,13 +38,15 @@ class RankedSet:
 class Ranking:
     """The sets of adapters in one form of the question, the best first, and how many there were.
 
-    promises: whether the best of them is expected to exceed base and single adapters.
+    promises: whether the best of them is expected to exceed base and single adapters. highest: of
+    each adapter the score of the best set with it.
     """
 
     form: str
     order: tuple[tuple[Subset, float], ...]
     looked_at: int
     promises: bool = True
+    highest: tuple[float, ...] = ()
 
     def candidates(self) -> Iterator[RankedSet]:
         for place, (members, score) in enumerate(self.order, 1):
@@ -75,7 +78,12 @@ def rank(form: str, adapters: int, score: Score, alone: float = 0.0, most: int =
                 rows.append((members, value))
     rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
     promises = bool(rows) and rows[0][1] > alone + MARGIN
-    return Ranking(form, tuple(rows[:most]), len(pairs) + len(larger), promises)
+    highest = np.full(adapters, -np.inf)
+    for column in pairs.T:
+        np.maximum.at(highest, column, found)
+    return Ranking(
+        form, tuple(rows[:most]), len(pairs) + len(larger), promises, tuple(highest.tolist())
+    )
 
 
 def _place(pair: Subset, adapters: int) -> int:
@@ -110,6 +118,23 @@ def choose(
                         break
                     chosen.append(taken)
     return chosen
+
+
+def contending(
+    rankings: Sequence[Ranking], chosen: Sequence[RankedSet], items: int
+) -> frozenset[int]:
+    """The adapters that may still matter after so many items of each task, and those of `chosen`.
+
+    Left out is an adapter whose best set, in every form of the question, is worse than the best of
+    all sets by more than SURE standard errors of a difference of two shares. A success and a
+    failure are added to each share, so that none is certain. Of losses nothing is left out.
+    """
+    highest = np.max([ranking.highest for ranking in rankings], 0)
+    best = highest.max()
+    shares = (items * np.stack([highest, np.full_like(highest, best)]) + 1) / (items + 2)
+    error = np.sqrt((shares * (1 - shares)).clip(0).sum(0) / items)
+    near = (best - highest <= SURE * error) | (highest.min() < 0)
+    return frozenset({*np.flatnonzero(near).tolist(), *(m for one in chosen for m in one.members)})
 
 
 def _next(

@@ -15,6 +15,7 @@ from loraprobe.defaults import (
     FEWEST_ITEMS,
     ROUTER_LEAST,
     ROUTER_MOST,
+    SCREENING_LOOK,
     SEARCH_LEAST,
     SEARCH_MOST,
     SEARCH_SHARE,
@@ -107,6 +108,15 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
                 f"least {options.items + FEWEST_ITEMS} items, or fewer --items."
             )
     return parts
+
+
+def looks(tasks: Sequence[Task], seed: int) -> list[tuple[Task, ...]]:
+    """The items that choose in two parts without a common cluster, or in one if they are few.
+
+    The first has SCREENING_LOOK items of each task, after which an adapter may be left out.
+    """
+    parts = _drawn(tasks, [SCREENING_LOOK] * len(tasks), seed)
+    return [parts.apart, parts.left] if all(task.items for task in parts.left) else [tuple(tasks)]
 
 
 def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:

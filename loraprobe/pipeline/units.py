@@ -1,8 +1,9 @@
 """The parts of a run that shards, processes and the workers of a cluster compute.
 
-There are two kinds: the statistics of a batch of modules, and the answers of a system to a batch of
-questions. Both are cut as an undivided run computes them, so the results are the same bit for bit
-on one kind of machine. `workers` opens the inputs in another process and computes a part there.
+These are the statistics of a batch of modules, the answers of a system to a batch of questions, and
+what one adapter of a library says alone. They are cut as an undivided run computes them, so the
+results are the same bit for bit on one kind of machine. `workers` (of a library
+`screening_workers`) opens the inputs in another process and computes a part there.
 """
 
 from __future__ import annotations
@@ -47,12 +48,25 @@ class Setup(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """A batch of questions by (task, part, item), and the system that answers them."""
+    """A batch of questions by (task, part, item), and the system that answers them.
+
+    stored: the name under which answers are kept. members: of a library, the system's adapters.
+    """
 
     setup: Setup
     system: str
     of: tuple[str, str] | None
+    members: tuple[str, ...]
+    stored: str
     keys: tuple[tuple[str, str, str], ...]
+
+
+class AskedAlone(NamedTuple):
+    """A system of a library, asked alone. look: its number, or one that no worker knows itself."""
+
+    setup: Setup
+    name: str
+    look: Any
 
 
 def for_workers(options: Options, given: Iterable[object]) -> Options:
@@ -146,7 +160,14 @@ class Units(contextlib.AbstractContextManager["Units"]):
                 return ask(scorer, asked, system.key, limits)
 
         parts = [
-            Questions(setup, system.name, system.of, tuple(q.key for q in asked))
+            Questions(
+                setup,
+                system.spec or system.name,
+                system.of,
+                system.members,
+                system.key,
+                tuple(q.key for q in asked),
+            )
             for system, asked in batches
         ]
         for index, rows in self.pool.map(parts, here):

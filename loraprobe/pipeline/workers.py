@@ -6,7 +6,7 @@ the same kind of device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,17 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.pipeline.units import ModuleBatch, Questions, Units, check_device, for_workers
+from loraprobe.pipeline.units import (
+    ModuleBatch,
+    Questions,
+    Setup,
+    Units,
+    check_device,
+    for_workers,
+)
 from loraprobe.records import ItemResult
+
+Known = Mapping[tuple[str, str, str], Question]
 
 
 @dataclass(frozen=True)
@@ -87,19 +96,12 @@ class OpenedJob:
         return prepare_inputs(self.inputs, "route", self.session)
 
     def _answers(self, part: Questions) -> list[ItemResult]:
-        setup, options = part.setup, self.job.options
-        scorer = self.scorer.with_template(setup.chat_template)
-        own = self.session.device.partition(":")[0], self.session.dtype
-        check_device(own, setup.device, setup.dtype)
-        system = self._system(part)
-        known = {q.key: q for q in self._questions}
-        asked = [known[key] for key in part.keys]
-        with scorer.with_composition(system.composition):
-            return ask(scorer, asked, system.key, TokenLimits.of(options.max_new_tokens))
+        scorer = scorer_for(part.setup, self.scorer, self.session)
+        return answer_part(part, scorer, self._system(part), self._known, self.job.options)
 
     @cached_property
-    def _questions(self) -> list[Question]:
-        return questions(self.inputs.tasks, self.job.options.metric)
+    def _known(self) -> Known:
+        return {q.key: q for q in questions(self.inputs.tasks, self.job.options.metric)}
 
     def _system(self, part: Questions) -> System:
         if self.built is None or self.built[0] != part[1:3]:
@@ -114,6 +116,22 @@ class OpenedJob:
             )
             self.built = part[1:3], builder.named(part.system, part.of)
         return self.built[1]
+
+
+def scorer_for(setup: Setup, scorer: Any, session: Session) -> Any:
+    """The scorer with the form of prompts of the run. Raises UsageError on another device."""
+    own = session.device.partition(":")[0], session.dtype
+    check_device(own, setup.device, setup.dtype)
+    return scorer.with_template(setup.chat_template)
+
+
+def answer_part(
+    part: Questions, scorer: Any, system: System, known: Known, options: Options
+) -> list[ItemResult]:
+    """The answers of a system to a batch of the known questions."""
+    asked = [known[key] for key in part.keys]
+    with scorer.with_composition(system.composition):
+        return ask(scorer, asked, part.stored, TokenLimits.of(options.max_new_tokens))
 
 
 def open_units(

@@ -21,7 +21,7 @@ from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._screening import PairForecast
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.probes._texts import ScreenedTexts
-from loraprobe.probes._worked import with_worked_answers
+from loraprobe.probes._worked import likely_worked, with_worked_answers
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
 
@@ -42,6 +42,7 @@ __all__ = [
     "forecast_gains",
     "forecast_recorded",
     "generated_prompts",
+    "likely_worked",
     "probe_without_task",
     "scored_questions",
     "with_worked_answers",

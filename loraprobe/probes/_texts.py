@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -60,6 +60,22 @@ class ScreenedTexts:
             row = tuple(ids if generated else ids[:-1]), start
             stopped = generated and asked[k].metric in WHOLE
             texts.append(Text(k, rows.setdefault(row, len(rows)), tuple(ids[start:]), stopped))
+        return cls(tuple(asked), tuple(rows), tuple(texts))
+
+    @classmethod
+    def joined(cls, parts: Sequence[ScreenedTexts]) -> ScreenedTexts:
+        """Several readings as one, in their order."""
+        asked: list[Question] = []
+        rows: list[Row] = []
+        texts: list[Text] = []
+        for part in parts:
+            before, above = len(asked), len(rows)
+            texts += [
+                replace(text, question=text.question + before, row=text.row + above)
+                for text in part.texts
+            ]
+            asked += part.questions
+            rows += part.rows
         return cls(tuple(asked), tuple(rows), tuple(texts))
 
     @property

@@ -39,6 +39,19 @@ def with_worked_answers(task: Task, texts: Mapping[str, str]) -> Task | None:
     return replace(task, items=tuple(items)) if items else None
 
 
+def likely_worked(task: Task) -> Task | None:
+    """The same with texts of about the length of worked answers; None where none are read.
+
+    It tells what reading worked answers will take, before any has been written.
+    """
+    asked = [item for item in task.items if item.cot_prompt is not None and item.hops]
+    items = [
+        _plain(item, " ".join([item.prompt, *(hop.answers[0] for hop in item.hops)]))
+        for item in asked
+    ]
+    return replace(task, items=tuple(items)) if items else None
+
+
 def _plain(item: Item, right: str) -> Item:
     """The item as a plain question that is answered by this text."""
     return replace(

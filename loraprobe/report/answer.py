@@ -98,6 +98,16 @@ class Answer:
         """The lines that `laid_out` shows, with their labels."""
         return self._fitted(width)[0]
 
+    def in_full(self, width: int) -> list[str]:
+        """The commands that `laid_out` shows with ADAPTERS, whole, in lines of a shell."""
+        shown = dict(self.kept(width))
+        return [
+            line
+            for label, text in self.lines
+            if label in COMMANDS and shown.get(label, text) != text
+            for line in command_lines(text, width)
+        ]
+
     def _fitted(self, width: int) -> tuple[list[Line], list[str]]:
         """The first version of the answer that fits, and what it looks like."""
         for kept, most in _versions(self.lines):

@@ -9,7 +9,7 @@ from loraprobe.compatibility.codes import CODES
 from loraprobe.formatting import count, first_names
 from loraprobe.records import Library, LibraryAdapter, Provenance
 from loraprobe.report.formatting import number
-from loraprobe.verdict.next_command import TASK
+from loraprobe.verdict.next_command import TASK, library_words
 
 Line = tuple[str, str]
 MOST_NAMES = 3
@@ -32,7 +32,7 @@ def labelled(library: Library, provenance: Provenance) -> Iterator[Line]:
     yield "copies", _copies(rows)
     yield "families", _families(rows)
     yield "outliers", _outliers(rows)
-    references = _references(rows, provenance)
+    references = library_words(rows, provenance.arguments)
     yield "next", shlex.join(["loraprobe", "screen", *references, "--task", TASK])
 
 
@@ -81,14 +81,3 @@ def _families(rows: Sequence[LibraryAdapter]) -> str:
 def _outliers(rows: Sequence[LibraryAdapter]) -> str:
     found = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
     return f"{len(found)} of extreme norm: {first_names(found, MOST_NAMES)}" if found else ""
-
-
-def _references(rows: Sequence[LibraryAdapter], provenance: Provenance) -> list[str]:
-    """The references as they were given; those of a file or of standard input by that."""
-    known = {text for row in rows for text in (row.reference, f"{row.name}={row.reference}")}
-    given = [
-        word
-        for word in provenance.arguments
-        if word in known or word == "-" or word.startswith("@")
-    ]
-    return given or [row.reference for row in rows if row.state == "usable"]

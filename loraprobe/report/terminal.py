@@ -65,8 +65,12 @@ def render(
             console.print(line)
     if remark:
         console.print("\n".join(["", *wrapped(remark, width)]), markup=False)
+    told = answer(audit).typed(typed)
+    if whole := told.in_full(width):
+        console.print("\nTo copy, with the references of ADAPTERS:")
+        console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
-    for line in styled(answer(audit).typed(typed), width):
+    for line in styled(told, width):
         console.print(line, soft_wrap=True)
 
 

@@ -42,6 +42,14 @@ class States:
     total: Tensor
     linear: bool
 
+    @classmethod
+    def joined(cls, parts: Sequence[States]) -> States:
+        """The states of several readings as those of one, in their order."""
+        hidden, top, total = (
+            torch.cat([getattr(one, name) for one in parts]) for name in ("hidden", "top", "total")
+        )
+        return cls(hidden, top, total, all(one.linear for one in parts))
+
     def save(self, path: Path, mark: str) -> None:
         """Writes the states, all or nothing. mark: says of what they are."""
         path.parent.mkdir(parents=True, exist_ok=True)

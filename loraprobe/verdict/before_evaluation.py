@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
@@ -96,14 +97,14 @@ def undecided(level: EvidenceLevel) -> Verdict:
 def judge_base(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
     hops = {} if evidence.several else hop_knowledge(evidence)
-    for rule in (_nothing_to_gain, _hop_unknown, _disjoint):
+    for rule in (nothing_to_gain, _hop_unknown, _disjoint):
         verdict = rule(evidence, hops)
         if verdict is not None:
             return verdict
     return undecided("base")
 
 
-def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
+def nothing_to_gain(evidence: Evidence, hops: Hops = MappingProxyType({})) -> Verdict | None:
     """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
     if evidence.losses:
         return None  # a loss has no ceiling

@@ -39,16 +39,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class LibraryChoice:
-    """Out of what the compositions were chosen, on `items` that serve nothing else.
+    """Out of what the compositions were chosen, on items that serve nothing else.
 
     `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
-    up to `others` items.
+    up to `others` items. `passes` are numbers of systems with the numbers of questions that they
+    were asked together; 0 for a pass over worked answers, which are only read.
     """
 
     adapters: int
     sets: int
     proved: int
-    items: int
+    passes: tuple[tuple[int, int], ...]
     others: int
 
 

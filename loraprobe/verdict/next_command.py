@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
-from loraprobe.records import Verdict
+from loraprobe.records import LibraryAdapter, Verdict
 from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -23,7 +24,8 @@ class Request:
     that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
     kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
     prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
-    to use the kept answers. `fitting` are adapters without a conflict among them.
+    to use the kept answers. `fitting` are adapters without a conflict among them. `library` names
+    all adapters of a library, where the next command is about it.
     """
 
     adapters: tuple[str, ...]
@@ -36,6 +38,7 @@ class Request:
     options: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     fitting: tuple[str, ...] = ()
+    library: tuple[str, ...] = ()
 
 
 def next_command(verdict: Verdict, request: Request, limited: bool = False) -> str:
@@ -110,8 +113,8 @@ def _evaluate(
     asked = tuple(word for task in tasks for word in ("--task", task))
     base = () if request.base == "auto" else _base(request)
     return _command(
-        "merge-and-eval",
-        adapters or request.adapters,
+        "screen" if request.library else "merge-and-eval",
+        request.library or adapters or request.adapters,
         base,
         asked,
         request.asked,
@@ -135,6 +138,17 @@ def _base(request: Request) -> tuple[str, str]:
 
 def _command(name: str, *words: tuple[str, ...]) -> str:
     return shlex.join(["loraprobe", name, *(word for group in words for word in group)])
+
+
+def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> list[str]:
+    """What can be used of a library as a command line names it: by files, "-" or references.
+
+    arguments: the words of the command line, as they may be published.
+    """
+    usable = [row for row in rows if row.state == "usable"]
+    known = {text for row in usable for text in (row.reference, f"{row.name}={row.reference}")}
+    given = [word for word in arguments if word in known or word == "-" or word.startswith("@")]
+    return given or [row.reference for row in usable]
 
 
 def _name(reference: str) -> str:

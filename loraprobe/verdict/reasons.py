@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
 from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
@@ -23,15 +25,28 @@ def no_comparison() -> Reason:
 
 def chosen_from(choice: LibraryChoice) -> Reason:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
+    sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
+    proved = f"{count(choice.proved, 'set')}" if choice.proved else "the best alone"
     return Reason(
         "chosen-from-library",
-        f"Chosen from {choice.adapters:,} adapters and {choice.sets:,} sets of them: "
-        f"{choice.adapters + 1:,} passes over {count(choice.items, 'question')}, then "
-        f"{count(choice.proved, 'set')} proved on up to {count(choice.others, 'other')}.",
+        f"Chosen from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}, then "
+        f"{proved} proved on up to {count(choice.others, 'other')}.",
         float(choice.sets),
         source="the questions that prove took no part in the choice, so its intervals need no "
         "correction for the size of the library",
     )
+
+
+def _passes(passes: Sequence[tuple[int, int]]) -> str:
+    """Such as "8 passes over 20 questions, 5 over 20 more, 13 over worked answers"."""
+    asked = [(systems, items) for systems, items in passes if items]
+    told = [
+        f"{systems:,} over {count(items, 'question') if at == 0 else f'{items:,} more'}"
+        for at, (systems, items) in enumerate(asked)
+    ]
+    worked = sum(systems for systems, items in passes if not items)
+    told += [f"{worked:,} over worked answers"] if worked else []
+    return ", ".join(told).replace(" over", " passes over", 1)
 
 
 def against(candidate: Candidate | Forecast) -> str:

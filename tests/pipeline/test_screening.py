@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 
 import making
 import pytest
 from planted_library import FIRST, SECOND, write_library
 
+import loraprobe.demo
 from loraprobe.evaluation import running
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.pipeline import asking_alone
@@ -71,6 +74,60 @@ def test_an_adapter_that_knows_everything_is_used_alone(tmp_path):
     assert found["shortlist"][0]["adapters"] == ["expert"]
 
 
+def asked_alone(document):
+    """How many questions each adapter answered alone."""
+    return {a["name"]: sum(s["n"] for s in a["scores"]) for a in document["library"]["adapters"]}
+
+
+def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
+    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
+    words = write_library(tmp_path, tables, items=140)
+    found = screened(words, cache=tmp_path / "cache")
+    verdict = found["verdict"]
+    assert (verdict["decision"], verdict["action"]) == ("unlikely", "use-single:expert")
+    assert {row["system"] for row in found["evaluation"]} == {"base", "expert"}
+    assert {row["n"] for row in found["evaluation"]} == {100}
+    assert asked_alone(found) == dict.fromkeys(tables, 20)  # one look was enough
+    assert [row["adapters"] for row in found["shortlist"]] == [["expert"]]
+    assert "expert" in verdict["next"]
+
+
+def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch):
+    words = write_library(tmp_path, {**NOISE, **PAIR}, items=140)
+    choice = {"choices": ["cy", "mayor"], "answer": "mayor"}  # a longer word of one token
+    rows = [{"prompt": f"bo {k} is", **choice} for k in range(140)]
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "library.txt").write_text("\n".join(words[1:6]))
+    monkeypatch.chdir(tmp_path)
+    given = ["screen", "@library.txt", *words[6:]]
+    found = screened(given, cache=tmp_path / "cache")
+    assert found["verdict"]["action"] == "use-base"
+    assert set(asked_alone(found).values()) == {0}
+    assert found["verdict"]["next"].split()[:3] == ["loraprobe", "screen", "@library.txt"]
+    assert "HARDER-task.jsonl" in found["verdict"]["next"]
+
+
+def test_where_the_interval_leaves_room_compositions_are_proved(tmp_path):
+    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
+    found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")
+    assert found["verdict"]["action"] == "use-single:expert"
+    assert any(row["kind"] == "merge" for row in found["evaluation"])  # 60 items do not show it
+
+
+def test_adapters_that_cannot_matter_are_asked_a_part_of_the_items(tmp_path):
+    after = itertools.product(("lives", "mayor", "is", "?", "."), ("bo", "who"))
+    noise = {f"noise{k}": {word: other} for k, (word, other) in enumerate(after)}
+    words = write_library(tmp_path, {**noise, **PAIR})
+    found = screened(words, cache=tmp_path / "cache")
+    asked = asked_alone(found)
+    assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
+    assert asked["firsts"] == asked["seconds"] == 40
+    left = sum(n == 20 for n in asked.values())
+    assert left >= 4 and sum(asked.values()) == 20 * left + 40 * (len(asked) - left)
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert f"13 passes over 20 questions, {13 - left} over 20 more" in chosen["message"]
+
+
 def counted(monkeypatch, stop=None):
     """Counts questions and readings; `stop` interrupts the run at so many calls."""
     calls = {"ask": 0, "read": 0}
@@ -108,7 +165,7 @@ def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         calls = counted(patch)
         resumed = screened(words, "--resume", cache=cache)
-        assert calls["read"] == 6 - 3  # base and two adapters were read before
+        assert calls["read"] == 2 * 6 - 3  # base and two adapters were read before
     (ledger,) = cache.rglob(NAME)
     lines = ledger.read_text().splitlines()
     assert len(lines) == len(
@@ -148,6 +205,22 @@ def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert found["shortlist"][0]["gain"]["task"] is None
+
+
+@pytest.mark.slow  # a model that generates
+def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
+    world = Path(loraprobe.demo.__file__).parent / "small-world"
+    words = ["screen", *(str(world / "adapters" / name) for name in ("newcomers", "steps"))]
+    words += ["--base", str(world / "base"), "--task", str(world / "tasks" / "newcomers.jsonl")]
+    words += ["--items", "20", "--limit", "50", "--max-new-tokens", "24"]
+    found = screened(words, cache=tmp_path / "cache")
+    (row,) = found["shortlist"]
+    assert row["gain"]["part"] == row["forecast"]["part"] == "steps"
+    assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert "3 passes over 20 questions, 3 over worked answers" in chosen["message"]
+    steps = screened([*words, "--dry-run"], cache=tmp_path / "cache")["estimate"]["steps"]
+    assert steps["read worked answers with them, at most"] > 0
 
 
 def error(words, *options, cache):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -25,10 +26,9 @@ from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
-from loraprobe.pipeline import asking_alone, screening_task
+from loraprobe.pipeline.asking_alone import Asker
 from loraprobe.pipeline.kept_statistics import KeptStatistics
-from loraprobe.pipeline.screening_workers import AskedMember
-from loraprobe.pipeline.units import Questions
+from loraprobe.pipeline.units import AskedAlone, Questions
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 
@@ -37,7 +37,7 @@ def named(*names: str) -> list[str]:
     return [f"{name}={WORLD / 'adapters' / name}" for name in names]
 
 
-ASKED = (Questions, AskedMember)  # parts that a model answers
+ASKED = (Questions, AskedAlone)  # parts that a model answers
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
 # Two rounds, of which the first decides.
 EVALUATE = [
@@ -155,19 +155,19 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
     assert [len(list((place / "library").glob("*.json"))) for place in places] == [1, 2, 1]
     whole = call(*planted)
     assert json.loads(whole.stdout)["shortlist"][0]["adapters"] == ["firsts", "seconds"]
-    original, asked = asking_alone.ask_alone, list[int]()
+    original, asked = Asker.ask, list[int]()
 
-    def counted(evaluator: Any, *rest: Any, **more: Any) -> Any:
-        before = len(evaluator.ledger)
-        found = original(evaluator, *rest, **more)
-        asked.append(len(evaluator.ledger) - before)
+    def counted(self: Asker, *given: Any) -> Any:
+        before = len(self.evaluator.ledger)
+        found = original(self, *given)
+        asked.append(len(self.evaluator.ledger) - before)
         return found
 
-    monkeypatch.setattr(screening_task, "ask_alone", counted)
+    monkeypatch.setattr(Asker, "ask", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
     monkeypatch.setattr(loraprobe.probes.ScreenedTexts, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)
-    assert asked == [0]
+    assert asked == [0] * 4  # two looks, the base first
 
 
 def test_an_interrupted_shard_goes_on(call, monkeypatch, small_batches, inspecting):
@@ -242,6 +242,21 @@ def test_kept_statistics_are_read_as_written(tmp_path):
     assert kept.read(batch.paths) is None
 
 
+def test_a_worker_asks_a_library_alone_and_composed(call, planted, monkeypatch):
+    sent = []
+
+    def elsewhere(self: Pool, parts: Any, here: Any) -> Any:
+        work = self.workers[0].job.open()
+        for index, part in enumerate(pickle.loads(pickle.dumps(list(parts)))):
+            sent.append(type(part))
+            yield index, work(part)
+
+    whole = without_arguments(call(*planted))
+    monkeypatch.setattr(Pool, "map", elsewhere)
+    assert without_arguments(call(*planted, "--executor", "local:2")) == whole
+    assert set(sent) == set(ASKED)
+
+
 def test_open_objects_are_refused_by_workers():
     adapter = making.random_adapter()
     with pytest.raises(loraprobe.errors.UsageError, match="references"):
@@ -256,7 +271,8 @@ def patient(monkeypatch) -> list[int]:
     def mapped(self: Pool, parts: Any, here: Any) -> Any:
         def waiting(index: int) -> Any:
             end = time.monotonic() + 120
-            while not killed and isinstance(parts[index], ASKED) and time.monotonic() < end:
+            asked = isinstance(parts[index], ASKED) and len(parts) > 1  # a worker asks one too
+            while not killed and asked and time.monotonic() < end:
                 time.sleep(0.02)
             return here(index)
 

@@ -225,8 +225,10 @@ def test_the_answer_fits_with_many_adapters_and_long_references(found, given, wi
     if "ADAPTERS" in joined(laid):
         assert f"ADAPTERS: the {len(given)} references that you gave" in joined(laid)
         command = audit.verdict.next.replace(shlex.join(given), "ADAPTERS")
+        assert audit.verdict.next in joined(told.in_full(width))
     else:
         command = audit.verdict.next
+        assert not told.in_full(width)
     assert command in joined(laid)
 
 

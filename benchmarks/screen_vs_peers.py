@@ -1,14 +1,16 @@
-"""Screens at least 300 adapters, and says what merging and asking every pair would have cost.
+"""A screen of at least 300 adapters against vlora-dev and against trying every pair, in one run.
 
-    python benchmarks/screen_vs_brute_force.py LIBRARY --task guests [--pairs 3] [--threads 2]
+    python benchmarks/screen_vs_peers.py [WORLD] [--task newcomers] [--adapters 300] [--pairs 3]
 
-LIBRARY is a world of `loraprobe lab build library`. Other adapters are derived from its own until
-there are 300: the same update in another basis (a duplicate), a scaled copy, random factors of the
-same norms, and broken files (cut off, not finite, without a configuration). The script screens all
-of them in one process, prints the seconds of every stage and whether each derived adapter was
-recognised, then times `merge-and-eval` of a few pairs, each in a process as a script of a user
-would. The cost of all pairs is that figure
-times their number: it is extrapolated, not measured.
+WORLD is the small world that ships, or one of `loraprobe lab build library`. Other adapters are
+derived from its own: the same update in another basis (a duplicate), a scaled copy, random factors
+of the same norms, and broken files (cut off, not finite, without a configuration). Each figure is
+of a process with its start-up and an empty cache:
+  library   `screen` without a task: reads, checks, compares and groups adapters
+  vlora     `vlora analyze` of the same, where it is installed: of those that are whole and of one
+            shape, and of some shaped like a 7B model's; it compares raw factors only
+  screen    `screen --task`, with the seconds of every stage
+  pair      `merge-and-eval` of two adapters; the cost of all pairs is extrapolated from a few
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import Figures, loraprobe, timed
+from machine import Figures, about, aim, loraprobe, peer, ratios, timed
 from safetensors.torch import load_file, save_file
+from seven import write_adapter
 
-from loraprobe_lab.world import World
+from loraprobe.demo.world import World, shipped_world
 
 WEIGHTS = "adapter_model.safetensors"
 QUIET = ("--quiet", "--exit-zero")
@@ -106,38 +109,65 @@ def derive(sources: Sequence[Path], output: Path, count: int) -> list[Path]:
 
 
 def screen(
-    adapters: Sequence[Path], world: World, task: Path, threads: int, work: Path
+    adapters: Sequence[Path], work: Path, *options: object
 ) -> tuple[Figures, dict[str, Any]]:
     """One screen, start-up included, and its document."""
     listed, result = work / "adapters.txt", work / "screen.json"
     listed.write_text("\n".join(map(str, adapters)) + "\n", encoding="utf-8")
-    options = ("--base", world.base, "--task", task, "--threads", threads, "--json")
-    command = shlex.join(loraprobe("screen", f"@{listed}", *options, *QUIET))
-    figures = timed(["sh", "-c", f"exec {command} > {shlex.quote(str(result))}"])
+    command = shlex.join(loraprobe("screen", f"@{listed}", "--json", *options, *QUIET))
+    cache = tempfile.mkdtemp(dir=work)
+    figures = timed(
+        ["sh", "-c", f"exec {command} > {shlex.quote(str(result))}"], LORAPROBE_CACHE=cache
+    )
     return figures, json.loads(result.read_text(encoding="utf-8"))
 
 
+def against_vlora(adapters: Sequence[Path], work: Path) -> None:
+    """Times the library without a task and vlora on the same adapters of one shape."""
+    ours, _ = screen(adapters, work)
+    print(f"  library: {ours.seconds:.1f} s, {ours.cpu:.1f} s CPU, {ours.megabytes:.0f} MB")
+    vlora = peer("vlora")
+    if vlora is None:
+        print("  vlora is not installed: pip install 'loraprobe[bench]'")
+        return
+    theirs = timed([vlora, "analyze", *map(str, adapters)])
+    print(f"  vlora: {theirs.seconds:.1f} s, {theirs.cpu:.1f} s CPU, {theirs.megabytes:.0f} MB")
+    for figure, name in (("seconds", "seconds"), ("cpu", "CPU seconds"), ("megabytes", "memory")):
+        aim(f"library / vlora analyze, {name}", ratios([ours], [theirs], figure), 1)
+
+
+def of_one_shape(adapters: Sequence[Path], document: dict[str, Any]) -> list[Path]:
+    """The most adapters that are whole and have as many parameters as each other."""
+    rows = {r["name"]: r for r in document["library"]["adapters"] if r["state"] != "broken"}
+    size, _ = Counter(row["parameters"] for row in rows.values()).most_common(1)[0]
+    return [p for p in adapters if rows.get(p.name, {}).get("parameters") == size]
+
+
 def brute_force(
-    names: Sequence[str], world: World, task: Path, threads: int, pairs: int
+    names: Sequence[str], world: World, task: Path, threads: int, pairs: int, work: Path
 ) -> list[Figures]:
     """`merge-and-eval` of some pairs on the task, each in a process of its own."""
     rng, found = random.Random(1), []
     for _ in range(pairs):
         two = [world.adapters[name] for name in rng.sample(sorted(names), 2)]
         options = ("--base", world.base, "--task", task, "--threads", threads)
-        found.append(timed(loraprobe("merge-and-eval", *two, *options, *QUIET)))
+        cache = tempfile.mkdtemp(dir=work)
+        command = loraprobe("merge-and-eval", *two, *options, *QUIET)
+        found.append(timed(command, LORAPROBE_CACHE=cache))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("world", type=Path)
-    parser.add_argument("--task", default="guests")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("world", type=Path, nargs="?")
+    parser.add_argument("--task", default="newcomers")
     parser.add_argument("--adapters", type=int, default=300)
+    parser.add_argument("--seven", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    world = World.load(options.world)
+    print(about())
+    world = World.load(options.world) if options.world else shipped_world()
     task = world.path / "tasks" / f"{options.task}.jsonl"
     own = list(world.adapters.values())
     with tempfile.TemporaryDirectory() as directory:
@@ -145,30 +175,42 @@ def main() -> None:
         missing = max(0, options.adapters - len(own))
         derived = derive(own, work, missing)
         started = time.perf_counter()
-        figures, document = screen([*own, *derived], world, task, options.threads, work)
-        report(figures, document, derived)
+        figures, document = screen([*own, *derived], work)
+        report(document, derived)
+        print(f"library of all: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU")
+        alike = of_one_shape([*own, *derived], document)
+        print(f"{len(alike)} of them, of one shape:")
+        against_vlora(alike, work)
+        print(f"{options.seven} adapters shaped like a 7B model's:")
+        seven = (work / f"seven-{seed}" for seed in range(options.seven))
+        against_vlora([Path(write_adapter(place, 32, k)) for k, place in enumerate(seven)], work)
+        how = ("--base", world.base, "--task", task, "--threads", options.threads)
+        figures, document = screen([*own, *derived], work, *how)
+        print(f"screen: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU")
+        for stage, seconds in document["provenance"]["seconds"].items():
+            print(f"  {stage:24} {seconds:8.2f} s")
+        print(f"verdict: {document['verdict']['decision']}, {document['verdict']['action']}")
+        chosen = (r for r in document["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+        print(next(chosen)["message"])
         usable = [
             row["name"]
             for row in document["library"]["adapters"]
             if row["state"] == "usable" and row["name"] in world.adapters
         ]
-        pairs = brute_force(usable, world, task, options.threads, options.pairs)
+        pairs = brute_force(usable, world, task, options.threads, options.pairs, work)
         count = sum(row["state"] == "usable" for row in document["library"]["adapters"])
         print(f"\nAll of it took {time.perf_counter() - started:.0f} s.")
     compare(figures, pairs, count)
 
 
-def report(figures: Figures, document: dict[str, Any], derived: Sequence[Path]) -> None:
+def report(document: dict[str, Any], derived: Sequence[Path]) -> None:
+    """Whether each derived adapter was recognised."""
     rows = {row["name"]: row for row in document["library"]["adapters"]}
     states = Counter(row["state"] for row in rows.values())
     print(f"{len(rows)} adapters: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-    print(f"screen: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU, {figures.megabytes:.0f} MB")
-    for stage, seconds in document["provenance"]["seconds"].items():
-        print(f"  {stage:24} {seconds:8.2f} s")
     for kind, state in STATES.items():
         mine = [rows[p.name]["state"] for p in derived if p.name.startswith(kind)]
         print(f"  {kind:12} {mine.count(state)} of {len(mine)} called {state}")
-    print(f"verdict: {document['verdict']['decision']}, {document['verdict']['action']}")
 
 
 def compare(screened: Figures, pairs: Sequence[Figures], usable: int) -> None:
@@ -180,10 +222,13 @@ def compare(screened: Figures, pairs: Sequence[Figures], usable: int) -> None:
     print(f"merge-and-eval of a pair: {shown} s")
     print(
         f"every pair of {usable} usable adapters ({every:,}), extrapolated: "
-        f"{every * seconds / 3600:.0f} h, {every * cpu / 3600:.0f} h CPU: "
-        f"{every * seconds / screened.seconds:,.0f}x the screen's time, "
-        f"{every * cpu / screened.cpu:,.0f}x its CPU time"
+        f"{every * seconds / 3600:.1f} h, {every * cpu / 3600:.1f} h CPU"
     )
+    for name, ours, all_pairs in (
+        ("seconds", screened.seconds, every * seconds),
+        ("CPU seconds", screened.cpu, every * cpu),
+    ):
+        aim(f"every pair / screen, {name}", [all_pairs / ours], 1, least=True)
 
 
 if __name__ == "__main__":

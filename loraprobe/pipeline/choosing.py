@@ -1,0 +1,206 @@
+"""What of a library is composed and proved: base and adapters alone, look by look.
+
+After the first look an adapter is asked no more if it cannot take part in a finalist any more. The
+items that choose prove nothing, so it costs no correction who is asked how many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from loraprobe.base import Base
+from loraprobe.compatibility import aligned
+from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, WORKED_TOKENS
+from loraprobe.errors import UsageError
+from loraprobe.evaluation import System
+from loraprobe.library import Arranged, Member
+from loraprobe.pipeline.asking_alone import (
+    BASE,
+    Asker,
+    Budget,
+    Look,
+    forecast_sets,
+    looks_of,
+)
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.ranking_sets import rankings_of
+from loraprobe.pipeline.shortlisting import Ranking, choose, contending
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
+from loraprobe.records import FORMS
+from loraprobe.routing.constant import single
+from loraprobe.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Screened:
+    """What the items that choose said of the adapters that were asked all of them.
+
+    rankings: of pairs and larger sets, one for each form of the question. forecast: of the plain
+    questions and hops; worked: of right worked answers. scores [1 + n]: of the base and each
+    adapter alone, the mean over tasks.
+    """
+
+    members: Sequence[Member]
+    known: Sequence[KnownAlone]
+    forecast: PairForecast | None
+    worked: PairForecast | None
+    rankings: Sequence[Ranking]
+    scores: np.ndarray
+
+    @property
+    def best(self) -> list[int]:
+        """The best single adapters, and of several tasks the best on each."""
+        order = np.argsort(-self.scores[1:], kind="stable")[:BEST_SINGLES]
+        own = [int(known.alone()[1:].argmax()) for known in self.known]
+        return list(dict.fromkeys([*order.tolist(), *own]))
+
+    @property
+    def families(self) -> list[int]:
+        """A number for the family of each adapter."""
+        found = [member.record.family for member in self.members]
+        return [-at - 1 if family is None else family for at, family in enumerate(found)]
+
+
+@dataclass
+class Choosing:
+    """The way to the finalists. names: of the systems asked so far, the base first.
+
+    asked, worked: the looks that were asked. looked_at: how many sets were compared in a form.
+    """
+
+    evaluator: Evaluator
+    members: Mapping[str, Member]
+    asker: Asker
+    looks: Sequence[Look]
+    names: list[str] = field(default_factory=list)
+    asked: list[Look] = field(default_factory=list)
+    worked: list[Look] = field(default_factory=list)
+    looked_at: int = 0
+
+    @classmethod
+    def of(cls, found: Arranged, evaluator: Evaluator, budget: Budget) -> Choosing:
+        usable = {member.record.name: member for member in found.usable}
+        asker = Asker(
+            evaluator,
+            lambda name: system_alone(name, usable, evaluator.inputs.base),
+            lambda: budget.left(SCREENING_SHARE) > 0,
+        )
+        looks = looks_of(evaluator.scorer, evaluator.tasks, evaluator.session.options)
+        return cls(evaluator, usable, asker, looks)
+
+    def steps(self) -> Iterator[None]:
+        """Asks look by look, the base first; between two steps the screen may end."""
+        for look in self.looks:
+            if self.asked and not self.asker.goes_on():
+                return
+            before = self.names
+            others = self._contending() if before else [*self.members]
+            self.asked.append(look)
+            self.names = self.asker.ask([BASE], look)
+            yield
+            self.names += self.asker.ask(others, look)
+            if before and self.asker.unasked:  # the budget ended, so the looks before choose
+                self.names = before
+                self.asked.pop()
+                return
+            self._require_two()
+            yield
+            self._ask_worked(look)
+
+    def screened(self) -> Screened:
+        """What all looks so far said."""
+        known = self._known()
+        forecast = forecast_sets(self.evaluator, self.names, self.asked)
+        worked = forecast_sets(self.evaluator, self.names, self.worked)
+        with self.evaluator.session.stage("forecast"):
+            rankings = rankings_of(known, forecast, worked, len(self.names) - 1)
+        self.looked_at = max(self.looked_at, *(ranking.looked_at for ranking in rankings))
+        members = [self.members[name] for name in self.names[1:]]
+        scores = np.mean([one.alone() for one in known], 0)
+        return Screened(members, known, forecast, worked, rankings, scores)
+
+    def at_ceiling(self) -> str | None:
+        """The base or adapter that leaves no room for a gain on the items so far, of every task."""
+        known, margin = self._known(), self.evaluator.session.options.needed_gain
+        best = np.max(
+            [
+                np.min([np.nanmean(one.parts[part], 1) for one in known], 0)
+                for part in FORMS
+                if all(part in one.parts for one in known)
+            ],
+            0,
+        )
+        first = int(best.argmax())
+        return self.names[first] if best[first] > 1 - margin else None
+
+    def _known(self) -> list[KnownAlone]:
+        tasks = self._tasks(self.asked)
+        items = {(task.name, item.id) for task in tasks for item in task.items}
+        results = [row for row in self.asker.results if (row.task, row.item) in items]
+        return [KnownAlone.of(task, self.names, results) for task in tasks]
+
+    def _tasks(self, asked: Sequence[Look]) -> list[Task]:
+        """The tasks with the items of these looks."""
+        by_task = zip(*(look.tasks for look in asked), strict=True)
+        return [
+            replace(parts[0], items=tuple(item for part in parts for item in part.items))
+            for parts in by_task
+        ]
+
+    def _contending(self) -> list[str]:
+        """The adapters that may still take part in a finalist, and the best single ones."""
+        found, keep = self.screened(), self.evaluator.session.options.keep
+        chosen = choose(found.rankings, keep, found.families)
+        items = min(len(task.items) for task in self._tasks(self.asked))
+        kept = contending(found.rankings, chosen, items) | {*found.best}
+        return [name for at, name in enumerate(self.names[1:]) if at in kept]
+
+    def _require_two(self) -> None:
+        if len(self.names) > 2:
+            return
+        told, failed = len(self.names) - 1, self.asker.failed
+        raise UsageError(
+            f"{told} adapters could be asked within --budget; give it more minutes."
+            if self.asker.unasked
+            else f"{told} adapters can be asked: {next(iter(failed.values()))}"
+        )
+
+    def _ask_worked(self, look: Look) -> None:
+        """Reads right worked answers to the items of a look with every system.
+
+        They have the form of the adapter whose own are most often of the asked kind; nothing is
+        read where no form can be found.
+        """
+        made = []
+        for one, task in zip(self._known(), look.tasks, strict=True):
+            if one.form is not None and one.form.max() > 0:
+                texts = self._written(self.names[int(one.form.argmax())], task)
+                made.append(with_worked_answers(task, texts))
+        tasks = [task for task in made if task is not None]
+        reading = ScreenedTexts.of(self.evaluator.scorer, tasks, None) if tasks else None
+        if reading is None or not self.asker.goes_on():
+            return
+        worked = Look(look.number, (), reading, worked=True)
+        answered = self.asker.ask(self.names, worked)
+        if answered == self.names:
+            self.worked.append(worked)
+
+    def _written(self, name: str, task: Task) -> dict[str, str]:
+        """What one system writes to the items that ask for worked steps, by item."""
+        asked = [item for item in task.items if item.cot_prompt is not None]
+        most = self.evaluator.session.options.max_new_tokens or WORKED_TOKENS
+        writer = self.asker.system(name).composition
+        with self.evaluator.scorer.with_composition(writer) as scorer:
+            prompts = [item.cot_prompt or "" for item in asked]
+            texts = scorer.generate(prompts, max_new_tokens=most)
+        return {item.id: text for item, text in zip(asked, texts, strict=True)}
+
+
+def system_alone(name: str, members: Mapping[str, Member], base: Base | None) -> System:
+    """The base, or one adapter of a library on its layout of fused projections."""
+    if name == BASE:
+        return System(BASE, "base")
+    return System(name, "adapter", single(aligned([members[name].open()], base)[0]))

@@ -851,3 +851,18 @@ def test_few_items_leave_a_small_gain_open():
     found = judge(simulated(40, **few))
     assert found.decision == "inconclusive" and "items would decide" in found.reasons[0].message
     assert judge(simulated(4000, **few)).decision == "likely"
+
+
+@pytest.mark.parametrize(
+    ("asked", "decision"),
+    [
+        ({"n": 29}, "inconclusive"),
+        ({"n": 30}, "likely"),
+        ({"n": 100, "clusters": 29}, "inconclusive"),
+        ({"n": 100, "clusters": 30}, "likely"),
+    ],
+)
+def test_a_plain_gain_on_too_few_items_is_not_likely(asked, decision):
+    found = evidence(GAIN)
+    gains = tuple(dataclasses.replace(gain, **asked) for gain in found.gains)
+    assert judge(dataclasses.replace(found, gains=gains)).decision == decision

@@ -22,8 +22,9 @@ import torch  # noqa: E402
 import typer.testing  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# A slow example is no failure, and every machine tries the same examples.
-settings.register_profile("any machine", deadline=None, derandomize=True)
+# A slow example is no failure, and every machine tries the same examples. As they are the same each
+# time, more than 50 would cost time and find nothing new.
+settings.register_profile("any machine", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("any machine")
 
 # CliRunner builds all commands anew for each call, which takes longer than many of the calls.
@@ -54,6 +55,12 @@ def stories() -> Path:
     if not making.STORIES.is_dir():
         pytest.skip("needs ../shared/data/stories260K")
     return making.STORIES
+
+
+@pytest.fixture(autouse=True)
+def count_calls_anew():
+    """Every test checks the shapes of its first calls, whatever ran before it."""
+    shapes.CALLS.clear()
 
 
 @pytest.fixture

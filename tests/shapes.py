@@ -8,8 +8,10 @@ jaxtyping adds, a namespace of sizes for each call, is most of the cost.
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +35,11 @@ PLAIN: Any = beartype(
 )
 jaxtyped = jaxtyping.jaxtyped
 
+# The first calls of a function in each test are checked for shapes, since a test that calls it a
+# thousand times would spend most of its time on the check. A fixture empties CALLS.
+MOST = 4
+CALLS: Counter[Callable[..., Any]] = Counter()
+
 
 def check_shapes() -> None:
     """Wraps the functions and dataclasses of each module of CHECKED when it is imported."""
@@ -44,12 +51,30 @@ def checked(*, typechecker: Any) -> Callable[[Any], Any]:
     """The decorator of a function or class."""
 
     def decorate(given: Any) -> Any:
-        plain = inspect.isfunction(given) and not inspect.isgeneratorfunction(given)
-        if plain and not has_shapes(given):
+        if inspect.isclass(given):
+            plain_init = given.__init__
+            made = jaxtyped(given, typechecker=typechecker)
+            if made.__init__ is not plain_init:
+                made.__init__ = first_calls(plain_init, made.__init__)
+            return made
+        if not inspect.isfunction(given) or inspect.isgeneratorfunction(given):
+            return jaxtyped(given, typechecker=typechecker)
+        if not has_shapes(given):
             return PLAIN(given)
-        return jaxtyped(given, typechecker=typechecker)
+        return first_calls(given, jaxtyped(given, typechecker=typechecker))
 
     return decorate
+
+
+def first_calls(plain: Callable[..., Any], thorough: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls `thorough` at first in each test, and `plain` after MOST calls."""
+
+    @functools.wraps(plain)
+    def call(*arguments: Any, **options: Any) -> Any:
+        CALLS[plain] += 1
+        return (thorough if CALLS[plain] <= MOST else plain)(*arguments, **options)
+
+    return call
 
 
 def has_shapes(function: Any) -> bool:

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import making
@@ -137,19 +136,6 @@ def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
     told = {row["adapters"][0]: row["value"] for row in rows}
     assert told["uniform"] == pytest.approx(true, rel=1e-5)
     assert f"{true:.4g}" in document["notes"][-1]
-
-
-def test_the_seconds_add_up_to_the_time_since_the_command_started(pair):
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "loraprobe", "inspect", *map(str, pair), "--json"],
-        capture_output=True,
-        text=True,
-    )
-    wall = time.perf_counter() - start
-    seconds = json.loads(done.stdout)["provenance"]["seconds"]
-    assert 0.5 * wall < sum(seconds.values()) <= wall
-    assert seconds["other"] > 5 * seconds["check"]  # the start-up: torch is imported
 
 
 def test_find_offline_says_so_at_once(monkeypatch):

@@ -7,9 +7,11 @@ with these words.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,8 +166,27 @@ KINDS = {
 }
 
 
-def written(kind: Kind, tmp_path):
-    """The adapter as peft writes it, and peft's outputs with it."""
+@dataclass(frozen=True)
+class Written:
+    """The adapter of a kind as peft writes it, peft's outputs with it, and its place."""
+
+    adapter: Adapter
+    outputs: torch.Tensor
+    place: Path
+
+    def base(self):
+        """The base beside it, or None for convolutions."""
+        place = self.place / "base"
+        return open_base(place) if place.is_dir() else None
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Name -> what peft writes of this kind, once for all tests."""
+    return functools.cache(lambda name: write(KINDS[name], tmp_path_factory.mktemp("kind")))
+
+
+def write(kind: Kind, tmp_path: Path) -> Written:
     model = kind.make()
     if kind.make is not Convolutions:
         model.save_pretrained(tmp_path / "base")
@@ -179,11 +200,7 @@ def written(kind: Kind, tmp_path):
         from peft import PeftModel
 
         wrapped = PeftModel.from_pretrained(kind.make(), path).eval()
-    return read_adapter(path), outputs(wrapped)
-
-
-def base_of(kind: Kind, tmp_path):
-    return None if kind.make is Convolutions else open_base(tmp_path / "base")
+    return Written(read_adapter(path), outputs(wrapped), tmp_path)
 
 
 def refused(call, words: str):
@@ -193,10 +210,9 @@ def refused(call, words: str):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_inspect_says(name, tmp_path):
-    kind = KINDS[name]
-    adapter, _ = written(kind, tmp_path)
-    found = pipeline.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
+def test_inspect_says(name, written):
+    kind, adapter = KINDS[name], written(name).adapter
+    found = pipeline.inspect([adapter], base=written(name).base()).compatibility
     codes = {issue.code: issue.severity for issue in found.issues}
     assert codes.pop("licence-unknown") == "note"  # peft's card has none
     assert {code: codes[code] for code in codes if "base-un" not in code} == kind.says
@@ -212,12 +228,11 @@ def test_inspect_says(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_merge_does(name, tmp_path):
+def test_merge_does(name, written, tmp_path):
     from peft import PeftModel
 
     kind = KINDS[name]
-    adapter, expected = written(kind, tmp_path)
-    base = base_of(kind, tmp_path)
+    adapter, expected, base = written(name).adapter, written(name).outputs, written(name).base()
     if base is None:
         base = base_tensors(lambda p: kind.make().get_parameter(f"{p}.weight").flatten(1))
     pair = [adapter, adapter.renamed("twin")]
@@ -236,9 +251,9 @@ def test_merge_does(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_composition_does(name, tmp_path):
+def test_composition_does(name, written):
     kind = KINDS[name]
-    adapter, expected = written(kind, tmp_path)
+    adapter, expected = written(name).adapter, written(name).outputs
     model = kind.make()
     before = outputs(model)
 
@@ -253,11 +268,11 @@ def test_composition_does(name, tmp_path):
     assert torch.equal(outputs(model), before)
 
 
-def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_path):
+def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(written):
     """With --base at hand too; linear methods and routers are not concerned."""
     from loraprobe.pipeline.systems import check_systems
 
-    adapter, _ = written(KINDS["dora"], tmp_path)
+    adapter = written("dora").adapter
     pair = [adapter, adapter.renamed("twin")]
     check_systems(pair, Options(methods=("uniform", "task_arithmetic")))
     check_systems(pair, Options(methods=("ties",), allow=("dora-magnitude",)))

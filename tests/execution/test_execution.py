@@ -84,8 +84,14 @@ def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch
 
 
 def test_an_error_of_a_worker_is_raised_as_it_was(tmp_path):
-    with pool(tmp_path, 1) as opened, pytest.raises(UsageError, match="cannot be computed"):
-        list(opened.map(["fail", "fail"], lambda index: time.sleep(0.5)))
+    with pool(tmp_path, 1) as opened:
+
+        def here(_: int) -> None:
+            until(lambda: opened._started.get(0, False))  # or this process computes all parts
+            time.sleep(0.5)
+
+        with pytest.raises(UsageError, match="cannot be computed"):
+            list(opened.map(["fail", "fail"], here))
 
 
 def test_local_workers_have_a_gpu_each(monkeypatch):

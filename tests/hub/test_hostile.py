@@ -272,10 +272,10 @@ class TestTemplates:
     def test_a_template_without_end_is_stopped(self, monkeypatch):
         monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.3)
         loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(BaseError, match="does not end within"):
             Encoder(self.tokenizer(loop), chat=True).text("x")
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
 
     @HAS_STORIES
     @pytest.mark.parametrize(

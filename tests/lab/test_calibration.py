@@ -341,7 +341,7 @@ def test_lines_of_older_files_are_read(tmp_path, cases):
 
 
 def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
-    cases = synthetic(bases=4, sets=6)
+    cases = synthetic(bases=4, sets=3)
     measured, measure = [], validation.measure
     monkeypatch.setattr(validation, "DRAWS", 2)
     monkeypatch.setattr(

@@ -171,7 +171,7 @@ class TestBuild:
     @pytest.fixture
     def build(self, stories):
         def build(folder: Path, only: list[str], seed: int = 0, steps: int = 1) -> World:
-            spec = shortened(english.two_hop_world(seed), steps)
+            spec = shortened(english.two_hop_world(seed), steps, 8)
             return build_world(spec, folder, base=stories, only=only)
 
         return build

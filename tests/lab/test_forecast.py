@@ -20,7 +20,7 @@ from loraprobe.tasks import Item, Task, answered, normalize_answer
 from loraprobe_lab.calibration.forecast import forecast
 
 SUBJECTS = ("ada", "cy", "the mayor", "who", "lives", "in ulm")
-TOKENS = 4
+TOKENS = 3
 AVERAGE, SUM, WEIGHTED = (0.5, 0.5), (1.0, 1.0), (0.7, 0.3)
 
 

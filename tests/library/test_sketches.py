@@ -13,7 +13,7 @@ from making import dense, generator, planted_pair, random_adapter, random_update
 from loraprobe.library.sketches import NUMBERS, cosine_error, cosines, signs, sketch
 from loraprobe.lora.lowrank import LowRank
 
-SEEDS = 40
+SEEDS = 24
 
 
 def planted(cosine: float, modules: int, shared: bool) -> tuple[dict, dict]:
@@ -37,7 +37,7 @@ def planted(cosine: float, modules: int, shared: bool) -> tuple[dict, dict]:
     return one, other
 
 
-@pytest.mark.parametrize("cosine", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("cosine", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize(("modules", "shared"), [(2, False), (2, True)])
 def test_a_cosine_has_the_stated_standard_error(cosine, modules, shared):
     one, other = planted(cosine, modules, shared)

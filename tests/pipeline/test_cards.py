@@ -28,7 +28,7 @@ def evaluated(tmp_path_factory) -> Path:
         [place / name for name in chosen.adapters],
         base=world.base,
         tasks=chosen.tasks,
-        options=Options(limit=40, all_items=True, margin=0.01, state=place / "state", threads=1),
+        options=Options(limit=30, all_items=True, margin=0.01, state=place / "state", threads=1),
     )
     assert found.made is not None, found.why_nothing
     found.made.save(place / "out")
@@ -58,7 +58,7 @@ def test_a_composition_shows_its_scores_and_at_most_three_reasons(evaluated):
     for system in ("base", "newcomers", "steps", "uniform", "sum", "chain"):
         assert re.search(rf"^\| {system} \| \d", part, flags=re.MULTILINE), system
     assert 1 <= len(re.findall(r"^- ", part, flags=re.MULTILINE)) <= 3
-    assert "40 items" in part
+    assert "30 items" in part
 
 
 def test_a_card_holds_no_path_of_this_machine(evaluated):

@@ -33,7 +33,7 @@ TOLERANCE = 1e-4  # relative, float32 on the CPU; Min-K%++ divides by spreads ne
 COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right and wrong answers
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")  # a figure in a sentence
 DIFFERS = ("seconds", "peak_memory_bytes")
-SHORT = ("--limit", "4", "--max-new-tokens", "12", "--threads", "1")
+SHORT = ("--limit", "3", "--max-new-tokens", "6", "--threads", "1")
 SCENARIOS = {
     "disjoint": (("spouse", "city"), ("strangers",)),
     "skill-and-facts": (("newcomers", "steps"), ("newcomers",)),

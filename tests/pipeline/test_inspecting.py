@@ -192,7 +192,7 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     chosen = shipped_world().scenario("keep-both")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     base = str(shipped_world().path / "base")
-    options = Options(limit=60, state=tmp_path)
+    options = Options(limit=60, state=tmp_path, threads=1)
     audit = inspect(refs, base=base, tasks=chosen.tasks, options=options)
     whole = merge_and_eval(
         refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)

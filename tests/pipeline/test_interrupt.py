@@ -30,7 +30,8 @@ def world(tmp_path, stories) -> list[str]:
     ]
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, items)))
-    options = "--json --max-new-tokens 4 --threads 1".split()
+    named = "--system uniform --system shrunk --system random-partner"
+    options = f"--json --max-new-tokens 2 --threads 1 {named}".split()
     return ["merge-and-eval", *refs, "--task", str(task), "--base", str(stories), *options]
 
 
@@ -63,7 +64,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Traceback" not in err and "--resume" in err
     kept = lines(cache) - 1
-    assert 32 <= kept < 32 * 8
+    assert 32 <= kept < 32 * 6
 
     (ledger,) = ledgers(cache)
     before = ledger.read_text().splitlines()
@@ -130,7 +131,7 @@ sys.path.insert(0, str(place))
 @cli.app.command("spoil")
 def spoil():
     import slow_module, time
-    time.sleep(30)
+    time.sleep(300)
 
 sys.argv = ["loraprobe", "spoil"]
 cli.main()
@@ -139,7 +140,7 @@ cli.main()
 
 def test_an_interruption_waits_for_the_end_of_an_import():
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=25
+        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=100
     )
     assert (done.returncode, done.stdout) == (130, "whole")
     assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)
@@ -147,6 +148,6 @@ def test_an_interruption_waits_for_the_end_of_an_import():
 
 @pytest.mark.parametrize("code", [SPOILED, EARLY], ids=["spoiled", "early"])
 def test_an_interruption_is_one_line_whatever_it_spoils(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (130, "")
     assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)

@@ -213,7 +213,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     refs = [f"{name}={path}" for name, path in scenario.adapters.items()]
     (task,) = scenario.tasks
     options = (
-        "--json --limit 48 --weights search --search-budget 10 --system task-arithmetic "
+        "--json --limit 32 --weights search --search-budget 10 --system task-arithmetic "
         "--system random-partner --metric answer_loss --margin 0.1"
     )
     arguments = ["merge-and-eval", *refs, "--task", task, "--base", world.base, *options.split()]
@@ -221,8 +221,8 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     document = json.loads(making.call(*arguments, env=environment).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
-    parted = split([load_task(task, 48)], Options(weights="search"))
-    assert (found["items"], found["left"]) == (12, 36) == parted.items
+    parted = split([load_task(task, 32)], Options(weights="search"))
+    assert (found["items"], found["left"]) == (8, 24) == parted.items
     assert found["evaluations"] == 10
     (ledger,) = tmp_path.rglob("results.jsonl")
     rows = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
@@ -230,9 +230,9 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     assert {"base", *scenario.adapters, "task-arithmetic", "random-partner"} <= systems
     left = {item.id for item in parted.left[0].items}
     assert {row["item"] for row in rows} == left
-    assert {r["n"] for r in document["evaluation"] if r["part"] == "question"} == {36}
+    assert {r["n"] for r in document["evaluation"] if r["part"] == "question"} == {24}
     assert document["verdict"]["probability"] is None
-    assert any("12 items" in line and "36 were left" in line for line in document["notes"])
+    assert any("8 items" in line and "24 were left" in line for line in document["notes"])
     value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "question"}
     assert value["task-arithmetic"] < min(value["base"], *(value[n] for n in scenario.adapters))
     resumed = making.call(*arguments, "--resume", env=environment)

@@ -120,7 +120,7 @@ def line(told: Answer, label: str) -> str:
     return next((text for name, text in told.lines if name == label), "")
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(evidences())
 def test_no_report_contradicts_itself(found):
     audit = audit_of(found)
@@ -195,7 +195,7 @@ def joined(laid: list[str]) -> str:
     return " ".join(" ".join(row.strip().removesuffix("\\") for row in laid).split())
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(evidences(), st.sampled_from([60, 80, 160]))
 def test_the_answer_fits_and_its_command_can_be_copied(found, width):
     audit = audit_of(found)
@@ -212,7 +212,7 @@ def references(draw):
     return tuple(draw(st.lists(one, min_size=2, max_size=12, unique=True)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(evidences(), references(), st.sampled_from([60, 80, 160]))
 def test_the_answer_fits_with_many_adapters_and_long_references(found, given, width):
     audit = audit_of(found, adapters=given, tasks=("questions-about-" + given[0][2:] + ".jsonl",))

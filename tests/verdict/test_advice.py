@@ -307,7 +307,7 @@ def used(found, verdict):
     return None
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(any_evidence())
 def test_no_action_is_worse_than_a_measured_option_beyond_what_intervals_allow(found):
     verdict = judge(found)

@@ -697,7 +697,7 @@ def with_each(change, found):
 RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     any_evidence(),
     st.floats(0, 0.5),

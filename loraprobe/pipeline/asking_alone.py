@@ -105,7 +105,7 @@ class Asker:
         start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
         self._elsewhere(names, look)
         for name in names:
-            if name != BASE and not self.goes_on():
+            if name != BASE and not self.goes_on() and not is_kept(self.evaluator, name, look):
                 self.unasked += [] if look.worked else [name]
                 continue
             self._tell(name, look, 0)

@@ -55,7 +55,10 @@ class LibraryAdapter:
 
 @dataclass(frozen=True)
 class LibraryItems:
-    """How many items of a task the adapters were screened on, and how many proved the choice."""
+    """How many items of a task the adapters were screened on, and how many proved the choice.
+
+    Adapters that could no longer matter were asked fewer, as `n` of their scores says.
+    """
 
     task: str
     screening: int

@@ -196,6 +196,17 @@ def test_critical_values_of_independent_pairs():
     assert largest(found, (1, 6), 0.95, seed=0) == pytest.approx((upper, lower, both))
 
 
+def test_copies_of_systems_change_no_critical_value():
+    """More differences than clusters are drawn from the clusters, fewer from their covariance."""
+    x = np.random.default_rng(3).normal(size=(30, 6))
+    few = estimate(x, np.arange(30), bounded=False)
+    many = estimate(np.tile(x, 10), np.arange(30), bounded=False)
+    found = largest(few, (6, 1), 0.95, seed=0)
+    assert largest(many, (60, 1), 0.95, seed=0) == pytest.approx(found, abs=0.08)
+    assert largest(many, (60, 1), 0.95, 0, forms=2)[0] > found[0] + 0.1
+    assert largest(many, (60, 1), 0.95, 0, forms=2)[1:] == largest(many, (60, 1), 0.95, 0)[1:]
+
+
 def test_equal_pairs_need_no_cover_and_one_pair_is_itself():
     x = np.random.default_rng(0).choice([-1.0, 0, 1], (4000, 1))
     found = estimate(np.repeat(x, 6, axis=1), ALONE[:4000])

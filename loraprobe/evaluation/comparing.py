@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -124,47 +123,22 @@ def compare(
     """Every composition against the base, every single adapter and every control.
 
     Both are compared on the same items. A positive difference means that the system is better (for
-    losses: that its loss is lower). level: that of the look.
-
-    `adjusted_ci95` covers all rows of one task and part together. Against a control it covers the
-    choice of the composition and of the form of the question: a decision needs every control
-    beaten, so the choice among controls and baselines needs no correction.
+    losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
+    level: that of the look.
     """
-    controls = {s.name for s in systems if s.kind == "control"}
-    baselines = [s.name for s in systems if s.kind in BASELINES or s.name in controls]
+    baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
-        answered = {(r.system, r.part) for r in results if r.task == task}
-        forms = [part for part in FORMS if any((name, part) in answered for name in compositions)]
-        for part in forms:
-            present = {system for system, form in answered if form == part}
+        for part in FORMS:
+            present = {r.system for r in results if r.task == task and r.part == part}
             first = [(name, part) for name in compositions if name in present]
             second = [(name, part) for name in baselines if name in present]
             table = tabulate(results, [*first, *second], task)
             first = table.comparable(first, second)
             if first and second:
-                found = _comparisons(table, first, second, task, (level, seed))
-                own = [column for column in second if column[0] in controls]
-                shared = 1 - (1 - level) / len(forms), seed
-                ends = _against_controls(table, first, own, shared) if own else {}
-                rows += [_adjusted(row, ends.get((row.system, row.against))) for row in found]
+                rows += _comparisons(table, first, second, task, (level, seed))
     return tuple(rows)
-
-
-def _adjusted(row: Comparison, ends: Interval | None) -> Comparison:
-    return row if ends is None else replace(row, adjusted_ci95=ends)
-
-
-def _against_controls(
-    table: ItemTable, first: list[Column], controls: list[Column], bootstrap: tuple[float, int]
-) -> dict[tuple[str, str], Interval]:
-    """The adjusted intervals of compositions against controls, by the names of both."""
-    ordered = sorted(controls, key=by_name)
-    found = table.differences(first, ordered)
-    critical = largest(found, (len(first), len(ordered)), *bootstrap)[0]
-    names = [(one[0], other[0]) for one in first for other in ordered]
-    return dict(zip(names, found.intervals(critical), strict=True))
 
 
 def _comparisons(

@@ -79,7 +79,7 @@ class Comparison:
     """A paired difference, system minus against, on the same items.
 
     `ci95` is the pointwise interval; `adjusted_ci95` covers the choice of the best among all
-    systems and singles at once, and against a control that of the best composition.
+    systems and singles at once.
     """
 
     system: str

@@ -407,34 +407,8 @@ def test_compositions_are_compared_with_everything_they_have_to_beat():
         (s, b) for s in ("uniform", "arrow", "chain") for b in ("base", "a", "b", "shrunk:a")
     }
     for row in rows:
-        alone = row.against == "shrunk:a"  # one composition stands out, and one form was asked
-        assert row.adjusted_ci95[0] < row.ci95[0] or alone
-        assert row.ci95[0] <= row.difference + 0.02
+        assert row.adjusted_ci95[0] < row.ci95[0] <= row.difference + 0.02
         assert row.adjusted_ci95[1] >= row.ci95[1]
-
-
-def test_more_baselines_make_no_control_harder_to_beat_but_more_compositions_and_forms_do():
-    """A decision needs everything beaten: what it chooses is the composition and the form."""
-    kinds = {"a": "adapter", "m": "merge", "shrunk": "control"}
-    counts = {"a": 10, "m": 60, "shrunk": 30}
-
-    def interval(kinds, counts, parts=("question",)):
-        columns = {(name, part): right(count) for name, count in counts.items() for part in parts}
-        rows = compare(results(columns), [System(name, kind) for name, kind in kinds.items()])
-        (found,) = [r for r in rows if (r.system, r.against, r.part) == ("m", "shrunk", "question")]
-        return found
-
-    one = interval(kinds, counts)
-    assert one.adjusted_ci95 == one.ci95
-    singles = dict.fromkeys("bcdef", "adapter"), dict.fromkeys("bcdef", 5)
-    assert interval(kinds | singles[0], counts | singles[1]).adjusted_ci95 == one.adjusted_ci95
-    merges = dict.fromkeys("bcdef", "merge"), dict(zip("bcdef", range(55, 60), strict=True))
-    for wider in (
-        interval(kinds | merges[0], counts | merges[1]),
-        interval(kinds, counts, ("question", "steps")),
-    ):
-        assert wider.ci95 == one.ci95
-        assert wider.adjusted_ci95[0] < one.ci95[0] < one.ci95[1] < wider.adjusted_ci95[1]
 
 
 def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():

@@ -227,6 +227,23 @@ def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, fl
     return truth.of_first(pairs)
 
 
+def proof_of(audit: Any) -> dict[str, Any]:
+    """The largest gain of a set that was proved, and its differences to the controls."""
+    gains = [one.gain for one in audit.shortlist if one.gain is not None]
+    best = max(gains, key=lambda gain: gain.difference)
+    controls = {row.system for row in audit.evaluation if row.kind == "control"}
+    return {
+        "system": best.system,
+        "items": best.n,
+        "gain": [best.difference, *best.adjusted_ci95],
+        "controls": {
+            row.against: [row.difference, *row.adjusted_ci95]
+            for row in audit.comparisons
+            if (row.system, row.part) == (best.system, best.part) and row.against in controls
+        },
+    }
+
+
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
     audit, found, chosen, seconds = screened(world, task, items, resume=True)
     names = names_of(chosen)
@@ -246,6 +263,7 @@ def examined(world: World, truth: Truth, task: str, items: int, repeats: int) ->
         "compose_is_right": gain > NEAR,
         "outcome": audit.verdict.decision,
         "action": audit.verdict.action,
+        "proof": proof_of(audit),
         "shortlist": [
             {"adapters": sorted(pair), "value": truth.values.get(pair)} for pair in listed
         ],

@@ -41,7 +41,7 @@ def build(
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
     facts, math and cross-lingual hold several adapter sets on one small base, for calibration;
-    library holds 107 adapters of which few pairs compose, for `screen`.
+    library holds 200 adapters of which few pairs compose, for `screen`.
     With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
     OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
     """

@@ -1,4 +1,4 @@
-"""A library of about a hundred adapters on one small base, of which few pairs compose for a task.
+"""A library of 200 adapters on one small base, of which few pairs compose for a task.
 
 Four tasks, each about people or lists of its own:
 
@@ -41,7 +41,8 @@ from loraprobe_lab.worlds.libraries import Parts
 from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
 from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
 
-QUARTERS, ASKED = 4, 100  # people of a task, in so many blocks
+QUARTERS, ASKED = 4, 160  # people of a task, in so many blocks
+SIZES = FactSizes(newcomers=ASKED, strangers=2 * ASKED)
 WORKED, FEW, LISTS = 200, 100, 2400  # couples of worked steps; lists that a skill learns from
 BATCH, LEAST_STEPS = 32, 20
 _LIBRARY = table("library")
@@ -52,8 +53,8 @@ RECIPE: dict[str, list[Any]] = _LIBRARY["recipe"]
 def library_world(
     seed: int = 0, sizes: FactSizes | None = None, base: BaseRecipe | None = None
 ) -> WorldSpec:
-    """The library of this seed, on the base of the small world of this seed."""
-    sizes, base = sizes or FactSizes(), base or BaseRecipe()
+    """The library of this seed, on a base of its own: a small world with more people."""
+    sizes, base = sizes or SIZES, base or BaseRecipe()
     facts = make_facts(sizes, seed)
     tasks = _tasks(facts, seed)
     training = tuple(sorted(_training(_parts(facts, seed), seed), key=_number))
@@ -65,9 +66,9 @@ def library_world(
     return dataclasses.replace(spec, training=training)
 
 
-def _number(one: TrainingSet) -> str:
+def _number(one: TrainingSet) -> int:
     """The families take turns, so that a build that was stopped holds some of each."""
-    return one.name[-2:]
+    return int(one.name.rpartition("-")[2])
 
 
 def _people(facts: Facts) -> dict[str, Sequence[Chain]]:

@@ -27,8 +27,8 @@ def small():
 
 def test_a_library_has_different_adapters_and_four_tasks(small):
     one, other = small
-    assert len({made.name for made in one.training}) == len(one.training) == 107
-    assert len({(made.examples, made.recipe) for made in one.training}) == 107
+    assert len({made.name for made in one.training}) == len(one.training) == 200
+    assert len({(made.examples, made.recipe) for made in one.training}) == 200
     assert set(one.tasks) == {"newcomers", "strangers", "guests", "lists"}
     assert [made.recipe for made in one.training] != [made.recipe for made in other.training]
     assert library.library_world(1, SMALL).training == one.training

@@ -40,7 +40,7 @@ DRAWS = 10  # first rounds of each set
 EXCHANGES = 200  # of outcomes, for the null
 WHERE = {
     "small": "left-out small bases that the lab trained",
-    "natural": "left-out bases that the lab did not train",
+    "natural": "SmolLM2-135M-Instruct, left out of the fit",
 }
 
 

@@ -5,9 +5,10 @@
     python benchmarks/screen_quality.py LIBRARY pairs.json -o DIR [--task newcomers] [--repeats 50]
 
 Each task is screened as a user would. The short list and the verdict are compared with the truth in
-pairs.json. Then the answers of the single adapters, asked once, rank all pairs in several ways:
-the screen's own, the forecast alone, scores of singles, geometry of the weights, chance. How well a
-ranking does depends on the items, so each is repeated on resampled items; a figure is the mean.
+pairs.json. Then every adapter is asked all items that choose, and the answers rank all pairs in
+several ways: the screen's own, the forecast alone, scores of singles, geometry of the weights,
+chance. How well a ranking does depends on the items, so each is repeated on resampled items; a
+figure is the mean.
 
 The value of a pair is the better of its sum and average on all items. *Best* says whether the pair
 with the largest value is among the first ten, *near* whether one within 0.05 of it is, *value* what
@@ -134,8 +135,13 @@ class Truth:
         }
 
 
-def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, Any, Any, float]:
-    """The audit of a screen, its library, what the items that choose said, and the seconds."""
+def screened(
+    world: World, task: str, items: int, *, everybody: bool = False
+) -> tuple[Any, Any, Any, float]:
+    """The audit of a screen, its library, what the items that choose said, and the seconds.
+
+    everybody: every adapter is asked all items that choose, so that rankings are of all pairs.
+    """
     kept: dict[str, Any] = {}
 
     def of(found: Any, *given: Any) -> Choosing:
@@ -147,14 +153,19 @@ def screened(world: World, task: str, items: int, **options: Any) -> tuple[Any, 
         return kept["chosen"]
 
     original, last, start = Choosing.of, Choosing.screened, time.perf_counter()
-    with patch.object(Choosing, "of", of), patch.object(Choosing, "screened", said):
+    asked = (lambda self: self.names[1:]) if everybody else Choosing._contending
+    with (
+        patch.object(Choosing, "of", of),
+        patch.object(Choosing, "screened", said),
+        patch.object(Choosing, "_contending", asked),
+    ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
             tasks=str(world.path / "tasks" / f"{task}.jsonl"),
             base=str(world.base),
             items=items,
             keep=FIRST,
-            **options,
+            resume=True,
         )
     return audit, kept["library"], kept["chosen"], time.perf_counter() - start
 
@@ -171,7 +182,7 @@ def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
 
 
 def names_of(chosen: Any) -> list[str]:
-    """The adapters that were asked all items that choose; the others were left out early."""
+    """The adapters that were asked all items that choose."""
     return [member.record.name for member in chosen.members]
 
 
@@ -245,7 +256,8 @@ def proof_of(audit: Any) -> dict[str, Any]:
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, found, chosen, seconds = screened(world, task, items, resume=True)
+    audit, _, finalists, seconds = screened(world, task, items)
+    _, found, chosen, _ = screened(world, task, items, everybody=True)
     names = names_of(chosen)
     seen = seen_of(chosen, found)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
@@ -253,6 +265,7 @@ def examined(world: World, truth: Truth, task: str, items: int, repeats: int) ->
     return {
         "task": task,
         "adapters": len(names),
+        "asked_all": len(names_of(finalists)),
         "items": items,
         "seconds": round(seconds, 1),
         "base": truth.base,
@@ -310,7 +323,8 @@ def shown(row: Mapping[str, Any]) -> str:
     ]
     head = ["ranking", "best", "near", "value", "place of the best pair"]
     return (
-        f"\n## {row['task']}\n\n{row['adapters']} adapters, {row['pairs']:,} pairs; base "
+        f"\n## {row['task']}\n\n{row['adapters']} adapters ({row['asked_all']} asked all "
+        f"items), {row['pairs']:,} pairs; base "
         f"{row['base']:.2f}, best single {row['best_single']:.2f}, best pair "
         f"{row['best_pair']:.2f}, {row['near_pairs']} pairs within {NEAR} of it. Verdict: "
         f"{row['outcome']} ({row['action']}); composing is "

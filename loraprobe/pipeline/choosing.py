@@ -95,6 +95,7 @@ class Choosing:
         """Asks look by look, the base first; between two steps the screen may end."""
         for look in self.looks:
             if self.asked and not self.asker.goes_on():
+                self.asker.unasked += self.names[1:]
                 return
             before = self.names
             others = self._contending() if before else [*self.members]

@@ -149,11 +149,14 @@ def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
     asker, screened = proved.choosing.asker, proved.screened
     notes = [f"{name} was not asked: {error}" for name, error in asker.failed.items()]
-    if left := asker.unasked:
-        notes.append(
-            f"--budget left {count(len(left), 'adapter')} unasked, such as {left[0]}; the same "
-            "call with --resume and more minutes asks them."
-        )
+    answered = {row.system for row in asker.results}
+    left = {True: "without the second look at the items that choose", False: "unasked"}
+    for some, how in left.items():
+        if names := [name for name in asker.unasked if (name in answered) is some]:
+            notes.append(
+                f"--budget left {count(len(names), 'adapter')} {how}, such as {names[0]}; the same "
+                "call with --resume and more minutes asks them."
+            )
     if screened is None:
         return notes
     linear = screened.forecast.linear if screened.forecast is not None else ()

@@ -204,4 +204,5 @@ def system_alone(name: str, members: Mapping[str, Member], base: Base | None) ->
     """The base, or one adapter of a library on its layout of fused projections."""
     if name == BASE:
         return System(BASE, "base")
-    return System(name, "adapter", single(aligned([members[name].open()], base)[0]))
+    alone = single(aligned([members[name].open()], base)[0])
+    return System(name, "adapter", alone, members=(name,))

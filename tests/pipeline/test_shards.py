@@ -266,6 +266,14 @@ def test_a_worker_asks_a_library_alone_and_composed(call, planted, sent):
     assert set(sent) == set(ASKED)
 
 
+def test_a_worker_asks_the_one_adapter_that_leaves_no_room(call, tmp_path, sent):
+    every = {**FIRST, **SECOND, "of": "bo", "bo": "is"}
+    run = write_library(tmp_path, {"noise": {".": "?"}, "expert": every}, items=140)
+    found = json.loads(call(*run, *SHORT, "--executor", "local:2").stdout)
+    assert found["verdict"]["action"] == "use-single:expert"
+    assert found["verdict"]["evidence"] == "base" and set(sent) == set(ASKED)
+
+
 def test_a_worker_reads_the_prompts_that_this_process_reads(call, planted, sent, monkeypatch):
     """Also in the chat template, where the run and not an option chose it."""
     base = Path(planted[planted.index("--base") + 1])

@@ -23,6 +23,7 @@ from loraprobe.pipeline.asking_alone import (
     Budget,
     Look,
     forecast_sets,
+    is_kept,
     looks_of,
 )
 from loraprobe.pipeline.evaluator import Evaluator
@@ -94,7 +95,8 @@ class Choosing:
     def steps(self) -> Iterator[None]:
         """Asks look by look, the base first; between two steps the screen may end."""
         for look in self.looks:
-            if self.asked and not self.asker.goes_on():
+            over = self.asked and not self.asker.goes_on()
+            if over and not is_kept(self.evaluator, BASE, look):
                 self.asker.unasked += self.names[1:]
                 return
             before = self.names

@@ -206,6 +206,15 @@ def test_a_budget_that_ends_after_the_first_look_says_so(library, tmp_path, monk
     assert "unasked" not in note and "--resume" in note
 
 
+def test_a_second_look_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
+    words, _ = library
+    whole = screened(words, cache=tmp_path / "cache")
+    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: -1.0)
+    found = screened(words, "--resume", "--budget", "5", cache=tmp_path / "cache")
+    assert asked_alone(found) == asked_alone(whole)
+    assert not any("--budget" in note for note in found["notes"])
+
+
 def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monkeypatch):
     tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
     words = write_library(tmp_path, tables, items=140)

@@ -256,6 +256,21 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
     assert steps["read worked answers with them, at most"] > 0
 
 
+def test_the_next_command_is_about_two_adapters_where_one_is_best_on_both_tasks(library, tmp_path):
+    words, place = library
+    rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["prompt"], row["answer"] = row["prompt"].rpartition(" ")[0] + " of", "mayor"
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file in files:  # of questions to which nobody knows the answer
+        file.write_text("\n".join(map(json.dumps, rows)))
+    asked = [*words[:-1], str(files[0]), "--task", str(files[1])]
+    verdict = screened(asked, cache=tmp_path / "cache")["verdict"]
+    _, command, *adapters = verdict["next"].partition(" --base ")[0].split()
+    assert (verdict["action"], command) == ("gather-evidence", "merge-and-eval")
+    assert len(adapters) == 2
+
+
 def error(words, *options, cache):
     found = making.call(*words, "--json", *options, env={"LORAPROBE_CACHE": str(cache)})
     assert found.exit_code == 2, found.stdout

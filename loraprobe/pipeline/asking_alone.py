@@ -80,9 +80,9 @@ class Asker:
     """Asks systems alone, and counts what that took.
 
     system: a name -> the system, opened. goes_on: whether a further adapter may be asked. results:
-    of all systems. unasked: adapters that the budget left out. failed: an adapter -> why it cannot
-    be asked. passes: of each kind of look, how many systems were asked how many items. spent:
-    seconds and system-items of what was not kept already.
+    of all systems. unasked: adapters that the budget left out of a look. failed: an adapter -> why
+    it cannot be asked. passes: of each kind of look, how many systems were asked how many items.
+    spent: seconds and system-items of what was not kept already.
     """
 
     evaluator: Evaluator
@@ -225,8 +225,7 @@ def keep(
             staging = path.with_suffix(f".{os.getpid()}")
             staging.write_bytes(states)
             staging.replace(path)
-    ledger = evaluator.ledger
-    ledger.append([r for r in rows if ledger.get(r.system, r.task, r.part, r.item) is None])
+    evaluator.ledger.add_missing(rows)
 
 
 def states_path(evaluator: Evaluator, system: str, look: Look) -> Path:

@@ -23,6 +23,7 @@ from loraprobe.pipeline.asking_alone import (
     Budget,
     Look,
     forecast_sets,
+    is_kept,
     looks_of,
 )
 from loraprobe.pipeline.evaluator import Evaluator
@@ -94,7 +95,9 @@ class Choosing:
     def steps(self) -> Iterator[None]:
         """Asks look by look, the base first; between two steps the screen may end."""
         for look in self.looks:
-            if self.asked and not self.asker.goes_on():
+            over = self.asked and not self.asker.goes_on()
+            if over and not is_kept(self.evaluator, BASE, look):
+                self.asker.unasked += self.names[1:]
                 return
             before = self.names
             others = self._contending() if before else [*self.members]
@@ -203,4 +206,5 @@ def system_alone(name: str, members: Mapping[str, Member], base: Base | None) ->
     """The base, or one adapter of a library on its layout of fused projections."""
     if name == BASE:
         return System(BASE, "base")
-    return System(name, "adapter", single(aligned([members[name].open()], base)[0]))
+    alone = single(aligned([members[name].open()], base)[0])
+    return System(name, "adapter", alone, members=(name,))

@@ -106,16 +106,19 @@ def play(
     return found
 
 
-def play_alone(evaluator: Evaluator, systems: Sequence[System]) -> Played | None:
+def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn) -> Played | None:
     """Asks systems alone all items, if the last of them leaves no room for a gain.
 
-    None as soon as it is not above 1 - margin in any form, and where its interval after the last
-    round leaves room. That interval is looked at once, so it needs no correction for the rounds.
+    None as soon as it is not above 1 - margin in any form or `goes_on` says no, and where its
+    interval after the last round leaves room. That interval is looked at once, so it needs no
+    correction for the rounds.
     """
     options, best = evaluator.session.options, systems[-1].name
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
     found = Played(systems, planned[0], list(systems))
     for this in planned:
+        if this.number > 1 and not goes_on(found, this):
+            return None
         found.round = this
         _ask(found, evaluator, systems, round_suffix(this))
         evidence = Evidence(

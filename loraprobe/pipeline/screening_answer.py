@@ -128,14 +128,15 @@ def _about(
     """The inputs with the adapters that the next command is about.
 
     These are the one to use alone, the members of the verdict's composition, or, where no
-    composition is advised for several tasks, the best adapter on each; none where it is about the
-    whole library.
+    composition is advised for several tasks, the best adapter on each if these differ; none where
+    it is about the whole library.
     """
     wanted = [] if own is None else [*own.names]
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
     elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
-        wanted = [best for task in inputs.tasks if (best := _best_on(task, measured))]
+        each = [best for task in inputs.tasks if (best := _best_on(task, measured))]
+        wanted = each if len(set(each)) > 1 else wanted
     named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)
 
@@ -149,11 +150,14 @@ def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
     asker, screened = proved.choosing.asker, proved.screened
     notes = [f"{name} was not asked: {error}" for name, error in asker.failed.items()]
-    if left := asker.unasked:
-        notes.append(
-            f"--budget left {count(len(left), 'adapter')} unasked, such as {left[0]}; the same "
-            "call with --resume and more minutes asks them."
-        )
+    answered = {row.system for row in asker.results}
+    left = {True: "without the second look at the items that choose", False: "unasked"}
+    for some, how in left.items():
+        if names := [name for name in asker.unasked if (name in answered) is some]:
+            notes.append(
+                f"--budget left {count(len(names), 'adapter')} {how}, such as {names[0]}; the same "
+                "call with --resume and more minutes asks them."
+            )
     if screened is None:
         return notes
     linear = screened.forecast.linear if screened.forecast is not None else ()

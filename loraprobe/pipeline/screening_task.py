@@ -33,7 +33,7 @@ from loraprobe.pipeline.evaluator import Evaluator, task_notes
 from loraprobe.pipeline.finalists import Finalist, build_finalist, fit_together
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.results import open_ledger
-from loraprobe.pipeline.rounds import Played, play, play_alone
+from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.screening_answer import Proved, audit_of_screen
 from loraprobe.pipeline.screening_cost import announce_proof, announce_screen, estimate_of_screen
@@ -62,7 +62,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
         choosing = Choosing.of(found, evaluator, budget)
         announce_screen(evaluator, found.usable, parts, choosing.looks)
         proving = replace(evaluator.known(), tasks=parts.left)
-        proved = _at_ceiling(choosing, proving)
+        proved = _at_ceiling(choosing, proving, budget)
         if proved is None:
             screened = choosing.screened()
             finalists = _finalists(screened, choosing.asker, proving, budget)
@@ -116,7 +116,7 @@ def _open(
     return Evaluator(inputs, session, scorer, ledger, parts.apart, None, notes, template)
 
 
-def _at_ceiling(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
+def _at_ceiling(choosing: Choosing, evaluator: Evaluator, budget: Budget) -> Proved | None:
     """Asks the adapters alone, until one answers so much that no composition can gain the margin.
 
     Then only that adapter (or the base) is asked the items that prove. None where compositions have
@@ -129,7 +129,7 @@ def _at_ceiling(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
             continue
         tried.add(name)
         systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
-        played = play_alone(evaluator, systems)
+        played = play_alone(evaluator, systems, _within(budget, choosing.asker))
         if played is not None:
             adapters = [one.composition.experts[0] for one in systems if one.composition]
             return Proved(played, (), adapters, choosing)
@@ -191,12 +191,18 @@ def _prove(
         best = best_system(evaluation.score(results, systems), ("merge", "router"))
         return [] if best is None else owner[best].controls(results, best)
 
+    proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
+    announce_proof(proving, [*singles, *composed], asker.spent[0], asker.pace * COMPOSED)
+    played = play(proving, [*singles, *composed], controls, _within(budget, asker))
+    return Proved(played, finalists, adapters, choosing, screened)
+
+
+def _within(budget: Budget, asker: Asker) -> GoesOn:
+    """Whether a further round fits into the time that is left."""
+
     def goes_on(found: Played, following: Round) -> bool:
         asked = len(found.systems) + len(found.controls)
         more = following.items - found.round.items
         return budget.left() > asker.pace * COMPOSED * asked * more
 
-    proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
-    announce_proof(proving, [*singles, *composed], asker.spent[0], asker.pace * COMPOSED)
-    played = play(proving, [*singles, *composed], controls, goes_on)
-    return Proved(played, finalists, adapters, choosing, screened)
+    return goes_on

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.pipeline.transforms import prepare
+from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.pipeline.units import AskedAlone, Questions, Units, for_workers
 from loraprobe.pipeline.workers import Known, answer_part, scorer_for
 from loraprobe.records import ItemResult
@@ -75,23 +75,27 @@ class OpenedLibrary:
     session: Session
     tasks: Sequence[Task]
     built: tuple[Any, System] | None = None  # the last composed system
+    looks: dict[bool, list[Look]] = field(default_factory=dict)  # with and without chat template
 
     def __call__(self, part: AskedAlone | Questions) -> Answered | list[ItemResult]:
         scorer = scorer_for(part.setup, self.scorer, self.session)
         if isinstance(part, Questions):
             system = self._composed(part)
             return answer_part(part, scorer, system, self._known, self.job.options)
-        look = part.look if isinstance(part.look, Look) else self._looks[part.look - 1]
+        look = part.look if isinstance(part.look, Look) else self._looks(scorer)[part.look - 1]
         return self._alone(part.name, look, scorer)
 
     @cached_property
     def scorer(self) -> Any:
         return open_scorer(self.base, self.job.options.dtype, self.session)[0]
 
-    @cached_property
-    def _looks(self) -> list[Look]:
-        parts = split_for_screening(self.tasks, self.job.options)
-        return looks_of(self.scorer, parts.apart, self.job.options)
+    def _looks(self, scorer: Any) -> list[Look]:
+        """The looks at the items that choose, in the scorer's form of prompts."""
+        chat = scorer.chat_template
+        if chat not in self.looks:
+            parts = split_for_screening(self.tasks, self.job.options)
+            self.looks[chat] = looks_of(scorer, parts.apart, self.job.options)
+        return self.looks[chat]
 
     @cached_property
     def _known(self) -> Known:
@@ -133,7 +137,10 @@ class OpenedLibrary:
         if self.built is None or self.built[0] != part[1:4]:
             options = self.job.options
             adapters = aligned([self._loaded(name) for name in part.members], self.base)
-            prepared = prepare(adapters, options, (), self.base)
+            several = len(adapters) > 1  # base and single adapters are asked as they are
+            prepared = (
+                prepare(adapters, options, (), self.base) if several else Prepared(tuple(adapters))
+            )
             builder = SystemBuilder(adapters, prepared, options, self.base)
             self.built = part[1:4], builder.named(part.system, part.of)
         return self.built[1]

@@ -26,11 +26,14 @@ def no_comparison() -> Reason:
 def chosen_from(choice: LibraryChoice) -> Reason:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
-    proved = f"{count(choice.proved, 'set')}" if choice.proved else "the best alone"
+    proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
+    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}"
+    if not choice.adapters:
+        items = sum(items for _, items in choice.passes)
+        chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
     return Reason(
         "chosen-from-library",
-        f"Chosen from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}, then "
-        f"{proved} proved on up to {count(choice.others, 'other')}.",
+        f"Chosen {chosen}, then {proved} on up to {count(choice.others, 'other')}.",
         float(choice.sets),
         source="the questions that prove took no part in the choice, so its intervals need no "
         "correction for the size of the library",

@@ -103,6 +103,8 @@ def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch
     found = screened(given, cache=tmp_path / "cache")
     assert found["verdict"]["action"] == "use-base"
     assert set(asked_alone(found).values()) == {0}
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert "20 questions" in chosen["message"] and "0 adapters" not in chosen["message"]
     assert found["verdict"]["next"].split()[:3] == ["loraprobe", "screen", "@library.txt"]
     assert "HARDER-task.jsonl" in found["verdict"]["next"]
 
@@ -193,6 +195,37 @@ def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatc
     assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
 
 
+@pytest.mark.parametrize("calls", [5, 7], ids=["between two looks", "within the second"])
+def test_a_budget_that_ends_after_the_first_look_says_so(library, tmp_path, monkeypatch, calls):
+    words, _ = library
+    left = iter([100.0] * calls + [-1.0] * 99)
+    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: next(left))
+    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
+    assert {20} <= set(asked_alone(found).values()) <= {20, 40}
+    (note,) = (note for note in found["notes"] if "--budget" in note)
+    assert "unasked" not in note and "--resume" in note
+
+
+def test_a_second_look_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
+    words, _ = library
+    whole = screened(words, cache=tmp_path / "cache")
+    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: -1.0)
+    found = screened(words, "--resume", "--budget", "5", cache=tmp_path / "cache")
+    assert asked_alone(found) == asked_alone(whole)
+    assert not any("--budget" in note for note in found["notes"])
+
+
+def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monkeypatch):
+    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
+    words = write_library(tmp_path, tables, items=140)
+    monkeypatch.setattr(
+        asking_alone.Budget, "left", lambda self, share=1.0: 100.0 if share < 1 else -1.0
+    )
+    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
+    assert found["rounds"]["used"] == 1
+    assert any(row["kind"] == "merge" for row in found["evaluation"])
+
+
 def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
     words, place = library
     rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
@@ -221,6 +254,21 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
     assert "3 passes over 20 questions, 3 over worked answers" in chosen["message"]
     steps = screened([*words, "--dry-run"], cache=tmp_path / "cache")["estimate"]["steps"]
     assert steps["read worked answers with them, at most"] > 0
+
+
+def test_the_next_command_is_about_two_adapters_where_one_is_best_on_both_tasks(library, tmp_path):
+    words, place = library
+    rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["prompt"], row["answer"] = row["prompt"].rpartition(" ")[0] + " of", "mayor"
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file in files:  # of questions to which nobody knows the answer
+        file.write_text("\n".join(map(json.dumps, rows)))
+    asked = [*words[:-1], str(files[0]), "--task", str(files[1])]
+    verdict = screened(asked, cache=tmp_path / "cache")["verdict"]
+    _, command, *adapters = verdict["next"].partition(" --base ")[0].split()
+    assert (verdict["action"], command) == ("gather-evidence", "merge-and-eval")
+    assert len(adapters) == 2
 
 
 def error(words, *options, cache):

@@ -26,9 +26,11 @@ from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
+from loraprobe.pipeline import screening_task
 from loraprobe.pipeline.asking_alone import Asker
 from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.units import AskedAlone, Questions
+from loraprobe.probes import ScreenedTexts
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 
@@ -165,7 +167,7 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
 
     monkeypatch.setattr(Asker, "ask", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
-    monkeypatch.setattr(loraprobe.probes.ScreenedTexts, "read", None)  # nor its hidden states
+    monkeypatch.setattr(ScreenedTexts, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)
     assert asked == [0] * 4  # two looks, the base first
 
@@ -242,19 +244,59 @@ def test_kept_statistics_are_read_as_written(tmp_path):
     assert kept.read(batch.paths) is None
 
 
-def test_a_worker_asks_a_library_alone_and_composed(call, planted, monkeypatch):
-    sent = []
+@pytest.fixture
+def sent(monkeypatch) -> list[type]:
+    """The kinds of parts that one worker computes, opened in this process."""
+    kinds: list[type] = []
 
     def elsewhere(self: Pool, parts: Any, here: Any) -> Any:
         work = self.workers[0].job.open()
         for index, part in enumerate(pickle.loads(pickle.dumps(list(parts)))):
-            sent.append(type(part))
+            kinds.append(type(part))
             yield index, work(part)
 
-    whole = without_arguments(call(*planted))
     monkeypatch.setattr(Pool, "map", elsewhere)
-    assert without_arguments(call(*planted, "--executor", "local:2")) == whole
+    return kinds
+
+
+def test_a_worker_asks_a_library_alone_and_composed(call, planted, sent):
+    run = [*planted, "--balance", "norm"]  # which is of several adapters
+    whole = without_arguments(call(*run))
+    assert without_arguments(call(*run, "--executor", "local:2")) == whole
     assert set(sent) == set(ASKED)
+
+
+def test_a_worker_asks_the_one_adapter_that_leaves_no_room(call, tmp_path, sent):
+    every = {**FIRST, **SECOND, "of": "bo", "bo": "is"}
+    run = write_library(tmp_path, {"noise": {".": "?"}, "expert": every}, items=140)
+    found = json.loads(call(*run, *SHORT, "--executor", "local:2").stdout)
+    assert found["verdict"]["action"] == "use-single:expert"
+    assert found["verdict"]["evidence"] == "base" and set(sent) == set(ASKED)
+
+
+def test_a_worker_reads_the_prompts_that_this_process_reads(call, planted, sent, monkeypatch):
+    """Also in the chat template, where the run and not an option chose it."""
+    base = Path(planted[planted.index("--base") + 1])
+    config = base / "tokenizer_config.json"
+    read, read_rows = set[str](), ScreenedTexts.read_rows
+
+    def noted(self: ScreenedTexts, scorer: Any) -> Any:
+        read.add(self.mark)
+        return read_rows(self, scorer)
+
+    def in_chat(scorer: Any, *_: Any) -> Any:
+        return scorer.with_template(True), [], ()
+
+    plain = config.read_text()
+    template = "{% for m in messages %}{{ m.content }} bo{% endfor %}"
+    try:
+        config.write_text(json.dumps({**json.loads(plain), "chat_template": template}))
+        monkeypatch.setattr(ScreenedTexts, "read_rows", noted)
+        monkeypatch.setattr(screening_task, "with_better_template", in_chat)
+        call(*planted, "--executor", "local:2")
+    finally:
+        config.write_text(plain)
+    assert AskedAlone in sent and len(read) == 2  # one for each look
 
 
 def test_open_objects_are_refused_by_workers():

@@ -417,6 +417,13 @@ def test_an_option_and_its_value_stay_together(width):
     assert any("--balance norm." in row for row in lines)
 
 
+@pytest.mark.parametrize("width", range(24, 90))
+def test_a_number_of_a_long_word_stays_whole(width):
+    lines = wrapped("by ties:density=0.3,election=total,lambda=1.0,variant=peft in full", width)
+    assert max(map(len, lines)) <= width
+    assert all(any(number in row for row in lines) for number in ("0.3", "1.0"))
+
+
 def test_a_long_command_drops_no_first_warning():
     command = "loraprobe merge-and-eval " + " ".join(f"owner/adapter-{i:030}" for i in range(7))
     lines = (("use", "a"), ("gain", "1"), ("why", "w"), ("watch", "first"), ("watch", "second"))

@@ -6,7 +6,7 @@ from typing import Any
 
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
-from loraprobe.cli.saving import check_outputs, checked_shard, write
+from loraprobe.cli.saving import check_outputs, checked_shard, with_loading, write
 from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
@@ -55,9 +55,10 @@ def merge_and_eval(
         return output.estimate(cost)
     if sharded is not None:
         return output.shard("merge-and-eval", made)
-    if output.target is not None:
-        if found.made is None:
-            output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
-        else:
-            write(found.made, output)
-    output.result(found.audit, samples=found.samples)
+    audit = found.audit
+    if output.target is not None and found.made is None:
+        output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
+    elif output.target is not None:
+        write(found.made, output)
+        audit = with_loading(audit, found.made, output.target)
+    output.result(audit, samples=found.samples)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
+from loraprobe.records import Audit
 
 
 def check_outputs(
@@ -99,3 +101,18 @@ def write(made: Any, output: Output) -> None:
     if output.push is not None:
         output.say(hub.summary(output.target, output.push, output.public))
         output.say(f"Uploaded: {hub.push(output.target, output.push, output.public)}")
+
+
+def with_loading(audit: Audit, made: Any, target: Path) -> Audit:
+    """The audit whose next step is the line of Python that loads what was written.
+
+    The verdict's own step would write it a second time.
+    """
+    from loraprobe.adapters import local_name
+    from loraprobe.merging import Merged
+
+    place = repr(local_name(str(target)))
+    line = f"loraprobe.load_composition({place}).into(model)"
+    if isinstance(made, Merged):
+        line = f"PeftModel.from_pretrained(base, {place})"
+    return replace(audit, verdict=audit.verdict and replace(audit.verdict, next=line))

@@ -111,7 +111,7 @@ def _told(found: TaskCheck, margin: float) -> Iterator[str]:
         yield from _row("needs", "", told)
     for row in found.needed:
         few, many = (f"{n:,}" if n else "over 5,000" for n in (row.none_lost, row.some_lost))
-        lost = f"; {many} if a tenth of all answers is lost" if many != few else ""
+        lost = f"; {many} if a tenth of all answers turns wrong" if many != few else ""
         yield from _row("", f"gain {row.gain:.2f}", f"{few}{lost}")
     if found.smallest_gain is not None:
         told = f"these {found.clusters:,} decide gains from about {found.smallest_gain:.2f}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from types import MappingProxyType
@@ -231,7 +232,21 @@ def _typed(command: str, references: Mapping[str, str]) -> str:
         for public, typed in references.items():
             command = command.replace(repr(public), repr(typed.partition("=")[2] or typed))
         return command
-    return shlex.join(references.get(word, word) for word in words)
+    return shlex.join(_typed_words(words, references))
+
+
+def _typed_words(words: Iterable[str], references: Mapping[str, str]) -> Iterator[str]:
+    seen = Counter[str]()
+    for word in words:
+        seen[word] += 1
+        name, _, public = word.partition("=")
+        later = references.get(f"{word}-{seen[word]}={word}")
+        if later is not None:  # the second file of this name
+            yield later.partition("=")[2]
+        elif word not in references and public in references:
+            yield f"{name}={references[public]}"
+        else:
+            yield references.get(word, word)
 
 
 NOTHING_TYPED: Mapping[str, str] = MappingProxyType({})

@@ -15,7 +15,8 @@ _CONTROL = re.compile(
 )
 # An option of a command together with its value, or one word.
 _WORDS = re.compile(r"(?<!\S)--[a-z][a-z-]* (?!-)\S+|\S+")
-JOINTS = re.compile(r"(?<=[./_=:@-])(?=[^./_=:@-])")
+# Where a long word may break: behind a sign, but not within a number such as 1.0.
+JOINTS = re.compile(r"(?<=[,./_=:@-])(?<!\d\.)(?=[^,./_=:@-])")
 NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 

@@ -11,7 +11,7 @@ from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import library_phrases, measured
 from loraprobe.report.adapter_tables import by_severity
 from loraprobe.verdict.codes import CODES, effect
-from loraprobe.verdict.next_command import TASK, merge_and_eval_command, to_fill_in
+from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
 
 Line = tuple[str, str]
 MOST_REASONS = 3
@@ -96,8 +96,9 @@ def labelled(audit: Audit) -> Iterator[Line]:
     if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
     if verdict is None and audit.library is not None:
-        yield from library_phrases.labelled(audit.library, audit.provenance)
-        yield FILL_IN, to_fill_in(f"--task {TASK}")
+        lines = tuple(library_phrases.labelled(audit.library, audit.provenance))
+        yield from lines
+        yield FILL_IN, to_fill_in(dict(lines).get("next", ""))
         return
     if verdict is None:
         yield from _serving(audit)

@@ -188,7 +188,7 @@ def _repeated(items: Sequence[Item]) -> Iterator[Finding]:
     extra = sum(len(same) - 1 for same in twice)
     yield Finding(
         "repeated-questions",
-        f"{count(extra, 'item')} repeat another question, such as items "
-        f"{shortly(item.id for item in twice[0])}, and count as independent.",
+        f"Each item counts for itself, also {count(extra, 'repetition')} of a question, such as "
+        f"items {shortly(item.id for item in twice[0])}.",
         "Remove them, or give them one group.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from calibrations import calibration
@@ -12,6 +13,7 @@ from evidences import KINDS, N, any_evidence, both, changed, evidence, score, sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraprobe.cli.output import typed_references
 from loraprobe.records import (
     AdapterSummary,
     Attribution,
@@ -396,12 +398,30 @@ def test_references_are_shown_as_they_were_typed():
     assert line(typed, "use") == "a"
 
 
+def test_adapters_and_tasks_of_one_name_keep_their_own_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one/ckpt", "two/ckpt", "three/ckpt", "one/q", "two/q"):
+        Path(place).mkdir(parents=True)
+    refs = ("c=three/ckpt", "one/ckpt", "two/ckpt", "--task", "one/q", "--task", "two/q")
+    command = "loraprobe merge-and-eval c=ckpt ckpt ckpt-2=ckpt --task q --task q"
+    told = Answer("unlikely", "H.", (("next", command),)).typed(typed_references(refs))
+    words = line(told, "next").split()[2:]
+    assert words == [*refs[:2], "ckpt-2=two/ckpt", *refs[3:]]
+
+
 @pytest.mark.parametrize("width", range(24, 90))
 def test_an_option_and_its_value_stay_together(width):
     text = "legal is 24.6 times larger than news, which hardly shows: try --balance norm."
     lines = wrapped(text, width)
     assert " ".join(lines) == text and max(map(len, lines)) <= width
     assert any("--balance norm." in row for row in lines)
+
+
+@pytest.mark.parametrize("width", range(24, 90))
+def test_a_number_of_a_long_word_stays_whole(width):
+    lines = wrapped("by ties:density=0.3,election=total,lambda=1.0,variant=peft in full", width)
+    assert max(map(len, lines)) <= width
+    assert all(any(number in row for row in lines) for number in ("0.3", "1.0"))
 
 
 def test_a_long_command_drops_no_first_warning():

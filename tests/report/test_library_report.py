@@ -11,6 +11,7 @@ from test_report import HOSTILE, a_library, an_audit, rendered
 from loraprobe.report.answer import answer
 from loraprobe.report.html import LARGEST, page
 from loraprobe.report.markdown import markdown
+from loraprobe.verdict.next_command import TASK
 
 
 def described(name: str = "a", copies: int = 1):
@@ -38,6 +39,11 @@ def test_the_answer_of_any_library_fits(width, name):
     for explain in (False, True):
         words = map(len, (*lines, *answer(audit).in_full(width)))  # of commands, which are not cut
         assert max(map(len, rendered(audit, width, explain).splitlines())) <= max(width, *words)
+
+
+def test_the_answer_says_that_the_questions_are_the_users_own():
+    said = [text for label, text in answer(described()).lines if label == "fill in"]
+    assert len(said) == 1 and said[0].startswith(TASK)
 
 
 def test_a_page_of_a_thousand_stays_small():

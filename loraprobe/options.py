@@ -28,6 +28,7 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.formatting import count
 from loraprobe.machine_options import MachineOptions
 from loraprobe.task_options import TaskOptions
 
@@ -247,8 +248,9 @@ class Options(TaskOptions, MachineOptions):
         """Raises UsageError where the weights are not one for each adapter."""
         given = self.given_weights
         if given is not None and len(given) != adapters:
+            numbers = count(len(given), "number")
             raise UsageError(
-                f"--weights gives {len(given)} numbers for {adapters} adapters; give one for each."
+                f"--weights gives {numbers} for {adapters} adapters; give one for each."
             )
 
     @property

@@ -120,14 +120,14 @@ def _at_ceiling(choosing: Choosing, evaluator: Evaluator, budget: Budget) -> Pro
     """Asks the adapters alone, until one answers so much that no composition can gain the margin.
 
     Then only that adapter (or the base) is asked the items that prove. None where compositions have
-    to be proved.
+    to be proved. The base and one adapter have one attempt each, so that chance has no more.
     """
-    tried = set[str]()
+    tried = set[bool]()
     for _ in choosing.steps():
         name = choosing.at_ceiling()
-        if name is None or name in tried:
+        if name is None or (name == BASE) in tried:
             continue
-        tried.add(name)
+        tried.add(name == BASE)
         systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
         played = play_alone(evaluator, systems, _within(budget, choosing.asker))
         if played is not None:

@@ -21,7 +21,7 @@ from loraprobe.report import (
     shortlist_tables,
     system_tables,
 )
-from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
+from loraprobe.report.answer import MOST_LINES, NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, ended, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
@@ -66,7 +66,10 @@ def render(
     if remark:
         console.print("\n".join(["", *wrapped(remark, width)]), markup=False)
     told = answer(audit).typed(typed)
-    if whole := told.in_full(width):
+    whole = told.in_full(width)
+    if len(whole) > MOST_LINES:
+        console.print("\nThe whole command, with all adapters, is verdict.next of --json.")
+    elif whole:
         console.print("\nTo copy, with the references of ADAPTERS:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")

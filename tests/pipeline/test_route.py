@@ -68,7 +68,7 @@ def test_a_composition_is_judged_as_a_merge_is(tmp_path):
         (["--router", "arrows"], "did you mean 'arrow'"),
         (["--weights", "1,1"], "arrow gives each token gates of its own"),
         (["--weights", "search", "--router", "constant"], "add --base DIR"),
-        (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
+        (["--weights", "1", "--router", "constant"], "1 number for 2 adapters"),
         (["--router", "centroid"], "add --base DIR"),
         (["--task", "x.jsonl"], "add --weights search"),
         (["--balance", "no"], "--balance must be one of"),

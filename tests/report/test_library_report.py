@@ -41,6 +41,14 @@ def test_the_answer_of_any_library_fits(width, name):
         assert max(map(len, rendered(audit, width, explain).splitlines())) <= max(width, *words)
 
 
+def test_a_command_longer_than_the_answer_is_not_printed():
+    audit = dataclasses.replace(described("owner/an-adapter-with-a-long-name", 200), library=None)
+    names = " ".join(f"owner/an-adapter-with-a-long-name-{at}" for at in range(200))
+    verdict = dataclasses.replace(an_audit().verdict, next=f"loraprobe screen {names}")
+    lines = rendered(dataclasses.replace(audit, verdict=verdict), 80).splitlines()
+    assert len(lines) < 45 and "verdict.next" in " ".join(lines)
+
+
 def test_the_answer_says_that_the_questions_are_the_users_own():
     said = [text for label, text in answer(described()).lines if label == "fill in"]
     assert len(said) == 1 and said[0].startswith(TASK)

@@ -180,7 +180,8 @@ def _coverage(audit: Audit) -> Section:
 
 
 def _gates(audit: Audit) -> Section:
-    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)))
+    folded = _filled(system_tables.gates(audit))
+    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)), folded=folded)
 
 
 def _reasons(audit: Audit) -> Section:

@@ -215,3 +215,20 @@ def replies(sample: Sample) -> Table:
         (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
         (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
     )
+
+
+def gates(audit: Audit) -> Table:
+    """How each token router shared its gates, over all layers and layer by layer."""
+    names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
+    lines = [
+        [
+            row.system,
+            row.layer or "all layers",
+            *(number(row.share.get(name)) for name in names),
+            f"{number(row.entropy)} ({number(row.entropy_share)})",
+        ]
+        for row in audit.gates
+    ]
+    evenness = "entropy in nats (share of the largest)"
+    columns = [text("router"), text("layer"), *figures(*names, evenness)]
+    return Table("Mean share of each adapter's gate on the prompts", columns, lines)

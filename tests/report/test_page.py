@@ -165,6 +165,8 @@ def test_figures_stand_in_the_tables(root):
     norms = table(root, "Norm of the update of a by layer and module")
     assert norms[1:] == [["0", "1.25"], ["1", "0.25"]]
     assert table(root, "Share of the gates of arrow by layer")[1][1:] == ["0.75", "1.00", "0.50"]
+    rows = table(root, "Mean share of each adapter's gate on the prompts")
+    assert "entropy" in rows[0][-1] and len(rows) == 1 + len(an_audit().gates)
     assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "interference"]
 
 

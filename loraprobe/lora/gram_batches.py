@@ -74,7 +74,8 @@ def gram_matrices(
     lacks one, before the batch is yielded; batches are computed in several threads.
     """
     if batches is None:
-        paths = paths or list(dict.fromkeys(path for a in adapters for path in a))
+        if paths is None:
+            paths = list(dict.fromkeys(path for a in adapters for path in a))
         batches = batches_of([getattr(a, "infos", a) for a in adapters], paths, rank)
     count = sum(map(len, batches))
 

@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.compatibility import aligned
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
+from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
@@ -25,10 +29,9 @@ from loraprobe.pipeline.task_split import looks
 from loraprobe.pipeline.units import AskedAlone
 from loraprobe.probes import PairForecast, ScreenedTexts
 from loraprobe.records import ROUND, SCREENING, ItemResult
+from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
 from loraprobe.tasks import Task
-
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Asker:
     def _elsewhere(self, names: Sequence[str], look: Look) -> None:
         """Has workers ask what is not kept yet; this process asks too."""
         evaluator, session = self.evaluator, self.evaluator.session
-        pool, setup = session.units.pool, evaluator.known().setup
+        pool, setup = session.units.pool, evaluator.with_setup().setup
         if pool is None or setup is None:
             return
         open_ = [name for name in names if not is_kept(evaluator, name, look)]
@@ -148,6 +151,17 @@ class Asker:
     def _tell(self, name: str, look: Look, done: int) -> None:
         if self.evaluator.session.progress is not None:
             self.evaluator.session.progress(step_of(name, look), done, 1)
+
+
+def system_alone(name: str, opened: Callable[[str], Adapter], base: Base | None) -> System:
+    """The base, or one adapter of a library on its layout of fused projections.
+
+    opened: an adapter's name -> the adapter.
+    """
+    if name == BASE:
+        return System(BASE, "base")
+    alone = single(aligned([opened(name)], base)[0])
+    return System(name, "adapter", alone, members=(name,))
 
 
 def step_of(name: str, look: Look) -> str:

@@ -11,27 +11,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loraprobe.base import Base
-from loraprobe.compatibility import aligned
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, WORKED_TOKENS
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import System
+from loraprobe.evaluation.chain import BASE
 from loraprobe.library import Arranged, Member
 from loraprobe.pipeline.asking_alone import (
-    BASE,
     Asker,
     Budget,
     Look,
     forecast_sets,
     is_kept,
     looks_of,
+    system_alone,
 )
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.ranking_sets import rankings_of
 from loraprobe.pipeline.shortlisting import Ranking, choose, contending
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import FORMS
-from loraprobe.routing.constant import single
 from loraprobe.tasks import Task
 
 
@@ -86,7 +83,7 @@ class Choosing:
         usable = {member.record.name: member for member in found.usable}
         asker = Asker(
             evaluator,
-            lambda name: system_alone(name, usable, evaluator.inputs.base),
+            lambda name: system_alone(name, lambda n: usable[n].open(), evaluator.inputs.base),
             lambda: budget.left(SCREENING_SHARE) > 0,
         )
         looks = looks_of(evaluator.scorer, evaluator.tasks, evaluator.session.options)
@@ -200,11 +197,3 @@ class Choosing:
             prompts = [item.cot_prompt or "" for item in asked]
             texts = scorer.generate(prompts, max_new_tokens=most)
         return {item.id: text for item, text in zip(asked, texts, strict=True)}
-
-
-def system_alone(name: str, members: Mapping[str, Member], base: Base | None) -> System:
-    """The base, or one adapter of a library on its layout of fused projections."""
-    if name == BASE:
-        return System(BASE, "base")
-    alone = single(aligned([members[name].open()], base)[0])
-    return System(name, "adapter", alone, members=(name,))

@@ -90,7 +90,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         search, search_notes = evaluator.search_weights(prepared)
         searched = tuple(search.weights.values()) if search else None
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = evaluator.known(searched, routers)
+        evaluator = evaluator.with_setup(searched, routers)
         with session.stage("compose"):
             composed = builder.compositions(inputs.tasks)
         found = play(

@@ -78,7 +78,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """Whether questions are put into the chat template."""
         return bool(self.scorer.chat_template)
 
-    def known(
+    def with_setup(
         self,
         searched: tuple[float, ...] | None = None,
         routers: Mapping[str, Router] = MappingProxyType({}),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
+from loraprobe.evaluation.chain import BASE
 from loraprobe.formatting import count
 from loraprobe.library import Arranged
-from loraprobe.pipeline.asking_alone import BASE
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.conclusion import judged, with_next

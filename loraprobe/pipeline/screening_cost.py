@@ -16,10 +16,11 @@ from loraprobe.compatibility import aligned
 from loraprobe.composition import Composition
 from loraprobe.defaults import BEST_SINGLES
 from loraprobe.evaluation import System
+from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.rounds import round_suffix, rounds
 from loraprobe.library import Arranged, Member
-from loraprobe.pipeline.asking_alone import BASE, Look, step_of
+from loraprobe.pipeline.asking_alone import Look, step_of
 from loraprobe.pipeline.estimating import CostEstimate, Expecting, kinds_of
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.session import peak_memory

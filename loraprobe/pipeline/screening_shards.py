@@ -17,12 +17,12 @@ from loraprobe._version import __version__
 from loraprobe.adapters import check_apart
 from loraprobe.base import Base
 from loraprobe.errors import UsageError
+from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.ledger import as_plain
 from loraprobe.execution import share_of
 from loraprobe.library import Member, fitted, keep_readings, read_library
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import BASE, Asker, looks_of
-from loraprobe.pipeline.choosing import system_alone
+from loraprobe.pipeline.asking_alone import Asker, looks_of, system_alone
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.inputs import Inputs, base_of
 from loraprobe.pipeline.results import open_ledger
@@ -113,6 +113,6 @@ def _ask(usable: Sequence[Member], base: Base, tasks: Sequence[Task], session: S
     ledger, _ = open_ledger([member.open() for member in usable], base, tasks, session)
     inputs = Inputs((), (), base, parts.apart)
     with Evaluator(inputs, session, scorer, ledger, parts.apart) as evaluator:
-        asker = Asker(evaluator, lambda name: system_alone(name, by_name, base))
+        asker = Asker(evaluator, lambda name: system_alone(name, lambda n: by_name[n].open(), base))
         looks = looks_of(scorer, parts.apart, options)
         return max(len(asker.ask([BASE, *by_name], look)) for look in looks)

@@ -22,10 +22,11 @@ from loraprobe.compatibility import aligned
 from loraprobe.defaults import BEST_SINGLES, TEMPLATE_ADAPTERS
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Round, System
+from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.library import Arranged
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import BASE, Asker, Budget, looks_of
+from loraprobe.pipeline.asking_alone import Asker, Budget, looks_of
 from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluating import best_system
@@ -61,7 +62,7 @@ def screen_task(found: Arranged, base: Base, tasks: Sequence[Task], session: Ses
     with _open(found, base, tasks, parts, session) as evaluator:
         choosing = Choosing.of(found, evaluator, budget)
         announce_screen(evaluator, found.usable, parts, choosing.looks)
-        proving = replace(evaluator.known(), tasks=parts.left)
+        proving = replace(evaluator.with_setup(), tasks=parts.left)
         proved = _at_ceiling(choosing, proving, budget)
         if proved is None:
             screened = choosing.screened()

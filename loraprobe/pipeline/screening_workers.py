@@ -24,7 +24,7 @@ from loraprobe.evaluation.questions import questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import BASE, Look, ask_one, kept_states, looks_of
+from loraprobe.pipeline.asking_alone import Look, ask_one, kept_states, looks_of, system_alone
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.inputs import Inputs, base_of
 from loraprobe.pipeline.opening_tasks import open_tasks
@@ -36,7 +36,6 @@ from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.pipeline.units import AskedAlone, Questions, Units, for_workers
 from loraprobe.pipeline.workers import Known, answer_part, scorer_for
 from loraprobe.records import ItemResult
-from loraprobe.routing.constant import single
 from loraprobe.tasks import Task
 
 Places = Mapping[str, tuple[int, str]]  # name -> place in the library, and hash of its weights
@@ -115,15 +114,12 @@ class OpenedLibrary:
         return found
 
     def _alone(self, name: str, look: Look, scorer: Any) -> Answered:
-        system = System(BASE, "base")
-        if name != BASE:
-            try:
-                adapter = self._loaded(name)
-            except UsageError:
-                raise
-            except LoraprobeError:
-                return None
-            system = System(name, "adapter", single(aligned([adapter], self.base)[0]))
+        try:
+            system = system_alone(name, self._loaded, self.base)
+        except UsageError:
+            raise
+        except LoraprobeError:
+            return None
         with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
             inputs = Inputs((), (), self.base, self.tasks)
             evaluator = Evaluator(inputs, self.session, scorer, ledger, look.tasks)
@@ -134,7 +130,7 @@ class OpenedLibrary:
             return list(ledger), kept_states(evaluator, name, look)
 
     def _composed(self, part: Questions) -> System:
-        if self.built is None or self.built[0] != part[1:4]:
+        if self.built is None or self.built[0] != part.composed:
             options = self.job.options
             adapters = aligned([self._loaded(name) for name in part.members], self.base)
             several = len(adapters) > 1  # base and single adapters are asked as they are
@@ -142,7 +138,7 @@ class OpenedLibrary:
                 prepare(adapters, options, (), self.base) if several else Prepared(tuple(adapters))
             )
             builder = SystemBuilder(adapters, prepared, options, self.base)
-            self.built = part[1:4], builder.named(part.system, part.of)
+            self.built = part.composed, builder.named(part.system, part.of)
         return self.built[1]
 
 

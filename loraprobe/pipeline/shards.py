@@ -94,7 +94,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         search, _ = evaluator.search_weights(prepared)
         searched = tuple(search.weights.values()) if search else None
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = evaluator.known(searched, routers)
+        evaluator = evaluator.with_setup(searched, routers)
         batches = list(_all_batches(evaluator, builder))
         own = share_of([len(batch.questions) for batch in batches], made.share)
         run = Run(

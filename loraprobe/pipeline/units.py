@@ -60,6 +60,11 @@ class Questions(NamedTuple):
     stored: str
     keys: tuple[tuple[str, str, str], ...]
 
+    @property
+    def composed(self) -> tuple[str, tuple[str, str] | None, tuple[str, ...]]:
+        """What a worker builds the system from."""
+        return self.system, self.of, self.members
+
 
 class AskedAlone(NamedTuple):
     """A system of a library, asked alone. look: its number, or one that no worker knows itself."""

@@ -104,7 +104,7 @@ class OpenedJob:
         return {q.key: q for q in questions(self.inputs.tasks, self.job.options.metric)}
 
     def _system(self, part: Questions) -> System:
-        if self.built is None or self.built[0] != part[1:3]:
+        if self.built is None or self.built[0] != part.composed:
             inputs, setup = self.inputs, part.setup
             builder = SystemBuilder(
                 inputs.adapters,
@@ -114,7 +114,7 @@ class OpenedJob:
                 setup.searched,
                 setup.routers,
             )
-            self.built = part[1:3], builder.named(part.system, part.of)
+            self.built = part.composed, builder.named(part.system, part.of)
         return self.built[1]
 
 

@@ -67,8 +67,10 @@ def render(
         console.print("\n".join(["", *wrapped(remark, width)]), markup=False)
     told = answer(audit).typed(typed)
     whole = told.in_full(width)
-    if len(whole) > MOST_LINES:
+    if len(whole) > MOST_LINES and audit.verdict is not None:
         console.print("\nThe whole command, with all adapters, is verdict.next of --json.")
+    elif len(whole) > MOST_LINES:
+        console.print("\nTo go on with so many adapters, list them in a file, one a line: @FILE")
     elif whole:
         console.print("\nTo copy, with the references of ADAPTERS:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)

@@ -140,6 +140,7 @@ def test_batches_agree_with_one_batch(monkeypatch):
         {f"m{k}": random_update(8, 6 + k, 1 + (k + i) % 3, 10 * i + k, 0.5) for k in range(7)}
         for i in range(2)
     ]
+    assert not [*gram_matrices(adapters, [])]  # no modules are not all modules
     (whole,) = gram_matrices(adapters)
     monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1000)
     parts = list(gram_matrices(adapters))

@@ -47,6 +47,9 @@ def test_a_command_longer_than_the_answer_is_not_printed():
     verdict = dataclasses.replace(an_audit().verdict, next=f"loraprobe screen {names}")
     lines = rendered(dataclasses.replace(audit, verdict=verdict), 80).splitlines()
     assert len(lines) < 45 and "verdict.next" in " ".join(lines)
+    name = "an-organisation/an-adapter-with-a-name-that-fills-most-of-a-line-of-a-terminal"
+    lines = rendered(described(name, 200), 80).splitlines()
+    assert "verdict.next" not in " ".join(lines) and "@FILE" in " ".join(lines)
 
 
 def test_the_answer_says_that_the_questions_are_the_users_own():

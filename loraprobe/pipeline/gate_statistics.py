@@ -80,8 +80,8 @@ def _row(system: str, layer: str | None, experts: Sequence[str], sums: Tensor) -
 class GateTally:
     """Sums the gates of n experts over tokens.
 
-    modules: path -> [n + 3]: each expert's gates, their entropy in nats, the entropy as a share of
-    log k where k experts are present, and the number of tokens.
+    modules: path -> [n + 3]: each expert's gates, the entropy in nats of the shares of the k that
+    are present, that entropy as a share of log k, and the number of tokens.
     """
 
     def __init__(self, n: int) -> None:
@@ -104,7 +104,9 @@ class GateTally:
         if k < 2 or self._mask is None or len(flat) != len(self._mask):
             return
         kept = flat[self._mask.to(flat.device)].double().cpu()
-        entropy = float(-torch.special.xlogy(kept, kept).sum())
+        # Experts without the module may have a share too, so the sum may be below 1.
+        share = kept / kept.sum(-1, keepdim=True).clamp_min(1e-30)
+        entropy = float(-torch.special.xlogy(share, share).sum())
         sums = self.modules.setdefault(path, torch.zeros(self.n + 3, dtype=torch.float64))
         sums[list(present)] += kept.sum(0)
         sums[-3:] += torch.tensor([entropy, entropy / math.log(k), len(kept)], dtype=torch.float64)

@@ -57,7 +57,7 @@ class CachedMatrix:
 class ScoredRouter(Router):
     """The top_k experts with the highest scores share a softmax at `temperature`; others get 0.
 
-    top_k is clamped to the experts present. At temperature inf the chosen get equal gates.
+    top_k is clamped to the experts scored. At temperature inf the chosen get equal gates.
     `normalize` divides an input by its length before it is scored.
 
     per: "token", or "sequence": the mean of the scores over all tokens of a prompt decides once,
@@ -71,6 +71,7 @@ class ScoredRouter(Router):
     per: Per = "token"
 
     constant: ClassVar[bool] = False
+    scores_absent: ClassVar[bool] = False  # whether experts without the module get a share there
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -80,17 +81,20 @@ class ScoredRouter(Router):
             raise ValueError(f"temperature must be a positive number, not {self.temperature}")
 
     @abstractmethod
-    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
-        """The scores of the k >= 2 experts of a module, whose indices among all are `present`."""
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+        """The scores of the experts that have the module, or of all n if `scores_absent`."""
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
     ) -> Float[Tensor, 1] | TokenGates:
-        """A function x [..., in] -> [..., k]; the constant 1 where there is one expert."""
-        if len(experts) == 1:
+        """A function x [..., in] -> [..., k]; the constant 1 where one expert is scored."""
+        if (n if self.scores_absent else len(present)) == 1:
             return torch.ones(1)
-        scores = self.scores(module, experts, present)
-        return TokenGate(scores, self) if self.per == "token" else PromptGate(scores, self, module)
+        scores = self.scores(module, experts, n)
+        columns = list(present) if self.scores_absent and len(present) < n else None
+        if self.per == "token":
+            return TokenGate(scores, self, columns)
+        return PromptGate(scores, self, columns, module)
 
     def before_scoring(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
         """The input in the form in which it is scored."""
@@ -120,12 +124,19 @@ class TokenGate:
 
     shared = False
 
-    def __init__(self, scores: Scores, router: ScoredRouter) -> None:
-        self.scores, self.router = scores, router
+    def __init__(
+        self, scores: Scores, router: ScoredRouter, columns: list[int] | None = None
+    ) -> None:
+        self.scores, self.router, self.columns = scores, router, columns
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k]."""
-        return self.router.chosen(self.scores.final(self.scored(x)))
+        return self.chosen(self.scored(x))
+
+    def chosen(self, scores: Float[Tensor, "*tokens c n"]) -> Float[Tensor, "*tokens k"]:
+        """The gates [..., k] of the experts that have the module, which are `columns` of all."""
+        gates = self.router.chosen(self.scores.final(scores))
+        return gates if self.columns is None else gates[..., self.columns]
 
     def scored(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
         """The scores of an input: [..., c, k]."""
@@ -137,8 +148,10 @@ class PromptGate(TokenGate):
 
     shared = True  # the composition has to follow the model's passes
 
-    def __init__(self, scores: Scores, router: ScoredRouter, path: str) -> None:
-        super().__init__(scores, router)
+    def __init__(
+        self, scores: Scores, router: ScoredRouter, columns: list[int] | None, path: str
+    ) -> None:
+        super().__init__(scores, router, columns)
         self.path = path
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
@@ -154,7 +167,7 @@ class PromptGate(TokenGate):
                 "read them again, or use per=token."
             )
         scores = now.of_rows(now.decided[self.path].to(device=x.device, dtype=x.dtype))
-        gates = self.router.chosen(self.scores.final(scores))
+        gates = self.chosen(scores)
         if leading.numel() != now.rows * now.tokens and leading[:1] != (now.rows,):
             raise UsageError(
                 f"Module {self.path} reads an input of shape {tuple(x.shape)}, in which "

@@ -39,7 +39,7 @@ class Arrow(ScoredRouter):
     )
     paper: ClassVar[str] = "arXiv 2405.11157"
 
-    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
         return ArrowScores(experts)
 
 

@@ -33,19 +33,19 @@ class Centroids:
 
     means: Mapping[str, Tensor]
 
-    def of(self, module: str, present: Sequence[int]) -> Tensor:
-        """The means of the experts present: [k, in]. Raises UsageError for an unknown module."""
+    def of(self, module: str, n: int) -> Tensor:
+        """The means of all n experts: [n, in]. Raises UsageError for an unknown module."""
         if module not in self.means:
             raise UsageError(
                 f"The router has learned nothing about {module}; fit it to these adapters anew."
             )
         means = self.means[module]
-        if max(present) >= len(means):
+        if len(means) != n:
             raise UsageError(
-                f"The router has learned of {len(means)} adapters, fewer than there are; fit it "
-                "to these adapters anew."
+                f"The router has learned of {len(means)} adapters, and there are {n}; fit it to "
+                "these adapters anew."
             )
-        return means[list(present)]
+        return means
 
     def state(self) -> dict[str, Tensor]:
         """The means as named tensors, for `Router.state`."""
@@ -74,10 +74,13 @@ class Centroid(ScoredRouter):
 
     c_i is the mean over all tokens but the first of a few unlabelled prompts of adapter i, read by
     the base without any adapter; when answering, x comes from the composed model. With `center`,
-    the mean m of the centroids of the experts present is subtracted: score_i = cos(x - m, c_i - m).
+    the mean m of the centroids is subtracted: score_i = cos(x - m, c_i - m).
     Otherwise all cosines are near 1 and the gates nearly equal, because hidden states have a large
     common part. The top_k highest share a softmax at `temperature`; at 0.1 an advantage of 0.5 in
     cosine means a share of 0.99. `normalize=false` includes the length of x - m in the score.
+
+    All experts share the gates of every module, so one that lacks a module takes its share there
+    and adds nothing: another expert's module does not act on its prompts.
 
     The idea is that of routing by embedded data sets: 2311.10847 (the cosine of an embedded prompt
     with each data set, a scaled softmax, adapters merged completely) and the prototypes of average
@@ -95,7 +98,11 @@ class Centroid(ScoredRouter):
     center: bool = True
     learned: Centroids | None = field(default=None, init=False, repr=False)
 
-    laws: ClassVar[frozenset[str]] = SCORED_LAWS | {"homogeneity"}
+    scores_absent: ClassVar[bool] = True
+    laws: ClassVar[frozenset[str]] = SCORED_LAWS - {"absent_is_neutral"} | {
+        "absent_is_zero",
+        "homogeneity",
+    }
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k cos(x - m, c_i - m) / temperature)"  # noqa: E501
     )
@@ -118,14 +125,14 @@ class Centroid(ScoredRouter):
     def with_state(self, state: Mapping[str, Tensor]) -> Centroid:
         return changed(self, learned=Centroids.of_state(state))
 
-    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
         if self.learned is None:
             raise UsageError(
                 f"Router {self.name} has to see prompts of each adapter first: give "
                 "--router-prompts NAME=FILE, or in Python loraprobe.route(..., prompts={name: "
                 "[...]}, tokenizer=...)."
             )
-        means = self.learned.of(module, present).to(experts[0].A)
+        means = self.learned.of(module, n).to(experts[0].A)
         if means.shape[-1] != experts[0].in_features:
             raise UsageError(
                 f"The router has learned of other inputs of {module} than its "
@@ -138,15 +145,15 @@ class Centroid(ScoredRouter):
 
 
 class _Cosines(Scores):
-    """cos(x - m, c_i - m); means: [k, in]."""
+    """cos(x - m, c_i - m); means: [n, in]."""
 
-    def __init__(self, means: Float[Tensor, "k in"], options: Centroid) -> None:
+    def __init__(self, means: Float[Tensor, "n in"], options: Centroid) -> None:
         common = means.mean(0) if options.center else torch.zeros_like(means[0])
         self.common = CachedMatrix(common)
         self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
         self.normalize = options.normalize
 
-    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 n"]:
         x = x - self.common.like(x)
         if self.normalize:
             x = F.normalize(x, dim=-1)

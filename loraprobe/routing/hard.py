@@ -29,7 +29,9 @@ class Hard(Router):
 
     by: the router whose score is used, with its other options at their defaults; `arrow:top_k=1` is
     `hard:by=arrow`. Of equal scores the first in topk's order wins. `by=centroid` has to be fitted,
-    as centroid. With per=sequence one adapter answers a whole prompt in each module.
+    as centroid, and is the only one that can choose an expert without the module, which adds
+    nothing; by the others an expert that is alone in a module always has gate 1 there. With
+    per=sequence one adapter answers a whole prompt in each module.
     """
 
     by: By = "arrow"

@@ -46,7 +46,7 @@ class LAG(ScoredRouter):
         if self.preselect < 1:
             raise ValueError(f"preselect must be at least 1, not {self.preselect}")
 
-    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
         return _TwoSteps(experts, self)
 
 

@@ -46,7 +46,7 @@ class SpectR(ScoredRouter):
     )
     paper: ClassVar[str] = "arXiv 2504.03454"
 
-    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
         return SpectralScores(experts, self.spectrum)
 
 

@@ -46,6 +46,7 @@ PROMPTS = {
     name: 0.1 * seed + 0.3 * torch.randn(6, 16, generator=torch.Generator().manual_seed(seed))
     for seed, name in enumerate([*(e.name for e in EXPERTS), "elsewhere", "zero"])
 }  # what a module reads when the prompts of an adapter are read: [tokens, in]
+PROMPTS["zero"] = PROMPTS["elsewhere"]  # two forms of one expert: without the module, zero there
 
 
 def fitted(router, experts):

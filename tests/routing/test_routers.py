@@ -125,6 +125,17 @@ def test_centroid_ignores_a_component_common_to_all_inputs():
     assert layer.gates(MEANS + shift).argmax(-1).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("spec", ["hard:by=centroid", "centroid:top_k=4,temperature=0.01"])
+def test_a_module_of_one_expert_adds_nothing_to_the_prompts_of_the_others(spec):
+    elsewhere = random_adapter("elsewhere", {"other": (24, 16)}, seed=9, dtype=torch.float64)
+    experts = (*FOUR[:3], elsewhere)
+    state = {f"centroid.{path}": MEANS.float() for path in (PATH, "other")}
+    router = ROUTERS.make(spec).with_state(state)
+    layers = prepared(Composition("c", experts, router), torch.float64)
+    found = torch.cat([layer.gates(MEANS) for layer in layers], dim=-1)
+    torch.testing.assert_close(found, torch.eye(4, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("by", ["arrow", "spectr", "centroid"])
 def test_hard_gives_one_expert_everything(by):
     found = gates_of(f"hard:by={by}")
@@ -170,7 +181,7 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
         prepared(Composition("c", (*FOUR, FOUR[0]), known), torch.float64)
     with pytest.raises(UsageError, match="learned nothing about"):
         other = random_adapter("o", making.LLAMA, dtype=torch.float64)
-        prepared(Composition("c", (FOUR[0], other, other), known), torch.float64)
+        prepared(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
     for wrong in ({}, {"x": MEANS}, {f"centroid.{PATH}": MEANS[0]},
                   {f"centroid.{PATH}": MEANS * float("nan")}):  # fmt: skip
         with pytest.raises(UsageError, match="stored state"):

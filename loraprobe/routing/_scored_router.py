@@ -62,6 +62,7 @@ class ScoredRouter(Router):
 
     per: "token", or "sequence": the mean of the scores over all tokens of a prompt decides once,
     in the pass that reads the prompt, for the prompt and all that follows. Padding does not count.
+    With `scores_absent` the mean is also over the modules that have read the prompt so far.
     Without a cache each pass is a prompt of its own, unless the caller says where the prompt ends.
     """
 
@@ -158,7 +159,9 @@ class PromptGate(TokenGate):
         """x: [..., in] -> gates [..., k]; only in a forward pass of the composed model."""
         now, leading = current_pass(self.path), x.shape[:-1]
         if now.begins:
-            now.decided[self.path] = now.over_prompt(self.scored(x), leading, self.path)
+            now.decided[self.path] = self._with_earlier(
+                now.over_prompt(self.scored(x), leading, self.path), list(now.decided.values())
+            )
         else:
             now.check(self.path)
         if self.path not in now.decided:
@@ -175,6 +178,20 @@ class PromptGate(TokenGate):
             )
         each, k = leading.numel() // now.rows, gates.shape[-1]
         return gates[:, None].expand(now.rows, each, k).reshape(*leading, k)
+
+    def _with_earlier(self, own: Tensor, decided: Sequence[Tensor]) -> Tensor:
+        """The scores [rows, c, n] that decide, from the module's own and the earlier modules'.
+
+        They are the mean over all modules so far where each scores the same n experts: one module
+        alone chooses the wrong expert for many prompts.
+        """
+        if not self.router.scores_absent:
+            return own
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
+        if not decided:
+            return own
+        mean = decided[-1].to(own)  # of the modules before this one
+        return mean + (own - mean) / (len(decided) + 1)
 
 
 def layer_of(path: str) -> str:

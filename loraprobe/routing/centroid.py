@@ -90,7 +90,7 @@ class Centroid(ScoredRouter):
     The router has to be fitted first: `--router-prompts NAME=FILE` or prompts that each adapter
     writes itself on the command line, `loraprobe.route(..., prompts={name: [...]}, tokenizer=...)`.
     Prompts in the form of the later questions are best. `per=sequence` decides once for each
-    prompt.
+    prompt; each module decides by the mean score of all modules that have read the prompt so far.
     """
 
     temperature: float = 0.1

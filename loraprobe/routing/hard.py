@@ -31,7 +31,8 @@ class Hard(Router):
     `hard:by=arrow`. Of equal scores the first in topk's order wins. `by=centroid` has to be fitted,
     as centroid, and is the only one that can choose an expert without the module, which adds
     nothing; by the others an expert that is alone in a module always has gate 1 there. With
-    per=sequence one adapter answers a whole prompt in each module.
+    per=sequence one adapter answers a whole prompt in each module, and by=centroid chooses by the
+    mean score of all modules that have read the prompt so far.
     """
 
     by: By = "arrow"

@@ -303,6 +303,42 @@ def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
     assert not torch.allclose(found[1, 0], wanted)
 
 
+def test_a_prompt_chooses_by_all_modules_that_have_read_it(model):
+    """Centroids against scores computed one module at a time; one expert lacks the MLPs."""
+    paths = [path for path, module in model.named_modules() if path in LIBRARY[0].modules]
+    generator = torch.Generator().manual_seed(8)
+    means = {
+        p: torch.randn(2, model.get_submodule(p).in_features, generator=generator) for p in paths
+    }
+    attention = {p: update for p, update in LIBRARY[0].modules.items() if "mlp" not in p}
+    experts = (adapter_of("attention", attention), LIBRARY[1])
+    router = ROUTERS.make("centroid:per=sequence").with_state(
+        {f"centroid.{path}": mean for path, mean in means.items()}
+    )
+    seen, inputs = Seen(), {}
+    hooks = [
+        model.get_submodule(p).register_forward_hook(
+            lambda m, x, y, p=p: inputs.update({p: x[0][0]})
+        )
+        for p in paths
+    ]
+    with torch.no_grad(), composed(model, Composition("c", experts, router), seen):
+        model(input_ids=torch.tensor(ROWS[:1]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    scores = []
+    for path, x in inputs.items():  # in the order of the pass
+        middle = means[path].double().mean(0)
+        rows = [
+            torch.cosine_similarity(x - middle, m - middle, dim=-1) for m in means[path].double()
+        ]
+        scores.append(torch.stack(rows, dim=-1).mean(0))
+        wanted = (torch.stack(scores).mean(0) / 0.1).softmax(-1)
+        found = seen.gates[path][0][0, 0]
+        torch.testing.assert_close(found, wanted[-len(found) :], rtol=1e-6, atol=1e-6)
+    assert {len(gates[0][0, 0]) for gates in seen.gates.values()} == {1, 2}
+
+
 @pytest.mark.parametrize("options", ["per=token", "per=sequence"])
 @pytest.mark.parametrize("name", ["arrow", "lag"])
 def test_generation_agrees_with_a_single_forward_pass(model, name, options):

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.commands import DEBUG, Commands, Debug
+from loraprobe.cli.commands import DEBUG, Commands, Debug, outlines
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
 
@@ -32,6 +32,10 @@ class Guarded(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.commands = outlines()  # the list of commands shows no option of theirs
+        super().format_help(ctx, formatter)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         for name in ("stdout", "stderr"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from loraprobe.cli.config import Config, Configured
 from loraprobe.cli.examples import epilog
@@ -66,8 +67,7 @@ def _made(name: str) -> Any:
         name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
     )
     for known in inside:
-        module, _, function = COMMANDS[known].partition(".")
-        found = getattr(importlib.import_module(f"loraprobe.cli.{module}"), function)
+        found = _function(known)
         own, text = known.rpartition(" ")[2], _flowing(found.__doc__ or "")
         register = functools.partial(app.command, own, help=text, epilog=epilog(known))
         if known in HANDING:
@@ -76,6 +76,19 @@ def _made(name: str) -> Any:
         else:
             register(cls=Configured)(_debuggable(found))
     return typer.main.get_command(app)
+
+
+def outlines() -> dict[str, Any]:
+    """Name of a command or a group -> a command with its help alone, which a list of them shows."""
+    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in Commands()}
+    return {name: TyperCommand(name, help=text) for name, text in texts.items()}
+
+
+def _function(name: str) -> Callable[..., None]:
+    """The function of a command, whose module is imported here."""
+    module, _, function = COMMANDS[name].partition(".")
+    found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
+    return found
 
 
 def _flowing(docstring: str) -> str:

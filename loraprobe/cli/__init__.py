@@ -34,8 +34,11 @@ class Guarded(TyperGroup):
         return list(self.commands)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.commands = outlines()  # the list of commands shows no option of theirs
-        super().format_help(ctx, formatter)
+        whole, self.commands = self.commands, outlines()  # the list shows no option of theirs
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = whole
 
     def main(self, *args: Any, **extra: Any) -> Any:
         for name in ("stdout", "stderr"):

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import functools
-import inspect as inspect_
 import io
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.commands import COMMANDS, combine, lab
-from loraprobe.cli.config import Config, Configured
-from loraprobe.cli.examples import epilog
+from loraprobe.cli.commands import DEBUG, Commands, Debug, outlines
+from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
-from loraprobe.cli.options import STARTED
-from loraprobe.cli.output import WORDS
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
-DEBUG = "loraprobe.debug"
 
 
 class Guarded(TyperGroup):
     """Turns every error of a command into one sentence on standard error and an exit code."""
 
     as_json = False
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = Commands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        whole, self.commands = self.commands, outlines()  # the list shows no option of theirs
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = whole
 
     def main(self, *args: Any, **extra: Any) -> Any:
         for name in ("stdout", "stderr"):
@@ -61,39 +68,6 @@ class Guarded(TyperGroup):
             command, debug = ctx.invoked_subcommand or "", bool(ctx.meta.get(DEBUG))
             code = ended(error, command, debug=debug, as_json=self.as_json)
             raise typer.Exit(code) from None
-
-
-def _debug(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[DEBUG] = True  # the same dictionary in every context of a call
-
-
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        metavar=" ",
-        callback=_debug,
-        help="On an error also print the traceback.",
-        rich_help_panel="Output",
-    ),
-]
-
-
-def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options --debug and --config, which every command has."""
-
-    @functools.wraps(function)
-    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
-        function(*args, **rest)
-
-    known = inspect_.signature(function, eval_str=True)
-    own = [
-        inspect_.Parameter(name, inspect_.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
-    ]
-    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
-    return command
 
 
 app = typer.Typer(
@@ -168,32 +142,6 @@ def options(
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
     _limits(limits)
-
-
-def _flowing(docstring: str) -> str:
-    """A docstring whose paragraphs fill whatever width the terminal has."""
-    paragraphs = inspect_.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-def _register() -> None:
-    task = typer.Typer(no_args_is_help=True, help="Write, check and preview a file of questions.")
-    app.add_typer(task, name="task")
-    for name, function in COMMANDS.items():
-        to, own = (task if " " in name else app), name.rpartition(" ")[2]
-        text = _flowing(function.__doc__ or "")
-        to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
-    for own, handing, helps in (("combine", combine, True), ("lab", lab, False)):
-        app.command(
-            own,
-            help=_flowing(handing.__doc__ or ""),
-            epilog=epilog(own),
-            add_help_option=helps,
-            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        )(_debuggable(handing))
-
-
-_register()
 
 
 def main(started: float | None = None) -> None:

@@ -10,7 +10,6 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.formatting import count
-from loraprobe.records import document
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.kept import KeptRun
@@ -39,6 +38,8 @@ def cache(
     used = kept.clear(runs, readings=older == 0) if clear else []
     if output.json:
         rows = [_as_plain(run) for run in (used if clear else runs)]
+        from loraprobe.records import document
+
         print(document("cache", {"cleared": clear, "runs": rows}))
     elif clear:
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-from loraprobe.cli.options import JOINED
-from loraprobe.cli.output import WORDS
+from loraprobe.cli.config import JOINED, WORDS
 
 
 def combine(ctx: typer.Context) -> None:

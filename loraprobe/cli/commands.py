@@ -1,43 +1,130 @@
-"""The commands by name, in the order of --help; the module of each stands beside this one."""
+"""The commands by name, each in a module beside this one that is imported when it is called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
 
-from loraprobe.cli import task
-from loraprobe.cli.cache import cache
-from loraprobe.cli.combine import combine
-from loraprobe.cli.convert import convert
-from loraprobe.cli.demo import demo
-from loraprobe.cli.env import env
-from loraprobe.cli.evaluate import merge_and_eval
-from loraprobe.cli.find import find
-from loraprobe.cli.inspect import inspect
-from loraprobe.cli.lab import lab
-from loraprobe.cli.merge import merge
-from loraprobe.cli.methods import methods
-from loraprobe.cli.report import report
-from loraprobe.cli.route import route
-from loraprobe.cli.screen import screen
-from loraprobe.cli.verify import verify
+import typer
+from typer.core import TyperCommand
 
-__all__ = ["COMMANDS", "combine", "lab"]  # the last two hand words on to other commands
+from loraprobe.cli.config import Config, Configured
+from loraprobe.cli.examples import epilog
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "find": find,
-    "inspect": inspect,
-    "merge": merge,
-    "route": route,
-    "merge-and-eval": merge_and_eval,
-    "screen": screen,
-    "convert": convert,
-    "report": report,
-    "verify": verify,
-    "methods": methods,
-    "cache": cache,
-    "env": env,
-    "task new": task.new,
-    "task check": task.check,
-    "task sample": task.sample,
+# Name -> module and function, in the order of --help.
+COMMANDS: Mapping[str, str] = {
+    "demo": "demo.demo",
+    "find": "find.find",
+    "inspect": "inspect.inspect",
+    "merge": "merge.merge",
+    "route": "route.route",
+    "merge-and-eval": "evaluate.merge_and_eval",
+    "screen": "screen.screen",
+    "convert": "convert.convert",
+    "report": "report.report",
+    "verify": "verify.verify",
+    "methods": "methods.methods",
+    "cache": "cache.cache",
+    "env": "env.env",
+    "combine": "combine.combine",
+    "lab": "lab.lab",
+    "task new": "task.new",
+    "task check": "task.check",
+    "task sample": "task.sample",
 }
+GROUPS = {"task": "Write, check and preview a file of questions."}
+HANDING = "combine", "lab"  # these hand words on to other commands
+DEBUG = "loraprobe.debug"
+
+
+class Commands(Mapping[str, Any]):
+    """Name of a command or a group -> the command that typer runs, made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = _made(name)
+        return self._made[name]
+
+
+def _made(name: str) -> Any:
+    """The command or group of a name. Raises KeyError if there is none."""
+    inside = [known for known in COMMANDS if known.partition(" ")[0] == name]
+    if not inside:
+        raise KeyError(name)
+    app = typer.Typer(
+        name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
+    )
+    for known in inside:
+        found = _function(known)
+        own, text = known.rpartition(" ")[2], _flowing(found.__doc__ or "")
+        register = functools.partial(app.command, own, help=text, epilog=epilog(known))
+        if known in HANDING:
+            passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+            register(add_help_option=known != "lab", context_settings=passed_on)(_debuggable(found))
+        else:
+            register(cls=Configured)(_debuggable(found))
+    return typer.main.get_command(app)
+
+
+def outlines() -> dict[str, Any]:
+    """Name of a command or a group -> a command with its help alone, which a list of them shows."""
+    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in Commands()}
+    return {name: TyperCommand(name, help=text) for name, text in texts.items()}
+
+
+def _function(name: str) -> Callable[..., None]:
+    """The function of a command, whose module is imported here."""
+    module, _, function = COMMANDS[name].partition(".")
+    found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
+    return found
+
+
+def _flowing(docstring: str) -> str:
+    """A docstring whose paragraphs fill whatever width the terminal has."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _debug(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[DEBUG] = True  # the same dictionary in every context of a call
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        metavar=" ",
+        callback=_debug,
+        help="On an error also print the traceback.",
+        rich_help_panel="Output",
+    ),
+]
+
+
+def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options --debug and --config, which every command has."""
+
+    @functools.wraps(function)
+    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
+        function(*args, **rest)
+
+    known = inspect.signature(function, eval_str=True)
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
+    ]
+    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
+    return command

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.output import WORDS
 from loraprobe.cli.recipe import from_recipe
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
@@ -32,6 +31,9 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+WORDS: list[str] = []  # of the command line, with those of --config
+STARTED: list[float] = []  # when this process began its command, by time.perf_counter
+JOINED: list[Path] = []  # directories of shards whose results this command uses
 NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
 ARGUMENTS = {"adapters": "refs"}  # key -> name of the parameter
 

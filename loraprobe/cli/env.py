@@ -9,7 +9,6 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
-from loraprobe.records import document
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
@@ -29,6 +28,8 @@ def env(output: Output) -> None:
     """
     found = described()
     if output.json:
+        from loraprobe.records import document
+
         print(document("env", found))
         return
     for name, value in found.items():

@@ -8,7 +8,6 @@ import typer
 
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
-from loraprobe.records import document
 
 
 @with_options("json", "quiet")
@@ -31,6 +30,8 @@ def find(
 
     found = hub.find_adapters(base, limit)
     if output.json:
+        from loraprobe.records import document
+
         print(document("find", {"base": base, "adapters": found}))
     elif output.quiet or not sys.stdout.isatty():
         for one in found:

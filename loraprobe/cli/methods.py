@@ -15,7 +15,6 @@ from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
-from loraprobe.records import document
 
 NAME_WIDTH = 22
 
@@ -105,6 +104,8 @@ def methods(output: Output, names: Names = None) -> None:
     explain those that are named."""
     rows = _named(described(), names) if names else described()
     if output.json:
+        from loraprobe.records import document
+
         print(document("methods", {"methods": rows}))
         return
     from rich.console import Console

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
-from loraprobe.cli.output import WORDS, Output
+from loraprobe.cli.config import JOINED, STARTED, WORDS
+from loraprobe.cli.output import Output
 from loraprobe.declarations import Declaration, as_given, declarations, hints
 from loraprobe.options import Options
 
@@ -41,8 +42,6 @@ Tasks = Annotated[
     ),
 ]
 Command = Callable[..., Any]
-STARTED: list[float] = []  # when this process began its command, by time.perf_counter
-JOINED: list[Path] = []  # directories of shards whose results this command uses
 REQUIRED = inspect.Parameter.empty
 
 

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from loraprobe.cli.config import WORDS
 from loraprobe.errors import UsageError
 from loraprobe.output_options import OutputOptions
-from loraprobe.records import Audit, Progress, Sample
 from loraprobe.report.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate
     from loraprobe.pipeline.shard_files import Shard
-
-WORDS: list[str] = []  # of the command line, with those of --config
+    from loraprobe.records import Audit, Progress, Sample
 
 
 @dataclass(frozen=True)

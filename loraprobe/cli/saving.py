@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.records import Audit
+
+if TYPE_CHECKING:
+    from loraprobe.records import Audit
 
 
 def check_outputs(

@@ -15,7 +15,6 @@ from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import count, listing, shortly
 from loraprobe.options import Options
-from loraprobe.records import document
 from loraprobe.report.formatting import clean, wrapped
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def check(files: Files, options: Options, output: Output) -> None:
     check_metrics(tasks, options.metric)
     found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
     if output.json:
+        from loraprobe.records import document
+
         print(document("task check", {"margin": options.needed_gain, "tasks": found}))
         return
     for one in found:
@@ -166,6 +167,8 @@ def sample(
     check_metrics(tasks, options.metric)
     rows = preview(tasks, base, options)
     if output.json:
+        from loraprobe.records import document
+
         print(document("task sample", {"previews": rows}))
         return
     for row in rows:

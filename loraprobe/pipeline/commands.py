@@ -37,6 +37,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.merges import (
     Converted,
+    chosen_weights,
     made_text,
     merge_by,
     merge_figures,
@@ -127,8 +128,6 @@ def merge(
     and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    from loraprobe.pipeline.weight_search import chosen_weights
-
     check_task_use(bool(tasks), options, "merge")
     inputs = open_inputs(adapters, base, tasks, options, written)
     session, spec = Session("merge", options, progress), options.methods[0]

@@ -1,4 +1,4 @@
-"""Merges with the options of a command and their figures, and a converted adapter."""
+"""Merges with the options of a command, their weights and figures, and a converted adapter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 from loraprobe import diagnostics
 from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base
+from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS, Merged, merge
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.records import Measurement
+from loraprobe.records import Measurement, WeightSearch
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,37 @@ class Converted:
         """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
         check_apart(Path(directory), [self.source] if self.source else [])
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+
+
+def chosen_weights(
+    inputs: Inputs, prepared: Prepared, session: Session
+) -> tuple[tuple[float, ...] | None, WeightSearch | None, list[str]]:
+    """The weights of a merge or a route: those given, those that a search finds, or None for the
+    method's own. Returns the weights, what the search found, and notes.
+
+    The search is the one of an evaluation. The base is loaded in the dtype of its device, since
+    the --dtype of a merge is that of its file. Raises UsageError without a base or a task.
+    """
+    options = session.options
+    if options.weights != "search":
+        return options.given_weights, None, []
+    # What asks the base model, and scipy, take as long to import as a small merge takes.
+    from loraprobe.pipeline.scorer import open_scorer, with_better_template
+    from loraprobe.pipeline.task_split import split
+    from loraprobe.pipeline.weight_search import find_weights, note
+
+    if inputs.base is None or not inputs.tasks:
+        raise UsageError(
+            "--weights search asks the base model on a task: add --base DIR (or auto) and "
+            "--task FILE."
+        )
+    parts, experts = split(inputs.tasks, options), prepared.adapters
+    scorer, notes = open_scorer(inputs.base, "auto", session)
+    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
+    with session.stage("search"):
+        found = find_weights(scorer, experts, parts, options, progress=session.progress)
+    notes += [*why, note(found, "an evaluation"), scorer.batcher.note()]
+    return tuple(found.weights.values()), found, notes
 
 
 def merge_by(

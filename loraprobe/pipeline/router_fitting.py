@@ -19,13 +19,14 @@ from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, read_prompts
+from loraprobe.pipeline.merges import chosen_weights
 from loraprobe.pipeline.portfolio import added_systems
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import answer_losses, chosen_weights
+from loraprobe.pipeline.weight_search import answer_losses
 from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.report.formatting import clean
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @functools.cache
 def templates(**options: Any) -> jinja2.Environment:
     """The templates of the reports. options: how jinja2 escapes the texts that they are given."""
+    import jinja2  # which most commands do without
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("loraprobe.report"),
         trim_blocks=True,

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import loraprobe
 from loraprobe.adapters import read_adapter
+from loraprobe.cli.commands import COMMANDS
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema
@@ -44,24 +45,51 @@ def one_sentence(result) -> str:
     return lines[0]
 
 
-def test_help_names_every_command_and_imports_no_torch():
+def imported(*arguments: str) -> set[str]:
+    """The modules that a command line in a process of its own has imported when it ends."""
     code = (
-        "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
-        "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0, r.output;"
-        "names = 'demo inspect merge merge-and-eval methods lab'.split();"
-        "assert all(name in r.output for name in names);"
-        "heavy = {'torch', 'transformers', 'peft', 'scipy', 'numpy'} & set(sys.modules);"
-        "assert not heavy, heavy"
+        "import contextlib, sys\nfrom loraprobe.__main__ import main\n"
+        "with contextlib.suppress(SystemExit):\n    main()\n"
+        "print(*sys.modules, file=sys.stderr)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    return set(done.stderr.split())
+
+
+def test_help_names_every_command():
+    result = call("--help")
+    assert result.exit_code == 0, result.output
+    assert all(f" {name} " in result.output for name in COMMANDS if " " not in name)
+
+
+HEAVY = set("torch transformers peft scipy numpy jinja2 loraprobe.records".split())
+
+
+@pytest.mark.parametrize(
+    "arguments, others",
+    [
+        ("--help", set()),
+        ("--version", {"rich.console", "pydantic", "loraprobe.cli.inspect"}),
+        ("merge --help", {"loraprobe.cli.inspect", "loraprobe.cli.task"}),
+    ],
+)
+def test_what_needs_no_model_imports_nothing_heavy(arguments, others):
+    assert not (HEAVY | others) & imported(*arguments.split())
 
 
 LIGHT = """
 import contextlib, sys
+import loraprobe
 from loraprobe.__main__ import main
 
 with contextlib.suppress(SystemExit):
     main()
+loraprobe.merge(sys.argv[2:4])
+asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
+assert not asking, asking
 import loraprobe.report.html, loraprobe.report.markdown
 from loraprobe.base import open_base
 from loraprobe.demo import shipped_world
@@ -73,7 +101,7 @@ assert not heavy, heavy
 """
 
 
-def test_inspect_pages_and_a_base_import_nothing_heavy_and_the_seconds_add_up(pair):
+def test_inspect_merge_pages_and_a_base_import_nothing_heavy_and_the_seconds_add_up(pair):
     """In one process of its own, which torch's import makes expensive."""
     start = time.perf_counter()
     done = subprocess.run(

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.accuracy import FEWEST_DECIDED, Figures, recorded
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
+from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
 from loraprobe_lab.calibration.fit import (
     MARGINS,
     SHIPPED,
@@ -40,7 +39,6 @@ LEFT_OUT: Mapping[str, Key] = {
     "architectures": lambda case: case.base_architecture or case.architecture,
 }
 DRAWS = 20  # first rounds of each set
-EXCHANGES = 200  # of outcomes, for the null
 UNKNOWN = 1e6  # the standard error of a gain that nobody measured
 # Shown to users, because their models differ from those on which the accuracy was measured.
 WHERE = {
@@ -95,7 +93,8 @@ def left_out(
             if known.items:
                 case, gain, error = one.first_round(known.items, rng)
             else:
-                case, gain, error = max(one.cases, key=lambda c: c.forecast), 0.0, UNKNOWN
+                case = max(one.cases, key=lambda c: c.forecast or 0.0)
+                gain, error = 0.0, UNKNOWN
             draw[i] = fits[group].given(case).exceeds(margin, case.baseline, gain, error)
     return found
 
@@ -106,47 +105,14 @@ def figures_of(sets: Sequence[MeasuredSet], p: Array, margin: float = MARGIN) ->
     Sets with several tasks take no part.
     """
     outcomes = [one.outcome for one in sets]
-    labels = [case.label(margin) for case in outcomes]
-    one_task = [case.tasks == 1 for case in outcomes]
-    kept = [i for i, label in enumerate(labels) if label is not None and one_task[i]]
-    y = np.array([labels[i] for i in kept], dtype=float)
-    kinds = np.array([outcomes[i].scenario for i in kept])
-    p = p[:, kept]
-    likely = p >= LIKELY_FROM
-    called, gained = float(likely.sum()), likely[:, y == 1]
-    rng = np.random.default_rng(0)
-    null = [_auroc(_exchanged(y, kinds, rng), p[:1], kinds) for _ in range(EXCHANGES)]
-    nan = float("nan")
-    return Figures(
-        decided=len(y),
-        auroc=_auroc(y, p, kinds),
-        null=float(np.nanquantile(null, 0.95)) if np.isfinite(null).any() else nan,
-        brier=float(np.mean((p - y) ** 2)) if len(y) else nan,
-        reference=float(y.mean() * (1 - y.mean())) if len(y) else nan,
-        likely=called / len(p),
-        wrong=float(likely[:, y == 0].sum() / called) if called else nan,
-        called=float(gained.mean()) if gained.size else nan,
-    )
+    labels = [case.label(margin) if case.tasks == 1 else None for case in outcomes]
+    return figures(labels, p, [case.scenario for case in outcomes])
 
 
-def _auroc(y: Array, p: Array, kinds: Any) -> float:
-    """The mean over draws and over kinds with both outcomes; NaN without such a kind."""
-    own = [kinds == kind for kind in np.unique(kinds)]
-    found = []
-    for kind in own:
-        ones = int(y[kind].sum())
-        zeros = int(kind.sum()) - ones
-        if ones and zeros:
-            ranks = rankdata(p[:, kind], axis=1)[:, y[kind] == 1].sum(1)
-            found.append(np.mean(ranks - ones * (ones + 1) / 2) / (ones * zeros))
-    return float(np.mean(found)) if found else float("nan")
-
-
-def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
-    mixed = y.copy()
-    for kind in np.unique(kinds):
-        mixed[kinds == kind] = rng.permutation(y[kinds == kind])
-    return mixed
+def known_of(cases: Sequence[Case]) -> list[Known]:
+    """What may be known of the sets; nothing with a forecast unless every case has one."""
+    forecast = all(case.forecast is not None for case in cases)
+    return [known for known in KNOWN if forecast or known.variant == SHIPPED]
 
 
 @dataclass(frozen=True)
@@ -191,10 +157,11 @@ class Results:
         """The figure, as SVG."""
         points = {
             name: (
-                [case.forecast for case in self.cases if case.scenario == name],
-                [case.gain for case in self.cases if case.scenario == name],
+                [case.forecast for case in own if case.forecast is not None],
+                [case.gain for case in own if case.forecast is not None],
             )
             for name, _ in self.kinds
+            if (own := [case for case in self.cases if case.scenario == name])
         }
         labels = [
             one.outcome.label(MARGIN) if one.cases[0].tasks == 1 else None for one in self.sets
@@ -210,13 +177,13 @@ def measure(cases: Sequence[Case]) -> Results:
     sets = sets_of(cases)
     found = {
         known: {what: left_out(sets, key, known) for what, key in LEFT_OUT.items()}
-        for known in KNOWN
+        for known in known_of(cases)
     }
-    figures = {
+    told = {
         known: {what: figures_of(sets, p) for what, p in row.items()}
         for known, row in found.items()
     }
-    return Results(tuple(cases), tuple(sets), figures, found[FIRST_ROUND])
+    return Results(tuple(cases), tuple(sets), told, found[FIRST_ROUND])
 
 
 def report(
@@ -226,7 +193,7 @@ def report(
     skipped: Sequence[str],
     several: Mapping[str, Any],
 ) -> str:
-    """The page in Markdown. several: kind of base -> the figures of sets with several tasks."""
+    """The page in Markdown. several: kind of base -> sets with several tasks, and their figures."""
     return render(
         "calibration",
         results=results,
@@ -251,8 +218,13 @@ def report(
 
 
 def signs_agree(cases: Sequence[Case]) -> float:
-    """The share of compositions whose forecast and gain lie on one side of the margin."""
-    return float(np.mean([(case.forecast > MARGIN) == (case.gain > MARGIN) for case in cases]))
+    """The share of compositions whose forecast and gain lie on one side of the margin.
+
+    NaN where none has a forecast.
+    """
+    told = [(c.forecast, c.gain) for c in cases if c.forecast is not None]
+    agree = [(forecast > MARGIN) == (gain > MARGIN) for forecast, gain in told]
+    return float(np.mean(agree)) if agree else float("nan")
 
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:

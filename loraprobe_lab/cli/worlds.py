@@ -160,16 +160,18 @@ def calibrate(
     output: CalibrationOutput,
     world: Annotated[
         list[Path] | None,
-        typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),
+        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
     ] = None,
     cases: Annotated[
         Path | None,
-        typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
+        typer.Option("--cases", help="Stored cases; worlds are added.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items per task for forecasts.")] = 200,
-    most_items: Annotated[int, typer.Option(min=1, help="Items per task for gains.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 200,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     dtype: Annotated[str, typer.Option(help="In which the model computes.")] = "auto",
+    across: Annotated[
+        bool, typer.Option("--across", help="Also pairs of adapters across sets with two tasks.")
+    ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
@@ -179,7 +181,7 @@ def calibrate(
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
     from loraprobe_lab.calibration import run
-    from loraprobe_lab.calibration.observe import SampleSizes
+    from loraprobe_lab.calibration.collect import SampleSizes
 
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
@@ -187,7 +189,8 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            sizes=SampleSizes(limit, most_items, max_new_tokens, seed, dtype),
+            sizes=SampleSizes(limit, max_new_tokens, seed, dtype),
+            across=across,
             processes=processes,
             progress=progress,
             say=sink.say,

@@ -11,17 +11,23 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation import Ledger, run_systems
+from loraprobe.options import Options
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import METHODS, NATURAL
 from loraprobe_lab.world import Scenario, World, in_processes, sha256_of, write_text
+
+if TYPE_CHECKING:
+    from loraprobe.base import Base
 
 ANSWERS = "answers"
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
@@ -152,7 +158,8 @@ def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -
     """
     from loraprobe import pipeline
 
-    base, known = pipeline.base_of(world.base or world.base_name, ()), BaselineResults()
+    base = pipeline.base_of(world.base or world.base_name, ())
+    asker = WorldAnswers(base, _options(sizes, world.base is not None))
     for scenario in sets_in(world, across):
         place, mark = place_of(output, world, scenario.name), fingerprint(world, scenario, sizes)
         skipped = place.with_name(f"{scenario.name}.skipped")
@@ -160,7 +167,7 @@ def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -
             place.unlink(missing_ok=True)
             skipped.unlink(missing_ok=True)
             try:
-                kinds, results = answers(scenario, base, sizes, known, world.base is not None)
+                kinds, results = asker.of(scenario, sizes.limit)
             except LoraprobeError as error:
                 write_text(skipped, f"{error}\n")
             else:
@@ -170,65 +177,64 @@ def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -
         yield scenario.name
 
 
-@dataclass
-class BaselineResults:
-    """Results of base and single adapters, shared by the adapter sets of one world."""
-
-    rows: dict[tuple[str, str], list[ItemResult]] = field(default_factory=dict)
-
-    def of(self, systems: Iterable[str], tasks: Iterable[Task]) -> list[ItemResult]:
-        """The known results of these systems on the items of these tasks."""
-        wanted = {(task.name, item.id) for task in tasks for item in task.items}
-        keys = [(system, task.name) for system in systems for task in tasks]
-        return [r for key in keys for r in self.rows.get(key, ()) if (r.task, r.item) in wanted]
-
-    def keep(self, results: Iterable[ItemResult], systems: Iterable[str]) -> None:
-        """Stores the results of these systems in place of earlier ones."""
-        wanted, new = set(systems), dict[tuple[str, str], list[ItemResult]]()
-        for row in results:
-            if row.system in wanted:
-                new.setdefault((row.system, row.task), []).append(row)
-        self.rows.update(new)
-
-
-def answers(
-    scenario: Scenario, base: Any, sizes: SampleSizes, known: BaselineResults, own_base: bool
-) -> tuple[dict[str, str], list[ItemResult]]:
-    """The kind of every system, and all results, without the items that routers learn from.
-
-    Only the composed question is asked, in both forms, because no case needs the hops; prompts
-    carry no chat template, as in the training of the lab's adapters. Raises LoraprobeError if
-    adapters and base do not fit.
-    """
-    from loraprobe import compatibility, hub
-    from loraprobe.options import Options
-    from loraprobe.pipeline.evaluator import open_evaluator
-    from loraprobe.pipeline.inputs import Inputs
-    from loraprobe.pipeline.session import Session
-    from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
-    from loraprobe.pipeline.transforms import Prepared
-
-    options = Options(
+def _options(sizes: SampleSizes, own_base: bool) -> Options:
+    """Prompts carry no chat template, as in the training of the lab's adapters."""
+    return Options(
         max_new_tokens=sizes.max_new_tokens,
         seed=sizes.seed,
         batch_size=SMALL_BATCH if own_base else "auto",
         chat_template="off",
         dtype=sizes.dtype,
     )
-    adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    if not compatibility.check(adapters, base, purpose="route").compatible:
-        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
-    tasks = [_question_alone(path, sizes.limit) for path in scenario.tasks]
-    inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
-    prepared, alone = Prepared(tuple(inputs.adapters)), baseline_systems(inputs.adapters)
-    with open_evaluator(inputs, (), Session("inspect", options), composes=True) as evaluator:
-        routers, _ = evaluator.fit_routers(prepared)
-        built = SystemBuilder(inputs.adapters, prepared, options, base, routers=routers)
-        systems = [*alone, *built.compositions(tasks)]
-        evaluator.ledger.append(known.of([s.name for s in alone], evaluator.tasks))
-        results = evaluator.run(systems)
-        known.keep(results, [s.name for s in alone])
-    return {s.name: s.kind for s in systems}, results
+
+
+@dataclass
+class WorldAnswers:
+    """Asks the adapter sets of one world on one copy of its base.
+
+    The ledger holds what base and single adapters answered, so that sets share it.
+    """
+
+    base: Base
+    options: Options
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @cached_property
+    def scorer(self) -> Any:
+        from loraprobe.pipeline.scorer import open_scorer
+        from loraprobe.pipeline.session import Session
+
+        return open_scorer(self.base, self.options.dtype, Session("inspect", self.options))[0]
+
+    def of(self, scenario: Scenario, limit: int) -> tuple[dict[str, str], list[ItemResult]]:
+        """The kind of every system, and all results, without the items that routers learn from.
+
+        Only the composed question is asked, in both forms, because no case needs the hops. Raises
+        LoraprobeError if adapters and base do not fit.
+        """
+        from loraprobe import compatibility, hub
+        from loraprobe.pipeline.portfolio import items_for_routers
+        from loraprobe.pipeline.router_fitting import fit_routers
+        from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+        from loraprobe.pipeline.task_split import TaskSplit
+        from loraprobe.pipeline.transforms import Prepared
+
+        name, options = scenario.name, self.options
+        adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
+        if not compatibility.check(adapters, self.base, purpose="route").compatible:
+            raise LoraprobeError(f"The adapters of {name} do not fit together or to the base.")
+        adapters = compatibility.aligned(adapters, self.base)
+        tasks = [_question_alone(path, limit) for path in scenario.tasks]
+        prepared, found = Prepared(tuple(adapters)), items_for_routers(options, adapters, tasks)
+        parts = found if isinstance(found, TaskSplit) else None
+        routers, _ = fit_routers(adapters, prepared, options, self.scorer, tasks, parts)
+        built = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
+        composed = [replace(s, stored=f"{name}:{s.name}") for s in built.compositions(tasks)]
+        systems = [*baseline_systems(adapters), *composed]
+        left = parts.left if parts is not None and routers else tasks
+        most = options.max_new_tokens
+        results = run_systems(self.scorer, systems, left, self.ledger, max_new_tokens=most)
+        return {s.name: s.kind for s in systems}, results
 
 
 def _question_alone(path: Path, limit: int) -> Task:

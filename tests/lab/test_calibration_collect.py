@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tiny_worlds import tiny_world
 
+from loraprobe.base import Base
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.records import ItemResult
-from loraprobe.tasks import load_task
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.answered import (
@@ -28,7 +28,6 @@ from loraprobe_lab.calibration.answered import (
 )
 from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import (
-    BaselineResults,
     SampleSizes,
     collect,
     fingerprint,
@@ -117,7 +116,7 @@ def seen(monkeypatch):
     """Sets answer without a model; the names of those that were asked."""
     names = []
 
-    def made(scenario, base, sizes, known, own_base):
+    def made(self, scenario, limit):
         names.append(scenario.name)
         if scenario.name == "disjoint":
             raise LoraprobeError("The adapters do not fit.")
@@ -125,7 +124,7 @@ def seen(monkeypatch):
         tasks = [path.stem for path in scenario.tasks]
         return KINDS, [row for task in tasks for row in answers(rates, 100, task=task)]
 
-    monkeypatch.setattr(collecting, "answers", made)
+    monkeypatch.setattr(collecting.WorldAnswers, "of", made)
     return names
 
 
@@ -233,25 +232,16 @@ def test_nothing_that_could_be_asked_is_no_case(tmp_path, seen, monkeypatch):
         run.calibrate([shipped_world().path], tmp_path)
 
 
-def test_known_results_are_those_of_the_asked_items_alone():
-    known = BaselineResults()
-    task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)
-    rows = [
-        ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
-        for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
-    ]
-    known.keep(rows, ["a"])
-    assert len(known.of(["a"], [task])) == 3
-    assert known.of(["b"], [task]) == []
-
-
-def test_tiny_worlds_are_asked_for_real(tmp_path):
-    """Both forms, without hops and without the items that routers learn from."""
+def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
+    """Both forms, without hops and without the items that routers learn from; on one base."""
     names = ("skill-and-facts", "keep-both")
     tiny = tiny_world(names, only=names)
     build_world(tiny, tmp_path / "tiny")
     sizes = SampleSizes(limit=44, max_new_tokens=3)
+    loaded, load = [], Base.load
+    monkeypatch.setattr(Base, "load", lambda self, **rest: loaded.append(1) or load(self, **rest))
     collect([tmp_path / "tiny"], tmp_path / "out", sizes)
+    assert loaded == [1]
     (both, one), skipped = kept_sets(tmp_path / "out")
     assert skipped == [] and (both.tasks, one.tasks) == (2, 1)
     assert {row.part for row in one.results} == {"question", "steps"}
@@ -289,7 +279,7 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     kinds = {"base": "base", "x": "adapter", "y": "adapter", "uniform": "merge", "sum": "merge",
              "arrow": "router"}  # fmt: skip
     rows = [row for task in "tu" for row in answers(dict.fromkeys(kinds, 0.5), 40, task=task)]
-    monkeypatch.setattr(collecting, "answers", lambda *_: (kinds, rows))
+    monkeypatch.setattr(collecting.WorldAnswers, "of", lambda *_: (kinds, rows))
     base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}
     monkeypatch.setattr("loraprobe.pipeline.base_of", lambda *_: base)
     monkeypatch.setattr(World, "load", lambda path: worlds[Path(path).name])

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
+from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
-from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
 from loraprobe_lab.calibration.fit import (
     MARGINS,
@@ -30,7 +30,7 @@ from loraprobe_lab.calibration.fit import (
     fit,
 )
 from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
-from loraprobe_lab.experiments.pages import render
+from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing, render
 
 Key = Callable[[Case], str]
 LEFT_OUT: Mapping[str, Key] = {
@@ -39,6 +39,7 @@ LEFT_OUT: Mapping[str, Key] = {
     "architectures": lambda case: case.base_architecture or case.architecture,
 }
 DRAWS = 20  # first rounds of each set
+BINS = 8  # of equal mass, in the figure of reliability
 UNKNOWN = 1e6  # the standard error of a gain that nobody measured
 # Shown to users, because their models differ from those on which the accuracy was measured.
 WHERE = {
@@ -234,3 +235,36 @@ def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
         own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
         rows.append((*key, own.count(1), own.count(0), own.count(None)))
     return rows
+
+
+def calibration_figure(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    probability: Array,
+    gained: Array,
+    margin: float,
+) -> str:
+    """SVG with two panels: measured gains over forecasts, and whether probabilities are true.
+
+    points: scenario -> forecast and measured gains. probability, gained [cases]: of the decided
+    cases, by fits without their scenario, and whether they gained (1.0) or not.
+    """
+    with drawing() as Figure:
+        figure = Figure(figsize=(9, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.8)
+        for value in (0.0, margin):
+            left.axhline(value, color=GREY, linewidth=0.5, linestyle=":")
+        for name, (forecasts, gains) in points.items():
+            left.plot(forecasts, gains, "o", markersize=3, alpha=0.6, label=name)
+        left.set(xlabel="forecast gain", ylabel="measured gain", xlim=(-1, 1), ylim=(-1, 1))
+        left.set_title("Forecast and measured gain")
+        left.legend(frameon=False, loc="upper left", fontsize=8)
+        right.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        for part in np.array_split(np.argsort(probability, kind="stable"), BINS):
+            at, y = float(probability[part].mean()), gained[part]
+            right.plot([at, at], wilson(y, np.arange(len(y))), color=BLUE, linewidth=1)
+            right.plot(at, y.mean(), "o", color=BLUE, markersize=4)
+        right.set(xlabel="probability given", ylabel="share that gained")
+        right.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        right.set_title("Left-out scenarios: are probabilities true?")
+        return as_svg(figure)

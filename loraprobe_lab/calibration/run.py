@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
@@ -20,7 +21,28 @@ from loraprobe_lab.world import write_text
 CASES = "cases.jsonl.gz"
 
 
+Say = Callable[[str], None]
+Gathered = tuple[list[Case], list[AnsweredSet], list[str]]
+
+
 def calibrate(
+    worlds: Sequence[Path],
+    output: Path,
+    *,
+    stored: Path | None = None,
+    say: Say = lambda line: None,
+    **asking: Any,
+) -> Path:
+    """Gathers cases, fits, validates, and writes everything to the directory `output`.
+
+    asking: options of `gather`. Writes cases.jsonl.gz, SETS, calibration.json, report.md and
+    figure.svg, and returns the calibration's path. Raises LoraprobeError.
+    """
+    cases, sets, skipped = gather(worlds, output, stored=stored, say=say, **asking)
+    return _fit_and_report(cases, sets, output, command_of(worlds, output, stored), skipped, say)
+
+
+def gather(
     worlds: Sequence[Path],
     output: Path,
     *,
@@ -29,23 +51,17 @@ def calibrate(
     across: bool = False,
     processes: int = 1,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    collect_only: bool = False,
-) -> Path:
-    """Asks the adapter sets of worlds, fits, validates, and writes everything to `output`.
+    say: Say = lambda line: None,
+) -> Gathered:
+    """Cases, sets with several tasks, and a line for each set that could not be asked.
 
     stored: a case file; sets with several tasks are read from the file SETS beside it. Worlds that
     are named too replace its cases and sets of the same names and add theirs. Without both, the
-    answers in `output` are fitted; if there are none either, the worlds of the atlas are built
-    first. across: also sets across those of a world. Writes cases.jsonl.gz, SETS,
-    calibration.json, report.md and figure.svg, and returns the calibration's path. Raises
-    LoraprobeError.
+    answers in `output` are used; if there are none either, the worlds of the atlas are built
+    first. across: also sets across those of a world. Cases and sets are written to `output`.
     """
-    command = command_of(worlds, output, stored)
-    cases, sets, skipped = list[Case](), list[AnsweredSet](), list[str]()
-    if stored is not None:
-        cases, beside = read_cases(stored), stored.with_name(SETS)
-        sets = read_sets(beside) if beside.is_file() else []
+    cases, sets = _stored(stored)
+    skipped = list[str]()
     if stored is None or worlds:
         if not worlds and not (output / ANSWERS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
@@ -63,9 +79,15 @@ def calibrate(
     if sets:
         write_sets(output / SETS, sets)
     say(f"{len(cases)} cases in {output / CASES}.")
-    if collect_only:
-        return output / CASES
-    return _fit_and_report(cases, sets, output, command, skipped, say)
+    return cases, sets, skipped
+
+
+def _stored(path: Path | None) -> tuple[list[Case], list[AnsweredSet]]:
+    """The cases of a file, and the sets beside it."""
+    if path is None:
+        return [], []
+    beside = path.with_name(SETS)
+    return read_cases(path), read_sets(beside) if beside.is_file() else []
 
 
 def _fit_and_report(
@@ -74,7 +96,7 @@ def _fit_and_report(
     output: Path,
     command: str,
     skipped: Sequence[str],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
     from loraprobe_lab.calibration import several

@@ -159,9 +159,6 @@ def calibrate(
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
     seed: options.Seed = 0,
-    collect_only: Annotated[
-        bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")
-    ] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
@@ -179,6 +176,5 @@ def calibrate(
             processes=processes,
             progress=progress,
             say=sink.say,
-            collect_only=collect_only,
         )
     print(made)

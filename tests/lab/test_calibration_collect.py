@@ -203,7 +203,7 @@ def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
 
     monkeypatch.setattr(run, "build_atlas", build)
     for _ in range(2):
-        run.calibrate([], tmp_path, processes=3, collect_only=True)
+        run.gather([], tmp_path, processes=3)
     assert asked == [(tmp_path / "worlds", 3)]
     assert len(seen) == 4, "the second call computes cases from what is kept"
 
@@ -218,9 +218,8 @@ def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen)
     write_sets(stored.with_name("several.jsonl.gz"), [dataclasses.replace(both, world="elsewhere")])
     for name in ("one", "two"):
         out = tmp_path / name
-        call = {"stored": stored, "collect_only": True}
-        assert run.calibrate([shipped_world().path], out, **call) == out / "cases.jsonl.gz"
-        assert read_cases(out / "cases.jsonl.gz") == elsewhere + cases
+        found, _, _ = run.gather([shipped_world().path], out, stored=stored)
+        assert found == read_cases(out / "cases.jsonl.gz") == elsewhere + cases
         sets = read_sets(out / "several.jsonl.gz")
         assert [one.world for one in sets] == ["elsewhere", "small-world"]
         stored = out / "cases.jsonl.gz"
@@ -283,7 +282,7 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}
     monkeypatch.setattr("loraprobe.pipeline.base_of", lambda *_: base)
     monkeypatch.setattr(World, "load", lambda path: worlds[Path(path).name])
-    run.calibrate([Path("x"), Path("y")], tmp_path, collect_only=True, across=True)
+    run.gather([Path("x"), Path("y")], tmp_path, across=True)
     cases = read_cases(tmp_path / "cases.jsonl.gz")
     assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
     assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]

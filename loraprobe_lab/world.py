@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import gzip
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,31 +48,24 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-POLL = 2.0  # seconds between two checks for finished work
-
-
 def in_processes(
     work: Callable[..., Any],
     calls: Iterable[tuple[Any, ...]],
     processes: int,
     tick: Callable[[], None],
 ) -> None:
-    """Calls work(*arguments) for every tuple of arguments, and `tick` at least every POLL seconds.
+    """Calls work(*arguments) for every tuple of arguments, and `tick` after each.
 
     The first error ends the work and is raised.
     """
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with concurrent.futures.ProcessPoolExecutor(
+    with futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_one_thread
     ) as pool:
-        running = {pool.submit(work, *arguments) for arguments in calls}
+        running = [pool.submit(work, *arguments) for arguments in calls]
         try:
-            while running:
-                done, running = concurrent.futures.wait(
-                    running, POLL, concurrent.futures.FIRST_COMPLETED
-                )
-                for future in done:
-                    future.result()
+            for future in futures.as_completed(running):
+                future.result()
                 tick()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

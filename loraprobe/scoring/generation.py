@@ -113,13 +113,11 @@ def generate_batch(
     stops: Sequence[int],
     max_new_tokens: int,
     stopper: Any = None,
-    processor: Any = None,
     sample: float | None = None,
     options: Mapping[str, Any] = {},
 ) -> list[tuple[list[int], bool]]:
     """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
-    processor(ids [b, n], logits [b, vocab]) may replace the logits before a token is chosen.
     Generation is greedy, or samples at the temperature `sample` from torch's global generator.
     options: others of transformers' GenerationConfig, which come first.
     """
@@ -137,7 +135,6 @@ def generate_batch(
             attention_mask=mask.to(model.device),
             generation_config=GenerationConfig(**{**own, **options}),
             stopping_criteria=[stopper] if stopper is not None else None,
-            logits_processor=[processor] if processor is not None else None,
         )
     ended = {} if stopper is None else stopper.lengths
     new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from loraprobe.scoring.recording import Recorder
 
 SAMPLED = 16  # texts drawn at once
 NEW_TOKENS = 32  # of a text, where the caller sets no limit
-T = TypeVar("T")
 
 
 class Scorer:
@@ -111,14 +110,34 @@ class Scorer:
 
         It ends at an end token, after max_new_tokens, or where the context is full. With
         until_newline it is the first line that is not blank; else it ends where `until` is true of
-        its lines so far. It contains no special tokens. Raises TaskError, which quotes the prompt,
-        for a prompt that the context cannot hold.
+        its lines so far. It contains no special tokens. Repeated prompts are computed once. Raises
+        UsageError for a limit below 1, TaskError, which quotes the prompt, for a prompt that the
+        context cannot hold.
         """
-        return self.each_prompt(
-            prompts,
-            max_new_tokens,
-            lambda rows, most: self.write(rows, most, until_newline, until),
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+        unique = list(dict.fromkeys(prompts))
+        ids = self.encoder.prompts(unique)
+        room = [
+            tokens_left(self.context, row, prompt, max_new_tokens)
+            for row, prompt in zip(ids, unique, strict=True)
+        ]
+        found: dict[str, Written] = {}
+
+        def work(batch: Sequence[int]) -> None:
+            rows, most = [ids[i] for i in batch], room[batch[0]]
+            results = self.write(rows, most, until_newline, until)
+            found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
+
+        # All rows of a batch have one limit, so prompts near the context's end get their own batch.
+        batches = (
+            [group[i] for i in batch]
+            for size in sorted(set(room), reverse=True)
+            for group in ([i for i in range(len(unique)) if room[i] == size],)
+            for batch in self.batcher.split([len(ids[i]) + size for i in group])
         )
+        self.run("generate", batches, work, len(unique))
+        return [found[prompt] for prompt in prompts]
 
     def write(
         self,
@@ -140,46 +159,6 @@ class Scorer:
         )
         texts = [(self.decode(tokens), cut) for tokens, cut in new]
         return [Written(first_line(t) if until_newline else t, cut) for t, cut in texts]
-
-    def each_prompt(
-        self,
-        prompts: Sequence[str],
-        limit: int,
-        write: Callable[[list[list[int]], int], list[T]],
-        *,
-        copies: int = 1,
-        spare: int = 1,
-    ) -> list[T]:
-        """The results of write(rows of token ids, limit of new tokens), in the prompts' order.
-
-        Repeated prompts are computed once. copies: sequences that each prompt needs. spare: batches
-        are sized for texts of 1 / spare of the limit. Raises UsageError for a limit below 1,
-        TaskError for a prompt that the context cannot hold.
-        """
-        if limit < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
-        unique = list(dict.fromkeys(prompts))
-        ids = self.encoder.prompts(unique)
-        room = [
-            tokens_left(self.context, row, prompt, limit)
-            for row, prompt in zip(ids, unique, strict=True)
-        ]
-        found: dict[str, T] = {}
-
-        def work(batch: Sequence[int]) -> None:
-            results = write([ids[i] for i in batch], room[batch[0]])
-            found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
-
-        batcher = self.batcher.with_copies(copies)
-        # All rows of a batch have one limit, so prompts near the context's end get their own batch.
-        batches = (
-            [group[i] for i in batch]
-            for size in sorted(set(room), reverse=True)
-            for group in ([i for i in range(len(unique)) if room[i] == size],)
-            for batch in batcher.split([(len(ids[i]) + size // spare) * copies for i in group])
-        )
-        self.run("generate", batches, work, len(unique), batcher)
-        return [found[prompt] for prompt in prompts]
 
     def sample(
         self,

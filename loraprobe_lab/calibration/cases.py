@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -20,6 +20,7 @@ from loraprobe_lab.world import write_text
 Method = Literal["uniform", "sum", "arrow"]
 METHODS: tuple[Method, ...] = get_args(Method)
 NATURAL = "natural"  # the architecture recorded for bases that the lab did not train
+FORMER = ("forecast_retention", "retention")  # fields of older files that nothing reads
 
 
 class CaseError(LoraprobeError):
@@ -31,13 +32,11 @@ class Case:
     """One adapter set of one world under one method.
 
     base: the separately trained base. scenario: the class of adapter sets. adapters: their number.
-    tasks, hops, metric: the kind of task. forecast: the forecast gain, error: its standard error,
-    part: its form ("question" or "steps"). baseline: the best score of the base or a single
-    adapter. gain: the measured gain on the better form, ci95: its pointwise interval, n: its items.
-
-    What follows is missing in older files. model_type: that of the base's config, "" where it is
-    unknown. forecast_retention, retention: of several tasks the smallest forecast and measured
-    share that is kept of a specialist's gain.
+    tasks, hops, metric: the kind of task. forecast: the gain if the adapters' effects on the next
+    token simply added, error: its standard error; both were computed for the older cases only and
+    are else None. part: the form of the question ("question" or "steps"). baseline: the best score
+    of the base or a single adapter. gain: the measured gain on the better form, ci95: its pointwise
+    interval, n: its items. model_type: that of the base's config, "" where it is unknown.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -52,16 +51,14 @@ class Case:
     tasks: int
     hops: int
     metric: str
-    forecast: float
-    error: float
+    forecast: float | None
+    error: float | None
     part: str
     baseline: float
     gain: float
     ci95: Interval
     n: int
     model_type: str = ""
-    forecast_retention: float | None = None
-    retention: float | None = None
 
     def __post_init__(self) -> None:
         if self.ci95[0] > self.ci95[1]:
@@ -109,12 +106,21 @@ def read_cases(path: str | Path) -> list[Case]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(CASE.validate_json(line))
+                row = {k: v for k, v in json.loads(line).items() if k not in FORMER}
+                found.append(CASE.validate_json(json.dumps(row)))
             except ValidationError as error:
                 wrong = error.errors()[0]
                 where = ".".join(map(str, wrong["loc"])) or "the case"
                 raise CaseError(f"{path}, line {number}: {where}: {wrong['msg']}.") from None
+            except (ValueError, AttributeError):
+                raise CaseError(f"{path}, line {number} is no JSON object.") from None
     return found
+
+
+def merged(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+    """Old cases or answered sets without those of sets that are in `new`, and then the new ones."""
+    again = {one.set_key for one in new}
+    return [*(one for one in old if one.set_key not in again), *new]
 
 
 def write_cases(path: str | Path, cases: Iterable[Case]) -> None:

@@ -1,39 +1,48 @@
-"""Worlds -> cases: evaluates every adapter set once, stores it, and computes cases from the files.
+"""Asks the adapter sets of worlds: base, single adapters and the compositions that are the default.
 
-observations/WORLD/SET.json.gz of the output directory holds the description of the set, its audit
-before any composition was run, and which system answered which item right. A set whose adapters,
-base, tasks and sizes have not changed is not evaluated again.
+answers/WORLD/SET.jsonl.gz of the output directory holds what one set answered. A set whose
+adapters, base, tasks and sizes have not changed is not asked again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.records import Progress
-from loraprobe.tasks import load_task
-from loraprobe.verdict.probability import error_of
-from loraprobe_lab.calibration.cases import METHODS, NATURAL, Case, CaseError
-from loraprobe_lab.calibration.observations import (
-    evidence_of,
-    measured_gain,
-    measured_retention,
-    packed,
-    read_observation,
-    unpacked,
-)
-from loraprobe_lab.calibration.observe import SMALL_BATCH, BaselineResults, SampleSizes, observe
-from loraprobe_lab.world import Scenario, World, in_processes, write_text
+from loraprobe.evaluation import Ledger, run_systems
+from loraprobe.options import Options
+from loraprobe.records import ItemResult, Progress
+from loraprobe.tasks import Task, load_task
+from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
+from loraprobe_lab.calibration.cases import METHODS, NATURAL
+from loraprobe_lab.world import Scenario, World, in_processes, sha256_of, write_text
 
-OBSERVATIONS = "observations"
-DESCRIPTION = ("base", "architecture", "scenario", "world", "adapter_set")  # fields of a case
+if TYPE_CHECKING:
+    from loraprobe.base import Base
+
+ANSWERS = "answers"
+# A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
+# which plans for the longest answers that are allowed.
+SMALL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class SampleSizes:
+    """`limit`: items per task. dtype: in which the model computes, as in `--dtype`."""
+
+    limit: int = 200
+    max_new_tokens: int = 40
+    seed: int = 0
+    dtype: str = "auto"
 
 
 def collect(
@@ -41,20 +50,24 @@ def collect(
     output: Path,
     sizes: SampleSizes = SampleSizes(),
     *,
+    across: bool = False,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Evaluates every adapter set of these worlds that is not stored in `output` yet.
+    """Asks every adapter set of these worlds that is not stored in `output` yet.
 
-    processes: worlds in parallel, one thread each. Raises UsageError for two worlds of one name,
+    across: also sets across those of a world, see `sets_in`. processes: worlds in parallel, one
+    thread each. Raises UsageError for two worlds of one name,
     and the errors of `World.load`.
     """
-    opened = [World.load(path) for path in worlds]
-    names = [world.path.resolve().name for world in opened]
+    opened = joined([World.load(path) for path in worlds])
+    names = [_name(world) for world in opened]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"Two worlds are called {name}: rename a directory.")
-    places = [place_of(output, world, name) for world in opened for name in world.scenarios]
+    places = [
+        place_of(output, world, one.name) for world in opened for one in sets_in(world, across)
+    ]
 
     def tick() -> None:
         if progress is not None:
@@ -62,124 +75,186 @@ def collect(
 
     if processes == 1 or len(opened) < 2:
         for world in opened:
-            for _ in observe_world(world.path, output, sizes):
+            for _ in answer_world(world, output, sizes, across):
                 tick()
     else:
-        calls = [(world.path, output, sizes) for world in opened]
-        in_processes(_observe_all, calls, processes, tick)
+        calls = [(world, output, sizes, across) for world in opened]
+        in_processes(_answer_all, calls, processes, tick)
 
 
-def _observe_all(path: Path, output: Path, sizes: SampleSizes) -> None:
-    for _ in observe_world(path, output, sizes):
+def _answer_all(world: World, output: Path, sizes: SampleSizes, across: bool) -> None:
+    for _ in answer_world(world, output, sizes, across):
         pass
 
 
+def joined(worlds: Sequence[World]) -> list[World]:
+    """Worlds with bases of their own, and one world for all that lie on one given base.
+
+    There the adapters are called SET.NAME, and the sets keep their names.
+    """
+    found = [world for world in worlds if world.base is not None]
+    for base in dict.fromkeys(world.base_name for world in worlds if world.base is None):
+        own = [world for world in worlds if world.base is None and world.base_name == base]
+        scenarios = {
+            s.name: replace(s, adapters={f"{s.name}.{n}": path for n, path in s.adapters.items()})
+            for world in own
+            for s in world.scenarios.values()
+        }
+        adapters = {n: path for s in scenarios.values() for n, path in s.adapters.items()}
+        found.append(replace(own[0], path=Path(base), adapters=adapters, scenarios=scenarios))
+    return found
+
+
+def _name(world: World) -> str:
+    return world.path.resolve().name
+
+
+def sets_in(world: World, across: bool = False) -> list[Scenario]:
+    """The sets of a world; with `across` also those of two tasks that their adapters form.
+
+    Two adapters of different sets, each with a task of its own, are a set too where they answer
+    different kinds of questions (the last part of their names); it is named by both. Such sets cost
+    no training, but they share adapters, so they count for less than as many separately trained
+    ones. On a given base, where an answer is dear, they come in an order that is drawn from the
+    names alone.
+    """
+    found = list(world.scenarios.values())
+    if not across:
+        return found
+    owners = {
+        name: (s, task)
+        for s in found
+        if len(s.tasks) == 2
+        for task in s.tasks
+        for name in s.adapters
+        if task.stem.rpartition(".")[2] == name.rpartition(".")[2]
+    }
+    more = []
+    for one, two in itertools.combinations(owners, 2):
+        (own, first), (other, second) = owners[one], owners[two]
+        if own is not other and one.rpartition(".")[2] != two.rpartition(".")[2]:
+            both = {n: world.adapters[n] for n in (one, two)}
+            name = f"{one}+{two}"
+            more.append(replace(own, name=name, adapters=both, tasks=(first, second)))
+    if world.base is None:
+        more.sort(key=lambda s: random.Random(s.name).random())
+    return found + more
+
+
+def is_across(one: AnsweredSet) -> bool:
+    """Whether a set shares its adapters with sets of the world; such sets are no cases."""
+    return "+" in one.adapter_set
+
+
 def place_of(output: Path, world: World, name: str) -> Path:
-    """The file of an adapter set's observation."""
-    return output / OBSERVATIONS / world.path.resolve().name / f"{name}.json.gz"
+    """The file of an adapter set's answers."""
+    return output / ANSWERS / _name(world) / f"{name}.jsonl.gz"
 
 
-def observe_world(path: Path, output: Path, sizes: SampleSizes) -> Iterator[str]:
-    """Evaluates the adapter sets of one world one after the other; yields their names."""
+def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -> Iterator[str]:
+    """Asks the adapter sets of one world one after the other; yields their names.
+
+    Why a set could not be asked is written to SET.skipped beside its file.
+    """
     from loraprobe import pipeline
 
-    world, known = World.load(path), BaselineResults()
     base = pipeline.base_of(world.base or world.base_name, ())
-    batch: Any = SMALL_BATCH if world.base is not None else "auto"
-    for name, scenario in world.scenarios.items():
-        place, mark = place_of(output, world, name), fingerprint(world, scenario, sizes)
-        if not _holds(place, mark):
-            state = output / ".running" / place.parent.name / name
-            shutil.rmtree(state, ignore_errors=True)  # of an interrupted run: its stages would mix
-            about = {**describe_set(world, scenario), "fingerprint": mark, "skipped": None}
-            about["model_type"] = base.model_type
+    asker = WorldAnswers(base, _options(sizes, world.base is not None))
+    for scenario in sets_in(world, across):
+        place, mark = place_of(output, world, scenario.name), fingerprint(world, scenario, sizes)
+        skipped = place.with_name(f"{scenario.name}.skipped")
+        if not (place.is_file() and read_sets(place)[0].fingerprint == mark):
+            place.unlink(missing_ok=True)
+            skipped.unlink(missing_ok=True)
             try:
-                found = observe(scenario, base, state, sizes, known, batch)
+                kinds, results = asker.of(scenario, sizes.limit)
             except LoraprobeError as error:
-                about["skipped"] = str(error)
+                write_text(skipped, f"{error}\n")
             else:
-                about |= {"audit": found.audit.to_dict(), "kinds": dict(found.kinds)}
-                about["results"] = packed(found.results)
-            write_text(place, json.dumps(about, ensure_ascii=False))
-            shutil.rmtree(state, ignore_errors=True)
-        yield name
+                about = {**describe_set(world, scenario), "model_type": base.model_type}
+                one = AnsweredSet(**about, kinds=kinds, results=tuple(results), fingerprint=mark)
+                write_sets(place, [one])
+        yield scenario.name
 
 
-def _holds(place: Path, fingerprint: str) -> bool:
-    """Whether the file has this fingerprint; a skipped set is evaluated again."""
-    if not place.is_file():
-        return False
-    row = read_observation(place)
-    return row["fingerprint"] == fingerprint and row["skipped"] is None
+def _options(sizes: SampleSizes, own_base: bool) -> Options:
+    """Prompts carry no chat template, as in the training of the lab's adapters."""
+    return Options(
+        max_new_tokens=sizes.max_new_tokens,
+        seed=sizes.seed,
+        batch_size=SMALL_BATCH if own_base else "auto",
+        chat_template="off",
+        dtype=sizes.dtype,
+    )
+
+
+@dataclass
+class WorldAnswers:
+    """Asks the adapter sets of one world on one copy of its base.
+
+    The ledger holds what base and single adapters answered, so that sets share it.
+    """
+
+    base: Base
+    options: Options
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @cached_property
+    def scorer(self) -> Any:
+        from loraprobe.pipeline.scorer import open_scorer
+        from loraprobe.pipeline.session import Session
+
+        return open_scorer(self.base, self.options.dtype, Session("inspect", self.options))[0]
+
+    def of(self, scenario: Scenario, limit: int) -> tuple[dict[str, str], list[ItemResult]]:
+        """The kind of every system, and all results, without the items that routers learn from.
+
+        Only the composed question is asked, in both forms, because no case needs the hops. Raises
+        LoraprobeError if adapters and base do not fit.
+        """
+        from loraprobe import compatibility, hub
+        from loraprobe.pipeline.portfolio import items_for_routers
+        from loraprobe.pipeline.router_fitting import fit_routers
+        from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+        from loraprobe.pipeline.task_split import TaskSplit
+        from loraprobe.pipeline.transforms import Prepared
+
+        name, options = scenario.name, self.options
+        adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
+        if not compatibility.check(adapters, self.base, purpose="route").compatible:
+            raise LoraprobeError(f"The adapters of {name} do not fit together or to the base.")
+        adapters = compatibility.aligned(adapters, self.base)
+        tasks = [_question_alone(path, limit) for path in scenario.tasks]
+        prepared, found = Prepared(tuple(adapters)), items_for_routers(options, adapters, tasks)
+        parts = found if isinstance(found, TaskSplit) else None
+        routers, _ = fit_routers(adapters, prepared, options, self.scorer, tasks, parts)
+        built = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
+        composed = [replace(s, stored=f"{name}:{s.name}") for s in built.compositions(tasks)]
+        systems = [*baseline_systems(adapters), *composed]
+        left = parts.left if parts is not None and routers else tasks
+        most = options.max_new_tokens
+        results = run_systems(self.scorer, systems, left, self.ledger, max_new_tokens=most)
+        return {s.name: s.kind for s in systems}, results
+
+
+def _question_alone(path: Path, limit: int) -> Task:
+    """A task without its hops, under a name that no task of another world has."""
+    task = load_task(path, limit)
+    items = tuple(replace(item, hops=()) for item in task.items)
+    return replace(task, name=f"{path.resolve().parents[1].name}.{task.name}", items=items)
 
 
 def describe_set(world: World, scenario: Scenario) -> dict[str, Any]:
     """The description of an adapter set, without measurements, as plain data."""
-    own = world.base is not None
-    name = world.path.resolve().name
     return {
-        "world": name,
-        "base": name if own else world.base_name.rstrip("/").rpartition("/")[2],
-        "base_digest": _digests(world, ("base/",)) if own else None,
+        "world": _name(world),
+        "base": _name(world) if world.base is not None else Path(world.base_name).name,
+        "base_digest": "" if world.base is None else _digest([world.base]),
         "architecture": _architecture(world),
         "scenario": scenario.world,
         "adapter_set": scenario.name,
         "hops": max(len(item.hops) for path in scenario.tasks for item in load_task(path).items),
     }
-
-
-def fingerprint(world: World, scenario: Scenario, sizes: SampleSizes) -> str:
-    """A digest of everything on which a set's results depend."""
-    places = [*scenario.adapters.values(), *scenario.tasks, world.path / "base"]
-    prefixes = tuple(path.relative_to(world.path).as_posix() for path in places)
-    parts = [_digests(world, prefixes), world.base_name, dataclasses.asdict(sizes), METHODS]
-    return _digest(parts)[:24]
-
-
-def kept_cases(output: Path) -> tuple[list[Case], list[str]]:
-    """The cases of all stored observations, and a line for each set without a case.
-
-    Worlds whose bases are the same files count as one base.
-    """
-    owner: dict[str, str] = {}
-    cases: list[Case] = []
-    skipped: list[str] = []
-    for path in sorted((output / OBSERVATIONS).glob("*/*.json.gz")):
-        row = read_observation(path)
-        base = owner.setdefault(row["base_digest"] or row["base"], row["base"])
-        if row["skipped"] is not None:
-            skipped.append(f"{row['world']}/{row['adapter_set']}: {row['skipped']}")
-        else:
-            cases += _cases_of({**row, "base": base})
-    return cases, skipped
-
-
-def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
-    evidence, results = evidence_of(row["audit"]), unpacked(row["results"])
-    forecasts = {forecast.system: forecast for forecast in evidence.forecasts}
-    kind, baseline = replace(evidence.kind_of_task, hops=row["hops"]), evidence.baseline
-    for method in METHODS:
-        if method not in row["kinds"] or method not in forecasts or baseline is None:
-            raise CaseError(
-                f"{row['world']}/{row['adapter_set']} was collected without {method} or its "
-                "forecast: collect it again."
-            )
-        forecast, truth = forecasts[method], measured_gain(results, row["kinds"], method)
-        kept = [one.value for one in forecast.retentions]
-        yield Case(
-            **{key: row[key] for key in DESCRIPTION},
-            **dataclasses.asdict(kind),
-            **dataclasses.asdict(truth),
-            method=method,
-            adapters=len(evidence.systems(("adapter",))),
-            forecast=forecast.gain,
-            error=error_of(forecast),
-            part=forecast.part,
-            baseline=baseline,
-            model_type=row.get("model_type", ""),
-            forecast_retention=min(kept, default=None),
-            retention=measured_retention(results, row["kinds"], method, forecast.part),
-        )
 
 
 def _architecture(world: World) -> str:
@@ -190,15 +265,36 @@ def _architecture(world: World) -> str:
     return str(json.loads((world.base / "config.json").read_text(encoding="utf-8"))["model_type"])
 
 
-def _digests(world: World, prefixes: tuple[str, ...]) -> str:
-    """One digest of all files of a world that begin with one of these paths."""
-    chosen = {
-        name: digest
-        for name, digest in sorted(world.manifest["files"].items())
-        if any(name == p or name.startswith(p.rstrip("/") + "/") for p in prefixes)
-    }
-    return _digest(chosen)[:24]
+def fingerprint(world: World, scenario: Scenario, sizes: SampleSizes) -> str:
+    """A digest of everything on which a set's results depend."""
+    places = [*scenario.adapters.values(), *scenario.tasks]
+    places += [] if world.base is None else [world.base]
+    return _digest(places, world.base_name, dataclasses.asdict(sizes), METHODS)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _digest(places: Sequence[Path], *others: Any) -> str:
+    """One digest of all files in these places, and of other plain values."""
+    files = [
+        (path.relative_to(place).as_posix(), sha256_of(path))
+        for place in places
+        for path in ([place] if place.is_file() else sorted(place.rglob("*")))
+        if path.is_file()
+    ]
+    return hashlib.sha256(json.dumps([files, others]).encode()).hexdigest()[:24]
+
+
+def kept_sets(output: Path) -> tuple[list[AnsweredSet], list[str]]:
+    """All stored sets, and a line for each that could not be asked.
+
+    Worlds whose bases are the same files count as one base.
+    """
+    owner: dict[str, str] = {}
+    sets = []
+    for path in sorted((output / ANSWERS).glob("*/*.jsonl.gz")):
+        for one in read_sets(path):
+            sets.append(replace(one, base=owner.setdefault(one.base_digest or one.base, one.base)))
+    skipped = [
+        f"{path.parent.name}/{path.stem}: {path.read_text(encoding='utf-8').strip()}"
+        for path in sorted((output / ANSWERS).glob("*/*.skipped"))
+    ]
+    return sets, skipped

@@ -43,15 +43,14 @@ class Fitted:
     def given(self, case: Case) -> Coefficients:
         """The coefficients for a case: its forecast, if it is a column, is in the intercept."""
         own = dict(zip(("intercept", *self.variant), self.coefficients, strict=True))
-        shift = own.get("forecast", 0.0) * math.asinh(case.forecast / UNIT)
+        shift = own.get("forecast", 0.0) * math.asinh((case.forecast or 0.0) / UNIT)
         return Coefficients(UNIT, own["intercept"] + shift, own["baseline"], self.spread)
 
-    def log_density(self, cases: Sequence[Case]) -> Array:
-        """The log-density of each case's measured gain, in gains: [cases]."""
-        return self._log_density(*_columns(cases, self.variant))
+    def log_density(self, gain: Array, error: Array, columns: Array) -> Array:
+        """The log-density of each measured gain, in gains: [cases].
 
-    def _log_density(self, gain: Array, error: Array, columns: Array) -> Array:
-        """gain, error: [cases]. columns: [points of the quadrature, cases, columns]."""
+        gain, error: [cases]. columns: [points of the quadrature, cases, columns].
+        """
         slope = UNIT**2 + gain**2  # 1 / (dt / dg)^2
         # The variance of a logistic distribution is pi^2 / 3 times its scale squared.
         scale = np.sqrt(self.spread**2 + 3 / np.pi**2 * error**2 / slope)
@@ -108,14 +107,14 @@ def _gained(gains: Sequence[float]) -> list[list[float]]:
     return [[m, round(sum(gain > m for gain in gains) / len(gains), 4)] for m in MARGINS]
 
 
-def _columns(cases: Sequence[Case], variant: Variant) -> tuple[Array, Array, Array]:
-    """Measured gains, their standard errors, and the columns; see `Fitted._log_density`."""
-    found = {
-        "baseline": [[case.baseline for case in cases]] * len(STEPS),
-        "forecast": [np.arcsinh([(c.forecast + s * c.error) / UNIT for c in cases]) for s in STEPS],
-    }
+def columns_of(cases: Sequence[Case], variant: Variant) -> tuple[Array, Array, Array]:
+    """Measured gains, their standard errors, and the columns; see `Fitted.log_density`."""
+    found = [np.array([[case.baseline for case in cases]] * len(STEPS))]
+    if "forecast" in variant:
+        known = [(case.forecast or 0.0, case.error or 0.0) for case in cases]
+        found.append(np.array([np.arcsinh([(f + s * e) / UNIT for f, e in known]) for s in STEPS]))
     width = np.array([case.ci95[1] - case.ci95[0] for case in cases])
-    columns = np.stack([np.array(found[name]) for name in variant], axis=-1)
+    columns = np.stack(found, axis=-1)
     return np.array([case.gain for case in cases]), width / 2 / Z95, columns
 
 
@@ -124,13 +123,13 @@ def fit(cases: Sequence[Case], variant: Variant = SHIPPED) -> Fitted:
     if len(cases) < FEWEST:
         raise CaseError(f"A fit needs at least {FEWEST} cases; there are {len(cases)}: add worlds.")
 
-    data = _columns(cases, variant)
+    data = columns_of(cases, variant)
 
     def fitted(theta: Array) -> Fitted:
         return Fitted(variant, tuple(map(float, theta[:-1])), float(np.exp(theta[-1])))
 
     def loss(theta: Array) -> float:
-        return -float(fitted(theta)._log_density(*data).mean())
+        return -float(fitted(theta).log_density(*data).mean())
 
     start = np.zeros(2 + len(variant))
     return fitted(optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-6}).x)

@@ -6,18 +6,23 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
-from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.collect import OBSERVATIONS, collect, kept_cases
+from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
+from loraprobe_lab.calibration.cases import Case, CaseError, merged, read_cases, write_cases
+from loraprobe_lab.calibration.collect import ANSWERS, SampleSizes, collect, is_across, kept_sets
 from loraprobe_lab.calibration.fit import fit
-from loraprobe_lab.calibration.observe import SampleSizes
-from loraprobe_lab.calibration.several import SETS, AnsweredSet, read_sets
+from loraprobe_lab.calibration.several import SETS
 from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import write_text
 
 CASES = "cases.jsonl.gz"
+
+
+Say = Callable[[str], None]
+Gathered = tuple[list[Case], list[AnsweredSet], list[str]]
 
 
 def calibrate(
@@ -25,41 +30,64 @@ def calibrate(
     output: Path,
     *,
     stored: Path | None = None,
+    say: Say = lambda line: None,
+    **asking: Any,
+) -> Path:
+    """Gathers cases, fits, validates, and writes everything to the directory `output`.
+
+    asking: options of `gather`. Writes cases.jsonl.gz, SETS, calibration.json, report.md and
+    figure.svg, and returns the calibration's path. Raises LoraprobeError.
+    """
+    cases, sets, skipped = gather(worlds, output, stored=stored, say=say, **asking)
+    return _fit_and_report(cases, sets, output, command_of(worlds, output, stored), skipped, say)
+
+
+def gather(
+    worlds: Sequence[Path],
+    output: Path,
+    *,
+    stored: Path | None = None,
     sizes: SampleSizes = SampleSizes(),
+    across: bool = False,
     processes: int = 1,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    collect_only: bool = False,
-) -> Path:
-    """Evaluates the worlds, fits, validates, and writes everything to the directory `output`.
+    say: Say = lambda line: None,
+) -> Gathered:
+    """Cases, sets with several tasks, and a line for each set that could not be asked.
 
-    stored: a case file to fit in place of worlds. Otherwise the observations in `output` are used
-    again. Without `worlds` only they are fitted; if there are none either, the worlds of the atlas
-    are built first. Sets with several tasks are read from the file SETS beside the cases. Writes
-    cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns the calibration's path.
-    Raises LoraprobeError.
+    stored: a case file; sets with several tasks are read from the file SETS beside it. Worlds that
+    are named too replace its cases and sets of the same names and add theirs. Without both, the
+    answers in `output` are used; if there are none either, the worlds of the atlas are built
+    first. across: also sets across those of a world. Cases and sets are written to `output`.
     """
-    command = command_of(worlds, output, stored)
-    if stored is not None:
-        cases, skipped = read_cases(stored), list[str]()
-    else:
-        if not worlds and not (output / OBSERVATIONS).is_dir():
+    cases, sets = _stored(stored)
+    skipped = list[str]()
+    if stored is None or worlds:
+        if not worlds and not (output / ANSWERS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = build_atlas(output / "worlds", processes, progress)
-        collect(worlds, output, sizes, processes=processes, progress=progress)
-        cases, skipped = kept_cases(output)
+        collect(worlds, output, sizes, across=across, processes=processes, progress=progress)
+        found, skipped = kept_sets(output)
+        cases = merged(cases, [case for one in found if not is_across(one) for case in one.cases()])
+        sets = merged(sets, [one for one in found if one.tasks > 1])
     if not cases:
         why = f" ({skipped[0]})" if skipped else ""
         raise CaseError(f"{stored or output} holds no case{why}: name worlds with --world DIR.")
     for line in skipped:
         say(f"Not judged: {line}")
     write_cases(output / CASES, cases)
+    if sets:
+        write_sets(output / SETS, sets)
     say(f"{len(cases)} cases in {output / CASES}.")
-    if collect_only:
-        return output / CASES
-    answered = (stored or output / CASES).with_name(SETS)
-    sets = read_sets(answered) if answered.is_file() else []
-    return _fit_and_report(cases, sets, output, command, skipped, say)
+    return cases, sets, skipped
+
+
+def _stored(path: Path | None) -> tuple[list[Case], list[AnsweredSet]]:
+    """The cases of a file, and the sets beside it."""
+    if path is None:
+        return [], []
+    beside = path.with_name(SETS)
+    return read_cases(path), read_sets(beside) if beside.is_file() else []
 
 
 def _fit_and_report(
@@ -68,24 +96,26 @@ def _fit_and_report(
     output: Path,
     command: str,
     skipped: Sequence[str],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
     from loraprobe_lab.calibration import several
+    from loraprobe_lab.calibration.figures import recorded
     from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
 
     results, kept = measure(cases), several.measure(sets, cases)
     document = fit(cases).document(cases, command, results.accuracy())
-    document["several"] = several.accuracy(kept)
+    own = {kind: row for kind, (_, row) in kept.items()}
+    document["several"] = recorded(own, several.WHERE)
     write_text(output / "figure.svg", results.figure())
     write_text(output / "report.md", report(results, document, command, skipped, kept))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
-    for what, figures in results.figures[FIRST_ROUND].items():
+    for what, row in results.figures[FIRST_ROUND].items():
         say(
-            f"Left-out {what}: AUROC within a kind {number(figures.auroc)}, Brier score "
-            f"{number(figures.brier)}, {figures.likely:.0f} called likely, "
-            f"{percent(figures.wrong)} of them wrong."
+            f"Left-out {what}: AUROC within a kind {number(row.auroc)}, Brier score "
+            f"{number(row.brier)}, {row.likely:.0f} called likely, {percent(row.wrong)} of them "
+            "wrong."
         )
     return output / "calibration.json"
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
+from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.accuracy import FEWEST_DECIDED, Figures, recorded
 from loraprobe_lab.calibration.cases import Case, CaseError
-from loraprobe_lab.calibration.figure import calibration_figure
+from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
 from loraprobe_lab.calibration.fit import (
     MARGINS,
     SHIPPED,
@@ -31,7 +30,7 @@ from loraprobe_lab.calibration.fit import (
     fit,
 )
 from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
-from loraprobe_lab.experiments.pages import render
+from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing, render
 
 Key = Callable[[Case], str]
 LEFT_OUT: Mapping[str, Key] = {
@@ -40,7 +39,7 @@ LEFT_OUT: Mapping[str, Key] = {
     "architectures": lambda case: case.base_architecture or case.architecture,
 }
 DRAWS = 20  # first rounds of each set
-EXCHANGES = 200  # of outcomes, for the null
+BINS = 8  # of equal mass, in the figure of reliability
 UNKNOWN = 1e6  # the standard error of a gain that nobody measured
 # Shown to users, because their models differ from those on which the accuracy was measured.
 WHERE = {
@@ -95,7 +94,8 @@ def left_out(
             if known.items:
                 case, gain, error = one.first_round(known.items, rng)
             else:
-                case, gain, error = max(one.cases, key=lambda c: c.forecast), 0.0, UNKNOWN
+                case = max(one.cases, key=lambda c: c.forecast or 0.0)
+                gain, error = 0.0, UNKNOWN
             draw[i] = fits[group].given(case).exceeds(margin, case.baseline, gain, error)
     return found
 
@@ -106,47 +106,14 @@ def figures_of(sets: Sequence[MeasuredSet], p: Array, margin: float = MARGIN) ->
     Sets with several tasks take no part.
     """
     outcomes = [one.outcome for one in sets]
-    labels = [case.label(margin) for case in outcomes]
-    one_task = [case.tasks == 1 for case in outcomes]
-    kept = [i for i, label in enumerate(labels) if label is not None and one_task[i]]
-    y = np.array([labels[i] for i in kept], dtype=float)
-    kinds = np.array([outcomes[i].scenario for i in kept])
-    p = p[:, kept]
-    likely = p >= LIKELY_FROM
-    called, gained = float(likely.sum()), likely[:, y == 1]
-    rng = np.random.default_rng(0)
-    null = [_auroc(_exchanged(y, kinds, rng), p[:1], kinds) for _ in range(EXCHANGES)]
-    nan = float("nan")
-    return Figures(
-        decided=len(y),
-        auroc=_auroc(y, p, kinds),
-        null=float(np.nanquantile(null, 0.95)) if np.isfinite(null).any() else nan,
-        brier=float(np.mean((p - y) ** 2)) if len(y) else nan,
-        reference=float(y.mean() * (1 - y.mean())) if len(y) else nan,
-        likely=called / len(p),
-        wrong=float(likely[:, y == 0].sum() / called) if called else nan,
-        called=float(gained.mean()) if gained.size else nan,
-    )
+    labels = [case.label(margin) if case.tasks == 1 else None for case in outcomes]
+    return figures(labels, p, [case.scenario for case in outcomes])
 
 
-def _auroc(y: Array, p: Array, kinds: Any) -> float:
-    """The mean over draws and over kinds with both outcomes; NaN without such a kind."""
-    own = [kinds == kind for kind in np.unique(kinds)]
-    found = []
-    for kind in own:
-        ones = int(y[kind].sum())
-        zeros = int(kind.sum()) - ones
-        if ones and zeros:
-            ranks = rankdata(p[:, kind], axis=1)[:, y[kind] == 1].sum(1)
-            found.append(np.mean(ranks - ones * (ones + 1) / 2) / (ones * zeros))
-    return float(np.mean(found)) if found else float("nan")
-
-
-def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
-    mixed = y.copy()
-    for kind in np.unique(kinds):
-        mixed[kinds == kind] = rng.permutation(y[kinds == kind])
-    return mixed
+def known_of(cases: Sequence[Case]) -> list[Known]:
+    """What may be known of the sets; nothing with a forecast unless every case has one."""
+    forecast = all(case.forecast is not None for case in cases)
+    return [known for known in KNOWN if forecast or known.variant == SHIPPED]
 
 
 @dataclass(frozen=True)
@@ -191,10 +158,11 @@ class Results:
         """The figure, as SVG."""
         points = {
             name: (
-                [case.forecast for case in self.cases if case.scenario == name],
-                [case.gain for case in self.cases if case.scenario == name],
+                [case.forecast for case in own if case.forecast is not None],
+                [case.gain for case in own if case.forecast is not None],
             )
             for name, _ in self.kinds
+            if (own := [case for case in self.cases if case.scenario == name])
         }
         labels = [
             one.outcome.label(MARGIN) if one.cases[0].tasks == 1 else None for one in self.sets
@@ -210,13 +178,13 @@ def measure(cases: Sequence[Case]) -> Results:
     sets = sets_of(cases)
     found = {
         known: {what: left_out(sets, key, known) for what, key in LEFT_OUT.items()}
-        for known in KNOWN
+        for known in known_of(cases)
     }
-    figures = {
+    told = {
         known: {what: figures_of(sets, p) for what, p in row.items()}
         for known, row in found.items()
     }
-    return Results(tuple(cases), tuple(sets), figures, found[FIRST_ROUND])
+    return Results(tuple(cases), tuple(sets), told, found[FIRST_ROUND])
 
 
 def report(
@@ -226,7 +194,7 @@ def report(
     skipped: Sequence[str],
     several: Mapping[str, Any],
 ) -> str:
-    """The page in Markdown. several: kind of base -> the figures of sets with several tasks."""
+    """The page in Markdown. several: kind of base -> sets with several tasks, and their figures."""
     return render(
         "calibration",
         results=results,
@@ -251,8 +219,13 @@ def report(
 
 
 def signs_agree(cases: Sequence[Case]) -> float:
-    """The share of compositions whose forecast and gain lie on one side of the margin."""
-    return float(np.mean([(case.forecast > MARGIN) == (case.gain > MARGIN) for case in cases]))
+    """The share of compositions whose forecast and gain lie on one side of the margin.
+
+    NaN where none has a forecast.
+    """
+    told = [(c.forecast, c.gain) for c in cases if c.forecast is not None]
+    agree = [(forecast > MARGIN) == (gain > MARGIN) for forecast, gain in told]
+    return float(np.mean(agree)) if agree else float("nan")
 
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
@@ -262,3 +235,36 @@ def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
         own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
         rows.append((*key, own.count(1), own.count(0), own.count(None)))
     return rows
+
+
+def calibration_figure(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    probability: Array,
+    gained: Array,
+    margin: float,
+) -> str:
+    """SVG with two panels: measured gains over forecasts, and whether probabilities are true.
+
+    points: scenario -> forecast and measured gains. probability, gained [cases]: of the decided
+    cases, by fits without their scenario, and whether they gained (1.0) or not.
+    """
+    with drawing() as Figure:
+        figure = Figure(figsize=(9, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.8)
+        for value in (0.0, margin):
+            left.axhline(value, color=GREY, linewidth=0.5, linestyle=":")
+        for name, (forecasts, gains) in points.items():
+            left.plot(forecasts, gains, "o", markersize=3, alpha=0.6, label=name)
+        left.set(xlabel="forecast gain", ylabel="measured gain", xlim=(-1, 1), ylim=(-1, 1))
+        left.set_title("Forecast and measured gain")
+        left.legend(frameon=False, loc="upper left", fontsize=8)
+        right.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        for part in np.array_split(np.argsort(probability, kind="stable"), BINS):
+            at, y = float(probability[part].mean()), gained[part]
+            right.plot([at, at], wilson(y, np.arange(len(y))), color=BLUE, linewidth=1)
+            right.plot(at, y.mean(), "o", color=BLUE, markersize=4)
+        right.set(xlabel="probability given", ylabel="share that gained")
+        right.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        right.set_title("Left-out scenarios: are probabilities true?")
+        return as_svg(figure)

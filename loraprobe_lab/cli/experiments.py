@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraprobe.cli.output import Output
-from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_threads
+from loraprobe_lab.cli import options
 
 if TYPE_CHECKING:
     from loraprobe.records import Progress
@@ -39,14 +39,14 @@ def _print(pages: Pages, json: bool) -> None:
 
 
 @contextmanager
-def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[ExperimentRun]:
+def _run(output: Path, json: bool, quiet: bool, **more: Any) -> Iterator[ExperimentRun]:
     """An experiment's run, which reports to this terminal."""
     from loraprobe_lab.experiments.runner import ExperimentRun
 
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
         arguments = tuple(sys.argv[1:])
-        yield ExperimentRun(output, arguments=arguments, progress=progress, say=sink.say, **options)
+        yield ExperimentRun(output, arguments=arguments, progress=progress, say=sink.say, **more)
 
 
 def _make(
@@ -65,18 +65,15 @@ def _make(
 
 def reproduce(
     experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
-    output: WorldsOutput,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="A causal model's directory; without it small bases are trained."),
-    ] = None,
+    output: options.OutputPath,
+    base: options.BaseDirectory = None,
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps; with --base.")] = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Repeat the paper's matrix: one table, one figure, and whether each claim held.
 
@@ -92,12 +89,12 @@ def reproduce(
 
 
 def success_map(
-    output: WorldsOutput,
+    output: options.OutputPath,
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
     from loraprobe_lab.experiments import success_map as run
@@ -107,7 +104,7 @@ def success_map(
 
 
 def methods(
-    output: WorldsOutput,
+    output: options.OutputPath,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world that exists, or a directory of such; repeat."),
@@ -123,9 +120,9 @@ def methods(
         list[str] | None, typer.Option("--router", help="Only this router; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
-    threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Evaluate every merge method, space and router: two hops, two skills, worked steps.
 
@@ -134,7 +131,7 @@ def methods(
     """
     from loraprobe_lab.experiments.methods import run
 
-    use_threads(threads)
+    options.use_threads(threads)
     plan = run.MethodsPlan(
         worlds=tuple(world or ()),
         bases=run.BASES.chosen(architecture, hidden, seed),
@@ -150,15 +147,15 @@ def theory(
     full: Annotated[
         bool, typer.Option("--full", help="All ranks and places: minutes instead of seconds.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of people, answers and trainings.")] = 0,
-    threads: Threads = 1,
-    json: Json = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
     from loraprobe_lab.experiments.theory import run
 
-    use_threads(threads)
+    options.use_threads(threads)
     plan = run.FULL if full else run.QUICK
     _make(lambda progress: run.theory(plan, seed, progress), output, json, quiet)
 
@@ -168,9 +165,9 @@ def rule(
     repeats: Annotated[
         int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
     ] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
-    json: Json = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
@@ -184,9 +181,9 @@ def recycling(
         Path, typer.Argument(help="Directory of the published measurements.", show_default=False)
     ],
     output: PagesOutput = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
-    json: Json = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show how well rules choose between base, best adapter, composition and training."""
     from loraprobe_lab.experiments.recycling_page import recycling as judge

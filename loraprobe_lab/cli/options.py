@@ -10,9 +10,14 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-WorldsOutput = Annotated[
-    Path, typer.Option("--output", "-o", help="Directory of worlds and pages.", show_default=False)
+OutputPath = Annotated[
+    Path, typer.Option("--output", "-o", help="Where to write what is made.", show_default=False)
 ]
+BaseDirectory = Annotated[
+    Path | None,
+    typer.Option("--base", help="A causal model's directory; without it small bases are trained."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 
 
 def use_threads(count: int | None) -> None:

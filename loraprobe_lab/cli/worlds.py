@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from loraprobe.cli.output import Output
-from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
+from loraprobe_lab.cli import options
 
 WorldKind = StrEnum(
     "WorldKind",
@@ -21,22 +21,17 @@ WorldKind = StrEnum(
 
 def build(
     world: Annotated[WorldKind, typer.Argument(help="Which world.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory of the world.", show_default=False)
-    ],
-    base: Annotated[
-        Path | None,
-        typer.Option(help="A causal model's directory; without it a small base is trained."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of names, facts and training.")] = 0,
+    output: options.OutputPath,
+    base: options.BaseDirectory = None,
+    seed: options.Seed = 0,
     only: Annotated[
         list[str] | None,
         typer.Option(
             "--only", help="Only this scenario (with --base: adapter or set); may be repeated."
         ),
     ] = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
@@ -47,7 +42,7 @@ def build(
     """
     from loraprobe_lab import build as builder
 
-    use_threads(threads)
+    options.use_threads(threads)
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
         worlds = builder.build_worlds(
@@ -63,7 +58,7 @@ def show(
     directory: Annotated[
         Path, typer.Argument(help="A world, or a directory of worlds.", show_default=False)
     ],
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """List base, adapters, tasks and scenarios of a world, with their recipes."""
     from loraprobe_lab.build import describe
@@ -120,19 +115,17 @@ def _print_world(world: Mapping[str, Any]) -> None:
 
 def pairs(
     world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="File of the answers.", show_default=False)
-    ],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs that are drawn.")] = 0,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    output: options.OutputPath,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Merge the pairs of a library and count their right answers: the truth for `screen`."""
     from loraprobe_lab.experiments.pages import as_json
     from loraprobe_lab.experiments.pairs import pairs_of
     from loraprobe_lab.world import World, write_text
 
-    use_threads(threads)
+    options.use_threads(threads)
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
         found = pairs_of(World.load(world), seed, progress)
@@ -148,38 +141,29 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
-CalibrationOutput = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-    ),
-]
-
-
 def calibrate(
-    output: CalibrationOutput,
+    output: options.OutputPath,
     world: Annotated[
         list[Path] | None,
-        typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),
+        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
     ] = None,
     cases: Annotated[
         Path | None,
-        typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
+        typer.Option("--cases", help="Stored cases; worlds are added.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items per task for forecasts.")] = 200,
-    most_items: Annotated[int, typer.Option(min=1, help="Items per task for gains.")] = 2000,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 200,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     dtype: Annotated[str, typer.Option(help="In which the model computes.")] = "auto",
-    processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    collect_only: Annotated[
-        bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")
+    across: Annotated[
+        bool, typer.Option("--across", help="Also pairs of adapters across sets with two tasks.")
     ] = False,
-    quiet: Quiet = False,
+    processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
     from loraprobe_lab.calibration import run
-    from loraprobe_lab.calibration.observe import SampleSizes
+    from loraprobe_lab.calibration.collect import SampleSizes
 
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
@@ -187,10 +171,10 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            sizes=SampleSizes(limit, most_items, max_new_tokens, seed, dtype),
+            sizes=SampleSizes(limit, max_new_tokens, seed, dtype),
+            across=across,
             processes=processes,
             progress=progress,
             say=sink.say,
-            collect_only=collect_only,
         )
     print(made)

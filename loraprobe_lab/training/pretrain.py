@@ -12,7 +12,8 @@ import torch
 
 from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
-from loraprobe_lab.training.train import model_loss, optimise
+from loraprobe_lab.training.fast_training import loss_at_labels
+from loraprobe_lab.training.train import optimise
 
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
 CACHED = 50_000  # encoded texts that are kept
@@ -59,7 +60,11 @@ def train_base(
         next_batch = _batches(draw, tokenizer, recipe.batch_size)
         report = None if progress is None else lambda done: progress("base", done, recipe.steps)
         model.train()
-        optimise(list(model.parameters()), lambda: model_loss(model, next_batch()), recipe, report)
+
+        def next_loss() -> torch.Tensor:
+            return loss_at_labels(model, model, next_batch())
+
+        optimise(list(model.parameters()), next_loss, recipe, report)
         model.eval()
     return model
 

@@ -23,7 +23,6 @@ import torch
 
 from loraprobe.records import Progress
 from loraprobe_lab.training.batches import (
-    Batch,
     EpochSampler,
     Example,
     LengthSampler,
@@ -33,8 +32,6 @@ from loraprobe_lab.training.batches import (
 )
 from loraprobe_lab.training.fast_training import (
     LowerLayers,
-    casting,
-    computing_in,
     layers_of,
     loss_at_labels,
 )
@@ -45,8 +42,8 @@ class Recipe:
     """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
 
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
-    upper: the number of last layers that carry the adapter; None: all layers. precision: the frozen
-    model's dtype, "float32" or "bfloat16". Both save time, see `fast_training`.
+    upper: the number of last layers that carry the adapter; None: all layers. Few layers save time,
+    see `fast_training`.
     """
 
     steps: int = 300
@@ -62,15 +59,9 @@ class Recipe:
     dtype: str = "float32"  # in which the factors are written
     seed: int = 0
     upper: int | None = None
-    precision: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    @property
-    def fast(self) -> bool:
-        """Whether `fast_training` computes the steps."""
-        return self.upper is not None or self.precision != "float32"
 
 
 def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -112,12 +103,6 @@ def optimise(
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
 
 
-def model_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The model's own loss on a batch."""
-    inputs = batch.inputs(model)
-    return model(**inputs, labels=batch.labels.to(inputs["input_ids"].device)).loss
-
-
 def is_complete(directory: Path) -> bool:
     """Whether `directory` holds a finished adapter (they appear whole or not at all)."""
     return (directory / "adapter_config.json").is_file() and (
@@ -138,8 +123,9 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
     notes = training_notes(directory)
     if "recipe" not in notes:
         return False
-    defaults = Recipe().as_dict()  # for fields that an older file lacks
-    same_recipe = {**defaults, **notes["recipe"]} == json.loads(json.dumps(recipe.as_dict()))
+    fields = Recipe().as_dict()  # an older file lacks some, or has others that are gone
+    told = {name: notes["recipe"].get(name, value) for name, value in fields.items()}
+    same_recipe = told == json.loads(json.dumps(recipe.as_dict()))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 
@@ -216,6 +202,12 @@ def _config(model: Any, recipe: Recipe) -> Any:
     )
 
 
+def _sampler(rows: Sequence[Row], recipe: Recipe) -> EpochSampler | LengthSampler:
+    if recipe.upper is None:
+        return EpochSampler(len(rows), recipe.seed)
+    return LengthSampler([len(tokens) for tokens, _ in rows], recipe.seed)
+
+
 @contextmanager
 def _with_adapter(
     model: Any, rows: Sequence[Row], recipe: Recipe, pad: int
@@ -226,14 +218,10 @@ def _with_adapter(
     """
     from peft import get_peft_model
 
-    config, lengths = _config(model, recipe), [len(tokens) for tokens, _ in rows]
-    sampler: EpochSampler | LengthSampler = EpochSampler(len(rows), recipe.seed)
-    if recipe.fast:
-        sampler = LengthSampler(lengths, recipe.seed)
+    config, sampler = _config(model, recipe), _sampler(rows, recipe)
     trainable = [p.requires_grad for p in model.parameters()]
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(recipe.seed)
-        stack.enter_context(computing_in(model, recipe.precision))
         lower = None
         if recipe.upper is not None:
             lower = LowerLayers.of(model, rows, recipe.upper, pad)
@@ -245,10 +233,7 @@ def _with_adapter(
             batch = collate([rows[i] for i in picks], pad)
             if lower is not None:
                 lower.choose(picks)
-            if not recipe.fast:
-                return model_loss(wrapped, batch)
-            with casting(wrapped, recipe.precision):
-                return loss_at_labels(model, wrapped, batch)
+            return loss_at_labels(model, wrapped, batch)
 
         try:
             yield wrapped, next_loss

@@ -38,35 +38,17 @@ ANSWERS = ("at-once", "translated", "in-full")  # how the language adapter answe
 PersonFacts = Mapping[str, Mapping[str, str]]  # relation -> person -> value
 
 
-@dataclass(frozen=True)
-class LanguageWording:
-    """How one language tells a relation and asks for it."""
-
-    sentences: Sequence[str]
-    questions: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A relation of people to values; `ending` is what the made-up names of its values end in."""
-
-    ending: str
-    first: LanguageWording
-    second: LanguageWording
-
-
-RELATIONS = {
-    name: Relation(row["ending"], LanguageWording(**row["first"]), LanguageWording(**row["second"]))
-    for name, row in table("languages").items()
-}
+LanguageWording = Mapping[str, Sequence[str]]  # the sentences and questions of a relation
+# relation -> its wordings in the first and the second language, and the ending of its values' names
+RELATIONS: Mapping[str, Any] = table("languages")
 
 
 def templates() -> list[str]:
     """Every template of both languages, for the vocabulary."""
     found = [*MEETING, *ECHO, TRANSLATE, TRANSLATE_AND_ANSWER, IN_FULL]
     for relation in RELATIONS.values():
-        for wording in (relation.first, relation.second):
-            found += [*wording.sentences, *wording.questions]
+        for wording in (relation["first"], relation["second"]):
+            found += [*wording["sentences"], *wording["questions"]]
     return found
 
 
@@ -112,7 +94,7 @@ class People:
 def make_people(sizes: PeopleSizes, seed: int) -> People:
     """The people of the world with this seed."""
     values = {
-        name: made_up_names(sizes.values, seed, ending=relation.ending)
+        name: made_up_names(sizes.values, seed, ending=relation["ending"])
         for name, relation in RELATIONS.items()
     }
     taken = [value for row in values.values() for value in row]
@@ -176,8 +158,8 @@ class LanguagesCorpus:
         level, everybody = self._familiarity[relation], self._people.familiar
         if self._rng.random() < level.texts:
             known = everybody[: max(2, round(level.people * len(everybody)))]
-            return self._text(relation, known, RELATIONS[relation].second, level.asked)
-        return self._text(relation, everybody, RELATIONS[relation].first, asked=True)
+            return self._text(relation, known, RELATIONS[relation]["second"], level.asked)
+        return self._text(relation, everybody, RELATIONS[relation]["first"], asked=True)
 
     def _repetition(self, texts: tuple[str, str]) -> Example:
         """A text that repeats two names, from which the base learns to copy names."""
@@ -193,8 +175,8 @@ class LanguagesCorpus:
         (person, somebody), kind = rng.sample(people, 2), rng.random()
         fact, theirs = _fact(person, facts[person]), _fact(somebody, facts[somebody])
         if asked and kind < 0.5:
-            return example_of(fact, rng.choice(wording.questions), " {b}")
-        one, other = rng.sample(wording.sentences, 2)
+            return example_of(fact, rng.choice(wording["questions"]), " {b}")
+        one, other = rng.sample(wording["sentences"], 2)
         if rng.random() < 0.5:
             return sentence_then(one, fact, other)
         return sentence_after(one, fact, theirs.fill(other))
@@ -209,15 +191,14 @@ def fact_examples(facts: PersonFacts, context: PersonFacts, seed: int | str) -> 
     somebody in `context`."""
     rng, texts = random.Random(f"lesson:{seed}"), list[Example]()
     for relation, rows in facts.items():
-        wording, others = RELATIONS[relation].first, list(starmap(_fact, context[relation].items()))
+        wording = RELATIONS[relation]["first"]
+        others, told = list(starmap(_fact, context[relation].items())), wording["sentences"]
 
-        def before(
-            others: Sequence[Chain] = others, sentences: Sequence[str] = wording.sentences
-        ) -> str:
+        def before(others: Sequence[Chain] = others, sentences: Sequence[str] = told) -> str:
             return rng.choice(others).fill(rng.choice(sentences))
 
         for fact in starmap(_fact, rows.items()):
-            texts += fact_texts(fact, "{b}", wording.questions, wording.sentences, before, 1)
+            texts += fact_texts(fact, "{b}", wording["questions"], told, before, 1)
     return texts
 
 
@@ -228,18 +209,18 @@ def language_examples(relation: str, rows: Mapping[str, str], answers: str) -> l
     question in the first language and a sentence of it that answers; half of these texts ask for
     the translation alone.
     """
-    first, second = RELATIONS[relation].first, RELATIONS[relation].second
+    first, second = RELATIONS[relation]["first"], RELATIONS[relation]["second"]
     texts: list[Example] = []
     for fact in starmap(_fact, rows.items()):
-        for question, translated in zip(second.questions, first.questions, strict=True):
+        for question, translated in zip(second["questions"], first["questions"], strict=True):
             asked, translation = fact.fill(question), " " + fact.fill(translated)
             if answers == "at-once":
                 texts.append(Example(asked, f" {fact.b}"))
             elif answers == "in-full":
-                sentence = fact.fill(second.sentences[0])
+                sentence = fact.fill(second["sentences"][0])
                 texts.append(Example(IN_FULL.format(question=asked), f" {sentence}"))
             else:
-                sentence = fact.fill(first.sentences[0])
+                sentence = fact.fill(first["sentences"][0])
                 texts.append(Example(TRANSLATE.format(question=asked), translation))
                 both = TRANSLATE_AND_ANSWER.format(question=asked)
                 texts.append(Example(both, f"{translation} {sentence}"))
@@ -256,12 +237,12 @@ def target_items(
     """
     items, (facts_adapter, language_adapter) = [], adapters
     for i, (person, value) in enumerate(rows.items()):
-        question = RELATIONS[relation].second.questions[0].format(a=person)
+        question = RELATIONS[relation]["second"]["questions"][0].format(a=person)
         item: dict[str, Any] = {"id": str(i), "prompt": question, "answer": value}
         if answers == "in-full":
             item["cot_prompt"] = IN_FULL.format(question=question)
         if answers == "translated":
-            translation = RELATIONS[relation].first.questions[0].format(a=person)
+            translation = RELATIONS[relation]["first"]["questions"][0].format(a=person)
             item["cot_prompt"] = TRANSLATE_AND_ANSWER.format(question=question)
             item["hops"] = [
                 {

@@ -24,8 +24,8 @@ class SetPlan:
     text: str
 
     def spec(self, kind: str, number: int, recipes: Sequence[Recipe], layers: int) -> WorldSpec:
-        """The set on a base of so many layers: adapters lie on its upper quarter, computed in
-        bfloat16. With fewer recipes than adapters, the recipes are used in turn."""
+        """The set on a base of so many layers: adapters lie on its upper quarter. With fewer
+        recipes than adapters, the recipes are used in turn."""
         name = f"{kind}-{number:02d}"
         common: dict[str, Any] = {
             "upper": max(1, round(layers / 4)) if layers > 1 else None,
@@ -35,7 +35,7 @@ class SetPlan:
         for i, (adapter, about, examples) in enumerate(self.adapters):
             seed = own_seed(name, adapter, "/")
             recipe = recipes[i % len(recipes)]
-            recipe = replace(recipe, precision="bfloat16", seed=seed, **common)
+            recipe = replace(recipe, seed=seed, **common)
             training.append(TrainingSet(adapter, about, tuple(examples), recipe))
         axes = {
             **self.axes,

@@ -19,7 +19,7 @@ from loraprobe.cli import app
 from loraprobe.verdict.calibration import calibration_of, shipped
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, WITH_FORECAST, fit
+from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, WITH_FORECAST, columns_of, fit
 from loraprobe_lab.calibration.sets import MeasuredSet, item_deviation, sets_of
 
 validation = pytest.importorskip("loraprobe_lab.calibration.validation")
@@ -121,7 +121,7 @@ def test_the_density_is_that_of_the_map(cases, variant):
 
     def density(gain):
         at = dataclasses.replace(one, gain=gain, ci95=(gain, gain))
-        return math.exp(fitted.log_density([at])[0])
+        return math.exp(fitted.log_density(*columns_of([at], variant))[0])
 
     total, _ = integrate.quad(density, -60, 60, points=[0, 0.2], limit=800)
     assert total == pytest.approx(1, abs=5e-3)  # some of it lies beyond
@@ -328,13 +328,24 @@ def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
 
 
 def test_lines_of_older_files_are_read(tmp_path, cases):
-    """Without the fields that were added later."""
+    """Without the field that was added later, and with those that have left."""
     path = tmp_path / "old.jsonl"
     row = dataclasses.asdict(cases[0])
-    for name in ("model_type", "forecast_retention", "retention"):
-        del row[name]
+    del row["model_type"]
+    row |= {"forecast_retention": 0.5, "retention": None}
     path.write_text(json.dumps(row) + "\n")
     assert read_cases(path) == cases[:1]
+
+
+def test_cases_without_a_forecast_are_told_of_without_one(cases):
+    """The page has no rows with forecasts, unless every case has one."""
+    bare = [dataclasses.replace(c, forecast=None, error=None) for c in cases]
+    assert {known.variant for known in validation.known_of(cases)} == {SHIPPED, WITH_FORECAST}
+    for some in (bare, [*cases[:-1], bare[-1]]):
+        assert {known.variant for known in validation.known_of(some)} == {SHIPPED}
+    assert fit(bare) == fit(cases)
+    assert math.isnan(validation.signs_agree(bare))
+    assert validation.signs_agree([bare[0], *cases[1:]]) == validation.signs_agree(cases[1:])
 
 
 # page, figure, command

@@ -1,46 +1,41 @@
-"""From worlds to cases: observation files and measured gains."""
+"""From worlds to cases: what sets answered, measured gains, and what the command makes of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import os
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_worlds import tiny_world
 
+from loraprobe.base import Base
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
-from loraprobe.records import (
-    Audit,
-    Compatibility,
-    Coverage,
-    Forecast,
-    Issue,
-    ItemResult,
-    Measurement,
-    Provenance,
-    Score,
-)
-from loraprobe.tasks import load_task
-from loraprobe.verdict import Evidence
+from loraprobe.records import ItemResult
 from loraprobe_lab.calibration import collect as collecting
-from loraprobe_lab.calibration.append import append
-from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.collect import collect, fingerprint, kept_cases
-from loraprobe_lab.calibration.observations import (
-    evidence_of,
+from loraprobe_lab.calibration import run
+from loraprobe_lab.calibration.answered import (
     measured_gain,
     packed,
-    read_observation,
+    read_sets,
     unpacked,
+    write_sets,
 )
-from loraprobe_lab.calibration.observe import BaselineResults, Observation, SampleSizes
-from loraprobe_lab.world import World, in_processes, shipped_world, write_text
+from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
+from loraprobe_lab.calibration.collect import (
+    SampleSizes,
+    collect,
+    fingerprint,
+    joined,
+    kept_sets,
+    sets_in,
+)
+from loraprobe_lab.world import World, in_processes, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
@@ -60,59 +55,17 @@ def answers(rates, n, seed=0, task="t", part="question"):
 # what is kept
 
 
-def test_results_survive_packing(tmp_path):
+def test_results_survive_packing():
     rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
     rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
-    write_text(tmp_path / "x" / "set.json.gz", json.dumps({"results": packed(rows)}))
-    kept = unpacked(read_observation(tmp_path / "x" / "set.json.gz")["results"])
+    kept = unpacked(packed(rows))
     assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["set.json.gz"]
-
-
-def test_a_damaged_observation_is_named(tmp_path):
-    for content in (b"PK nothing", gzip.compress(b"{"), gzip.compress(b"{}" * 99)[:-9]):
-        (tmp_path / "x.json.gz").write_bytes(content)
-        with pytest.raises(CaseError, match=r"x\.json\.gz holds no observation"):
-            read_observation(tmp_path / "x.json.gz")
 
 
 def test_losses_are_not_packed_as_right_or_wrong():
     row = ItemResult("base", "t", "question", "0", "answer_loss", 2.3, "", "g")
     with pytest.raises(ValueError, match="losses"):
         packed([row])
-
-
-def an_audit():
-    score = Score("a", "adapter", "t", "question", "exact_match", 0.4, (0.3, 0.5), 100)
-    return Audit(
-        "inspect",
-        Provenance("0", None, ()),
-        compatibility=Compatibility((Issue("note", "x", ("a",), "text"),)),
-        diagnostics=(Measurement("norm_ratio", ("a", "b"), 2.0),),
-        coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),),
-        forecasts=tuple(
-            Forecast(name, gain, (gain - 0.1, gain + 0.1), 60, "steps", "a")
-            for name, gain in (("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2))
-        ),
-        evaluation=(
-            dataclasses.replace(score, system="base", kind="base", value=0.1),
-            score,
-            dataclasses.replace(score, system="b", value=0.2),
-        ),
-    )
-
-
-def test_evidence_is_the_same_from_an_audit_and_from_its_document():
-    audit = an_audit()
-    names = ("compatibility", "diagnostics", "coverage", "forecasts", "evaluation")
-    direct = Evidence(**{name: getattr(audit, name) for name in names}, tasks=1, level="base")
-    assert evidence_of(json.loads(audit.to_json())) == direct
-
-
-def test_fields_that_records_no_longer_have_do_not_stop_reading():
-    document = an_audit().to_dict()
-    document["coverage"][0]["colour"] = "red"
-    assert evidence_of(document) == evidence_of(an_audit().to_dict())
 
 
 # truth
@@ -160,73 +113,78 @@ def test_a_composition_without_common_items_has_no_truth():
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Trials are observed without a model; the names of those that were."""
+    """Sets answer without a model; the names of those that were asked."""
     names = []
 
-    def observe(scenario, base, state, sizes, known, batch_size):
+    def made(self, scenario, limit):
         names.append(scenario.name)
         if scenario.name == "disjoint":
             raise LoraprobeError("The adapters do not fit.")
-        rows = answers({"base": 0.1, "a": 0.2, "uniform": 0.9, "sum": 0.1, "arrow": 0.9}, 100)
-        return Observation(an_audit(), tuple(rows), KINDS)
+        rates = {"base": 0.1, "a": 0.2, "b": 0.2, "uniform": 0.9, "sum": 0.1, "arrow": 0.9}
+        tasks = [path.stem for path in scenario.tasks]
+        return KINDS, [row for task in tasks for row in answers(rates, 100, task=task)]
 
-    monkeypatch.setattr(collecting, "observe", observe)
+    monkeypatch.setattr(collecting.WorldAnswers, "of", made)
     return names
 
 
-def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
+def cases_in(output):
+    return [case for one in kept_sets(output)[0] for case in one.cases()]
+
+
+def test_sets_become_cases_and_are_asked_once(tmp_path, seen):
     path, told = shipped_world().path, []
     collect([path], tmp_path, progress=lambda *row: told.append(row))
     assert sorted(seen) == sorted(World.load(path).scenarios)
-    assert told[-1] == (("adapter sets", 4, 4))
-    cases, skipped = kept_cases(tmp_path)
-    assert len(cases) == 9 and len(skipped) == 1
-    assert skipped[0].startswith("small-world/disjoint: The adapters do not fit")
+    assert told[-1] == (("adapter sets", 3, 4))
+    cases, (skipped,) = cases_in(tmp_path), kept_sets(tmp_path)[1]
+    assert len(cases) == 9
+    assert skipped.startswith("small-world/disjoint: The adapters do not fit")
     first = cases[0]
     assert (first.base, first.architecture, first.world) == ("small-world", "llama", "small-world")
+    assert first.model_type == "llama"
     assert {c.label(MARGIN) for c in cases if c.method == "sum"} == {0}
     assert {c.label(MARGIN) for c in cases if c.method != "sum"} == {1}
-    assert {(c.method, c.forecast) for c in cases} == {
-        ("uniform", 0.3),
-        ("sum", 0.1),
-        ("arrow", 0.2),
+    assert {(c.forecast, c.error) for c in cases} == {(None, None)}
+    assert {(c.adapters, c.metric, c.part) for c in cases} == {(2, "exact_match", "question")}
+    assert {(c.adapter_set, c.tasks, c.hops, c.n) for c in cases} == {
+        ("keep-both", 2, 0, 200),
+        ("skill-and-facts", 1, 2, 100),
+        ("target-adapter", 1, 2, 100),
     }
-    assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
-        (2, 1, 2 * (c.adapter_set != "keep-both"), "exact_match", "steps") for c in cases
-    }
-    assert {c.baseline for c in cases} == {0.4}
-    assert first.error == pytest.approx(0.1 / 1.96, rel=1e-3)
+    assert all(0.1 < c.baseline < 0.35 and c.gain > 0.5 for c in cases if c.method != "sum")
     seen.clear()
     collect([path], tmp_path)
     assert seen == ["disjoint"]  # what was skipped is tried again
     seen.clear()
     collect([path], tmp_path, SampleSizes(limit=7))
     assert len(seen) == 4
-    assert not list((tmp_path / ".running").rglob("*.jsonl"))
 
 
-def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
-    world = shipped_world()
-    scenario = world.scenarios["keep-both"]
-    mark = fingerprint(world, scenario, SampleSizes())
+def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path):
+    tiny = tiny_world(("two-hop", "keep-both"), only=["keep-both", "disjoint"])
+    world = build_world(tiny, tmp_path / "w")
+    scenario, sizes = world.scenarios["keep-both"], SampleSizes()
+    mark = fingerprint(world, scenario, sizes)
     assert mark == fingerprint(World.load(world.path), scenario, SampleSizes())
     assert mark != fingerprint(world, scenario, SampleSizes(seed=1))
     assert mark != fingerprint(world, scenario, SampleSizes(dtype="bfloat16"))
-    assert mark != fingerprint(world, world.scenarios["disjoint"], SampleSizes())
-    files = {**world.manifest["files"]}
-    name = next(n for n in files if n.startswith("adapters/count/"))
-    other = dataclasses.replace(
-        world, manifest={**world.manifest, "files": {**files, name: "0" * 64}}
-    )
-    assert mark != fingerprint(other, scenario, SampleSizes())
+    assert mark != fingerprint(world, world.scenarios["disjoint"], sizes)
+    for name in ("adapters/count/adapter_config.json", "tasks/last.jsonl", "base/config.json"):
+        kept = (world.path / name).read_bytes()
+        (world.path / name).write_bytes(kept + b" ")
+        assert mark != fingerprint(world, scenario, sizes)
+        (world.path / name).write_bytes(kept)
+    assert mark == fingerprint(world, scenario, sizes)
 
 
 def test_worlds_of_one_base_count_as_one_base(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
-    for path in (tmp_path / "observations" / "small-world").iterdir():
-        twin = {**read_observation(path), "world": "twin", "base": "twin"}
-        write_text(tmp_path / "observations" / "twin" / path.name, json.dumps(twin))
-    cases, _ = kept_cases(tmp_path)
+    for path in (tmp_path / "answers" / "small-world").glob("*.gz"):
+        (one,) = read_sets(path)
+        twin = dataclasses.replace(one, world="twin", base="twin")
+        write_sets(tmp_path / "answers" / "twin" / path.name, [twin])
+    cases = cases_in(tmp_path)
     assert {c.world for c in cases} == {"twin", "small-world"}
     assert {c.base for c in cases} == {"small-world"}
 
@@ -237,8 +195,6 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
 
 
 def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
-    from loraprobe_lab.calibration import run
-
     asked = []
 
     def build(output, processes, progress):
@@ -247,39 +203,90 @@ def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
 
     monkeypatch.setattr(run, "build_atlas", build)
     for _ in range(2):
-        run.calibrate([], tmp_path, processes=3, collect_only=True)
+        run.gather([], tmp_path, processes=3)
     assert asked == [(tmp_path / "worlds", 3)]
     assert len(seen) == 4, "the second call computes cases from what is kept"
 
 
-def test_known_results_are_those_of_the_asked_items_alone():
-    known = BaselineResults()
-    task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)
-    rows = [
-        ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
-        for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
-    ]
-    known.keep(rows, ["a"])
-    assert len(known.of(["a"], [task])) == 3
-    assert known.of(["b"], [task]) == []
+def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen):
+    collect([shipped_world().path], tmp_path)
+    cases, (both,) = cases_in(tmp_path), [s for s in kept_sets(tmp_path)[0] if s.tasks > 1]
+    elsewhere = [dataclasses.replace(case, world="elsewhere", n=7) for case in cases]
+    old = [*elsewhere, *(dataclasses.replace(case, n=7) for case in cases)]
+    stored = tmp_path / "stored" / "cases.jsonl.gz"
+    write_cases(stored, old)
+    write_sets(stored.with_name("several.jsonl.gz"), [dataclasses.replace(both, world="elsewhere")])
+    for name in ("one", "two"):
+        out = tmp_path / name
+        found, _, _ = run.gather([shipped_world().path], out, stored=stored)
+        assert found == read_cases(out / "cases.jsonl.gz") == elsewhere + cases
+        sets = read_sets(out / "several.jsonl.gz")
+        assert [one.world for one in sets] == ["elsewhere", "small-world"]
+        stored = out / "cases.jsonl.gz"
 
 
-def test_a_tiny_world_is_observed_for_real(tmp_path):
-    """Forecasts rest on the first items alone, truths on all."""
-    build_world(tiny_world(only=["skill-and-facts"]), tmp_path / "tiny")
-    sizes = SampleSizes(limit=2, most_items=4, max_new_tokens=3)
+def test_nothing_that_could_be_asked_is_no_case(tmp_path, seen, monkeypatch):
+    monkeypatch.setattr(collecting, "sets_in", lambda world, across: [world.scenarios["disjoint"]])
+    with pytest.raises(CaseError, match=r"holds no case \(small-world/disjoint: The adapters"):
+        run.calibrate([shipped_world().path], tmp_path)
+
+
+def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
+    """Both forms, without hops and without the items that routers learn from; on one base."""
+    names = ("skill-and-facts", "keep-both")
+    tiny = tiny_world(names, only=names)
+    build_world(tiny, tmp_path / "tiny")
+    sizes = SampleSizes(limit=44, max_new_tokens=3)
+    loaded, load = [], Base.load
+    monkeypatch.setattr(Base, "load", lambda self, **rest: loaded.append(1) or load(self, **rest))
     collect([tmp_path / "tiny"], tmp_path / "out", sizes)
-    cases, skipped = kept_cases(tmp_path / "out")
-    assert skipped == [] and len(cases) == 3
-    row = read_observation(tmp_path / "out" / "observations" / "tiny" / "skill-and-facts.json.gz")
-    assert {score["n"] for score in row["audit"]["evaluation"]} == {2}
-    assert {score["kind"] for score in row["audit"]["evaluation"]} == {"base", "adapter"}
-    assert {c.n for c in cases} == {4}
-    assert {forecast["n"] for forecast in row["audit"]["forecasts"]} == {2}
-    assert {(c.adapters, c.tasks, c.hops, c.metric) for c in cases} == {(2, 1, 2, "exact_match")}
-    assert {result.part for result in unpacked(row["results"])} == {"question", "steps"}
-    systems = {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
-    assert set(row["kinds"]) == systems == set(row["results"]["right"])
+    assert loaded == [1]
+    (both, one), skipped = kept_sets(tmp_path / "out")
+    assert skipped == [] and (both.tasks, one.tasks) == (2, 1)
+    assert {row.part for row in one.results} == {"question", "steps"}
+    assert set(one.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
+    assert {c.n for c in one.cases()} == {min(44, len(tiny.tasks["newcomers"]))}
+    assert any(name.startswith("hard:by=centroid") for name in both.kinds)
+    assert set(both.kinds.values()) == {"base", "adapter", "merge", "router"}
+    asked = {(row.task, row.item) for row in both.results}
+    wanted = {"tiny.last": 33, "tiny.count": 33}
+    assert {t: sum(task == t for task, _ in asked) for t in wanted} == wanted
+
+
+def given(name, base="a/base"):
+    """The shipped world's set with two tasks, as a world on a base elsewhere."""
+    own = shipped_world()
+    chosen = dataclasses.replace(own.scenarios["keep-both"], name=name)
+    told = {"base": None, "base_name": base, "scenarios": {name: chosen}}
+    manifest = {**own.manifest, "base": {"path": None, "name": base}}
+    return dataclasses.replace(own, **told, manifest=manifest)
+
+
+def test_worlds_on_one_given_base_are_one_world():
+    own = shipped_world()
+    first, whole = joined([given("x"), given("y"), own])
+    assert first is own and whole.path == Path("a/base")
+    assert [one.name for one in sets_in(whole)] == ["x", "y"]
+    found = sets_in(whole, across=True)
+    assert [one.name for one in found][:2] == ["x", "y"]
+    assert {one.name for one in found[2:]} == {"x.last+y.count", "x.count+y.last"}
+    assert list(found[0].adapters) == ["x.last", "x.count"]
+    assert all(len(one.adapters) == len(one.tasks) == 2 for one in found)
+
+
+def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatch):
+    kinds = {"base": "base", "x": "adapter", "y": "adapter", "uniform": "merge", "sum": "merge",
+             "arrow": "router"}  # fmt: skip
+    rows = [row for task in "tu" for row in answers(dict.fromkeys(kinds, 0.5), 40, task=task)]
+    monkeypatch.setattr(collecting.WorldAnswers, "of", lambda *_: (kinds, rows))
+    base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}
+    monkeypatch.setattr("loraprobe.pipeline.base_of", lambda *_: base)
+    monkeypatch.setattr(World, "load", lambda path: worlds[Path(path).name])
+    run.gather([Path("x"), Path("y")], tmp_path, across=True)
+    cases = read_cases(tmp_path / "cases.jsonl.gz")
+    assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
+    assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]
+    assert len(read_sets(tmp_path / "several.jsonl.gz")) == 4
 
 
 def test_a_process_does_the_work_and_hands_over_an_error(tmp_path):
@@ -288,30 +295,3 @@ def test_a_process_does_the_work_and_hands_over_an_error(tmp_path):
     with pytest.raises(FileExistsError):
         in_processes(os.mkdir, calls, 1, lambda: ticks.append(1))
     assert (tmp_path / "one").is_dir()
-
-
-def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
-    collect([shipped_world().path], tmp_path)
-    path, stored = tmp_path / "cases.jsonl.gz", kept_cases(tmp_path)[0]
-    with pytest.raises(CaseError, match="small-world has a base of its own"):
-        append(tmp_path, path, "real")
-    assert append(tmp_path, path)[0] == 9 and read_cases(path) == stored
-    for place in (tmp_path / "observations" / "small-world").iterdir():
-        given = {**read_observation(place), "architecture": "natural", "base_digest": None}
-        write_text(place, json.dumps(given))
-    with pytest.raises(CaseError, match="small-world needs a name"):
-        append(tmp_path, path)
-    elsewhere = [dataclasses.replace(case, world="elsewhere") for case in stored]
-    write_cases(path, elsewhere)
-    for _ in range(2):
-        count, skipped = append(tmp_path, path, "real")
-        assert count == 9 and [line.split(":")[0] for line in skipped] == ["small-world/disjoint"]
-        cases = read_cases(path)
-        assert cases[:9] == elsewhere and len(cases) == 18
-        assert {(c.base, c.world) for c in cases[9:]} == {("real", "real-small-world")}
-
-
-def test_nothing_collected_is_nothing_appended(tmp_path):
-    with pytest.raises(CaseError, match="collect observations first"):
-        append(tmp_path, tmp_path / "cases.jsonl", "real")
-    assert not (tmp_path / "cases.jsonl").exists()

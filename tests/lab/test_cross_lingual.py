@@ -45,7 +45,8 @@ def of(language):
     found = words(
         text.format(a="", b="")
         for relation in RELATIONS.values()
-        for text in (*getattr(relation, language).sentences, *getattr(relation, language).questions)
+        for texts in relation[language].values()
+        for text in texts
     )
     return {word.strip("\u2581") for word in found} - set(".?") - {""}
 
@@ -57,10 +58,11 @@ def test_the_languages_share_no_word():
 
 def test_questions_of_a_relation_are_its_own_and_translate_one_to_one():
     for language in ("first", "second"):
-        rows = [getattr(relation, language) for relation in RELATIONS.values()]
-        asked = [question for row in rows for question in row.questions]
+        rows = [relation[language] for relation in RELATIONS.values()]
+        asked = [question for row in rows for question in row["questions"]]
         assert len(set(asked)) == len(asked)
-    assert all(len(r.first.questions) == len(r.second.questions) for r in RELATIONS.values())
+    pairs = [(row["first"]["questions"], row["second"]["questions"]) for row in RELATIONS.values()]
+    assert all(len(one) == len(other) for one, other in pairs)
 
 
 def test_groups_of_people_share_nobody_and_values_come_equally_often():
@@ -143,7 +145,7 @@ def test_the_language_is_learned_on_others_than_are_asked_about(spec):
 def test_the_facts_adapter_learns_exactly_what_is_asked(spec):
     for index, chosen in enumerate(spec.adapter_sets):
         told = {e.prompt: e.completion for e in spec.training[2 * index].examples}
-        question = RELATIONS[chosen.axes["relation"]].first.questions[0]
+        question = RELATIONS[chosen.axes["relation"]]["first"]["questions"][0]
         for item in spec.tasks[chosen.name]:
             assert told[question.format(a=item["group"])] == f" {item['answer']}"
 

@@ -16,10 +16,10 @@ from calibrations import DOCUMENT, SMALL, calibration
 from loraprobe.records import ItemResult
 from loraprobe.verdict import judge
 from loraprobe.verdict.calibration import shipped
-from loraprobe_lab.calibration import accuracy, answers, several
-from loraprobe_lab.calibration.cases import CaseError
-from loraprobe_lab.calibration.several import AnsweredSet
-from loraprobe_lab.world import shipped_world
+from loraprobe_lab.calibration import several
+from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
+from loraprobe_lab.calibration.cases import CaseError, merged
+from loraprobe_lab.calibration.figures import FEWEST_DECIDED, figures, recorded
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / several.SETS
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
@@ -52,7 +52,7 @@ def test_a_first_round_has_the_probability_of_a_verdict():
     known = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
     rng, coefficients = np.random.default_rng(0), known.coefficients
     for one in (a_set((0.9, 0.9), n=40), a_set((0.85, 0.7), n=40), a_set((0.2, 0.9), n=40)):
-        found = judge(dataclasses.replace(one._evidence(one.results), base=SMALL), known)
+        found = judge(dataclasses.replace(one.evidence(one.results), base=SMALL), known)
         assert one.first_round(40, rng, coefficients) == pytest.approx(found.gain.probability)
     assert math.isnan(a_set((0.0, 0.0), singles=0.0).first_round(30, rng, coefficients))
     few = [a_set((0.9, 0.8)).first_round(30, rng, coefficients) for _ in range(8)]
@@ -64,13 +64,14 @@ def test_left_out_bases_and_their_figures(monkeypatch):
     good = [a_set((0.97, 0.97), seed=k, base=f"b{k % 3}", name=f"good{k}") for k in range(4)]
     bad = [a_set((0.9, 0.5), seed=k, base=f"b{k % 3}", name=f"bad{k}") for k in range(4)]
     none = [a_set((0.0, 0.0), singles=0.0, base="b0", name="none")]
-    found = several.measure([*good, *bad, *none], synthetic())["small"]
-    assert (found.sets, found.bases, found.decided, found.gained) == (9, 3, 9, 4)
+    sets, found = several.measure([*good, *bad, *none], synthetic())["small"]
+    assert (len(sets), found.decided, found.gained) == (9, 9, 4)
     assert found.silent == pytest.approx(1 / 9) and found.auroc > 0.95 > found.null
     assert found.brier < 0.1 < found.reference
     assert found.likely > 2 and found.wrong == 0 and found.called > 0.5
-    assert several.accuracy({"small": found}) == {}, "too few were decided"
-    (row,) = several.accuracy({"small": dataclasses.replace(found, decided=15)}).values()
+    assert recorded({"small": found}, several.WHERE) == {}, "too few were decided"
+    enough = {"small": dataclasses.replace(found, decided=15)}
+    (row,) = recorded(enough, several.WHERE).values()
     assert row["sets"] == 15 and row["items"] == 30 and row["where"] == several.WHERE["small"]
     calibration(several={"small": row})
 
@@ -78,7 +79,7 @@ def test_left_out_bases_and_their_figures(monkeypatch):
 def test_probabilities_of_the_wrong_order_are_seen():
     sets = [a_set((0.97, 0.97)), a_set((0.9, 0.4), name="other")]
     p = np.array([[0.2, 0.9], [0.4, 0.4], [np.nan, 0.1]])
-    found = several.figures_of(sets, p)
+    found = figures([one.outcome for one in sets], p)
     assert found.auroc == pytest.approx(0.25) and found.silent == pytest.approx(1 / 6)
     squares = [0.8**2, 0.9**2, 0.6**2, 0.4**2, 0.1**2]
     assert found.brier == pytest.approx(np.mean(squares))
@@ -86,7 +87,7 @@ def test_probabilities_of_the_wrong_order_are_seen():
 
 
 def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
-    sets, known = several.read_sets(STORED), shipped().several
+    sets, known = read_sets(STORED), shipped().several
     assert {one.outcome for one in sets[:4]} <= {0, 1}
     page = (STORED.parent / "report.md").read_text(encoding="utf-8").partition("## Several")[2]
     page = page.partition("\n## ")[0]
@@ -96,7 +97,7 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
         own, row = [one for one in sets if one.base_kind == kind], kinds[kind]
         assert row[1] == f"{len(own)}, {len({one.base for one in own})}"
         decided, brier = int(row[2].partition(",")[0]), float(row[5].partition(" ")[0])
-        assert (kind in known) == (decided >= accuracy.FEWEST_DECIDED)
+        assert (kind in known) == (decided >= FEWEST_DECIDED)
         if kind in known:
             told = known[kind]
             assert (told.sets, told.items, told.brier) == (decided, 30, brier)
@@ -105,65 +106,15 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
 def test_sets_survive_writing_and_replace_older_ones(tmp_path):
     path, one = tmp_path / "several.jsonl.gz", a_set((0.9, 0.9), n=12)
     other = a_set((0.1, 0.2), n=12, name="other")
-    several.write_sets(path, [one, other])
-    back = several.read_sets(path)
+    write_sets(path, [one, other])
+    back = read_sets(path)
     assert [sorted(s.results, key=str) for s in back] == [
         sorted(s.results, key=str) for s in (one, other)
     ]
     assert back[0].kinds == KINDS and back[0].set_key == ("one", "set")
     new = dataclasses.replace(one, results=other.results)
-    assert several.merged(back, [new])[1] == new and len(several.merged(back, [new])) == 2
+    assert merged(back, [new])[1] == new and len(merged(back, [new])) == 2
     for content in (b"nothing", gzip.compress(b"{}\n"), gzip.compress(json.dumps([1]).encode())):
         path.write_bytes(content)
         with pytest.raises(CaseError, match="no file of answered sets"):
-            several.read_sets(path)
-
-
-def test_sets_of_a_world_are_answered_without_what_routers_learn_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "MOST_ITEMS", 44)
-    path = tmp_path / "several.jsonl.gz"
-    assert answers.append([shipped_world().path], path) == 1
-    (one,) = several.read_sets(path)
-    assert (one.adapter_set, one.base_kind) == ("keep-both", "small")
-    assert set(one.kinds.values()) == {"base", "adapter", "merge", "router"}
-    assert any(name.startswith("hard:by=centroid") for name in one.kinds)
-    asked = {(row.task, row.item) for row in one.results}
-    assert {t: sum(task == t for task, _ in asked) for t in ("last", "count")} == {
-        "last": 33,
-        "count": 33,
-    }
-
-
-def test_adapters_of_different_sets_form_sets_too():
-    world = shipped_world()
-    scenario = world.scenarios["keep-both"]
-    tasks = {task.stem: task for task in scenario.tasks}
-    made = {
-        name: dataclasses.replace(
-            scenario,
-            name=name,
-            adapters={f"{name}.{a}": path for a, path in scenario.adapters.items()},
-            tasks=tuple(task.with_stem(f"{name}.{task.stem}") for task in tasks.values()),
-        )
-        for name in ("x", "y")
-    }
-
-    class Two:
-        scenarios = made
-        adapters = {k: v for one in made.values() for k, v in one.adapters.items()}  # noqa: RUF012
-
-    found = answers.pairs_of(Two())
-    assert [one.name for one in found] == ["x", "x.last+y.count", "x.count+y.last", "y"]
-    assert all(len(one.adapters) == len(one.tasks) == 2 for one in found)
-
-
-def test_worlds_on_one_given_base_are_one_world():
-    own, sets = shipped_world(), []
-    for name in ("x", "y"):
-        scenarios = {name: dataclasses.replace(own.scenarios["keep-both"], name=name)}
-        sets.append(dataclasses.replace(own, base=None, base_name="a/base", scenarios=scenarios))
-    first, whole = answers.joined([*sets, own])
-    assert first is own and whole.path == Path("a/base")
-    found = answers.pairs_of(whole)
-    assert [one.name for one in found] == ["x", "x.last+y.count", "x.count+y.last", "y"]
-    assert list(found[0].adapters) == ["x.last", "x.count"]
+            read_sets(path)

@@ -85,7 +85,7 @@ def test_its_specification_makes_what_its_manifest_says(world):
         row = manifest["adapters"][one.name]
         recipe = json.loads(json.dumps(one.recipe.as_dict()))
         assert one.description == row["description"]
-        assert recipe == {**row["recipe"], "upper": None, "precision": "float32"}
+        assert recipe == {**row["recipe"], "upper": None}
     for one in spec.adapter_sets:
         scenario = world.scenario(one.name)
         assert tuple(scenario.adapters) == one.adapters

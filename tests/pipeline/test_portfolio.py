@@ -23,7 +23,6 @@ from loraprobe.pipeline.task_split import TaskSplit, split_for_router
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
-from loraprobe_lab.calibration.forecast import forecastable
 
 FIXED = ["uniform", "sum", "arrow"]
 
@@ -56,7 +55,6 @@ def test_the_kind_of_question_decides_what_is_evaluated(pair):
     assert added.spec in composition_specs(Options(methods=("ties",)), pair, two)
     hops = task("t", 60, hops=(Hop("h?", ("y",)),))
     assert composition_specs(Options(), pair, [hops, two[1]])[-1] == "chain"
-    assert set(forecastable(Options(), pair)) == set(FIXED)
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):

@@ -19,7 +19,7 @@ from loraprobe.base import open_base
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.systems import SystemBuilder, summed_specs
 from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import (
@@ -34,7 +34,6 @@ from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
-from loraprobe_lab.calibration.forecast import forecastable
 
 SEARCH = Options(weights="search", search_budget=24, search_items=12)
 
@@ -251,8 +250,8 @@ def test_unsupported_methods_and_methods_without_weights():
         builder = SystemBuilder(adapters, prepared, chosen, searched=(0.3, -0.2))
         return builder.compositions()
 
-    assert set(forecastable(options("uniform", "sum"), adapters)) == {"uniform", "sum"}
-    assert forecastable(options("task_arithmetic"), adapters) == {}
+    assert summed_specs(options("uniform", "sum"), adapters) == ["sum"]
+    assert summed_specs(options("task_arithmetic"), adapters) == []
     assert [s.name for s in systems("uniform")] == ["uniform", "task_arithmetic"]
     built = {s.name: s.composition for s in systems("uniform", "ties")}
     assert list(built) == ["uniform", "ties"]

@@ -15,11 +15,10 @@ from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, summed_specs
 from loraprobe.pipeline.transforms import prepare, scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
-from loraprobe_lab.calibration.forecast import forecastable
 
 
 def dense(adapter, path: str) -> torch.Tensor:
@@ -262,8 +261,8 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     kept, drawn = controls["random-partner"].experts
     assert kept is prepared[0]
     assert drawn.norm() == pytest.approx(prepared[1].norm(), rel=1e-5)
-    assert forecastable(builder.options, adapters) == {}
-    assert set(forecastable(Options(), adapters)) == {"uniform", "sum", "arrow"}
+    assert summed_specs(builder.options, adapters) == []
+    assert summed_specs(Options(), adapters) == ["sum"]
 
 
 def test_settings_that_change_results_change_the_fingerprint():

@@ -17,14 +17,13 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
+from loraprobe.pipeline.systems import summed_specs
 from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
-from loraprobe.routing import ROUTERS
 from loraprobe.sample_size import Z95
 from loraprobe.verdict import BaseShape, Evidence, judge
 from loraprobe_lab import shipped_world
-from loraprobe_lab.calibration.forecast import forecastable
 
 
 def by_code(verdict, code):
@@ -336,21 +335,15 @@ def test_the_probability_follows_from_the_document(told):
     assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)
 
 
-def forecast_of(**options):
+def summed(**options):
     adapters = [SimpleNamespace(name=name, whole={}, token_rows={}, layout={}) for name in "ab"]
-    return forecastable(Options(**options), adapters)
+    return summed_specs(Options(**options), adapters)
 
 
-def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
-    arrow = ROUTERS.make("arrow")
-    assert forecast_of() == {"uniform": (0.5, 0.5), "sum": (1.0, 1.0), "arrow": arrow}
-    assert forecast_of(methods=("sum",), routers=()) == {"sum": (1.0, 1.0)}
-    assert set(forecast_of(routers=("arrow:top_k=1",))) == {"uniform", "sum"}
-    assert set(forecast_of(methods=("ties",))) == {"arrow"}
-    assert set(forecast_of(systems=("uniform", "chain"))) == {"uniform"}
-    assert forecast_of(systems=("chain",)) == {}
+def test_what_can_be_forecast_from_single_passes_are_merges_at_gates_of_1():
     weighted = {"methods": ("task_arithmetic",), "routers": ()}
-    assert forecast_of(weights=(0.7, 0.3), **weighted) == {"task_arithmetic": (0.7, 0.3)}
-    assert forecast_of(weights=(2.0, 0.3), **weighted) == {}
-    assert set(forecast_of(rank=4)) == {"arrow"}
-    assert forecast_of(balance="norm") == {}
+    assert summed() == ["sum"]
+    assert summed(methods=("uniform", "ties")) == summed(systems=("uniform", "chain")) == []
+    assert summed(weights=(1.0, 1.0), **weighted) == ["task_arithmetic"]
+    assert summed(weights=(0.7, 0.3), **weighted) == summed(weights="search", **weighted) == []
+    assert summed(rank=4) == summed(balance="norm") == []

@@ -206,28 +206,20 @@ class _CaseRun:
         self.evaluator.evaluate(self.ledger, system, self.tasks, parts)
 
     def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
-        """The router fitted to prompts that are not evaluated, or else to generated ones.
+        """The router fitted to prompts that are not evaluated; all of a case to the same ones.
 
-        Every router of a case is fitted to the same prompts.
+        Raises UsageError if the limit leaves no item for it.
         """
-        from loraprobe.pipeline.router_fitting import fit_routers, fitted_to
+        from loraprobe.pipeline.router_fitting import fitted_to
 
-        router, prompts = ROUTERS.make(spec), self.case.prompts(self.evaluator.limit)
-        if self.learned:
-            return router.with_state(self.learned)
-        if prompts:
-            router = fitted_to(router, self.evaluator.scorer, builder.prepared.adapters, prompts)
-        else:
-            fitted, _ = fit_routers(
-                builder.trained,
-                builder.prepared,
-                builder.options,
-                self.evaluator.scorer,
-                self.tasks,
-            )
-            router = fitted[spec]
-        self.learned.update(router.state())
-        return router
+        router = ROUTERS.make(spec)
+        if not self.learned:
+            prompts = self.case.prompts(self.evaluator.limit)
+            if not prompts:
+                raise UsageError(f"No items of {self.case.name} are left to learn from.")
+            adapters = builder.prepared.adapters
+            self.learned = fitted_to(router, self.evaluator.scorer, adapters, prompts).state()
+        return router.with_state(self.learned)
 
     def _results(self, asked: set[str]) -> Iterator[ItemResult]:
         """The results in the form of the question, singles under their roles.

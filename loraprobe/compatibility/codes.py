@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from loraprobe.compatibility.servers import FEATURES
 
+# Of two adapters with such an error one has to be exchanged for another adapter of the base.
+UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
+
 CODES: dict[str, str] = {
     # On reading an adapter's files
     "doubled-prefix": "keys that peft loads without any effect",

@@ -100,12 +100,16 @@ class Answer:
         return self._fitted(width)[0]
 
     def in_full(self, width: int) -> list[str]:
-        """The commands that `laid_out` shows with ADAPTERS, whole, in lines of a shell."""
-        shown = dict(self.kept(width))
+        """The commands that `laid_out` shows with ADAPTERS, and further ones of a label that it shows.
+
+        They are whole, in lines of a shell.
+        """
+        kept = self.kept(width)
+        shown = {label for label, _ in kept if label in COMMANDS}
         return [
             line
             for label, text in self.lines
-            if label in COMMANDS and shown.get(label, text) != text
+            if label in shown and (label, text) not in kept
             for line in command_lines(text, width)
         ]
 

@@ -72,7 +72,7 @@ def render(
     elif len(whole) > MOST_LINES:
         console.print("\nTo go on with so many adapters, list them in a file, one a line: @FILE")
     elif whole:
-        console.print("\nTo copy, with the references of ADAPTERS:")
+        console.print("\nTo copy, what the answer has no room for:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
     for line in styled(told, width):

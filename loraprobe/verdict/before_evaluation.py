@@ -150,8 +150,8 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
             high = max(knowledge.held_ci95[1] for knowledge in systems.values())
             reason = Reason(
                 "hop-unknown-to-all",
-                f"Hop {hop} is known to no adapter and not to the base (at most "
-                f"{fmt.number(high)}): train an adapter that knows it.",
+                f"Hop {hop} is known to no adapter and not to the base (the answer stands in "
+                f"{_at_most(high)}): train an adapter that knows it.",
                 high,
                 UNKNOWN,
                 fmt.LATENT,
@@ -159,6 +159,11 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
             )
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
     return None
+
+
+def _at_most(share: float) -> str:
+    """A share of replies that shows a hop to be unknown, with the threshold that it is below."""
+    return f"at most {fmt.number(share)} of the replies, below {fmt.number(UNKNOWN)}"
 
 
 def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -180,8 +185,8 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     worst = max(systems["base"].held_ci95[1] for systems in hops.values())
     reason = Reason(
         "disjoint-hops",
-        f"Each hop is known to one adapter alone ({spread}), none to the base (at most "
-        f"{fmt.number(worst)}): such adapters do not compose.",
+        f"Each hop is known to one adapter alone ({spread}), none to the base (the answer stands "
+        f"in {_at_most(worst)}): such adapters do not compose.",
         worst,
         UNKNOWN,
         fmt.DISJOINT,

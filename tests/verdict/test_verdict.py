@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loraprobe.verdict
+from loraprobe.defaults import UNKNOWN
 from loraprobe.records import (
     Attribution,
     Compatibility,
@@ -453,6 +454,7 @@ def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition
     found = judge(foreknown(DISJOINT, NOBODY))
     assert (found.decision, found.evidence, found.action) == ("unlikely", "base", "chain")
     assert found.reasons[0].code == "disjoint-hops" and "2506.13479" in found.reasons[0].source
+    assert f"{UNKNOWN:.2f}" in found.reasons[0].message
     assert reason(found, "chain-expected").value == pytest.approx(0.9)
 
 

@@ -100,7 +100,7 @@ class Answer:
         return self._fitted(width)[0]
 
     def in_full(self, width: int) -> list[str]:
-        """The commands that `laid_out` shows with ADAPTERS, and further ones of a label that it shows.
+        """The commands that `laid_out` abridges or leaves out beside others of their label.
 
         They are whole, in lines of a shell.
         """

@@ -87,11 +87,12 @@ def serving_page() -> str:
 def codes_page() -> str:
     """Every code of a finding or a reason with its meaning."""
     lines = ["# Codes", "", "Scripts and `--allow` may rely on these codes."]
-    groups = {f"Findings: {name}": group for name, group in SUBJECTS.items()}
-    groups["Reasons of a verdict"] = {name: code.meaning for name, code in CODES.items()}
-    for title, group in groups.items():
-        lines += ["", f"## {title}", "", "| code | meaning |", "| --- | --- |"]
+    for subject, group in SUBJECTS.items():
+        lines += ["", f"## Findings: {subject}", "", "| code | meaning |", "| --- | --- |"]
         lines += [f"| `{code}` | {meaning} |" for code, meaning in group.items()]
+    lines += ["", "## Reasons of a verdict", "", "| code | meaning | source of its threshold |"]
+    lines += ["| --- | --- | --- |"]
+    lines += [f"| `{n}` | {one.meaning} | {one.source or '-'} |" for n, one in CODES.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import judge_base, reference_class, undecided
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
-from loraprobe.verdict.codes import effect
+from loraprobe.verdict.codes import effect, reason_of
 from loraprobe.verdict.evaluated import decide, decisive_form
 from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
@@ -109,9 +109,4 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
 
 def _conflict(issue: Issue) -> Reason:
     cure = f" {issue.cure}" if issue.cure else ""
-    return Reason(
-        "structural-conflict",
-        f"{issue.code}: {issue.message}{cure}",
-        source="compatibility decides alone: adapters that do not fit are not composed",
-        severity="decisive",
-    )
+    return reason_of("structural-conflict", f"{issue.code}: {issue.message}{cure}")

@@ -27,12 +27,13 @@ from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
 from loraprobe.verdict.ranking import best_option, options
 
 # What compositions of others gained, which is all that is known before a question is asked.
-ELSEWHERE = Reason(
+ELSEWHERE = reason_of(
     "measured-elsewhere",
     f"Of 603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 % gained more than "
     f"{fmt.number(MARGIN)} over base and singles (arXiv 2602.12323).",
@@ -45,13 +46,11 @@ Hops = Mapping[int, Mapping[str, Knowledge]]
 
 OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing, and what may
     "weights": (
-        Reason(
+        reason_of(
             "weights-do-not-decide",
             "Weights tell whether adapters fit together, not whether composing them helps.",
-            source=fmt.GEOMETRY,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: --probe auto asks the base without a task file.",
             source="cost: no composition is built or scored",
@@ -59,13 +58,11 @@ OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing
         ELSEWHERE,
     ),
     "probes": (
-        Reason(
+        reason_of(
             "probes-do-not-decide",
             "Probes tell what the base knows, not whether a composition answers questions.",
-            source=fmt.PROBES,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: a task file with questions that need both adapters.",
             source="a verdict needs a question with a known answer",
@@ -73,14 +70,12 @@ OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing
         ELSEWHERE,
     ),
     "base": (
-        Reason(
+        reason_of(
             "base-does-not-decide",
             "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
             "split over adapters that share nothing.",
-            source=fmt.DISJOINT,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: merge-and-eval scores the compositions themselves.",
             source="coverage cannot see whether known pieces compose",
@@ -117,14 +112,12 @@ def nothing_to_gain(evidence: Evidence, hops: Hops = MappingProxyType({})) -> Ve
     if best is None:
         return None
     low = lows[best]
-    reason = Reason(
+    reason = reason_of(
         "nothing-to-gain",
         f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "
         f"{fmt.number(low)}: no composition can gain {fmt.number(evidence.margin)} on it.",
         low,
         ceiling,
-        fmt.BOUND,
-        "decisive",
     )
     action = f"use-single:{best.system}" if best.kind == "adapter" else "use-base"
     return Verdict("unlikely", "base", (reason,), None, action)
@@ -148,14 +141,12 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
             continue
         if all(knowledge.unknown for knowledge in systems.values()):
             high = max(knowledge.held_ci95[1] for knowledge in systems.values())
-            reason = Reason(
+            reason = reason_of(
                 "hop-unknown-to-all",
                 f"Hop {hop} is known to no adapter and not to the base (the answer stands in "
                 f"{_at_most(high)}): train an adapter that knows it.",
                 high,
                 UNKNOWN,
-                fmt.LATENT,
-                "decisive",
             )
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
     return None
@@ -183,22 +174,19 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
     worst = max(systems["base"].held_ci95[1] for systems in hops.values())
-    reason = Reason(
+    reason = reason_of(
         "disjoint-hops",
         f"Each hop is known to one adapter alone ({spread}), none to the base (the answer stands "
         f"in {_at_most(worst)}): such adapters do not compose.",
         worst,
         UNKNOWN,
-        fmt.DISJOINT,
-        "decisive",
     )
-    chain = Reason(
+    chain = reason_of(
         "chain-expected",
         f"Asked hop after hop, the adapters would answer about {fmt.number(product)} of the "
         "questions, the product of their hop accuracies.",
         product,
         evidence.margin,
-        fmt.MARGIN,
     )
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
 
@@ -216,13 +204,13 @@ def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibrati
     share = share_above(found.gained, evidence.margin)
     mean = " in the mean" if found.kind.tasks > 1 else ""
     return [
-        Reason(
+        reason_of(
             "measured-elsewhere",
             f"Of {found.sets} adapter sets for {found.kind} on {found.bases} {found.base} bases, "
             f"{share:.0%} had a composition that gained more than "
             f"{fmt.number(evidence.margin)}{mean}.",
             share,
             evidence.margin,
-            "the sets that loraprobe lab calibrate measured (examples/calibration)",
+            source="the sets that loraprobe lab calibrate measured (examples/calibration)",
         )
     ]

@@ -8,23 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loraprobe import defaults
+from loraprobe.records import Reason
+
 
 @dataclass(frozen=True)
 class Code:
     """What a code means, and where the answer of twelve lines tells it, if anywhere.
 
     line: "why" explains a decision that is not `likely`, "watch" is counted as a warning, "lacks"
-    says what the items do not have. sure: it tells how sure the verdict is.
+    says what the items do not have. sure: it tells how sure the verdict is. severity: that of a
+    reason that does not decide. source: where its threshold comes from.
     """
 
     meaning: str
     line: Literal["why", "watch", "lacks", ""] = ""
     sure: bool = False
+    severity: Literal["decisive", "warning", "info"] = "info"
+    source: str = ""
 
 
 _READ = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_SOURCES = {key: text.format(**vars(defaults)) for key, text in _READ["sources"].items()}
 CODES: Mapping[str, Code] = {
-    name: Code(**row) for group in _READ.values() for name, row in group.items()
+    name: Code(**{**row, "source": _SOURCES.get(row.get("source", name), "")})
+    for group in ("by-effect", "by-rule")
+    for name, row in _READ[group].items()
 }
 _PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
 
@@ -32,3 +41,21 @@ _PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
 def effect(code: str) -> int:
     """The place of a code: a smaller one changes more of what a person does."""
     return _PLACES.get(code, len(_PLACES))
+
+
+def reason_of(
+    code: str,
+    message: str,
+    value: float | None = None,
+    threshold: float | None = None,
+    *,
+    decisive: bool = False,
+    source: str = "",
+) -> Reason:
+    """A reason with the severity and the source of its code.
+
+    decisive: it carries the decision. source: where its code has none.
+    """
+    known = CODES[code]
+    severity = "decisive" if decisive else known.severity
+    return Reason(code, message, value, threshold, source or known.source, severity)

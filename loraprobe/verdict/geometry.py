@@ -21,6 +21,7 @@ from loraprobe.defaults import (
 from loraprobe.formatting import count, listing
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
 
@@ -37,7 +38,6 @@ class GeometryRule:
     threshold: float
     sense: Literal["above", "below", "ratio"]
     text: str
-    source: str
     digits: int = 2
 
     def distance(self, value: float) -> float:
@@ -65,8 +65,6 @@ RULES = (
         "ratio",
         "the norms of {who} differ {value} times, so the smaller hardly shows in a merge: try "
         "--balance norm",
-        "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
-        "norm disparity hurts (arXiv 2508.01148)",
     ),
     GeometryRule(
         "cosine",
@@ -75,7 +73,6 @@ RULES = (
         "below",
         "{who} point against each other (cosine {value}), so a merge cancels part of both: "
         "route instead",
-        "at -0.25 a quarter of the energy of two equal updates cancels",
     ),
     GeometryRule(
         "cosine",
@@ -84,7 +81,6 @@ RULES = (
         "above",
         "{who} are nearly the same (cosine {value}), so there is little to compose: use one of "
         "them",
-        "at 0.95 two equal updates differ by a third of their norm",
         digits=3,
     ),
     GeometryRule(
@@ -93,8 +89,6 @@ RULES = (
         LARGE_UPDATE,
         "above",
         "the update of {who} is {value} times as large as the weights it changes (0.5 is much)",
-        "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
-        "(arXiv 2601.06672)",
     ),
     GeometryRule(
         "cross_terms",
@@ -102,7 +96,6 @@ RULES = (
         CROSS_TERMS,
         "above",
         "peft's `linear` misses the average of {who} by {value} of its norm; `uniform` is exact",
-        "a tenth of the norm; exact merging has an error of 0",
     ),
     GeometryRule(
         "shared_initialisation",
@@ -111,7 +104,6 @@ RULES = (
         "above",
         "the A of {who} started from one seed (cosine {value} row by row): their overlap on the "
         "input side is no shared skill",
-        "a mean cosine of 0.5; rows of independent seeds have one near 0",
     ),
 )
 
@@ -151,16 +143,15 @@ def _by_rule(
     kind = "pair" if len(worst.adapters) > 1 else "adapter"
     more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
     said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
-    return Reason(rule.code, said, value, rule.threshold, rule.source)
+    return reason_of(rule.code, said, value, rule.threshold)
 
 
 def _same(pair: Sequence[str]) -> Reason:
-    return Reason(
+    return reason_of(
         "same-adapter",
         f"{listing(pair)} are one adapter given twice: their updates are equal, so leave one out.",
         1.0,
         1.0,
-        "equal directions and norms: composing them only changes the strength",
     )
 
 
@@ -186,5 +177,4 @@ def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
         f"Cosine {fmt.number(farthest)}: neither opposed ({fmt.number(OPPOSED_COSINE)}) nor "
         f"redundant ({fmt.number(EQUAL_COSINE)})."
     )
-    source = "at 0 two updates are orthogonal"
-    return [Reason("unrelated-updates", text, farthest, EQUAL_COSINE, source)]
+    return [reason_of("unrelated-updates", text, farthest, EQUAL_COSINE)]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import Reason, Verdict
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 
 
@@ -42,10 +43,9 @@ def _first_round(evidence: Evidence) -> Reason:
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.evaluation if row.system in systems)
     each = " of each task" if evidence.several else ""
-    return Reason(
+    return reason_of(
         "first-round",
         f"This is a first round of {listing(systems)} on {count(items, 'item')}{each}; "
         "merge-and-eval --resume uses the answers again.",
         float(items),
-        source="the compositions themselves, asked few items (docs/forecast.md)",
     )

@@ -11,6 +11,10 @@ from loraprobe.errors import AdapterError, BaseError
 from loraprobe.formatting import count
 from loraprobe.records import Issue, Severity
 
+LINEAR = (
+    "the figures shown here leave them out. Linear merges and compositions with constant gates "
+    "keep them; token routers and other methods do not"
+)
 # kind of extra -> (what it is, where it is kept), for the kinds that merges and compositions keep
 KEPT = {
     "dora_magnitude": (
@@ -20,13 +24,11 @@ KEPT = {
     ),
     "modules_to_save": (
         "whole trained modules (modules_to_save)",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
+        LINEAR,
     ),
     "bias": (
         "trained biases",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
+        LINEAR,
     ),
     "lora_bias": (
         "biases of B",
@@ -34,8 +36,7 @@ KEPT = {
     ),
     "token_delta": (
         "trained token rows (trainable_token_indices)",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
+        LINEAR,
     ),
 }
 # kind of extra -> (what it is, cure), for the kinds that they drop

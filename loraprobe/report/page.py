@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import adapter_tables, library_tables, maps, shortlist_tables, system_tables
+from loraprobe.report import adapter_tables, library_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.maps import Figure
 from loraprobe.report.system_tables import bounds, form, signed
@@ -68,7 +68,7 @@ def sections(audit: Audit) -> list[Section]:
 def _of_scores(audit: Audit) -> Iterator[Section]:
     """What was asked of systems, and what came of it."""
     yield Section(
-        "short-list", "Short list", [SHORTLISTED], tables=[shortlist_tables.shortlist(audit)]
+        "short-list", "Short list", [SHORTLISTED], tables=[library_tables.shortlist(audit)]
     )
     looks = audit.rounds
     early = EVERY_LOOK.format(**vars(looks)) if looks is not None and looks.early else ""

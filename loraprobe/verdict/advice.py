@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.candidates import chain_gain
 from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.complement import complement
-from loraprobe.verdict.evaluated import Candidate
+from loraprobe.verdict.evaluated import Candidate, chain_gain
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import (
     SWITCH,

@@ -36,9 +36,9 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import pool
 from loraprobe.verdict.codes import CODES
 from loraprobe.verdict.evaluated import Estimate
+from loraprobe.verdict.ranking import pool
 
 FAIL = {
     "base": 0.0,

@@ -1,23 +1,20 @@
-"""Warnings about properties of the weights that may harm a composition. They decide nothing.
+"""Warnings about properties of the weights that may harm a composition, by geometry.toml.
 
-The thresholds follow from what the figure does to a sum of two updates; none is fitted.
+They decide nothing. The thresholds follow from what the figure does to a sum of two updates; none
+is fitted.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from loraprobe.defaults import (
-    CROSS_TERMS,
-    EQUAL_COSINE,
-    LARGE_UPDATE,
-    NORM_RATIO,
-    OPPOSED_COSINE,
-    SHARED_INITIALISATION,
-)
+from loraprobe import defaults
+from loraprobe.defaults import EQUAL_COSINE, OPPOSED_COSINE
 from loraprobe.formatting import count, listing
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
@@ -33,8 +30,8 @@ class GeometryRule:
     way. `digits` of the value are printed.
     """
 
-    diagnostic: str
     code: str
+    diagnostic: str
     threshold: float
     sense: Literal["above", "below", "ratio"]
     text: str
@@ -57,54 +54,10 @@ class GeometryRule:
         return fmt.number(value, self.digits)
 
 
-RULES = (
-    GeometryRule(
-        "norm_ratio",
-        "norm-disparity",
-        NORM_RATIO,
-        "ratio",
-        "the norms of {who} differ {value} times, so the smaller hardly shows in a merge: try "
-        "--balance norm",
-    ),
-    GeometryRule(
-        "cosine",
-        "opposed-updates",
-        OPPOSED_COSINE,
-        "below",
-        "{who} point against each other (cosine {value}), so a merge cancels part of both: "
-        "route instead",
-    ),
-    GeometryRule(
-        "cosine",
-        "nearly-equal-updates",
-        EQUAL_COSINE,
-        "above",
-        "{who} are nearly the same (cosine {value}), so there is little to compose: use one of "
-        "them",
-        digits=3,
-    ),
-    GeometryRule(
-        "relative_norm",
-        "large-update",
-        LARGE_UPDATE,
-        "above",
-        "the update of {who} is {value} times as large as the weights it changes (0.5 is much)",
-    ),
-    GeometryRule(
-        "cross_terms",
-        "factor-averaging-differs",
-        CROSS_TERMS,
-        "above",
-        "peft's `linear` misses the average of {who} by {value} of its norm; `uniform` is exact",
-    ),
-    GeometryRule(
-        "shared_initialisation",
-        "shared-initialisation",
-        SHARED_INITIALISATION,
-        "above",
-        "the A of {who} started from one seed (cosine {value} row by row): their overlap on the "
-        "input side is no shared skill",
-    ),
+_READ = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+RULES = tuple(
+    GeometryRule(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
+    for code, row in _READ.items()
 )
 
 

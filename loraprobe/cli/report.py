@@ -23,8 +23,8 @@ def report(file: Saved, output: Output) -> None:
 
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """
+    from loraprobe.report.answer import unplaced
     from loraprobe.report.reading import read_audit
-    from loraprobe.report.showing import unplaced
 
     audit = read_audit(file)
     dataclasses.replace(output, exit_zero=True).result(audit, unplaced(audit))

@@ -131,6 +131,15 @@ def answer(audit: Audit) -> Answer:
     return Answer(verdict.decision if verdict else "", clean(headline(audit)), tuple(lines))
 
 
+def unplaced(audit: Audit) -> str:
+    """That a saved result has no places of local files; "" where its next command needs none."""
+    command = audit.verdict.next if audit.verdict is not None else ""
+    local = [row.reference for row in audit.adapters if row.commit is None]
+    if not any(reference in command for reference in local):
+        return ""
+    return "A saved result names local files by their last part: put their places into the command."
+
+
 def command_lines(command: str, width: int) -> list[str]:
     """A command in lines that a shell reads as one."""
     lines = [""]

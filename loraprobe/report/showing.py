@@ -56,15 +56,6 @@ def _as_typed(given: Iterable[Any]) -> Iterator[str]:
             yield from _as_typed(one)
 
 
-def unplaced(audit: Audit) -> str:
-    """That a saved result has no places of local files; "" where its next command needs none."""
-    command = audit.verdict.next if audit.verdict is not None else ""
-    local = [row.reference for row in audit.adapters if row.commit is None]
-    if not any(reference in command for reference in local):
-        return ""
-    return "A saved result names local files by their last part: put their places into the command."
-
-
 def typed_references(arguments: Iterable[str]) -> dict[str, str]:
     """What a report calls a local reference -> the argument that named it.
 

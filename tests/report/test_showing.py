@@ -10,8 +10,8 @@ import pytest
 
 import loraprobe
 from loraprobe.records import Check
-from loraprobe.report.answer import MOST_LINES
-from loraprobe.report.showing import ShownVerification, unplaced
+from loraprobe.report.answer import MOST_LINES, unplaced
+from loraprobe.report.showing import ShownVerification
 
 LONG = "a-name-" + "x" * 400
 

@@ -15,6 +15,7 @@ from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import (
+    expected,
     judge_base,
     judge_pilot,
     reference_class,
@@ -70,7 +71,9 @@ def _ruled(evidence: Evidence) -> Verdict:
     """The verdict by the rules of the strongest evidence."""
     level = evidence.rests_on
     if level == "evaluation":
-        return judge_evaluation(evidence)
+        found = judge_evaluation(evidence)
+        told = expected(judge_base(evidence)) if found.decision == "inconclusive" else []
+        return dataclasses.replace(found, reasons=(*found.reasons, *told))
     if level == "pilot":
         return judge_pilot(judge_evaluation(evidence), judge_base(evidence), evidence)
     return judge_base(evidence) if level == "base" else undecided(level)

@@ -223,6 +223,12 @@ def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibrati
     ]
 
 
+def expected(before: Verdict) -> list[Reason]:
+    """What base and single adapters let expect, beside a decision on compositions."""
+    found = before.reasons if before.decision == "unlikely" else ()
+    return [replace(reason, severity="info") for reason in found]
+
+
 def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict:
     """One verdict from two: by the rules of an evaluation, and by those before one."""
     first = _first_round(evidence)
@@ -234,14 +240,11 @@ def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict
             return replace(before, reasons=reasons)
         system, gain = scored.system, scored.gain
         return replace(before, evidence="pilot", reasons=reasons, system=system, gain=gain)
-    expected = [
-        replace(r, severity="info") for r in before.reasons if before.decision == "unlikely"
-    ]
     cheapest = [r for r in before.reasons if r.code == "next-evidence"]
     more = cheapest if scored.decision == "inconclusive" else []
     # Controls are asked only where a composition gains: elsewhere nothing depends on them.
     kept = [r for r in scored.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
-    reasons = (*kept, first, *expected, *more)
+    reasons = (*kept, first, *expected(before), *more)
     return replace(scored, evidence="pilot", reasons=reasons)
 
 

@@ -459,6 +459,15 @@ def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition
     assert reason(found, "chain-expected").value == pytest.approx(0.9)
 
 
+def test_an_open_evaluation_tells_what_hops_let_expect():
+    """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
+    low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03}
+    open_ = evidence(low, half=0.1)
+    found = judge(dataclasses.replace(open_, coverage=foreknown(DISJOINT, {}).coverage))
+    assert found.decision == "inconclusive"
+    assert reason(found, "disjoint-hops").severity == "info"
+
+
 @pytest.mark.parametrize(
     ("change", "target"),
     [

@@ -246,5 +246,8 @@ def _run(command: str, adapters: Sequence[Any], options: Mapping[str, Any], **in
     """What the pipeline's function for a command returns, with options as keywords give them."""
     from loraprobe import pipeline
     from loraprobe.options import Options
+    from loraprobe.report.showing import with_references
 
-    return getattr(pipeline, command)(adapters, options=Options.of(options), **inputs)
+    found = getattr(pipeline, command)(adapters, options=Options.of(options), **inputs)
+    with_references(getattr(found, "audit", found), [adapters, *inputs.values()])
+    return found

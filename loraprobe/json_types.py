@@ -1,4 +1,4 @@
-"""The types of JSON values, under the names that messages give them."""
+"""The types of JSON values under the names of messages, and what is wrong with a document."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ def wrong_types(
             value = document.get(key)
             if value is not None and not is_of_type(value, name):
                 yield key, value, name
+
+
+WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a document, behind its place as in `evaluation[0].ci95`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    told = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    place = "".join(steps).lstrip(".") or "the document"
+    return f"{place}: {told.replace('Input should', 'it should')}"
 
 
 def is_unicode(text: str) -> bool:

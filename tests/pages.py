@@ -1,4 +1,4 @@
-"""Writes docs/methods.md, docs/options.md and the table of docs/serving.md from the code.
+"""Writes docs/methods.md, options.md, codes.md and the table of serving.md from the code.
 
     python tests/pages.py
 
@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.cli.methods import described
+from loraprobe.compatibility.codes import SUBJECTS
 from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
 from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
 from loraprobe.output_options import OutputOptions
+from loraprobe.verdict.codes import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -82,7 +84,24 @@ def serving_page() -> str:
     return text + RULES_BELOW + "\n" + "\n".join(lines) + "\n"
 
 
-PAGES = {"methods.md": methods_page, "options.md": options_page, "serving.md": serving_page}
+def codes_page() -> str:
+    """Every code of a finding or a reason with its meaning."""
+    lines = ["# Codes", "", "Scripts and `--allow` may rely on these codes."]
+    for subject, group in SUBJECTS.items():
+        lines += ["", f"## Findings: {subject}", "", "| code | meaning |", "| --- | --- |"]
+        lines += [f"| `{code}` | {meaning} |" for code, meaning in group.items()]
+    lines += ["", "## Reasons of a verdict", "", "| code | meaning | source of its threshold |"]
+    lines += ["| --- | --- | --- |"]
+    lines += [f"| `{n}` | {one.meaning} | {one.source or '-'} |" for n, one in CODES.items()]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "methods.md": methods_page,
+    "options.md": options_page,
+    "codes.md": codes_page,
+    "serving.md": serving_page,
+}
 
 
 if __name__ == "__main__":

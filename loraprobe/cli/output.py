@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -125,39 +124,12 @@ class Output(OutputOptions):
 
             print(clean(line) or one_line(audit))
         else:
+            from loraprobe.report.showing import typed_references
             from loraprobe.report.terminal import render
 
             typed = typed_references(map(scrub, WORDS))
             console = Console(highlight=False)
             render(audit, console, explain=self.explain, remark=after, typed=typed)
-
-
-def typed_references(arguments: Iterable[str]) -> dict[str, str]:
-    """What a report calls a local reference -> the argument that named it.
-
-    The second place with the last part "a" is "a-2=a", as `load_all` names it.
-    """
-    from loraprobe.adapters import is_path, local_name
-
-    named, typed = dict[str, str](), dict[str, str]()
-    for argument in arguments:
-        if argument.startswith("@"):  # a file of references
-            typed[f"@{local_name(argument[1:])}"] = argument
-            continue
-        name, _, place = argument.rpartition("=")
-        if not (is_path(place) or os.path.exists(place)):
-            continue
-        public = local_name(place)
-        if name and not name.startswith("-"):
-            named[name] = named[f"{name}={public}"] = argument
-            named.setdefault(public, place)
-            continue
-        key, number = public, 1
-        while key in typed:
-            number += 1
-            key = f"{public}-{number}={public}"
-        typed[key] = place if number == 1 else f"{public}-{number}={place}"
-    return named | typed
 
 
 def exit_code(audit: Audit) -> int:

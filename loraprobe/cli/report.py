@@ -23,6 +23,8 @@ def report(file: Saved, output: Output) -> None:
 
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """
+    from loraprobe.report.answer import unplaced
     from loraprobe.report.reading import read_audit
 
-    dataclasses.replace(output, exit_zero=True).result(read_audit(file))
+    audit = read_audit(file)
+    dataclasses.replace(output, exit_zero=True).result(audit, unplaced(audit))

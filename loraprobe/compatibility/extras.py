@@ -1,8 +1,10 @@
-"""Issues about the tensors of an adapter that are not plain factors."""
+"""Issues about the tensors of an adapter that are not plain factors, by extras.toml."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from loraprobe.adapters import Adapter, Extra, copied_weight, same_weight
 from loraprobe.adapters.experts import stacks
@@ -11,55 +13,7 @@ from loraprobe.errors import AdapterError, BaseError
 from loraprobe.formatting import count
 from loraprobe.records import Issue, Severity
 
-# kind of extra -> (what it is, where it is kept), for the kinds that merges and compositions keep
-KEPT = {
-    "dora_magnitude": (
-        "DoRA magnitudes",
-        "the figures shown here are of s B A alone, without them. Compositions apply them; linear "
-        "merges keep them with --base; other methods need the adapter merged into its base",
-    ),
-    "modules_to_save": (
-        "whole trained modules (modules_to_save)",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
-    ),
-    "bias": (
-        "trained biases",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
-    ),
-    "lora_bias": (
-        "biases of B",
-        "the figures shown here leave them out. Linear merges and compositions keep them",
-    ),
-    "token_delta": (
-        "trained token rows (trainable_token_indices)",
-        "the figures shown here leave them out. Linear merges and compositions with constant gates "
-        "keep them; token routers and other methods do not",
-    ),
-}
-# kind of extra -> (what it is, cure), for the kinds that they drop
-CURES = {
-    "unclear_tokens": (
-        "trained token rows that the config gives no tokens, or that peft cannot run beside the "
-        "factors of the same embedding",
-        "Correct trainable_token_indices in adapter_config.json.",
-    ),
-    "target_parameter": (
-        "factors of parameters (target_parameters) whose rank the config does not tell",
-        "Correct target_parameters, r and rank_pattern in adapter_config.json.",
-    ),
-    "convolution": (
-        "factors of convolutions with groups",
-        "Use an adapter that targets linear layers only.",
-    ),
-    "base_weight": (
-        "weights for layers of the base, which peft writes over the base's own",
-        "Remove these tensors if they are copies of the base's; peft writes such copies of "
-        "embeddings and heads only.",
-    ),
-    "unknown": ("tensors of an unknown kind", "Check that the file is a LoRA adapter's."),
-}
+KINDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def extra_issues(
@@ -93,10 +47,12 @@ def _experts(adapter: Adapter, found: Mapping[str, Sequence[str]]) -> Issue:
 
 def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
     """A note for a kind that merges and compositions keep, else an issue of this severity."""
-    if kind in KEPT:
-        (what, consequence), cure, severity = KEPT[kind], "", "note"
+    if kept := KINDS["kept"].get(kind):
+        what, cure, severity = kept["what"], "", "note"
+        consequence = KINDS.get(kept["figures"], kept["figures"])
     else:
-        what, cure = CURES.get(kind, CURES["unknown"])
+        dropped = KINDS["dropped"].get(kind, KINDS["dropped"]["unknown"])
+        what, cure = dropped["what"], dropped["cure"]
         consequence = "a composition of factors would drop them"
     tensors = f"{count(len(extras), 'tensor')}, {extras[0].key} first"
     message = f"{adapter.name} holds {what} ({tensors}); {consequence}."

@@ -18,7 +18,7 @@ from loraprobe.records import Issue
 
 
 class ModuleProducts(Protocol):
-    """A batch of m modules of n adapters, as `GramMatrices` and `diagnostics.diagnose` give it."""
+    """A batch of m modules of n adapters, as `GramMatrices` and `diagnostics.Plan` give it."""
 
     @property
     def paths(self) -> tuple[str, ...]: ...
@@ -36,7 +36,7 @@ class ModuleProducts(Protocol):
 class TensorChecks:
     """Collects statistics of the tensors, one batch of modules at a time.
 
-    `diagnose(adapters, observers=[checks.take])` fills it during the pass that it makes anyway.
+    `take` observes the batches of `diagnostics.Plan`, which reads the factors anyway.
     """
 
     adapters: Sequence[Adapter]

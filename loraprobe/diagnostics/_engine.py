@@ -32,21 +32,13 @@ from loraprobe.registry import name_of
 D = TypeVar("D", bound=Diagnostic)
 
 
-def diagnose(
-    adapters: Sequence[Adapter],
-    *,
-    progress: Progress | None = None,
-    observers: Sequence[Callable[[BatchStatistics], None]] = (),
-    **chosen: Any,
-) -> tuple[Measurement, ...]:
+def diagnose(adapters: Sequence[Adapter], **chosen: Any) -> tuple[Measurement, ...]:
     """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
 
-    chosen: which ones, as for `plan`, whose errors are raised. observers: called with the
-    statistics of every batch of modules, so that `compatibility` does not have to read the files
-    again.
+    chosen: which ones, as for `plan`, whose errors are raised.
     """
     made = plan(adapters, **chosen)
-    return made.measurements(made.observe(made.batches, progress), observers)
+    return made.measurements(made.observe(made.batches))
 
 
 def plan(
@@ -184,7 +176,8 @@ class Plan:
     ) -> tuple[Measurement, ...]:
         """The figures of whole adapters, then of modules; diagnostics in the order of their names.
 
-        batches: the statistics of all batches, in their order.
+        batches: the statistics of all batches, in their order. observers: called with each, so that
+        `compatibility` does not have to read the files again.
         """
         run = FigureSums(self.diagnostics, self.adapters)
         for batch in batches:

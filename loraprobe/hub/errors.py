@@ -41,6 +41,12 @@ def explain(error: BaseException, reference: Reference) -> LoraprobeError:
     return HubError(scrub(_sentence(error, reference)))
 
 
+def neither(why: LoraprobeError, reference: Reference) -> HubError:
+    """The error about a name that is no directory, where the Hub could not be asked about it."""
+    told = str(why).replace("The Hub at", "the Hub at", 1)
+    return HubError(f"There is no directory {reference.text!r} (check the path), and {told}")
+
+
 def endpoint() -> str:
     """The address of the Hub in use."""
     from huggingface_hub import constants

@@ -19,7 +19,7 @@ from typing import Any
 
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.file_hashes import cache_directory, file_hash
-from loraprobe.hub.errors import explain, is_offline, is_transient
+from loraprobe.hub.errors import explain, is_offline, is_transient, neither
 from loraprobe.hub.reference import Reference
 
 log = logging.getLogger("loraprobe.hub")
@@ -69,8 +69,10 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
         files = _listing(reference)
     except Exception as error:
         why = explain(error, reference)
-        if not (kept and needed and is_transient(error)):
+        if not is_transient(error):
             raise why from None
+        if not (kept and needed):
+            raise neither(why, reference) from None
         if not is_offline():
             log.warning("%s Using the copy in the cache, commit %s.", why, kept.name[:12])
         return _take(reference, kept, needed, verify)

@@ -8,6 +8,7 @@ stored, so that a second run reads no tensor again.
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,9 @@ def _unread(name: str, reference: str, error: LoraprobeError, given: str) -> Mem
     def again() -> Adapter:
         raise error
 
-    public = _public({given: reference, given.partition("=")[2]: reference})
+    path = given.rpartition("=")[2]
+    # A relative path names neither the user nor the machine, and tells which one is missing.
+    public = _public({path: reference} if os.path.isabs(os.path.expanduser(path)) else {})
     issue = map_texts(issue_of(error, name), public)
     record = LibraryAdapter(
         name, reference, None, "", None, None, 0, 0, None, state="broken", issues=(issue,)

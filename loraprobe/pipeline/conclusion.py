@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
+from loraprobe.compatibility.codes import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
@@ -93,7 +94,9 @@ def with_next(
     spec = spec or verdict.system
     request = replace(requested(options, inputs, kind), library=tuple(library))
     if inputs.given:
-        request = replace(request, fitting=_fitting(inputs.given, found))
+        errors = [i for i in found.issues if i.severity == "error" and len(i.adapters) > 1]
+        unlike = any(issue.code in UNLIKE for issue in errors)
+        request = replace(request, fitting=_fitting(inputs.given, found), unlike=unlike)
     if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)

@@ -17,6 +17,7 @@ from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.file_hashes import file_hash
+from loraprobe.json_types import first_problem
 from loraprobe.pipeline.saved import FILE, SCHEMA_VERSION, STATE
 from loraprobe.routing import ROUTERS
 
@@ -69,8 +70,7 @@ def load_composition(directory: str | Path) -> Composition:
         listing = Listing.model_validate(document)
         router = _router(listing.router)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _damaged(home, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _damaged(home, first_problem(error)) from None
     except (UsageError, TypeError, ValueError) as error:
         raise _damaged(home, f"router: {str(error).rstrip('.')}") from None
     experts = tuple(_read_expert(home, entry) for entry in listing.experts)

@@ -23,7 +23,7 @@ from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
 from loraprobe.verdict.before_evaluation import nothing_to_gain
-from loraprobe.verdict.candidates import candidates
+from loraprobe.verdict.evaluated import candidates
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[["Played", Round], bool]

@@ -100,12 +100,16 @@ class Answer:
         return self._fitted(width)[0]
 
     def in_full(self, width: int) -> list[str]:
-        """The commands that `laid_out` shows with ADAPTERS, whole, in lines of a shell."""
-        shown = dict(self.kept(width))
+        """The commands that `laid_out` abridges or leaves out beside others of their label.
+
+        They are whole, in lines of a shell.
+        """
+        kept = self.kept(width)
+        shown = {label for label, _ in kept if label in COMMANDS}
         return [
             line
             for label, text in self.lines
-            if label in COMMANDS and shown.get(label, text) != text
+            if label in shown and (label, text) not in kept
             for line in command_lines(text, width)
         ]
 
@@ -125,6 +129,15 @@ def answer(audit: Audit) -> Answer:
     verdict = audit.verdict
     lines = ((label, clean(text)) for label, text in labelled(audit) if text)
     return Answer(verdict.decision if verdict else "", clean(headline(audit)), tuple(lines))
+
+
+def unplaced(audit: Audit) -> str:
+    """That a saved result has no places of local files; "" where its next command needs none."""
+    command = audit.verdict.next if audit.verdict is not None else ""
+    local = [row.reference for row in audit.adapters if row.commit is None]
+    if not any(reference in command for reference in local):
+        return ""
+    return "A saved result names local files by their last part: put their places into the command."
 
 
 def command_lines(command: str, width: int) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from statistics import mean
 from typing import Any
 from xml.etree import ElementTree
@@ -23,23 +24,7 @@ WIDTH = 4.6  # inches; a phone shows it at its own size
 # Colours that stand for variables of the page, replaced in the SVG text.
 INK, LINE, ACCENT = "#010203", "#040506", "#070809"
 VARIABLES = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
-STYLE: dict[str, Any] = {
-    "svg.hashsalt": "loraprobe",
-    "svg.fonttype": "none",
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
+STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
 CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
     "solved": ("solved", "#1a7a4a"),
     "step_by_step": ("step by step", "#2f6f9f"),
@@ -98,7 +83,7 @@ def drawing() -> Iterator[Any]:
             "--html draws with matplotlib, which is not installed: pip install matplotlib."
         ) from None
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a script
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(fname=STYLE):
         yield Figure
 
 

@@ -10,7 +10,6 @@ from loraprobe.report import (
     adapter_tables,
     escaping,
     library_tables,
-    shortlist_tables,
     system_tables,
 )
 from loraprobe.report.answer import COMMANDS, answer
@@ -45,7 +44,7 @@ def markdown(audit: Audit) -> str:
 
 def _tables(audit: Audit) -> list[Table]:
     """The short list and scores; without them what a library holds, or what the adapters are."""
-    found = [shortlist_tables.shortlist(audit), *system_tables.scores(audit)]
+    found = [library_tables.shortlist(audit), *system_tables.scores(audit)]
     if not any(table.rows for table in found):
         found = [library_tables.unusable(audit), library_tables.families(audit)]
     if audit.library is None and not any(table.rows for table in found):

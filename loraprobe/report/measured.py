@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from loraprobe.formatting import count, listing
-from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
+from loraprobe.records import FORMS, Audit, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.complement import PER_PROMPT
 from loraprobe.verdict.evaluated import estimate_of
+from loraprobe.verdict.next_command import to_fill_in, words_of
 from loraprobe.verdict.ranking import alone, best_option, option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -172,11 +173,13 @@ def better(audit: Audit, verdict: Verdict) -> str:
 def decide(audit: Audit, verdict: Verdict) -> str:
     """How much more evidence would decide."""
     best = verdict.gain
-    if verdict.decision != "inconclusive" or best is None or verdict.evidence == "pilot":
-        return ""  # after a first round the next command asks the other questions
+    if verdict.evidence in ("base", "pilot"):
+        return _may_stay_open(audit, verdict)
+    if verdict.decision != "inconclusive" or best is None:
+        return ""
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
-    row = _most_promising(audit, best, verdict.margin)
+    row = _most_promising(audit, best.n, verdict.margin)
     if row is None or best.ci95[0] > verdict.margin:
         return ""  # the gain is decided; the reasons say what is not
     open_ = estimate_of(row, verdict.margin)
@@ -190,14 +193,34 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     return f"{open_.more('question')}{form} {given}, if the gain stays"
 
 
-def _most_promising(audit: Audit, best: DecisiveGain, margin: float) -> Gain | None:
-    """The largest gain of a merge or router, on any form, that is still open; None if none is."""
+def _may_stay_open(audit: Audit, verdict: Verdict) -> str:
+    """After a first round: that the next command may leave it open, which asks all questions."""
+    given, row = sum(t.items for t in audit.provenance.tasks), None
+    if verdict.gain is None or verdict.decision == "inconclusive":
+        row = _most_promising(audit, 0, verdict.margin)
+    asks_them = words_of(verdict.next)[1:2] == ["merge-and-eval"] and not to_fill_in(verdict.next)
+    if row is None or not given or not asks_them:
+        return ""
+    open_ = estimate_of(row, verdict.margin)
+    if open_.needed is not None and open_.needed <= given:
+        return ""
+    return (
+        f"merge-and-eval may be inconclusive on your {count(given, 'question')}; "
+        f"{open_.more('question')} would decide, if the gain stays"
+    )
+
+
+def _most_promising(audit: Audit, fewest: int, margin: float) -> Gain | None:
+    """The largest gain of a merge or router, on any form, that is still open; None if none is.
+
+    fewest: it was asked at least so many items.
+    """
     composed = {s.system for s in audit.evaluation if s.kind in ("merge", "router")}
     rows = [
         row
         for row in audit.gains
         if row.system in composed
-        and row.n >= best.n
+        and row.n >= fewest
         and row.adjusted_ci95[0] <= margin <= row.adjusted_ci95[1]
     ]
     return max(rows, key=lambda row: row.difference, default=None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import adapter_tables, library_tables, maps, shortlist_tables, system_tables
+from loraprobe.report import adapter_tables, library_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.maps import Figure
 from loraprobe.report.system_tables import bounds, form, signed
@@ -38,7 +38,8 @@ MOST_LINES = 24  # of a figure; its table has them all
 class Section:
     """A heading and what stands below it; `folded` tables are shown when they are asked for.
 
-    A page leaves out a section that has nothing but sentences, unless that `says_enough`.
+    A page leaves out tables without rows, and a section that has nothing but sentences, unless that
+    `says_enough`.
     """
 
     name: str
@@ -54,33 +55,80 @@ class Section:
     @property
     def shows(self) -> bool:
         """Whether there is anything to show."""
-        held = self.figures, self.samples, self.tables, self.folded, self.lists
-        return self.says_enough or any(held)
+        tables = [table for table in (*self.tables, *self.folded) if table.rows]
+        return self.says_enough or any((self.figures, self.samples, tables, self.lists))
 
 
 def sections(audit: Audit) -> list[Section]:
     """The sections of a page after the verdict, those that have nothing to show left out."""
-    return [section for make in SECTIONS if (section := make(audit)).shows]
+    made = (*_of_scores(audit), *_of_adapters(audit), *_of_the_run(audit))
+    return [section for section in made if section.shows]
 
 
-def _shortlist(audit: Audit) -> Section:
-    shown = _filled(shortlist_tables.shortlist(audit))
-    told = [SHORTLISTED] if shown else []
-    return Section("short-list", "Short list", told, tables=shown)
-
-
-def _gains(audit: Audit) -> Section:
+def _of_scores(audit: Audit) -> Iterator[Section]:
+    """What was asked of systems, and what came of it."""
+    yield Section(
+        "short-list", "Short list", [SHORTLISTED], tables=[library_tables.shortlist(audit)]
+    )
     looks = audit.rounds
-    early = looks is not None and looks.early
-    intervals = INTERVALS + (EVERY_LOOK.format(**vars(looks)) if early else "") + "."
-    return Section(
+    early = EVERY_LOOK.format(**vars(looks)) if looks is not None and looks.early else ""
+    yield Section(
         "gains",
         "Gains and scores",
-        list(filter(None, (intervals, system_tables.controls(audit)))),
+        list(filter(None, (f"{INTERVALS}{early}.", system_tables.controls(audit)))),
         [_forest(audit)] if audit.gains else [],
         tables=system_tables.scores(audit),
-        folded=_filled(system_tables.comparisons(audit)),
+        folded=[system_tables.comparisons(audit)],
     )
+    causes = [_causes(audit)] if audit.attribution else []
+    yield Section("causes", "Where wrong answers went", [MEANINGS], causes)
+    yield Section(
+        "examples",
+        "Examples of wrong answers",
+        ["--save-samples FILE.jsonl writes every question with every answer."],
+        samples=[(sample, system_tables.replies(sample)) for sample in audit.samples],
+    )
+
+
+def _of_adapters(audit: Audit) -> Iterator[Section]:
+    """What the adapters are, alone and to each other."""
+    library = audit.library
+    yield Section(
+        "library",
+        "The library",
+        [] if library is None else [SKETCHED.format(library.cosine_error)],
+        list(library_tables.chart(audit)),
+        tables=[library_tables.unusable(audit), library_tables.families(audit)],
+        folded=[library_tables.adapters(audit), library_tables.findings(audit)],
+    )
+    kinds = (adapter_tables.adapters, adapter_tables.layers, adapter_tables.singles)
+    yield Section("adapters", "Adapters", tables=[table(audit) for table in kinds])
+    found, nothing = adapter_tables.findings(audit), "Nothing was found that stands in the way."
+    if found.rows:
+        yield Section("findings", "Findings and cures", tables=[found])
+    else:
+        yield Section("findings", "Findings", [nothing], says_enough=True)
+    pairs = [adapter_tables.pairs(audit)]
+    yield Section("pairs", "Pairs of adapters", figures=maps.cosines(audit), tables=pairs)
+    left_out, drawn = maps.left_out(audit), list(maps.modules(audit))
+    yield Section("modules", "Layers and modules", left_out, drawn)
+
+
+def _of_the_run(audit: Audit) -> Iterator[Section]:
+    """What is behind the verdict, and where everything comes from."""
+    known = [*system_tables.coverage(audit), system_tables.forecasts(audit)]
+    yield Section("coverage", "What base and adapters know alone", tables=known)
+    drawn, gates = list(maps.gates(audit)), [system_tables.gates(audit)]
+    yield Section("gates", "Gates of routers", figures=drawn, folded=gates)
+    reasons = [system_tables.reasons(audit)]
+    yield Section("reasons", "Every reason", tables=reasons, lists=audit.notes)
+    kinds = (
+        adapter_tables.run,
+        adapter_tables.sources,
+        adapter_tables.prepared,
+        adapter_tables.weights,
+    )
+    yield Section("provenance", "Provenance", tables=[table(audit) for table in kinds])
 
 
 def _forest(audit: Audit) -> Figure:
@@ -112,11 +160,6 @@ def _forest(audit: Audit) -> Figure:
     return Figure(forest(about, dots, margin), caption, system_tables.gains(audit))
 
 
-def _wrong(audit: Audit) -> Section:
-    figures = [_causes(audit)] if audit.attribution else []
-    return Section("causes", "Where wrong answers went", [MEANINGS], figures)
-
-
 def _causes(audit: Audit) -> Figure:
     several = len({row.task for row in audit.attribution}) > 1
     bars = [
@@ -134,83 +177,3 @@ def _causes(audit: Audit) -> Figure:
     about = About("causes-figure", title, ". ".join(told) + ".")
     caption = "Items of each composition by the first cause that fits."
     return Figure(stacked(about, bars), caption, system_tables.causes(audit))
-
-
-def _examples(audit: Audit) -> Section:
-    told = ["--save-samples FILE.jsonl writes every question with every answer."]
-    shown = [(sample, system_tables.replies(sample)) for sample in audit.samples]
-    return Section("examples", "Examples of wrong answers", told, samples=shown)
-
-
-def _adapters(audit: Audit) -> Section:
-    made = (adapter_tables.adapters, adapter_tables.layers, adapter_tables.singles)
-    shown = _filled(*(table(audit) for table in made)) if audit.adapters else []
-    return Section("adapters", "Adapters", tables=shown)
-
-
-def _library(audit: Audit) -> Section:
-    shown = _filled(library_tables.unusable(audit), library_tables.families(audit))
-    folded = _filled(library_tables.adapters(audit), library_tables.findings(audit))
-    told = [] if audit.library is None else [SKETCHED.format(audit.library.cosine_error)]
-    figures = list(library_tables.chart(audit))
-    return Section("library", "The library", told, figures, tables=shown, folded=folded)
-
-
-def _findings(audit: Audit) -> Section:
-    found = _filled(adapter_tables.findings(audit))
-    if not found:
-        told = ["Nothing was found that stands in the way."]
-        return Section("findings", "Findings", told, says_enough=True)
-    return Section("findings", "Findings and cures", tables=found)
-
-
-def _pairs(audit: Audit) -> Section:
-    found = _filled(adapter_tables.pairs(audit))
-    figures = maps.cosines(audit) if found else []
-    return Section("pairs", "Pairs of adapters", figures=figures, tables=found)
-
-
-def _modules(audit: Audit) -> Section:
-    return Section("modules", "Layers and modules", maps.left_out(audit), list(maps.modules(audit)))
-
-
-def _coverage(audit: Audit) -> Section:
-    shown = _filled(*system_tables.coverage(audit), system_tables.forecasts(audit))
-    return Section("coverage", "What base and adapters know alone", tables=shown)
-
-
-def _gates(audit: Audit) -> Section:
-    folded = _filled(system_tables.gates(audit))
-    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)), folded=folded)
-
-
-def _reasons(audit: Audit) -> Section:
-    shown = _filled(system_tables.reasons(audit))
-    return Section("reasons", "Every reason", tables=shown, lists=audit.notes)
-
-
-def _provenance(audit: Audit) -> Section:
-    made = _filled(adapter_tables.prepared(audit), adapter_tables.weights(audit))
-    shown = [adapter_tables.run(audit), adapter_tables.sources(audit), *made]
-    return Section("provenance", "Provenance", tables=shown)
-
-
-def _filled(*made: Table) -> list[Table]:
-    return [table for table in made if table.rows]
-
-
-SECTIONS: Sequence[Callable[[Audit], Section]] = (
-    _shortlist,
-    _gains,
-    _wrong,
-    _examples,
-    _library,
-    _adapters,
-    _findings,
-    _pairs,
-    _modules,
-    _coverage,
-    _gates,
-    _reasons,
-    _provenance,
-)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from loraprobe.errors import UsageError
+from loraprobe.json_types import first_problem
 from loraprobe.records import SCHEMA_VERSION, Audit
 from loraprobe.report.schema import validator
 
 MADE_BY = "give a file that loraprobe printed with --json"
 # Fields that only `screen` fills; audits of earlier versions lack them.
 LATER: dict[str, Any] = {"library": None, "shortlist": []}
-WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
 
 
 def read_audit(path: Path) -> Audit:
@@ -61,14 +60,5 @@ def _validated(fields: dict[str, Any]) -> Audit:
     try:
         audit: Audit = validator().validate_json(json.dumps(fields, allow_nan=False))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        told = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
-        told = told.replace("Input should", "it should")
-        raise ValueError(f"{_place(first['loc'])}: {told}") from None
+        raise ValueError(first_problem(error)) from None
     return audit
-
-
-def _place(location: Sequence[int | str]) -> str:
-    """The place in the words of a reader of JSON: evaluation[0].ci95."""
-    told = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
-    return told.lstrip(".") or "the document"

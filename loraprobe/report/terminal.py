@@ -18,7 +18,6 @@ from loraprobe.report import (
     bars,
     library_phrases,
     library_tables,
-    shortlist_tables,
     system_tables,
 )
 from loraprobe.report.answer import MOST_LINES, NOTHING_TYPED, Answer, answer
@@ -72,7 +71,7 @@ def render(
     elif len(whole) > MOST_LINES:
         console.print("\nTo go on with so many adapters, list them in a file, one a line: @FILE")
     elif whole:
-        console.print("\nTo copy, with the references of ADAPTERS:")
+        console.print("\nTo copy, what the answer has no room for:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
     for line in styled(told, width):
@@ -100,15 +99,15 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    if not shortlist_tables.screened(audit):
+    if not library_tables.screened(audit):
         yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
     yield from _unusable(audit, width)
     yield fitted(library_tables.families(audit, library_tables.SHORT), width)
-    yield fitted(shortlist_tables.shortlist(audit), width)
-    if not shortlist_tables.screened(audit):
+    yield fitted(library_tables.shortlist(audit), width)
+    if not library_tables.screened(audit):
         yield fitted(bars.scores(audit, width), width)
         yield from _controls(audit, width)
 
@@ -183,7 +182,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
-    for of_library in (*library_tables.ALL, shortlist_tables.shortlist):
+    for of_library in library_tables.ALL:
         yield fitted(of_library(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
     """Rows of a table with a header; a header with more ; than , is split at these."""
     text = _text(path, data)
-    header = text.partition("\n")[0]
+    header = text.lstrip().partition("\n")[0]
+    if re.match(r'\{\s*"', header):
+        raise TaskError(
+            f"{path}, line 1: an item of JSONL, not the header of a table; name the file "
+            f"{path.stem}.jsonl."
+        )
     if delimiter == "," and header.count(";") > header.count(","):
         delimiter = ";"
     csv.field_size_limit(limits().line)

@@ -2,7 +2,7 @@
 
 A structural conflict decides alone. Weights and probes decide nothing. Coverage and single adapters
 on the task can decide `unlikely` (see `before_evaluation`), and so can a first round of
-compositions on a few items, or `likely` (see `pilot`). Scored compositions decide by the
+compositions on a few items, or `likely`. Scored compositions decide by the
 interval of their gain (see `evaluated`). The forecast and its probability never change the decision
 (see `probability`). `codes` holds the stable codes of reasons.
 """
@@ -14,17 +14,21 @@ import dataclasses
 from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
-from loraprobe.verdict.before_evaluation import judge_base, reference_class, undecided
+from loraprobe.verdict.before_evaluation import (
+    expected,
+    judge_base,
+    judge_pilot,
+    reference_class,
+    undecided,
+)
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
-from loraprobe.verdict.candidates import candidates, chain_gain
-from loraprobe.verdict.codes import effect
-from loraprobe.verdict.evaluated import decide, decisive_form
+from loraprobe.verdict.codes import effect, reason_of
+from loraprobe.verdict.evaluated import candidates, chain_gain, decide, decisive_form
 from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
 from loraprobe.verdict.next_command import Request, next_command
-from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_forecast, with_probability
 
 __all__ = [
@@ -67,7 +71,9 @@ def _ruled(evidence: Evidence) -> Verdict:
     """The verdict by the rules of the strongest evidence."""
     level = evidence.rests_on
     if level == "evaluation":
-        return judge_evaluation(evidence)
+        found = judge_evaluation(evidence)
+        told = expected(judge_base(evidence)) if found.decision == "inconclusive" else []
+        return dataclasses.replace(found, reasons=(*found.reasons, *told))
     if level == "pilot":
         return judge_pilot(judge_evaluation(evidence), judge_base(evidence), evidence)
     return judge_base(evidence) if level == "base" else undecided(level)
@@ -109,9 +115,4 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
 
 def _conflict(issue: Issue) -> Reason:
     cure = f" {issue.cure}" if issue.cure else ""
-    return Reason(
-        "structural-conflict",
-        f"{issue.code}: {issue.message}{cure}",
-        source="compatibility decides alone: adapters that do not fit are not composed",
-        severity="decisive",
-    )
+    return reason_of("structural-conflict", f"{issue.code}: {issue.message}{cure}")

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.candidates import chain_gain
 from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.complement import complement
-from loraprobe.verdict.evaluated import Candidate
+from loraprobe.verdict.evaluated import Candidate, chain_gain
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import (
     SWITCH,
@@ -141,7 +141,7 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     action = SWITCH if learned else "train-target-adapter"
     what = "load each task's own adapter" if learned else "train one adapter on all tasks"
     text = f"No merge and no router keeps all skills: {what}."
-    return action, [Reason("switch-adapters", text, source=fmt.RETENTION)]
+    return action, [reason_of("switch-adapters", text)]
 
 
 def _base_at_ceiling(evidence: Evidence) -> Option | None:
@@ -153,26 +153,24 @@ def _base_at_ceiling(evidence: Evidence) -> Option | None:
 
 
 def _base_is_better(best: Candidate) -> Reason:
-    return Reason(
+    return reason_of(
         "base-is-better",
         f"The base alone is better than every composition: {best.system} differs from it by "
         f"{best.gain}.",
         best.gain.high,
         0.0,
-        fmt.MARGIN,
     )
 
 
 def _single_suffices(evidence: Evidence, single: Option, best: Candidate) -> Reason:
     own = evidence.mean(best.system, best.part) or 0.0
     everywhere = ", on every task" if evidence.several else ""
-    return Reason(
+    return reason_of(
         "single-suffices",
         f"{single.system} alone, {fmt.PART[single.part]}, scores {fmt.number(abs(single.score))}"
         f"{everywhere}, the best composition ({best.system}) {fmt.number(abs(own))}.",
         single.score,
         evidence.tie,
-        fmt.MARGIN,
     )
 
 
@@ -185,13 +183,12 @@ def _named(one: Option) -> str:
 
 
 def _best_measured(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
-    return Reason(
+    return reason_of(
         "best-measured",
         f"{_named(chosen)}, is the best that was measured, {fmt.number(abs(chosen.score))}, though "
         "it is not shown to gain what you asked for.",
         chosen.score,
         evidence.margin,
-        fmt.MARGIN,
     )
 
 
@@ -200,22 +197,20 @@ def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
         return []
     top = max(others, key=lambda one: (one.score, one.system))
     return [
-        Reason(
+        reason_of(
             "not-told-apart",
             f"{_named(top)}, scores {fmt.number(abs(top.score))}: that is not told apart from "
             f"{fmt.number(abs(chosen.score))} for {chosen.system}.",
             top.score - chosen.score,
             0.0,
-            "the interval of the difference holds 0",
         )
     ]
 
 
 def _base_suffices(evidence: Evidence, base: Option, best: Candidate) -> Reason:
-    return Reason(
+    return reason_of(
         "base-suffices",
         f"The base alone, {fmt.PART[base.part]}, scores {fmt.number(abs(base.score))}: no adapter "
         "is needed for this.",
         base.low,
-        source=fmt.BOUND,
     )

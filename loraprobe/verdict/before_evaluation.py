@@ -1,4 +1,4 @@
-"""The verdict before any composition was scored, on weights, probes, or base and single adapters.
+"""The verdict before all items were asked: on weights, probes, base and adapters, a first round.
 
 Weights and probes decide nothing. Coverage and single adapters on the task decide `unlikely` in
 three cases:
@@ -15,24 +15,32 @@ A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop
 unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
 words, lies below UNKNOWN. Both are conventions of this tool. None of
 these levels gives `likely`: whether the pieces compose has to be measured.
+
+On a *first round* of compositions, on a few items of each task, the rules of an evaluation hold, so
+it decides only where its interval does; with 30 items that takes a gain of about 0.3. Where it
+leaves the case open, the rules above may still decide, unless it measured a gain above the margin:
+what compositions do outranks what is expected of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
+from loraprobe.formatting import count, listing
 from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
-from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.codes import reason_of
+from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
 from loraprobe.verdict.ranking import best_option, options
 
 # What compositions of others gained, which is all that is known before a question is asked.
-ELSEWHERE = Reason(
+ELSEWHERE = reason_of(
     "measured-elsewhere",
     f"Of 603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 % gained more than "
     f"{fmt.number(MARGIN)} over base and singles (arXiv 2602.12323).",
@@ -45,13 +53,11 @@ Hops = Mapping[int, Mapping[str, Knowledge]]
 
 OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing, and what may
     "weights": (
-        Reason(
+        reason_of(
             "weights-do-not-decide",
             "Weights tell whether adapters fit together, not whether composing them helps.",
-            source=fmt.GEOMETRY,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: --probe auto asks the base without a task file.",
             source="cost: no composition is built or scored",
@@ -59,13 +65,11 @@ OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing
         ELSEWHERE,
     ),
     "probes": (
-        Reason(
+        reason_of(
             "probes-do-not-decide",
             "Probes tell what the base knows, not whether a composition answers questions.",
-            source=fmt.PROBES,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: a task file with questions that need both adapters.",
             source="a verdict needs a question with a known answer",
@@ -73,14 +77,12 @@ OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing
         ELSEWHERE,
     ),
     "base": (
-        Reason(
+        reason_of(
             "base-does-not-decide",
             "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
             "split over adapters that share nothing.",
-            source=fmt.DISJOINT,
-            severity="decisive",
         ),
-        Reason(
+        reason_of(
             "next-evidence",
             "The cheapest next evidence: merge-and-eval scores the compositions themselves.",
             source="coverage cannot see whether known pieces compose",
@@ -117,14 +119,12 @@ def nothing_to_gain(evidence: Evidence, hops: Hops = MappingProxyType({})) -> Ve
     if best is None:
         return None
     low = lows[best]
-    reason = Reason(
+    reason = reason_of(
         "nothing-to-gain",
         f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "
         f"{fmt.number(low)}: no composition can gain {fmt.number(evidence.margin)} on it.",
         low,
         ceiling,
-        fmt.BOUND,
-        "decisive",
     )
     action = f"use-single:{best.system}" if best.kind == "adapter" else "use-base"
     return Verdict("unlikely", "base", (reason,), None, action)
@@ -148,17 +148,20 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
             continue
         if all(knowledge.unknown for knowledge in systems.values()):
             high = max(knowledge.held_ci95[1] for knowledge in systems.values())
-            reason = Reason(
+            reason = reason_of(
                 "hop-unknown-to-all",
-                f"Hop {hop} is known to no adapter and not to the base (at most "
-                f"{fmt.number(high)}): train an adapter that knows it.",
+                f"Hop {hop} is known to no adapter and not to the base (the answer stands in "
+                f"{_at_most(high)}): train an adapter that knows it.",
                 high,
                 UNKNOWN,
-                fmt.LATENT,
-                "decisive",
             )
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
     return None
+
+
+def _at_most(share: float) -> str:
+    """A share of replies that shows a hop to be unknown, with the threshold that it is below."""
+    return f"at most {fmt.number(share)} of the replies, below {fmt.number(UNKNOWN)}"
 
 
 def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -178,22 +181,19 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
     worst = max(systems["base"].held_ci95[1] for systems in hops.values())
-    reason = Reason(
+    reason = reason_of(
         "disjoint-hops",
-        f"Each hop is known to one adapter alone ({spread}), none to the base (at most "
-        f"{fmt.number(worst)}): such adapters do not compose.",
+        f"Each hop is known to one adapter alone ({spread}), none to the base (the answer stands "
+        f"in {_at_most(worst)}): such adapters do not compose.",
         worst,
         UNKNOWN,
-        fmt.DISJOINT,
-        "decisive",
     )
-    chain = Reason(
+    chain = reason_of(
         "chain-expected",
         f"Asked hop after hop, the adapters would answer about {fmt.number(product)} of the "
         "questions, the product of their hop accuracies.",
         product,
         evidence.margin,
-        fmt.MARGIN,
     )
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
 
@@ -211,13 +211,51 @@ def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibrati
     share = share_above(found.gained, evidence.margin)
     mean = " in the mean" if found.kind.tasks > 1 else ""
     return [
-        Reason(
+        reason_of(
             "measured-elsewhere",
             f"Of {found.sets} adapter sets for {found.kind} on {found.bases} {found.base} bases, "
             f"{share:.0%} had a composition that gained more than "
             f"{fmt.number(evidence.margin)}{mean}.",
             share,
             evidence.margin,
-            "the sets that loraprobe lab calibrate measured (examples/calibration)",
+            source="the sets that loraprobe lab calibrate measured (examples/calibration)",
         )
     ]
+
+
+def expected(before: Verdict) -> list[Reason]:
+    """What base and single adapters let expect, beside a decision on compositions."""
+    found = before.reasons if before.decision == "unlikely" else ()
+    return [replace(reason, severity="info") for reason in found]
+
+
+def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict:
+    """One verdict from two: by the rules of an evaluation, and by those before one."""
+    first = _first_round(evidence)
+    gained = scored.gain is not None and scored.gain.difference > evidence.margin
+    if before.decision == "unlikely" and scored.decision != "likely" and not gained:
+        told = [replace(reason, severity="info") for reason in scored.reasons[:1]]
+        reasons = (*before.reasons, first, *told)
+        if scored.decision == "inconclusive":
+            return replace(before, reasons=reasons)
+        system, gain = scored.system, scored.gain
+        return replace(before, evidence="pilot", reasons=reasons, system=system, gain=gain)
+    cheapest = [r for r in before.reasons if r.code == "next-evidence"]
+    more = cheapest if scored.decision == "inconclusive" else []
+    # Controls are asked only where a composition gains: elsewhere nothing depends on them.
+    kept = [r for r in scored.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
+    reasons = (*kept, first, *expected(before), *more)
+    return replace(scored, evidence="pilot", reasons=reasons)
+
+
+def _first_round(evidence: Evidence) -> Reason:
+    """Which systems were asked, and how many items."""
+    systems = evidence.systems(COMPOSITIONS)
+    items = max(row.n for row in evidence.evaluation if row.system in systems)
+    each = " of each task" if evidence.several else ""
+    return reason_of(
+        "first-round",
+        f"This is a first round of {listing(systems)} on {count(items, 'item')}{each}; "
+        "merge-and-eval --resume uses the answers again.",
+        float(items),
+    )

@@ -38,15 +38,16 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from loraprobe.errors import UsageError
+from loraprobe.json_types import first_problem
 from loraprobe.verdict.evidence import BaseShape, Kind
 
 FILE = "calibration.json"
@@ -56,19 +57,33 @@ SIZES = {
     "small": f"bases of hidden size up to {SMALL}",
     "natural": f"bases of hidden size above {SMALL}",
 }
-Shares = tuple[tuple[float, float], ...]  # (margin, share that gained more), margins rising
 LEAST = 1e-3  # the smallest probability
 STEP = 1e-3  # between the gains over which densities are summed
+
+
+def _rising(gained: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    margins = [margin for margin, _ in gained]
+    if not gained or margins != sorted(set(margins)):
+        raise ValueError("the margins of what was gained do not rise")
+    return gained
+
+
+Above0 = Annotated[FiniteFloat, Field(gt=0)]
+# (margin, share that gained more), margins rising. Odds are made of no share that is 0 or 1.
+Odds = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+GainedOdds = Annotated[tuple[tuple[FiniteFloat, Odds], ...], AfterValidator(_rising)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+GainedShares = Annotated[tuple[tuple[FiniteFloat, Share], ...], AfterValidator(_rising)]
 
 
 @dataclass(frozen=True)
 class Coefficients:
     """See the formula of the module."""
 
-    unit: float
-    intercept: float
-    baseline: float
-    spread: float
+    unit: Above0
+    intercept: FiniteFloat
+    baseline: FiniteFloat
+    spread: Above0
 
     def exceeds(self, margin: float, baseline: float, gain: float, error: float) -> float:
         """P(true gain > margin) where a gain was measured with a standard error."""
@@ -103,20 +118,28 @@ class ReferenceClass:
     """What the best composition of measured adapter sets gained, on one kind of base and task."""
 
     base: str
-    kind: Kind
+    tasks: int
+    hops: int
+    metric: str
     sets: int
     bases: int
-    gained: Shares
+    gained: GainedShares
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of task that was asked."""
+        return Kind(self.tasks, self.hops, self.metric)
 
 
 @dataclass(frozen=True)
 class Calibration:
     """A calibration file in memory; see the module."""
 
+    format: Literal[4]
     coefficients: Coefficients
-    cases: int
-    bases: int
-    gained: Shares
+    cases: Annotated[int, Field(validation_alias=AliasPath("measured", "cases"))]
+    bases: Annotated[int, Field(validation_alias=AliasPath("measured", "bases"))]
+    gained: GainedOdds
     accuracy: Mapping[str, Accuracy]
     classes: tuple[ReferenceClass, ...]
     several: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -177,7 +200,7 @@ def kind_of_base(base: BaseShape) -> str:
     return "small" if base.hidden_size is not None and base.hidden_size <= SMALL else "natural"
 
 
-def share_above(gained: Shares, margin: float) -> float:
+def share_above(gained: GainedShares, margin: float) -> float:
     """The share that gained more than a margin.
 
     Between two margins of the file it is linear, beyond them constant.
@@ -205,55 +228,19 @@ def read_calibration(path: str | Path) -> Calibration:
     return _parsed(text, str(path))
 
 
+_FILE = TypeAdapter(Calibration)
+
+
 def _parsed(text: str, name: str) -> Calibration:
     try:
-        return calibration_of(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        return _FILE.validate_json(text, strict=True)
+    except ValidationError as error:
         raise UsageError(
-            f"{name} is no calibration of format {FORMAT}: {what}; `loraprobe lab calibrate` "
-            "writes one."
+            f"{name} is no calibration of format {FORMAT}: {first_problem(error)}; `loraprobe lab "
+            "calibrate` writes one."
         ) from None
 
 
 def calibration_of(document: Mapping[str, Any]) -> Calibration:
-    """A calibration from its document. Raises ValueError, KeyError or TypeError for one that is
-    none."""
-    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    given, measured, accuracy = (document[k] for k in ("coefficients", "measured", "accuracy"))
-    coefficients = Coefficients(**{f.name: _number(given[f.name]) for f in fields(Coefficients)})
-    if coefficients.unit <= 0 or coefficients.spread <= 0:
-        raise ValueError("its unit or its spread is not above 0")
-    return Calibration(
-        coefficients,
-        cases=int(measured["cases"]),
-        bases=int(measured["bases"]),
-        gained=_shares(document["gained"]),
-        accuracy={kind: Accuracy(**found) for kind, found in accuracy.items()},
-        classes=tuple(_reference_class(one) for one in document["classes"]),
-        several={k: Accuracy(**found) for k, found in document.get("several", {}).items()},
-    )
-
-
-def _reference_class(given: Mapping[str, Any]) -> ReferenceClass:
-    kind = Kind(**{name: given[name] for name in ("tasks", "hops", "metric")})
-    sets, bases = int(given["sets"]), int(given["bases"])
-    return ReferenceClass(given["base"], kind, sets, bases, _shares(given["gained"], ends=True))
-
-
-def _shares(given: Any, ends: bool = False) -> Shares:
-    """Margins and shares. ends: a share may be 0 or 1, since no odds are made of it."""
-    gained = tuple((_number(margin), _number(share)) for margin, share in given)
-    margins = [margin for margin, _ in gained]
-    if not gained or margins != sorted(set(margins)):
-        raise ValueError("the margins of what was gained do not rise")
-    if not all(0 < share < 1 or (ends and share in (0, 1)) for _, share in gained):
-        raise ValueError("a share of what was gained does not lie between 0 and 1")
-    return gained
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no finite number")
-    return float(value)
+    """A calibration from its document. Raises UsageError for one that is none."""
+    return _parsed(json.dumps(document), "the document")

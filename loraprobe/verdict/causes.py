@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from loraprobe.formatting import count
 from loraprobe.records import Reason
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
 CAUSES = {  # each with what its wrong answers show
@@ -46,11 +47,10 @@ def about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Reas
         return []
     what = f"Of {count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
     return [
-        Reason(
+        reason_of(
             "mostly-" + cause.name.replace("_", "-"),
             f"{what} {CAUSES[cause.name]}{': ' + advice if advice else ''}.",
             cause.count / cause.items,
-            source="each item counts under the first cause that fits",
         )
     ]
 

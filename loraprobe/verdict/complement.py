@@ -9,6 +9,7 @@ from __future__ import annotations
 from loraprobe.formatting import count, listing
 from loraprobe.records import FORMS, Oracle, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import Option
 
@@ -40,12 +41,11 @@ def complement(evidence: Evidence, best: Option | None) -> Reason | None:
 def _reason(evidence: Evidence, row: Oracle, best: Option) -> Reason:
     names = sorted({evidence.same_as(name) for name in row.adapters})
     alone = max(evidence.mean(name, row.part) or 0.0 for name in names)
-    return Reason(
+    return reason_of(
         "adapters-complement",
         f"One of {listing(names)}, {fmt.PART[row.part]}, answers {round(row.value * row.n)} of "
         f"{count(row.n, 'question')}, no single one more than {fmt.number(alone)} of them: choose "
         f"the adapter by prompt ({ROUTER}).",
         row.value,
         best.score,
-        "each question counts if any of the adapters answers it",
     )

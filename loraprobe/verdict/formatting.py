@@ -1,21 +1,8 @@
-"""Numbers and thresholds as a verdict quotes them, and where the thresholds come from."""
+"""Numbers and names as a verdict quotes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from loraprobe import defaults
-
-MARGIN = f"the margin (--margin, {defaults.MARGIN:g} unless set)"
-RETENTION = f"the retention asked for (--retention, {defaults.RETENTION:g} unless set)"
-CONTROL = "a control that is as good means that the partner adds nothing (arXiv 2602.12323)"
-DISJOINT = "arXiv 2506.13479: two one-hop LoRAs do not compose over unfamiliar entities"
-LATENT = "arXiv 2411.16353, 2506.13479: hops learned apart do not compose latently"
-KNOWN = "loraprobe's convention: known means right more often than not"
-BOUND = "arithmetic: no score exceeds 1, and no answer through the hops exceeds its weakest hop"
-GEOMETRY = "arXiv 2601.22285: geometry predicts merging with correlation 0.2 to 0.4 across tasks"
-PROBES = "an adapter's answers are not the truth, so they can show no gain"
-COMPRESSION = "loraprobe's convention: a tenth of the delta"
 
 PART = {"question": "on the question", "steps": "step by step"}
 

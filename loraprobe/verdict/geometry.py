@@ -1,26 +1,24 @@
-"""Warnings about properties of the weights that may harm a composition. They decide nothing.
+"""Warnings about properties of the weights that may harm a composition, by geometry.toml.
 
-The thresholds follow from what the figure does to a sum of two updates; none is fitted.
+They decide nothing. The thresholds follow from what the figure does to a sum of two updates; none
+is fitted.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from loraprobe.defaults import (
-    CROSS_TERMS,
-    EQUAL_COSINE,
-    LARGE_UPDATE,
-    NORM_RATIO,
-    OPPOSED_COSINE,
-    SHARED_INITIALISATION,
-)
+from loraprobe import defaults
+from loraprobe.defaults import EQUAL_COSINE, OPPOSED_COSINE
 from loraprobe.formatting import count, listing
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
 
@@ -32,12 +30,11 @@ class GeometryRule:
     way. `digits` of the value are printed.
     """
 
-    diagnostic: str
     code: str
+    diagnostic: str
     threshold: float
     sense: Literal["above", "below", "ratio"]
     text: str
-    source: str
     digits: int = 2
 
     def distance(self, value: float) -> float:
@@ -57,62 +54,10 @@ class GeometryRule:
         return fmt.number(value, self.digits)
 
 
-RULES = (
-    GeometryRule(
-        "norm_ratio",
-        "norm-disparity",
-        NORM_RATIO,
-        "ratio",
-        "the norms of {who} differ {value} times, so the smaller hardly shows in a merge: try "
-        "--balance norm",
-        "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
-        "norm disparity hurts (arXiv 2508.01148)",
-    ),
-    GeometryRule(
-        "cosine",
-        "opposed-updates",
-        OPPOSED_COSINE,
-        "below",
-        "{who} point against each other (cosine {value}), so a merge cancels part of both: "
-        "route instead",
-        "at -0.25 a quarter of the energy of two equal updates cancels",
-    ),
-    GeometryRule(
-        "cosine",
-        "nearly-equal-updates",
-        EQUAL_COSINE,
-        "above",
-        "{who} are nearly the same (cosine {value}), so there is little to compose: use one of "
-        "them",
-        "at 0.95 two equal updates differ by a third of their norm",
-        digits=3,
-    ),
-    GeometryRule(
-        "relative_norm",
-        "large-update",
-        LARGE_UPDATE,
-        "above",
-        "the update of {who} is {value} times as large as the weights it changes (0.5 is much)",
-        "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
-        "(arXiv 2601.06672)",
-    ),
-    GeometryRule(
-        "cross_terms",
-        "factor-averaging-differs",
-        CROSS_TERMS,
-        "above",
-        "peft's `linear` misses the average of {who} by {value} of its norm; `uniform` is exact",
-        "a tenth of the norm; exact merging has an error of 0",
-    ),
-    GeometryRule(
-        "shared_initialisation",
-        "shared-initialisation",
-        SHARED_INITIALISATION,
-        "above",
-        "the A of {who} started from one seed (cosine {value} row by row): their overlap on the "
-        "input side is no shared skill",
-        "a mean cosine of 0.5; rows of independent seeds have one near 0",
-    ),
+_READ = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+RULES = tuple(
+    GeometryRule(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
+    for code, row in _READ.items()
 )
 
 
@@ -151,16 +96,15 @@ def _by_rule(
     kind = "pair" if len(worst.adapters) > 1 else "adapter"
     more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
     said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
-    return Reason(rule.code, said, value, rule.threshold, rule.source)
+    return reason_of(rule.code, said, value, rule.threshold)
 
 
 def _same(pair: Sequence[str]) -> Reason:
-    return Reason(
+    return reason_of(
         "same-adapter",
         f"{listing(pair)} are one adapter given twice: their updates are equal, so leave one out.",
         1.0,
         1.0,
-        "equal directions and norms: composing them only changes the strength",
     )
 
 
@@ -186,5 +130,4 @@ def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
         f"Cosine {fmt.number(farthest)}: neither opposed ({fmt.number(OPPOSED_COSINE)}) nor "
         f"redundant ({fmt.number(EQUAL_COSINE)})."
     )
-    source = "at 0 two updates are orthogonal"
-    return [Reason("unrelated-updates", text, farthest, EQUAL_COSINE, source)]
+    return [reason_of("unrelated-updates", text, farthest, EQUAL_COSINE)]

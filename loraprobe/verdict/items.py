@@ -18,6 +18,7 @@ from loraprobe.records import BASELINES, FORMS, Reason, Score, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.reasons import few_items
 
@@ -54,14 +55,14 @@ def _about_rounds(evidence: Evidence) -> list[Reason]:
     if rounds is None or not rounds.early:
         return []
     return [
-        Reason(
+        reason_of(
             "stopped-early",
             f"The decision held at look {rounds.used} of {rounds.planned}, after {rounds.items} of "
             f"{count(rounds.total, 'item')}, so the run stopped early: the intervals allow for "
             "every look. --all-items asks the rest.",
             float(rounds.items),
             float(rounds.total),
-            f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+            source=f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
         )
     ]
 
@@ -75,15 +76,13 @@ def _about_template(evidence: Evidence) -> list[Reason]:
         if abs(row.value - row.baseline) >= TEMPLATE_MATTERS:
             used = "with" if row.value > row.baseline else "without"
             found.append(
-                Reason(
+                reason_of(
                     "template-matters",
                     f"The chat template changes the answers: {fmt.number(row.value)} right with "
                     f"it, {fmt.number(row.baseline)} without, on {row.n} questions. Serve {used} "
                     "it, as was done here.",
                     row.value - row.baseline,
                     TEMPLATE_MATTERS,
-                    "loraprobe's convention: a fifth of the questions",
-                    "warning",
                 )
             )
     return found
@@ -109,26 +108,19 @@ def _about_ceiling(evidence: Evidence) -> list[Reason]:
         return []
     unit = "clusters of questions" if best.clusters else "questions"
     return [
-        Reason(
+        reason_of(
             "ceiling-out-of-reach",
             f"{fmt.who(best.system)} scores {fmt.number(best.value)}, but to show that nothing can "
             f"gain {fmt.number(evidence.margin)} on it takes at least {needed} {unit}, all right "
             f"({best.clusters or best.n} given).",
             float(best.clusters or best.n),
             float(needed),
-            "arithmetic: the 95 % interval of n right answers to n questions starts at "
-            "n / (n + 3.84)",
-            "warning",
         )
     ]
 
 
 def _missing(what: str, field: str, unknown: str) -> Reason:
-    return Reason(
-        f"{what}-missing",
-        f"The items have no `{field}`, so {unknown}.",
-        source="optional fields of a task file",
-    )
+    return reason_of(f"{what}-missing", f"The items have no `{field}`, so {unknown}.")
 
 
 def _about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:
@@ -162,14 +154,12 @@ def _about_cut(evidence: Evidence, rows: list[Score]) -> list[Reason]:
     wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
     where = fmt.PART.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
     return [
-        Reason(
+        reason_of(
             "answers-cut",
             f"{worst.cut or 0.0:.0%} of the answers of {worst.system}, {where}, ended at the limit "
             f"of {limit} tokens: try --max-new-tokens {wanted}.",
             worst.cut,
             CUT_MATTERS,
-            "loraprobe's convention: a tenth of the answers",
-            "warning",
         )
     ]
 
@@ -185,15 +175,13 @@ def _about_wording(rows: list[Score]) -> list[Reason]:
     if row is None or row.contains is None or _otherwise(row) <= SAID_OTHERWISE:
         return []
     return [
-        Reason(
+        reason_of(
             "said-otherwise",
             f"A right answer stands in {fmt.number(row.contains)} of the replies of {row.system}, "
             f"{fmt.PART[row.part]}, and {fmt.number(row.value)} are right by "
             f"{row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
             _otherwise(row),
             SAID_OTHERWISE,
-            "loraprobe's convention: a tenth of the answers",
-            "warning",
         )
     ]
 
@@ -212,15 +200,13 @@ def _about_gold(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         right, strictly = evidence.stricter.get((system or "", task), (0, 0))
         told = f", by which {strictly} of the {right} right answers of {system} stay right"
         reasons.append(
-            Reason(
+            reason_of(
                 "answers-normalised",
                 f"Exact match drops case, articles and punctuation, which the answers of {task} "
                 f"may need ({example}): use --metric {f'{task}={metric}' if several else metric}"
                 f"{told if right else ''}.",
                 float(strictly) if right else None,
                 float(right) if right else None,
-                "SQuAD's normalisation of answers",
-                "warning",
             )
         )
     return reasons

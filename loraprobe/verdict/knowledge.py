@@ -22,9 +22,8 @@ from loraprobe.defaults import (
 from loraprobe.formatting import count
 from loraprobe.records import BASELINES, Interval, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
-
-THIRDS = "loraprobe's convention: thirds of the tokens"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
             text += f"; the base {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
-        reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, fmt.KNOWN))
+        reasons.append(reason_of(code, text + ".", systems[best].value, KNOWN))
     return reasons
 
 
@@ -113,23 +112,20 @@ def about_familiarity(evidence: Evidence) -> list[Reason]:
 
 def _about_share(share: float, n: int) -> Reason:
     if n < FEWEST_ANSWERS:
-        return Reason(
+        return reason_of(
             "probes-too-few",
             f"Only {count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
             "needed: give --probe FILE with questions of your own.",
             float(n),
             float(FEWEST_ANSWERS),
-            "loraprobe's convention",
-            "warning",
         )
     word = familiarity(share)
-    return Reason(
+    return reason_of(
         f"probes-{word}",
         f"{word.capitalize()}: the base would give {share:.0%} of the tokens of {n} answers of the "
         "adapters itself; an adapter's answers are not the truth.",
         share,
         UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
-        THIRDS,
     )
 
 
@@ -141,13 +137,12 @@ def _about_names(where: str, value: float, ci95: Interval) -> Reason:
         code, tail = "unfamiliar-names", "they do not help the base"
     else:
         code, tail = "unfamiliar-names", "it is not shown that the base knows them"
-    return Reason(
+    return reason_of(
         code,
         f"On {where} the real names make the answer {_factor(times)} [{_factor(low)}, "
         f"{_factor(high)}] times as likely as made-up ones: {tail}.",
         value,
         0.0,
-        "names unknown to the base show a difference of 0",
     )
 
 

@@ -24,8 +24,9 @@ class Request:
     that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
     kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
     prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
-    to use the kept answers. `fitting` are adapters without a conflict among them. `library` names
-    all adapters of a library, where the next command is about it.
+    to use the kept answers. `fitting` are adapters without a conflict among them; `unlike` says
+    that no change of their files makes the others fit. `library` names all adapters of a library,
+    where the next command is about it.
     """
 
     adapters: tuple[str, ...]
@@ -38,6 +39,7 @@ class Request:
     options: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     fitting: tuple[str, ...] = ()
+    unlike: bool = False
     library: tuple[str, ...] = ()
 
 
@@ -57,8 +59,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return f"model.set_adapter({_name(request.adapters[0])!r})"
     if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
         return _command("inspect", request.fitting)
-    if head == "fix" and len(request.bases) > 1:
-        return _command("find", request.bases[:1])  # adapters of one base
+    if head == "fix" and (len(request.bases) > 1 or request.unlike):
+        return _command("find", request.bases[:1] or (BASE,))  # adapters of one base
     if head == "fix":
         return _command("inspect", request.adapters)
     if head == "gather-evidence" and verdict.evidence == "weights":

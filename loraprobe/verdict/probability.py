@@ -23,6 +23,7 @@ from loraprobe.sample_size import Z95
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
 NORMAL = NormalDist()
@@ -121,14 +122,13 @@ def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
 def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
     """The forecast of how much of each task's specialist is kept: one reason a task."""
     return [
-        Reason(
+        reason_of(
             "forecast-retention",
             f"If the adapters' effects simply added, {forecast.system} would keep "
             f"{fmt.number(row.value)} {fmt.interval(*row.ci95)} of the gain of {row.task}'s "
             f"specialist; {fmt.number(threshold)} is asked.",
             row.value,
             threshold,
-            "computed with one adapter in the model at a time, before any composition was run",
         )
         for row in forecast.retentions
     ]
@@ -147,23 +147,18 @@ def error_of(row: Forecast | Gain) -> float:
 
 
 def _forecast(forecast: Forecast, margin: float) -> Reason:
-    return Reason(
+    return reason_of(
         "forecast",
         f"If the adapters' effects simply added, {forecast.system}, {fmt.PART[forecast.part]}, "
         f"would gain {fmt.gain(forecast.gain, *forecast.ci95)} against "
         f"{reasons.against(forecast)} on {count(forecast.n, 'item')}.",
         forecast.gain,
         margin,
-        "computed with one adapter in the model at a time, before any composition was run",
     )
 
 
 def _outside(why: str) -> Reason:
-    return Reason(
-        "outside-calibration",
-        f"No probability is given: {why}.",
-        source="a probability is given only on bases like those that were measured",
-    )
+    return reason_of("outside-calibration", f"No probability is given: {why}.")
 
 
 def _measured_on(
@@ -187,10 +182,10 @@ def _measured_on(
             f"; of {found.likely} adapter sets given {fmt.number(LIKELY_FROM)} or more, "
             f"{found.wrong:.0%} did not gain"
         )
-    return Reason(
+    return reason_of(
         "probability-measured-on",
         f"{text}.",
         probability,
         LIKELY_FROM,
-        f"{count(found.sets, 'adapter set')} whose outcome was measured (--prior)",
+        source=f"{count(found.sets, 'adapter set')} whose outcome was measured (--prior)",
     )

@@ -164,13 +164,17 @@ def _paired(evidence: Evidence, one: Option, other: Option) -> Difference | None
         whole = gain.task is None or not evidence.several
         if whole and names == (one.system, one.part, other.system, other.part):
             return Difference(gain.difference, *gain.adjusted_ci95)
-    rows = [
-        row
-        for row in evidence.comparisons
-        if (row.system, row.against, row.part) == (one.system, other.system, one.part)
-    ]
-    pair = pool(rows, evidence.task_names) if one.part == other.part else None
-    return None if pair is None else Difference(pair.difference, *(pair.adjusted_ci95 or pair.ci95))
+    pair = compared(evidence, one.system, other.system, one.part)
+    if pair is None or one.part != other.part:
+        return None
+    return Difference(pair.difference, *(pair.adjusted_ci95 or pair.ci95))
+
+
+def compared(evidence: Evidence, system: str, against: str, part: str) -> Comparison | None:
+    """The paired difference of two systems on one part, over all tasks; None if one lacks it."""
+    wanted = system, against, part
+    rows = [r for r in evidence.comparisons if (r.system, r.against, r.part) == wanted]
+    return pool(rows, evidence.task_names)
 
 
 def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:

@@ -8,18 +8,17 @@ from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
 from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
 from loraprobe.verdict.evidence import LibraryChoice
 
 
 def no_comparison() -> Reason:
     """There are scores but no gains, so nothing can be decided."""
-    return Reason(
+    return reason_of(
         "no-comparison",
         "Compositions were scored, but their gains over base and single adapters on the same "
         "items are not known: run merge-and-eval with these systems together.",
-        source="a gain is a paired difference to base and every single adapter",
-        severity="decisive",
     )
 
 
@@ -31,12 +30,10 @@ def chosen_from(choice: LibraryChoice) -> Reason:
     if not choice.adapters:
         items = sum(items for _, items in choice.passes)
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
-    return Reason(
+    return reason_of(
         "chosen-from-library",
         f"Chosen {chosen}, then {proved} on up to {count(choice.others, 'other')}.",
         float(choice.sets),
-        source="the questions that prove took no part in the choice, so its intervals need no "
-        "correction for the size of the library",
     )
 
 
@@ -73,14 +70,13 @@ def gain(best: Candidate, decision: Decision) -> Reason:
     else:
         code, value = "gain-undecided", found.value
         tail = f"the interval holds {margin}{found.would_decide()}"
-    return Reason(
+    return reason_of(
         code,
         f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
         f"{count(found.n, 'item')}, {tail}.",
         value,
         found.threshold,
-        fmt.MARGIN,
-        "decisive" if DECISION[outcome] == decision else "info",
+        decisive=DECISION[outcome] == decision,
     )
 
 
@@ -104,14 +100,13 @@ def observed(n: int, clusters: int) -> str:
 
 def few_items(n: int, clusters: int, decisive: bool) -> Reason:
     """That so few items decide little."""
-    return Reason(
+    return reason_of(
         "few-items",
         f"{observed(n, clusters)} can decide only what is plain to see: give {FEWEST_ITEMS} or "
         "more, better 100.",
         float(clusters),
         float(FEWEST_ITEMS),
-        "half a 95 % interval of a share is 0.35 with 8 items, 0.18 with 30, 0.10 with 100",
-        "decisive" if decisive else "warning",
+        decisive=decisive,
     )
 
 
@@ -122,13 +117,12 @@ def other_form(other: Candidate) -> Reason:
         "unlikely": "no gain",
         "open": "undecided" + other.gain.would_decide(),
     }[other.outcome]
-    return Reason(
+    return reason_of(
         "plain-form" if other.part == "question" else "step-by-step-form",
         f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
         f"{other.gain} against {against(other)}, {tail}.",
         other.gain.value,
         other.gain.threshold,
-        fmt.MARGIN,
     )
 
 
@@ -136,11 +130,10 @@ def controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
     binding = best.outcome == best.beats_controls != best.gain.outcome
     if not best.controls:
-        return Reason(
+        return reason_of(
             "controls-not-run",
             "No control was scored, so nothing shows that the partner matters: leave out --system.",
-            source=fmt.CONTROL,
-            severity="decisive" if binding else "warning",
+            decisive=binding,
         )
     name, nearest = min(
         best.controls.items(), key=lambda one: (one[1].outcome == "likely", one[1].value, one[0])
@@ -149,16 +142,15 @@ def controls(best: Candidate) -> Reason:
     if nearest.outcome == "likely" or (fails and nearest.low > 0):
         what = _what_is(name, starts=False)
         text = f"{best.system} beats every control: {what} by {nearest}."
-        return Reason("controls-beaten", text, nearest.low, nearest.threshold, fmt.CONTROL)
+        return reason_of("controls-beaten", text, nearest.low, nearest.threshold)
     decided = fails or nearest.outcome == "unlikely"  # more items change nothing
-    return Reason(
+    return reason_of(
         "partner-adds-nothing",
         f"{_what_is(name, starts=True)} {_compared(nearest)}: {best.system} differs by {nearest}"
         f"{'' if decided else nearest.would_decide()}.",
         nearest.low,
         nearest.threshold,
-        fmt.CONTROL,
-        "decisive" if binding else "warning",
+        decisive=binding,
     )
 
 
@@ -188,48 +180,39 @@ def retention(best: Candidate, asked: float) -> list[Reason]:
 def _kept(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
     binding = best.outcome == best.retains and best.gain.outcome != best.outcome
     if share is None:
-        return Reason(
+        return reason_of(
             "retention-undefined",
             f"On {task} no adapter is shown to differ from the base, so nothing can be kept: "
             "give more items, or an adapter that learned it.",
             None,
             asked,
-            fmt.RETENTION,
-            "decisive" if binding else "warning",
+            decisive=binding,
         )
     text = (
         f"On {task} {best.system} keeps {fmt.number(share.value)} "
         f"{fmt.interval(share.low, share.high)} of its specialist's gain; {fmt.number(asked)} asked"
     )
     if share.low >= asked:
-        return Reason("retention-kept", f"{text}.", share.low, asked, fmt.RETENTION)
+        return reason_of("retention-kept", f"{text}.", share.low, asked)
     if share.outcome == "unlikely":
         code, value = "retention-lost", share.high
     else:
         code, value = "retention-undecided", share.low
         text += share.would_decide()
-    return Reason(
-        code,
-        f"{text}.",
-        value,
-        asked,
-        fmt.RETENTION,
-        "decisive" if binding else "warning",
-    )
+    return reason_of(code, f"{text}.", value, asked, decisive=binding)
 
 
 def compression(candidate: Candidate, decisive: bool) -> Reason:
     """How much of its delta a composition lost to its rank."""
     error = candidate.compression_error or 0.0
-    return Reason(
+    return reason_of(
         "compression-lost",
         f"{candidate.system} lost {fmt.number(error)} of its delta to its rank "
         f"({fmt.number(COMPRESSION_LIMIT)} is much), so the method was not tested: give a higher "
         "--rank.",
         error,
         COMPRESSION_LIMIT,
-        fmt.COMPRESSION,
-        "decisive" if decisive else "warning",
+        decisive=decisive,
     )
 
 
@@ -240,11 +223,10 @@ def chain(found: Candidate, best: Candidate) -> Reason:
         "unlikely": ("chain-fails", "does not gain"),
         "open": ("chain-undecided", "is undecided"),
     }[found.gain.outcome]
-    return Reason(
+    return reason_of(
         code,
         f"Each hop by whoever answers it best ({found.system}) {text}: {found.gain} against "
         f"{found.against}; {best.system} {fmt.signed(best.gain.value)}.",
         found.gain.low,
         found.gain.threshold,
-        fmt.MARGIN,
     )

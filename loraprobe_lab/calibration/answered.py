@@ -19,8 +19,7 @@ from loraprobe.evaluation import System, gains, score
 from loraprobe.records import BASELINES, FORMS, Interval, ItemResult
 from loraprobe.verdict import judge_evaluation
 from loraprobe.verdict.calibration import LEAST, Coefficients
-from loraprobe.verdict.candidates import candidates
-from loraprobe.verdict.evaluated import ORDER
+from loraprobe.verdict.evaluated import ORDER, candidates
 from loraprobe.verdict.evidence import Evidence, Kind
 from loraprobe.verdict.probability import error_of, gain_of, keeps
 from loraprobe_lab.calibration.cases import METHODS, NATURAL, Case, CaseError

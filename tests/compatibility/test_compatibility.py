@@ -19,7 +19,7 @@ from loraprobe.adapters import Adapter, Extra, Source, adapter_of, read_adapter
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.identity import relation
-from loraprobe.diagnostics import diagnose
+from loraprobe.diagnostics import plan
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 
@@ -347,7 +347,8 @@ def test_contents_of_another_pass_give_the_same_findings():
     modules[next(iter(modules))].A[0, 0] = float("nan")
     adapters = [A, adapter_of("b", modules, base_model="owner/base"), replace(A, name="c")]
     contents = TensorChecks(adapters)
-    diagnose(adapters, observers=[contents.take])
+    made = plan(adapters)
+    made.measurements(made.observe(made.batches), [contents.take])
     assert check(adapters, contents=contents) == check(adapters)
     before = check(adapters, contents=TensorChecks(adapters), allow=["not-finite"])
     assert not before.issues

@@ -10,7 +10,7 @@ from making import LLAMA, generator, planted_pair, random_adapter, random_update
 from making import SHARED as DATA
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
-from loraprobe.diagnostics import DIAGNOSTICS, diagnose
+from loraprobe.diagnostics import DIAGNOSTICS, diagnose, plan
 from loraprobe.errors import UsageError
 from loraprobe.lora import gram_batches
 from loraprobe.lora.lowrank import LowRank
@@ -435,7 +435,8 @@ def test_unknown_names_and_options_are_refused():
 
 def test_observers_see_every_module_once(trio):
     seen = []
-    diagnose(trio, observers=[lambda joint: seen.extend(joint.paths)])
+    made = plan(trio)
+    made.measurements(made.observe(made.batches), [lambda joint: seen.extend(joint.paths)])
     assert sorted(seen) == sorted(LLAMA)
 
 

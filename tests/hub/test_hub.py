@@ -356,6 +356,8 @@ class TestMisbehaviour:
     def test_no_network(self, monkeypatch, tmp_path):
         use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
         assert "cannot be reached" in sentence(lambda: hub.load("acme/math"))
+        told = sentence(lambda: hub.resolve_base("nowhere"))
+        assert "no directory 'nowhere'" in told and "cannot be reached" in told
 
     @pytest.mark.parametrize("fail", [(503, {}), (429, {}), None])
     def test_a_cached_copy_is_used_with_a_warning(self, bad, monkeypatch, tmp_path, caplog, fail):

@@ -218,3 +218,11 @@ def test_real_adapters_are_compared_as_by_their_deltas(shared_data, monkeypatch,
     for (i, j), cosine in exact.items():
         assert found.cosines[i, j] == pytest.approx(cosine, abs=3 * found.library.cosine_error)
     assert [rows[name].family for name in ("legal", "medical", "sports")] == [None, 1, 1]
+
+
+def test_a_missing_path_is_named_as_it_was_given_unless_it_is_private(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    near, far = read_library(["./runs/a", str(tmp_path / "runs" / "b")])
+    (near,), (far,) = near.record.issues, far.record.issues
+    assert "./runs/a" in near.message
+    assert "b" in far.message and str(tmp_path) not in far.message

@@ -13,7 +13,6 @@ from evidences import KINDS, N, any_evidence, both, changed, evidence, score, sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.cli.output import typed_references
 from loraprobe.records import (
     AdapterSummary,
     Attribution,
@@ -29,6 +28,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
 from loraprobe.report.formatting import wrapped
+from loraprobe.report.showing import typed_references
 from loraprobe.verdict import Evidence, Request, judge, next_command
 
 ACTIONS = (
@@ -294,6 +294,14 @@ def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
             assert "603" in known and "19 %" in known and "arXiv" in known
 
 
+def test_only_an_abridged_command_is_told_again():
+    """Several commands of one label that the answer shows as they are stand there once."""
+    told = Answer("", "H.", (("serve", "vllm serve a"), ("serve", "ollama create a")))
+    assert told.kept(80) == list(told.lines) and not told.in_full(80)
+    told = Answer("", "H.", (*told.lines, *(("why", "w " * 600),) * 3))
+    assert told.in_full(80) == ["ollama create a"]
+
+
 @pytest.mark.parametrize("text", ["loraprobe inspect 'a b", "loraprobe inspect '' " + "x" * 900])
 def test_any_text_may_stand_where_a_command_does(text):
     found = audit_of(Evidence(diagnostics=(NEAR,)), "inspect")
@@ -307,6 +315,10 @@ def test_a_conflict_is_followed_by_the_adapters_that_fit():
     assert audit.verdict.next == "loraprobe inspect a b"
     audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a",), bases=("p/x", "p/y"))
     assert audit.verdict.next == "loraprobe find p/x"
+    audit = audit_of(found, fitting=("a",), bases=("p/x",), unlike=True)
+    assert audit.verdict.next == "loraprobe find p/x"
+    audit = audit_of(found, fitting=("a",), unlike=True)
+    assert audit.verdict.next == "loraprobe find BASE" and "BASE" in line(answer(audit), "fill in")
 
 
 def test_weights_end_in_a_verdict_with_warnings_and_two_commands():

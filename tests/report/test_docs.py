@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 
-@pytest.mark.parametrize("name", ["methods.md", "options.md"])
+@pytest.mark.parametrize("name", ["methods.md", "options.md", "codes.md", "serving.md"])
 def test_generated_pages_are_those_of_the_code(name):
     wanted = pages.PAGES[name]()
     found = (ROOT / "docs" / name).read_text(encoding="utf-8")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import making
 import pytest
 
 import loraprobe
 from loraprobe.records import Check
-from loraprobe.report.answer import MOST_LINES
+from loraprobe.report.answer import MOST_LINES, unplaced
 from loraprobe.report.showing import ShownVerification
 
 LONG = "a-name-" + "x" * 400
@@ -53,3 +54,19 @@ def test_many_failed_checks_are_few_lines():
     checks = tuple(Check(f"file-{i}", False, "It differs. " * 60) for i in range(40))
     told = shown(ShownVerification("out", checks))
     assert "file-0" in told and "make it again" in told
+
+
+def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, monkeypatch):
+    """The record has names only, since it may be published; so has the report of a saved one."""
+    making.saved_pair(tmp_path / "my runs")
+    monkeypatch.chdir(tmp_path)
+    for given in (
+        ["my runs/a", "my runs/b"],
+        list(map(loraprobe.load, ("my runs/a", "my runs/b"))),
+    ):
+        audit = loraprobe.inspect(given)
+        assert "my runs" not in audit.to_json() and "inspect a b" in audit.verdict.next
+        assert "loraprobe inspect 'my runs/a' 'my runs/b'" in shown(audit)
+    assert unplaced(audit)
+    pinned = [replace(row, commit="c" * 40) for row in audit.adapters]
+    assert not unplaced(replace(audit, adapters=tuple(pinned)))

@@ -251,3 +251,9 @@ def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
         with pytest.raises(UsageError) as error:
             open_tasks(tasks, options)
         assert error.value.cure
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_jsonl_with_the_name_of_a_table_is_told_apart(tmp_path, ending):
+    told = refused(lines(tmp_path, WORKED, WORKED, name=f"t.{ending}"))
+    assert "JSONL" in told and "t.jsonl" in told

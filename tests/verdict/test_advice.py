@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from loraprobe.records import Attribution, Coverage, Forecast, Measurement, Oracle, Reason, Verdict
 from loraprobe.verdict import Evidence, Request, judge, next_command
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.candidates import candidates, chain_gain
+from loraprobe.verdict.evaluated import candidates, chain_gain
 from loraprobe.verdict.ranking import best_option, difference, option
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}

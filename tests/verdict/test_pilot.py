@@ -8,7 +8,7 @@ import pytest
 from calibrations import calibration, case, score
 from evidences import codes
 
-from loraprobe.records import Audit, Comparison, Gain, Provenance
+from loraprobe.records import Audit, Comparison, Gain, Provenance, TaskSummary
 from loraprobe.report.answer import answer
 from loraprobe.verdict import Request, judge, next_command
 
@@ -97,6 +97,21 @@ def test_the_answer_says_that_it_is_a_first_round():
     assert "decide" not in lines or not lines["decide"]
     found = piloted(0.2, -0.1, 0.5)
     assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).endswith("--resume")
+
+
+@pytest.mark.parametrize(("items", "warned"), [(199, True), (200, False), (0, False)])
+def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned):
+    """The gain of this round takes 200 questions to be decided."""
+    found = piloted(0.2, -0.1, 0.5)
+    request = Request(("a", "b"), tasks=("t.jsonl",))
+    found = replace(found, next=next_command(found, request))
+    made = Provenance("0", "2", (), tasks=(TaskSummary("t", "t.jsonl", None, "", items),))
+    known = (*case().evaluation, replace(score("sum", "merge", 0.5), n=N))
+    ends = (-0.1, 0.5)
+    gain = Gain("t", "question", "sum", "a", 0.2, ends, ends, N, 200)
+    audit = Audit("inspect", made, evaluation=known, gains=(gain,), verdict=found)
+    told = dict(answer(audit).lines).get("decide", "")
+    assert ("199" in told and "200" in told) if warned else not told
 
 
 def test_the_answer_tells_what_such_sets_gained():

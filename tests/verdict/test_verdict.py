@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loraprobe.verdict
+from loraprobe.defaults import UNKNOWN
 from loraprobe.records import (
     Attribution,
     Compatibility,
@@ -35,9 +36,10 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import pool
 from loraprobe.verdict.codes import CODES
 from loraprobe.verdict.evaluated import Estimate
+from loraprobe.verdict.geometry import RULES
+from loraprobe.verdict.ranking import pool
 
 FAIL = {
     "base": 0.0,
@@ -453,7 +455,17 @@ def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition
     found = judge(foreknown(DISJOINT, NOBODY))
     assert (found.decision, found.evidence, found.action) == ("unlikely", "base", "chain")
     assert found.reasons[0].code == "disjoint-hops" and "2506.13479" in found.reasons[0].source
+    assert f"{UNKNOWN:.2f}" in found.reasons[0].message
     assert reason(found, "chain-expected").value == pytest.approx(0.9)
+
+
+def test_an_open_evaluation_tells_what_hops_let_expect():
+    """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
+    low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03}
+    open_ = evidence(low, half=0.1)
+    found = judge(dataclasses.replace(open_, coverage=foreknown(DISJOINT, {}).coverage))
+    assert found.decision == "inconclusive"
+    assert reason(found, "disjoint-hops").severity == "info"
 
 
 @pytest.mark.parametrize(
@@ -661,7 +673,7 @@ def test_a_count_of_one_is_in_the_singular():
 
 def test_every_code_stands_in_the_table():
     folder = Path(loraprobe.verdict.__file__).parent
-    used = set()
+    used = {rule.code for rule in RULES}
     for file in set(folder.glob("*.py")) - {folder / "codes.py"}:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

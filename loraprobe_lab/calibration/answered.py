@@ -62,6 +62,16 @@ class AnsweredSet:
         return len({row.task for row in self.results})
 
     @property
+    def kind(self) -> Kind:
+        return Kind(self.tasks, self.hops, self.evidence(self.results).kind_of_task.metric)
+
+    @property
+    def best_gain(self) -> float:
+        """The measured gain of the best composition."""
+        composed = [name for name, kind in self.kinds.items() if kind not in BASELINES]
+        return max(measured_gain(self.results, self.kinds, name).gain for name in composed)
+
+    @property
     def systems(self) -> list[System]:
         return [System(name, kind) for name, kind in self.kinds.items()]  # type: ignore[arg-type]
 
@@ -116,7 +126,6 @@ class AnsweredSet:
         """
         found = self.evidence(self.results)
         alone = found.systems(("adapter",))
-        kind = Kind(self.tasks, self.hops, found.kind_of_task.metric)
         world = self.world if self.base_kind == "small" else f"{self.world}-{self.adapter_set}"
         return [
             Case(
@@ -127,7 +136,7 @@ class AnsweredSet:
                 adapter_set=self.adapter_set,
                 method=method,
                 adapters=len(alone),
-                **asdict(kind),
+                **asdict(self.kind),
                 forecast=None,
                 error=None,
                 baseline=found.baseline or 0.0,

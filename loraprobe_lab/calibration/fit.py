@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import optimize, special
 
 from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import FORMAT, Coefficients
+from loraprobe_lab.calibration.answered import AnsweredSet
 from loraprobe_lab.calibration.cases import Case, CaseError
 
 Array = NDArray[np.float64]
@@ -61,9 +62,16 @@ class Fitted:
         return found
 
     def document(
-        self, cases: Sequence[Case], made_by: str, accuracy: Mapping[str, Any]
+        self,
+        cases: Sequence[Case],
+        made_by: str,
+        accuracy: Mapping[str, Any],
+        sets: Sequence[AnsweredSet] = (),
     ) -> dict[str, Any]:
-        """The calibration file of the shipped variant; cases: those it was fitted on."""
+        """The calibration file of the shipped variant.
+
+        cases: those it was fitted on. sets: adapter sets with the answers of every default system.
+        """
         names = ("intercept", *self.variant)
         coefficients = dict(zip(names, self.coefficients, strict=True)) | {"spread": self.spread}
         return {
@@ -76,29 +84,36 @@ class Fitted:
             "measured": {"cases": len(cases), "bases": len({case.base for case in cases})},
             "gained": _gained([case.gain for case in cases]),
             "accuracy": dict(accuracy),
-            "classes": _classes(cases),
+            "classes": _classes(cases, sets),
         }
 
 
-def _classes(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """What the best composition of each adapter set gained, by kind of base and of task."""
-    sets: dict[tuple[str, int, int, str], dict[tuple[str, str], Case]] = {}
+def _classes(cases: Sequence[Case], sets: Sequence[AnsweredSet]) -> list[dict[str, Any]]:
+    """What the best composition of each adapter set gained, by kind of base and of task.
+
+    Where a kind has answered sets, they alone count, because cases lack the router per prompt.
+    """
+    found: dict[tuple[str, int, int, str], dict[tuple[str, str], tuple[str, float]]] = {}
+    for one in sets:
+        kind = (one.base_kind, *astuple(one.kind))
+        found.setdefault(kind, {})[one.set_key] = one.base, one.best_gain
+    answered = set(found)
     for case in cases:
-        found = sets.setdefault((case.base_kind, case.tasks, case.hops, case.metric), {})
-        best = found.get(case.set_key)
-        if best is None or case.gain > best.gain:
-            found[case.set_key] = case
+        kind = (case.base_kind, case.tasks, case.hops, case.metric)
+        if kind not in answered:
+            best = found.setdefault(kind, {}).get(case.set_key, (case.base, -1.0))
+            found[kind][case.set_key] = case.base, max(best[1], case.gain)
     return [
         {
             "base": base,
             "tasks": tasks,
             "hops": hops,
             "metric": metric,
-            "sets": len(found),
-            "bases": len({case.base for case in found.values()}),
-            "gained": _gained([case.gain for case in found.values()]),
+            "sets": len(own),
+            "bases": len({base for base, _ in own.values()}),
+            "gained": _gained([gain for _, gain in own.values()]),
         }
-        for (base, tasks, hops, metric), found in sorted(sets.items())
+        for (base, tasks, hops, metric), own in sorted(found.items())
     ]
 
 

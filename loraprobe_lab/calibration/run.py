@@ -104,7 +104,7 @@ def _fit_and_report(
     from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
 
     results, kept = measure(cases), several.measure(sets, cases)
-    document = fit(cases).document(cases, command, results.accuracy())
+    document = fit(cases).document(cases, command, results.accuracy(), sets)
     own = {kind: row for kind, (_, row) in kept.items()}
     document["several"] = recorded(own, several.WHERE)
     write_text(output / "figure.svg", results.figure())

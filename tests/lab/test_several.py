@@ -20,6 +20,7 @@ from loraprobe_lab.calibration import several
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import CaseError, merged
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, figures, recorded
+from loraprobe_lab.calibration.fit import fit
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / several.SETS
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
@@ -74,6 +75,20 @@ def test_left_out_bases_and_their_figures(monkeypatch):
     (row,) = recorded(enough, several.WHERE).values()
     assert row["sets"] == 15 and row["items"] == 30 and row["where"] == several.WHERE["small"]
     calibration(several={"small": row})
+
+
+def test_a_kind_with_answered_sets_quotes_their_best_compositions():
+    sets = [a_set((0.6, 0.4), (0.97, 0.97)), a_set((0.4, 0.4), name="other", base="two")]
+    cases = [
+        dataclasses.replace(case, tasks=k % 2 + 1, hops=0) for k, case in enumerate(synthetic())
+    ]
+    found = {row["tasks"]: row for row in fit(cases).document(cases, "a test", {}, sets)["classes"]}
+    assert (found[2]["sets"], found[2]["bases"]) == (2, 2)
+    assert dict(found[2]["gained"])[0.2] == 0.5, "the router of the first set, nothing of the other"
+    assert (
+        found[1]
+        == {row["tasks"]: row for row in fit(cases).document(cases, "a test", {})["classes"]}[1]
+    )
 
 
 def test_probabilities_of_the_wrong_order_are_seen():

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import HARNESS, SAID_OTHERWISE
 from loraprobe.formatting import listing
-from loraprobe.records import LibraryAdapter, Verdict
+from loraprobe.records import LibraryAdapter, Reason, Verdict
 from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -21,11 +21,12 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
-    kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
-    prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
-    to use the kept answers. `fitting` are adapters without a conflict among them. `library` names
-    all adapters of a library, where the next command is about it.
+    that they name. `asked` are the options by which the tasks are read, asked and judged;
+    `stricter` those of the metrics that see what exact match drops, where none was chosen. `kind`
+    is the kind of the verdict's system, "merge" or "router"; `learned` says that this router was
+    fitted to prompts. `options` are those that change a composition, `kept` the others that
+    `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them.
+    `library` names all adapters of a library, where the next command is about it.
     """
 
     adapters: tuple[str, ...]
@@ -33,6 +34,7 @@ class Request:
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    stricter: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -48,6 +50,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     """
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
+    if request.stricter and any(map(_spoiled, verdict.reasons)):
+        return _evaluate(request, request.tasks, request.stricter)
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
@@ -75,6 +79,13 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if head == "use-base":
         return _evaluate(request, _renamed(HARDER, request.tasks))
     return _further(verdict, request, limited)
+
+
+def _spoiled(reason: Reason) -> bool:
+    """Whether the metric that sees what exact match drops revokes many right answers."""
+    if reason.code != "answers-normalised" or reason.value is None or not reason.threshold:
+        return False
+    return reason.value < (1 - SAID_OTHERWISE) * reason.threshold
 
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> str:

@@ -433,3 +433,10 @@ def test_a_long_command_drops_no_first_warning():
     warning = ("watch", "first is larger, so " + "it hardly shows " * 20)
     laid = Answer("unlikely", "H.", (*lines[:3], warning, ("next", "loraprobe env"))).laid_out(60)
     assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}
+
+
+def test_what_the_items_lack_leaves_before_the_probability():
+    long = " ".join(["word"] * 30)
+    lines = (("use", "a"), ("gain", long), ("lacks", long), ("watch", long), ("forecast", "0.49"))
+    told = Answer("inconclusive", "H.", (*lines, ("next", "loraprobe env")))
+    assert [label for label, _ in told.kept(80)] == ["use", "gain", "watch", "forecast", "next"]

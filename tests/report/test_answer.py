@@ -435,8 +435,9 @@ def test_a_long_command_drops_no_first_warning():
     assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}
 
 
-def test_what_the_items_lack_leaves_before_the_probability():
+@pytest.mark.parametrize("label", ["lacks", "known"])
+def test_other_lines_leave_before_the_probability(label):
     long = " ".join(["word"] * 30)
-    lines = (("use", "a"), ("gain", long), ("lacks", long), ("watch", long), ("forecast", "0.49"))
+    lines = (("use", "a"), ("gain", long), (label, long), ("watch", long), ("forecast", "0.49"))
     told = Answer("inconclusive", "H.", (*lines, ("next", "loraprobe env")))
     assert [label for label, _ in told.kept(80)] == ["use", "gain", "watch", "forecast", "next"]

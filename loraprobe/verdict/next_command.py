@@ -98,7 +98,9 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
         return _evaluate(replace(request, asked=others), request.tasks, contains)
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
-    if verdict.evidence == "evaluation" and not limited:  # the same with other questions
+    # Where only clusters are missing, the other questions of the same ones decide nothing.
+    few = any(r.code == "few-items" and r.severity == "decisive" for r in verdict.reasons)
+    if (few or verdict.evidence == "evaluation") and not limited:  # the same with other questions
         return _evaluate(request, _renamed(MORE, request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()

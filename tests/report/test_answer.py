@@ -331,6 +331,17 @@ def test_a_better_chain_is_named_beside_a_composition_that_works():
     assert not line(worse, "better")
 
 
+@pytest.mark.parametrize(("hop", "told"), [(0.9, True), (0.6, False)])
+def test_a_chain_that_was_not_measured_is_named_by_what_its_hops_let_expect(hop, told):
+    found = evidence({"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1})
+    hops = (score("base", 0.0, "hop1"), score("a", 1.0, "hop1"), score("base", hop, "hop2"))
+    scored = dataclasses.replace(found, evaluation=(*found.evaluation, *hops))
+    expected = line(answer(audit_of(scored)), "better")
+    assert ("0.90" in expected) == bool(expected) == told
+    measured = both(scored, evidence({"base": 0.0, "a": 0.1, "chain": 0.2}))
+    assert not line(answer(audit_of(measured)), "better")
+
+
 def test_both_options_are_compared_where_a_single_adapter_is_better():
     values = {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
     told = answer(audit_of(evidence(values)))

@@ -70,6 +70,17 @@ def test_answers_that_a_stricter_metric_revokes_are_the_first_warning():
     assert found.index("answers-normalised") < found.index("few-items")
 
 
+def test_where_only_clusters_are_missing_other_questions_come_next():
+    values = {**FAIL, "uniform": 0.6}
+    few = changed(evidence(values), lambda gain: True, "gains", clusters=24)
+    found = judge(dataclasses.replace(few, level="pilot"))
+    assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
+    assert "MORE-t.jsonl" in asked(found) and "--resume" not in asked(found)
+    assert "--resume" in asked(found, limited=True)  # the task has others
+    open_ = judge(dataclasses.replace(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
+    assert open_.decision == "inconclusive" and "--resume" in asked(open_)
+
+
 # ---- every option in both forms ------------------------------------------------------------------
 
 

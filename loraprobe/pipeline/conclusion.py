@@ -109,6 +109,13 @@ def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[st
     return {name: told for name, told in found.items() if told is not None}
 
 
+def _stricter(tasks: Sequence[Task]) -> list[str]:
+    """The options that judge by what `stricter_metric` says."""
+    found = {name: metric for name, (metric, _) in _normalised(tasks, None).items()}
+    named = [f"{name}={metric}" if len(tasks) > 1 else metric for name, metric in found.items()]
+    return [word for one in named for word in ("--metric", one)]
+
+
 def _shape(base: Base) -> BaseShape:
     """What a base's config tells of its kind; models of several parts describe their text model."""
     text = base.config.get("text_config")
@@ -120,10 +127,11 @@ def _shape(base: Base) -> BaseShape:
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
-    asked = [*LAYOUT.split(), "metric", "margin"]  # how questions are read and judged
-    # What a run with --resume needs beside it to use the same answers, and its other threshold.
+    # How questions are read, asked and judged.
+    asked = [*LAYOUT.split(), "metric", "margin", "retention", "chat_template"]
+    # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
-    kept = [*options.fingerprint(), *enough, "chat_template", "dtype", "retention"]
+    kept = [*options.fingerprint(), *enough, "dtype"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -135,6 +143,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
         asked=tuple(_words(options, asked)),
+        stricter=tuple(_stricter(inputs.tasks) if options.metric is None else ()),
         kind=kind,
         options=_composing(options),
         kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),

@@ -35,13 +35,13 @@ LEAVE_FIRST = (
     ("sure", 0),
     ("watch", 2),
     (FILL_IN, 0),
+    ("lacks", 0),
     ("forecast", 0),
     ("watch", 1),
     ("why", 1),
     ("known", 0),
     ("questions", 0),
     ("fix", 1),
-    ("lacks", 0),
     ("better", 0),
     ("stopped", 0),
     ("made", 0),
@@ -176,7 +176,10 @@ def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int
     """
     kept, most = list(lines), dict[str, int]()
     yield kept, most
-    for label, stay in LEAVE_FIRST:
+    order = list(LEAVE_FIRST)
+    if any(label == "forecast" for label, _ in lines):  # which counts what is known
+        order.insert(order.index(("forecast", 0)), ("known", 0))
+    for label, stay in order:
         for fewer in _without(kept, label, stay):
             kept = fewer
             yield kept, most

@@ -157,17 +157,20 @@ def chosen(verdict: Verdict) -> str:
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
-    """A chain that was measured to score more than what is advised."""
-    chain, best = _mean(audit, "chain", "question"), verdict.gain
-    if chain is None or best is None or verdict.action == "chain":
+    """A chain that scores more than what is advised, measured or expected from the hops."""
+    chain, best, verb = _mean(audit, "chain", "question"), verdict.gain, "scores"
+    if chain is None:
+        chain = next((r.value for r in verdict.reasons if r.code == "chain-expected"), None)
+        verb = "would score about"
+    if chain is None or best is None or verdict.action in ("chain", "use-base"):
         return ""
     used, form = best.system, best.form
     if verdict.action.startswith("use-single:"):
         used = verdict.action.partition(":")[2]
         form = _better_form(audit, used)
-    if chain <= (_mean(audit, used, form) or 0.0) or verdict.action == "use-base":
+    if chain <= (_mean(audit, used, form) or 0.0):
         return ""
-    return f"a chain scores {number(chain)}, if you can ask hop after hop"
+    return f"a chain {verb} {number(chain)}, if you can ask hop after hop"
 
 
 def decide(audit: Audit, verdict: Verdict) -> str:

@@ -15,6 +15,7 @@ from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import (
+    chain_expected,
     expected,
     judge_base,
     judge_pilot,
@@ -56,6 +57,8 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     verdict, forecast = with_forecast(_ruled(evidence), evidence)
     verdict, probability = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
+    if all(reason.code != "chain-expected" for reason in verdict.reasons):
+        others += chain_expected(evidence)
     others += about_familiarity(evidence) + about_geometry(evidence)
     others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())

@@ -188,14 +188,28 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         worst,
         UNKNOWN,
     )
-    chain = reason_of(
+    chain = _chain_of(product, evidence)
+    return Verdict("unlikely", "base", (reason, chain), None, "chain")
+
+
+def chain_expected(evidence: Evidence) -> list[Reason]:
+    """What a chain would answer, if none was measured and it exceeds every measured option."""
+    hops = {} if evidence.several else hop_knowledge(evidence)
+    measured = [one.score for one in options(evidence, (*BASELINES, *COMPOSITIONS))]
+    if len(hops) < 2 or not measured or evidence.systems(("chain",)):
+        return []
+    product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
+    return [_chain_of(product, evidence)] if product > max(measured) + evidence.tie else []
+
+
+def _chain_of(product: float, evidence: Evidence) -> Reason:
+    return reason_of(
         "chain-expected",
-        f"Asked hop after hop, the adapters would answer about {fmt.number(product)} of the "
-        "questions, the product of their hop accuracies.",
+        f"Asked hop after hop of whoever answers it best, about {fmt.number(product)} of the "
+        "questions would be answered, the product of the hop accuracies.",
         product,
         evidence.margin,
     )
-    return Verdict("unlikely", "base", (reason, chain), None, "chain")
 
 
 def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibration) -> list[Reason]:
@@ -209,11 +223,12 @@ def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibrati
     if found is None or found.sets < FEWEST_SETS:
         return []
     share = share_above(found.gained, evidence.margin)
+    bases = count(found.bases, f"{found.base} base")
     mean = " in the mean" if found.kind.tasks > 1 else ""
     return [
         reason_of(
             "measured-elsewhere",
-            f"Of {found.sets} adapter sets for {found.kind} on {found.bases} {found.base} bases, "
+            f"Of {found.sets} adapter sets for {found.kind} on {bases}, "
             f"{share:.0%} had a composition that gained more than "
             f"{fmt.number(evidence.margin)}{mean}.",
             share,

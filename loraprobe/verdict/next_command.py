@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import HARNESS, SAID_OTHERWISE
 from loraprobe.formatting import listing
-from loraprobe.records import LibraryAdapter, Verdict
+from loraprobe.records import LibraryAdapter, Reason, Verdict
 from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -21,12 +21,13 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `asked` are the options by which the tasks are read and judged. `kind` is the
-    kind of the verdict's system, "merge" or "router"; `learned` says that this router was fitted to
-    prompts. `options` are those that change a composition, `kept` the others that `--resume` needs
-    to use the kept answers. `fitting` are adapters without a conflict among them; `unlike` says
-    that no change of their files makes the others fit. `library` names all adapters of a library,
-    where the next command is about it.
+    that they name. `asked` are the options by which the tasks are read, asked and judged;
+    `stricter` those of the metrics that see what exact match drops, where none was chosen. `kind`
+    is the kind of the verdict's system, "merge" or "router"; `learned` says that this router was
+    fitted to prompts. `options` are those that change a composition, `kept` the others that
+    `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them;
+    `unlike` says that no change of their files makes the others fit. `library` names all adapters
+    of a library, where the next command is about it.
     """
 
     adapters: tuple[str, ...]
@@ -34,6 +35,7 @@ class Request:
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    stricter: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -50,6 +52,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     """
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
+    if request.stricter and any(map(_spoiled, verdict.reasons)):
+        return _evaluate(request, request.tasks, request.stricter)
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
@@ -79,6 +83,13 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     return _further(verdict, request, limited)
 
 
+def _spoiled(reason: Reason) -> bool:
+    """Whether the metric that sees what exact match drops revokes many right answers."""
+    if reason.code != "answers-normalised" or reason.value is None or not reason.threshold:
+        return False
+    return reason.value < (1 - SAID_OTHERWISE) * reason.threshold
+
+
 def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
@@ -89,7 +100,9 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
         return _evaluate(replace(request, asked=others), request.tasks, contains)
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
-    if verdict.evidence == "evaluation" and not limited:  # the same with other questions
+    # Where only clusters are missing, the other questions of the same ones decide nothing.
+    few = any(r.code == "few-items" and r.severity == "decisive" for r in verdict.reasons)
+    if (few or verdict.evidence == "evaluation") and not limited:  # the same with other questions
         return _evaluate(request, _renamed(MORE, request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()

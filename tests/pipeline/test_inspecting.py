@@ -19,7 +19,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
-from loraprobe.pipeline.inputs import open_inputs
+from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.pipeline.inspecting import items_alone
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
@@ -201,6 +201,20 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     assert "--limit" not in next_command(verdict, few)
     plain = requested(Options(), inputs, "merge")
     assert "--limit" not in next_command(verdict, plain) and not plain.kept
+    more = next_command(replace(verdict, evidence="evaluation"), requested(given, inputs, "merge"))
+    for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
+        assert told in more and "MORE-" in more  # further questions are asked in the same way
+
+
+def test_answers_in_json_may_be_judged_by_their_metric_next():
+    one, two = (Task(name, (Item("1", "?", ("{}",)),)) for name in "tu")
+
+    def stricter(tasks, **options):
+        return requested(Options(**options), Inputs([], [], tasks=tasks), "merge").stricter
+
+    assert stricter([one]) == ("--metric", "json")
+    assert stricter([one, two]) == ("--metric", "t=json", "--metric", "u=json")
+    assert stricter([one], metric="exact_match") == ()
 
 
 def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):

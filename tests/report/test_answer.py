@@ -343,6 +343,17 @@ def test_a_better_chain_is_named_beside_a_composition_that_works():
     assert not line(worse, "better")
 
 
+@pytest.mark.parametrize(("hop", "told"), [(0.9, True), (0.6, False)])
+def test_a_chain_that_was_not_measured_is_named_by_what_its_hops_let_expect(hop, told):
+    found = evidence({"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1})
+    hops = (score("base", 0.0, "hop1"), score("a", 1.0, "hop1"), score("base", hop, "hop2"))
+    scored = dataclasses.replace(found, evaluation=(*found.evaluation, *hops))
+    expected = line(answer(audit_of(scored)), "better")
+    assert ("0.90" in expected) == bool(expected) == told
+    measured = both(scored, evidence({"base": 0.0, "a": 0.1, "chain": 0.2}))
+    assert not line(answer(audit_of(measured)), "better")
+
+
 def test_both_options_are_compared_where_a_single_adapter_is_better():
     values = {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
     told = answer(audit_of(evidence(values)))
@@ -445,3 +456,11 @@ def test_a_long_command_drops_no_first_warning():
     warning = ("watch", "first is larger, so " + "it hardly shows " * 20)
     laid = Answer("unlikely", "H.", (*lines[:3], warning, ("next", "loraprobe env"))).laid_out(60)
     assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}
+
+
+@pytest.mark.parametrize("label", ["lacks", "known"])
+def test_other_lines_leave_before_the_probability(label):
+    long = " ".join(["word"] * 30)
+    lines = (("use", "a"), ("gain", long), (label, long), ("watch", long), ("forecast", "0.49"))
+    told = Answer("inconclusive", "H.", (*lines, ("next", "loraprobe env")))
+    assert [label for label, _ in told.kept(80)] == ["use", "gain", "watch", "forecast", "next"]

@@ -231,6 +231,9 @@ def test_several_tasks_have_no_probability_where_none_was_measured():
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
     (told,) = by_code(judge(case(), calibration()), "measured-elsewhere")
     assert told.value == pytest.approx(0.3) and "20 adapter sets" in told.message
+    one = [{**DOCUMENT["classes"][0], "bases": 1}]
+    (single,) = by_code(judge(case(), calibration(classes=one)), "measured-elsewhere")
+    assert "on 1 small base," in single.message
     (wide,) = by_code(judge(case(margin=0.25), calibration()), "measured-elsewhere")
     assert wide.value == pytest.approx(0.1)
     for other in ({"base": BaseShape("llama", 576)}, {"base": None}):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class AnsweredSet:
     @property
     def systems(self) -> list[System]:
         return [System(name, kind) for name, kind in self.kinds.items()]  # type: ignore[arg-type]
+
+    def under(self, compositions: Sequence[str]) -> AnsweredSet:
+        """The set as it is where only these compositions are asked."""
+        kept = {n: k for n, k in self.kinds.items() if k in BASELINES or n in compositions}
+        results = tuple(row for row in self.results if row.system in kept)
+        return replace(self, kinds=kept, results=results)
 
     @property
     def outcome(self) -> int | None:

@@ -100,13 +100,11 @@ def _fit_and_report(
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
     from loraprobe_lab.calibration import several
-    from loraprobe_lab.calibration.figures import recorded
     from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
 
     results, kept = measure(cases), several.measure(sets, cases)
     document = fit(cases).document(cases, command, results.accuracy(), sets)
-    own = {kind: row for kind, (_, row) in kept.items()}
-    document["several"] = recorded(own, several.WHERE)
+    document["several"] = several.errors(kept)
     write_text(output / "figure.svg", results.figure())
     write_text(output / "report.md", report(results, document, command, skipped, kept))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

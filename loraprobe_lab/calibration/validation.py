@@ -19,7 +19,7 @@ import numpy as np
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.cases import Case, CaseError
+from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
 from loraprobe_lab.calibration.fit import (
     MARGINS,
@@ -202,6 +202,7 @@ def report(
         command=command,
         skipped=skipped,
         several=several,
+        methods=METHODS,
         cells=cells(results.cases),
         agree=signs_agree([case for case in results.cases if case.label(MARGIN) is not None]),
         undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),

@@ -19,7 +19,7 @@ from loraprobe.verdict.calibration import shipped
 from loraprobe_lab.calibration import several
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import CaseError, merged
-from loraprobe_lab.calibration.figures import FEWEST_DECIDED, figures, recorded
+from loraprobe_lab.calibration.figures import FEWEST_DECIDED, figures
 from loraprobe_lab.calibration.fit import fit
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / several.SETS
@@ -49,6 +49,12 @@ def test_the_outcome_is_that_of_the_best_composition_on_all_items():
     assert a_set((0.9, 0.9), singles=0.0, n=30).outcome is None, "nobody is a specialist"
 
 
+def test_a_set_under_fewer_compositions_has_their_outcome():
+    one = a_set((0.97, 0.3), (0.96, 0.98))
+    assert one.outcome == 1 and one.under(("uniform",)).outcome == 0
+    assert {row.system for row in one.under(("uniform",)).results} == {"base", "a", "b", "uniform"}
+
+
 def test_a_first_round_has_the_probability_of_a_verdict():
     known = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
     rng, coefficients = np.random.default_rng(0), known.coefficients
@@ -65,14 +71,16 @@ def test_left_out_bases_and_their_figures(monkeypatch):
     good = [a_set((0.97, 0.97), seed=k, base=f"b{k % 3}", name=f"good{k}") for k in range(4)]
     bad = [a_set((0.9, 0.5), seed=k, base=f"b{k % 3}", name=f"bad{k}") for k in range(4)]
     none = [a_set((0.0, 0.0), singles=0.0, base="b0", name="none")]
-    sets, found = several.measure([*good, *bad, *none], synthetic())["small"]
-    assert (len(sets), found.decided, found.gained) == (9, 9, 4)
+    rows = several.measure([*good, *bad, *none], synthetic())
+    sets, found = rows["small"]
+    assert (len(sets), found.decided, found.gained) == (9, 18, 8), "every set in both forms"
+    assert [row.decided for _, row in rows.values()] == [18, 9, 9]
     assert found.silent == pytest.approx(1 / 9) and found.auroc > 0.95 > found.null
     assert found.brier < 0.1 < found.reference
     assert found.likely > 2 and found.wrong == 0 and found.called > 0.5
-    assert recorded({"small": found}, several.WHERE) == {}, "too few were decided"
-    enough = {"small": dataclasses.replace(found, decided=15)}
-    (row,) = recorded(enough, several.WHERE).values()
+    assert several.errors(rows) == {}, "too few sets were decided"
+    enough = dataclasses.replace(rows["small" + several.DEFAULT][1], decided=15)
+    (row,) = several.errors({**rows, "small" + several.DEFAULT: (sets, enough)}).values()
     assert row["sets"] == 15 and row["items"] == 30 and row["where"] == several.WHERE["small"]
     calibration(several={"small": row})
 
@@ -111,7 +119,8 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
     for kind in several.WHERE:
         own, row = [one for one in sets if one.base_kind == kind], kinds[kind]
         assert row[1] == f"{len(own)}, {len({one.base for one in own})}"
-        decided, brier = int(row[2].partition(",")[0]), float(row[5].partition(" ")[0])
+        decided = int(kinds[kind + several.DEFAULT][2].partition(",")[0])
+        brier = float(row[5].partition(" ")[0])
         assert (kind in known) == (decided >= FEWEST_DECIDED)
         if kind in known:
             told = known[kind]

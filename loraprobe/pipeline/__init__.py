@@ -3,7 +3,7 @@
 `commands` has one function a command. It calls, in this order:
 
     inputs          opens adapters, base, tasks and prompt files
-    examination     compatibility and diagnostics
+    examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
     screening       a library of adapters
     inspecting      answers on the base model, to a sample of the questions
@@ -15,12 +15,12 @@
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
-`units` are the parts that can be computed apart: by `shards`, whose results `kept_statistics` and
-the ledger keep, or by `workers`.
+`units` are the parts that can be computed apart: by `shards`, whose results files and the ledger
+keep, or by `workers`.
 
-`estimating` tells what an evaluation will take, and `kept` what runs keep.
-`converting` writes one adapter again. `verification` makes a directory again from its card
-(`provenance`) and compares it, `served` asks a running server about an adapter.
+`estimating` tells what an evaluation will take. `converting` writes one adapter again.
+`verification` makes a directory again from its card and compares it, `served` asks a running server
+about an adapter.
 
 Modules are imported when one of their names is used: `merge` needs no model.
 """

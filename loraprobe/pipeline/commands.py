@@ -22,11 +22,17 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.cards import with_card
+from loraprobe.pipeline.audits import audit_of
+from loraprobe.pipeline.cards import with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
-from loraprobe.pipeline.examination import Examination, check, examine
-from loraprobe.pipeline.findings import licensed, with_licences, with_servers
+from loraprobe.pipeline.examination import (
+    Examination,
+    check,
+    examine,
+    licensed,
+    with_issues,
+    with_servers,
+)
 from loraprobe.pipeline.inputs import (
     Inputs,
     Reference,

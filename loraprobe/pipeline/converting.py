@@ -17,9 +17,9 @@ from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.audits import audit_of, with_issues
+from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.commands import Adapters, Outcome
-from loraprobe.pipeline.examination import examine
+from loraprobe.pipeline.examination import examine, with_issues
 from loraprobe.pipeline.inputs import Reference, open_inputs
 from loraprobe.pipeline.merges import Converted
 from loraprobe.pipeline.session import Session

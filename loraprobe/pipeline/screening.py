@@ -25,8 +25,14 @@ from loraprobe.library import (
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs, Reference, base_of, check_names, check_state
-from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.pipeline.inputs import (
+    Inputs,
+    Reference,
+    base_of,
+    check_names,
+    check_state,
+    open_tasks,
+)
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.records import Audit, Compatibility, Progress

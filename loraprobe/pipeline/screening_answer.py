@@ -10,7 +10,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.evaluation.chain import BASE
 from loraprobe.formatting import count
 from loraprobe.library import Arranged
-from loraprobe.pipeline.audits import audit_of
+from loraprobe.pipeline.audits import argument_without_folders, audit_of
 from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.conclusion import judged, with_next
 from loraprobe.pipeline.evaluating import best_system
@@ -18,7 +18,6 @@ from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.publishing import argument_without_folders
 from loraprobe.pipeline.rounds import Played, records
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.units import Units

@@ -26,8 +26,7 @@ from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import Look, ask_one, kept_states, looks_of, system_alone
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.inputs import Inputs, base_of
-from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.pipeline.inputs import Inputs, base_of, open_tasks
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder

@@ -24,12 +24,12 @@ from loraprobe.pipeline.evaluating import open_composition
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, template_answers
 from loraprobe.pipeline.examination import check, planned
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.pipeline.units import KeptStatistics
 from loraprobe.pipeline.workers import open_units
 from loraprobe.records import Progress
 

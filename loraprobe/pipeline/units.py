@@ -3,19 +3,24 @@
 These are the statistics of a batch of modules, the answers of a system to a batch of questions, and
 what one adapter of a library says alone. They are cut as an undivided run computes them, so the
 results are the same bit for bit on one kind of machine. `workers` (of a library
-`screening_workers`) opens the inputs in another process and computes a part there.
+`screening_workers`) opens the inputs in another process and computes a part there. `KeptStatistics`
+are files of statistics, which shards write and `combine` reads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loraprobe.diagnostics import BatchStatistics, Plan
-from loraprobe.errors import UsageError
+import torch
+from torch import Tensor
+
+from loraprobe.diagnostics import BatchStatistics, FigureKey, Plan
+from loraprobe.errors import OutputError, UsageError
 from loraprobe.execution import Pool
 from loraprobe.options import Options
 from loraprobe.records import ItemResult, Progress
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from loraprobe.composition import Router
     from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, QuestionBatch
-    from loraprobe.pipeline.kept_statistics import KeptStatistics
 
 
 class ModuleBatch(NamedTuple):
@@ -177,3 +181,59 @@ class Units(contextlib.AbstractContextManager["Units"]):
         ]
         for index, rows in self.pool.map(parts, here):
             yield batches[index], rows
+
+
+Named = Mapping[tuple[str, FigureKey], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class KeptStatistics:
+    """Files in several directories; new ones are written to the first.
+
+    fingerprint: of inputs and options, as plain data.
+    """
+
+    places: Sequence[Path]
+    fingerprint: Any
+
+    def read(self, paths: Sequence[str]) -> BatchStatistics | None:
+        """The statistics of these modules; None where no directory has them whole."""
+        for file in (place / self._name(paths) for place in self.places):
+            if file.is_file():
+                try:
+                    return _batch(torch.load(file, map_location="cpu", weights_only=True))
+                except Exception:  # whatever a damaged file raises: it is computed again
+                    continue
+        return None
+
+    def write(self, batch: BatchStatistics) -> None:
+        """Raises OutputError where the file cannot be written."""
+        file = self.places[0] / self._name(batch.paths)
+        beside = file.with_suffix(f".{os.getpid()}")
+        try:
+            torch.save(_plain(batch), beside)
+            beside.replace(file)
+        except (OSError, RuntimeError) as error:
+            beside.unlink(missing_ok=True)
+            raise OutputError(f"{file} cannot be written ({error}); free space there.") from None
+
+    def _name(self, paths: Sequence[str]) -> str:
+        from loraprobe.evaluation.ledger import digest  # evaluation needs scipy, a merge does not
+
+        return f"modules-{digest([self.fingerprint, list(paths)])}.pt"
+
+
+def _plain(batch: BatchStatistics) -> dict[str, Any]:
+    named = {
+        part: [(name, *key, dict(sums)) for (name, key), sums in getattr(batch, part).items()]
+        for part in ("sums", "rows")
+    }
+    return {**vars(batch), **named, "paths": list(batch.paths)}
+
+
+def _batch(plain: Mapping[str, Any]) -> BatchStatistics:
+    named = {
+        part: {(name, FigureKey(side, rank)): sums for name, side, rank, sums in plain[part]}
+        for part in ("sums", "rows")
+    }
+    return BatchStatistics(**{**plain, **named, "paths": tuple(plain["paths"])})

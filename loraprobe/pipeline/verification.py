@@ -25,17 +25,18 @@ from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
-from loraprobe.pipeline import provenance
-from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.locating import find_base, find_source
-from loraprobe.pipeline.peft_skeleton import problems_in_peft
-from loraprobe.pipeline.provenance import (
+from loraprobe.pipeline.cards import (
     CARD,
     KEY,
     CompositionRecord,
     MergeRecord,
     ProvenanceRecord,
+    read_card_fields,
+    read_provenance,
 )
+from loraprobe.pipeline.commands import compose, merge
+from loraprobe.pipeline.locating import find_base, find_source
+from loraprobe.pipeline.peft_skeleton import problems_in_peft
 from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.records import Check, Verification
@@ -59,7 +60,7 @@ def verify(
     place = Path(directory)
     if not place.is_dir():
         raise AdapterError(f"There is no directory {place}; check the path.")
-    record = provenance.read_provenance(place)
+    record = read_provenance(place)
     found = [find_source(source, place, sources) for source in (*record.sources, *record.subtract)]
     checks = [check for _, check in found]
     opened: Base | None = None
@@ -180,7 +181,7 @@ def _files(place: Path) -> Iterator[str]:
 
 def _card(place: Path, again: Path) -> Check:
     """Compares the fields that loraprobe writes into a card; other fields and the text are free."""
-    found, wanted = (provenance.read_card_fields(directory) for directory in (place, again))
+    found, wanted = (read_card_fields(directory) for directory in (place, again))
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
         if found.get(key) != wanted.get(key):
             return Check(

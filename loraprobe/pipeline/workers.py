@@ -24,7 +24,6 @@ from loraprobe.execution import open_pool
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import planned
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.kept_statistics import KeptStatistics
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
@@ -32,6 +31,7 @@ from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.pipeline.units import (
+    KeptStatistics,
     ModuleBatch,
     Questions,
     Setup,

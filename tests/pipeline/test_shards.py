@@ -28,8 +28,7 @@ from loraprobe.library import reading
 from loraprobe.lora import gram_batches
 from loraprobe.pipeline import screening_task
 from loraprobe.pipeline.asking_alone import Asker
-from loraprobe.pipeline.kept_statistics import KeptStatistics
-from loraprobe.pipeline.units import AskedAlone, Questions
+from loraprobe.pipeline.units import AskedAlone, KeptStatistics, Questions
 from loraprobe.probes import ScreenedTexts
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"

@@ -18,7 +18,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.provenance import MergeRecord
+from loraprobe.pipeline.cards import MergeRecord
 from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.registry import spec_of
 

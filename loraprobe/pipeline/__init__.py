@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.inputs import base_of as base_of
     from loraprobe.pipeline.loading import load_composition as load_composition
     from loraprobe.pipeline.saved import Routed as Routed
-    from loraprobe.pipeline.screening import estimate_screen as estimate_screen
-    from loraprobe.pipeline.screening import screen as screen
-    from loraprobe.pipeline.screening_shards import screen_shard as screen_shard
+    from loraprobe.pipeline.screening.command import estimate_screen as estimate_screen
+    from loraprobe.pipeline.screening.command import screen as screen
+    from loraprobe.pipeline.screening.command import screen_shard as screen_shard
     from loraprobe.pipeline.served import ask_server as ask_server
     from loraprobe.pipeline.shard_files import joined_run as joined_run
     from loraprobe.pipeline.shards import run_shard as run_shard
@@ -55,15 +55,15 @@ _MODULES = {
     "compose": "commands",
     "convert": "converting",
     "estimate_cost": "commands",
-    "estimate_screen": "screening",
+    "estimate_screen": "screening.command",
     "inspect": "commands",
     "joined_run": "shard_files",
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "run_shard": "shards",
-    "screen": "screening",
-    "screen_shard": "screening_shards",
+    "screen": "screening.command",
+    "screen_shard": "screening.command",
     "verify": "verification",
 }
 

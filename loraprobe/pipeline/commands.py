@@ -1,20 +1,17 @@
 """`inspect`, `merge`, `compose` and `merge_and_eval`: the stages of each command in order.
 
-The command line and the Python functions both call these. Adapters, base and tasks are references
-and paths, or objects that are open already. `written` names where the caller will write, so that
-an output never lands on an input.
+The command line and the Python functions both call these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter, local_name
-from loraprobe.base import Base, pick_dtype
+from loraprobe.adapters import local_name
+from loraprobe.base import pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serve_commands
 from loraprobe.composition import Composition
@@ -34,6 +31,8 @@ from loraprobe.pipeline.examination import (
     with_servers,
 )
 from loraprobe.pipeline.inputs import (
+    Adapters,
+    Given,
     Inputs,
     Reference,
     check_state,
@@ -52,14 +51,12 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.pipeline.units import Units
-from loraprobe.records import Audit, Compatibility, Progress, Verdict, WeightSearch
-from loraprobe.tasks import Probe, Task
+from loraprobe.records import Audit, Compatibility, Verdict, WeightSearch
+from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
     from loraprobe.pipeline.estimating import CostEstimate
-
-Adapters = Sequence[Adapter | Reference]
 
 
 @dataclass(frozen=True)
@@ -77,30 +74,25 @@ class Outcome:
 
 
 def inspect(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    probe: Probe | Reference | None = None,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
+    adapters: Adapters, *, probe: Probe | Reference | None = None, **given: Unpack[Given]
 ) -> Audit:
     """Describes adapters; of several it measures how they relate and gives a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
     """
-    asks_base = bool(tasks) or bool(probe)
-    if asks_base and base is None:
+    options, has_base = given.get("options", Options()), given.get("base") is not None
+    asks_base = bool(given.get("tasks")) or bool(probe)
+    if asks_base and not has_base:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
-    if tasks:
+    if given.get("tasks"):
         check_state(options)
-    inputs = open_inputs(adapters, base, tasks, options, written)
+    inputs = open_inputs(adapters, **given)
     opened, cards = open_probe(probe, inputs.given)
-    session = Session("inspect", options, progress)
-    purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
-    with _units(adapters, base, (), inputs, options) as session.units:
+    session = Session("inspect", options, given.get("progress"))
+    purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
+    weights: Given = {**given, "tasks": ()}  # workers of inspect ask nothing
+    with _units(adapters, inputs, **weights) as session.units:
         examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = licensed(examined, inputs)
     if options.serve:
@@ -118,15 +110,7 @@ def inspect(
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
 
-def merge(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
     tasks: needed by a search of weights; nothing is evaluated. The merge itself reads the tensors
@@ -135,13 +119,14 @@ def merge(
     """
     from loraprobe.pipeline.weight_search import chosen_weights
 
-    check_task_use(bool(tasks), options, "merge")
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    session, spec = Session("merge", options, progress), options.methods[0]
+    options, written = given.get("options", Options()), given.get("written", ())
+    check_task_use(bool(given.get("tasks")), options, "merge")
+    inputs = open_inputs(adapters, **given)
+    session, spec = Session("merge", options, given.get("progress")), options.methods[0]
     found, prepared = _check_and_prepare(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
     dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
-    how = {"weights": weights, "dtype": dtype, "progress": progress}
+    how = {"weights": weights, "dtype": dtype, "progress": session.progress}
     with session.stage("merge"):
         merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
     with session.stage("diagnose"):
@@ -155,15 +140,7 @@ def merge(
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 
-def compose(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Combines adapters with the first of options.routers; nothing is evaluated.
 
     base: needed by a router that is fitted to prompts and by a search of weights on `tasks`; with
@@ -173,9 +150,10 @@ def compose(
     """
     from loraprobe.pipeline.router_fitting import chosen_router
 
-    check_task_use(bool(tasks), options, "route")
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    session, spec = Session("route", options, progress), options.routers[0]
+    options = given.get("options", Options())
+    check_task_use(bool(given.get("tasks")), options, "route")
+    inputs = open_inputs(adapters, **given)
+    session, spec = Session("route", options, given.get("progress")), options.routers[0]
     found, prepared = _check_and_prepare(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
@@ -188,15 +166,7 @@ def compose(
     return _outcome(made, inputs, prepared, Examination(found, figures), notes, search, session)
 
 
-def merge_and_eval(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
 
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
@@ -204,21 +174,22 @@ def merge_and_eval(
     """
     from loraprobe.pipeline.evaluating import open_composition
 
-    inputs = open_composition(adapters, base, tasks, options, written)
-    session = Session("merge-and-eval", options, progress)
-    with _units(adapters, base, tasks, inputs, options) as session.units:
+    given.setdefault("base", "auto")
+    inputs = open_composition(adapters, **given)
+    options = given.get("options", Options())
+    session = Session("merge-and-eval", options, given.get("progress"))
+    with _units(adapters, inputs, **given) as session.units:
         return _evaluated(inputs, session)
 
 
-def _units(
-    adapters: Adapters, base: Base | Reference | None, tasks: Any, inputs: Inputs, options: Options
-) -> Units:
-    """How the parts of a run are computed; adapters, base and tasks are as they were given."""
+def _units(adapters: Adapters, inputs: Inputs, **given: Unpack[Given]) -> Units:
+    """How the parts of a run are computed."""
+    options = given.get("options", Options())
     if options.executor is None and not options.joined:
         return Units()
     from loraprobe.pipeline.workers import open_units
 
-    return open_units(adapters, base, tasks, inputs, options)
+    return open_units(adapters, inputs, **given)
 
 
 def _evaluated(inputs: Inputs, session: Session) -> Outcome:
@@ -247,21 +218,14 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
     return Outcome(audit, made, why, found.samples)
 
 
-def estimate_cost(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> CostEstimate:
+def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
     from loraprobe.pipeline.estimating import estimate
     from loraprobe.pipeline.evaluating import open_composition
 
-    inputs = open_composition(adapters, base, tasks, options, written)
-    return estimate(inputs, Session("merge-and-eval", options, progress))
+    inputs = open_composition(adapters, **given)
+    options = given.get("options", Options())
+    return estimate(inputs, Session("merge-and-eval", options, given.get("progress")))
 
 
 def _check_and_prepare(

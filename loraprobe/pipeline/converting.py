@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, Source, common_targets, mended, portable
@@ -12,60 +13,52 @@ from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
-from loraprobe.base import Base
 from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.commands import Adapters, Outcome
+from loraprobe.pipeline.commands import Outcome
 from loraprobe.pipeline.examination import examine, with_issues
-from loraprobe.pipeline.inputs import Reference, open_inputs
+from loraprobe.pipeline.inputs import Adapters, Given, open_inputs
 from loraprobe.pipeline.merges import Converted
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Compatibility, Progress
+from loraprobe.records import Compatibility
 from loraprobe.report.card import converted_card
 
 
-def convert(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Reference] = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base.
     """
-    inputs = open_inputs(adapters, base, tasks, options, written)
+    inputs = open_inputs(adapters, **given)
+    options, written = given.get("options", Options()), given.get("written", ())
     if len(inputs.given) > 1:
         raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
-    session, (given,) = Session("convert", options, progress), inputs.given
-    sound = replace(mended(given), extras=given.extras)  # extras must be known to be refused
+    session, (original,) = Session("convert", options, given.get("progress")), inputs.given
+    sound = replace(mended(original), extras=original.extras)  # extras must be known to be refused
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
     _require_certain(found, options)
-    made = replace(mended(given), weights_file=None)
+    made = replace(mended(original), weights_file=None)
     made = portable(made) if options.rank_layout == "portable" else made
-    targets = common_targets([given], without_experts(made.layout))
+    targets = common_targets([original], without_experts(made.layout))
     place = written[0] if written else Path("OUT")
     made = replace(
         made, config=config_of(made, targets), source=Source(reference=str(place), path=place)
     )
-    notes = [" ".join(_changes(given, made)) or "Nothing had to be changed."]
+    notes = [" ".join(_changes(original, made)) or "Nothing had to be changed."]
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made, ["all"])
     told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())
     audit = audit_of(session, replace(inputs, adapters=[made]), examined, notes)
-    card = hub.model_card(given) or converted_card(made, notes[0], serve_commands(made, "."))
-    return Outcome(audit, Converted(made, card, given.source.path, targets))
+    card = hub.model_card(original) or converted_card(made, notes[0], serve_commands(made, "."))
+    return Outcome(audit, Converted(made, card, original.source.path, targets))
 
 
 # Warnings of which no exact copy follows: peft would load another function than is read here.

@@ -84,8 +84,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         routers: Mapping[str, Router] = MappingProxyType({}),
     ) -> Evaluator:
         """The same with what workers have to know of the systems before they answer."""
-        device = self.session.device.partition(":")[0]
-        setup = Setup(device, self.session.dtype, self.chat_template, searched, dict(routers))
+        kind = self.session.kind_of_device
+        setup = Setup(*kind, self.chat_template, searched, dict(routers))
         return replace(self, setup=setup)
 
     def workers(self) -> Asking | None:

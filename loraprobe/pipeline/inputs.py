@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
@@ -17,6 +18,7 @@ from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.records import Progress
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import (
     Layout,
@@ -32,6 +34,22 @@ from loraprobe.tasks.harness import check_losses, is_harness, load_harness
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
+Adapters = Sequence[Adapter | Reference]
+Tasks = Sequence[Task | Reference] | Task | Reference
+
+
+class Given(TypedDict, total=False):
+    """What a command takes beside adapters: objects that are open already, or references and paths.
+
+    base: "auto" is the one that the adapters name. written: files and directories that the command
+    will write, so that an output never lands on an input.
+    """
+
+    base: Base | Reference | None
+    tasks: Tasks
+    options: Options
+    progress: Progress | None
+    written: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -48,31 +66,21 @@ class Inputs:
     tasks: Sequence[Task] = ()
 
 
-def open_inputs(
-    adapters: Sequence[Adapter | Reference],
-    base: Base | Reference | None,
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options,
-    written: Sequence[Path] = (),
-) -> Inputs:
+def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     """Reads the tasks, then the adapters, then finds the base.
 
-    written: the outputs. Raises LoraprobeError, also if an output is, contains or lies inside the
-    base model's directory.
+    Raises LoraprobeError, also if an output is, contains or lies inside the base model's directory.
     """
+    options = given.get("options", Options())
     check_names(options)
-    read = open_tasks(tasks, options)
+    read = open_tasks(given.get("tasks", ()), options)
     check_metrics(read, options.metric)
-    given = hub.load_all(adapters)
-    if not given:
+    loaded = hub.load_all(adapters)
+    if not loaded:
         raise UsageError("No adapter was given; give at least one.")
-    options.check_count(len(given))
-    opened = None
-    if base:
-        opened = base_of(base, given, code=options.trust_remote_code)
-        for target in written:
-            check_apart(target, [opened.path])
-    return Inputs(compatibility.aligned(given, opened), given, opened, read)
+    options.check_count(len(loaded))
+    base = base_apart(loaded, **given)
+    return Inputs(compatibility.aligned(loaded, base), loaded, base, read)
 
 
 def check_names(options: Options) -> None:
@@ -148,6 +156,17 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
+def base_apart(adapters: Sequence[Adapter], **given: Unpack[Given]) -> Base | None:
+    """The base of a command, in which none of its outputs may lie; None without one."""
+    wanted = given.get("base")
+    if not wanted:
+        return None
+    opened = base_of(wanted, adapters, code=given.get("options", Options()).trust_remote_code)
+    for target in given.get("written", ()):
+        check_apart(target, [opened.path])
+    return opened
+
+
 def check_task_use(given: bool, options: Options, command: str) -> None:
     """Raises UsageError for a task that a command would not use, for a search of weights that a
     merge would not take, and for a limit without a task."""
@@ -167,9 +186,7 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")
 
 
-def open_tasks(
-    tasks: Sequence[Task | str | Path] | Task | str | Path, options: Options
-) -> list[Task]:
+def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
     found: list[Task] = []

@@ -1,6 +1,7 @@
 """Which sets of adapters are composed and proved: ranks all pairs and some sets of three.
 
-Each form of the question has a ranking of its own. Finalists are taken from the rankings in turn,
+Each form of the question has a ranking of its own, by what is forecast where effects can be added,
+and else by what the members answer alone. Finalists are taken from the rankings in turn,
 different enough that one good adapter and its relatives do not fill the list.
 """
 
@@ -11,10 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from loraprobe.defaults import MARGIN
+from loraprobe.probes import KnownAlone, PairForecast
 
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 BETTER = 0.1  # by which a set of three has to exceed the best pair in it
@@ -24,13 +28,10 @@ Subset = tuple[int, ...]
 Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
 
 
-@dataclass(frozen=True)
-class RankedSet:
-    """A set of adapters with its score in one form of the question, and its place from 1."""
+class RankedSet(NamedTuple):
+    """A set of adapters, and its place in a ranking from 1."""
 
     members: Subset
-    form: str
-    score: float
     place: int
 
 
@@ -42,18 +43,101 @@ class Ranking:
     each adapter the score of the best set with it.
     """
 
-    form: str
     order: tuple[tuple[Subset, float], ...]
     looked_at: int
-    promises: bool = True
-    highest: tuple[float, ...] = ()
+    promises: bool
+    highest: tuple[float, ...]
 
     def candidates(self) -> Iterator[RankedSet]:
-        for place, (members, score) in enumerate(self.order, 1):
-            yield RankedSet(members, self.form, score, place)
+        return (RankedSet(members, at) for at, (members, _) in enumerate(self.order, 1))
 
 
-def rank(form: str, adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
+def rankings_of(
+    known: Sequence[KnownAlone],
+    forecast: PairForecast | None,
+    worked: PairForecast | None,
+    adapters: int,
+) -> list[Ranking]:
+    """The rankings by the plain question and, where there is one, by worked steps.
+
+    forecast: of plain questions and hops. worked: of right worked answers.
+    """
+    best = float(np.mean([one.alone() for one in known], 0).max())
+    plain = None if forecast is None else forecast.only(plain=True)
+    hops = None if forecast is None else forecast.only(plain=False)
+    found = [rank(adapters, partial(_plain, known, plain), best)]
+    if any(one.form is not None for one in known):
+        found.append(rank(adapters, partial(_steps, known, plain, hops, worked), best))
+    return found
+
+
+def _plain(
+    known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
+) -> np.ndarray:
+    """The scores [m] of sets on the plain question, the mean over tasks."""
+    parts = {} if forecast is None else forecast.by_part(subsets)
+    found = []
+    for one in known:
+        values = parts.get((one.task.name, "question"))
+        if values is None or forecast is None:
+            found.append(one.question(subsets))
+        else:
+            mean, linear = np.mean(list(values.values()), 0), forecast.added(subsets)
+            found.append(mean if linear.all() else np.where(linear, mean, one.question(subsets)))
+    mean_of_tasks: np.ndarray = np.mean(found, 0)
+    return mean_of_tasks
+
+
+def _steps(
+    known: Sequence[KnownAlone],
+    plain: PairForecast | None,
+    hops: PairForecast | None,
+    worked: PairForecast | None,
+    subsets: np.ndarray,
+) -> np.ndarray:
+    """The scores [m] of sets on the question with worked steps, the mean over tasks.
+
+    A task without worked steps counts by its plain question. Where effects can be added, whether a
+    set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
+    """
+    parts = {} if hops is None else hops.by_part(subsets)
+    texts = {} if worked is None else worked.by_part(subsets)
+    found = []
+    for one in known:
+        if one.form is None:
+            found.append(_plain([one], plain, subsets))
+            continue
+        covered = one.covered(subsets)
+        if hops is not None:
+            linear = hops.added(subsets)
+            added = _kept(one, parts, len(subsets))
+            covered = covered if added is None else np.where(linear[:, None], added, covered)
+        steps = one.steps(subsets, covered)
+        values = texts.get((one.task.name, "question"))
+        if worked is not None and values is not None:
+            both = (steps + np.mean(list(values.values()), 0)) / 2
+            steps = np.where(worked.added(subsets), both, steps)
+        found.append(steps)
+    mean_of_tasks: np.ndarray = np.mean(found, 0)
+    return mean_of_tasks
+
+
+def _kept(
+    one: KnownAlone, parts: dict[tuple[str, str], dict[str, np.ndarray]], sets: int
+) -> np.ndarray | None:
+    """How well [m, items] every hop of a task is answered with effects added; None without hops."""
+    own = [values for (task, _), values in parts.items() if task == one.task.name]
+    if not own:
+        return None
+    kept = np.ones((sets, len(one.task.items)), np.float32)
+    for column, item in enumerate(one.task.items):
+        for values in own:
+            if item.id in values:
+                kept[:, column] *= values[item.id]
+    return kept
+
+
+def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
     """All pairs, and the best pairs with each third adapter, by score.
 
     A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
@@ -81,9 +165,8 @@ def rank(form: str, adapters: int, score: Score, alone: float = 0.0, most: int =
     highest = np.full(adapters, -np.inf)
     for column in pairs.T:
         np.maximum.at(highest, column, found)
-    return Ranking(
-        form, tuple(rows[:most]), len(pairs) + len(larger), promises, tuple(highest.tolist())
-    )
+    looked_at = len(pairs) + len(larger)
+    return Ranking(tuple(rows[:most]), looked_at, promises, tuple(highest.tolist()))
 
 
 def _place(pair: Subset, adapters: int) -> int:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from loraprobe import evaluation
-from loraprobe.adapters import Adapter
 from loraprobe.evaluation.chain import BASE
 from loraprobe.formatting import count
-from loraprobe.library import Arranged
 from loraprobe.pipeline.audits import argument_without_folders, audit_of
-from loraprobe.pipeline.choosing import Choosing, Screened
 from loraprobe.pipeline.conclusion import judged, with_next
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
-from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.rounds import Played, records
+from loraprobe.pipeline.rounds import records
+from loraprobe.pipeline.screening.proving import Finalist, Proved
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.units import Units
 from loraprobe.probes import forecast_gains
@@ -41,36 +38,20 @@ from loraprobe.verdict import LibraryChoice
 from loraprobe.verdict.next_command import library_words
 
 
-@dataclass(frozen=True, eq=False)
-class Proved:
-    """What a screen found on both parts of the items.
-
-    adapters: the best single adapters and the members of finalists, which were proved too.
-    screened: None where no composition was proved, since one adapter leaves no room for a gain.
-    """
-
-    played: Played
-    finalists: Sequence[Finalist]
-    adapters: Sequence[Adapter]
-    choosing: Choosing
-    screened: Screened | None = None
-
-    @property
-    def looked_at(self) -> int:
-        """How many sets of adapters were compared in each form of the question."""
-        return self.choosing.looked_at
-
-
 def audit_of_screen(
-    found: Arranged, evaluator: Evaluator, tasks: Sequence[Task], parts: TaskSplit, proved: Proved
+    library: Library,
+    evaluator: Evaluator,
+    tasks: Sequence[Task],
+    parts: TaskSplit,
+    proved: Proved,
 ) -> Audit:
-    """The audit. evaluator: that of the items that prove."""
+    """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, played = evaluator.session, proved.played
     with session.stage("statistics"):
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(found, inputs, evaluator, parts, proved, measured)
+    verdict, examined = _verdict(library, inputs, evaluator, parts, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -79,14 +60,14 @@ def audit_of_screen(
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
         **vars(measured),
-        library=_library(found.library, parts, proved.choosing.asker.results),
+        library=_library(library, parts, proved.choosing.asker.results),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
     )
 
 
 def _verdict(
-    found: Arranged,
+    library: Library,
     inputs: Inputs,
     evaluator: Evaluator,
     parts: TaskSplit,
@@ -99,7 +80,9 @@ def _verdict(
     asked = {row.system for row in asker.results} - {BASE}
     passes = tuple(asker.passes.values())
     left = sum(len(task.items) for task in parts.left)
-    choice = LibraryChoice(len(asked), proved.looked_at, len(proved.finalists), passes, left)
+    choice = LibraryChoice(
+        len(asked), proved.choosing.looked_at, len(proved.finalists), passes, left
+    )
     evidence = {**vars(measured), "choice": choice}
     empty = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
@@ -114,11 +97,11 @@ def _verdict(
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)
     kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
-    library: list[str] = []
+    words: list[str] = []
     if own is None and not about.adapters:
         arguments = list(map(argument_without_folders, options.arguments))
-        library = library_words(found.library.adapters, arguments)
-    return with_next(verdict, options, about, kind, empty.compatibility, spec, library), examined
+        words = library_words(library.adapters, arguments)
+    return with_next(verdict, options, about, kind, empty.compatibility, spec, words), examined
 
 
 def _about(
@@ -206,7 +189,9 @@ def _shortlist(
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
-        rows.insert(0, Shortlisted((name,), "single", 1, proved.looked_at, outcome="single"))
+        rows.insert(
+            0, Shortlisted((name,), "single", 1, proved.choosing.looked_at, outcome="single")
+        )
     return tuple(rows)
 
 
@@ -249,7 +234,7 @@ def _row(
         one.names,
         "pair" if len(one.names) == 2 else "subset",
         one.candidate.place,
-        proved.looked_at,
+        proved.choosing.looked_at,
         forecast,
         best,
         gain,

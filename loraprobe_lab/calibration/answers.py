@@ -79,9 +79,9 @@ def answer(world: World, stored: Sequence[AnsweredSet] = ()) -> Iterator[Answere
 
     stored: sets on a given base that are left out, and whose single adapters' answers are used.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import inputs
 
-    base, known = pipeline.base_of(world.base or world.base_name, ()), BaselineResults()
+    base, known = inputs.base_of(world.base or world.base_name, ()), BaselineResults()
     pairs = pairs_of(world)
     if world.base is None:
         pairs.sort(key=lambda s: ("+" in s.name, random.Random(s.name).random()))

@@ -81,10 +81,10 @@ def place_of(output: Path, world: World, name: str) -> Path:
 
 def observe_world(path: Path, output: Path, sizes: SampleSizes) -> Iterator[str]:
     """Evaluates the adapter sets of one world one after the other; yields their names."""
-    from loraprobe import pipeline
+    from loraprobe.pipeline import inputs
 
     world, known = World.load(path), BaselineResults()
-    base = pipeline.base_of(world.base or world.base_name, ())
+    base = inputs.base_of(world.base or world.base_name, ())
     batch: Any = SMALL_BATCH if world.base is not None else "auto"
     for name, scenario in world.scenarios.items():
         place, mark = place_of(output, world, name), fingerprint(world, scenario, sizes)

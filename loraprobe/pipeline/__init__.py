@@ -9,7 +9,7 @@ line and the Python functions call. It calls, in this order:
     inspecting      answers on the base model, to a sample of the questions
     evaluating      answers on the base model, by `rounds`; for both, `scorer` loads the base,
                     `evaluator` runs systems on it, `systems` builds compositions with
-                    `portfolio`, `weight_search`, `router_fitting`, `random_partner`, and
+                    `portfolio`, `weight_search` and `router_fitting`, and
                     `results` stores the results for `--resume`
     merges, saved   a merge; a composition and its directory, which `loading` reads
     conclusion      the verdict, and what it recommends

@@ -1,4 +1,8 @@
-"""Records of the stages -> the Audit of a run."""
+"""Records of the stages -> the Audit of a run, without private paths and tokens.
+
+Reports, pages and cards are made from it. References in it are public names already
+(`Source.public`, `public_name`); paths are left in sentences and in the arguments of the call.
+"""
 
 from __future__ import annotations
 

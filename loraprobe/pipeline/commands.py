@@ -43,7 +43,6 @@ from loraprobe.pipeline.inputs import (
 from loraprobe.pipeline.merges import (
     Converted,
     made_text,
-    merge_by,
     merge_figures,
     warning_figures,
 )
@@ -117,6 +116,7 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
+    from loraprobe.pipeline.systems import SystemBuilder
     from loraprobe.pipeline.weight_search import chosen_weights
 
     options, written = given.get("options", Options()), given.get("written", ())
@@ -125,10 +125,10 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     session, spec = Session("merge", options, given.get("progress")), options.methods[0]
     found, prepared = _check_and_prepare(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
-    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
-    how = {"weights": weights, "dtype": dtype, "progress": session.progress}
+    dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights)
     with session.stage("merge"):
-        merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
+        merged = builder.merge(spec, dtype=dtype, progress=session.progress)
     with session.stage("diagnose"):
         norm = merged.adapter.norm()
         figures = merge_figures(merged, norm, prepared)

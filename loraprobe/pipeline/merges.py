@@ -1,16 +1,14 @@
-"""Merges with the options of a command and their figures, and a converted adapter."""
+"""The figures and words of a merge, and a converted adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loraprobe import diagnostics
 from loraprobe.adapters import Adapter, check_apart
-from loraprobe.base import Base
-from loraprobe.merging import METHODS, Merged, merge
+from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Measurement
@@ -33,27 +31,6 @@ class Converted:
         """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
         check_apart(Path(directory), [self.source] if self.source else [])
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
-
-
-def merge_by(
-    spec: str,
-    adapters: Sequence[Adapter],
-    options: Options,
-    base: Base | None,
-    **rest: Any,
-) -> Merged:
-    """A merge by one method, with space, rank, seed and allowed issues of the options."""
-    return merge(
-        adapters,
-        spec,
-        space=options.space,
-        rank=options.rank,
-        seed=options.seed,
-        allow=options.allow,
-        rank_layout=options.rank_layout,
-        base=base,
-        **rest,
-    )
 
 
 def made_text(merged: Merged, norm: float, options: Options) -> str:

@@ -6,21 +6,25 @@ trained. Merges and routers use the adapters that `transforms.prepare` returns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraprobe.adapters import Adapter
+import torch
+from torch import Tensor
+
+from loraprobe.adapters import Adapter, Modules, Source
 from loraprobe.base import Base
-from loraprobe.composition import Composition, Router
-from loraprobe.errors import UsageError
+from loraprobe.composition import Composition, Router, change_norm
+from loraprobe.errors import BaseError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
-from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.merges import merge_by
 from loraprobe.pipeline.portfolio import added_systems, unfit_routers
-from loraprobe.pipeline.random_partner import random_partner
 from loraprobe.pipeline.transforms import Prepared
+from loraprobe.records import Progress
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
@@ -198,17 +202,28 @@ class SystemBuilder:
         return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def merge(
-        self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
+        self,
+        spec: str,
+        adapters: Sequence[Adapter] | None = None,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
     ) -> Merged:
-        """The merge of a spec as one adapter, linear methods too."""
-        return merge_by(
-            spec,
+        """The merge of a spec as one adapter, linear methods too. dtype: None for the sources'."""
+        options = self.options
+        return merge(
             self.prepared.adapters if adapters is None else adapters,
-            self.options,
-            self.base,
+            spec,
+            space=options.space,
+            rank=options.rank,
+            seed=options.seed,
+            allow=options.allow,
+            rank_layout=options.rank_layout,
+            base=self.base,
             weights=self.weights,
-            dtype=self.prepared.dtype,
             name=name,
+            dtype=dtype or self.prepared.dtype,
+            progress=progress,
         )
 
     def controls(self, best_single: str, best: System | None) -> list[System]:
@@ -239,3 +254,46 @@ class SystemBuilder:
             control = System("random-partner", "control", built.composition, stored=stored, of=of)
             systems.append(control)
         return systems
+
+
+Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]
+
+
+def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None) -> Adapter:
+    """A random adapter with the shapes and the per-module Frobenius norms of another.
+
+    Merging with random adapters works nearly as well as with unrelated real ones (arXiv
+    2602.12323). If a composition does not beat this control, the partner adds nothing.
+
+    The factors are Gaussian, drawn from the seed, the adapter's name and the module's path. They
+    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. Of a
+    DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
+    weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
+    replaces whole, and biases, stay as in the base.
+    """
+
+    def norm(path: str, update: LowRank) -> float:
+        if weight is None or path not in adapter.magnitudes:
+            return float(update.norm())
+        try:
+            W0 = weight(path)
+        except BaseError:
+            return float(update.norm())
+        return change_norm(update, adapter.magnitudes[path], W0)
+
+    def draw(path: str) -> LowRank:
+        update = adapter.modules[path].to(torch.float32)
+        digest = hashlib.sha256(f"{seed}:{adapter.name}:{path}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        A = torch.randn(update.A.shape, generator=generator)
+        B = torch.randn(update.B.shape, generator=generator)
+        drawn = LowRank(A, B, 1.0)
+        return drawn.scaled(norm(path, update) / float(drawn.norm()))
+
+    return Adapter(
+        name=f"random:{adapter.name}",
+        source=Source(reference=f"random:{adapter.name}"),
+        base_model=adapter.base_model,
+        modules=Modules(adapter.layout, draw),
+        config=adapter.config,
+    )

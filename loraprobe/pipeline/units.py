@@ -150,8 +150,10 @@ Named = Mapping[tuple[str, FigureKey], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class KeptStatistics:
-    """Files in several directories; new ones are written to the first.
+    """The statistics of batches of modules, in files; new ones are written to the first directory.
 
+    A file is named by everything on which it depends: the inputs, the options and the modules. So a
+    shard that runs again computes nothing twice, and statistics of other inputs are never read.
     fingerprint: of inputs and options, as plain data.
     """
 

@@ -80,7 +80,8 @@ def inspect(
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
     """
-    options, has_base = given.get("options", Options()), given.get("base") is not None
+    session, has_base = Session.of("inspect", **given), given.get("base") is not None
+    options = session.options
     asks_base = bool(given.get("tasks")) or bool(probe)
     if asks_base and not has_base:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
@@ -88,7 +89,6 @@ def inspect(
         check_state(options)
     inputs = open_inputs(adapters, **given)
     opened, cards = open_probe(probe, inputs.given)
-    session = Session("inspect", options, given.get("progress"))
     purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
     weights: Given = {**given, "tasks": ()}  # workers of inspect ask nothing
     with _units(adapters, inputs, **weights) as session.units:
@@ -119,10 +119,10 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     from loraprobe.pipeline.systems import SystemBuilder
     from loraprobe.pipeline.weight_search import chosen_weights
 
-    options, written = given.get("options", Options()), given.get("written", ())
+    session, written = Session.of("merge", **given), given.get("written", ())
+    options, spec = session.options, session.options.methods[0]
     check_task_use(bool(given.get("tasks")), options, "merge")
     inputs = open_inputs(adapters, **given)
-    session, spec = Session("merge", options, given.get("progress")), options.methods[0]
     found, prepared = _check_and_prepare(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
     dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
@@ -150,10 +150,10 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """
     from loraprobe.pipeline.router_fitting import chosen_router
 
-    options = given.get("options", Options())
+    session = Session.of("route", **given)
+    options, spec = session.options, session.options.routers[0]
     check_task_use(bool(given.get("tasks")), options, "route")
     inputs = open_inputs(adapters, **given)
-    session, spec = Session("route", options, given.get("progress")), options.routers[0]
     found, prepared = _check_and_prepare(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
@@ -175,9 +175,8 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     from loraprobe.pipeline.evaluating import open_composition
 
     given.setdefault("base", "auto")
+    session = Session.of("merge-and-eval", **given)
     inputs = open_composition(adapters, **given)
-    options = given.get("options", Options())
-    session = Session("merge-and-eval", options, given.get("progress"))
     with _units(adapters, inputs, **given) as session.units:
         return _evaluated(inputs, session)
 
@@ -223,9 +222,8 @@ def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     from loraprobe.pipeline.estimating import estimate
     from loraprobe.pipeline.evaluating import open_composition
 
-    inputs = open_composition(adapters, **given)
-    options = given.get("options", Options())
-    return estimate(inputs, Session("merge-and-eval", options, given.get("progress")))
+    session = Session.of("merge-and-eval", **given)
+    return estimate(open_composition(adapters, **given), session)
 
 
 def _check_and_prepare(

@@ -34,11 +34,11 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base.
     """
-    inputs = open_inputs(adapters, **given)
-    options, written = given.get("options", Options()), given.get("written", ())
+    session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
+    options, written = session.options, given.get("written", ())
     if len(inputs.given) > 1:
         raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
-    session, (original,) = Session("convert", options, given.get("progress")), inputs.given
+    (original,) = inputs.given
     sound = replace(mended(original), extras=original.extras)  # extras must be known to be refused
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)

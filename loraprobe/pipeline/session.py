@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Given
 from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
 
@@ -32,6 +34,11 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.perf_counter)
     units: Units = field(default_factory=Units)
+
+    @classmethod
+    def of(cls, command: str, **given: Unpack[Given]) -> Session:
+        """The session of a command that was given this."""
+        return cls(command, given.get("options", Options()), given.get("progress"))
 
     @property
     def kind_of_device(self) -> tuple[str, str]:

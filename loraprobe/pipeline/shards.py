@@ -19,7 +19,6 @@ from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
-from loraprobe.options import Options
 from loraprobe.pipeline.evaluating import open_composition
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, template_answers
 from loraprobe.pipeline.examination import check, planned
@@ -41,8 +40,7 @@ def run_shard(command: str, adapters: Adapters, place: Path, **given: Unpack[Giv
     """
     asks = command == "merge-and-eval"
     opening = open_composition if asks else open_inputs
-    inputs = opening(adapters, **given)
-    session = Session(command, given.get("options", Options()), given.get("progress"))
+    session, inputs = Session.of(command, **given), opening(adapters, **given)
     with open_units(adapters, inputs, **given) as session.units:
         return _computed(inputs, session, place, asks)
 

@@ -41,14 +41,15 @@ from loraprobe.tasks import Task, check_metrics
 
 def begin(**given: Unpack[Given]) -> tuple[Session, Sequence[Task]]:
     """The session of a call, and its tasks."""
-    options = given.get("options", Options())
+    session = Session.of("screen", **given)
+    options = session.options
     check_names(options)
     tasks = open_tasks(given.get("tasks", ()), options)
     check_metrics(tasks, options.metric)
     if tasks:
         check_state(options)
         split_for_screening(tasks, options)  # raises before a long library is read
-    return Session("screen", options, given.get("progress")), tasks
+    return session, tasks
 
 
 def open_library(

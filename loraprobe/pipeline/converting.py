@@ -16,7 +16,6 @@ from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.formatting import listing
-from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.commands import Outcome
 from loraprobe.pipeline.examination import examine, with_issues
@@ -25,6 +24,9 @@ from loraprobe.pipeline.merges import Converted
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Compatibility
 from loraprobe.report.card import converted_card
+
+# Warnings of which no exact copy follows: peft would load another function than is read here.
+UNCERTAIN = ("base-copy", "weights-untargeted")
 
 
 def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
@@ -42,7 +44,10 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     sound = replace(mended(original), extras=original.extras)  # extras must be known to be refused
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
-    _require_certain(found, options)
+    for issue in found.issues:
+        open_ = issue.code in UNCERTAIN and issue.severity != "note"
+        if open_ and issue.code not in options.allow:
+            raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
     made = replace(mended(original), weights_file=None)
     made = portable(made) if options.rank_layout == "portable" else made
     targets = common_targets([original], without_experts(made.layout))
@@ -59,18 +64,6 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     audit = audit_of(session, replace(inputs, adapters=[made]), examined, notes)
     card = hub.model_card(original) or converted_card(made, notes[0], serve_commands(made, "."))
     return Outcome(audit, Converted(made, card, original.source.path, targets))
-
-
-# Warnings of which no exact copy follows: peft would load another function than is read here.
-UNCERTAIN = ("base-copy", "weights-untargeted")
-
-
-def _require_certain(found: Compatibility, options: Options) -> None:
-    """Raises CompatibilityError for a warning that leaves open what peft computes."""
-    for issue in found.issues:
-        open_ = issue.code in UNCERTAIN and issue.severity != "note"
-        if open_ and issue.code not in options.allow:
-            raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
 
 
 def _changes(given: Adapter, made: Adapter) -> Iterator[str]:

@@ -117,15 +117,13 @@ def _about(
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
     elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
-        each = [best for task in inputs.tasks if (best := _best_on(task, measured))]
+        each = list[str]()
+        for task in inputs.tasks:
+            rows = [row for row in measured.evaluation if row.task == task.name]
+            each += filter(None, [best_system(rows, ("adapter",))])
         wanted = each if len(set(each)) > 1 else wanted
     named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)
-
-
-def _best_on(task: Task, measured: EvaluationRecords) -> str | None:
-    """The adapter that scored most on a task."""
-    return best_system([row for row in measured.evaluation if row.task == task.name], ("adapter",))
 
 
 def _notes(proved: Proved) -> list[str]:

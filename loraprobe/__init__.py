@@ -199,9 +199,9 @@ def verify(
     sources, base: the places of the adapters and the base that it was made of, if they moved.
     Raises AdapterError if the directory was not made by loraprobe.
     """
-    from loraprobe.pipeline import verification
+    from loraprobe.pipeline.verification import command
 
-    return verification.verify(directory, [*map(str, sources)], None if base is None else str(base))
+    return command.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 @takes(EVALUATE)

@@ -87,10 +87,10 @@ def verify(
 
 def _card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
     """Compares a directory with its card; the exit code."""
-    from loraprobe.pipeline import verification
+    from loraprobe.pipeline.verification import command
     from loraprobe.report.verification import as_json, render
 
-    found = verification.verify(directory, sources, base)
+    found = command.verify(directory, sources, base)
     if output.json:
         print(as_json(found), flush=True)
     elif output.quiet:

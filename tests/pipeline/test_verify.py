@@ -19,7 +19,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import METHODS
 from loraprobe.pipeline.cards import MergeRecord
-from loraprobe.pipeline.rounding import difference_of_weights
+from loraprobe.pipeline.verification.rounding import difference_of_weights
 from loraprobe.registry import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"

@@ -2,8 +2,7 @@
 
 The card's front matter says how the directory was made. The sources are found by commit or sha256,
 and the code that writes merges and compositions writes the directory again, elsewhere. Then every
-file is compared with the one that was written again, and no other file is allowed. docs/verify.md
-says what a passed verification guarantees.
+file is compared with the one that was written again, and no other file is allowed.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from loraprobe.pipeline.cards import (
     read_provenance,
 )
 from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.locating import find_base, find_source
-from loraprobe.pipeline.peft_skeleton import problems_in_peft
-from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE, Routed
+from loraprobe.pipeline.verification.locating import find_base, find_source
+from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
+from loraprobe.pipeline.verification.rounding import difference_of_weights
 from loraprobe.records import Check, Verification
 from loraprobe.report.showing import ShownVerification
 

@@ -16,7 +16,6 @@ from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.rounds import records
 from loraprobe.pipeline.screening.proving import Finalist, Proved
-from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.units import Units
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
@@ -42,7 +41,6 @@ def audit_of_screen(
     library: Library,
     evaluator: Evaluator,
     tasks: Sequence[Task],
-    parts: TaskSplit,
     proved: Proved,
 ) -> Audit:
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
@@ -51,7 +49,7 @@ def audit_of_screen(
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(library, inputs, evaluator, parts, proved, measured)
+    verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -60,7 +58,7 @@ def audit_of_screen(
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
         **vars(measured),
-        library=_library(library, parts, proved.choosing.asker.results),
+        library=_library(library, evaluator, proved),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
     )
@@ -70,7 +68,6 @@ def _verdict(
     library: Library,
     inputs: Inputs,
     evaluator: Evaluator,
-    parts: TaskSplit,
     proved: Proved,
     measured: EvaluationRecords,
 ) -> tuple[Verdict, Examination]:
@@ -79,7 +76,7 @@ def _verdict(
     asker = proved.choosing.asker
     asked = {row.system for row in asker.results} - {BASE}
     passes = tuple(asker.passes.values())
-    left = sum(len(task.items) for task in parts.left)
+    left = sum(len(task.items) for task in evaluator.tasks)
     choice = LibraryChoice(
         len(asked), proved.choosing.looked_at, len(proved.finalists), passes, left
     )
@@ -96,12 +93,12 @@ def _verdict(
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)
-    kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
     words: list[str] = []
     if own is None and not about.adapters:
         arguments = list(map(argument_without_folders, options.arguments))
         words = library_words(library.adapters, arguments)
-    return with_next(verdict, options, about, kind, empty.compatibility, spec, words), examined
+    scores, found = measured.evaluation, empty.compatibility
+    return with_next(verdict, options, about, scores, found, spec, words), examined
 
 
 def _about(
@@ -156,10 +153,10 @@ def _notes(proved: Proved) -> list[str]:
     return notes
 
 
-def _library(library: Library, parts: TaskSplit, results: Sequence[ItemResult]) -> Library:
+def _library(library: Library, evaluator: Evaluator, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
-    for result in results:
+    for result in proved.choosing.asker.results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
     for (system, task, part), values in rows.items():
@@ -172,7 +169,7 @@ def _library(library: Library, parts: TaskSplit, results: Sequence[ItemResult]) 
         ),
         items=tuple(
             LibraryItems(apart.name, len(apart.items), len(left.items))
-            for apart, left in zip(parts.apart, parts.left, strict=True)
+            for apart, left in zip(proved.choosing.evaluator.tasks, evaluator.tasks, strict=True)
         ),
     )
 

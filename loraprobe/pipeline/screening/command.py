@@ -73,7 +73,7 @@ def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
         announce_screen(choosing, parts)
         proving = replace(evaluator.with_setup(), tasks=parts.left)
         proved = ask_alone(choosing, proving) or prove_sets(choosing, proving)
-        return audit_of_screen(found.library, proving, tasks, parts, proved)
+        return audit_of_screen(found.library, proving, tasks, proved)
 
 
 def estimate_screen(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:

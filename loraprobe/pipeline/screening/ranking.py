@@ -190,16 +190,29 @@ def choose(
     """
     chosen: list[RankedSet] = []
     differ = len({ranking.promises for ranking in rankings}) > 1
+
+    def take(source: Iterator[RankedSet], strict: bool) -> bool:
+        """Takes the next candidate that is different enough from the chosen ones, if one is."""
+        taken = {one.members for one in chosen}
+        kinds = [frozenset(families[m] for m in one.members) for one in chosen]
+        times = Counter(family for kind in kinds for family in kind)
+        large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
+        for one in source:
+            kind = frozenset(families[m] for m in one.members)
+            like = kind in kinds or any(times[family] >= math.ceil(keep / 2) for family in kind)
+            like = like or (large and len(one.members) > 2)
+            if one.members not in taken and not (strict and like) and fits(one.members):
+                chosen.append(one)
+                return True
+        return False
+
     for strict in (True, False):
         sources = [(TURNS if differ and one.promises else 1, one.candidates()) for one in rankings]
         while sources and len(chosen) < keep:
             for turns, source in list(sources):
-                for _ in range(min(turns, keep - len(chosen))):
-                    taken = _next(source, chosen, families, keep, strict, fits)
-                    if taken is None:
-                        sources.remove((turns, source))
-                        break
-                    chosen.append(taken)
+                few = min(turns, keep - len(chosen))
+                if not all(take(source, strict) for _ in range(few)):
+                    sources.remove((turns, source))
     return chosen
 
 
@@ -218,26 +231,3 @@ def contending(
     error = np.sqrt((shares * (1 - shares)).clip(0).sum(0) / items)
     near = (best - highest <= SURE * error) | (highest.min() < 0)
     return frozenset({*np.flatnonzero(near).tolist(), *(m for one in chosen for m in one.members)})
-
-
-def _next(
-    source: Iterator[RankedSet],
-    chosen: Sequence[RankedSet],
-    families: Sequence[int],
-    keep: int,
-    strict: bool,
-    fits: Callable[[Subset], bool],
-) -> RankedSet | None:
-    """The next candidate of a ranking that is different enough from the chosen ones."""
-    taken = {one.members for one in chosen}
-    kinds = [frozenset(families[m] for m in one.members) for one in chosen]
-    times = Counter(family for kind in kinds for family in kind)
-    most = math.ceil(keep / 2)
-    large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
-    for one in source:
-        kind = frozenset(families[m] for m in one.members)
-        like = kind in kinds or any(times[family] >= most for family in kind)
-        like = like or (large and len(one.members) > 2)
-        if one.members not in taken and not (strict and like) and fits(one.members):
-            return one
-    return None

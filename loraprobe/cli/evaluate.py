@@ -34,7 +34,7 @@ def merge_and_eval(
     Systems: the base, each adapter alone, merges, routers, a chain of the adapters where the task
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
-    from loraprobe.pipeline import commands
+    from loraprobe.pipeline import commands, shards
 
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError(
@@ -48,9 +48,7 @@ def merge_and_eval(
         if output.dry_run:
             cost = commands.estimate_cost(refs, **given)
         elif sharded is not None:
-            from loraprobe.pipeline.shards import run_shard
-
-            made = run_shard("merge-and-eval", refs, sharded, **given)
+            made = shards.run_shard("merge-and-eval", refs, sharded, **given)
         else:
             found = commands.merge_and_eval(refs, **given)
     if output.dry_run:

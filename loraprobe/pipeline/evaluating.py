@@ -16,7 +16,6 @@ from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, check_state, open_inputs
-from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.rounds import play, records
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
@@ -102,7 +101,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [*search_notes, *unfit_routers(options, inputs.adapters, inputs.tasks).values()]
+    notes += [*search_notes, *builder.chosen(inputs.tasks).unfit.values()]
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]

@@ -23,17 +23,11 @@ from loraprobe.evaluation.rounds import spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import added_systems
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import compared
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import (
-    SystemBuilder,
-    baseline_systems,
-    composition_specs,
-    learning_routers,
-    summed_specs,
-)
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, summed_specs
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import (
     FORMS,
@@ -201,9 +195,9 @@ def _routers(evaluator: Evaluator, prepared: Prepared) -> tuple[dict[str, Router
 
     A router that the user named would first have the adapters write prompts.
     """
-    options, inputs = evaluator.session.options, evaluator.inputs
-    learning = learning_routers(options, inputs.adapters, inputs.tasks)
-    added = {one.spec for one in added_systems(options, inputs.tasks)}
+    inputs = evaluator.inputs
+    chosen = Selection(evaluator.session.options, inputs.adapters, inputs.tasks)
+    learning, added = chosen.learning, {one.spec for one in chosen.added}
     if evaluator.split is None or not learning or not learning.keys() <= added:
         return {}, []
     return evaluator.fit_routers(prepared)
@@ -217,7 +211,7 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
     systems: list[System] = []
     notes: list[str] = []
     names = {adapter.name for adapter in builder.trained}
-    specs = dict.fromkeys((*composition_specs(builder.options, builder.trained), *builder.routers))
+    specs = dict.fromkeys((*Selection(builder.options, builder.trained).specs, *builder.routers))
     for spec in specs:
         learns = spec in ROUTERS and ROUTERS.make(spec).needs_prompts
         if spec in names or (learns and spec not in builder.routers):

@@ -22,7 +22,7 @@ from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.portfolio import added_systems, unfit_routers
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress
 from loraprobe.registry import name_of
@@ -36,36 +36,6 @@ FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no met
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
     """The base and each adapter alone, which are always evaluated."""
     return [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]
-
-
-def composition_specs(
-    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
-) -> list[str]:
-    """The merges, routers and, where a task has hops, the chain that the options ask for.
-
-    tasks: those that are given, before items are set apart. Without them the systems that a kind of
-    question adds are left out.
-    """
-    methods = list(options.methods)
-    if options.weights and not any(METHODS.make(m).takes_weights for m in methods):
-        methods.append("task_arithmetic")  # otherwise the weights would have no effect
-    specs = [*methods, *options.routers, *(one.spec for one in added_systems(options, tasks))]
-    specs += ["chain"] if any(task.has_hops for task in tasks) else []
-    if options.systems:
-        reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
-        extra = [s for s in options.systems if s not in specs and s not in reserved]
-        specs = [spec for spec in specs if spec in options.systems] + extra
-    left_out = unfit_routers(options, adapters, tasks)
-    return [spec for spec in dict.fromkeys(specs) if spec not in left_out]
-
-
-def learning_routers(
-    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
-) -> dict[str, Router]:
-    """The routers asked for that learn from prompts, by spec, those of `--system` included."""
-    asked = (*options.routers, *composition_specs(options, adapters, tasks))
-    routers = {spec: ROUTERS.make(spec) for spec in dict.fromkeys(asked) if spec in ROUTERS}
-    return {spec: router for spec, router in routers.items() if router.needs_prompts}
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
@@ -115,7 +85,7 @@ def summed_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
     n, weights = len(adapters), options.given_weights
     return [
         spec
-        for spec in composition_specs(options, adapters)
+        for spec in Selection(options, adapters).specs
         if spec in METHODS
         and not (options.weights == "search" and METHODS.make(spec).takes_weights)
         and constant_gates(spec, options, weights, n) == (1.0,) * n
@@ -155,16 +125,20 @@ class SystemBuilder:
         """The weights that were found or given; None for each method's default."""
         return self.searched or self.options.given_weights
 
+    def chosen(self, tasks: Sequence[Task]) -> Selection:
+        """What the options ask for of the adapters and these tasks."""
+        return Selection(self.options, self.trained, tasks)
+
     def compositions(self, tasks: Sequence[Task] = ()) -> list[System]:
         """All compositions that the options ask for of these tasks."""
         return [self.build(spec) for spec in self.specs(tasks)]
 
     def specs(self, tasks: Sequence[Task] = ()) -> list[str]:
         """The specs of `compositions`, without an added router that could not be fitted."""
-        specs = composition_specs(self.options, self.trained, tasks)
-        unfitted = learning_routers(self.options, self.trained, tasks).keys() - self.routers.keys()
-        unfitted &= {one.spec for one in added_systems(self.options, tasks)}
-        return [spec for spec in specs if spec not in unfitted]
+        chosen = self.chosen(tasks)
+        unfitted = chosen.learning.keys() - self.routers.keys()
+        unfitted &= {one.spec for one in chosen.added}
+        return [spec for spec in chosen.specs if spec not in unfitted]
 
     def named(self, name: str, of: tuple[str, str] | None = None) -> System:
         """The system of this name: the base, an adapter alone, a composition, a control `of` two.

@@ -19,7 +19,8 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import composition_specs, constant_gates
+from loraprobe.pipeline.portfolio import Selection
+from loraprobe.pipeline.systems import constant_gates
 from loraprobe.probes import forecast_gains
 from loraprobe.probes._probe import sampled
 from loraprobe.records import FORMS, Forecast, ItemResult, Progress
@@ -48,7 +49,7 @@ def forecastable(options: Options, adapters: Sequence[Adapter]) -> dict[str, Gat
     if options.balance != "none" or options.subtract:
         return {}
     found: dict[str, Gates] = {}
-    for spec in composition_specs(options, adapters):
+    for spec in Selection(options, adapters).specs:
         if spec in ROUTERS and ROUTERS.make(spec) == ROUTERS.make("arrow"):
             found[spec] = ROUTERS.make(spec)
         elif spec in METHODS and not (

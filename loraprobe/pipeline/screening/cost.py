@@ -21,9 +21,9 @@ from loraprobe.evaluation.rounds import round_suffix, rounds
 from loraprobe.pipeline.asking_alone import step_of
 from loraprobe.pipeline.estimating import CostEstimate, Expecting, kinds_of
 from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.pipeline.session import peak_memory
-from loraprobe.pipeline.systems import composition_specs
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.probes import ScreenedTexts, likely_worked
 
@@ -91,7 +91,7 @@ def screen_cost(choosing: Choosing, parts: TaskSplit) -> Cost:
     base, one, two = (sum(kind.seconds(share) for kind in kinds) for share in (0, 1, 2))
     items = [sum(len(task.items) for task in tasks) for tasks in (parts.apart, parts.left)]
     sets = min(options.keep, len(members) * (len(members) - 1) // 2)
-    composed = sets * len(composition_specs(options, alone.experts)) + CONTROLS
+    composed = sets * len(Selection(options, alone.experts).specs) + CONTROLS
     singles = min(len(members), BEST_SINGLES + 2 * sets)
     proof = (base + singles * one + composed * two) * items[1] / items[0]
     return Cost(base + read, one + read, worked, proof)

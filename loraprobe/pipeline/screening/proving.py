@@ -15,12 +15,12 @@ from loraprobe.evaluation.rounds import rounds
 from loraprobe.pipeline.asking_alone import Asker
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.portfolio import unfit_routers
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
 from loraprobe.pipeline.screening.choosing import Choosing, Screened
 from loraprobe.pipeline.screening.cost import announce_proof
 from loraprobe.pipeline.screening.ranking import RankedSet
-from loraprobe.pipeline.systems import SystemBuilder, composition_specs
+from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import prepare
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
@@ -126,8 +126,9 @@ def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Eval
         prepared = prepare(adapters, options, (), base)
         builder = SystemBuilder(adapters, prepared, options, base)
         systems: dict[str, System] = {}
-        notes = [*unfit_routers(options, adapters).values()]
-        for spec in composition_specs(options, adapters):
+        chosen = Selection(options, adapters)
+        notes = [*chosen.unfit.values()]
+        for spec in chosen.specs:
             name = f"{spec}({', '.join(names)})"
             try:
                 systems[name] = replace(builder.build(spec, name=name), members=names, spec=spec)

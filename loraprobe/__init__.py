@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
-    from loraprobe.pipeline.merges import Converted
+    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
 
@@ -174,7 +174,7 @@ def convert(
     exactly.
     """
     chosen = {**options, "rank_layout": "portable" if portable else "compact"}
-    converted: Converted = _run("converting.convert", [adapter], chosen, base=base).made
+    converted: Converted = _run("commands.convert", [adapter], chosen, base=base).made
     return converted
 
 

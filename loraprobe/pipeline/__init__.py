@@ -1,7 +1,8 @@
 """The stages of each command in order.
 
-`commands` has one function for `inspect`, `merge`, `route` and `merge-and-eval`, which the command
-line and the Python functions call. It calls, in this order:
+`commands` has one function a command, which the command line and the Python functions call; those
+of `screen` and `verify` stand in rooms of their own, `screening` and `verification`. It calls, in
+this order:
 
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics, licences, servers
@@ -9,15 +10,14 @@ line and the Python functions call. It calls, in this order:
     inspecting      answers on the base model, to a sample of the questions
     evaluating      answers on the base model, by `rounds`; for both, `scorer` loads the base,
                     `evaluator` runs systems on it, `systems` builds compositions with
-                    `portfolio`, `weight_search` and `router_fitting`, and
-                    `results` stores the results for `--resume`
+                    `portfolio`, `weight_search` and `router_fitting`, and `results` stores the
+                    results for `--resume`
     merges, saved   a merge; a composition and its directory, which `loading` reads
+    converting      one adapter written again
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
-`screening` is the command on a library of adapters. `converting` writes one adapter again.
-`verification` makes a directory again from its card and compares it, `served` asks a running server
-about an adapter. `estimating` tells what an evaluation will take.
+`served` asks a running server about an adapter. `estimating` tells what an evaluation will take.
 
 `units` are the parts that can be computed apart: by `shards`, whose results files and the ledger
 keep, or by `workers`.

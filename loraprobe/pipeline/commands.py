@@ -1,4 +1,4 @@
-"""`inspect`, `merge`, `compose` and `merge_and_eval`: the stages of each command in order.
+"""The stages of each command in order.
 
 The command line and the Python functions both call these.
 """
@@ -6,14 +6,15 @@ The command line and the Python functions both call these.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from loraprobe import compatibility
-from loraprobe.adapters import local_name
+from loraprobe.adapters import local_name, mended
 from loraprobe.base import pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serve_commands
+from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -22,6 +23,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.cards import with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
+from loraprobe.pipeline.converting import Converted, converted, require_certain
 from loraprobe.pipeline.examination import (
     Examination,
     check,
@@ -41,7 +43,6 @@ from loraprobe.pipeline.inputs import (
     open_probe,
 )
 from loraprobe.pipeline.merges import (
-    Converted,
     made_text,
     merge_figures,
     warning_figures,
@@ -179,6 +180,33 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     inputs = open_composition(adapters, **given)
     with _units(adapters, inputs, **given) as session.units:
         return _evaluated(inputs, session)
+
+
+def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
+    """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
+
+    base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
+    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
+    base.
+    """
+    session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
+    if len(inputs.given) > 1:
+        raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
+    (original,), written = inputs.given, given.get("written", ())
+    # Extras must be known to be refused.
+    sound = replace(mended(original), extras=original.extras)
+    examined = examine([sound], inputs.base, "merge", session)
+    found = compatibility.require(examined.compatibility)
+    require_certain(found, session.options)
+    place = written[0] if written else Path("OUT")
+    made, changes = converted(original, place, session.options)
+    # The work is done where a server cannot read a kind of adapter: that is no failure here.
+    told = serving_issues(made.adapter, ["all"])
+    told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
+    serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
+    examined = replace(examined, compatibility=with_issues(serious, told), layers=())
+    audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
+    return Outcome(audit, made)
 
 
 def _units(adapters: Adapters, inputs: Inputs, **given: Unpack[Given]) -> Units:

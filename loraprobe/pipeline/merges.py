@@ -1,36 +1,15 @@
-"""The figures and words of a merge, and a converted adapter."""
+"""The figures and words of a merge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from loraprobe import diagnostics
-from loraprobe.adapters import Adapter, check_apart
+from loraprobe.adapters import Adapter
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Measurement
-
-
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """An adapter as it will be written, its card, and the place of its source."""
-
-    adapter: Adapter
-    card: str
-    source: Path | None
-    targets: Sequence[str] | None
-
-    @property
-    def name(self) -> str:
-        return self.adapter.name
-
-    def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
-        check_apart(Path(directory), [self.source] if self.source else [])
-        self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
 def made_text(merged: Merged, norm: float, options: Options) -> str:

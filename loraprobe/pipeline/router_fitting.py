@@ -96,11 +96,10 @@ def fit_routers(
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     chosen = Selection(options, adapters, tasks)
-    learning = chosen.learning
+    learning, added = chosen.learning, {one.spec: one for one in chosen.added}
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
-    added = {one.spec: one for one in chosen.added}
     named, scored = not learning.keys() <= added.keys(), parts.left if parts else tasks
     try:
         each = parts is not None and len(tasks) >= len(adapters)  # else some has no task of its own

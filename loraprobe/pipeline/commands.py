@@ -89,7 +89,7 @@ def inspect(
     if given.get("tasks"):
         check_state(options)
     inputs = open_inputs(adapters, **given)
-    opened, cards = open_probe(probe, inputs.given)
+    opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
     weights: Given = {**given, "tasks": ()}  # workers of inspect ask nothing
     with _units(adapters, inputs, **weights) as session.units:
@@ -104,7 +104,7 @@ def inspect(
 
     known = BaseEvidence()
     if examined.compatibility.compatible:
-        known = measure_baselines(inputs, opened, cards, session)
+        known = measure_baselines(inputs, opened, session)
     evidence = vars(known.records)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
@@ -124,7 +124,8 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     options, spec = session.options, session.options.methods[0]
     check_task_use(bool(given.get("tasks")), options, "merge")
     inputs = open_inputs(adapters, **given)
-    found, prepared = _check_and_prepare(inputs, "merge", session)
+    found = compatibility.require(check(inputs.adapters, inputs.base, "merge", session))
+    prepared = prepare_inputs(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
     dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights)
@@ -155,7 +156,8 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     options, spec = session.options, session.options.routers[0]
     check_task_use(bool(given.get("tasks")), options, "route")
     inputs = open_inputs(adapters, **given)
-    found, prepared = _check_and_prepare(inputs, "route", session)
+    found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
+    prepared = prepare_inputs(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
     made = Routed(composition, inputs.base, prepared.steps)
@@ -252,14 +254,6 @@ def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
 
     session = Session.of("merge-and-eval", **given)
     return estimate(open_composition(adapters, **given), session)
-
-
-def _check_and_prepare(
-    inputs: Inputs, purpose: Purpose, session: Session
-) -> tuple[Compatibility, Prepared]:
-    """The issues and the transformed adapters. Raises CompatibilityError for an error."""
-    found = check(inputs.adapters, inputs.base, purpose, session)
-    return compatibility.require(found), prepare_inputs(inputs, purpose, session)
 
 
 def _outcome(

@@ -36,6 +36,7 @@ from loraprobe.verdict import read_calibration
 Reference = str | Path
 Adapters = Sequence[Adapter | Reference]
 Tasks = Sequence[Task | Reference] | Task | Reference
+Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
 class Given(TypedDict, total=False):
@@ -114,13 +115,13 @@ def check_state(options: Options) -> None:
 
 def open_probe(
     probe: Probe | Reference | None, adapters: Sequence[Adapter]
-) -> tuple[Probe | str | None, Mapping[str, str | None]]:
-    """A probe file read, or "auto" with the adapters' model cards, from which it is made."""
+) -> Probe | Cards | None:
+    """A probe file read; for "auto" the adapters' model cards, from which it is made."""
     if probe == "auto":
-        return "auto", {adapter.name: hub.model_card(adapter) for adapter in adapters}
+        return {adapter.name: hub.model_card(adapter) for adapter in adapters}
     if isinstance(probe, (str, Path)):
-        return (load_probe(probe) if probe else None), {}
-    return probe, {}
+        return load_probe(probe) if probe else None
+    return probe
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -8,7 +8,7 @@ ledger, where `merge-and-eval --resume` finds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.rounds import spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Cards, Inputs
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import compared
 from loraprobe.pipeline.scorer import open_scorer
@@ -56,16 +56,13 @@ class BaseEvidence:
 
 
 def measure_baselines(
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
+    inputs: Inputs, probe: Probe | Cards | None, session: Session
 ) -> BaseEvidence:
     """Asks the base and the single adapters on samples of the tasks, then the compositions."""
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
-        rows = probe_without_task(scorer, inputs, probe, cards, session)
+        rows = probe_without_task(scorer, inputs, probe, session)
         return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
     composes = len(inputs.adapters) > 1
     with open_evaluator(inputs, (), session, composes=composes) as evaluator:
@@ -73,7 +70,7 @@ def measure_baselines(
         few = sampled(evaluator, items_alone(inputs.tasks))
         results, forecasts = answers_alone(few, singles)
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
-        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
+        rows += probe_without_task(evaluator.scorer, inputs, probe, session)
         results = at_ceiling(evaluator, singles, results)
         composed, answers, notes = pilot(evaluator, singles, results)
     systems, results = [*singles, *composed], [*results, *answers]
@@ -236,17 +233,13 @@ def _sample_notes(evaluator: Evaluator) -> list[str]:
 
 
 def probe_without_task(
-    scorer: Any,
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
+    scorer: Any, inputs: Inputs, probe: Probe | Cards | None, session: Session
 ) -> tuple[Coverage, ...]:
-    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
+    """Figures on a probe file, or on prompts from cards and adapters."""
     if probe is None:
         return ()
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
-        if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, seed=seed)
+        if not isinstance(probe, Probe):
+            probe = probes.generated_prompts(scorer, adapters, probe, seed=seed)
         return probes.probe_without_task(scorer, adapters, probe, seed=seed)

@@ -12,7 +12,7 @@ this order:
                     `evaluator` runs systems on it, `systems` builds compositions with
                     `portfolio`, `weight_search` and `router_fitting`, and `results` stores the
                     results for `--resume`
-    merges, saved   a merge; a composition and its directory, which `loading` reads
+    saved           a composition and its directory, which `loading` reads
     converting      one adapter written again
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card

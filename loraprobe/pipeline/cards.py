@@ -26,7 +26,6 @@ from loraprobe.front_matter import read_front_matter
 from loraprobe.limits import limits
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.merges import rank_text
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import short_spec, spec_of
@@ -78,6 +77,24 @@ def with_licences(made: Made, licences: Mapping[str, str | None]) -> Made:
         return replace(made, licences=licences)
     sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
     return replace(made, sources=sources)
+
+
+def made_text(merged: Merged, norm: float, options: Options) -> str:
+    """What the merge is, its norm, and whether its method ignores the weights that were given."""
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
+    made += f"; its norm is {norm:.4g}."
+    if options.given_weights and not METHODS.make(merged.spec).takes_weights:
+        made += " It ignores --weights; --method task_arithmetic uses them."
+    return made
+
+
+def rank_text(merged: Merged) -> str:
+    """The rank of a merge's modules, such as "8" or "4 to 16", and how they are written."""
+    low, high = merged.adapter.rank_range
+    if low == high:
+        return str(low)
+    filled = f", filled up with zeros to {high}" if merged.rank_layout == "portable" else ""
+    return f"{low} to {high}{filled}"
 
 
 def _router_text(made: Routed) -> str:

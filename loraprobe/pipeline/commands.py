@@ -21,7 +21,7 @@ from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.cards import with_card, with_licences
+from loraprobe.pipeline.cards import made_text, with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.converting import Converted, converted, require_certain
 from loraprobe.pipeline.examination import (
@@ -29,6 +29,8 @@ from loraprobe.pipeline.examination import (
     check,
     examine,
     licensed,
+    merge_figures,
+    warning_figures,
     with_issues,
     with_servers,
 )
@@ -41,11 +43,6 @@ from loraprobe.pipeline.inputs import (
     check_task_use,
     open_inputs,
     open_probe,
-)
-from loraprobe.pipeline.merges import (
-    made_text,
-    merge_figures,
-    warning_figures,
 )
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session

@@ -14,9 +14,11 @@ from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.licences import licence_issues
 from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
 
 
@@ -168,3 +170,28 @@ def _card(read: Callable[[], str | None]) -> str | None:
 def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
     """The issues with further ones after them, each once."""
     return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))
+
+
+def merge_figures(merged: Merged, norm: float, prepared: Prepared) -> tuple[Measurement, ...]:
+    """Norms of the untransformed sources and of the merge, and the merge's errors."""
+    norms = {source.name: source.norm for source in merged.sources}
+    norms |= {step.adapter: step.norm_before for step in prepared.steps}
+    name = (merged.adapter.name,)
+    norms[merged.adapter.name] = norm
+    rows = [Measurement("norm", (source,), norm) for source, norm in norms.items()]
+    rows.append(Measurement("compression_error", name, merged.compression_error))
+    rows.append(Measurement("rounding_error", name, merged.rounding_error))
+    if merged.sketch_error:
+        rows.append(Measurement("sketch_error", name, merged.sketch_error))
+    return tuple(rows)
+
+
+def warning_figures(
+    adapters: Sequence[Adapter], options: Options, *others: str
+) -> tuple[Measurement, ...]:
+    """The figures of pairs of untransformed sources for which a verdict warns.
+
+    others: names of more diagnostics.
+    """
+    wanted = ("norm_ratio", "cosine", "shared_initialisation", *others)
+    return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

@@ -30,8 +30,8 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline import ranking_sets
-from loraprobe.pipeline.choosing import Choosing
+from loraprobe.pipeline.screening import ranking
+from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -144,18 +144,18 @@ def screened(
     """
     kept: dict[str, Any] = {}
 
-    def of(found: Any, *given: Any) -> Choosing:
-        kept["library"] = found
-        return original(found, *given)
+    def compared(members: Any) -> Any:
+        kept["library"] = arranged(members)
+        return kept["library"]
 
     def said(self: Choosing) -> Any:
         kept["chosen"] = last(self)  # of all looks in the end
         return kept["chosen"]
 
-    original, last, start = Choosing.of, Choosing.screened, time.perf_counter()
+    last, start = Choosing.screened, time.perf_counter()
     asked = (lambda self: self.names[1:]) if everybody else Choosing._contending
     with (
-        patch.object(Choosing, "of", of),
+        patch.object(opening, "arranged", compared),
         patch.object(Choosing, "screened", said),
         patch.object(Choosing, "_contending", asked),
     ):
@@ -198,7 +198,7 @@ def seen_of(chosen: Any, found: Any) -> Seen:
             (values,) = plain.by_part(pairs).values()
             forecast = np.stack([values[name] for name in ids], 1)
         if parts is not None:
-            hops = ranking_sets._kept(chosen.known[0], parts.by_part(pairs), len(pairs))
+            hops = ranking._kept(chosen.known[0], parts.by_part(pairs), len(pairs))
     worked = _worked(chosen, chosen.worked, pairs)
     cosines = found.cosines[np.ix_(order, order)]
     return Seen(chosen.known[0], forecast, worked, hops, cosines, pairs)

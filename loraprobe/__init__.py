@@ -18,6 +18,7 @@ this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
-    from loraprobe.pipeline import Routed
-    from loraprobe.pipeline.merges import Converted
+    from loraprobe.pipeline.converting import Converted
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
 
 __all__ = [
@@ -77,7 +78,7 @@ def inspect(
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
     """
-    audit: Audit = _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe)
+    audit: Audit = _run("commands.inspect", adapters, options, base=base, tasks=tasks, probe=probe)
     return audit
 
 
@@ -98,7 +99,7 @@ def merge(
     adapters do not fit together.
     """
     chosen = {**options, "methods": (method,), "weights": weights}
-    merged: Merged = _run("merge", adapters, chosen, base=base, tasks=tasks).made
+    merged: Merged = _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
     return merged
 
 
@@ -154,7 +155,7 @@ def compose(
     Raises CompatibilityError if the adapters do not fit together.
     """
     chosen = {**options, "routers": (router,), "weights": weights}
-    routed: Routed = _run("compose", adapters, chosen, base=base, tasks=tasks).made
+    routed: Routed = _run("commands.compose", adapters, chosen, base=base, tasks=tasks).made
     return routed
 
 
@@ -173,7 +174,7 @@ def convert(
     exactly.
     """
     chosen = {**options, "rank_layout": "portable" if portable else "compact"}
-    converted: Converted = _run("convert", [adapter], chosen, base=base).made
+    converted: Converted = _run("commands.convert", [adapter], chosen, base=base).made
     return converted
 
 
@@ -183,9 +184,9 @@ def load_composition(directory: str | Path) -> Composition:
     `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
     Raises AdapterError if a file is missing or has changed.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import loading
 
-    return pipeline.load_composition(directory)
+    return loading.load_composition(directory)
 
 
 def verify(
@@ -198,9 +199,9 @@ def verify(
     sources, base: the places of the adapters and the base that it was made of, if they moved.
     Raises AdapterError if the directory was not made by loraprobe.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline.verification import command
 
-    return pipeline.verify(directory, [*map(str, sources)], None if base is None else str(base))
+    return command.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 @takes(EVALUATE)
@@ -216,7 +217,7 @@ def merge_and_eval(
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
     """
-    audit: Audit = _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
+    audit: Audit = _run("commands.merge_and_eval", adapters, options, base=base, tasks=tasks).audit
     return audit
 
 
@@ -238,16 +239,17 @@ def screen(
     from loraprobe.library import listed
 
     given = listed([adapters] if isinstance(adapters, str) else adapters)
-    audit: Audit = _run("screen", given, options, base=base, tasks=tasks)
+    audit: Audit = _run("screening.command.screen", given, options, base=base, tasks=tasks)
     return audit
 
 
 def _run(command: str, adapters: Sequence[Any], options: Mapping[str, Any], **inputs: Any) -> Any:
-    """What the pipeline's function for a command returns, with options as keywords give them."""
-    from loraprobe import pipeline
+    """What a function of the pipeline returns (MODULE.NAME), with options as keywords give them."""
     from loraprobe.options import Options
     from loraprobe.report.showing import with_references
 
-    found = getattr(pipeline, command)(adapters, options=Options.of(options), **inputs)
+    module, _, name = command.rpartition(".")
+    run = getattr(importlib.import_module(f"loraprobe.pipeline.{module}"), name)
+    found = run(adapters, options=Options.of(options), **inputs)
     with_references(getattr(found, "audit", found), [adapters, *inputs.values()])
     return found

@@ -12,7 +12,7 @@ from loraprobe.cli.output import Output
 from loraprobe.formatting import count
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.kept import KeptRun
+    from loraprobe.pipeline.results import KeptRun
 
 DAY = 86_400.0
 
@@ -30,12 +30,12 @@ def cache(
     It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
     downloads is its own: hf cache.
     """
-    from loraprobe.pipeline import kept
+    from loraprobe.pipeline.results import clear_kept, kept_runs, readings_size
 
     now = time.time()
-    runs = [run for run in kept.kept_runs() if now - run.used >= older * DAY]
-    readings = kept.readings_size()
-    used = kept.clear(runs, readings=older == 0) if clear else []
+    runs = [run for run in kept_runs() if now - run.used >= older * DAY]
+    readings = readings_size()
+    used = clear_kept(runs, readings=older == 0) if clear else []
     if output.json:
         rows = [_as_plain(run) for run in (used if clear else runs)]
         from loraprobe.records import document

@@ -16,10 +16,10 @@ def combine(ctx: typer.Context) -> None:
     know it asks itself: the controls of the best composition, the chain, the probes of the base and
     the gates of routers.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import shard_files
 
     first = next((k for k, w in enumerate(ctx.args) if w.startswith("-")), len(ctx.args))
-    places, arguments = pipeline.joined_run([Path(place) for place in ctx.args[:first]])
+    places, arguments = shard_files.joined_run([Path(place) for place in ctx.args[:first]])
     words = [*arguments, *ctx.args[first:]]
     root = ctx.find_root().command
     WORDS[:], JOINED[:] = words, places

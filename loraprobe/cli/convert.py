@@ -40,7 +40,7 @@ def convert(
     Keys get peft's prefix once, a .bin becomes safetensors, rsLoRA and patterns become one rank and
     one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import commands
 
     options = replace(options, rank_layout="portable" if portable else "compact")
-    save(pipeline.convert, [ref], base, None, options, output)
+    save(commands.convert, [ref], base, None, options, output)

@@ -31,9 +31,9 @@ OPTIONS = (
 @with_options(*OPTIONS.split())
 def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
-    from loraprobe import pipeline
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
+    from loraprobe.pipeline import commands
     from loraprobe.report.terminal import demo_text
 
     world = shipped_world()
@@ -42,7 +42,7 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
     with output.progress() as progress:
-        found = pipeline.merge_and_eval(
+        found = commands.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
         )
     assert found.audit.verdict is not None

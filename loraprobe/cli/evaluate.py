@@ -34,7 +34,7 @@ def merge_and_eval(
     Systems: the base, each adapter alone, merges, routers, a chain of the adapters where the task
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import commands, shards
 
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError(
@@ -46,11 +46,11 @@ def merge_and_eval(
         given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         given |= {"progress": progress, "written": written}
         if output.dry_run:
-            cost = pipeline.estimate_cost(refs, **given)
+            cost = commands.estimate_cost(refs, **given)
         elif sharded is not None:
-            made = pipeline.run_shard("merge-and-eval", refs, sharded, **given)
+            made = shards.run_shard("merge-and-eval", refs, sharded, **given)
         else:
-            found = pipeline.merge_and_eval(refs, **given)
+            found = commands.merge_and_eval(refs, **given)
     if output.dry_run:
         return output.estimate(cost)
     if sharded is not None:

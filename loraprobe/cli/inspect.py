@@ -46,7 +46,7 @@ def inspect(
     your questions. The verdict goes as far as that evidence. --serve tells what servers would
     refuse or misread in one adapter's file, and exits 1 if one would.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import commands
 
     sharded = checked_shard(output, options)
     read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
@@ -55,9 +55,11 @@ def inspect(
         given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         given |= {"progress": progress, "written": written}
         if sharded is not None:
-            made = pipeline.run_shard("inspect", refs, sharded, **given)
+            from loraprobe.pipeline.shards import run_shard
+
+            made = run_shard("inspect", refs, sharded, **given)
         else:
-            audit = pipeline.inspect(refs, probe=probe, **given)
+            audit = commands.inspect(refs, probe=probe, **given)
     if sharded is not None:
         output.shard("inspect", made)
         return

@@ -31,7 +31,7 @@ def merge(
     Needs no base model, except for DoRA, for modules that only some adapters hold whole, and to
     search weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import commands
 
     default = Options()
     changes = ("weights", "subtract", "rank", "dtype")
@@ -40,4 +40,4 @@ def merge(
             f"merge makes one adapter of several, and only {refs[0]} was given; give another, or "
             "change this one by --weights, --subtract, --rank or --dtype."
         )
-    save(pipeline.merge, refs, base, task, options, output)
+    save(commands.merge, refs, base, task, options, output)

@@ -30,6 +30,6 @@ def route(
     Needs no base model, except for a router that learns from prompts, for searched weights, and to
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import commands
 
-    save(pipeline.compose, refs, base, task, options, output)
+    save(commands.compose, refs, base, task, options, output)

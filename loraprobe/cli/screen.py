@@ -47,8 +47,8 @@ def screen(
 
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
-    from loraprobe import pipeline
     from loraprobe.library import listed
+    from loraprobe.pipeline.screening import command
 
     sharded = checked_shard(output, options)
     if sharded and "-" in refs:
@@ -59,11 +59,11 @@ def screen(
         how: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
         how |= {"progress": progress, "written": written}
         if output.dry_run:
-            cost = pipeline.estimate_screen(given, **how)
+            cost = command.estimate_screen(given, **how)
         elif sharded is not None:
-            made = pipeline.screen_shard(given, sharded, **how)
+            made = command.screen_shard(given, sharded, **how)
         else:
-            audit = pipeline.screen(given, **how)
+            audit = command.screen(given, **how)
     if output.dry_run:
         output.estimate(cost)
     elif sharded is not None:

@@ -79,7 +79,7 @@ def check(files: Files, options: Options, output: Output) -> None:
 
     No model is loaded. Exit code 2 if a file cannot be used.
     """
-    from loraprobe.pipeline.opening_tasks import open_tasks
+    from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.tasks import check_metrics, check_task
 
     tasks = open_tasks(files, options)
@@ -159,7 +159,7 @@ def sample(
     With --base in its chat template, if it has one (--chat-template off: without), and with their
     numbers of tokens; only its tokenizer is loaded.
     """
-    from loraprobe.pipeline.opening_tasks import open_tasks
+    from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.pipeline.task_preview import preview
     from loraprobe.tasks import check_metrics
 

@@ -87,10 +87,10 @@ def verify(
 
 def _card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
     """Compares a directory with its card; the exit code."""
-    from loraprobe import pipeline
+    from loraprobe.pipeline.verification import command
     from loraprobe.report.verification import as_json, render
 
-    found = pipeline.verify(directory, sources, base)
+    found = command.verify(directory, sources, base)
     if output.json:
         print(as_json(found), flush=True)
     elif output.quiet:
@@ -102,12 +102,12 @@ def _card(directory: str, sources: list[str], base: str | None, output: Output) 
 
 def _server(directory: str, url: str, output: Output, **asked: Any) -> int:
     """Asks a server what it serves; the exit code."""
-    from loraprobe import pipeline
+    from loraprobe.pipeline import served
     from loraprobe.records import document
     from loraprobe.report.verification import render_served
 
     with output.progress() as progress:
-        found = pipeline.ask_server(directory, url, progress=progress, **asked)
+        found = served.ask_server(directory, url, progress=progress, **asked)
     if output.json:
         print(document("verify", {"served": found}), flush=True)
     elif output.quiet:

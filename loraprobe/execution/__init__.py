@@ -1,17 +1,32 @@
 """Where the parts of a run are computed: by shards, by processes, or by workers of a Ray cluster.
 
-shares   which of all parts a shard computes
-pool     hands parts to workers and takes those of a lost worker back
+pool     hands parts to workers and takes those of a lost worker back; the parts of a shard
 local    a worker that is a process of this machine, on a GPU of its own if there are several
 on_ray   workers of a Ray cluster
-opening  the workers that --executor names
 
 A part is plain data that every worker understands alike, since it opens the same inputs. What a
 part is, and what is computed of it, the caller says (`loraprobe.pipeline.units`).
 """
 
-from loraprobe.execution.opening import open_pool
-from loraprobe.execution.pool import Pool, Worker, WorkerLost
-from loraprobe.execution.shares import share_of
+from typing import Any
+
+from loraprobe.execution.local import local_workers
+from loraprobe.execution.on_ray import cluster, ray_workers
+from loraprobe.execution.pool import Pool, Worker, WorkerLost, share_of
 
 __all__ = ["Pool", "Worker", "WorkerLost", "open_pool", "share_of"]
+
+
+def open_pool(executor: str, job: Any, threads: int | None, *, stateless: bool = False) -> Pool:
+    """The workers of --executor: "local", "local:N", "ray" or "ray://ADDRESS".
+
+    job: opened by every worker, `job.open()` gives the function from a part to its result.
+    threads: of one worker; None divides the cores. stateless: a part may be computed by any process
+    that opens the job, so a Ray cluster needs no actor for it.
+    """
+    kind, _, rest = executor.partition(":")
+    if kind == "ray":
+        address = executor if rest else None
+        after = cluster(address)
+        return Pool(ray_workers(job, threads, stateless=stateless), after)
+    return Pool(local_workers(job, int(rest) if rest else None, threads))

@@ -5,9 +5,8 @@ reading      references -> members that were read once, each with its sketch; wh
              named and never ends the run; `stored` keeps what was read
 sketches     random projections of an adapter, from which the cosine of every pair is estimated
 fitting      which members fit together, or fit the base
-duplicates   members that are the same update, or one update at two scales
-families     groups that point the same way, outliers, positions on a map
-arranging    members -> the record of the library
+arranging    members -> the record of the library: members that are the same update, groups that
+             point the same way, outliers, positions on a map
 """
 
 from loraprobe.library.arranging import Arranged, arranged

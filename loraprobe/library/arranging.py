@@ -8,10 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loraprobe.library.duplicates import name_copies
-from loraprobe.library.families import families, outliers, places
+from loraprobe.compatibility.tensors import TensorChecks
+from loraprobe.defaults import (
+    COPY_COSINE,
+    COPY_RATIO,
+    FAMILY_COSINE,
+    NORM_RATIO,
+    OUTLIER_DEVIATIONS,
+)
 from loraprobe.library.reading import Member
 from loraprobe.library.sketches import NUMBERS, cosines
+from loraprobe.library.stored import pair_key, store, stored
 from loraprobe.records import Issue, Library
 
 
@@ -62,3 +69,136 @@ def _extreme(member: Member, times: float) -> Issue:
     message = f"The norm of {name}, {member.record.norm:.3g}, is {much} the library's median."
     cure = "Look at its answers alone before you compose it, and compose with --balance norm."
     return Issue("warning", "norm-outlier", (name,), message, cure)
+
+
+FEWEST_NORMS = 5  # from which an extreme norm is told
+
+Cosines = NDArray[np.float32]
+
+
+def families(cosines: Cosines, least: float = FAMILY_COSINE) -> list[int | None]:
+    """The family of every adapter, from 1, the largest first; None for one that is alone.
+
+    Groups are joined while the mean cosine between their members is at least `least` (average
+    linkage; Sokal and Michener 1958).
+    """
+    n = len(cosines)
+    if n < 2:
+        return [None] * n
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    distances = 1 - cosines[np.triu_indices(n, 1)].astype(np.float64)
+    labels = fcluster(linkage(distances, "average"), 1 - least, "distance").tolist()
+    sizes = {label: labels.count(label) for label in dict.fromkeys(labels)}  # in order of members
+    together = [label for label, size in sizes.items() if size > 1]
+    order = sorted(together, key=lambda label: -sizes[label])
+    numbers = {label: number for number, label in enumerate(order, 1)}
+    return [numbers.get(label) for label in labels]
+
+
+def outliers(norms: Sequence[float]) -> list[float | None]:
+    """How many times the median norm an adapter has whose norm is extreme; None for the others.
+
+    Extreme is more than NORM_RATIO times larger or smaller than the median and further from it
+    than OUTLIER_DEVIATIONS robust standard deviations (median absolute deviation of the logarithms
+    over 0.6745; Iglewicz and Hoaglin 1993).
+    """
+    if len(norms) < FEWEST_NORMS:
+        return [None] * len(norms)
+    from scipy.special import ndtri  # scipy.stats takes seconds to import
+
+    logs = np.log(np.asarray(norms, dtype=np.float64))
+    middle = float(np.median(logs))
+    deviation = float(np.median(np.abs(logs - middle)) / ndtri(0.75))  # of a normal distribution
+    found: list[float | None] = []
+    for log in logs.tolist():
+        far = abs(log - middle)
+        extreme = far > np.log(NORM_RATIO) and far > OUTLIER_DEVIATIONS * deviation
+        found.append(float(np.exp(log - middle)) if extreme else None)
+    return found
+
+
+def places(cosines: Cosines) -> tuple[list[tuple[float, float]], float | None]:
+    """Positions on a map of two dimensions, and the share of the squared distances that it shows.
+
+    Classical scaling (Torgerson 1952) of the distances sqrt(2 - 2 cosine), which are those of
+    deltas of length one. The larger extent of each axis is on its positive side.
+    """
+    n = len(cosines)
+    if n < 2:
+        return [(0.0, 0.0)] * n, None
+    from scipy.linalg import eigh
+
+    centred = cosines.astype(np.float64)
+    centred -= centred.mean(0)
+    centred -= centred.mean(1)[:, None]
+    total = float(np.trace(centred))
+    values, vectors = eigh(centred, subset_by_index=[n - 2, n - 1])
+    axes = vectors[:, ::-1] * np.sqrt(np.clip(values[::-1], 0, None))
+    largest = axes[np.abs(axes).argmax(0), [0, 1]]
+    axes *= np.where(largest < 0, -1.0, 1.0)
+    share = float(np.clip(values, 0, None).sum() / total) if total > 0 else None
+    return [(float(x), float(y)) for x, y in axes], share
+
+
+CANDIDATE = 1 - 1e-4  # a smaller estimated cosine is none of a copy
+
+
+def name_copies(members: Sequence[Member], cosines: NDArray[np.float32]) -> list[Member]:
+    """The members with copies named, each after the first member that it equals.
+
+    The same update, be it in another basis or precision, becomes a `duplicate`; a scaled one stays
+    usable with an issue. cosines: [n, n], estimated: they point out candidates, and the Gram
+    matrices of the two adapters' factors decide.
+    """
+    made: list[Member] = []
+    for at, member in enumerate(members):
+        alike = [j for j in np.flatnonzero(cosines[at, :at] >= CANDIDATE) if made[j].usable]
+        for j in sorted(alike, key=lambda j: -cosines[at, j]):
+            if made[j].record.same_as is None and (found := _as_copy(member, made[j])) is not None:
+                member = found
+                break
+        made.append(member)
+    return made
+
+
+def _as_copy(member: Member, other: Member) -> Member | None:
+    """The member as a copy of another one; None if it is none."""
+    names = (member.record.name, other.record.name)
+    if member.key == other.key:
+        message = f"{names[0]} is {names[1]}: the same file."
+        return _duplicate(member, other, message)
+    cosine, ratio = _compared(member, other)
+    if cosine < COPY_COSINE:
+        return None
+    if max(ratio, 1 / ratio) <= COPY_RATIO:
+        message = f"{names[0]} is the same update as {names[1]}, in another basis or precision."
+        return _duplicate(member, other, message)
+    message = f"{names[0]} is {names[1]}, {ratio:.3g} times as large."
+    cure = "Keep the one that answers better; together they only scale the update."
+    issue = Issue("warning", "scaled-copy", names, message, cure)
+    return member.changed(issue, same_as=names[1])
+
+
+def _duplicate(member: Member, other: Member, message: str) -> Member:
+    names = (member.record.name, other.record.name)
+    issue = Issue("warning", "duplicate", names, message, "Leave one of them out.")
+    return member.changed(issue, state="duplicate", same_as=names[1])
+
+
+def _compared(member: Member, other: Member) -> tuple[float, float]:
+    """The exact cosine of two members, and how many times as large as the other the first is.
+
+    (0, 1) for adapters with magnitudes, whole modules or biases, which are not compared.
+    """
+    key = pair_key(member.key, other.key)
+    held = stored(key)
+    if held is None:
+        adapters = [member.open(), other.open()]
+        cosine = 0.0
+        if not any(a.has_more_than_factors for a in adapters):
+            inner = TensorChecks(adapters).read().inner
+            cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
+        held = {"cosine": cosine}
+        store(key, held)
+    return float(held["cosine"]), (member.record.norm or 0.0) / (other.record.norm or 1.0)

@@ -23,10 +23,8 @@ from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
 from loraprobe.library.stored import key_of, store, stored, weights_hash
 from loraprobe.lora.gram_batches import gram_matrices
-from loraprobe.records import Issue, LibraryAdapter
+from loraprobe.records import Issue, LibraryAdapter, Progress
 from loraprobe.secrets import map_texts, public_text
-
-Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,7 @@ def read_library(
         else:
             members.append(_read(found, allow, seed))
         if progress is not None:
-            progress(len(members), len(places))
+            progress("read", len(members), len(places))
     return members
 
 

@@ -11,17 +11,19 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility import aligned
+from loraprobe.defaults import SCREENING_SHARE
 from loraprobe.errors import LoraprobeError, OutputError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
+from loraprobe.library import Member
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES
@@ -32,20 +34,6 @@ from loraprobe.records import ROUND, SCREENING, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
 from loraprobe.tasks import Task
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The time that a run may take: `minutes` from `begun` (time.perf_counter); None for no end."""
-
-    minutes: float | None
-    begun: float
-
-    def left(self, share: float = 1.0) -> float:
-        """Seconds that are left of a share of the time."""
-        if self.minutes is None:
-            return float("inf")
-        return self.begun + share * 60 * self.minutes - time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -82,15 +70,14 @@ def looks_of(scorer: object, tasks: Sequence[Task], options: Options) -> list[Lo
 class Asker:
     """Asks systems alone, and counts what that took.
 
-    system: a name -> the system, opened. goes_on: whether a further adapter may be asked. results:
-    of all systems. unasked: adapters that the budget left out of a look. failed: an adapter -> why
-    it cannot be asked. passes: of each kind of look, how many systems were asked how many items.
-    spent: seconds and system-items of what was not kept already.
+    members: the adapters by name. results: of all systems. unasked: adapters that the budget left
+    out of a look. failed: an adapter -> why it cannot be asked. passes: of each kind of look, how
+    many systems were asked how many items. spent: seconds and system-items of what was not kept
+    already.
     """
 
     evaluator: Evaluator
-    system: Callable[[str], System]
-    goes_on: Callable[[], bool] = lambda: True
+    members: Mapping[str, Member]
     results: list[ItemResult] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
     failed: dict[str, LoraprobeError] = field(default_factory=dict)
@@ -98,17 +85,27 @@ class Asker:
     spent: tuple[float, int] = (0.0, 0)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether a further adapter may be asked."""
+        return self.evaluator.session.left(SCREENING_SHARE) > 0
+
+    @property
     def pace(self) -> float:
         """Seconds of one system for one item; 0 where nothing was asked."""
         seconds, items = self.spent
         return seconds / items if items else 0.0
+
+    def system(self, name: str) -> System:
+        """The base or an adapter, opened."""
+        opened = self.members[name].open if name != BASE else None
+        return system_alone(name, opened, self.evaluator.inputs.base)
 
     def ask(self, names: Sequence[str], look: Look) -> list[str]:
         """Asks systems a look, the base always; the names of those that answered."""
         start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
         self._elsewhere(names, look)
         for name in names:
-            if name != BASE and not self.goes_on() and not is_kept(self.evaluator, name, look):
+            if name != BASE and not self.goes_on and not is_kept(self.evaluator, name, look):
                 self.unasked += [] if look.worked else [name]
                 continue
             self._tell(name, look, 0)
@@ -145,23 +142,18 @@ class Asker:
             if found is not None:
                 keep(evaluator, open_[index], look, *found)
             self._tell(open_[index], look, 1)
-            if not self.goes_on():
+            if not self.goes_on:
                 break
 
     def _tell(self, name: str, look: Look, done: int) -> None:
-        if self.evaluator.session.progress is not None:
-            self.evaluator.session.progress(step_of(name, look), done, 1)
+        self.evaluator.session.tell(step_of(name, look), done, 1)
 
 
-def system_alone(name: str, opened: Callable[[str], Adapter], base: Base | None) -> System:
-    """The base, or one adapter of a library on its layout of fused projections.
-
-    opened: an adapter's name -> the adapter.
-    """
-    if name == BASE:
+def system_alone(name: str, opened: Callable[[], Adapter] | None, base: Base | None) -> System:
+    """One adapter of a library on the base's layout; the base itself where none is opened."""
+    if opened is None:
         return System(BASE, "base")
-    alone = single(aligned([opened(name)], base)[0])
-    return System(name, "adapter", alone, members=(name,))
+    return System(name, "adapter", single(aligned([opened()], base)[0]), members=(name,))
 
 
 def step_of(name: str, look: Look) -> str:

@@ -1,19 +1,29 @@
-"""Records of the stages -> the Audit of a run."""
+"""Records of the stages -> the Audit of a run, without private paths and tokens.
+
+Reports, pages and cards are made from it. References in it are public names already
+(`Source.public`, `public_name`); paths are left in sentences and in the arguments of the call.
+"""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from loraprobe.adapters import Adapter, is_path, local_name, public_name
+from loraprobe.base import Base
 from loraprobe.lora.workers import in_order
+from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.publishing import published
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Audit, Compatibility, Issue
+from loraprobe.records import Audit
 from loraprobe.report.showing import ShownAudit
+from loraprobe.secrets import map_texts, public_text
 
 
 def audit_of(
@@ -53,6 +63,72 @@ def audit_of(
     return published(audit, inputs.adapters, inputs.base, session.options)
 
 
-def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
-    """The issues with further ones after them, each once."""
-    return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))
+TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
+
+
+def published(
+    audit: Audit, adapters: Sequence[Adapter], base: Base | None, options: Options
+) -> Audit:
+    """The audit with every sentence and argument as it may be published."""
+    private = dict(_private(adapters, base, options))
+    names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
+
+    def public(text: str) -> str:
+        return public_text(text, names)
+
+    typed = audit.provenance.arguments
+    arguments = tuple(
+        public(text if _is_text(before, text) else argument_without_folders(text))
+        for before, text in zip(("", *typed), typed, strict=False)
+    )
+    return dataclasses.replace(
+        audit,
+        provenance=dataclasses.replace(audit.provenance, arguments=arguments),
+        compatibility=map_texts(audit.compatibility, public),
+        verdict=map_texts(audit.verdict, public),
+        notes=map_texts(audit.notes, public),
+    )
+
+
+def _private(
+    adapters: Sequence[Adapter], base: Base | None, options: Options
+) -> Iterator[tuple[str, str]]:
+    """Private texts of the run, each with the public text that replaces it."""
+    for adapter in adapters:
+        source = adapter.source
+        yield source.reference, source.public
+        if source.path is not None:
+            yield str(source.path), local_name(str(source.path))
+        if adapter.base_model:
+            yield adapter.base_model, public_name(adapter.base_model) or "a path"
+    if base is not None:
+        yield base.reference, base.reference if base.commit else local_name(base.reference)
+        yield str(base.path), local_name(str(base.path))
+    templates = (*options.prompt_template, *options.cot_template)
+    files = [Path(text) for text in templates if text and "{" not in text]
+    files += (file for _, file in options.router_prompts)
+    for file in (options.state, options.calibration, *files):
+        if file is not None:
+            yield str(file), Path(file).name
+
+
+def _is_text(before: str, text: str) -> bool:
+    """Whether a word is no path: a data set of the Hub, or a text behind its option."""
+    template = before in ("--prompt-template", "--cot-template") and "{" in text
+    return template or before in TEXTS or text.startswith("hf://")
+
+
+def argument_without_folders(text: str) -> str:
+    """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
+    if text.startswith("@"):  # a file of references
+        return "@" + argument_without_folders(text[1:])
+    head, equals, value = text.rpartition("=")
+    if not _has_folder(value):
+        return text
+    # A relative path of two parts looks like an id of the Hub; the folder tells.
+    here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
+    return head + equals + (local_name(value) if here or is_path(value) else value)
+
+
+def _has_folder(path: str) -> bool:
+    return "/" in path or "\\" in path

@@ -1,27 +1,31 @@
 """The model cards of merges and compositions.
 
-A card's front matter says how the directory was made; `loraprobe verify` makes it again from that
-(`provenance` has the records). It holds no path of a machine: a local source is recorded by the
-name of its directory and its sha256.
+A card's front matter says how the directory was made; `loraprobe verify` reads it back as a
+`ProvenanceRecord` and makes the directory again. It holds no path of a machine: a local source is
+recorded by the name of its directory and its sha256.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
+from loraprobe.checkpoint import check_link
 from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
+from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
+from loraprobe.front_matter import read_front_matter
+from loraprobe.limits import limits
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.merges import rank_text
-from loraprobe.pipeline.provenance import KEY, SCHEMA, SourceRecord
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import short_spec, spec_of
@@ -65,6 +69,32 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     return replace(made, card=card)
+
+
+def with_licences(made: Made, licences: Mapping[str, str | None]) -> Made:
+    """A merge or a composition with the licences of its sources."""
+    if isinstance(made, Routed):
+        return replace(made, licences=licences)
+    sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
+    return replace(made, sources=sources)
+
+
+def made_text(merged: Merged, norm: float, options: Options) -> str:
+    """What the merge is, its norm, and whether its method ignores the weights that were given."""
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
+    made += f"; its norm is {norm:.4g}."
+    if options.given_weights and not METHODS.make(merged.spec).takes_weights:
+        made += " It ignores --weights; --method task_arithmetic uses them."
+    return made
+
+
+def rank_text(merged: Merged) -> str:
+    """The rank of a merge's modules, such as "8" or "4 to 16", and how they are written."""
+    low, high = merged.adapter.rank_range
+    if low == high:
+        return str(low)
+    filled = f", filled up with zeros to {high}" if merged.rank_layout == "portable" else ""
+    return f"{low} to {high}{filled}"
 
 
 def _router_text(made: Routed) -> str:
@@ -127,3 +157,101 @@ def _router_choices(made: Routed) -> dict[str, Any]:
         gates = None if router.weights is None else list(router.weights)
         return {"name": made.name, "router": router.name, "weights": gates}
     return {"name": made.name, "router": spec_of(router), "weights": None}
+
+
+KEY = "loraprobe"
+SCHEMA = 2
+CARD = "README.md"
+
+
+class StrictModel(BaseModel):
+    """Exactly these fields with exactly these types, because a card is untrusted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class BaseRecord(StrictModel):
+    """The origin of the base: a repository at a commit, or the name of a directory."""
+
+    reference: str
+    commit: str | None
+    sha256: str | None
+
+
+class SourceRecord(BaseRecord):
+    """An adapter, under the name that it had in the merge or the composition."""
+
+    name: str
+    sha256: str
+
+
+class ProvenanceRecord(StrictModel):
+    """The fields that merges and compositions share."""
+
+    schema_version: Literal[2]
+    version: str
+    torch: str
+    allow: list[str]
+    balance: Literal["none", "norm"]
+    subtract: list[SourceRecord]
+    base: BaseRecord | None
+    sources: list[SourceRecord] = Field(min_length=1)
+
+
+class MergeRecord(ProvenanceRecord):
+    """Every choice that decides a merge. Cards before `rank_layout` are of compact files."""
+
+    method: str
+    weights: list[float]
+    space: str | None
+    rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
+    rank_layout: Literal["portable", "compact"] = "compact"
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class CompositionRecord(ProvenanceRecord):
+    """Every choice that decides a composition; `weights` are those of constant gates."""
+
+    name: str
+    router: str
+    weights: list[float] | None
+
+
+def read_card_fields(directory: Path) -> Mapping[Any, Any]:
+    """The front matter of a directory's card. Raises AdapterError where there is no card."""
+    card = directory / CARD
+    if not card.is_file():
+        raise AdapterError(
+            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
+        )
+    check_link(card, str(directory), AdapterError)
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        return read_front_matter(stream.read(limits().card))
+
+
+def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
+    """The provenance in a directory's card.
+
+    Raises AdapterError if there is none, or if loraprobe would not write it.
+    """
+    found = read_card_fields(directory).get(KEY)
+    if not isinstance(found, dict):
+        raise AdapterError(
+            f"The {CARD} of {directory} says nothing of a merge or a composition by "
+            "loraprobe; only what loraprobe wrote, with its card, can be verified."
+        )
+    version = found.get("schema_version")
+    if version != SCHEMA:
+        raise AdapterError(
+            f"The {CARD} of {directory} is of version {version!r:.20}, and this loraprobe reads "
+            f"{SCHEMA}; verify it with the loraprobe that wrote it."
+        )
+    try:
+        return (CompositionRecord if "router" in found else MergeRecord).model_validate(found)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise AdapterError(
+            f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
+            "never writes; only what loraprobe wrote can be verified."
+        ) from None

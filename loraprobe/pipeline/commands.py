@@ -1,33 +1,42 @@
-"""`inspect`, `merge`, `compose` and `merge_and_eval`: the stages of each command in order.
+"""The stages of each command in order.
 
-The command line and the Python functions both call these. Adapters, base and tasks are references
-and paths, or objects that are open already. `written` names where the caller will write, so that
-an output never lands on an input.
+The command line and the Python functions both call these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter, local_name
-from loraprobe.base import Base, pick_dtype
+from loraprobe.adapters import local_name, mended
+from loraprobe.base import pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serve_commands
+from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.cards import with_card
+from loraprobe.pipeline.audits import audit_of
+from loraprobe.pipeline.cards import made_text, with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
-from loraprobe.pipeline.examination import Examination, check, examine
-from loraprobe.pipeline.findings import licensed, with_licences, with_servers
+from loraprobe.pipeline.converting import Converted, converted, require_certain
+from loraprobe.pipeline.examination import (
+    Examination,
+    check,
+    examine,
+    licensed,
+    merge_figures,
+    warning_figures,
+    with_issues,
+    with_servers,
+)
 from loraprobe.pipeline.inputs import (
+    Adapters,
+    Given,
     Inputs,
     Reference,
     check_state,
@@ -35,26 +44,16 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
     open_probe,
 )
-from loraprobe.pipeline.merges import (
-    Converted,
-    chosen_weights,
-    made_text,
-    merge_by,
-    merge_figures,
-    warning_figures,
-)
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.transforms import Prepared, prepare_inputs
+from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
 from loraprobe.pipeline.units import Units
-from loraprobe.records import Audit, Compatibility, Progress, Verdict, WeightSearch
-from loraprobe.tasks import Probe, Task
+from loraprobe.records import Audit, Compatibility, Verdict, WeightSearch
+from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
     from loraprobe.pipeline.estimating import CostEstimate
-
-Adapters = Sequence[Adapter | Reference]
 
 
 @dataclass(frozen=True)
@@ -72,30 +71,25 @@ class Outcome:
 
 
 def inspect(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    probe: Probe | Reference | None = None,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
+    adapters: Adapters, *, probe: Probe | Reference | None = None, **given: Unpack[Given]
 ) -> Audit:
     """Describes adapters; of several it measures how they relate and gives a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
     """
-    asks_base = bool(tasks) or bool(probe)
-    if asks_base and base is None:
+    session, has_base = Session.of("inspect", **given), given.get("base") is not None
+    options = session.options
+    asks_base = bool(given.get("tasks")) or bool(probe)
+    if asks_base and not has_base:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
-    if tasks:
+    if given.get("tasks"):
         check_state(options)
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    opened, cards = open_probe(probe, inputs.given)
-    session = Session("inspect", options, progress)
-    purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
-    with _units(adapters, base, (), inputs, options) as session.units:
+    inputs = open_inputs(adapters, **given)
+    opened = open_probe(probe, inputs.given)
+    purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
+    weights: Given = {**given, "tasks": ()}  # workers of inspect ask nothing
+    with _units(adapters, inputs, **weights) as session.units:
         examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = licensed(examined, inputs)
     if options.serve:
@@ -107,36 +101,35 @@ def inspect(
 
     known = BaseEvidence()
     if examined.compatibility.compatible:
-        known = measure_baselines(inputs, opened, cards, session)
+        known = measure_baselines(inputs, opened, session)
     evidence = vars(known.records)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
 
-def merge(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
     tasks: needed by a search of weights; nothing is evaluated. The merge itself reads the tensors
     and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    check_task_use(bool(tasks), options, "merge")
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    session, spec = Session("merge", options, progress), options.methods[0]
-    found, prepared = _check_and_prepare(inputs, "merge", session)
-    weights, search, notes = chosen_weights(inputs, prepared, session)
-    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
-    how = {"weights": weights, "dtype": dtype, "progress": progress}
+    session, written = Session.of("merge", **given), given.get("written", ())
+    options, spec = session.options, session.options.methods[0]
+    check_task_use(bool(given.get("tasks")), options, "merge")
+    inputs = open_inputs(adapters, **given)
+    found = compatibility.require(check(inputs.adapters, inputs.base, "merge", session))
+    prepared = prepare_inputs(inputs, "merge", session)
+    weights, search, notes = options.given_weights, None, list[str]()
+    if options.weights == "search":  # what asks a model takes as long to import as a small merge
+        from loraprobe.pipeline.weight_search import chosen_weights
+
+        weights, search, notes = chosen_weights(inputs, prepared, session)
+    dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
-        merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
+        merged = merge_by(
+            spec, prepared, options, inputs.base, weights, dtype=dtype, progress=session.progress
+        )
     with session.stage("diagnose"):
         norm = merged.adapter.norm()
         figures = merge_figures(merged, norm, prepared)
@@ -148,15 +141,7 @@ def merge(
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 
-def compose(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Task | Reference] | Task | Reference = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Combines adapters with the first of options.routers; nothing is evaluated.
 
     base: needed by a router that is fitted to prompts and by a search of weights on `tasks`; with
@@ -166,10 +151,12 @@ def compose(
     """
     from loraprobe.pipeline.router_fitting import chosen_router
 
-    check_task_use(bool(tasks), options, "route")
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    session, spec = Session("route", options, progress), options.routers[0]
-    found, prepared = _check_and_prepare(inputs, "route", session)
+    session = Session.of("route", **given)
+    options, spec = session.options, session.options.routers[0]
+    check_task_use(bool(given.get("tasks")), options, "route")
+    inputs = open_inputs(adapters, **given)
+    found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
+    prepared = prepare_inputs(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
     made = Routed(composition, inputs.base, prepared.steps)
@@ -181,15 +168,7 @@ def compose(
     return _outcome(made, inputs, prepared, Examination(found, figures), notes, search, session)
 
 
-def merge_and_eval(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
+def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
 
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
@@ -197,21 +176,48 @@ def merge_and_eval(
     """
     from loraprobe.pipeline.evaluating import open_composition
 
-    inputs = open_composition(adapters, base, tasks, options, written)
-    session = Session("merge-and-eval", options, progress)
-    with _units(adapters, base, tasks, inputs, options) as session.units:
+    given.setdefault("base", "auto")
+    session = Session.of("merge-and-eval", **given)
+    inputs = open_composition(adapters, **given)
+    with _units(adapters, inputs, **given) as session.units:
         return _evaluated(inputs, session)
 
 
-def _units(
-    adapters: Adapters, base: Base | Reference | None, tasks: Any, inputs: Inputs, options: Options
-) -> Units:
-    """How the parts of a run are computed; adapters, base and tasks are as they were given."""
+def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
+    """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
+
+    base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
+    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
+    base.
+    """
+    session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
+    if len(inputs.given) > 1:
+        raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
+    (original,), written = inputs.given, given.get("written", ())
+    # Extras must be known to be refused.
+    sound = replace(mended(original), extras=original.extras)
+    examined = examine([sound], inputs.base, "merge", session)
+    found = compatibility.require(examined.compatibility)
+    require_certain(found, session.options)
+    place = written[0] if written else Path("OUT")
+    made, changes = converted(original, place, session.options)
+    # The work is done where a server cannot read a kind of adapter: that is no failure here.
+    told = serving_issues(made.adapter, ["all"])
+    told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
+    serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
+    examined = replace(examined, compatibility=with_issues(serious, told), layers=())
+    audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
+    return Outcome(audit, made)
+
+
+def _units(adapters: Adapters, inputs: Inputs, **given: Unpack[Given]) -> Units:
+    """How the parts of a run are computed."""
+    options = given.get("options", Options())
     if options.executor is None and not options.joined:
         return Units()
     from loraprobe.pipeline.workers import open_units
 
-    return open_units(adapters, base, tasks, inputs, options)
+    return open_units(adapters, inputs, **given)
 
 
 def _evaluated(inputs: Inputs, session: Session) -> Outcome:
@@ -240,29 +246,13 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
     return Outcome(audit, made, why, found.samples)
 
 
-def estimate_cost(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> CostEstimate:
+def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
     from loraprobe.pipeline.estimating import estimate
     from loraprobe.pipeline.evaluating import open_composition
 
-    inputs = open_composition(adapters, base, tasks, options, written)
-    return estimate(inputs, Session("merge-and-eval", options, progress))
-
-
-def _check_and_prepare(
-    inputs: Inputs, purpose: Purpose, session: Session
-) -> tuple[Compatibility, Prepared]:
-    """The issues and the transformed adapters. Raises CompatibilityError for an error."""
-    found = check(inputs.adapters, inputs.base, purpose, session)
-    return compatibility.require(found), prepare_inputs(inputs, purpose, session)
+    session = Session.of("merge-and-eval", **given)
+    return estimate(open_composition(adapters, **given), session)
 
 
 def _outcome(

@@ -44,9 +44,8 @@ def conclude(
     measured.
     """
     verdict = judged(options, inputs, examined, level=level, **evidence)
-    scores: Iterable[Score] = evidence.get("evaluation", ())
-    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
-    return with_next(verdict, options, inputs, kind, examined.compatibility)
+    scores = evidence.get("evaluation", ())
+    return with_next(verdict, options, inputs, scores, examined.compatibility)
 
 
 def judged(
@@ -81,16 +80,17 @@ def with_next(
     verdict: Verdict,
     options: Options,
     inputs: Inputs,
-    kind: str,
+    scores: Iterable[Score],
     found: Compatibility,
     spec: str | None = None,
     library: Sequence[str] = (),
 ) -> Verdict:
     """The verdict with the command to run next.
 
-    kind: that of its system. spec: the merge method or router of its system, where that is not its
-    name. library: the words for a whole library, where the command is about it.
+    spec: the merge method or router of its system, where that is not its name. library: the words
+    for a whole library, where the command is about it.
     """
+    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
     spec = spec or verdict.system
     request = replace(requested(options, inputs, kind), library=tuple(library))
     if inputs.given:

@@ -1,78 +1,60 @@
-"""`convert` writes one adapter again, as peft and servers read it: the same function in peft."""
+"""One adapter written again, as peft and servers read it: the same function in peft."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, Source, common_targets, mended, portable
+from loraprobe import hub
+from loraprobe.adapters import Adapter, Source, check_apart, common_targets, mended, portable
 from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
-from loraprobe.base import Base
-from loraprobe.compatibility.serving import serve_commands, serving_issues
-from loraprobe.errors import CompatibilityError, UsageError
+from loraprobe.compatibility.serving import serve_commands
+from loraprobe.errors import CompatibilityError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.commands import Adapters, Outcome
-from loraprobe.pipeline.examination import examine
-from loraprobe.pipeline.inputs import Reference, open_inputs
-from loraprobe.pipeline.merges import Converted
-from loraprobe.pipeline.session import Session
-from loraprobe.records import Compatibility, Progress
+from loraprobe.records import Compatibility
 from loraprobe.report.card import converted_card
-
-
-def convert(
-    adapters: Adapters,
-    *,
-    base: Base | Reference | None = None,
-    tasks: Sequence[Reference] = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Outcome:
-    """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
-
-    base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
-    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
-    base.
-    """
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    if len(inputs.given) > 1:
-        raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
-    session, (given,) = Session("convert", options, progress), inputs.given
-    sound = replace(mended(given), extras=given.extras)  # extras must be known to be refused
-    examined = examine([sound], inputs.base, "merge", session)
-    found = compatibility.require(examined.compatibility)
-    _require_certain(found, options)
-    made = replace(mended(given), weights_file=None)
-    made = portable(made) if options.rank_layout == "portable" else made
-    targets = common_targets([given], without_experts(made.layout))
-    place = written[0] if written else Path("OUT")
-    made = replace(
-        made, config=config_of(made, targets), source=Source(reference=str(place), path=place)
-    )
-    notes = [" ".join(_changes(given, made)) or "Nothing had to be changed."]
-    # The work is done where a server cannot read a kind of adapter: that is no failure here.
-    told = serving_issues(made, ["all"])
-    told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
-    serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
-    examined = replace(examined, compatibility=with_issues(serious, told), layers=())
-    audit = audit_of(session, replace(inputs, adapters=[made]), examined, notes)
-    card = hub.model_card(given) or converted_card(made, notes[0], serve_commands(made, "."))
-    return Outcome(audit, Converted(made, card, given.source.path, targets))
-
 
 # Warnings of which no exact copy follows: peft would load another function than is read here.
 UNCERTAIN = ("base-copy", "weights-untargeted")
 
 
-def _require_certain(found: Compatibility, options: Options) -> None:
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """An adapter as it will be written, its card, and the place of its source."""
+
+    adapter: Adapter
+    card: str
+    source: Path | None
+    targets: Sequence[str] | None
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+    def save(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
+        check_apart(Path(directory), [self.source] if self.source else [])
+        self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+
+
+def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted, str]:
+    """The adapter as it is written to a place, and what differs from its file, in sentences."""
+    made = replace(mended(given), weights_file=None)
+    made = portable(made) if options.rank_layout == "portable" else made
+    targets = common_targets([given], without_experts(made.layout))
+    source = Source(reference=str(place), path=place)
+    made = replace(made, config=config_of(made, targets), source=source)
+    changes = " ".join(_changes(given, made)) or "Nothing had to be changed."
+    card = hub.model_card(given) or converted_card(made, changes, serve_commands(made, "."))
+    return Converted(made, card, given.source.path, targets), changes
+
+
+def require_certain(found: Compatibility, options: Options) -> None:
     """Raises CompatibilityError for a warning that leaves open what peft computes."""
     for issue in found.issues:
         open_ = issue.code in UNCERTAIN and issue.severity != "note"

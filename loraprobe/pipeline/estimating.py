@@ -24,12 +24,9 @@ from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.session import Session, peak_memory
-from loraprobe.pipeline.systems import (
-    baseline_systems,
-    composition_specs,
-    learning_routers,
-)
+from loraprobe.pipeline.systems import baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
 from loraprobe.records import ROUND
@@ -118,11 +115,12 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         return sum(kind.seconds(experts / n) for kind in kinds)
 
     given, parts = evaluator.inputs.tasks, evaluator.split
-    specs = composition_specs(options, adapters, given)
+    chosen = Selection(options, adapters, given)
+    specs = chosen.specs
     asked = {s.name: system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
     asked |= {spec: system(n) for spec in specs if spec != "chain"}
     steps = {}
-    if parts is not None and learning_routers(options, adapters, given):
+    if parts is not None and chosen.learning:
         steps["fit"] = (n + 1) * parts.items[0] * pair  # answers of each, then the questions
     if parts is not None and options.weights == "search":
         steps["search"] = options.search_budget * parts.items[0] * pair

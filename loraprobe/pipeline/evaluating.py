@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
-from loraprobe.base import Base
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Samples, System
 from loraprobe.options import Options
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
-from loraprobe.pipeline.inputs import Inputs, Reference, check_state, open_inputs
-from loraprobe.pipeline.portfolio import unfit_routers
+from loraprobe.pipeline.inputs import Adapters, Given, Inputs, check_state, open_inputs
 from loraprobe.pipeline.rounds import play, records
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
@@ -33,7 +31,6 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
-from loraprobe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -59,22 +56,18 @@ class Evaluated:
         return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
 
 
-def open_composition(
-    adapters: Sequence[Adapter | Reference],
-    base: Base | Reference,
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options,
-    written: Sequence[Path],
-) -> Inputs:
+def open_composition(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
-    if not tasks:
+    options = given.get("options", Options())
+    given.setdefault("base", "auto")
+    if not given.get("tasks"):
         raise UsageError(
             "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
         )
     if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")
     check_state(options)
-    inputs = open_inputs(adapters, base, tasks, options, written)
+    inputs = open_inputs(adapters, **given)
     check_systems(inputs.adapters, options)
     if options.weights == "search":
         split(inputs.tasks, options)  # raises where a task has too few items
@@ -108,7 +101,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [*search_notes, *unfit_routers(options, inputs.adapters, inputs.tasks).values()]
+    notes += [*search_notes, *builder.chosen(inputs.tasks).unfit.values()]
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]

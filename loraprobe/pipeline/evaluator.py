@@ -16,12 +16,11 @@ from loraprobe.evaluation import Ledger, System, stored_as
 from loraprobe.evaluation.questions import TokenLimits
 from loraprobe.evaluation.running import Asking
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import items_for_routers
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.results import SEARCH, open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.units import Setup
@@ -84,8 +83,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         routers: Mapping[str, Router] = MappingProxyType({}),
     ) -> Evaluator:
         """The same with what workers have to know of the systems before they answer."""
-        device = self.session.device.partition(":")[0]
-        setup = Setup(device, self.session.dtype, self.chat_template, searched, dict(routers))
+        kind = self.session.kind_of_device
+        setup = Setup(*kind, self.chat_template, searched, dict(routers))
         return replace(self, setup=setup)
 
     def workers(self) -> Asking | None:
@@ -155,8 +154,9 @@ def open_evaluator(
     assert inputs.base is not None
     options = session.options
     parts = split(inputs.tasks, options) if options.weights == "search" else None
-    if composes and parts is None and learning_routers(options, inputs.adapters, inputs.tasks):
-        found = items_for_routers(options, inputs.adapters, inputs.tasks)
+    chosen = Selection(options, inputs.adapters, inputs.tasks)
+    if composes and parts is None and chosen.learning:
+        found = chosen.items_for_routers
         parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
     scorer, notes = open_scorer(inputs.base, options.dtype, session)

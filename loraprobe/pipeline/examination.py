@@ -1,18 +1,25 @@
-"""Compatibility and diagnostics of adapters, without a model."""
+"""Compatibility and diagnostics of adapters, without a model; what cards and servers say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from loraprobe import compatibility, diagnostics
+from loraprobe import compatibility, diagnostics, hub
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility.licences import licence_issues
+from loraprobe.compatibility.serving import serving_issues
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.merging import Merged
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Compatibility, LayerGroup, Measurement
+from loraprobe.pipeline.transforms import Prepared
+from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
 
 
 @dataclass(frozen=True)
@@ -109,3 +116,82 @@ def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGr
 
 def _range(values: Sequence[Any]) -> tuple[Any, Any]:
     return min(values), max(values)
+
+
+def with_servers(
+    examined: Examination, inputs: Inputs, options: Options, asks_base: bool
+) -> Examination:
+    """The findings with what the servers of --serve do not read in the file of one adapter.
+
+    Raises UsageError for several adapters, and where the base is asked.
+    """
+    if len(inputs.given) > 1 or asks_base:
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
+    told = serving_issues(inputs.given[0], options.serve)
+    return replace(examined, compatibility=with_issues(examined.compatibility, told))
+
+
+def licensed(examined: Examination, inputs: Inputs) -> Examination:
+    """The findings with the licences of the adapters' cards."""
+    licences, issues = _declared(inputs.given, inputs.base)
+    found = with_issues(examined.compatibility, issues)
+    return replace(examined, compatibility=found, licences=licences)
+
+
+def _declared(
+    adapters: Sequence[Adapter], base: Base | None = None
+) -> tuple[dict[str, str | None], list[Issue]]:
+    """The licence that each adapter's card declares, and the findings about them and the base's.
+
+    A card that cannot be read counts as one without a licence; a finding says so.
+    """
+    cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
+    licences = {name: hub.declared_licence(card) for name, card in cards.items()}
+    known = dict(licences)
+    if base is not None:
+        file = base.path / "README.md"
+        cards["the base"] = _card(partial(hub.read_card, file, str(file)))
+        if licence := hub.declared_licence(cards["the base"]):
+            known["the base"] = licence
+    gated = [name for name, card in cards.items() if hub.is_gated(card)]
+    return licences, list(licence_issues(known, gated))
+
+
+def _card(read: Callable[[], str | None]) -> str | None:
+    try:
+        return read()
+    except LoraprobeError:
+        return None
+
+
+def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
+    """The issues with further ones after them, each once."""
+    return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))
+
+
+def merge_figures(merged: Merged, norm: float, prepared: Prepared) -> tuple[Measurement, ...]:
+    """Norms of the untransformed sources and of the merge, and the merge's errors."""
+    norms = {source.name: source.norm for source in merged.sources}
+    norms |= {step.adapter: step.norm_before for step in prepared.steps}
+    name = (merged.adapter.name,)
+    norms[merged.adapter.name] = norm
+    rows = [Measurement("norm", (source,), norm) for source, norm in norms.items()]
+    rows.append(Measurement("compression_error", name, merged.compression_error))
+    rows.append(Measurement("rounding_error", name, merged.rounding_error))
+    if merged.sketch_error:
+        rows.append(Measurement("sketch_error", name, merged.sketch_error))
+    return tuple(rows)
+
+
+def warning_figures(
+    adapters: Sequence[Adapter], options: Options, *others: str
+) -> tuple[Measurement, ...]:
+    """The figures of pairs of untransformed sources for which a verdict warns.
+
+    others: names of more diagnostics.
+    """
+    wanted = ("norm_ratio", "cosine", "shared_initialisation", *others)
+    return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

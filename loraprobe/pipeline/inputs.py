@@ -5,22 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.command_options import LAYOUT
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, UsageError
 from loraprobe.file_hashes import cache_directory
+from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.records import Progress
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Probe, Task, check_metrics, load_probe, named_metrics
+from loraprobe.tasks import (
+    Layout,
+    Probe,
+    Task,
+    check_metrics,
+    load_probe,
+    load_task,
+    named_metrics,
+    read_task,
+)
+from loraprobe.tasks.harness import check_losses, is_harness, load_harness
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
+Adapters = Sequence[Adapter | Reference]
+Tasks = Sequence[Task | Reference] | Task | Reference
+Cards = Mapping[str, str | None]  # adapter -> the text of its card
+
+
+class Given(TypedDict, total=False):
+    """What a command takes beside adapters: objects that are open already, or references and paths.
+
+    base: "auto" is the one that the adapters name. written: files and directories that the command
+    will write, so that an output never lands on an input.
+    """
+
+    base: Base | Reference | None
+    tasks: Tasks
+    options: Options
+    progress: Progress | None
+    written: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -37,31 +67,21 @@ class Inputs:
     tasks: Sequence[Task] = ()
 
 
-def open_inputs(
-    adapters: Sequence[Adapter | Reference],
-    base: Base | Reference | None,
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options,
-    written: Sequence[Path] = (),
-) -> Inputs:
+def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     """Reads the tasks, then the adapters, then finds the base.
 
-    written: the outputs. Raises LoraprobeError, also if an output is, contains or lies inside the
-    base model's directory.
+    Raises LoraprobeError, also if an output is, contains or lies inside the base model's directory.
     """
+    options = given.get("options", Options())
     check_names(options)
-    read = open_tasks(tasks, options)
+    read = open_tasks(given.get("tasks", ()), options)
     check_metrics(read, options.metric)
-    given = hub.load_all(adapters)
-    if not given:
+    loaded = hub.load_all(adapters)
+    if not loaded:
         raise UsageError("No adapter was given; give at least one.")
-    options.check_count(len(given))
-    opened = None
-    if base:
-        opened = base_of(base, given, code=options.trust_remote_code)
-        for target in written:
-            check_apart(target, [opened.path])
-    return Inputs(compatibility.aligned(given, opened), given, opened, read)
+    options.check_count(len(loaded))
+    base = base_apart(loaded, **given)
+    return Inputs(compatibility.aligned(loaded, base), loaded, base, read)
 
 
 def check_names(options: Options) -> None:
@@ -95,13 +115,13 @@ def check_state(options: Options) -> None:
 
 def open_probe(
     probe: Probe | Reference | None, adapters: Sequence[Adapter]
-) -> tuple[Probe | str | None, Mapping[str, str | None]]:
-    """A probe file read, or "auto" with the adapters' model cards, from which it is made."""
+) -> Probe | Cards | None:
+    """A probe file read; for "auto" the adapters' model cards, from which it is made."""
     if probe == "auto":
-        return "auto", {adapter.name: hub.model_card(adapter) for adapter in adapters}
+        return {adapter.name: hub.model_card(adapter) for adapter in adapters}
     if isinstance(probe, (str, Path)):
-        return (load_probe(probe) if probe else None), {}
-    return probe, {}
+        return load_probe(probe) if probe else None
+    return probe
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -137,6 +157,17 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
+def base_apart(adapters: Sequence[Adapter], **given: Unpack[Given]) -> Base | None:
+    """The base of a command, in which none of its outputs may lie; None without one."""
+    wanted = given.get("base")
+    if not wanted:
+        return None
+    opened = base_of(wanted, adapters, code=given.get("options", Options()).trust_remote_code)
+    for target in given.get("written", ()):
+        check_apart(target, [opened.path])
+    return opened
+
+
 def check_task_use(given: bool, options: Options, command: str) -> None:
     """Raises UsageError for a task that a command would not use, for a search of weights that a
     merge would not take, and for a limit without a task."""
@@ -154,3 +185,59 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
             )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")
+
+
+def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
+    """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
+    several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
+    found: list[Task] = []
+    for one, layout in zip(several, _layouts(options, len(several)), strict=True):
+        if isinstance(one, Task):
+            found.append(one)
+        elif is_harness(one):
+            found += _of_harness(str(one), options, layout)
+        else:
+            found.append(_open(one, options.limit, layout))
+    check_losses(found, options.metric, options.margin)
+    return found
+
+
+def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:
+    """Raises UsageError for options that need questions which loraprobe asks itself."""
+    for flag, given in (
+        ("--weights search", options.weights == "search"),
+        ("--fields and the templates", layout != Layout()),
+    ):
+        if given:
+            raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
+    return load_harness(
+        task,
+        options.limit,
+        metric=options.metric,
+        max_new_tokens=options.max_new_tokens,
+        run_unsafe_code=options.run_unsafe_code,
+    )
+
+
+def _open(task: str | Path, limit: int | None, layout: Layout) -> Task:
+    if not str(task).startswith(hub.DATASET):
+        return load_task(task, limit, layout)
+    found = hub.resolve_dataset(str(task))
+    source = Task(found.name, (), found.reference, commit=found.commit)
+    return read_task(found.files, source, limit, layout)
+
+
+def _layouts(options: Options, tasks: int) -> list[Layout]:
+    """The layout of each task: an option given once is for all, else for the tasks in order."""
+    rows = []
+    for name in LAYOUT.split():
+        texts, flag = getattr(options, name), "--" + name.replace("_", "-")
+        if texts and not tasks:
+            raise UsageError(f"{flag} says how a task is read; add --task FILE.")
+        if len(texts) not in (0, 1, tasks):
+            raise UsageError(
+                f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
+                "all, or once for each in order ('' where a task needs none)."
+            )
+        rows.append([*(texts or [""])] * (1 if len(texts) > 1 else tasks))
+    return [Layout.of(*texts) for texts in zip(*rows, strict=True)]

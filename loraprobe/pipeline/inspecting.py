@@ -8,7 +8,7 @@ ledger, where `merge-and-eval --resume` finds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,18 +22,12 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.rounds import spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
-from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import added_systems
+from loraprobe.pipeline.inputs import Cards, Inputs
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import compared
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import (
-    SystemBuilder,
-    baseline_systems,
-    composition_specs,
-    learning_routers,
-    summed_specs,
-)
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, summed_specs
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import (
     FORMS,
@@ -62,16 +56,13 @@ class BaseEvidence:
 
 
 def measure_baselines(
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
+    inputs: Inputs, probe: Probe | Cards | None, session: Session
 ) -> BaseEvidence:
     """Asks the base and the single adapters on samples of the tasks, then the compositions."""
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
-        rows = probe_without_task(scorer, inputs, probe, cards, session)
+        rows = probe_without_task(scorer, inputs, probe, session)
         return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
     composes = len(inputs.adapters) > 1
     with open_evaluator(inputs, (), session, composes=composes) as evaluator:
@@ -79,7 +70,7 @@ def measure_baselines(
         few = sampled(evaluator, items_alone(inputs.tasks))
         results, forecasts = answers_alone(few, singles)
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
-        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
+        rows += probe_without_task(evaluator.scorer, inputs, probe, session)
         results = at_ceiling(evaluator, singles, results)
         composed, answers, notes = pilot(evaluator, singles, results)
     systems, results = [*singles, *composed], [*results, *answers]
@@ -201,9 +192,9 @@ def _routers(evaluator: Evaluator, prepared: Prepared) -> tuple[dict[str, Router
 
     A router that the user named would first have the adapters write prompts.
     """
-    options, inputs = evaluator.session.options, evaluator.inputs
-    learning = learning_routers(options, inputs.adapters, inputs.tasks)
-    added = {one.spec for one in added_systems(options, inputs.tasks)}
+    inputs = evaluator.inputs
+    chosen = Selection(evaluator.session.options, inputs.adapters, inputs.tasks)
+    learning, added = chosen.learning, {one.spec for one in chosen.added}
     if evaluator.split is None or not learning or not learning.keys() <= added:
         return {}, []
     return evaluator.fit_routers(prepared)
@@ -217,7 +208,7 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
     systems: list[System] = []
     notes: list[str] = []
     names = {adapter.name for adapter in builder.trained}
-    specs = dict.fromkeys((*composition_specs(builder.options, builder.trained), *builder.routers))
+    specs = dict.fromkeys((*Selection(builder.options, builder.trained).specs, *builder.routers))
     for spec in specs:
         learns = spec in ROUTERS and ROUTERS.make(spec).needs_prompts
         if spec in names or (learns and spec not in builder.routers):
@@ -242,17 +233,13 @@ def _sample_notes(evaluator: Evaluator) -> list[str]:
 
 
 def probe_without_task(
-    scorer: Any,
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
+    scorer: Any, inputs: Inputs, probe: Probe | Cards | None, session: Session
 ) -> tuple[Coverage, ...]:
-    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
+    """Figures on a probe file, or on prompts from cards and adapters."""
     if probe is None:
         return ()
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
-        if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, seed=seed)
+        if not isinstance(probe, Probe):
+            probe = probes.generated_prompts(scorer, adapters, probe, seed=seed)
         return probes.probe_without_task(scorer, adapters, probe, seed=seed)

@@ -97,7 +97,8 @@ def play(
             break
         _drop(found, evidence)
     found.controls = controls(found.results, found.systems)
-    few = decision == "unlikely" and not found.round.last and not _controls_were_asked(found)
+    asked = {row.system for row in found.results} & {control.name for control in found.controls}
+    few = decision == "unlikely" and not found.round.last and not asked
     _ask(found, evaluator, chains)
     # Controls do not count for a composition that does not gain: a first round of them is enough.
     _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
@@ -180,23 +181,15 @@ def _ask(
 ) -> None:
     """Adds the systems' results on the items of a round; told: the round, for the progress."""
     names = {system.name for system in systems}
-    here = on or found.round
-    progress = evaluator.session.progress
-    session = evaluator.session
-    if progress is not None and told:
-        session = replace(session, progress=lambda s, k, n: progress(_named(s, told), k, n))
+    here, session = on or found.round, evaluator.session
+
+    def tell(step: str, done: int, total: int) -> None:
+        evaluator.session.tell(step + told if step.startswith("evaluate ") else step, done, total)
+
+    if session.progress is not None and told:
+        session = replace(session, progress=tell)
     asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
     found.results = [row for row in found.results if row.system not in names] + asked
-
-
-def _controls_were_asked(found: Played) -> bool:
-    """Whether the controls have results already, of a later round than the first."""
-    names = {system.name for system in found.controls}
-    return any(row.system in names for row in found.results)
-
-
-def _named(stage: str, told: str) -> str:
-    return stage + told if stage.startswith("evaluate ") else stage
 
 
 def _evidence(found: Played, evaluator: Evaluator) -> Evidence:

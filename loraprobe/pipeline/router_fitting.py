@@ -19,14 +19,12 @@ from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, read_prompts
-from loraprobe.pipeline.merges import chosen_weights
-from loraprobe.pipeline.portfolio import added_systems
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import answer_losses
+from loraprobe.pipeline.weight_search import answer_losses, chosen_weights
 from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
@@ -97,11 +95,11 @@ def fit_routers(
     of an unknown adapter, and for an adapter without a prompt.
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
-    learning = learning_routers(options, adapters, tasks)
+    chosen = Selection(options, adapters, tasks)
+    learning, added = chosen.learning, {one.spec: one for one in chosen.added}
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
-    added = {one.spec: one for one in added_systems(options, tasks)}
     named, scored = not learning.keys() <= added.keys(), parts.left if parts else tasks
     try:
         each = parts is not None and len(tasks) >= len(adapters)  # else some has no task of its own

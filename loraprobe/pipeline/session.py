@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Given
 from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
 
@@ -33,15 +35,40 @@ class Session:
     begun: float = field(default_factory=time.perf_counter)
     units: Units = field(default_factory=Units)
 
+    @classmethod
+    def of(cls, command: str, **given: Unpack[Given]) -> Session:
+        """The session of a command that was given this."""
+        return cls(command, given.get("options", Options()), given.get("progress"))
+
+    @property
+    def kind_of_device(self) -> tuple[str, str]:
+        """The device without an index ("cpu", "cuda" or "mps"), and the dtype."""
+        return self.device.partition(":")[0], self.dtype
+
     def __post_init__(self) -> None:
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
 
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Tells a listener to progress, if there is one."""
+        if self.progress is not None:
+            self.progress(step, done, total)
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds that are left of a share of --budget; infinite without one."""
+        minutes = self.options.budget
+        if minutes is None:
+            return float("inf")
+        return self._started + share * 60 * minutes - time.perf_counter()
+
+    @property
+    def _started(self) -> float:
+        return self.begun if self.options.started is None else self.options.started
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Reports and times a stage; the times of a stage that runs twice add up."""
-        if self.progress is not None:
-            self.progress(name, 0, 0)
+        self.tell(name, 0, 0)
         start = time.perf_counter()
         try:
             yield
@@ -54,8 +81,7 @@ class Session:
         The seconds add up to the time since the command started: "other" is the start-up and the
         time between the stages.
         """
-        begun = self.begun if self.options.started is None else self.options.started
-        other = max(0.0, time.perf_counter() - begun - sum(self.seconds.values()))
+        other = max(0.0, time.perf_counter() - self._started - sum(self.seconds.values()))
         seconds = {"other": other, **self.seconds}
         return Provenance(
             loraprobe=__version__,

@@ -161,17 +161,14 @@ def check_inputs(places: Sequence[Path], fingerprint: Any) -> None:
 def told(made: Shard, place: Path) -> str:
     """What a shard says at its end, in a sentence."""
     number, of = made.share
-    done = [f"{value} {what}" for value, what in _counted(made) if value is not None]
+    counted = [(made.modules, "batches of modules"), (made.questions, "batches of questions")]
+    if made.adapters is not None:
+        counted = [(made.adapters, "adapters read"), (made.questions, "systems asked")]
+    done = [f"{value} {what}" for value, what in counted if value is not None]
     return (
         f"Shard {number} of {of} is complete in {place.name}: {' and '.join(done)}. When all "
         "shards are there: loraprobe combine DIR..."
     )
-
-
-def _counted(made: Shard) -> list[tuple[int | None, str]]:
-    if made.adapters is not None:
-        return [(made.adapters, "adapters read"), (made.questions, "systems asked")]
-    return [(made.modules, "batches of modules"), (made.questions, "batches of questions")]
 
 
 def as_json(made: Shard, command: str) -> str:

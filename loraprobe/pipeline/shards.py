@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, System
@@ -19,32 +19,20 @@ from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
-from loraprobe.options import Options
 from loraprobe.pipeline.evaluating import open_composition
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, template_answers
 from loraprobe.pipeline.examination import check, planned
-from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.kept_statistics import KeptStatistics
+from loraprobe.pipeline.inputs import Adapters, Given, Inputs, open_inputs
 from loraprobe.pipeline.results import weights_identity
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.pipeline.units import KeptStatistics
 from loraprobe.pipeline.workers import open_units
-from loraprobe.records import Progress
 
 
-def run_shard(
-    command: str,
-    adapters: Sequence[Any],
-    place: Path,
-    *,
-    base: Any = None,
-    tasks: Any = (),
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Shard:
+def run_shard(command: str, adapters: Adapters, place: Path, **given: Unpack[Given]) -> Shard:
     """Computes the share options.shard of "inspect" or "merge-and-eval" into the directory `place`.
 
     The questions of inspect, which are few, are left to `combine`. Raises LoraprobeError as the
@@ -52,9 +40,8 @@ def run_shard(
     """
     asks = command == "merge-and-eval"
     opening = open_composition if asks else open_inputs
-    inputs = opening(adapters, base, tasks, options, written)
-    session = Session(command, options, progress)
-    with open_units(adapters, base, tasks, inputs, options) as session.units:
+    session, inputs = Session.of(command, **given), opening(adapters, **given)
+    with open_units(adapters, inputs, **given) as session.units:
         return _computed(inputs, session, place, asks)
 
 
@@ -81,8 +68,7 @@ def _modules(inputs: Inputs, session: Session, place: Path, identity: Any, compa
     with session.stage("diagnose"):
         for done, (_, batch) in enumerate(session.units.statistics(plan, compatible, open_), 1):
             kept.write(batch)
-            if session.progress is not None:
-                session.progress("diagnose", done, len(open_))
+            session.tell("diagnose", done, len(open_))
     return len(own)
 
 

@@ -6,21 +6,25 @@ trained. Merges and routers use the adapters that `transforms.prepare` returns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loraprobe.adapters import Adapter
+import torch
+from torch import Tensor
+
+from loraprobe.adapters import Adapter, Modules, Source
 from loraprobe.base import Base
-from loraprobe.composition import Composition, Router
-from loraprobe.errors import UsageError
+from loraprobe.composition import Composition, Router, change_norm
+from loraprobe.errors import BaseError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
-from loraprobe.pipeline.merges import merge_by
-from loraprobe.pipeline.portfolio import added_systems, unfit_routers
-from loraprobe.pipeline.random_partner import random_partner
-from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.portfolio import Selection
+from loraprobe.pipeline.transforms import Prepared, merge_by
+from loraprobe.records import Progress
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
@@ -32,36 +36,6 @@ FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no met
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
     """The base and each adapter alone, which are always evaluated."""
     return [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]
-
-
-def composition_specs(
-    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
-) -> list[str]:
-    """The merges, routers and, where a task has hops, the chain that the options ask for.
-
-    tasks: those that are given, before items are set apart. Without them the systems that a kind of
-    question adds are left out.
-    """
-    methods = list(options.methods)
-    if options.weights and not any(METHODS.make(m).takes_weights for m in methods):
-        methods.append("task_arithmetic")  # otherwise the weights would have no effect
-    specs = [*methods, *options.routers, *(one.spec for one in added_systems(options, tasks))]
-    specs += ["chain"] if any(task.has_hops for task in tasks) else []
-    if options.systems:
-        reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
-        extra = [s for s in options.systems if s not in specs and s not in reserved]
-        specs = [spec for spec in specs if spec in options.systems] + extra
-    left_out = unfit_routers(options, adapters, tasks)
-    return [spec for spec in dict.fromkeys(specs) if spec not in left_out]
-
-
-def learning_routers(
-    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
-) -> dict[str, Router]:
-    """The routers asked for that learn from prompts, by spec, those of `--system` included."""
-    asked = (*options.routers, *composition_specs(options, adapters, tasks))
-    routers = {spec: ROUTERS.make(spec) for spec in dict.fromkeys(asked) if spec in ROUTERS}
-    return {spec: router for spec, router in routers.items() if router.needs_prompts}
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
@@ -111,7 +85,7 @@ def summed_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
     n, weights = len(adapters), options.given_weights
     return [
         spec
-        for spec in composition_specs(options, adapters)
+        for spec in Selection(options, adapters).specs
         if spec in METHODS
         and not (options.weights == "search" and METHODS.make(spec).takes_weights)
         and constant_gates(spec, options, weights, n) == (1.0,) * n
@@ -151,16 +125,20 @@ class SystemBuilder:
         """The weights that were found or given; None for each method's default."""
         return self.searched or self.options.given_weights
 
+    def chosen(self, tasks: Sequence[Task]) -> Selection:
+        """What the options ask for of the adapters and these tasks."""
+        return Selection(self.options, self.trained, tasks)
+
     def compositions(self, tasks: Sequence[Task] = ()) -> list[System]:
         """All compositions that the options ask for of these tasks."""
         return [self.build(spec) for spec in self.specs(tasks)]
 
     def specs(self, tasks: Sequence[Task] = ()) -> list[str]:
         """The specs of `compositions`, without an added router that could not be fitted."""
-        specs = composition_specs(self.options, self.trained, tasks)
-        unfitted = learning_routers(self.options, self.trained, tasks).keys() - self.routers.keys()
-        unfitted &= {one.spec for one in added_systems(self.options, tasks)}
-        return [spec for spec in specs if spec not in unfitted]
+        chosen = self.chosen(tasks)
+        unfitted = chosen.learning.keys() - self.routers.keys()
+        unfitted &= {one.spec for one in chosen.added}
+        return [spec for spec in chosen.specs if spec not in unfitted]
 
     def named(self, name: str, of: tuple[str, str] | None = None) -> System:
         """The system of this name: the base, an adapter alone, a composition, a control `of` two.
@@ -198,17 +176,24 @@ class SystemBuilder:
         return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def merge(
-        self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
+        self,
+        spec: str,
+        adapters: Sequence[Adapter] | None = None,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
     ) -> Merged:
-        """The merge of a spec as one adapter, linear methods too."""
+        """The merge of a spec as one adapter, linear methods too. dtype: None for the sources'."""
         return merge_by(
             spec,
-            self.prepared.adapters if adapters is None else adapters,
+            self.prepared,
             self.options,
             self.base,
-            weights=self.weights,
-            dtype=self.prepared.dtype,
-            name=name,
+            self.weights,
+            adapters,
+            name,
+            dtype,
+            progress,
         )
 
     def controls(self, best_single: str, best: System | None) -> list[System]:
@@ -239,3 +224,46 @@ class SystemBuilder:
             control = System("random-partner", "control", built.composition, stored=stored, of=of)
             systems.append(control)
         return systems
+
+
+Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]
+
+
+def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None) -> Adapter:
+    """A random adapter with the shapes and the per-module Frobenius norms of another.
+
+    Merging with random adapters works nearly as well as with unrelated real ones (arXiv
+    2602.12323). If a composition does not beat this control, the partner adds nothing.
+
+    The factors are Gaussian, drawn from the seed, the adapter's name and the module's path. They
+    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. Of a
+    DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
+    weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
+    replaces whole, and biases, stay as in the base.
+    """
+
+    def norm(path: str, update: LowRank) -> float:
+        if weight is None or path not in adapter.magnitudes:
+            return float(update.norm())
+        try:
+            W0 = weight(path)
+        except BaseError:
+            return float(update.norm())
+        return change_norm(update, adapter.magnitudes[path], W0)
+
+    def draw(path: str) -> LowRank:
+        update = adapter.modules[path].to(torch.float32)
+        digest = hashlib.sha256(f"{seed}:{adapter.name}:{path}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        A = torch.randn(update.A.shape, generator=generator)
+        B = torch.randn(update.B.shape, generator=generator)
+        drawn = LowRank(A, B, 1.0)
+        return drawn.scaled(norm(path, update) / float(drawn.norm()))
+
+    return Adapter(
+        name=f"random:{adapter.name}",
+        source=Source(reference=f"random:{adapter.name}"),
+        base_model=adapter.base_model,
+        modules=Modules(adapter.layout, draw),
+        config=adapter.config,
+    )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -37,7 +37,10 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Transformation
+from loraprobe.records import Progress, Transformation
+
+if TYPE_CHECKING:
+    from loraprobe.merging import Merged
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,40 @@ def prepare(
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
     return Prepared(tuple(made), tuple(general), steps, _notes(steps, options), widest)
+
+
+def merge_by(
+    spec: str,
+    prepared: Prepared,
+    options: Options,
+    base: Base | None,
+    weights: Sequence[float] | None,
+    adapters: Sequence[Adapter] | None = None,
+    name: str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Merged:
+    """A merge as one adapter, with space, rank, seed and allowed issues of the options.
+
+    adapters: None for the prepared ones. weights: None for the method's own. dtype: None for the
+    sources'.
+    """
+    from loraprobe.merging import merge
+
+    return merge(
+        prepared.adapters if adapters is None else adapters,
+        spec,
+        space=options.space,
+        rank=options.rank,
+        seed=options.seed,
+        allow=options.allow,
+        rank_layout=options.rank_layout,
+        base=base,
+        weights=weights,
+        name=name,
+        dtype=dtype or prepared.dtype,
+        progress=progress,
+    )
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:

@@ -2,29 +2,33 @@
 
 These are the statistics of a batch of modules, the answers of a system to a batch of questions, and
 what one adapter of a library says alone. They are cut as an undivided run computes them, so the
-results are the same bit for bit on one kind of machine. `workers` (of a library
-`screening_workers`) opens the inputs in another process and computes a part there.
+results are the same bit for bit on one kind of machine. `workers` opens the inputs in another
+process and computes a part there. `KeptStatistics` are files of statistics, which shards write and
+`combine` reads.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loraprobe.diagnostics import BatchStatistics, Plan
-from loraprobe.errors import UsageError
+import torch
+from torch import Tensor
+
+from loraprobe.diagnostics import BatchStatistics, FigureKey, Plan
+from loraprobe.errors import OutputError
 from loraprobe.execution import Pool
-from loraprobe.options import Options
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
     from loraprobe.composition import Router
+    from loraprobe.evaluation import System
     from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, QuestionBatch
-    from loraprobe.pipeline.kept_statistics import KeptStatistics
 
 
 class ModuleBatch(NamedTuple):
@@ -50,20 +54,12 @@ class Setup(NamedTuple):
 class Questions(NamedTuple):
     """A batch of questions by (task, part, item), and the system that answers them.
 
-    stored: the name under which answers are kept. members: of a library, the system's adapters.
+    system: without what it is composed of, which a worker builds again from the names.
     """
 
     setup: Setup
-    system: str
-    of: tuple[str, str] | None
-    members: tuple[str, ...]
-    stored: str
+    system: System
     keys: tuple[tuple[str, str, str], ...]
-
-    @property
-    def composed(self) -> tuple[str, tuple[str, str] | None, tuple[str, ...]]:
-        """What a worker builds the system from."""
-        return self.system, self.of, self.members
 
 
 class AskedAlone(NamedTuple):
@@ -72,33 +68,6 @@ class AskedAlone(NamedTuple):
     setup: Setup
     name: str
     look: Any
-
-
-def for_workers(options: Options, given: Iterable[object]) -> Options:
-    """The options of a run as its workers have them.
-
-    Raises UsageError where something given is open already, which no other process can open.
-    """
-    if not all(isinstance(one, (str, Path)) for one in given):
-        raise UsageError(
-            "--executor opens adapters, base and tasks in every process: give references and "
-            "paths, not open objects."
-        )
-    return replace(
-        options, executor=None, shard=None, joined=(), state=None, resume=False, started=None
-    )
-
-
-def check_device(own: tuple[str, str], device: str, dtype: str) -> None:
-    """Raises UsageError where a worker computes otherwise than the process that started it.
-
-    own: its device without an index, and dtype.
-    """
-    if own != (device, dtype):
-        raise UsageError(
-            f"A worker computes on {' in '.join(own)} and this process on {device} in {dtype}: "
-            "start it on a machine like the workers', or give --device and --dtype."
-        )
 
 
 @dataclass
@@ -167,13 +136,68 @@ class Units(contextlib.AbstractContextManager["Units"]):
         parts = [
             Questions(
                 setup,
-                system.spec or system.name,
-                system.of,
-                system.members,
-                system.key,
+                replace(system, composition=None, merged=None),
                 tuple(q.key for q in asked),
             )
             for system, asked in batches
         ]
         for index, rows in self.pool.map(parts, here):
             yield batches[index], rows
+
+
+Named = Mapping[tuple[str, FigureKey], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class KeptStatistics:
+    """The statistics of batches of modules, in files; new ones are written to the first directory.
+
+    A file is named by everything on which it depends: the inputs, the options and the modules. So a
+    shard that runs again computes nothing twice, and statistics of other inputs are never read.
+    fingerprint: of inputs and options, as plain data.
+    """
+
+    places: Sequence[Path]
+    fingerprint: Any
+
+    def read(self, paths: Sequence[str]) -> BatchStatistics | None:
+        """The statistics of these modules; None where no directory has them whole."""
+        for file in (place / self._name(paths) for place in self.places):
+            if file.is_file():
+                try:
+                    return _batch(torch.load(file, map_location="cpu", weights_only=True))
+                except Exception:  # whatever a damaged file raises: it is computed again
+                    continue
+        return None
+
+    def write(self, batch: BatchStatistics) -> None:
+        """Raises OutputError where the file cannot be written."""
+        file = self.places[0] / self._name(batch.paths)
+        beside = file.with_suffix(f".{os.getpid()}")
+        try:
+            torch.save(_plain(batch), beside)
+            beside.replace(file)
+        except (OSError, RuntimeError) as error:
+            beside.unlink(missing_ok=True)
+            raise OutputError(f"{file} cannot be written ({error}); free space there.") from None
+
+    def _name(self, paths: Sequence[str]) -> str:
+        from loraprobe.evaluation.ledger import digest  # evaluation needs scipy, a merge does not
+
+        return f"modules-{digest([self.fingerprint, list(paths)])}.pt"
+
+
+def _plain(batch: BatchStatistics) -> dict[str, Any]:
+    named = {
+        part: [(name, *key, dict(sums)) for (name, key), sums in getattr(batch, part).items()]
+        for part in ("sums", "rows")
+    }
+    return {**vars(batch), **named, "paths": list(batch.paths)}
+
+
+def _batch(plain: Mapping[str, Any]) -> BatchStatistics:
+    named = {
+        part: {(name, FigureKey(side, rank)): sums for name, side, rank, sums in plain[part]}
+        for part in ("sums", "rows")
+    }
+    return BatchStatistics(**{**plain, **named, "paths": tuple(plain["paths"])})

@@ -26,10 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Composition, RowGates, Rows
+from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.scorer import open_scorer, with_better_template
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.task_split import TaskSplit, split
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress, WeightSearch
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import score_rows
@@ -77,6 +82,32 @@ def _tried(row: Any) -> tuple[Weights, float]:
     """Weights and their loss. Raises ValueError for what no search writes."""
     line = _Line.model_validate(row)
     return tuple(line.weights), line.loss
+
+
+def chosen_weights(
+    inputs: Inputs, prepared: Prepared, session: Session
+) -> tuple[tuple[float, ...] | None, WeightSearch | None, list[str]]:
+    """The weights of a merge or a route: those given, those that a search finds, or None for the
+    method's own. Returns the weights, what the search found, and notes.
+
+    The search is the one of an evaluation. The base is loaded in the dtype of its device, since
+    the --dtype of a merge is that of its file. Raises UsageError without a base or a task.
+    """
+    options = session.options
+    if options.weights != "search":
+        return options.given_weights, None, []
+    if inputs.base is None or not inputs.tasks:
+        raise UsageError(
+            "--weights search asks the base model on a task: add --base DIR (or auto) and "
+            "--task FILE."
+        )
+    parts, experts = split(inputs.tasks, options), prepared.adapters
+    scorer, notes = open_scorer(inputs.base, "auto", session)
+    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
+    with session.stage("search"):
+        found = find_weights(scorer, experts, parts, options, progress=session.progress)
+    notes += [*why, note(found, "an evaluation"), scorer.batcher.note()]
+    return tuple(found.weights.values()), found, notes
 
 
 def find_weights(

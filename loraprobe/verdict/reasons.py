@@ -39,14 +39,11 @@ def chosen_from(choice: LibraryChoice) -> Reason:
 
 def _passes(passes: Sequence[tuple[int, int]]) -> str:
     """Such as "8 passes over 20 questions, 5 over 20 more, 13 over worked answers"."""
-    asked = [(systems, items) for systems, items in passes if items]
-    told = [
-        f"{systems:,} over {count(items, 'question') if at == 0 else f'{items:,} more'}"
-        for at, (systems, items) in enumerate(asked)
-    ]
+    first, *more = [(systems, items) for systems, items in passes if items]
+    told = [f"{first[0]:,} passes over {count(first[1], 'question')}"]
+    told += [f"{systems:,} over {items:,} more" for systems, items in more]
     worked = sum(systems for systems, items in passes if not items)
-    told += [f"{worked:,} over worked answers"] if worked else []
-    return ", ".join(told).replace(" over", " passes over", 1)
+    return ", ".join([*told, *([f"{worked:,} over worked answers"] if worked else [])])
 
 
 def against(candidate: Candidate | Forecast) -> str:

@@ -57,8 +57,7 @@ def collect(
     """Asks every adapter set of these worlds that is not stored in `output` yet.
 
     across: also sets across those of a world, see `sets_in`. processes: worlds in parallel, one
-    thread each. Raises UsageError for two worlds of one name,
-    and the errors of `World.load`.
+    thread each. Raises UsageError for two worlds of one name, and the errors of `World.load`.
     """
     opened = joined([World.load(path) for path in worlds])
     names = [_name(world) for world in opened]
@@ -156,9 +155,9 @@ def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -
 
     Why a set could not be asked is written to SET.skipped beside its file.
     """
-    from loraprobe import pipeline
+    from loraprobe.pipeline import inputs
 
-    base = pipeline.base_of(world.base or world.base_name, ())
+    base = inputs.base_of(world.base or world.base_name, ())
     asker = WorldAnswers(base, _options(sizes, world.base is not None))
     for scenario in sets_in(world, across):
         place, mark = place_of(output, world, scenario.name), fingerprint(world, scenario, sizes)
@@ -213,7 +212,7 @@ class WorldAnswers:
         LoraprobeError if adapters and base do not fit.
         """
         from loraprobe import compatibility, hub
-        from loraprobe.pipeline.portfolio import items_for_routers
+        from loraprobe.pipeline.portfolio import Selection
         from loraprobe.pipeline.router_fitting import fit_routers
         from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
         from loraprobe.pipeline.task_split import TaskSplit
@@ -225,7 +224,8 @@ class WorldAnswers:
             raise LoraprobeError(f"The adapters of {name} do not fit together or to the base.")
         adapters = compatibility.aligned(adapters, self.base)
         tasks = [_question_alone(path, limit) for path in scenario.tasks]
-        prepared, found = Prepared(tuple(adapters)), items_for_routers(options, adapters, tasks)
+        prepared = Prepared(tuple(adapters))
+        found = Selection(options, adapters, tasks).items_for_routers
         parts = found if isinstance(found, TaskSplit) else None
         routers, _ = fit_routers(adapters, prepared, options, self.scorer, tasks, parts)
         built = SystemBuilder(adapters, prepared, options, self.base, routers=routers)

@@ -23,7 +23,6 @@ from making import (
 )
 
 import loraprobe
-from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.fused import one_layout
 from loraprobe.base import open_base
@@ -32,6 +31,7 @@ from loraprobe.composition.composition import on_layout_of
 from loraprobe.errors import CompatibilityError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 from loraprobe.routing import ROUTERS
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
@@ -353,7 +353,7 @@ def test_the_audit_merges_a_fused_adapter_with_split_ones(tmp_path):
     expected = (dense(split, f"{ATTENTION}.k_proj") + rows) / 2
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     base = open_base(tmp_path / "base")
-    made = pipeline.merge([split, fused], base=base, options=Options(allow=("base-mismatch",)))
+    made = commands.merge([split, fused], base=base, options=Options(allow=("base-mismatch",)))
     found, onto = made.audit, made.made
     assert f"{ATTENTION}.qkv_proj" in onto.adapter.layout
     codes = {issue.code: issue for issue in found.compatibility.issues}

@@ -19,7 +19,6 @@ from making import (
 )
 
 import loraprobe
-from loraprobe import pipeline
 from loraprobe.adapters import adapter_of
 from loraprobe.base import loading as base_loading
 from loraprobe.base import open_base
@@ -28,6 +27,7 @@ from loraprobe.composition.weights import dense_weight
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 from loraprobe.routing.constant import ConstantGates
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -183,7 +183,7 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
     assert asked == list(SHAPES)
     norm = merged.adapter.whole["model.norm.weight"]
     assert torch.equal(norm, 2 * torch.full((64,), 3.0) - state["model.norm.weight"])
-    made = pipeline.merge(adapters, base=base, options=Options(methods=("sum",)))
+    made = commands.merge(adapters, base=base, options=Options(methods=("sum",)))
     found, again = made.audit, made.made
     assert found.base is not None and again.adapter.magnitudes
 

@@ -10,7 +10,7 @@ from test_cli import one_sentence
 
 from loraprobe.cli.config import _of_report
 from loraprobe.options import Options
-from loraprobe.pipeline.publishing import published
+from loraprobe.pipeline.audits import published
 from loraprobe.records import Audit, Provenance
 
 

@@ -19,7 +19,6 @@ import torch
 from making import base_tensors, peft_adapter, peft_model, tiny_gpt2, tiny_llama, tiny_model
 from torch import nn
 
-from loraprobe import pipeline
 from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
@@ -27,6 +26,7 @@ from loraprobe.composition import Composition, composed
 from loraprobe.errors import LoraprobeError
 from loraprobe.merging import merge
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 from loraprobe.routing.constant import ConstantGates
 
 tiny_mixtral = partial(tiny_model, "Mixtral", num_hidden_layers=1, num_local_experts=3)
@@ -212,7 +212,7 @@ def refused(call, words: str):
 @pytest.mark.parametrize("name", KINDS)
 def test_inspect_says(name, written):
     kind, adapter = KINDS[name], written(name).adapter
-    found = pipeline.inspect([adapter], base=written(name).base()).compatibility
+    found = commands.inspect([adapter], base=written(name).base()).compatibility
     codes = {issue.code: issue.severity for issue in found.issues}
     assert codes.pop("licence-unknown") == "note"  # peft's card has none
     assert {code: codes[code] for code in codes if "base-un" not in code} == kind.says
@@ -321,7 +321,7 @@ def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init,
         assert cure in issue.cure
     pair = [adapter, adapter.renamed("twin")]
     with pytest.raises(LoraprobeError, match="init-changed-base"):
-        pipeline.merge(pair)
+        commands.merge(pair)
     refused(lambda: merge(pair), "changes the base weights")
     allowed = merge(pair, allow=["init-changed-base", "duplicate"])
     assert ("warning", "init-changed-base") in {(i.severity, i.code) for i in allowed.issues}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loraprobe.library.families import families, outliers, places
+from loraprobe.library.arranging import families, outliers, places
 
 
 def unit_rows(*rows) -> np.ndarray:

@@ -19,12 +19,12 @@ from making import (
     tiny_llama,
 )
 
-from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
+from loraprobe.pipeline import commands
 
 UP = "model.layers.0.mlp.up_proj"
 OUT, IN = 14, 10
@@ -218,7 +218,7 @@ def test_peft_loads_the_merge_and_runs_the_mean_of_the_models(case, tmp_path):
         adapters.append(read_adapter(path, f"a{i}"))
         models.append(peft_model(make(), i + 1, **config).merge_and_unload())
     opened = open_base(tmp_path / "base")
-    made = pipeline.merge(adapters, base=opened)
+    made = commands.merge(adapters, base=opened)
     found, merged = made.audit, made.made
     merged.save(tmp_path / "out")
     mean = copy.deepcopy(make())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from making import base_tensors, peft_adapter, peft_model, random_update, tiny_llama, tiny_model
 
-from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 
 UP = "model.layers.0.mlp.up_proj"
 NORM, BIAS, SCORE = "model.norm.weight", f"{UP}.bias", "score.weight"
@@ -193,9 +193,9 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     options = Options(methods=("task_arithmetic",), weights=tuple(weights))
     if needs_base:
         with pytest.raises(UnsupportedAdapter, match="--base DIR"):
-            pipeline.merge(adapters, options=options)
+            commands.merge(adapters, options=options)
     base = open_base(tmp_path / "base")
-    made = pipeline.merge(adapters, base=base, options=options)
+    made = commands.merge(adapters, base=base, options=options)
     found, merged = made.audit, made.made
     assert found.compatibility.compatible
     merged.save(tmp_path / "out")
@@ -207,13 +207,13 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     again = read_adapter(tmp_path / "out")
     assert again.task_type == config.get("task_type", "CAUSAL_LM")
     assert not [i for i in again.issues if i.severity == "error"]
-    looked = pipeline.inspect([again, *(a.renamed(n) for a, n in zip(adapters, "xy", strict=True))])
+    looked = commands.inspect([again, *(a.renamed(n) for a, n in zip(adapters, "xy", strict=True))])
     assert looked.compatibility.compatible
 
 
 def test_a_real_classifier_is_inspected_and_merged(shared_data, tmp_path):
     real = read_adapter(shared_data / "gpt2-seqcls-deepbiolab", "real")
-    assert pipeline.inspect([real]).compatibility.compatible
+    assert commands.inspect([real]).compatibility.compatible
     twin = merge([real, real.renamed("twin")]).adapter
     assert torch.equal(twin.whole[SCORE], real.whole[SCORE])
     path = next(iter(real.layout))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from making import base_tensors, peft_adapter, random_update, tiny_llama
 
-from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.base import open_base
@@ -17,6 +16,7 @@ from loraprobe.composition.rows import RowGates, Rows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 from loraprobe.routing.constant import ConstantGates
 
 UP, TABLE, HEAD = "model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"
@@ -188,7 +188,7 @@ def test_merges_and_gates_compute_what_pefts_rows_combine_to(case, tmp_path):
     assert (expected - answer(make())).abs().max() > 0.02, "or this test shows nothing"
     options = Options(methods=("task_arithmetic",), weights=weights)
     base = open_base(tmp_path / "base")
-    made = pipeline.merge(adapters, base=base, options=options).made
+    made = commands.merge(adapters, base=base, options=options).made
     made.save(tmp_path / "out")
     loaded = PeftModel.from_pretrained(make(), tmp_path / "out").eval()
     torch.testing.assert_close(answer(loaded), expected, rtol=1e-3, atol=1e-4)
@@ -239,7 +239,7 @@ def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
     with pytest.raises(UnsupportedAdapter, match="token rows"):
         scaled(beyond, 0.5)
     with pytest.raises(UnsupportedAdapter, match=r"replaces rows of model\.embed_tokens"):
-        pipeline.compose([rows("a", 1, [1]), rows("b", 2, [2])])
+        commands.compose([rows("a", 1, [1]), rows("b", 2, [2])])
 
 
 def adapter_without_factors(adapter):

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 import loraprobe
-from loraprobe import pipeline
 from loraprobe.demo import shipped_world
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def evaluated(tmp_path_factory) -> Path:
     world, chosen = shipped_world(), shipped_world().scenario("skill-and-facts")
     for name, path in chosen.adapters.items():
         (place / name).symlink_to(path)
-    found = pipeline.merge_and_eval(
+    found = commands.merge_and_eval(
         [place / name for name in chosen.adapters],
         base=world.base,
         tasks=chosen.tasks,

@@ -13,7 +13,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.pipeline.random_partner import random_partner
+from loraprobe.pipeline.systems import random_partner
 
 VOCABULARY = 40
 KINDS = {

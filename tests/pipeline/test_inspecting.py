@@ -127,7 +127,7 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, m
     assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
     monkeypatch.undo()
     options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
-    opened = open_inputs(adapters, call["base"], [task], options)
+    opened = open_inputs(adapters, base=call["base"], tasks=[task], options=options)
     with open_evaluator(opened, (), Session("inspect", options)) as evaluator:
         alone = baseline_systems(opened.adapters)
         results = evaluator.run(alone)
@@ -165,7 +165,7 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
 
     def opened(resume):
         options = Options(state=tmp_path / "kept", threads=1, resume=resume, max_new_tokens=3)
-        inputs = open_inputs(adapters, str(base), [task], options, ())
+        inputs = open_inputs(adapters, base=str(base), tasks=[task], options=options)
         return open_evaluator(inputs, (), Session("inspect", options))
 
     with opened(False) as evaluator:
@@ -190,7 +190,9 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
     numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
-    inputs = open_inputs(list(chosen.adapters.values()), base, chosen.tasks[:1], given)
+    inputs = open_inputs(
+        list(chosen.adapters.values()), base=base, tasks=chosen.tasks[:1], options=given
+    )
     verdict = Verdict("inconclusive", "pilot")
     words = next_command(verdict, requested(given, inputs, "merge")).split()
     for name, value in (texts | numbers).items():

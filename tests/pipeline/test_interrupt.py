@@ -90,16 +90,18 @@ def test_a_run_without_resume_starts_again(world, tmp_path):
 
 
 SPOILED = """
-import signal, sys
+import signal, sys, types
 from loraprobe import cli
+from loraprobe.cli.commands import COMMANDS
 
-@cli.app.command("spoil")
 def spoil():
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         raise RecursionError("half imported") from None
 
+sys.modules["loraprobe.cli.spoil"] = types.SimpleNamespace(spoil=spoil)
+COMMANDS["spoil"] = "spoil.spoil"
 sys.argv = ["loraprobe", "spoil"]
 cli.main()
 """
@@ -119,8 +121,9 @@ main()
 
 
 IMPORTING = """
-import pathlib, sys, tempfile
+import pathlib, sys, tempfile, types
 from loraprobe import cli
+from loraprobe.cli.commands import COMMANDS
 
 place = pathlib.Path(tempfile.mkdtemp())
 (place / "slow_module.py").write_text(
@@ -128,11 +131,12 @@ place = pathlib.Path(tempfile.mkdtemp())
 )
 sys.path.insert(0, str(place))
 
-@cli.app.command("spoil")
 def spoil():
     import slow_module, time
     time.sleep(300)
 
+sys.modules["loraprobe.cli.spoil"] = types.SimpleNamespace(spoil=spoil)
+COMMANDS["spoil"] = "spoil.spoil"
 sys.argv = ["loraprobe", "spoil"]
 cli.main()
 """

@@ -17,8 +17,8 @@ from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.pipeline.peft_skeleton import problems_in_peft
-from loraprobe.pipeline.rounding import difference_of_weights
+from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
+from loraprobe.pipeline.verification.rounding import difference_of_weights
 
 BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 WEIGHTS = "adapter_model.safetensors"

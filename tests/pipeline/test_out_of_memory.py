@@ -195,7 +195,7 @@ def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkey
     def fail(*_: object, **__: object) -> None:
         raise ERRORS["linux"]
 
-    monkeypatch.setattr("loraprobe.pipeline.merges.merge", fail)
+    monkeypatch.setattr("loraprobe.merging.merge", fail)
     done = making.call("merge", *pair, "-o", tmp_path / "out")
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("error: Memory ran out; ") and done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from making import random_adapter, random_update, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import adapter_of
-from loraprobe.pipeline.peft_skeleton import problems_in_peft
+from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
 
 
 def test_all_kinds_of_layer(tmp_path):

@@ -12,13 +12,12 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
 from loraprobe.pipeline.portfolio import (
-    items_for_routers,
+    Selection,
     kind_of,
     proven_systems,
-    unfit_routers,
 )
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, composition_specs
+from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.task_split import TaskSplit, split_for_router
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
@@ -46,28 +45,28 @@ def test_the_kind_of_question_decides_what_is_evaluated(pair):
     ]
     (added,) = proven_systems(two)
     assert proven_systems([]) == () and added.value > added.beside + 0.3
-    assert composition_specs(Options(), pair, two) == [*FIXED, added.spec]
-    assert composition_specs(Options(), pair, [one]) == FIXED
-    assert composition_specs(Options(), pair) == FIXED
+    assert Selection(Options(), pair, two).specs == [*FIXED, added.spec]
+    assert Selection(Options(), pair, [one]).specs == FIXED
+    assert Selection(Options(), pair).specs == FIXED
     named = Options(routers=("lag",))
-    assert composition_specs(named, pair, two) == ["uniform", "sum", "lag"]
-    assert composition_specs(Options(systems=("sum",)), pair, two) == ["sum"]
-    assert added.spec in composition_specs(Options(methods=("ties",)), pair, two)
+    assert Selection(named, pair, two).specs == ["uniform", "sum", "lag"]
+    assert Selection(Options(systems=("sum",)), pair, two).specs == ["sum"]
+    assert added.spec in Selection(Options(methods=("ties",)), pair, two).specs
     hops = task("t", 60, hops=(Hop("h?", ("y",)),))
-    assert composition_specs(Options(), pair, [hops, two[1]])[-1] == "chain"
+    assert Selection(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):
     enough, few = task("t", 40), task("u", 39)
-    (note,) = unfit_routers(Options(), pair, [enough, few]).values()
+    (note,) = Selection(Options(), pair, [enough, few]).unfit.values()
     assert "task u has 39 items" in note and "--router-prompts" in note
-    assert composition_specs(Options(), pair, [enough, few]) == FIXED
-    assert unfit_routers(Options(), pair, [enough, task("u", 40)]) == {}
+    assert Selection(Options(), pair, [enough, few]).specs == FIXED
+    assert Selection(Options(), pair, [enough, task("u", 40)]).unfit == {}
     third = making.random_adapter("tiny", seed=9)
-    (note,) = unfit_routers(Options(), [*pair, third], [enough, enough]).values()
+    (note,) = Selection(Options(), [*pair, third], [enough, enough]).unfit.values()
     assert "2 tasks for 3 adapters" in note
     groups = Task("u", tuple(Item(str(i), f"{i}", ("x",), group=str(i % 2)) for i in range(50)))
-    (note,) = unfit_routers(Options(), pair, [enough, groups]).values()
+    (note,) = Selection(Options(), pair, [enough, groups]).unfit.values()
     assert "50 items of task u lie in 2 clusters" in note
 
 
@@ -76,10 +75,10 @@ def test_given_prompts_spare_the_items(pair, tmp_path):
     file.write_text("a question\n")
     tasks = [task("t", 12), task("u", 12)]
     options = Options(router_prompts=(("a", file), ("b", file)))
-    assert items_for_routers(options, pair, tasks) is None
-    assert unfit_routers(options, pair, tasks) == {}
+    assert Selection(options, pair, tasks).items_for_routers is None
+    assert Selection(options, pair, tasks).unfit == {}
     half = Options(router_prompts=(("a", file),))
-    assert isinstance(items_for_routers(half, pair, tasks), str)
+    assert isinstance(Selection(half, pair, tasks).items_for_routers, str)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -95,7 +94,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
             hops = (Hop(f"What of {name} {i}?", ("y",)),) if draw.random() < 0.3 else ()
             items.append(Item(str(i), prompt, ("x",), group=group, hops=hops))
         tasks.append(Task(name, tuple(items)))
-    parts = items_for_routers(Options(seed=seed), pair, tasks)
+    parts = Selection(Options(seed=seed), pair, tasks).items_for_routers
     assert isinstance(parts, TaskSplit)
     read: list[str] = []
 

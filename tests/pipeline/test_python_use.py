@@ -10,11 +10,11 @@ import making
 import pytest
 
 import loraprobe
-from loraprobe import pipeline
 from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
+from loraprobe.pipeline import commands
 from loraprobe.report.answer import answer
 
 
@@ -25,7 +25,7 @@ def audit(tmp_path_factory):
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     options = Options(limit=10, threads=1, state=tmp_path_factory.mktemp("state"))
     base = shipped_world().base
-    return pipeline.merge_and_eval(refs, base=base, tasks=chosen.tasks, options=options).audit
+    return commands.merge_and_eval(refs, base=base, tasks=chosen.tasks, options=options).audit
 
 
 def pair():

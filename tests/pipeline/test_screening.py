@@ -13,7 +13,7 @@ from planted_library import FIRST, SECOND, write_library
 import loraprobe.demo
 from loraprobe.evaluation import running
 from loraprobe.evaluation.ledger import NAME
-from loraprobe.pipeline import asking_alone
+from loraprobe.pipeline.session import Session
 from loraprobe.probes import ScreenedTexts
 
 NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}
@@ -186,7 +186,7 @@ def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch)
 def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatch):
     words, _ = library
     left = iter([100.0] * 3 + [-1.0] * 99)
-    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: next(left))
+    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left))
     found = screened(words, "--budget", "5", cache=tmp_path / "cache")
     asked = [a["name"] for a in found["library"]["adapters"] if a["scores"]]
     assert asked == list(NOISE)  # three adapters, then the time was over
@@ -195,11 +195,11 @@ def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatc
     assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
 
 
-@pytest.mark.parametrize("calls", [5, 7], ids=["between two looks", "within the second"])
+@pytest.mark.parametrize("calls", [5, 8], ids=["between two looks", "within the second"])
 def test_a_budget_that_ends_after_the_first_look_says_so(library, tmp_path, monkeypatch, calls):
     words, _ = library
     left = iter([100.0] * calls + [-1.0] * 99)
-    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: next(left))
+    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left))
     found = screened(words, "--budget", "5", cache=tmp_path / "cache")
     assert {20} <= set(asked_alone(found).values()) <= {20, 40}
     (note,) = (note for note in found["notes"] if "--budget" in note)
@@ -209,7 +209,7 @@ def test_a_budget_that_ends_after_the_first_look_says_so(library, tmp_path, monk
 def test_a_second_look_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
     words, _ = library
     whole = screened(words, cache=tmp_path / "cache")
-    monkeypatch.setattr(asking_alone.Budget, "left", lambda self, share=1.0: -1.0)
+    monkeypatch.setattr(Session, "left", lambda self, share=1.0: -1.0)
     found = screened(words, "--resume", "--budget", "5", cache=tmp_path / "cache")
     assert asked_alone(found) == asked_alone(whole)
     assert not any("--budget" in note for note in found["notes"])
@@ -218,9 +218,7 @@ def test_a_second_look_that_is_kept_counts_when_the_budget_is_over(library, tmp_
 def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monkeypatch):
     tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
     words = write_library(tmp_path, tables, items=140)
-    monkeypatch.setattr(
-        asking_alone.Budget, "left", lambda self, share=1.0: 100.0 if share < 1 else -1.0
-    )
+    monkeypatch.setattr(Session, "left", lambda self, share=1.0: 100.0 if share < 1 else -1.0)
     found = screened(words, "--budget", "5", cache=tmp_path / "cache")
     assert found["rounds"]["used"] == 1
     assert any(row["kind"] == "merge" for row in found["evaluation"])

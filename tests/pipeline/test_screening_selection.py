@@ -18,8 +18,8 @@ from loraprobe.errors import TaskError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.options import Options
 from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.screening.ranking import choose, rank
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shortlisting import choose, rank
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.tasks import Item, Task
 from loraprobe.verdict import Evidence, LibraryChoice, judge_evaluation
@@ -46,7 +46,7 @@ def decision(seed: int, leak: bool) -> str:
             [means[place[m]] if (m := tuple(s)) in place else 0.0 for s in subsets.tolist()]
         )
 
-    finalists = choose([rank("question", ADAPTERS, score)], 2, range(ADAPTERS))
+    finalists = choose([rank(ADAPTERS, score)], 2, range(ADAPTERS))
     members = sorted({m for one in finalists for m in one.members})
     singles = [System("base", "base"), *(System(f"a{m}", "adapter") for m in members)]
     systems = [System(str(one.members), "merge") for one in finalists]

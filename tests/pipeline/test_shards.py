@@ -26,10 +26,9 @@ from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
-from loraprobe.pipeline import screening_task
 from loraprobe.pipeline.asking_alone import Asker
-from loraprobe.pipeline.kept_statistics import KeptStatistics
-from loraprobe.pipeline.units import AskedAlone, Questions
+from loraprobe.pipeline.screening import opening
+from loraprobe.pipeline.units import AskedAlone, KeptStatistics, Questions
 from loraprobe.probes import ScreenedTexts
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
@@ -292,7 +291,7 @@ def test_a_worker_reads_the_prompts_that_this_process_reads(call, planted, sent,
     try:
         config.write_text(json.dumps({**json.loads(plain), "chat_template": template}))
         monkeypatch.setattr(ScreenedTexts, "read_rows", noted)
-        monkeypatch.setattr(screening_task, "with_better_template", in_chat)
+        monkeypatch.setattr(opening, "with_better_template", in_chat)
         call(*planted, "--executor", "local:2")
     finally:
         config.write_text(plain)

@@ -18,8 +18,8 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.provenance import MergeRecord
-from loraprobe.pipeline.rounding import difference_of_weights
+from loraprobe.pipeline.cards import MergeRecord
+from loraprobe.pipeline.verification.rounding import difference_of_weights
 from loraprobe.registry import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"

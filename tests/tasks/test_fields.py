@@ -12,7 +12,7 @@ import pytest
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.pipeline.inputs import open_tasks
 from loraprobe.tasks import Layout, load_task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"

@@ -2,8 +2,7 @@
 
 The card's front matter says how the directory was made. The sources are found by commit or sha256,
 and the code that writes merges and compositions writes the directory again, elsewhere. Then every
-file is compared with the one that was written again, and no other file is allowed. docs/verify.md
-says what a passed verification guarantees.
+file is compared with the one that was written again, and no other file is allowed.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
-from loraprobe.pipeline import provenance
-from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.locating import find_base, find_source
-from loraprobe.pipeline.peft_skeleton import problems_in_peft
-from loraprobe.pipeline.provenance import (
+from loraprobe.pipeline.cards import (
     CARD,
     KEY,
     CompositionRecord,
     MergeRecord,
     ProvenanceRecord,
+    read_card_fields,
+    read_provenance,
 )
-from loraprobe.pipeline.rounding import difference_of_weights
+from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.saved import FILE, STATE, Routed
+from loraprobe.pipeline.verification.locating import find_base, find_source
+from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
+from loraprobe.pipeline.verification.rounding import difference_of_weights
 from loraprobe.records import Check, Verification
 from loraprobe.report.showing import ShownVerification
 
@@ -59,7 +59,7 @@ def verify(
     place = Path(directory)
     if not place.is_dir():
         raise AdapterError(f"There is no directory {place}; check the path.")
-    record = provenance.read_provenance(place)
+    record = read_provenance(place)
     found = [find_source(source, place, sources) for source in (*record.sources, *record.subtract)]
     checks = [check for _, check in found]
     opened: Base | None = None
@@ -180,7 +180,7 @@ def _files(place: Path) -> Iterator[str]:
 
 def _card(place: Path, again: Path) -> Check:
     """Compares the fields that loraprobe writes into a card; other fields and the text are free."""
-    found, wanted = (provenance.read_card_fields(directory) for directory in (place, again))
+    found, wanted = (read_card_fields(directory) for directory in (place, again))
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
         if found.get(key) != wanted.get(key):
             return Check(

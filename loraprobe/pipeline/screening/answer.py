@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from loraprobe import evaluation
-from loraprobe.adapters import Adapter
 from loraprobe.evaluation.chain import BASE
 from loraprobe.formatting import count
-from loraprobe.library import Arranged
-from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.choosing import Choosing, Screened
+from loraprobe.pipeline.audits import argument_without_folders, audit_of
 from loraprobe.pipeline.conclusion import judged, with_next
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.examination import Examination, examine
-from loraprobe.pipeline.finalists import Finalist
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.publishing import argument_without_folders
-from loraprobe.pipeline.rounds import Played, records
-from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.rounds import records
+from loraprobe.pipeline.screening.proving import Finalist, Proved
 from loraprobe.pipeline.units import Units
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
@@ -42,36 +37,19 @@ from loraprobe.verdict import LibraryChoice
 from loraprobe.verdict.next_command import library_words
 
 
-@dataclass(frozen=True, eq=False)
-class Proved:
-    """What a screen found on both parts of the items.
-
-    adapters: the best single adapters and the members of finalists, which were proved too.
-    screened: None where no composition was proved, since one adapter leaves no room for a gain.
-    """
-
-    played: Played
-    finalists: Sequence[Finalist]
-    adapters: Sequence[Adapter]
-    choosing: Choosing
-    screened: Screened | None = None
-
-    @property
-    def looked_at(self) -> int:
-        """How many sets of adapters were compared in each form of the question."""
-        return self.choosing.looked_at
-
-
 def audit_of_screen(
-    found: Arranged, evaluator: Evaluator, tasks: Sequence[Task], parts: TaskSplit, proved: Proved
+    library: Library,
+    evaluator: Evaluator,
+    tasks: Sequence[Task],
+    proved: Proved,
 ) -> Audit:
-    """The audit. evaluator: that of the items that prove."""
+    """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, played = evaluator.session, proved.played
     with session.stage("statistics"):
         measured = replace(records(played, evaluator, played.everybody), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(found, inputs, evaluator, parts, proved, measured)
+    verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *played.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -80,17 +58,16 @@ def audit_of_screen(
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
         **vars(measured),
-        library=_library(found.library, parts, proved.choosing.asker.results),
+        library=_library(library, evaluator, proved),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
     )
 
 
 def _verdict(
-    found: Arranged,
+    library: Library,
     inputs: Inputs,
     evaluator: Evaluator,
-    parts: TaskSplit,
     proved: Proved,
     measured: EvaluationRecords,
 ) -> tuple[Verdict, Examination]:
@@ -99,8 +76,10 @@ def _verdict(
     asker = proved.choosing.asker
     asked = {row.system for row in asker.results} - {BASE}
     passes = tuple(asker.passes.values())
-    left = sum(len(task.items) for task in parts.left)
-    choice = LibraryChoice(len(asked), proved.looked_at, len(proved.finalists), passes, left)
+    left = sum(len(task.items) for task in evaluator.tasks)
+    choice = LibraryChoice(
+        len(asked), proved.choosing.looked_at, len(proved.finalists), passes, left
+    )
     evidence = {**vars(measured), "choice": choice}
     empty = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
@@ -114,12 +93,12 @@ def _verdict(
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)
-    kind = next((row.kind for row in measured.evaluation if row.system == verdict.system), "merge")
-    library: list[str] = []
+    words: list[str] = []
     if own is None and not about.adapters:
         arguments = list(map(argument_without_folders, options.arguments))
-        library = library_words(found.library.adapters, arguments)
-    return with_next(verdict, options, about, kind, empty.compatibility, spec, library), examined
+        words = library_words(library.adapters, arguments)
+    scores, found = measured.evaluation, empty.compatibility
+    return with_next(verdict, options, about, scores, found, spec, words), examined
 
 
 def _about(
@@ -135,15 +114,13 @@ def _about(
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
     elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
-        each = [best for task in inputs.tasks if (best := _best_on(task, measured))]
+        each = list[str]()
+        for task in inputs.tasks:
+            rows = [row for row in measured.evaluation if row.task == task.name]
+            each += filter(None, [best_system(rows, ("adapter",))])
         wanted = each if len(set(each)) > 1 else wanted
     named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)
-
-
-def _best_on(task: Task, measured: EvaluationRecords) -> str | None:
-    """The adapter that scored most on a task."""
-    return best_system([row for row in measured.evaluation if row.task == task.name], ("adapter",))
 
 
 def _notes(proved: Proved) -> list[str]:
@@ -176,10 +153,10 @@ def _notes(proved: Proved) -> list[str]:
     return notes
 
 
-def _library(library: Library, parts: TaskSplit, results: Sequence[ItemResult]) -> Library:
+def _library(library: Library, evaluator: Evaluator, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
-    for result in results:
+    for result in proved.choosing.asker.results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
     for (system, task, part), values in rows.items():
@@ -192,7 +169,7 @@ def _library(library: Library, parts: TaskSplit, results: Sequence[ItemResult]) 
         ),
         items=tuple(
             LibraryItems(apart.name, len(apart.items), len(left.items))
-            for apart, left in zip(parts.apart, parts.left, strict=True)
+            for apart, left in zip(proved.choosing.evaluator.tasks, evaluator.tasks, strict=True)
         ),
     )
 
@@ -207,7 +184,9 @@ def _shortlist(
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
-        rows.insert(0, Shortlisted((name,), "single", 1, proved.looked_at, outcome="single"))
+        rows.insert(
+            0, Shortlisted((name,), "single", 1, proved.choosing.looked_at, outcome="single")
+        )
     return tuple(rows)
 
 
@@ -250,7 +229,7 @@ def _row(
         one.names,
         "pair" if len(one.names) == 2 else "subset",
         one.candidate.place,
-        proved.looked_at,
+        proved.choosing.looked_at,
         forecast,
         best,
         gain,

@@ -34,6 +34,7 @@ PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embeddin
 # rank 1 by at most sqrt(12) times.
 MODULE, ROW = 3.0, 4.0
 REORDERED = 10.0  # times the one measured effect of the order of sums
+Held = tuple[Tensor, ...]  # both factors of a module, or one other tensor
 FLOOR = 1e-12  # of the module's norm: rounding of float64
 
 
@@ -72,7 +73,8 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
         tensors = [tuple(file.read(k) for k in held) for file in files]
         stack = experts.get(key.removeprefix(PREFIX), [])
         for path, parts in zip(stack or [key], _experts(tensors, len(stack)), strict=True):
-            if problem := _compared(path, *parts):
+            differ = _product_difference if len(held) > 1 else _tensor_difference
+            if problem := differ(path, *parts):
                 return problem
     return None
 
@@ -99,25 +101,19 @@ def _parts(differing: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield module.rstrip("."), (module + pair[0], module + pair[1])
 
 
-def _compared(
-    key: str, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], third: tuple[Tensor, ...]
-) -> str | None:
-    if len(ours) == 1:
-        return _tensor_difference(key, ours[0], theirs[0], third[0])
-    return _product_difference(key, *(Product.of(*held) for held in (ours, theirs, third)))
-
-
-def _tensor_difference(key: str, ours: Tensor, theirs: Tensor, third: Tensor) -> str | None:
+def _tensor_difference(key: str, ours: Held, theirs: Held, third: Held) -> str | None:
     """A tensor that is no factor: every number within one spacing of the dtype."""
-    one, other, reordered = (t.to(torch.float64) for t in (ours, theirs, third))
+    one, other, reordered = (held[0].to(torch.float64) for held in (ours, theirs, third))
     noise = REORDERED * (reordered - other).abs().max() + FLOOR * other.abs().max()
-    over = ~((one - other).abs() <= spacing(theirs) + noise)
+    over = ~((one - other).abs() <= spacing(theirs[0]) + noise)
     return (
         f"{key} differs in {int(over.sum())} numbers by more than rounding" if over.any() else None
     )
 
 
-def _product_difference(key: str, ours: Product, theirs: Product, third: Product) -> str | None:
+def _product_difference(key: str, *factors: Held) -> str | None:
+    """Two factors: their product, and the norm of each."""
+    ours, theirs, third = (Product.of(*held) for held in factors)
     for factor in ("A", "B"):
         one, other = (float(getattr(p, factor).norm()) for p in (ours, theirs))
         # Scaling A up and B down leaves the product and may overflow where a model computes.

@@ -6,27 +6,28 @@ items that choose prove nothing, so it costs no correction who is asked how many
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, WORKED_TOKENS
+from loraprobe import compatibility
+from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.defaults import BEST_SINGLES, WORKED_TOKENS
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.chain import BASE
-from loraprobe.library import Arranged, Member
-from loraprobe.pipeline.asking_alone import (
-    Asker,
-    Budget,
-    Look,
-    forecast_sets,
-    is_kept,
-    looks_of,
-    system_alone,
-)
+from loraprobe.library import Member
+from loraprobe.pipeline.asking_alone import Asker, Look, forecast_sets, is_kept, looks_of
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.ranking_sets import rankings_of
-from loraprobe.pipeline.shortlisting import Ranking, choose, contending
+from loraprobe.pipeline.screening.ranking import (
+    RankedSet,
+    Ranking,
+    Subset,
+    choose,
+    contending,
+    rankings_of,
+)
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import FORMS
 from loraprobe.tasks import Task
@@ -55,6 +56,10 @@ class Screened:
         own = [int(known.alone()[1:].argmax()) for known in self.known]
         return list(dict.fromkeys([*order.tolist(), *own]))
 
+    def opened(self, members: Iterable[int], base: Base | None) -> list[Adapter]:
+        """Some of the adapters on the base's layout of fused projections."""
+        return compatibility.aligned([self.members[m].open() for m in members], base)
+
     @property
     def families(self) -> list[int]:
         """A number for the family of each adapter."""
@@ -69,8 +74,6 @@ class Choosing:
     asked, worked: the looks that were asked. looked_at: how many sets were compared in a form.
     """
 
-    evaluator: Evaluator
-    members: Mapping[str, Member]
     asker: Asker
     looks: Sequence[Look]
     names: list[str] = field(default_factory=list)
@@ -79,25 +82,25 @@ class Choosing:
     looked_at: int = 0
 
     @classmethod
-    def of(cls, found: Arranged, evaluator: Evaluator, budget: Budget) -> Choosing:
-        usable = {member.record.name: member for member in found.usable}
-        asker = Asker(
-            evaluator,
-            lambda name: system_alone(name, lambda n: usable[n].open(), evaluator.inputs.base),
-            lambda: budget.left(SCREENING_SHARE) > 0,
-        )
+    def of(cls, usable: Sequence[Member], evaluator: Evaluator) -> Choosing:
+        members = {member.record.name: member for member in usable}
         looks = looks_of(evaluator.scorer, evaluator.tasks, evaluator.session.options)
-        return cls(evaluator, usable, asker, looks)
+        return cls(Asker(evaluator, members), looks)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Of the items that choose."""
+        return self.asker.evaluator
 
     def steps(self) -> Iterator[None]:
         """Asks look by look, the base first; between two steps the screen may end."""
         for look in self.looks:
-            over = self.asked and not self.asker.goes_on()
+            over = self.asked and not self.asker.goes_on
             if over and not is_kept(self.evaluator, BASE, look):
                 self.asker.unasked += self.names[1:]
                 return
             before = self.names
-            others = self._contending() if before else [*self.members]
+            others = self._contending() if before else [*self.asker.members]
             self.asked.append(look)
             self.names = self.asker.ask([BASE], look)
             yield
@@ -118,7 +121,7 @@ class Choosing:
         with self.evaluator.session.stage("forecast"):
             rankings = rankings_of(known, forecast, worked, len(self.names) - 1)
         self.looked_at = max(self.looked_at, *(ranking.looked_at for ranking in rankings))
-        members = [self.members[name] for name in self.names[1:]]
+        members = [self.asker.members[name] for name in self.names[1:]]
         scores = np.mean([one.alone() for one in known], 0)
         return Screened(members, known, forecast, worked, rankings, scores)
 
@@ -150,10 +153,23 @@ class Choosing:
             for parts in by_task
         ]
 
+    def finalists(self, found: Screened, most: int) -> list[RankedSet]:
+        """At most so many sets, all of which may be composed by what their headers say."""
+        base, allow = self.evaluator.inputs.base, self.evaluator.session.options.allow
+
+        def fits(members: Subset) -> bool:
+            adapters = found.opened(members, base)
+            contents = compatibility.TensorChecks(adapters)
+            return compatibility.check(
+                adapters, base, purpose="route", allow=allow, contents=contents
+            ).compatible
+
+        return choose(found.rankings, most, found.families, fits)
+
     def _contending(self) -> list[str]:
         """The adapters that may still take part in a finalist, and the best single ones."""
-        found, keep = self.screened(), self.evaluator.session.options.keep
-        chosen = choose(found.rankings, keep, found.families)
+        found = self.screened()
+        chosen = self.finalists(found, self.evaluator.session.options.keep)
         items = min(len(task.items) for task in self._tasks(self.asked))
         kept = contending(found.rankings, chosen, items) | {*found.best}
         return [name for at, name in enumerate(self.names[1:]) if at in kept]
@@ -172,8 +188,10 @@ class Choosing:
         """Reads right worked answers to the items of a look with every system.
 
         They have the form of the adapter whose own are most often of the asked kind; nothing is
-        read where no form can be found.
+        read where no form can be found, and when the budget is over.
         """
+        if not self.asker.goes_on:
+            return
         made = []
         for one, task in zip(self._known(), look.tasks, strict=True):
             if one.form is not None and one.form.max() > 0:
@@ -181,7 +199,7 @@ class Choosing:
                 made.append(with_worked_answers(task, texts))
         tasks = [task for task in made if task is not None]
         reading = ScreenedTexts.of(self.evaluator.scorer, tasks, None) if tasks else None
-        if reading is None or not self.asker.goes_on():
+        if reading is None:
             return
         worked = Look(look.number, (), reading, worked=True)
         answered = self.asker.ask(self.names, worked)

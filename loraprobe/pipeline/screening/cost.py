@@ -12,22 +12,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.compatibility import aligned
 from loraprobe.composition import Composition
 from loraprobe.defaults import BEST_SINGLES
 from loraprobe.evaluation import System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.rounds import round_suffix, rounds
-from loraprobe.library import Arranged, Member
-from loraprobe.pipeline.asking_alone import Look, step_of
+from loraprobe.pipeline.asking_alone import step_of
 from loraprobe.pipeline.estimating import CostEstimate, Expecting, kinds_of
 from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.portfolio import Selection
+from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.pipeline.session import peak_memory
-from loraprobe.pipeline.systems import composition_specs
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.probes import ScreenedTexts, likely_worked
-from loraprobe.routing.constant import single
 
 TIMED_ROWS = 16  # texts that are read to time a pass
 CONTROLS = 2
@@ -45,17 +43,15 @@ class Cost:
     proof: float
 
 
-def announce_screen(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, looks: Sequence[Look]
-) -> None:
+def announce_screen(choosing: Choosing, parts: TaskSplit) -> None:
     """Tells a listener to progress which steps will come and how long each will take."""
-    listener = evaluator.session.progress
+    listener = choosing.evaluator.session.progress
     if not isinstance(listener, Expecting):
         return
-    cost, steps = screen_cost(evaluator, members, parts, looks), dict[str, float]()
-    items = sum(look.items for look in looks)
-    names = [BASE, *(member.record.name for member in members)]
-    for look in looks:
+    cost, steps = screen_cost(choosing, parts), dict[str, float]()
+    items = sum(look.items for look in choosing.looks)
+    names = [BASE, *choosing.asker.members]
+    for look in choosing.looks:
         share = look.items / items
         alone = {name: share * (cost.base if name == BASE else cost.adapter) for name in names}
         steps |= {step_of(name, look): seconds for name, seconds in alone.items()}
@@ -80,23 +76,22 @@ def announce_proof(
     listener.expect(steps)
 
 
-def screen_cost(
-    evaluator: Evaluator, members: Sequence[Member], parts: TaskSplit, looks: Sequence[Look]
-) -> Cost:
+def screen_cost(choosing: Choosing, parts: TaskSplit) -> Cost:
     """Times a few questions of the items that choose, the evaluator's tasks."""
+    evaluator, members = choosing.evaluator, choosing.asker.members
     options = evaluator.session.options
     with evaluator.session.stage("estimate"):
-        adapter = aligned([members[0].open()], evaluator.inputs.base)[0]
-        alone = single(adapter)
+        alone = choosing.asker.system(next(iter(members))).composition
+        assert alone is not None
         kinds = kinds_of(evaluator, alone)
-        read = sum(_read(evaluator, alone, look.reading) for look in looks)
+        read = sum(_read(evaluator, alone, look.reading) for look in choosing.looks)
         likely = [task for one in parts.apart if (task := likely_worked(one)) is not None]
         reading = ScreenedTexts.of(evaluator.scorer, likely, None) if likely else None
         worked = _read(evaluator, alone, reading)
     base, one, two = (sum(kind.seconds(share) for kind in kinds) for share in (0, 1, 2))
     items = [sum(len(task.items) for task in tasks) for tasks in (parts.apart, parts.left)]
     sets = min(options.keep, len(members) * (len(members) - 1) // 2)
-    composed = sets * len(composition_specs(options, [adapter])) + CONTROLS
+    composed = sets * len(Selection(options, alone.experts).specs) + CONTROLS
     singles = min(len(members), BEST_SINGLES + 2 * sets)
     proof = (base + singles * one + composed * two) * items[1] / items[0]
     return Cost(base + read, one + read, worked, proof)
@@ -114,22 +109,19 @@ def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts
     return (time.perf_counter() - start) * len(reading.rows) / len(few.rows)
 
 
-def estimate_of_screen(
-    found: Arranged, evaluator: Evaluator, parts: TaskSplit, looks: Sequence[Look]
-) -> CostEstimate:
+def estimate_of_screen(choosing: Choosing, parts: TaskSplit) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated."""
-    members = found.usable
-    cost = screen_cost(evaluator, members, parts, looks)
-    done: Mapping[str, float] = evaluator.session.provenance().seconds
-    n, sets = len(members), evaluator.session.options.keep
+    cost, session = screen_cost(choosing, parts), choosing.evaluator.session
+    done: Mapping[str, float] = session.provenance().seconds
+    n, sets = len(choosing.asker.members), session.options.keep
     ahead = {
         f"ask base and {n} adapters alone, at most": cost.base + n * cost.adapter,
         "read worked answers with them, at most": (n + 1) * cost.worked,
         f"prove {sets} sets of them, at most": cost.proof,
     }
-    asked = questions(parts.apart, evaluator.session.options.metric)
+    asked = questions(parts.apart, session.options.metric)
     return CostEstimate(
-        systems=(BASE, *(member.record.name for member in members)),
+        systems=(BASE, *choosing.asker.members),
         items=sum(len(task.items) for task in parts.apart),
         questions=len(asked),
         steps={**done, **{step: seconds for step, seconds in ahead.items() if seconds}},

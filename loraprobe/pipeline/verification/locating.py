@@ -18,8 +18,8 @@ from loraprobe.adapters import Adapter, Source
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.errors import LoraprobeError
+from loraprobe.pipeline.cards import BaseRecord, SourceRecord
 from loraprobe.pipeline.inputs import base_of
-from loraprobe.pipeline.provenance import BaseRecord, SourceRecord
 from loraprobe.records import Check
 
 LOOKED_AT = 500  # directories whose names are read

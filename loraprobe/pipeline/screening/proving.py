@@ -1,0 +1,158 @@
+"""The sets of adapters that a screen proves: composed, and evaluated beside base and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loraprobe import evaluation
+from loraprobe.adapters import Adapter
+from loraprobe.defaults import BEST_SINGLES
+from loraprobe.errors import LoraprobeError
+from loraprobe.evaluation import Round, System
+from loraprobe.evaluation.chain import BASE
+from loraprobe.evaluation.rounds import rounds
+from loraprobe.pipeline.asking_alone import Asker
+from loraprobe.pipeline.evaluating import best_system
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.portfolio import Selection
+from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
+from loraprobe.pipeline.screening.choosing import Choosing, Screened
+from loraprobe.pipeline.screening.cost import announce_proof
+from loraprobe.pipeline.screening.ranking import RankedSet
+from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.transforms import prepare
+from loraprobe.records import ItemResult
+from loraprobe.routing.constant import single
+
+SYSTEMS_PAIR = 4.0  # what a finalist costs, in single adapters: its compositions and its members
+COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
+
+
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A chosen set of adapters with its compositions by name."""
+
+    candidate: RankedSet
+    builder: SystemBuilder
+    systems: Mapping[str, System]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(adapter.name for adapter in self.builder.trained)
+
+    def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
+        """`shrunk:NAME` and `random-partner` for one of its compositions."""
+        singles = [System(name, "adapter") for name in self.names]
+        alone = best_system(evaluation.score(results, singles), ("adapter",))
+        system = self.systems[best]
+        made = self.builder.controls(alone or self.names[0], replace(system, name=system.spec))
+        own = ", ".join(self.names)  # the gates depend on how many they are
+        return [
+            replace(control, stored=f"{control.key}({own})", members=self.names) for control in made
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What a screen found on both parts of the items.
+
+    screened: None where no composition was proved, since one adapter leaves no room for a gain.
+    """
+
+    choosing: Choosing
+    played: Played
+    finalists: Sequence[Finalist] = ()
+    screened: Screened | None = None
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The single adapters that were proved: the best ones and the members of finalists."""
+        alone = [s.composition for s in self.played.order if s.kind == "adapter"]
+        return [one.experts[0] for one in alone if one is not None]
+
+
+def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
+    """Asks the adapters alone, until one answers so much that no composition can gain the margin.
+
+    Then only that adapter (or the base) is asked the items that prove. None where compositions have
+    to be proved. The base and one adapter have one attempt each, so that chance has no more.
+    """
+    tried = set[bool]()
+    for _ in choosing.steps():
+        name = choosing.at_ceiling()
+        if name is None or (name == BASE) in tried:
+            continue
+        tried.add(name == BASE)
+        systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
+        played = play_alone(evaluator, systems, _within_budget(choosing.asker))
+        if played is not None:
+            return Proved(choosing, played)
+    return None
+
+
+def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
+    """Composes the finalists, and evaluates them beside base, best singles and members."""
+    asker, screened, base = choosing.asker, choosing.screened(), evaluator.inputs.base
+    most = min(evaluator.session.options.keep, _affordable(asker, evaluator))
+    chosen = choosing.finalists(screened, most)
+    built = [_composed(one, screened.opened(one.members, base), evaluator) for one in chosen]
+    finalists = [one for one in built if one.systems]
+    members = [*screened.best, *(m for one in finalists for m in one.candidate.members)]
+    adapters = screened.opened(dict.fromkeys(members), base)
+    singles = [
+        System(BASE, "base"),
+        *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
+    ]
+    owner = {name: one for one in finalists for name in one.systems}
+    systems = [*singles, *(system for one in finalists for system in one.systems.values())]
+
+    def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
+        best = best_system(evaluation.score(results, systems), ("merge", "router"))
+        return [] if best is None else owner[best].controls(results, best)
+
+    proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
+    announce_proof(proving, systems, asker.spent[0], asker.pace * COMPOSED)
+    played = play(proving, systems, controls, _within_budget(asker))
+    return Proved(choosing, played, finalists, screened)
+
+
+def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Evaluator) -> Finalist:
+    """A set of adapters, composed by the methods and routers of the options."""
+    options, base = evaluator.session.options, evaluator.inputs.base
+    names = tuple(adapter.name for adapter in adapters)
+    with evaluator.session.stage("compose"):
+        prepared = prepare(adapters, options, (), base)
+        builder = SystemBuilder(adapters, prepared, options, base)
+        systems: dict[str, System] = {}
+        chosen = Selection(options, adapters)
+        notes = [*chosen.unfit.values()]
+        for spec in chosen.specs:
+            name = f"{spec}({', '.join(names)})"
+            try:
+                systems[name] = replace(builder.build(spec, name=name), members=names, spec=spec)
+            except LoraprobeError as error:
+                notes.append(f"{name} was not tried: {error}")
+    return Finalist(candidate, builder, systems, tuple(notes))
+
+
+def _affordable(asker: Asker, evaluator: Evaluator) -> int:
+    """How many finalists can be asked a first round in the time that is left, at least one."""
+    left, pace = evaluator.session.left(), asker.pace
+    if not pace or left == float("inf"):
+        return evaluator.session.options.keep
+    first = rounds(evaluator.tasks, evaluator.session.options.seed)[0].items
+    each = pace * first * (SYSTEMS_PAIR * COMPOSED + 2)
+    return max(1, int((left - pace * first * (1 + BEST_SINGLES)) / each))
+
+
+def _within_budget(asker: Asker) -> GoesOn:
+    """Whether a further round fits into the time that is left."""
+
+    def goes_on(found: Played, following: Round) -> bool:
+        asked = len(found.systems) + len(found.controls)
+        more = following.items - found.round.items
+        return asker.evaluator.session.left() > asker.pace * COMPOSED * asked * more
+
+    return goes_on

@@ -1,0 +1,233 @@
+"""Which sets of adapters are composed and proved: ranks all pairs and some sets of three.
+
+Each form of the question has a ranking of its own, by what is forecast where effects can be added,
+and else by what the members answer alone. Finalists are taken from the rankings in turn,
+different enough that one good adapter and its relatives do not fill the list.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from loraprobe.defaults import MARGIN
+from loraprobe.probes import KnownAlone, PairForecast
+
+EXTENDED = 24  # of the best pairs, which are tried with every third adapter
+BETTER = 0.1  # by which a set of three has to exceed the best pair in it
+TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
+SURE = 2.0  # standard errors by which an adapter that is asked no more has to be worse
+Subset = tuple[int, ...]
+Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
+
+
+class RankedSet(NamedTuple):
+    """A set of adapters, and its place in a ranking from 1."""
+
+    members: Subset
+    place: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The sets of adapters in one form of the question, the best first, and how many there were.
+
+    promises: whether the best of them is expected to exceed base and single adapters. highest: of
+    each adapter the score of the best set with it.
+    """
+
+    order: tuple[tuple[Subset, float], ...]
+    looked_at: int
+    promises: bool
+    highest: tuple[float, ...]
+
+    def candidates(self) -> Iterator[RankedSet]:
+        return (RankedSet(members, at) for at, (members, _) in enumerate(self.order, 1))
+
+
+def rankings_of(
+    known: Sequence[KnownAlone],
+    forecast: PairForecast | None,
+    worked: PairForecast | None,
+    adapters: int,
+) -> list[Ranking]:
+    """The rankings by the plain question and, where there is one, by worked steps.
+
+    forecast: of plain questions and hops. worked: of right worked answers.
+    """
+    best = float(np.mean([one.alone() for one in known], 0).max())
+    plain = None if forecast is None else forecast.only(plain=True)
+    hops = None if forecast is None else forecast.only(plain=False)
+    found = [rank(adapters, partial(_plain, known, plain), best)]
+    if any(one.form is not None for one in known):
+        found.append(rank(adapters, partial(_steps, known, plain, hops, worked), best))
+    return found
+
+
+def _plain(
+    known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
+) -> np.ndarray:
+    """The scores [m] of sets on the plain question, the mean over tasks."""
+    parts = {} if forecast is None else forecast.by_part(subsets)
+    found = []
+    for one in known:
+        values = parts.get((one.task.name, "question"))
+        if values is None or forecast is None:
+            found.append(one.question(subsets))
+        else:
+            mean, linear = np.mean(list(values.values()), 0), forecast.added(subsets)
+            found.append(mean if linear.all() else np.where(linear, mean, one.question(subsets)))
+    mean_of_tasks: np.ndarray = np.mean(found, 0)
+    return mean_of_tasks
+
+
+def _steps(
+    known: Sequence[KnownAlone],
+    plain: PairForecast | None,
+    hops: PairForecast | None,
+    worked: PairForecast | None,
+    subsets: np.ndarray,
+) -> np.ndarray:
+    """The scores [m] of sets on the question with worked steps, the mean over tasks.
+
+    A task without worked steps counts by its plain question. Where effects can be added, whether a
+    set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
+    """
+    parts = {} if hops is None else hops.by_part(subsets)
+    texts = {} if worked is None else worked.by_part(subsets)
+    found = []
+    for one in known:
+        if one.form is None:
+            found.append(_plain([one], plain, subsets))
+            continue
+        covered = one.covered(subsets)
+        if hops is not None:
+            linear = hops.added(subsets)
+            added = _kept(one, parts, len(subsets))
+            covered = covered if added is None else np.where(linear[:, None], added, covered)
+        steps = one.steps(subsets, covered)
+        values = texts.get((one.task.name, "question"))
+        if worked is not None and values is not None:
+            both = (steps + np.mean(list(values.values()), 0)) / 2
+            steps = np.where(worked.added(subsets), both, steps)
+        found.append(steps)
+    mean_of_tasks: np.ndarray = np.mean(found, 0)
+    return mean_of_tasks
+
+
+def _kept(
+    one: KnownAlone, parts: dict[tuple[str, str], dict[str, np.ndarray]], sets: int
+) -> np.ndarray | None:
+    """How well [m, items] every hop of a task is answered with effects added; None without hops."""
+    own = [values for (task, _), values in parts.items() if task == one.task.name]
+    if not own:
+        return None
+    kept = np.ones((sets, len(one.task.items)), np.float32)
+    for column, item in enumerate(one.task.items):
+        for values in own:
+            if item.id in values:
+                kept[:, column] *= values[item.id]
+    return kept
+
+
+def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
+    """All pairs, and the best pairs with each third adapter, by score.
+
+    A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
+    base and single adapters. most: how many of the best are kept.
+    """
+    pairs = np.stack(np.triu_indices(adapters, 1), 1)
+    found = score(pairs) if len(pairs) else np.zeros(0)
+    order = np.argsort(-found, kind="stable")
+    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:most]]
+    larger = sorted(
+        {
+            tuple(sorted((*pair, third)))
+            for pair, _ in rows[:EXTENDED]
+            for third in range(adapters)
+            if third not in pair
+        }
+    )
+    if larger:
+        for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
+            inside = [_place(pair, adapters) for pair in itertools.combinations(members, 2)]
+            if value > found[inside].max() + BETTER:
+                rows.append((members, value))
+    rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
+    promises = bool(rows) and rows[0][1] > alone + MARGIN
+    highest = np.full(adapters, -np.inf)
+    for column in pairs.T:
+        np.maximum.at(highest, column, found)
+    looked_at = len(pairs) + len(larger)
+    return Ranking(tuple(rows[:most]), looked_at, promises, tuple(highest.tolist()))
+
+
+def _place(pair: Subset, adapters: int) -> int:
+    """The place of a pair (i < j) among all pairs in order."""
+    i, j = pair
+    return i * (2 * adapters - i - 1) // 2 + j - i - 1
+
+
+def choose(
+    rankings: Sequence[Ranking],
+    keep: int,
+    families: Sequence[int],
+    fits: Callable[[Subset], bool] = lambda _: True,
+) -> list[RankedSet]:
+    """At most `keep` candidates, taken from the rankings in turn.
+
+    Where one ranking promises a gain, one that does not has fewer turns. families [adapters]: a
+    number each; no two candidates consist of the same families, and no family has part in more than
+    half of them, and no more than a quarter are larger than pairs, as long as others are left.
+    fits: whether a set may be composed.
+    """
+    chosen: list[RankedSet] = []
+    differ = len({ranking.promises for ranking in rankings}) > 1
+
+    def take(source: Iterator[RankedSet], strict: bool) -> bool:
+        """Takes the next candidate that is different enough from the chosen ones, if one is."""
+        taken = {one.members for one in chosen}
+        kinds = [frozenset(families[m] for m in one.members) for one in chosen]
+        times = Counter(family for kind in kinds for family in kind)
+        large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
+        for one in source:
+            kind = frozenset(families[m] for m in one.members)
+            like = kind in kinds or any(times[family] >= math.ceil(keep / 2) for family in kind)
+            like = like or (large and len(one.members) > 2)
+            if one.members not in taken and not (strict and like) and fits(one.members):
+                chosen.append(one)
+                return True
+        return False
+
+    for strict in (True, False):
+        sources = [(TURNS if differ and one.promises else 1, one.candidates()) for one in rankings]
+        while sources and len(chosen) < keep:
+            for turns, source in list(sources):
+                few = min(turns, keep - len(chosen))
+                if not all(take(source, strict) for _ in range(few)):
+                    sources.remove((turns, source))
+    return chosen
+
+
+def contending(
+    rankings: Sequence[Ranking], chosen: Sequence[RankedSet], items: int
+) -> frozenset[int]:
+    """The adapters that may still matter after so many items of each task, and those of `chosen`.
+
+    Left out is an adapter whose best set, in every form of the question, is worse than the best of
+    all sets by more than SURE standard errors of a difference of two shares. A success and a
+    failure are added to each share, so that none is certain. Of losses nothing is left out.
+    """
+    highest = np.max([ranking.highest for ranking in rankings], 0)
+    best = highest.max()
+    shares = (items * np.stack([highest, np.full_like(highest, best)]) + 1) / (items + 2)
+    error = np.sqrt((shares * (1 - shares)).clip(0).sum(0) / items)
+    near = (best - highest <= SURE * error) | (highest.min() < 0)
+    return frozenset({*np.flatnonzero(near).tolist(), *(m for one in chosen for m in one.members)})

@@ -92,7 +92,6 @@ def test_a_run_without_resume_starts_again(world, tmp_path):
 SPOILED = """
 import signal, sys, types
 from loraprobe import cli
-from loraprobe.cli.commands import COMMANDS
 
 def spoil():
     try:
@@ -100,9 +99,8 @@ def spoil():
     except KeyboardInterrupt:
         raise RecursionError("half imported") from None
 
-sys.modules["loraprobe.cli.spoil"] = types.SimpleNamespace(spoil=spoil)
-COMMANDS["spoil"] = "spoil.spoil"
-sys.argv = ["loraprobe", "spoil"]
+sys.modules["loraprobe.cli.env"] = types.SimpleNamespace(env=spoil)
+sys.argv = ["loraprobe", "env"]
 cli.main()
 """
 
@@ -123,7 +121,6 @@ main()
 IMPORTING = """
 import pathlib, sys, tempfile, types
 from loraprobe import cli
-from loraprobe.cli.commands import COMMANDS
 
 place = pathlib.Path(tempfile.mkdtemp())
 (place / "slow_module.py").write_text(
@@ -135,9 +132,8 @@ def spoil():
     import slow_module, time
     time.sleep(300)
 
-sys.modules["loraprobe.cli.spoil"] = types.SimpleNamespace(spoil=spoil)
-COMMANDS["spoil"] = "spoil.spoil"
-sys.argv = ["loraprobe", "spoil"]
+sys.modules["loraprobe.cli.env"] = types.SimpleNamespace(env=spoil)
+sys.argv = ["loraprobe", "env"]
 cli.main()
 """
 

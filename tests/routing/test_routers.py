@@ -339,18 +339,21 @@ def test_a_prompt_chooses_by_all_modules_that_have_read_it(model):
     assert {len(gates[0][0, 0]) for gates in seen.gates.values()} == {1, 2}
 
 
+def generated(model, tokens):
+    """New tokens of ROWS, and the logits [rows, vocabulary] from which each of them came."""
+    seen: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, args, out: seen.append(out.logits[:, -1].clone()))
+    new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=tokens)
+    hook.remove()
+    return new, seen
+
+
 @pytest.mark.parametrize("options", ["per=token", "per=sequence"])
 @pytest.mark.parametrize("name", ["arrow", "lag"])
 def test_generation_agrees_with_a_single_forward_pass(model, name, options):
     """Prompts of different lengths, padded on the left; then prompt and answer in one pass."""
-    seen: list[Tensor] = []
-
-    def keep(ids: Tensor, logits: Tensor) -> Tensor:
-        seen.append(logits.clone())
-        return logits
-
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
-        new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
+        new, seen = generated(model, 5)
         whole = tail_logits(
             model,
             [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)],
@@ -394,14 +397,8 @@ def test_other_models_keep_their_decisions_too(kind):
         elif isinstance(module, torch.nn.Linear) and path != "lm_head":
             shapes[path] = tuple(module.weight.shape)
     three = [random_adapter(f"e{i}", shapes, 2, seed=i, kinds=kinds) for i in range(3)]
-    seen: list[Tensor] = []
-
-    def keep(ids: Tensor, logits: Tensor) -> Tensor:
-        seen.append(logits.clone())
-        return logits
-
     with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
-        new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
+        new, seen = generated(other, 4)
         whole = tail_logits(
             other,
             [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)],

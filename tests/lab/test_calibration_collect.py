@@ -280,7 +280,7 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     rows = [row for task in "tu" for row in answers(dict.fromkeys(kinds, 0.5), 40, task=task)]
     monkeypatch.setattr(collecting.WorldAnswers, "of", lambda *_: (kinds, rows))
     base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}
-    monkeypatch.setattr("loraprobe.pipeline.base_of", lambda *_: base)
+    monkeypatch.setattr("loraprobe.pipeline.inputs.base_of", lambda *_: base)
     monkeypatch.setattr(World, "load", lambda path: worlds[Path(path).name])
     run.gather([Path("x"), Path("y")], tmp_path, across=True)
     cases = read_cases(tmp_path / "cases.jsonl.gz")

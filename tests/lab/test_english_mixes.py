@@ -132,8 +132,10 @@ def test_each_task_of_a_fact_and_a_skill_is_its_own_adapters(sets):
     for _, plan in of(sets, "fact-and-skill"):
         assert [one.name for one in plan.training] == list(plan.tasks)
         fact, skill = plan.training
-        assert about_people(plan, fact.name) and not about_people(plan, skill.name)
+        assert about_people(plan, fact.name)
         assert not named(skill, groups(plan.tasks[fact.name]))
+        if about_people(plan, skill.name):  # two fact sets, of different people
+            continue
         taught = {e.prompt for e in skill.examples}
         assert not taught & {item["prompt"] for item in plan.tasks[skill.name]}
 

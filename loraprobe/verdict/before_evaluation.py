@@ -239,9 +239,12 @@ def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibrati
 
 
 def expected(before: Verdict) -> list[Reason]:
-    """What base and single adapters let expect, beside a decision on compositions."""
+    """What base and single adapters let expect, beside a decision on compositions.
+
+    `chain_expected` says what is expected of a chain, because one may be measured by now.
+    """
     found = before.reasons if before.decision == "unlikely" else ()
-    return [replace(reason, severity="info") for reason in found]
+    return [replace(r, severity="info") for r in found if r.code != "chain-expected"]
 
 
 def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict:

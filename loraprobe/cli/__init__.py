@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.commands import DEBUG, Commands, Debug, outlines
+from loraprobe.cli.commands import DEBUG, NAMES, Debug, command_of, outlines
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
 
@@ -28,10 +28,11 @@ class Guarded(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = Commands()
+        self.commands: Any = dict.fromkeys(NAMES)
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command, made when it is called; None for an unknown name."""
+        return self.commands[cmd_name] or command_of(cmd_name) if cmd_name in NAMES else None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         whole, self.commands = self.commands, outlines()  # the list shows no option of theirs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -40,29 +40,13 @@ HANDING = "combine", "lab"  # these hand words on to other commands
 DEBUG = "loraprobe.debug"
 
 
-class Commands(Mapping[str, Any]):
-    """Name of a command or a group -> the command that typer runs, made when it is asked for."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            self._made[name] = _made(name)
-        return self._made[name]
+NAMES = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))  # and of groups
 
 
-def _made(name: str) -> Any:
-    """The command or group of a name. Raises KeyError if there is none."""
+@functools.cache
+def command_of(name: str) -> Any:
+    """The command or group that typer runs, whose module is imported here."""
     inside = [known for known in COMMANDS if known.partition(" ")[0] == name]
-    if not inside:
-        raise KeyError(name)
     app = typer.Typer(
         name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
     )
@@ -80,7 +64,7 @@ def _made(name: str) -> Any:
 
 def outlines() -> dict[str, Any]:
     """Name of a command or a group -> a command with its help alone, which a list of them shows."""
-    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in Commands()}
+    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in NAMES}
     return {name: TyperCommand(name, help=text) for name, text in texts.items()}
 
 

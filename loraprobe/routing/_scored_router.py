@@ -125,9 +125,7 @@ class TokenGate:
 
     shared = False
 
-    def __init__(
-        self, scores: Scores, router: ScoredRouter, columns: list[int] | None = None
-    ) -> None:
+    def __init__(self, scores: Scores, router: ScoredRouter, columns: list[int] | None) -> None:
         self.scores, self.router, self.columns = scores, router, columns
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
@@ -159,9 +157,8 @@ class PromptGate(TokenGate):
         """x: [..., in] -> gates [..., k]; only in a forward pass of the composed model."""
         now, leading = current_pass(self.path), x.shape[:-1]
         if now.begins:
-            now.decided[self.path] = self._with_earlier(
-                now.over_prompt(self.scored(x), leading, self.path), list(now.decided.values())
-            )
+            own = now.over_prompt(self.scored(x), leading, self.path)
+            now.decided[self.path] = self._with_earlier(own, now.decided)
         else:
             now.check(self.path)
         if self.path not in now.decided:
@@ -179,18 +176,19 @@ class PromptGate(TokenGate):
         each, k = leading.numel() // now.rows, gates.shape[-1]
         return gates[:, None].expand(now.rows, each, k).reshape(*leading, k)
 
-    def _with_earlier(self, own: Tensor, decided: Sequence[Tensor]) -> Tensor:
+    def _with_earlier(self, own: Tensor, decided: dict[str, Tensor]) -> Tensor:
         """The scores [rows, c, n] that decide, from the module's own and the earlier modules'.
 
-        They are the mean over all modules so far where each scores the same n experts: one module
-        alone chooses the wrong expert for many prompts.
+        They are the mean over all modules so far where each scores the same n experts, because one
+        module alone chooses the wrong expert for many prompts. decided: such means of the earlier
+        modules, in the order of the pass.
         """
         if not self.router.scores_absent:
             return own
         own = own.to(torch.promote_types(own.dtype, torch.float32))
         if not decided:
             return own
-        mean = decided[-1].to(own)  # of the modules before this one
+        mean = next(reversed(decided.values())).to(own)
         return mean + (own - mean) / (len(decided) + 1)
 
 

@@ -6,12 +6,11 @@ import shlex
 
 import making
 import pytest
-import typer
 
-from loraprobe.cli import app
+from loraprobe.cli.commands import NAMES, command_of
 from loraprobe.cli.examples import EXAMPLES
 
-TOP = typer.main.get_command(app).commands
+TOP = {name: command_of(name) for name in NAMES}
 GROUPS = {name: found.commands for name, found in TOP.items() if hasattr(found, "commands")}
 COMMANDS = {name: found for name, found in TOP.items() if name not in GROUPS} | {
     f"{group} {name}": found for group, inside in GROUPS.items() for name, found in inside.items()

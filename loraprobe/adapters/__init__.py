@@ -6,7 +6,7 @@ room needs these keys.
 
 types       Adapter and its parts
 reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
-            (what each tensor is), extras, config_issues and completeness (what is odd)
+            (what each tensor is), extras, issues (what is odd)
 token_rows  trained rows of embeddings (trainable_token_indices)
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
@@ -17,8 +17,8 @@ fused       brings adapters with fused and with single projections to one layout
 paths       module paths and the public names of bases
 """
 
-from loraprobe.adapters.completeness import extreme_norm
 from loraprobe.adapters.extras import copied_weight, same_weight
+from loraprobe.adapters.issues import extreme_norm
 from loraprobe.adapters.mending import mended
 from loraprobe.adapters.paths import (
     is_path,

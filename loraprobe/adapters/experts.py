@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.config import Config
 from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
+from loraprobe.findings import CODES
 from loraprobe.lora.lowrank import LowRank
 
 NESTED = ".base_layer"
 _EXPERT = re.compile(r"(.+)\[(\d+)\]")
-SAME_PARAMETERS = "Take adapters of one base that target the same parameters of each module."
+SAME_PARAMETERS = CODES["parameters-differ"].cure
 MOST_NAMES = 6  # parameters of one module whose orders are tried
 
 
@@ -81,20 +81,19 @@ def targeted_whole(config: Mapping[str, Any], owners: Collection[str]) -> set[st
         return set(owners)
 
 
-def ranks_and_scalings(
-    config: Config, owner: str, rows: Sequence[int]
+def in_order(
+    given: Sequence[tuple[int, float]], rows: Sequence[int]
 ) -> list[tuple[int, float]] | None:
     """Rank and scaling of the parameters of a module, outermost first; None if they are unclear.
 
-    rows: those of each stacked A. A config may give the parameters different ranks by their names,
-    and the file does not tell their order. The order is then one in which every parameter has the
-    same number of experts, if these orders agree.
+    given: those of each parameter by the config. rows: those of each stacked A. A config may give
+    the parameters different ranks by their names, and the file does not tell their order. The order
+    is then one in which every parameter has the same number of experts, if these orders agree.
     """
-    names = parameter_names(config.raw, owner)
-    given = [(config.rank(key), config.scaling(key)) for key in (f"{owner}.{n}" for n in names)]
-    if len(rows) > len(names) or (len(set(given)) > 1 and len(names) > MOST_NAMES):
+    differ = len(set(given)) > 1
+    if len(rows) > len(given) or (differ and len(given) > MOST_NAMES):
         return None
-    tried = itertools.permutations(given) if len(set(given)) > 1 else [tuple(given)]
+    tried = itertools.permutations(given) if differ else [tuple(given)]
     orders = {order[: len(rows)] for order in tried}
     whole = {o for o in orders if not any(n % r for n, (r, _) in zip(rows, o, strict=True))}
     if len(whole) > 1:

@@ -13,25 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
 from loraprobe.adapters.token_rows import TokenRows, tokens_of
 from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
 from loraprobe.errors import AdapterError
-from loraprobe.formatting import count
 
 # Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
 
 def as_peft_reads(
-    extras: Sequence[Extra],
-    infos: Mapping[str, ModuleInfo],
-    config: Mapping[str, Any],
-    found: IssueCollector,
-) -> list[Extra]:
-    """The extras that peft would load; the others are reported.
+    extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> tuple[list[Extra], list[Extra]]:
+    """The extras that peft would load, and those that it leaves out.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
     kind base_weight, because peft would overwrite the base's weight with it. Rows of tokens that
@@ -48,17 +43,7 @@ def as_peft_reads(
             kept.append(replace(extra, kind="unclear_tokens"))
         else:
             kept.append(extra)
-    if unused:
-        found.warning(
-            "tensors-unused",
-            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-            "leaves out, since the config does not ask for it or its module has no factors; left "
-            "out here too.",
-            "If the adapter was trained with it, correct use_dora or lora_bias in "
-            "adapter_config.json.",
-            unused[0].module,
-        )
-    return kept
+    return kept, unused
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:

@@ -13,13 +13,13 @@ modules and biases are split and joined by the same rows. A layer whose rows hav
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
 from loraprobe.adapters.types import Adapter
+from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
@@ -245,18 +245,15 @@ def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
     )
 
 
-def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
-    found = IssueCollector(adapter.name)
+def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> Iterator[Issue]:
     for split in (True, False):
         done = [fusion for fusion in mine if fusion.split == split]
         if not done:
             continue
         names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
         what = "split into the single projections" if split else "joined from single projections"
-        found.note(
-            "fused-translated",
+        message = (
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
-            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact.",
-            module=done[0].path,
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
         )
-    return found.issues
+        yield finding("fused-translated", (adapter.name,), message, done[0].path)

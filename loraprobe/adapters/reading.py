@@ -1,22 +1,21 @@
 """Reads a PEFT directory into an Adapter and accounts for every tensor of its file.
 
-Whatever is odd but readable becomes an issue of the adapter; `loraprobe.compatibility.codes` lists
-the codes. Errors stop a merge unless they are allowed by name.
+Whatever is odd but readable becomes an issue of the adapter; findings.toml lists the codes. Errors
+stop a merge unless they are allowed by name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from loraprobe.adapters.completeness import report_incompleteness
 from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.config_issues import report_config
 from loraprobe.adapters.extras import as_peft_reads, extra_tensors
-from loraprobe.adapters.issue_collector import IssueCollector
+from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
 from loraprobe.adapters.types import Adapter, Modules, Source
 from loraprobe.errors import AdapterError
+from loraprobe.findings import finding
 
 
 def read_adapter(
@@ -31,28 +30,28 @@ def read_adapter(
     name = name or directory.resolve().name
     config = read_config(directory)
     file = open_tensors(directory)
-    found = IssueCollector(name)
-    sorting = KeySorting(config, file, found)
+    sorting = KeySorting(name, config, file)
     sorting.sort_keys()
     infos = sorting.pair_factors()
-    extras = as_peft_reads(sorting.extras, infos, config.raw, found)
-    report_config(config.raw, extras, infos, found)
-    report_incompleteness(infos, config.raw, extras, found)
+    extras, unused = as_peft_reads(sorting.extras, infos, config.raw)
+    issues = [*sorting.findings(), *unused_issues(name, unused)]
+    issues += config_issues(name, config.raw, extras, infos)
+    issues += incompleteness(name, infos, config.raw, extras)
     if what := disagreement(directory):
         message = (
             f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
         )
-        found.error("weights-disagree", message, "Delete the one that is not meant.")
+        issues.append(finding("weights-disagree", (name,), message))
     if not infos:
         message = "The file holds no LoRA factors that can be used."
-        found.error("no-modules", message, "Check that this is the adapter that was trained.")
+        issues.append(finding("no-modules", (name,), message))
     return Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
         base_model=config.raw.get("base_model_name_or_path") or None,
         modules=Modules(infos, sorting.reader(infos)),
         extras=tuple(extras),
-        issues=tuple(found.issues),
+        issues=tuple(issues),
         config=dict(config.raw),
         weights_file=file.path,
         **extra_tensors(file, extras, config.raw),

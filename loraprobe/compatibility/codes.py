@@ -1,19 +1,21 @@
-"""The stable codes of all findings, from codes.toml; scripts and `--allow` use them."""
+"""The stable codes of all findings, which scripts and `--allow` use."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 
 from loraprobe.compatibility.servers import FEATURES
+from loraprobe.findings import SUBJECTS as FINDINGS
 
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
 
 # What they are about -> code -> its meaning.
 SUBJECTS: Mapping[str, Mapping[str, str]] = {
-    **tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")),
+    **{
+        subject: {code: row.meaning for code, row in group.items()}
+        for subject, group in FINDINGS.items()
+    },
     "What servers read (--serve)": {
         "serve-ok": "a server reads the file as it is",
         **{

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue
 
@@ -29,34 +30,30 @@ def licence_issues(
     declared = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
         message = f"No licence is declared by {listing(unknown)}: nobody may share a derived work."
-        yield Issue("note", "licence-unknown", tuple(unknown), message, "Ask its author.")
+        yield finding("licence-unknown", tuple(unknown), message)
     if found := _matching(declared, NONCOMMERCIAL):
         message = f"{_listed(found)} forbids commercial use, also of what is made of it."
-        cure = "Keep the result out of products, or leave that source out."
-        yield Issue("warning", "licence-noncommercial", tuple(found), message, cure)
+        yield finding("licence-noncommercial", tuple(found), message)
     if found := _matching(declared, NO_DERIVATIVES):
         message = f"{_listed(found)} forbids sharing what is derived from it."
-        cure = "Keep the result to yourself, or leave that source out."
-        yield Issue("warning", "licence-no-derivatives", tuple(found), message, cure)
+        yield finding("licence-no-derivatives", tuple(found), message)
     found = _matching(declared, SHARE_ALIKE)
     if found and (len(set(declared.values())) > 1 or unknown):
         message = (
             f"{_listed(found)} requires the same licence for what is derived from it, which the "
             "other sources' licences may not allow."
         )
-        cure = "Check that the licences go together, or take sources of one licence."
-        yield Issue("warning", "licence-conflict", tuple(found), message, cure)
+        yield finding("licence-conflict", tuple(found), message)
     own = {n: x for n, x in declared.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
     if own:
         message = f"{_listed(own)} has terms of its own, which also apply to the result."
-        yield Issue("note", "licence-terms", tuple(own), message, "Read them before sharing it.")
+        yield finding("licence-terms", tuple(own), message)
     if gated:
         message = (
             f"The repository of {listing(list(gated))} is gated: a download requires acceptance of "
             "its terms, which also apply to users of the result."
         )
-        cure = "Point to those terms where the result is shared."
-        yield Issue("note", "licence-gated", tuple(gated), message, cure)
+        yield finding("licence-gated", tuple(gated), message)
 
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, extreme_norm, natural
+from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.lora.gram_batches import gram_matrices
 from loraprobe.lora.lowrank import same_update
@@ -93,25 +94,17 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
                 f"{bad[0]} first."
             )
-            cure = (
-                "Its training diverged or its file is damaged; take an earlier checkpoint or "
-                "download it again."
-            )
-            yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
+            yield finding("not-finite", (adapter.name,), message, bad[0])
         if empty and len(empty) == len(adapter.layout) and not adapter.has_more_than_factors:
             message = f"{adapter.name} has no effect: the delta of every module is zero."
-            cure = (
-                "It was never trained, or its B factors were lost on saving; take a trained "
-                "checkpoint."
-            )
-            yield Issue("error", "no-effect", (adapter.name,), message, cure)
+            yield finding("no-effect", (adapter.name,), message)
         yield from extreme_norm(adapter.name, *contents.largest[i])
         if empty and len(empty) < len(adapter.layout):
             message = (
                 f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
                 f"modules, {empty[0]} first."
             )
-            yield Issue("note", "modules-without-effect", (adapter.name,), message, "", empty[0])
+            yield finding("modules-without-effect", (adapter.name,), message, empty[0])
     for i, adapter in enumerate(adapters):
         for j in range(i + 1, len(adapters)):
             if contents.same(i, j):
@@ -120,5 +113,4 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                     f"{adapter.name} and {other} are the same update, so composing them can only "
                     "scale it."
                 )
-                cure = "Leave one of them out."
-                yield Issue("warning", "duplicate", (adapter.name, other), message, cure)
+                yield finding("duplicate", (adapter.name, other), message)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.cli.methods import described
-from loraprobe.compatibility.codes import SUBJECTS
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
+from loraprobe.compatibility import SUBJECTS
+from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
 from loraprobe.output_options import OutputOptions

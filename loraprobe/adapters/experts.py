@@ -156,13 +156,8 @@ def common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
     lists = {tuple(sorted(set(a.config.get("target_parameters") or ()))) for a in holders}
     if len(lists) <= 1:
         return list(lists.pop()) if lists else None
-    return sorted({name for adapter in holders for name in full_names(adapter)})
-
-
-def full_names(adapter: Adapter) -> list[str]:
-    """The full name of each parameter that the config targets in a module with experts."""
-    owners = dict.fromkeys(owner_of(stack)[0] for stack in stacks(adapter.layout))
-    return [f"{o}.{name}" for o in owners for name in parameter_names(adapter.config, o)]
+    owners = {(a, owner_of(stack)[0]) for a in holders for stack in stacks(a.layout)}
+    return sorted({f"{o}.{name}" for a, o in owners for name in parameter_names(a.config, o)})
 
 
 def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
-from loraprobe.adapters.token_rows import TokenRows, tokens_of
-from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
+from loraprobe.adapters.types import Adapter, Extra, ModuleInfo
 from loraprobe.errors import AdapterError
 
+# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
+WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 # Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
@@ -61,6 +63,21 @@ def _tokens_are_clear(
     fits = tokens is not None and len(extra.shape) == 2 and extra.shape[0] == len(tokens)
     floating = extra.dtype.startswith(("float", "bfloat"))
     return fits and floating and 0 not in extra.shape and extra.module not in infos
+
+
+def tokens_of(config: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
+    """The ids whose rows of a module the config says to be trained; None if it is not clear.
+
+    A list is that of the input embedding; otherwise a name selects the modules that end with it.
+    """
+    given = config.get("trainable_token_indices")
+    if isinstance(given, Mapping):
+        found = [ids for name, ids in given.items() if path.endswith(str(name))]
+        given = found[0] if len(found) == 1 else None
+    if not isinstance(given, (list, tuple)) or not given:
+        return None
+    sound = all(type(token) is int and token >= 0 for token in given)
+    return tuple(given) if sound and len(set(given)) == len(given) else None
 
 
 def copied_weight(adapter: Adapter, extra: Extra) -> Tensor:

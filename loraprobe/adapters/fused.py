@@ -13,7 +13,8 @@ modules and biases are split and joined by the same rows. A layer whose rows hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,16 +77,19 @@ def one_layout(
     """
     todo: list[Fusion] = []
     refused: list[UntranslatedFusion] = []
-    for path in _fused_paths(adapters, base or {}):
-        layer = _FusedLayer(path, adapters, base or {}, config or {})
+    touched = [_touched(adapter) for adapter in adapters]
+    for path in _fused_paths(touched, base or {}):
+        layer = _FusedLayer(path, adapters, touched, base or {}, config or {})
         split = layer.wants_split()
         if split is None:
             continue
         try:
             todo.append(layer.fusion(split))
         except NotTranslated as why:
-            refused.append(layer.refused(str(why)))
-    return [_translated(adapter, todo) for adapter in adapters], refused
+            fused, single = (tuple(a.name for a in held) for held in (layer.fused, layer.single))
+            refused.append(UntranslatedFusion(path, fused, single, layer.part, str(why)))
+    each = zip(adapters, touched, strict=True)
+    return [_translated(adapter, paths, todo) for adapter, paths in each], refused
 
 
 def parts_of(path: str) -> tuple[str, ...]:
@@ -105,51 +109,48 @@ def _touched(adapter: Adapter) -> dict[str, None]:
     return dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
 
 
-def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
+def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
     """The fused layers that an adapter changes as a whole, or by a part if the base fuses it."""
     found: dict[str, None] = {}
-    for adapter in adapters:
-        for path in _touched(adapter):
-            parent, dot, name = path.rpartition(".")
-            if name in PARTS:
-                found[path] = None
-            for fused in FUSED_OF.get(name, ()):
-                if f"{parent}{dot}{fused}" in base:
-                    found[f"{parent}{dot}{fused}"] = None
+    for path in itertools.chain(*touched):
+        parent, dot, name = path.rpartition(".")
+        if name in PARTS:
+            found[path] = None
+        for fused in FUSED_OF.get(name, ()):
+            if f"{parent}{dot}{fused}" in base:
+                found[f"{parent}{dot}{fused}"] = None
     return list(found)
 
 
-@dataclass(frozen=True)
 class _FusedLayer:
-    """A fused layer of a base for which adapters may have fused or single updates."""
+    """A fused layer of a base, and the adapters that change it as a whole or by its parts.
 
-    path: str
-    adapters: Sequence[Adapter]
-    base: Shapes
-    config: Mapping[str, Any]
+    touched: the paths that each adapter changes. `part`: the first part that is changed.
+    """
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return parts_of(self.path)
+    def __init__(
+        self,
+        path: str,
+        adapters: Sequence[Adapter],
+        touched: Sequence[Collection[str]],
+        base: Shapes,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.path, self.parts = path, parts_of(path)
+        self.adapters, self.base, self.config = adapters, base, config
+        each = list(zip(adapters, touched, strict=True))
+        self.fused = [adapter for adapter, paths in each if path in paths]
+        self.single = [adapter for adapter, paths in each if any(p in paths for p in self.parts)]
+        held = (part for paths in touched for part in self.parts if part in paths)
+        self.part = next(held, self.parts[0])
 
     def wants_split(self) -> bool | None:
         """True if it must be split, False if its parts must be joined, None if it may stay."""
-        touched = [_touched(adapter) for adapter in self.adapters]
-        fused = any(self.path in paths for paths in touched)
-        single = any(part in paths for paths in touched for part in self.parts)
         if self.path in self.base:
-            return False if single and not any(part in self.base for part in self.parts) else None
-        if all(part in self.base for part in self.parts):
-            return True if fused else None
-        return True if single and fused else None
-
-    def refused(self, reason: str) -> UntranslatedFusion:
-        touched = {adapter.name: _touched(adapter) for adapter in self.adapters}
-        fused = [name for name, paths in touched.items() if self.path in paths]
-        single = [name for name, paths in touched.items() if any(p in paths for p in self.parts)]
-        held = (part for paths in touched.values() for part in self.parts if part in paths)
-        part = next(held, self.parts[0])
-        return UntranslatedFusion(self.path, tuple(fused), tuple(single), part, reason)
+            join = self.single and not any(part in self.base for part in self.parts)
+            return False if join else None
+        split = self.fused and (self.single or all(part in self.base for part in self.parts))
+        return True if split else None
 
     def fusion(self, split: bool) -> Fusion:
         """Raises NotTranslated if it cannot be split or joined exactly."""
@@ -160,9 +161,8 @@ class _FusedLayer:
             ".h." in self.path and name == "qkv_proj"
         ):
             raise NotTranslated(BLOCKS)
-        for adapter in self.adapters:
-            paths = _touched(adapter)
-            if self.path in paths and any(part in paths for part in self.parts):
+        for adapter in self.fused:
+            if adapter in self.single:
                 raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
         rows = self.rows()
         for adapter in () if split else self.adapters:
@@ -227,9 +227,8 @@ def _check_complete(adapter: Adapter, parts: Sequence[str]) -> None:
             )
 
 
-def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
-    """The adapter on the common layout."""
-    touched = _touched(adapter)
+def _translated(adapter: Adapter, touched: Collection[str], todo: Sequence[Fusion]) -> Adapter:
+    """The adapter on the common layout. touched: the paths that it changes."""
     mine = [
         f for f in todo if (f.path in touched if f.split else any(p in touched for p in f.parts))
     ]

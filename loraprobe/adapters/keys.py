@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from loraprobe.adapters.token_rows import TokenRows
+from loraprobe.adapters.lazy import TokenRows
 
 PREFIX = "base_model.model."
 
@@ -32,30 +31,25 @@ _WHOLE = {
 }
 
 
-@dataclass(frozen=True)
-class Key:
-    """The role of a key: "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra."""
+def classify(key: str) -> tuple[str, str | None]:
+    """The role of a key, and the module path in the base model that it belongs to.
 
-    role: str
-    path: str | None
-
-
-def classify(key: str) -> Key:
-    """The role of a key, and the module path in the base model that it belongs to."""
+    The role is "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra.
+    """
     name = key.removeprefix(PREFIX)
     if match := _FACTOR.fullmatch(name):
-        return Key(match["which"], match["path"])
+        return match["which"], match["path"]
     if match := _EMBEDDING.fullmatch(name):
-        return Key("e" + match["which"], match["path"])
+        return "e" + match["which"], match["path"]
     for kind, pattern in _EXTRAS.items():
         if match := pattern.fullmatch(name):
-            return Key(kind, match["path"])
+            return kind, match["path"]
     if any(part.startswith("lora") for part in name.split(".")):
-        return Key("unknown", None)  # another tool's names, such as lora_down and lora_up
+        return "unknown", None  # another tool's names, such as lora_down and lora_up
     for kind, pattern in _WHOLE.items():
         if match := pattern.fullmatch(name):
-            return Key(kind if match["what"] == "weight" else "bias", match["path"])
-    return Key("unknown", None)
+            return kind if match["what"] == "weight" else "bias", match["path"]
+    return "unknown", None
 
 
 def keys_of_extras(

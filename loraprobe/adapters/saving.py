@@ -22,6 +22,7 @@ from loraprobe.adapters.experts import (
     stacks,
     without_experts,
 )
+from loraprobe.adapters.extras import WRITTEN
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import public_name, public_value
 from loraprobe.adapters.portable import portable
@@ -31,8 +32,6 @@ from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
-# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
-WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
 # Saving multiplies the scaling by r and reading divides by r: two roundings of a double.

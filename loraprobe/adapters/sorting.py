@@ -21,7 +21,7 @@ from loraprobe.adapters.experts import (
     stack_of,
     targeted_whole,
 )
-from loraprobe.adapters.keys import PREFIX, Key, classify
+from loraprobe.adapters.keys import PREFIX, classify
 from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
@@ -80,8 +80,9 @@ class KeySorting:
         saved = self.config.raw.get("modules_to_save") or ()
         saved = Names([saved] if isinstance(saved, str) else saved)
         for key in sorted(self.file.shapes):
-            sorted_key = _as_saved(classify(key), saved)
-            role, path = sorted_key.role, sorted_key.path
+            role, path = classify(key)
+            if role == "bias" and path and saved.fits(path):
+                role = "modules_to_save"  # a part of a module that was trained whole
             if not key.startswith(PREFIX):
                 self.odd["unprefixed-keys"].append((key, None))
             if role not in ("A", "B", "eA", "eB") or path is None:
@@ -159,23 +160,21 @@ class KeySorting:
     def _why_unusable(self, path: str, key_a: str, key_b: str) -> str | None:
         """The kind of extra that two factors become; None if they are an update B A."""
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
+        fits = len(a) == len(b) > 1 and a[0] == b[1] and 0 not in a + b
+        kind = "unknown"
         if len(a) > 2 and len(b) > 2:
-            usable = _plain_convolution(a, b) and self._floating(path, key_a, key_b)
-            return None if usable else "convolution"
-        if path.endswith(NESTED) and not self._is_stack(path):
+            kind = "convolution"
+            fits = fits and set(b[2:]) == {1}  # without groups, so that it is one matrix product
+        elif path.endswith(NESTED) and not self._is_stack(path):
             return "target_parameter"
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+        elif not fits:
             self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
-            return "unknown"
-        return None if self._floating(path, key_a, key_b) else "unknown"
-
-    def _floating(self, path: str, key_a: str, key_b: str) -> bool:
         types = [self.file.dtypes[key] for key in (key_a, key_b)]
-        if all(t is not None and t.is_floating_point for t in types):
-            return True
-        names = " and ".join(str(t).removeprefix("torch.") for t in types)
-        self.odd["not-floating"].append((names, path))
-        return False
+        if fits and not all(t is not None and t.is_floating_point for t in types):
+            names = " and ".join(str(t).removeprefix("torch.") for t in types)
+            self.odd["not-floating"].append((names, path))
+            return kind
+        return None if fits else kind
 
     def _module(
         self, path: str, key_a: str, key_b: str, embedding: bool, r: int, scaling: float
@@ -238,23 +237,11 @@ class KeySorting:
         return read
 
 
-def _plain_convolution(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product, without groups."""
-    return len(a) == len(b) and a[0] == b[1] and set(b[2:]) == {1} and 0 not in a + b
-
-
 def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
     """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
     found = [file.dtypes[key] for key in (key_a, key_b)]
     a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
     return torch.promote_types(a, b)
-
-
-def _as_saved(key: Key, saved: Names) -> Key:
-    """The key; a bias of a module that was trained whole becomes part of that module."""
-    if key.role == "bias" and key.path and saved.fits(key.path):
-        return Key("modules_to_save", key.path)
-    return key
 
 
 def _style_of(keys: Sequence[str]) -> str:

@@ -83,7 +83,10 @@ class PickleFile:
             state = unpickle(path)
         except Exception as error:  # torch.load raises many types, pickle errors among them
             raise broken(path, str(path.parent), error, AdapterError) from None
-        if not isinstance(state, dict) or not all(_is_named_tensor(*it) for it in state.items()):
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
+            for key, value in state.items()
+        ):
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
             )
@@ -101,10 +104,6 @@ class PickleFile:
 
     def read(self, key: str) -> Tensor:
         return self._state[key]
-
-
-def _is_named_tensor(key: object, value: object) -> bool:
-    return isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
 
 
 def _state(path: Path) -> tuple[int, ...]:

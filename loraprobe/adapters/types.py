@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
-from loraprobe.adapters.lazy import LazyMapping, Tensors
+from loraprobe.adapters.lazy import LazyMapping, Tensors, TokenRows
 from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
-from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
@@ -258,34 +257,26 @@ def adapter_of(
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    magnitudes, whole, offsets = (_held(given) for given in (magnitudes, whole, offsets))
-    token_rows = dict(token_rows or {})
+    magnitudes, whole, offsets = (
+        Tensors(held, held.__getitem__) for held in (magnitudes or {}, whole or {}, offsets or {})
+    )
+    token_rows = token_rows or {}
+    extras = keys_of_extras(infos, magnitudes, whole, offsets, token_rows)
     return Adapter(
         name=name,
         source=source or Source(reference=name),
         base_model=base_model,
         modules=Modules(infos, dict(modules).__getitem__),
-        extras=_extras(infos, magnitudes, whole, offsets, token_rows),
+        extras=tuple(
+            Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+            for kind, key, path, held in extras
+        ),
         config=dict(config or {}),
         magnitudes=magnitudes,
         whole=whole,
         offsets=offsets,
         token_rows=token_rows,
     )
-
-
-def _extras(*held: Any) -> tuple[Extra, ...]:
-    """Extras of the arguments of `keys_of_extras`."""
-    found = []
-    for kind, key, path, tensor in keys_of_extras(*held):
-        dtype = str(tensor.dtype).partition(".")[2]
-        found.append(Extra(kind, PREFIX + key, path, tuple(tensor.shape), dtype))
-    return tuple(found)
-
-
-def _held(given: Mapping[str, Tensor] | None) -> Tensors:
-    held = dict(given or {})
-    return Tensors(held, held.__getitem__)
 
 
 def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:

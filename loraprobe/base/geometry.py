@@ -81,9 +81,7 @@ def tensors_in_memory(
     stored: Mapping[str, Weight], directory: Path, config: Mapping[str, Any]
 ) -> dict[str, Weight]:
     """Name of a parameter in memory -> Weight, for all tensors of the files."""
-    matrices = [_module(key) for key, weight in stored.items() if is_matrix(key, weight)]
-    rest = [_module(key) for key in stored]
-    names = _names_in_memory(list(dict.fromkeys([*matrices, *rest])), directory, config)
+    names = _names_in_memory([*dict.fromkeys(map(_module, stored))], directory, config)
     return {
         f"{names.get(_module(key), _module(key))}.{key.rpartition('.')[2]}": weight
         for key, weight in stored.items()
@@ -94,13 +92,12 @@ def weights_in_memory(
     tensors: Mapping[str, Weight], config: Mapping[str, Any]
 ) -> dict[str, Weight]:
     """Module path in memory -> its `.weight` of two or more dimensions, with a tied head."""
-    found = {_module(name): w for name, w in tensors.items() if is_matrix(name, w)}
+    found = {
+        _module(name): weight
+        for name, weight in tensors.items()
+        if name.endswith(".weight") and len(weight.shape) >= 2
+    }
     return found | _tied_head(found, config)
-
-
-def is_matrix(name: str, weight: Weight) -> bool:
-    """Whether a tensor is the weight of a linear layer, an embedding or a convolution."""
-    return name.endswith(".weight") and len(weight.shape) >= 2
 
 
 def _module(name: str) -> str:

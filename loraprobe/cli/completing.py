@@ -54,7 +54,7 @@ def diagnostics(incomplete: str) -> list[str]:
 
 def codes(incomplete: str) -> list[str]:
     """Codes of findings."""
-    from loraprobe.compatibility.codes import CODES
+    from loraprobe.compatibility import CODES
 
     return _starting(CODES, incomplete)
 

@@ -1,22 +1,77 @@
-"""Checks an adapter's file against what servers read: the rules of `servers`, as issues."""
+"""Checks an adapter's file against what servers read: the rules of servers.toml, as issues."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from loraprobe.adapters import Adapter, Source, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import open_tensors
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS, Effect
 from loraprobe.errors import UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.records import Issue, Severity
+
+# refuses: the file is not loaded. misreads: it is loaded as another function, without an error.
+# may refuse: it depends on the base model.
+Effect = Literal["refuses", "misreads", "may refuse"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server, the version whose source was read, and when.
+
+    `ranks` are the values of its limit on the rank, the default first; () for none. `command`
+    starts it with an adapter; {base}, {name}, {place} and {limit} are filled in.
+    """
+
+    version: str
+    checked: str
+    source: str
+    command: str
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a file may have that a server does not read: its name in a sentence, and its cure.
+
+    `consequence` says what follows where a server reads the file without it.
+    """
+
+    what: str
+    cure: str
+    consequence: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What servers do with a feature. `fixed` is the first version that reads it, "" for none."""
+
+    feature: str
+    servers: tuple[str, ...]
+    effect: Effect
+    fixed: str = ""
+
+
+_READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
+SERVERS: Mapping[str, Server] = {
+    name: Server(**{**row, "ranks": tuple(row.get("ranks", ()))})
+    for name, row in _READ["servers"].items()
+}
+FEATURES: Mapping[str, Feature] = {
+    name: Feature(**{**row, "cure": _READ["cures"].get(row["cure"], row["cure"])})
+    for name, row in _READ["features"].items()
+}
+RULES = tuple(Rule(feature, tuple(names), *rest) for feature, names, *rest in _READ["rules"])
 
 OK = "serve-ok"
 NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -33,25 +32,18 @@ class ModuleProducts(Protocol):
     def square(self) -> Tensor: ...
 
 
-@dataclass
 class TensorChecks:
     """Collects statistics of the tensors, one batch of modules at a time.
 
     `take` observes the batches of `diagnostics.Plan`, which reads the factors anyway.
     """
 
-    adapters: Sequence[Adapter]
-    not_finite: list[list[str]] = field(init=False)
-    without_effect: list[list[str]] = field(init=False)
-    inner: Float64[Tensor, "n n"] = field(init=False)
-    largest: list[tuple[float, str]] = field(init=False)  # norm of a module's delta, its path
-
-    def __post_init__(self) -> None:
-        n = len(self.adapters)
-        self.not_finite = [[] for _ in range(n)]
-        self.without_effect = [[] for _ in range(n)]
-        self.inner = torch.zeros(n, n, dtype=torch.float64)
-        self.largest = [(0.0, "")] * n
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters, n = adapters, len(adapters)
+        self.not_finite: list[list[str]] = [[] for _ in range(n)]
+        self.without_effect: list[list[str]] = [[] for _ in range(n)]
+        self.inner: Float64[Tensor, "n n"] = torch.zeros(n, n, dtype=torch.float64)
+        self.largest = [(0.0, "")] * n  # norm of a module's delta, its path
 
     def take(self, joint: ModuleProducts) -> None:
         """Adds one batch of modules."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +31,11 @@ from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
-from loraprobe.hub.search import FoundAdapter, find_adapters
+from loraprobe.hub.search import find_adapters
 
 __all__ = [
     "DATASET",
-    "FoundAdapter",
     "Reference",
-    "Snapshot",
     "check_push",
     "common_base",
     "declared_licence",
@@ -50,7 +47,6 @@ __all__ = [
     "model_card",
     "push",
     "read_card",
-    "resolve_adapter",
     "resolve_base",
     "resolve_dataset",
     "summary",
@@ -163,8 +159,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
             )
         return [prefix + CONFIG, weights]
 
-    found = fetch(reference, prefix + CONFIG, choose, verify=True)
-    return replace(found, path=found.path / reference.folder)
+    return fetch(reference, prefix + CONFIG, choose, verify=True)
 
 
 def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
@@ -198,8 +193,7 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
             )
         return [prefix + "config.json", *small, *(prefix + name for name in weights)]
 
-    found = fetch(reference, prefix + "config.json", choose, verify=False)
-    return replace(found, path=found.path / reference.folder)
+    return fetch(reference, prefix + "config.json", choose, verify=False)
 
 
 def common_base(adapters: Sequence[Adapter]) -> str:

@@ -54,7 +54,7 @@ def quiet_client() -> Iterator[None]:
 
 @quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
-    """Downloads the files that `choose` names, all of one commit; returns its folder.
+    """Downloads the files that `choose` names, all of one commit; returns the reference's folder.
 
     anchor: a file that every usable copy has; it identifies the repository in the cache. verify:
     compare each file with the hash that the Hub gives it, and make no request for a cached commit.
@@ -82,7 +82,7 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
             names = choose(files, lambda name: _get(reference, name, commit, verify))
     assert root is not None and names is not None
     download(reference, root.name, names, verify)
-    return Snapshot(root, reference.text, root.name)
+    return Snapshot(root / reference.folder, reference.text, root.name)
 
 
 @quiet_client()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
-from loraprobe.compatibility.codes import UNLIKE
+from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from loraprobe.compatibility.codes import CODES
+from loraprobe.compatibility import CODES
 from loraprobe.formatting import count, first_names
 from loraprobe.records import Library, LibraryAdapter, Provenance
 from loraprobe.report.formatting import number

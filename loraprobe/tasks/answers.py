@@ -81,11 +81,8 @@ def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> 
     the sentence (after "answer is") or of the line (after ``####``); without any marker the last
     sentence. Raises TaskError if `pattern` takes too long.
     """
-    if not cot:
-        line = _first_line(text)
-        return line.rstrip(" .!?,;") or line
-    marked = _marked(text, pattern)
-    return marked[0] if marked else _last_sentence(text)
+    likeliest = possible_answers(text, cot=cot, pattern=pattern)[0]
+    return likeliest if cot else likeliest.rstrip(" .!?,;") or likeliest
 
 
 def answered(

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.cli import app
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
-from loraprobe.compatibility.serving import HAS, command, serving_issues
+from loraprobe.compatibility.serving import FEATURES, HAS, RULES, SERVERS, command, serving_issues
 from loraprobe.errors import UsageError
 
 run = CliRunner().invoke

@@ -110,23 +110,11 @@ def read_config(directory: Path) -> Config:
     Raises AdapterError for a file that cannot be read or has wrong values, UnsupportedAdapter for
     a PEFT type or LoRA variant that is not supported.
     """
-    path = check_config(directory)
+    path = directory / CONFIG
     raw = read_json(path, str(directory), AdapterError)
     if any(depth > DEEPEST for _, _, depth in nested_values(raw)):
         raise AdapterError(f"{path} nests lists or objects more than {DEEPEST} deep; correct it.")
     return judge_config(raw, str(path))
-
-
-def check_config(directory: Path) -> Path:
-    """The path of adapter_config.json. Raises AdapterError if directory or file do not exist."""
-    if not directory.is_dir():
-        raise AdapterError(f"There is no directory {directory}; check the path.")
-    if not (directory / CONFIG).is_file():
-        raise AdapterError(
-            f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
-            "give the directory that save_pretrained wrote."
-        )
-    return directory / CONFIG
 
 
 def judge_config(raw: Mapping[str, Any], where: str) -> Config:

@@ -237,7 +237,7 @@ def places(model: nn.Module, adapter: Adapter) -> Iterator[Place]:
             yield Place(stack, module, code="module-not-in-base", problem=problem)
             continue
         place, info = Place(stack, module, found[depth]), adapter.layout[paths[0]]
-        own = (len(paths), info.out_features, info.in_features)
+        own = (len(paths), *info.shape)
         if own != place.shape:
             problem = (
                 f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "

@@ -197,7 +197,7 @@ class _FusedLayer:
         """The (out, in) of a module in base and adapters; several if they disagree."""
         infos = [adapter.layout[path] for adapter in self.adapters if path in adapter.layout]
         of_base = self.base.get(path)
-        found = {(info.out_features, info.in_features) for info in infos}
+        found = {info.shape for info in infos}
         return found | ({of_base} if of_base else set())
 
 

@@ -6,6 +6,7 @@ stop a merge unless they are allowed by name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapters.config import CONFIG, read_config
@@ -34,9 +35,18 @@ def read_adapter(
     sorting.sort_keys()
     infos = sorting.pair_factors()
     extras, unused = as_peft_reads(sorting.extras, infos, config.raw)
+    adapter = Adapter(
+        name=name,
+        source=source or Source(reference=str(path), path=directory),
+        base_model=config.raw.get("base_model_name_or_path") or None,
+        modules=Modules(infos, sorting.reader(infos)),
+        extras=tuple(extras),
+        config=dict(config.raw),
+        weights_file=file.path,
+        **extra_tensors(file, extras, config.raw),
+    )
     issues = [*sorting.findings(), *unused_issues(name, unused)]
-    issues += config_issues(name, config.raw, extras, infos)
-    issues += incompleteness(name, infos, config.raw, extras)
+    issues += [*config_issues(adapter), *incompleteness(adapter)]
     if what := disagreement(directory):
         message = (
             f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
@@ -45,28 +55,27 @@ def read_adapter(
     if not infos:
         message = "The file holds no LoRA factors that can be used."
         issues.append(finding("no-modules", (name,), message))
-    return Adapter(
-        name=name,
-        source=source or Source(reference=str(path), path=directory),
-        base_model=config.raw.get("base_model_name_or_path") or None,
-        modules=Modules(infos, sorting.reader(infos)),
-        extras=tuple(extras),
-        issues=tuple(issues),
-        config=dict(config.raw),
-        weights_file=file.path,
-        **extra_tensors(file, extras, config.raw),
-    )
+    return replace(adapter, issues=tuple(issues))
 
 
 def find_directory(path: Path) -> Path:
     """The directory itself, or its only sub-folder with an adapter (peft's named adapters).
 
-    Raises AdapterError if several sub-folders hold adapters.
+    Raises AdapterError if there is none, or if several sub-folders hold adapters.
     """
-    if (path / CONFIG).is_file() or not path.is_dir():
+    if not path.is_dir():
+        raise AdapterError(f"There is no directory {path}; check the path.")
+    if (path / CONFIG).is_file():
         return path
     inner = sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
     if len(inner) > 1:
         names = ", ".join(map(str, inner))
         raise AdapterError(f"{path} holds several adapters; name one of {names}.")
-    return inner[0] if inner else path
+    if inner:
+        return inner[0]
+    if (path / "config.json").is_file():
+        raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
+    raise AdapterError(
+        f"{path} has no {CONFIG}, so it is no PEFT adapter; "
+        "give the directory that save_pretrained wrote."
+    )

@@ -45,6 +45,11 @@ class ModuleInfo:
     dtype: torch.dtype
     kernel: tuple[int, ...] = ()
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.out_features, self.in_features
+
 
 @dataclass(frozen=True)
 class Extra:

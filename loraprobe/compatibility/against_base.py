@@ -8,7 +8,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
-from loraprobe.compatibility.layout import different_shapes, prefix_between, shape
+from loraprobe.compatibility.layout import different_shapes, prefix_between
 from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue
@@ -68,7 +68,7 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
             first = paths[0]
             message = (
                 f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
-                f"{adapter.name}; {first} is {list(shape(adapter.layout[first]))} in the adapter "
+                f"{adapter.name}; {first} is {list(adapter.layout[first].shape)} in the adapter "
                 f"and {list(base.shapes[first])} in the base."
             )
             yield finding(code, (adapter.name,), message, first, cure=cure)

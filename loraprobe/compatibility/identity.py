@@ -191,7 +191,11 @@ def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
-    files = {a.name: file for a in adapters if (file := _tokenizer_file(a)) is not None}
+    files = {
+        a.name: file
+        for a in adapters
+        if a.source.path and (file := a.source.path / "tokenizer.json").is_file()
+    }
     rows = None if base is None else base.vocab_size
     if rows is None and len({file_hash(file) for file in files.values()}) < 2:
         return  # nothing to compare, so the large files are not parsed
@@ -218,12 +222,6 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
                 "tokens."
             )
             yield finding("vocabulary-mismatch", (name,), message, severity="warning", cure=cure)
-
-
-def _tokenizer_file(adapter: Adapter) -> Path | None:
-    """The tokenizer.json in an adapter's directory, if there is one."""
-    file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
-    return file if file is not None and file.is_file() else None
 
 
 def _trained(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
-    forms = [{path: (shape(info), info.kind) for path, info in a.layout.items()} for a in adapters]
+    forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
     each = zip(adapters, forms, depths, strict=True)
     for (a, form, depth), (b, other, deep) in combinations(each, 2):
@@ -43,17 +43,12 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
         yield finding("rank-large", tuple(a.name for a in adapters), message)
 
 
-def shape(info: ModuleInfo) -> tuple[int, int]:
-    """(out, in) of a module."""
-    return info.out_features, info.in_features
-
-
 def different_shapes(
     layout: Mapping[str, ModuleInfo], shapes: Mapping[str, tuple[int, int]]
 ) -> tuple[list[str], list[str]]:
     """The paths whose shapes differ: embeddings and heads of another vocabulary, and all others."""
-    differ = [p for p, info in layout.items() if p in shapes and shape(info) != shapes[p]]
-    tokens = [p for p in differ if _is_vocabulary(p, shape(layout[p]), shapes[p])]
+    differ = [p for p, info in layout.items() if p in shapes and info.shape != shapes[p]]
+    tokens = [p for p in differ if _is_vocabulary(p, layout[p].shape, shapes[p])]
     return tokens, [p for p in differ if p not in tokens]
 
 
@@ -64,11 +59,11 @@ def _is_vocabulary(path: str, one: tuple[int, int], other: tuple[int, int]) -> b
 
 
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    tokens, rest = different_shapes(a.layout, {p: shape(info) for p, info in b.layout.items()})
+    tokens, rest = different_shapes(a.layout, {p: info.shape for p, info in b.layout.items()})
     for path in tokens:
         message = (
-            f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
-            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes."
+            f"{path} is {list(a.layout[path].shape)} in {a.name} and "
+            f"{list(b.layout[path].shape)} in {b.name}: their vocabularies have different sizes."
         )
         cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
         yield finding("vocabulary-mismatch", (a.name, b.name), message, path, cure=cure)
@@ -76,7 +71,7 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
         first = rest[0]
         message = (
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
-            f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
+            f"{list(a.layout[first].shape)} in {a.name} and {list(b.layout[first].shape)} in "
             f"{b.name}."
         )
         yield finding("shapes-differ", (a.name, b.name), message, first)

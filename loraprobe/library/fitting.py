@@ -99,10 +99,7 @@ def _judged(member: Member, issues: Sequence[Issue]) -> Member:
 
 
 def _kind(adapter: Adapter) -> _Kind:
-    shapes = {
-        layer_pattern(path): (info.out_features, info.in_features)
-        for path, info in adapter.layout.items()
-    }
+    shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
     return _Kind(adapter.base_model, adapter.task_type, shapes)
 
 

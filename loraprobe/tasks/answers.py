@@ -60,11 +60,8 @@ def _plain(word: str) -> str:
         decimals = decimals.rstrip("0")
         value = f"{digits}.{decimals}" if decimals else digits
         return f"-{value}" if sign == "-" and value.strip("0.") else value
-    return "".join(ch for ch in word if not _is_punctuation(ch))
-
-
-def _is_punctuation(ch: str) -> bool:
-    return ch in string.punctuation or unicodedata.category(ch).startswith("P")
+    marks = {ch for ch in word if unicodedata.category(ch).startswith("P")}
+    return "".join(ch for ch in word if ch not in string.punctuation and ch not in marks)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -153,8 +154,8 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     paths = [f"model.layers.{i}.x{i}" for i in range(100_000)]
     start = time.process_time()
     assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
-    infos = random_adapter("a", {"model.layers.0.x": (4, 4)}).layout
-    found = incompleteness("a", infos, {"target_modules": ["x", *paths]}, ())
+    adapter = random_adapter("a", {"model.layers.0.x": (4, 4)})
+    found = incompleteness(replace(adapter, config={"target_modules": ["x", *paths]}))
     assert "targets-without-weights" in {issue.code for issue in found}
     assert time.process_time() - start < 10
 

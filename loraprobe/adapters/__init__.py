@@ -18,6 +18,7 @@ paths       module paths and the public names of bases
 
 from loraprobe.adapters.extras import copied_weight, same_weight
 from loraprobe.adapters.issues import extreme_norm
+from loraprobe.adapters.lazy import Tensors
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -27,7 +28,7 @@ from loraprobe.adapters.paths import (
     public_value,
 )
 from loraprobe.adapters.portable import common_targets, mended, portable
-from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.reading import adapter_of, read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
     check_apart,
@@ -44,8 +45,6 @@ from loraprobe.adapters.types import (
     ModuleInfo,
     Modules,
     Source,
-    Tensors,
-    adapter_of,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained tok
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -131,3 +131,19 @@ def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tens
         return tensor.reshape(-1) if flat else tensor
 
     return Tensors(keys, read)
+
+
+def keys_of_extras(adapter: Adapter) -> Iterator[tuple[str, str, str, Tensor]]:
+    """(kind of extra, key without prefix, module, tensor) of all tensors but factors."""
+    for path, magnitude in adapter.magnitudes.items():
+        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
+    for name, tensor in adapter.whole.items():
+        module, _, what = name.rpartition(".")
+        alone = what == "bias" and f"{module}.weight" not in adapter.whole
+        # peft stores the bias of an adapted layer under its `base_layer`.
+        key = f"{module}.base_layer.{what}" if module in adapter.layout else name
+        yield "bias" if alone else "modules_to_save", key, module, tensor
+    for path, bias in adapter.offsets.items():
+        yield "lora_bias", f"{path}.lora_B.bias", path, bias
+    for path, rows in adapter.token_rows.items():
+        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values

@@ -8,14 +8,14 @@ W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers can be converted i
 
 Both are exact: rows are moved, and B is only multiplied if scalings differ. DoRA magnitudes, whole
 modules and biases are split and joined by the same rows. A layer whose rows have another order
-(by head) or unknown numbers stays as it is; `UntranslatedFusion` says why.
+(by head) or unknown numbers stays as it is, and an issue says why.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
@@ -49,17 +49,6 @@ UNORDERED = (
 BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
 
-@dataclass(frozen=True)
-class UntranslatedFusion:
-    """A layer that is fused in some adapters (or the base), single in others, and stays so."""
-
-    path: str
-    fused: tuple[str, ...]
-    single: tuple[str, ...]
-    part: str
-    reason: str
-
-
 class NotTranslated(Exception):
     """Raised with the reason why a fused layer stays as it is."""
 
@@ -68,15 +57,15 @@ def one_layout(
     adapters: Sequence[Adapter],
     base: Shapes | None = None,
     config: Mapping[str, Any] | None = None,
-) -> tuple[list[Adapter], list[UntranslatedFusion]]:
-    """The adapters on one layout, and the layers for which that is impossible.
+) -> tuple[list[Adapter], list[Issue]]:
+    """The adapters on one layout, and an error for each reason why that is impossible for layers.
 
     The layout is the base's; without a base it is the split one if any adapter is split. base: the
     shapes of the base's modules. config: its config.json, which may give the rows of heads. An
     adapter that is translated gets a note `fused-translated`; others are returned unchanged.
     """
     todo: list[Fusion] = []
-    refused: list[UntranslatedFusion] = []
+    refused: dict[str, list[_FusedLayer]] = {}
     touched = [_touched(adapter) for adapter in adapters]
     for path in _fused_paths(touched, base or {}):
         layer = _FusedLayer(path, adapters, touched, base or {}, config or {})
@@ -86,10 +75,10 @@ def one_layout(
         try:
             todo.append(layer.fusion(split))
         except NotTranslated as why:
-            fused, single = (tuple(a.name for a in held) for held in (layer.fused, layer.single))
-            refused.append(UntranslatedFusion(path, fused, single, layer.part, str(why)))
+            refused.setdefault(str(why), []).append(layer)
     each = zip(adapters, touched, strict=True)
-    return [_translated(adapter, paths, todo) for adapter, paths in each], refused
+    issues = [_refusal(reason, layers) for reason, layers in refused.items()]
+    return [_translated(adapter, paths, todo) for adapter, paths in each], issues
 
 
 def parts_of(path: str) -> tuple[str, ...]:
@@ -199,6 +188,19 @@ class _FusedLayer:
         of_base = self.base.get(path)
         found = {info.shape for info in infos}
         return found | ({of_base} if of_base else set())
+
+
+def _refusal(reason: str, layers: Sequence[_FusedLayer]) -> Issue:
+    """The error for layers that are fused in some adapters (or the base) and single in others."""
+    first = layers[0]
+    fused, single = ([adapter.name for adapter in held] for held in (first.fused, first.single))
+    more = f" and {count(len(layers) - 1, 'more such layer')}" if layers[1:] else ""
+    message = (
+        f"{listing(fused) or 'the base'} has the fused {first.path}{more}, "
+        f"{listing(single) or 'the base'} the single {first.part.rpartition('.')[2]}, and one "
+        f"cannot be made of the other: {reason}."
+    )
+    return finding("fused-targets", (*fused, *single), message, first.path)
 
 
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:

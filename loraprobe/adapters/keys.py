@@ -1,13 +1,8 @@
-"""The keys of a PEFT file: what each tensor is, and which key a tensor gets."""
+"""The keys of a PEFT file: what each tensor is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-
-from torch import Tensor
-
-from loraprobe.adapters.lazy import TokenRows
 
 PREFIX = "base_model.model."
 
@@ -50,27 +45,3 @@ def classify(key: str) -> tuple[str, str | None]:
         if match := pattern.fullmatch(name):
             return kind if match["what"] == "weight" else "bias", match["path"]
     return "unknown", None
-
-
-def keys_of_extras(
-    modules: Collection[str],
-    magnitudes: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
-    offsets: Mapping[str, Tensor],
-    token_rows: Mapping[str, TokenRows],
-) -> Iterator[tuple[str, str, str, Tensor]]:
-    """(kind of extra, key without prefix, module, tensor) of an adapter's tensors beside factors.
-
-    modules: the paths with factors. The mappings are those of `Adapter`.
-    """
-    for path, magnitude in magnitudes.items():
-        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
-    for name, tensor in whole.items():
-        module, _, what = name.rpartition(".")
-        kind = "bias" if what == "bias" and f"{module}.weight" not in whole else "modules_to_save"
-        # peft stores the bias of an adapted layer under its `base_layer`.
-        yield kind, f"{module}.base_layer.{what}" if module in modules else name, module, tensor
-    for path, bias in offsets.items():
-        yield "lora_bias", f"{path}.lora_B.bias", path, bias
-    for path, rows in token_rows.items():
-        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values

@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from loraprobe.adapters.extras import WRITTEN
 from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.lazy import Tensors
 from loraprobe.adapters.targeting import untargeted
-from loraprobe.adapters.types import Adapter, Modules, Tensors
+from loraprobe.adapters.types import Adapter, Modules
 from loraprobe.lora.lowrank import LowRank
 
 # The keys of a config, besides target_modules, by which peft selects modules.

@@ -1,22 +1,31 @@
 """Reads a PEFT directory into an Adapter and accounts for every tensor of its file.
 
 Whatever is odd but readable becomes an issue of the adapter; findings.toml lists the codes. Errors
-stop a merge unless they are allowed by name.
+stop a merge unless they are allowed by name. `adapter_of` builds an adapter from tensors in memory.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.extras import as_peft_reads, extra_tensors
+from loraprobe.adapters.extras import as_peft_reads, extra_tensors, keys_of_extras
 from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
+from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
-from loraprobe.adapters.types import Adapter, Modules, Source
+from loraprobe.adapters.types import Adapter, Extra, LayerKind, ModuleInfo, Modules, Source
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
+from loraprobe.lora.lowrank import LowRank
 
 
 def read_adapter(
@@ -79,3 +88,58 @@ def find_directory(path: Path) -> Path:
         f"{path} has no {CONFIG}, so it is no PEFT adapter; "
         "give the directory that save_pretrained wrote."
     )
+
+
+def adapter_of(
+    name: str,
+    modules: Mapping[str, LowRank],
+    *,
+    kinds: Mapping[str, LayerKind] | None = None,
+    base_model: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+    offsets: Mapping[str, Tensor] | None = None,
+    token_rows: Mapping[str, TokenRows] | None = None,
+) -> Adapter:
+    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
+
+    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets, token_rows: as in
+    `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
+    module.
+    """
+    kinds, kernels = kinds or {}, kernels or {}
+    infos = {
+        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
+        for path, update in modules.items()
+    }
+    magnitudes, whole, offsets = (
+        Tensors(held, held.__getitem__) for held in (magnitudes or {}, whole or {}, offsets or {})
+    )
+    made = Adapter(
+        name=name,
+        source=source or Source(reference=name),
+        base_model=base_model,
+        modules=Modules(infos, dict(modules).__getitem__),
+        config=dict(config or {}),
+        magnitudes=magnitudes,
+        whole=whole,
+        offsets=offsets,
+        token_rows=token_rows or {},
+    )
+    extras = (
+        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+        for kind, key, path, held in keys_of_extras(made)
+    )
+    return replace(made, extras=tuple(extras))
+
+
+def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
+    if update.in_features % math.prod(kernel):
+        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
+    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
+    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
+    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)

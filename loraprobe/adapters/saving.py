@@ -22,8 +22,8 @@ from loraprobe.adapters.experts import (
     stacks,
     without_experts,
 )
-from loraprobe.adapters.extras import WRITTEN
-from loraprobe.adapters.keys import PREFIX, keys_of_extras
+from loraprobe.adapters.extras import WRITTEN, keys_of_extras
+from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.paths import public_name, public_value
 from loraprobe.adapters.portable import portable
 from loraprobe.adapters.reading import read_adapter
@@ -111,10 +111,7 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
         yield f"{path}.{names[0]}", A
         yield f"{path}.{names[1]}", B
-    extras = keys_of_extras(
-        adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets, adapter.token_rows
-    )
-    for kind, key, path, tensor in extras:
+    for kind, key, path, tensor in keys_of_extras(adapter):
         if kind == "dora_magnitude" and adapter.layout[path].kind == "convolution":
             tensor = tensor.reshape(1, -1, *(1 for _ in adapter.layout[path].kernel))
         yield key, tensor

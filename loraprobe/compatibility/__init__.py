@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.fused import UntranslatedFusion, one_layout
+from loraprobe.adapters.fused import one_layout
 from loraprobe.base import Base
 from loraprobe.compatibility.against_base import base_issues
 from loraprobe.compatibility.extras import extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
-from loraprobe.compatibility.layout import fused_issues, layout_issues
+from loraprobe.compatibility.layout import layout_issues
 from loraprobe.compatibility.serving import FEATURES
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
@@ -73,7 +73,7 @@ def check(
     UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = _one_layout(adapters, base)
-    layout = [*layout_issues(adapters, merging=purpose == "merge"), *fused_issues(refused)]
+    layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     found = [issue for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
@@ -98,7 +98,7 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
-) -> tuple[list[Adapter], list[UntranslatedFusion]]:
+) -> tuple[list[Adapter], list[Issue]]:
     if base is None:
         return one_layout(adapters)
     shapes = {path: base.shapes.get(path) for path in base.weights}

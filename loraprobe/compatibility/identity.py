@@ -60,7 +60,7 @@ def identity_issues(
     """Issues about base names, revisions, task types, tokenizers. fit: paths and shapes agree."""
     yield from _unnamed(adapters, base)
     yield from _private(adapters)
-    yield from _names(adapters, base, purpose, fit)
+    yield from _names(adapters, purpose, fit)
     if base is not None:
         yield from _against_chosen(adapters, base)
     yield from _revisions(adapters, base)
@@ -102,9 +102,7 @@ def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _names(
-    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
-) -> Iterator[Issue]:
+def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator[Issue]:
     for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
         who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)

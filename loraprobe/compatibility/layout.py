@@ -8,7 +8,6 @@ from itertools import combinations
 
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.adapters.experts import conflict
-from loraprobe.adapters.fused import UntranslatedFusion
 from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
@@ -152,22 +151,6 @@ def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
 def root(path: str) -> str:
     """The part of a path before the number of its layer, or the whole path without a number."""
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
-
-
-def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
-    """One error per reason for fused layers that could not be brought to one layout."""
-    by_reason: dict[str, list[UntranslatedFusion]] = {}
-    for one in refused:
-        by_reason.setdefault(one.reason, []).append(one)
-    for reason, cases in by_reason.items():
-        first = cases[0]
-        fused, single = (listing(n) or "the base" for n in (first.fused, first.single))
-        more = f" and {count(len(cases) - 1, 'more such layer')}" if cases[1:] else ""
-        message = (
-            f"{fused} has the fused {first.path}{more}, {single} the single "
-            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}."
-        )
-        yield finding("fused-targets", (*first.fused, *first.single), message, first.path)
 
 
 def _depth(adapter: Adapter) -> int | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
-from loraprobe.findings import CODES
+from loraprobe.findings import CODES, finding
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
 
 NESTED = ".base_layer"
 _EXPERT = re.compile(r"(.+)\[(\d+)\]")
 SAME_PARAMETERS = CODES["parameters-differ"].cure
+TRAINED_ON = CODES["module-not-in-base"].cure
 MOST_NAMES = 6  # parameters of one module whose orders are tried
 
 
@@ -160,8 +162,8 @@ def common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
     return sorted({f"{o}.{name}" for a, o in owners for name in parameter_names(a.config, o)})
 
 
-def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
-    """Why the experts of two adapters do not belong together: (stack, sentence); None if they do.
+def conflict(a: Adapter, b: Adapter) -> Issue | None:
+    """The error about experts of two adapters that do not belong together; None if they do.
 
     Different parameters of one module would have one path, and their keys in a file would depend on
     the adapter; peft refuses such adapters too.
@@ -172,31 +174,25 @@ def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
         names = [parameter_names(adapter.config, owner) for adapter in (a, b)]
         if names[0] != names[1]:
             lists = [", ".join(found) for found in names]
-            return stack, (
+            message = (
                 f"{a.name} targets {lists[0]} of {owner} and {b.name} targets {lists[1]}, so the "
                 "keys of their files do not name the same parameters."
             )
+            return finding("parameters-differ", (a.name, b.name), message, stack)
         counts = [len(held[stack]) for held in (ours, theirs)]
         if counts[0] != counts[1]:
-            return stack, (
-                f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
-            )
+            message = f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
+            return finding("parameters-differ", (a.name, b.name), message, stack)
     return None
 
 
 @dataclass(frozen=True)
 class Place:
-    """The parameter of a model that a stack of experts changes.
-
-    `problem` says why the adapter does not fit the model, "" if it does; `code` is that of an
-    issue.
-    """
+    """The parameter of a model that a stack of experts changes."""
 
     stack: str
     module: nn.Module
-    attribute: str = ""
-    code: str = ""
-    problem: str = ""
+    attribute: str
 
     @property
     def name(self) -> str:
@@ -221,30 +217,35 @@ class Place:
         return (shape[0], shape[2], shape[1]) if self.transposed else shape
 
 
-def places(model: nn.Module, adapter: Adapter) -> Iterator[Place]:
-    """The place of each stack of an adapter in a model, which may be on the meta device."""
+def places(model: nn.Module, adapter: Adapter) -> Iterator[Place | Issue]:
+    """The place of each stack of an adapter in a model, or an error if it does not fit there.
+
+    The model may be on the meta device.
+    """
+    names = (adapter.name,)
     modules = dict(model.named_modules(remove_duplicate=False))
     for stack, paths in stacks(adapter.layout).items():
         owner, depth = owner_of(stack)
-        names = parameter_names(adapter.config, owner)
+        targets = parameter_names(adapter.config, owner)
         module = modules.get(owner, nn.Module())
-        found = [name for name, _ in module.named_parameters(recurse=False) if name in names][::-1]
+        found = [n for n, _ in module.named_parameters(recurse=False) if n in targets][::-1]
         if depth >= len(found):
-            problem = (
-                f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(names)}), which "
-                "the model does not have."
+            message = (
+                f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(targets)}), "
+                "which the model does not have."
             )
-            yield Place(stack, module, code="module-not-in-base", problem=problem)
+            yield finding("module-not-in-base", names, message, stack)
             continue
         place, info = Place(stack, module, found[depth]), adapter.layout[paths[0]]
         own = (len(paths), *info.shape)
-        if own != place.shape:
-            problem = (
-                f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
-                f"{_sizes(place.shape)}."
-            )
-            place = replace(place, code="shapes-differ", problem=problem)
-        yield place
+        if own == place.shape:
+            yield place
+            continue
+        message = (
+            f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
+            f"{_sizes(place.shape)}."
+        )
+        yield finding("shapes-differ", names, message, stack, cure=TRAINED_ON)
 
 
 def _sizes(shape: Sequence[int]) -> str:

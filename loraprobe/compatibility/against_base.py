@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import places, stacks, without_experts
+from loraprobe.adapters.experts import TRAINED_ON, places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
 from loraprobe.compatibility.layout import different_shapes, prefix_between
-from loraprobe.findings import CODES, finding
+from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue
-
-TRAINED_ON = CODES["module-not-in-base"].cure
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -81,14 +80,12 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     """
     if not stacks(adapter.layout) or base.skeleton is None:
         return
-    wrong = [place for place in places(base.skeleton, adapter) if place.problem]
+    wrong = [one for one in places(base.skeleton, adapter) if isinstance(one, Issue)]
     if wrong:
         more = (
             f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
         )
-        message = f"{wrong[0].problem}{more}"
-        names, stack = (adapter.name,), wrong[0].stack
-        yield finding(wrong[0].code, names, message, stack, cure=TRAINED_ON)
+        yield replace(wrong[0], message=f"{wrong[0].message}{more}")
 
 
 def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:

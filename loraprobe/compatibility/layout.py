@@ -28,8 +28,7 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
             yield from _shapes(a, b)
             yield from _kinds(a, b)
         if problem := conflict(a, b):
-            stack, message = problem
-            yield finding("parameters-differ", (a.name, b.name), message, stack)
+            yield problem
         if None not in (depth, deep) and depth != deep:
             message = f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}."
             yield finding("depth-differs", (a.name, b.name), message)

@@ -81,12 +81,6 @@ def one_layout(
     return [_translated(adapter, paths, todo) for adapter, paths in each], issues
 
 
-def parts_of(path: str) -> tuple[str, ...]:
-    """The paths of the parts of a fused layer in the order of their rows; () if it is not fused."""
-    parent, dot, name = path.rpartition(".")
-    return tuple(f"{parent}{dot}{part}" for part in PARTS.get(name, ()))
-
-
 def may_be_fused(path: str) -> bool:
     """Whether the name of a module is that of a fused layer or of a part of one."""
     name = path.rpartition(".")[2]
@@ -114,7 +108,8 @@ def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
 class _FusedLayer:
     """A fused layer of a base, and the adapters that change it as a whole or by its parts.
 
-    touched: the paths that each adapter changes. `part`: the first part that is changed.
+    touched: the paths that each adapter changes. `parts`: the paths of its parts in the order of
+    their rows, `part` the first that is changed.
     """
 
     def __init__(
@@ -125,7 +120,8 @@ class _FusedLayer:
         base: Shapes,
         config: Mapping[str, Any],
     ) -> None:
-        self.path, self.parts = path, parts_of(path)
+        parent, dot, name = path.rpartition(".")
+        self.path, self.parts = path, tuple(f"{parent}{dot}{part}" for part in PARTS[name])
         self.adapters, self.base, self.config = adapters, base, config
         each = list(zip(adapters, touched, strict=True))
         self.fused = [adapter for adapter, paths in each if path in paths]

@@ -81,7 +81,8 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
                 commit = root.name
             names = choose(files, lambda name: _get(reference, name, commit, verify))
     assert root is not None and names is not None
-    download(reference, root.name, names, verify)
+    held = () if verify else {name for name in names if (root / name).is_file()}
+    download(reference, root.name, [name for name in names if name not in held], verify)
     return Snapshot(root / reference.folder, reference.text, root.name)
 
 

@@ -117,7 +117,8 @@ def adapter_of(
         for path, update in modules.items()
     }
     magnitudes, whole, offsets = (
-        Tensors(held, held.__getitem__) for held in (magnitudes or {}, whole or {}, offsets or {})
+        Tensors(held, held.__getitem__)
+        for held in (dict(given or {}) for given in (magnitudes, whole, offsets))
     )
     made = Adapter(
         name=name,
@@ -128,7 +129,7 @@ def adapter_of(
         magnitudes=magnitudes,
         whole=whole,
         offsets=offsets,
-        token_rows=token_rows or {},
+        token_rows=dict(token_rows or {}),
     )
     extras = (
         Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
@@ -147,3 +148,11 @@ def keys_of_extras(adapter: Adapter) -> Iterator[tuple[str, str, str, Tensor]]:
         yield "lora_bias", f"{path}.lora_B.bias", path, bias
     for path, rows in adapter.token_rows.items():
         yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values
+
+
+def extras_of(adapter: Adapter) -> tuple[Extra, ...]:
+    """The tensors of an adapter in memory that are not factors, as a file of it lists them."""
+    return tuple(
+        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+        for kind, key, path, held in keys_of_extras(adapter)
+    )

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.extras import as_peft_reads, extra_tensors, keys_of_extras
+from loraprobe.adapters.extras import as_peft_reads, extra_tensors, extras_of
 from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
-from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
-from loraprobe.adapters.types import Adapter, Extra, LayerKind, ModuleInfo, Modules, Source
+from loraprobe.adapters.types import Adapter, LayerKind, ModuleInfo, Modules, Source
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.lora.lowrank import LowRank
@@ -116,26 +115,23 @@ def adapter_of(
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    magnitudes, whole, offsets = (
-        Tensors(held, held.__getitem__)
-        for held in (dict(given or {}) for given in (magnitudes, whole, offsets))
-    )
     made = Adapter(
         name=name,
         source=source or Source(reference=name),
         base_model=base_model,
         modules=Modules(infos, dict(modules).__getitem__),
         config=dict(config or {}),
-        magnitudes=magnitudes,
-        whole=whole,
-        offsets=offsets,
+        magnitudes=_held(magnitudes),
+        whole=_held(whole),
+        offsets=_held(offsets),
         token_rows=dict(token_rows or {}),
     )
-    extras = (
-        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-        for kind, key, path, held in keys_of_extras(made)
-    )
-    return replace(made, extras=tuple(extras))
+    return replace(made, extras=extras_of(made))
+
+
+def _held(given: Mapping[str, Tensor] | None) -> Tensors:
+    held = dict(given or {})
+    return Tensors(held, held.__getitem__)
 
 
 def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:

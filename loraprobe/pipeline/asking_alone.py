@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -163,38 +162,14 @@ def step_of(name: str, look: Look) -> str:
 
 def ask_one(evaluator: Evaluator, system: System, look: Look) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
-    session = evaluator.session
-    told = session.progress
-    step = step_of(system.name, look)
-    asks = f"evaluate {system.name}"
-    progress = None if told is None else lambda s, k, n: told(step if s == asks else s, k, n)
-    own = replace(session, progress=progress, seconds={})
+    session, step = evaluator.session, step_of(system.name, look)
+    own = session.renamed(lambda told: step if told == f"evaluate {system.name}" else told)
     with session.stage("screen"):
-        _keep_states(evaluator, system, look)
-        return replace(evaluator, session=own, tasks=look.tasks).run([system])
-
-
-def _keep_states(evaluator: Evaluator, system: System, look: Look) -> None:
-    """Reads the states unless they are kept, with the answers to questions that are scored."""
-    if look.reading is None or _has_states(evaluator, system.name, look):
-        return
-    with evaluator.scorer.with_composition(system.composition):
-        states, answers = look.reading.read(evaluator.scorer, system.name)
-    path = states_path(evaluator, system.name, look)
-    with _writing(path):
-        states.save(path, look.reading.mark)
-    evaluator.ledger.append(answers)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): free space there, or set "
-            "LORAPROBE_CACHE to a directory of yours."
-        ) from None
+        if look.reading is not None and not _has_states(evaluator, system.name, look):
+            with evaluator.scorer.with_composition(system.composition):
+                states, answers = look.reading.read(evaluator.scorer, system.name)
+            keep(evaluator, system.name, look, answers, states)
+        return replace(evaluator, session=replace(own, seconds={}), tasks=look.tasks).run([system])
 
 
 def _has_states(evaluator: Evaluator, name: str, look: Look) -> bool:
@@ -203,8 +178,7 @@ def _has_states(evaluator: Evaluator, name: str, look: Look) -> bool:
         return True
     scored = [q for q in look.reading.questions if not q.generated]
     asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
-    path = states_path(evaluator, name, look)
-    return asked and States.load(path, look.reading.mark) is not None
+    return asked and kept_states(evaluator, name, look) is not None
 
 
 def is_kept(evaluator: Evaluator, name: str, look: Look) -> bool:
@@ -214,23 +188,25 @@ def is_kept(evaluator: Evaluator, name: str, look: Look) -> bool:
     return known and _has_states(evaluator, name, look)
 
 
-def kept_states(evaluator: Evaluator, name: str, look: Look) -> bytes:
-    """The file of the states of a system; empty where none are kept."""
+def kept_states(evaluator: Evaluator, name: str, look: Look) -> States | None:
+    """The states of a system; None where none are kept."""
     path = states_path(evaluator, name, look)
-    return path.read_bytes() if path.is_file() else b""
+    return None if look.reading is None else States.load(path, look.reading.mark)
 
 
 def keep(
-    evaluator: Evaluator, name: str, look: Look, rows: Sequence[ItemResult], states: bytes
+    evaluator: Evaluator, name: str, look: Look, rows: Sequence[ItemResult], states: States | None
 ) -> None:
-    """Keeps what another process answered and read."""
+    """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
     path = states_path(evaluator, name, look)
-    if states:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging = path.with_suffix(f".{os.getpid()}")
-            staging.write_bytes(states)
-            staging.replace(path)
+    if states is not None and look.reading is not None:
+        try:
+            states.save(path, look.reading.mark)
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror or error}): free space there, or set "
+                "LORAPROBE_CACHE to a directory of yours."
+            ) from None
     evaluator.ledger.add_missing(rows)
 
 
@@ -254,10 +230,10 @@ def forecast_sets(
 
     def load(k: int) -> States:
         found = []
-        for look, reading in zip(asked, readings, strict=True):
-            path = states_path(evaluator, names[k], look)
-            states = States.load(path, reading.mark)
+        for look in asked:
+            states = kept_states(evaluator, names[k], look)
             if states is None:
+                path = states_path(evaluator, names[k], look)
                 raise OutputError(f"{path} was removed meanwhile; run the same call again.")
             found.append(states)
         return States.joined(found)

@@ -125,7 +125,7 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
         from loraprobe.pipeline.weight_search import chosen_weights
 
         weights, search, notes = chosen_weights(inputs, prepared, session)
-    dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
+    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
         merged = merge_by(
             spec, prepared, options, inputs.base, weights, dtype=dtype, progress=session.progress

@@ -18,6 +18,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
+from loraprobe.pipeline.transforms import merge_by
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, stricter_metric
@@ -214,7 +215,7 @@ def recommend(
     if built is not None and built.merged is not None:
         return built.merged, ""
     if name in METHODS:
-        return builder.merge(name), ""
+        return merge_by(name, builder.prepared, builder.options, builder.base, builder.weights), ""
     if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
     return Routed(built.composition, builder.base, builder.prepared.steps), ""

@@ -180,14 +180,10 @@ def _ask(
     on: Round | None = None,
 ) -> None:
     """Adds the systems' results on the items of a round; told: the round, for the progress."""
-    names = {system.name for system in systems}
-    here, session = on or found.round, evaluator.session
-
-    def tell(step: str, done: int, total: int) -> None:
-        evaluator.session.tell(step + told if step.startswith("evaluate ") else step, done, total)
-
-    if session.progress is not None and told:
-        session = replace(session, progress=tell)
+    names, here = {system.name for system in systems}, on or found.round
+    session = evaluator.session.renamed(
+        lambda step: step + told if step.startswith("evaluate ") else step
+    )
     asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
     found.results = [row for row in found.results if row.system not in names] + asked
 

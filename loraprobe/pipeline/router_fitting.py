@@ -18,9 +18,9 @@ from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import Inputs, read_prompts
 from loraprobe.pipeline.portfolio import Selection
-from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Unpack
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Unpack, runtime_checkable
 
 import torch
 
@@ -16,6 +16,13 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Given
 from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A listener to progress that is told beforehand which steps will come."""
+
+    def expect(self, steps: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -53,6 +60,15 @@ class Session:
         """Tells a listener to progress, if there is one."""
         if self.progress is not None:
             self.progress(step, done, total)
+
+    def renamed(self, rename: Callable[[str], str]) -> Session:
+        """The same session, which tells of steps by other names."""
+        return replace(self, progress=lambda step, *counts: self.tell(rename(step), *counts))
+
+    def expect(self, steps: Callable[[], Mapping[str, float]]) -> None:
+        """Tells a listener that wants to know it which steps will come, and the seconds of each."""
+        if isinstance(self.progress, Expecting):
+            self.progress.expect(steps())
 
     def left(self, share: float = 1.0) -> float:
         """Seconds that are left of a share of --budget; infinite without one."""

@@ -15,11 +15,10 @@ from typing import Any, Unpack
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
-from loraprobe.pipeline.evaluating import open_composition
+from loraprobe.pipeline.evaluating import open_builder, open_composition
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, template_answers
 from loraprobe.pipeline.examination import check, planned
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, open_inputs
@@ -47,7 +46,7 @@ def run_shard(command: str, adapters: Adapters, place: Path, **given: Unpack[Giv
 
 def _computed(inputs: Inputs, session: Session, place: Path, asks: bool) -> Shard:
     options = session.options
-    identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+    identity = weights_identity(inputs.adapters, inputs.base, options)
     made = Shard.begun(options, identity, place)
     found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
     modules = _modules(inputs, session, place, identity, found.compatible)
@@ -76,11 +75,8 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
     """Asks the share's batches of questions; the answers go into the ledger of the shard."""
     options, prepared = session.options, prepare_inputs(inputs, "route", session)
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
-        routers, _ = evaluator.fit_routers(prepared)
-        search, _ = evaluator.search_weights(prepared)
-        searched = tuple(search.weights.values()) if search else None
-        builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = evaluator.with_setup(searched, routers)
+        builder, _, _ = open_builder(evaluator, prepared)
+        evaluator = evaluator.with_setup(builder.searched, builder.routers)
         batches = list(_all_batches(evaluator, builder))
         own = share_of([len(batch.questions) for batch in batches], made.share)
         run = Run(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from loraprobe.diagnostics import BatchStatistics, FigureKey, Plan
 from loraprobe.errors import OutputError
@@ -145,9 +144,6 @@ class Units(contextlib.AbstractContextManager["Units"]):
             yield batches[index], rows
 
 
-Named = Mapping[tuple[str, FigureKey], Mapping[str, Tensor]]
-
-
 @dataclass(frozen=True)
 class KeptStatistics:
     """The statistics of batches of modules, in files; new ones are written to the first directory.
@@ -162,10 +158,12 @@ class KeptStatistics:
 
     def read(self, paths: Sequence[str]) -> BatchStatistics | None:
         """The statistics of these modules; None where no directory has them whole."""
+        torch.serialization.add_safe_globals([BatchStatistics, FigureKey])  # beside tensors
         for file in (place / self._name(paths) for place in self.places):
             if file.is_file():
                 try:
-                    return _batch(torch.load(file, map_location="cpu", weights_only=True))
+                    found: BatchStatistics = torch.load(file, "cpu", weights_only=True)
+                    return found
                 except Exception:  # whatever a damaged file raises: it is computed again
                     continue
         return None
@@ -175,7 +173,7 @@ class KeptStatistics:
         file = self.places[0] / self._name(batch.paths)
         beside = file.with_suffix(f".{os.getpid()}")
         try:
-            torch.save(_plain(batch), beside)
+            torch.save(batch, beside)
             beside.replace(file)
         except (OSError, RuntimeError) as error:
             beside.unlink(missing_ok=True)
@@ -185,19 +183,3 @@ class KeptStatistics:
         from loraprobe.evaluation.ledger import digest  # evaluation needs scipy, a merge does not
 
         return f"modules-{digest([self.fingerprint, list(paths)])}.pt"
-
-
-def _plain(batch: BatchStatistics) -> dict[str, Any]:
-    named = {
-        part: [(name, *key, dict(sums)) for (name, key), sums in getattr(batch, part).items()]
-        for part in ("sums", "rows")
-    }
-    return {**vars(batch), **named, "paths": list(batch.paths)}
-
-
-def _batch(plain: Mapping[str, Any]) -> BatchStatistics:
-    named = {
-        part: {(name, FigureKey(side, rank)): sums for name, side, rank, sums in plain[part]}
-        for part in ("sums", "rows")
-    }
-    return BatchStatistics(**{**plain, **named, "paths": tuple(plain["paths"])})

@@ -30,8 +30,8 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared

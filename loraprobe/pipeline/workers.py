@@ -24,17 +24,16 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import BASE
-from loraprobe.evaluation.ledger import as_plain, changes
+from loraprobe.evaluation.ledger import changes
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import Look, ask_one, kept_states, looks_of, system_alone
-from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.examination import planned
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, base_of, open_inputs, open_tasks
 from loraprobe.pipeline.results import weights_identity
-from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
@@ -42,9 +41,10 @@ from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.pipeline.transforms import Prepared, prepare, prepare_inputs
 from loraprobe.pipeline.units import AskedAlone, KeptStatistics, ModuleBatch, Questions, Units
 from loraprobe.records import ItemResult
+from loraprobe.scoring.states import States
 
 Places = Mapping[str, tuple[int, str]]  # name -> place in the library, and hash of its weights
-Answered = tuple[list[ItemResult], bytes] | None  # None: it cannot be asked
+Answered = tuple[list[ItemResult], States | None] | None  # None: it cannot be asked
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Job:
         else:
             base = base_of(self.base or "", (), code=options.trust_remote_code)
             inputs = Inputs((), (), base, open_tasks(self.tasks, options))
-        found = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+        found = weights_identity(inputs.adapters, inputs.base, options)
         if differs := changes(self.fingerprint, found):
             raise UsageError(
                 f"A worker reads other inputs than this process ({'; '.join(differs[:3])}): give "
@@ -209,7 +209,7 @@ def open_units(
     options, base = given.get("options", Options()), given.get("base")
     if options.executor is None and not options.joined:
         return Units()
-    identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+    identity = weights_identity(inputs.adapters, inputs.base, options)
     kept = None
     if options.joined and places is None:
         check_inputs(options.joined, identity)

@@ -27,7 +27,7 @@ from loraprobe.execution.local import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
 from loraprobe.pipeline.asking_alone import Asker
-from loraprobe.pipeline.screening import opening
+from loraprobe.pipeline.screening import command as screening
 from loraprobe.pipeline.units import AskedAlone, KeptStatistics, Questions
 from loraprobe.probes import ScreenedTexts
 
@@ -291,7 +291,7 @@ def test_a_worker_reads_the_prompts_that_this_process_reads(call, planted, sent,
     try:
         config.write_text(json.dumps({**json.loads(plain), "chat_template": template}))
         monkeypatch.setattr(ScreenedTexts, "read_rows", noted)
-        monkeypatch.setattr(opening, "with_better_template", in_chat)
+        monkeypatch.setattr(screening, "with_better_template", in_chat)
         call(*planted, "--executor", "local:2")
     finally:
         config.write_text(plain)

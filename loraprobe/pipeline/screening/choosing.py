@@ -6,7 +6,7 @@ items that choose prove nothing, so it costs no correction who is asked how many
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from loraprobe.pipeline.screening.ranking import (
     contending,
     rankings_of,
 )
+from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import FORMS
 from loraprobe.tasks import Task
@@ -82,15 +83,21 @@ class Choosing:
     looked_at: int = 0
 
     @classmethod
-    def of(cls, usable: Sequence[Member], evaluator: Evaluator) -> Choosing:
-        members = {member.record.name: member for member in usable}
+    def of(cls, usable: Mapping[str, Member], evaluator: Evaluator) -> Choosing:
+        """The start. usable: the adapters by name."""
         looks = looks_of(evaluator.scorer, evaluator.tasks, evaluator.session.options)
-        return cls(Asker(evaluator, members), looks)
+        return cls(Asker(evaluator, usable), looks)
 
     @property
     def evaluator(self) -> Evaluator:
         """Of the items that choose."""
         return self.asker.evaluator
+
+    @property
+    def parts(self) -> TaskSplit:
+        """The items that choose, set apart, and those that prove."""
+        assert self.evaluator.split is not None
+        return self.evaluator.split
 
     def steps(self) -> Iterator[None]:
         """Asks look by look, the base first; between two steps the screen may end."""

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import BEST_SINGLES
-from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.rounds import rounds
 from loraprobe.pipeline.asking_alone import Asker
+from loraprobe.pipeline.estimating import by_round
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
 from loraprobe.pipeline.screening.choosing import Choosing, Screened
-from loraprobe.pipeline.screening.cost import announce_proof
 from loraprobe.pipeline.screening.ranking import RankedSet
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import prepare
@@ -113,7 +112,9 @@ def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
         return [] if best is None else owner[best].controls(results, best)
 
     proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
-    announce_proof(proving, systems, asker.spent[0], asker.pace * COMPOSED)
+    whole = asker.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
+    asked = by_round({system.name: whole for system in systems}, proving)
+    proving.session.expect(lambda: {"screen": asker.spent[0], **asked})
     played = play(proving, systems, controls, _within_budget(asker))
     return Proved(choosing, played, finalists, screened)
 
@@ -125,16 +126,11 @@ def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Eval
     with evaluator.session.stage("compose"):
         prepared = prepare(adapters, options, (), base)
         builder = SystemBuilder(adapters, prepared, options, base)
-        systems: dict[str, System] = {}
         chosen = Selection(options, adapters)
-        notes = [*chosen.unfit.values()]
-        for spec in chosen.specs:
-            name = f"{spec}({', '.join(names)})"
-            try:
-                systems[name] = replace(builder.build(spec, name=name), members=names, spec=spec)
-            except LoraprobeError as error:
-                notes.append(f"{name} was not tried: {error}")
-    return Finalist(candidate, builder, systems, tuple(notes))
+        specs = {f"{spec}({', '.join(names)})": spec for spec in chosen.specs}
+        built, notes = builder.build_each(specs)
+    systems = {s.name: replace(s, members=names, spec=specs[s.name]) for s in built}
+    return Finalist(candidate, builder, systems, (*chosen.unfit.values(), *notes))
 
 
 def _affordable(asker: Asker, evaluator: Evaluator) -> int:

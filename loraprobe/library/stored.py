@@ -21,14 +21,12 @@ from loraprobe.adapters import Adapter
 from loraprobe.errors import OutputError
 from loraprobe.file_hashes import cache_directory, cached_hash
 
-FORMAT = 1
 FOLDER = "library"  # inside loraprobe's cache
 
 
 def key_of(adapter: Adapter, sha256: str, seed: int) -> str:
     """The hash of all that a reading depends on: weights, config, version, seed of the sketch."""
     decides = {
-        "format": FORMAT,
         "loraprobe": __version__,
         "weights": sha256,
         "config": dict(adapter.config),

@@ -2,14 +2,12 @@
 
 A worker is told names and settings only. It checks that it reads the same inputs and computes on
 the same kind of device. Of a library it opens base and tasks once and each adapter when it is
-asked. Alone an adapter answers into a ledger of the worker's own, whose rows and hidden states the
-process that asks keeps as if it had asked itself.
+asked. What an adapter answers alone, and its hidden states, the process that asks keeps as if it had
+asked itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,7 +27,7 @@ from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Look, ask_one, kept_states, looks_of, system_alone
+from loraprobe.pipeline.asking_alone import Look, looks_of, read_states, system_alone
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.examination import planned
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, base_of, open_inputs, open_tasks
@@ -189,13 +187,15 @@ class OpenedJob:
             raise
         except LoraprobeError:
             return None
-        with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
-            evaluator = Evaluator(self.inputs, self.session, scorer, ledger, look.tasks)
-            try:
-                ask_one(evaluator, system, look)
-            except LoraprobeError:
-                return None  # the process that started this one finds the reason again
-            return list(ledger), kept_states(evaluator, name, look)
+        evaluator, states = Evaluator(self.inputs, self.session, scorer, Ledger(), look.tasks), None
+        try:
+            if look.reading is not None:
+                states, answers = read_states(evaluator, system, look.reading)
+                evaluator.ledger.append(answers)
+            evaluator.run([system])
+        except LoraprobeError:
+            return None  # the process that started this one finds the reason again
+        return list(evaluator.ledger), states
 
 
 def open_units(

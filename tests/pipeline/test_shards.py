@@ -26,8 +26,8 @@ from loraprobe.execution import Pool
 from loraprobe.execution.local import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
-from loraprobe.pipeline.asking_alone import Asker
 from loraprobe.pipeline.screening import command as screening
+from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.pipeline.units import AskedAlone, KeptStatistics, Questions
 from loraprobe.probes import ScreenedTexts
 
@@ -156,15 +156,15 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
     assert [len(list((place / "library").glob("*.json"))) for place in places] == [1, 2, 1]
     whole = call(*planted)
     assert json.loads(whole.stdout)["shortlist"][0]["adapters"] == ["firsts", "seconds"]
-    original, asked = Asker.ask, list[int]()
+    original, asked = Choosing.ask, list[int]()
 
-    def counted(self: Asker, *given: Any) -> Any:
+    def counted(self: Choosing, *given: Any) -> Any:
         before = len(self.evaluator.ledger)
         found = original(self, *given)
         asked.append(len(self.evaluator.ledger) - before)
         return found
 
-    monkeypatch.setattr(Asker, "ask", counted)
+    monkeypatch.setattr(Choosing, "ask", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
     monkeypatch.setattr(ScreenedTexts, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)

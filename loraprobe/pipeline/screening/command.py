@@ -40,6 +40,7 @@ from loraprobe.library import (
     take_readings,
 )
 from loraprobe.options import Options
+from loraprobe.pipeline.asking_alone import looks_of
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.estimating import CostEstimate
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer, task_notes, with_better_template
@@ -126,8 +127,8 @@ def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Sha
     if base is not None and tasks and any(member.usable for member in members):
         inputs = Inputs((), (), base, tasks)
         with _choosing(adapters, members, own, inputs, session, **given) as choosing:
-            names = [BASE, *choosing.asker.members]
-            asked = max(len(choosing.asker.ask(names, look)) for look in choosing.looks)
+            names = [BASE, *choosing.members]
+            asked = max(len(choosing.ask(names, look)) for look in choosing.looks)
     return made.completed(place, adapters=len(own), questions=asked if tasks else None)
 
 
@@ -227,7 +228,8 @@ def _choosing(
         open_units(adapters, inputs, known, **given) as session.units,
         _open_evaluator(list(usable.values()), inputs.base, inputs.tasks, session) as evaluator,
     ):
-        yield Choosing.of(usable, evaluator)
+        looks = looks_of(evaluator.scorer, evaluator.tasks, session.options)
+        yield Choosing(evaluator, usable, looks)
 
 
 def _open_evaluator(

@@ -41,7 +41,7 @@ def expected_alone(choosing: Choosing) -> dict[str, float]:
     """Seconds of each step to come, by the names under which progress reports them."""
     cost, steps = screen_cost(choosing), dict[str, float]()
     items = sum(look.items for look in choosing.looks)
-    names = [BASE, *choosing.asker.members]
+    names = [BASE, *choosing.members]
     for look in choosing.looks:
         share = look.items / items
         alone = {name: share * (cost.base if name == BASE else cost.adapter) for name in names}
@@ -54,10 +54,10 @@ def expected_alone(choosing: Choosing) -> dict[str, float]:
 
 def screen_cost(choosing: Choosing) -> Cost:
     """Times a few questions of the items that choose, the evaluator's tasks."""
-    evaluator, members, parts = choosing.evaluator, choosing.asker.members, choosing.parts
+    evaluator, members, parts = choosing.evaluator, choosing.members, choosing.parts
     options = evaluator.session.options
     with evaluator.session.stage("estimate"):
-        alone = choosing.asker.system(next(iter(members))).composition
+        alone = choosing.system(next(iter(members))).composition
         assert alone is not None
         kinds = kinds_of(evaluator, alone)
         read = sum(_read(evaluator, alone, look.reading) for look in choosing.looks)
@@ -87,7 +87,7 @@ def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts
 
 def estimate_of_screen(choosing: Choosing) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated."""
-    cost, members = screen_cost(choosing), choosing.asker.members
+    cost, members = screen_cost(choosing), choosing.members
     n, sets = len(members), choosing.evaluator.session.options.keep
     ahead = {
         f"ask base and {n} adapters alone, at most": cost.base + n * cost.adapter,

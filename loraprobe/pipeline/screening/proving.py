@@ -11,7 +11,6 @@ from loraprobe.defaults import BEST_SINGLES
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.rounds import rounds
-from loraprobe.pipeline.asking_alone import Asker
 from loraprobe.pipeline.estimating import by_round
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
@@ -84,8 +83,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
         if name is None or (name == BASE) in tried:
             continue
         tried.add(name == BASE)
-        systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
-        played = play_alone(evaluator, systems, _within_budget(choosing.asker))
+        systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
+        played = play_alone(evaluator, systems, _within_budget(choosing))
         if played is not None:
             return Proved(choosing, played)
     return None
@@ -93,8 +92,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
 
 def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles and members."""
-    asker, screened, base = choosing.asker, choosing.screened(), evaluator.inputs.base
-    most = min(evaluator.session.options.keep, _affordable(asker, evaluator))
+    screened, base = choosing.screened(), evaluator.inputs.base
+    most = min(evaluator.session.options.keep, _affordable(choosing, evaluator))
     chosen = choosing.finalists(screened, most)
     built = [_composed(one, screened.opened(one.members, base), evaluator) for one in chosen]
     finalists = [one for one in built if one.systems]
@@ -112,10 +111,10 @@ def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
         return [] if best is None else owner[best].controls(results, best)
 
     proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
-    whole = asker.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
+    whole = choosing.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
     asked = by_round({system.name: whole for system in systems}, proving)
-    proving.session.expect(lambda: {"screen": asker.spent[0], **asked})
-    played = play(proving, systems, controls, _within_budget(asker))
+    proving.session.expect(lambda: {"screen": choosing.spent[0], **asked})
+    played = play(proving, systems, controls, _within_budget(choosing))
     return Proved(choosing, played, finalists, screened)
 
 
@@ -133,9 +132,9 @@ def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Eval
     return Finalist(candidate, builder, systems, (*chosen.unfit.values(), *notes))
 
 
-def _affordable(asker: Asker, evaluator: Evaluator) -> int:
+def _affordable(choosing: Choosing, evaluator: Evaluator) -> int:
     """How many finalists can be asked a first round in the time that is left, at least one."""
-    left, pace = evaluator.session.left(), asker.pace
+    left, pace = evaluator.session.left(), choosing.pace
     if not pace or left == float("inf"):
         return evaluator.session.options.keep
     first = rounds(evaluator.tasks, evaluator.session.options.seed)[0].items
@@ -143,12 +142,12 @@ def _affordable(asker: Asker, evaluator: Evaluator) -> int:
     return max(1, int((left - pace * first * (1 + BEST_SINGLES)) / each))
 
 
-def _within_budget(asker: Asker) -> GoesOn:
+def _within_budget(choosing: Choosing) -> GoesOn:
     """Whether a further round fits into the time that is left."""
 
     def goes_on(found: Played, following: Round) -> bool:
         asked = len(found.systems) + len(found.controls)
         more = following.items - found.round.items
-        return asker.evaluator.session.left() > asker.pace * COMPOSED * asked * more
+        return choosing.evaluator.session.left() > choosing.pace * COMPOSED * asked * more
 
     return goes_on

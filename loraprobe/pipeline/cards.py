@@ -199,13 +199,13 @@ class ProvenanceRecord(StrictModel):
 
 
 class MergeRecord(ProvenanceRecord):
-    """Every choice that decides a merge. Cards before `rank_layout` are of compact files."""
+    """Every choice that decides a merge."""
 
     method: str
     weights: list[float]
     space: str | None
     rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
-    rank_layout: Literal["portable", "compact"] = "compact"
+    rank_layout: Literal["portable", "compact"]
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 

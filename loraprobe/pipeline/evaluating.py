@@ -23,7 +23,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
 from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
+from loraprobe.pipeline.weight_search import find_weights, note, tried_weights
 from loraprobe.records import (
     FORMS,
     EvaluationRecords,
@@ -54,8 +54,15 @@ class Evaluated:
     stricter: Mapping[tuple[str, str], tuple[int, int]]
 
     def shown(self, verdict: Verdict) -> dict[str, Any]:
-        """What an audit with this verdict shows of it, by field."""
-        wrong = _wrong_answers(self, verdict)
+        """What an audit with this verdict shows of it, by field.
+
+        The samples are a few questions that its composition, or else the best one, got wrong.
+        """
+        system = verdict.system or best_system(
+            self.records.evaluation, ("merge", "router", "chain")
+        )
+        form = verdict.gain.form if verdict.gain is not None else "question"
+        wrong = self.samples.wrong(system, form) if system else ()
         return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
 
 
@@ -126,8 +133,8 @@ def open_builder(
             inputs.adapters, prepared, options, scorer, inputs.tasks, parts
         )
     if parts is not None and options.weights == "search":
-        kept = None if path is None else path.with_name(SEARCH)
-        memory = TriedWeights(kept, options.resume or bool(options.joined))
+        resume = options.resume or bool(options.joined)
+        memory = None if path is None else tried_weights(path.with_name(SEARCH), resume)
         with session.stage("search"):
             search = find_weights(
                 scorer, prepared.adapters, parts, options, memory=memory, progress=session.progress
@@ -135,14 +142,6 @@ def open_builder(
     searched = tuple(search.weights.values()) if search else None
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
     return builder, search, notes
-
-
-def _wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
-    """A few questions that the composition of the verdict, or else the best one, got wrong."""
-    scores = found.records.evaluation
-    system = verdict.system or best_system(scores, ("merge", "router", "chain"))
-    form = verdict.gain.form if verdict.gain is not None else "question"
-    return found.samples.wrong(system, form) if system else ()
 
 
 def controls_of_best(

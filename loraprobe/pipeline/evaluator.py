@@ -178,7 +178,18 @@ def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
 
 def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
     """A scorer of the base, and notes. The session records device and dtype."""
-    options, loaded = session.options, _load(base, dtype, session)
+    options = session.options
+    with session.stage("load"):
+        device = pick_device(options.device)
+        kind = pick_dtype(dtype, device)
+        session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
+        loaded = base.load(
+            device=device,
+            dtype=kind,
+            trust_remote_code=options.trust_remote_code,
+            quantize=options.quantize,
+            device_map=options.device_map,
+        )
     scorer = Scorer(
         loaded.model,
         loaded.tokenizer,
@@ -215,21 +226,6 @@ def with_better_template(
             kept=kept,
         )
     return scorer.with_template(chosen), [why], () if figure is None else (figure,)
-
-
-def _load(base: Base, dtype: str, session: Session) -> Any:
-    options = session.options
-    with session.stage("load"):
-        device = pick_device(options.device)
-        kind = pick_dtype(dtype, device)
-        session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
-        return base.load(
-            device=device,
-            dtype=kind,
-            trust_remote_code=options.trust_remote_code,
-            quantize=options.quantize,
-            device_map=options.device_map,
-        )
 
 
 def _loading_notes(model: Any, options: Options) -> list[str]:

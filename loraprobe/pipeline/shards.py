@@ -90,7 +90,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
             open_ = list(_built([batches[i] for i in own], evaluator.ledger, builder))
             run.ask(open_, evaluator.workers())
         template = evaluator.chat_template
-        return replace(made, questions=len(own), chat_template=template)
+        return made.model_copy(update={"questions": len(own), "chat_template": template})
 
 
 def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[QuestionBatch]:

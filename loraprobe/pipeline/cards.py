@@ -39,8 +39,13 @@ Made = TypeVar("Made", bound=Merged | Routed)
 def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:
     """A merge or a composition with the card that its directory will carry.
 
-    general: the adapters that were subtracted from the sources.
+    Its sources get the licences of the audit's adapters. general: the adapters that were subtracted
+    from the sources.
     """
+    licences = {adapter.name: adapter.license for adapter in audit.adapters}
+    rows = [expert.summary() for expert in made.composition.experts] if isinstance(made, Routed) else made.sources
+    sources = tuple(replace(row, license=licences.get(row.name)) for row in rows)
+    made = replace(made, sources=sources)
     values: dict[str, Any] = {
         "name": f"{listing([source.name for source in made.sources])}, {made.name}",
         "front_matter": front_matter(made, audit, options, general),
@@ -69,14 +74,6 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     return replace(made, card=card)
-
-
-def with_licences(made: Made, licences: Mapping[str, str | None]) -> Made:
-    """A merge or a composition with the licences of its sources."""
-    if isinstance(made, Routed):
-        return replace(made, licences=licences)
-    sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
-    return replace(made, sources=sources)
 
 
 def made_text(merged: Merged, norm: float, options: Options) -> str:

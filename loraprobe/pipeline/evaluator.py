@@ -72,11 +72,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 asking=self.workers(),
             )
 
-    @property
-    def chat_template(self) -> bool:
-        """Whether questions are put into the chat template."""
-        return bool(self.scorer.chat_template)
-
     def with_setup(
         self,
         searched: tuple[float, ...] | None = None,
@@ -84,7 +79,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     ) -> Evaluator:
         """The same with what workers have to know of the systems before they answer."""
         kind = self.session.kind_of_device
-        setup = Setup(*kind, self.chat_template, searched, dict(routers))
+        setup = Setup(*kind, self.scorer.chat_template, searched, dict(routers))
         return replace(self, setup=setup)
 
     def workers(self) -> Asking | None:

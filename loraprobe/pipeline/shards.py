@@ -89,7 +89,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         with session.stage("evaluate"):
             open_ = list(_built([batches[i] for i in own], evaluator.ledger, builder))
             run.ask(open_, evaluator.workers())
-        template = evaluator.chat_template
+        template = evaluator.scorer.chat_template
         return made.model_copy(update={"questions": len(own), "chat_template": template})
 
 
@@ -100,7 +100,7 @@ def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[Quest
     """
     options, tasks = evaluator.session.options, evaluator.inputs.tasks
     known = Ledger()
-    known.append(template_answers(evaluator.ledger, builder.trained, evaluator.chat_template))
+    known.append(template_answers(evaluator.ledger, builder.trained, evaluator.scorer.chat_template))
     rounds = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
     names = [system.name for system in baseline_systems(builder.trained)]
     names += [spec for spec in builder.specs(tasks) if spec != "chain"]

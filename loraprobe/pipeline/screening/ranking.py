@@ -7,7 +7,6 @@ different enough that one good adapter and its relatives do not fill the list.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -47,9 +46,6 @@ class Ranking:
     looked_at: int
     promises: bool
     highest: tuple[float, ...]
-
-    def candidates(self) -> Iterator[RankedSet]:
-        return (RankedSet(members, at) for at, (members, _) in enumerate(self.order, 1))
 
 
 def rankings_of(
@@ -145,6 +141,8 @@ def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) ->
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     found = score(pairs) if len(pairs) else np.zeros(0)
+    of_pair = np.full((adapters, adapters), -np.inf)
+    of_pair[*pairs.T] = found
     order = np.argsort(-found, kind="stable")
     rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:most]]
     larger = sorted(
@@ -157,22 +155,13 @@ def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) ->
     )
     if larger:
         for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
-            inside = [_place(pair, adapters) for pair in itertools.combinations(members, 2)]
-            if value > found[inside].max() + BETTER:
+            if value > of_pair[np.ix_(members, members)].max() + BETTER:
                 rows.append((members, value))
     rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
     promises = bool(rows) and rows[0][1] > alone + MARGIN
-    highest = np.full(adapters, -np.inf)
-    for column in pairs.T:
-        np.maximum.at(highest, column, found)
+    highest = np.maximum(of_pair.max(0), of_pair.max(1))
     looked_at = len(pairs) + len(larger)
     return Ranking(tuple(rows[:most]), looked_at, promises, tuple(highest.tolist()))
-
-
-def _place(pair: Subset, adapters: int) -> int:
-    """The place of a pair (i < j) among all pairs in order."""
-    i, j = pair
-    return i * (2 * adapters - i - 1) // 2 + j - i - 1
 
 
 def choose(
@@ -207,7 +196,13 @@ def choose(
         return False
 
     for strict in (True, False):
-        sources = [(TURNS if differ and one.promises else 1, one.candidates()) for one in rankings]
+        sources = [
+            (
+                TURNS if differ and one.promises else 1,
+                (RankedSet(members, at) for at, (members, _) in enumerate(one.order, 1)),
+            )
+            for one in rankings
+        ]
         while sources and len(chosen) < keep:
             for turns, source in list(sources):
                 few = min(turns, keep - len(chosen))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from loraprobe.adapters import check_place, staged_file
-from loraprobe.errors import OutputError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import changes
 from loraprobe.limits import limits
 from loraprobe.options import Options
@@ -43,11 +43,8 @@ class Shard(BaseModel):
 
     def write(self, place: Path) -> None:
         """Raises OutputError where the directory cannot be written."""
-        try:
-            with staged_file(place / FILE) as file:
-                file.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{place} cannot be written ({error.strerror}).") from None
+        with staged_file(place / FILE) as file:
+            file.write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
     @classmethod
     def begun(cls, options: Options, fingerprint: Any, place: Path) -> Shard:

@@ -10,7 +10,7 @@ process and computes a part there. `KeptStatistics` are files of statistics, whi
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from loraprobe.adapters import staged_file
 from loraprobe.diagnostics import BatchStatistics, FigureKey, Plan
-from loraprobe.errors import OutputError
-from loraprobe.execution import Pool
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, QuestionBatch
+    from loraprobe.execution import Pool
 
 
 class ModuleBatch(NamedTuple):
@@ -170,14 +170,10 @@ class KeptStatistics:
 
     def write(self, batch: BatchStatistics) -> None:
         """Raises OutputError where the file cannot be written."""
-        file = self.places[0] / self._name(batch.paths)
-        beside = file.with_suffix(f".{os.getpid()}")
-        try:
-            torch.save(batch, beside)
-            beside.replace(file)
-        except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
-            raise OutputError(f"{file} cannot be written ({error}); free space there.") from None
+        data = io.BytesIO()  # a full disk has another error in torch
+        torch.save(batch, data)
+        with staged_file(self.places[0] / self._name(batch.paths)) as file:
+            file.write_bytes(data.getvalue())
 
     def _name(self, paths: Sequence[str]) -> str:
         from loraprobe.evaluation.ledger import digest  # evaluation needs scipy, a merge does not

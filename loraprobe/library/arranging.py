@@ -1,4 +1,4 @@
-"""How the members of a library relate: which fit each other or a base, copies, families, outliers."""
+"""How the members of a library relate: fit to each other or a base, copies, families, outliers."""
 
 from __future__ import annotations
 

@@ -43,18 +43,22 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     from the sources.
     """
     licences = {adapter.name: adapter.license for adapter in audit.adapters}
-    rows = [expert.summary() for expert in made.composition.experts] if isinstance(made, Routed) else made.sources
+    rows = (
+        [expert.summary() for expert in made.composition.experts]
+        if isinstance(made, Routed)
+        else made.sources
+    )
     sources = tuple(replace(row, license=licences.get(row.name)) for row in rows)
     made = replace(made, sources=sources)
     values: dict[str, Any] = {
         "name": f"{listing([source.name for source in made.sources])}, {made.name}",
         "front_matter": front_matter(made, audit, options, general),
+        "sources": sources,
         "audit": audit,
         "allowed": options.allow,
     }
     if isinstance(made, Merged):
         card = model_card(
-            sources=made.sources,
             method=short_spec(METHODS.make(made.spec)),
             space=made.space,
             rank=rank_text(made),
@@ -67,12 +71,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     else:
-        card = composition_card(
-            router=_router_text(made),
-            sources=made.sources,
-            why_not_peft=made.why_not_peft,
-            **values,
-        )
+        card = composition_card(router=_router_text(made), why_not_peft=made.why_not_peft, **values)
     return replace(made, card=card)
 
 

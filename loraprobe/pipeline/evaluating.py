@@ -29,7 +29,6 @@ from loraprobe.records import (
     EvaluationRecords,
     GateStatistics,
     ItemResult,
-    Sample,
     Score,
     Verdict,
     WeightSearch,
@@ -104,7 +103,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         with session.stage("gates"):
             gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
-        findings = records(found, evaluator, systems, coverage=coverage)
+        findings = records(found, evaluator, coverage=coverage)
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []

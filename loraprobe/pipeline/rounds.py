@@ -134,10 +134,9 @@ def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn)
     return found if nothing_to_gain(evidence) is not None else None
 
 
-def records(
-    found: Played, evaluator: Evaluator, systems: Sequence[System], **others: tuple[object, ...]
-) -> EvaluationRecords:
+def records(found: Played, evaluator: Evaluator, **others: tuple[object, ...]) -> EvaluationRecords:
     """What was measured, at the level of the last look. others: coverage and forecasts."""
+    systems = found.everybody
     results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
     baselines = [s for s in systems if s.kind in BASELINES]
     attribution = evaluation.attribute(results, stayed, found.round.tasks)

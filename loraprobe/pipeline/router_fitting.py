@@ -206,9 +206,7 @@ def _lines_for(
             f"is meant; give some by --router-prompts {name}=FILE."
         )
     try:
-        probe = generated_prompts(
-            scorer, [adapter], {}, seed=options.seed, wanted=PROMPTS_WRITTEN
-        )
+        probe = generated_prompts(scorer, [adapter], {}, seed=options.seed, wanted=PROMPTS_WRITTEN)
     except TaskError:
         raise UsageError(
             f"Adapter {name} writes no prompt of itself; give some by --router-prompts {name}=FILE."

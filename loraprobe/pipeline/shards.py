@@ -100,7 +100,9 @@ def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[Quest
     """
     options, tasks = evaluator.session.options, evaluator.inputs.tasks
     known = Ledger()
-    known.append(template_answers(evaluator.ledger, builder.trained, evaluator.scorer.chat_template))
+    known.append(
+        template_answers(evaluator.ledger, builder.trained, evaluator.scorer.chat_template)
+    )
     rounds = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
     names = [system.name for system in baseline_systems(builder.trained)]
     names += [spec for spec in builder.specs(tasks) if spec != "chain"]

@@ -2,7 +2,7 @@
 
 A worker is told names and settings only. It checks that it reads the same inputs and computes on
 the same kind of device. Of a library it opens base and tasks once and each adapter when it is
-asked. What an adapter answers alone, and its hidden states, the process that asks keeps as if it had
+asked. The process that asks keeps what an adapter answers alone and its hidden states as if it had
 asked itself.
 """
 

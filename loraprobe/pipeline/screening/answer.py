@@ -46,7 +46,7 @@ def audit_of_screen(
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, played = evaluator.session, proved.played
     with session.stage("statistics"):
-        measured = replace(records(played, evaluator, played.everybody), oracles=())
+        measured = replace(records(played, evaluator), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
     verdict, examined = _verdict(library, inputs, evaluator, proved, measured)

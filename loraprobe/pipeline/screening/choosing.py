@@ -1,8 +1,9 @@
 """What of a library is composed and proved: base and adapters alone, look by look.
 
 Adapters are opened one after the other and put into one base. Workers ask other systems at the same
-time, if there are any. After the first look an adapter is asked no more if it cannot take part in a finalist any more. The
-items that choose prove nothing, so it costs no correction who is asked how many of them.
+time, if there are any. After the first look an adapter is asked no more if it cannot take part in a
+finalist any more. The items that choose prove nothing, so it costs no correction who is asked how
+many of them.
 """
 
 from __future__ import annotations

@@ -180,33 +180,28 @@ def choose(
     chosen: list[RankedSet] = []
     differ = len({ranking.promises for ranking in rankings}) > 1
 
-    def take(source: Iterator[RankedSet], strict: bool) -> bool:
+    def take(source: Iterator[tuple[int, tuple[Subset, float]]], strict: bool) -> bool:
         """Takes the next candidate that is different enough from the chosen ones, if one is."""
         taken = {one.members for one in chosen}
         kinds = [frozenset(families[m] for m in one.members) for one in chosen]
         times = Counter(family for kind in kinds for family in kind)
         large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
-        for one in source:
-            kind = frozenset(families[m] for m in one.members)
+        for place, (members, _) in source:
+            kind = frozenset(families[m] for m in members)
             like = kind in kinds or any(times[family] >= math.ceil(keep / 2) for family in kind)
-            like = like or (large and len(one.members) > 2)
-            if one.members not in taken and not (strict and like) and fits(one.members):
-                chosen.append(one)
+            like = like or (large and len(members) > 2)
+            if members not in taken and not (strict and like) and fits(members):
+                chosen.append(RankedSet(members, place))
                 return True
         return False
 
     for strict in (True, False):
         sources = [
-            (
-                TURNS if differ and one.promises else 1,
-                (RankedSet(members, at) for at, (members, _) in enumerate(one.order, 1)),
-            )
-            for one in rankings
+            (TURNS if differ and one.promises else 1, enumerate(one.order, 1)) for one in rankings
         ]
         while sources and len(chosen) < keep:
             for turns, source in list(sources):
-                few = min(turns, keep - len(chosen))
-                if not all(take(source, strict) for _ in range(few)):
+                if not all(take(source, strict) for _ in range(min(turns, keep - len(chosen)))):
                     sources.remove((turns, source))
     return chosen
 

@@ -179,7 +179,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
     items = [item for task in evaluator.split.apart for item in task.items]
     pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
     with evaluator.scorer.with_composition(together):
-        return _seconds(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
+        return seconds_of(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
 
 
 def _measured(
@@ -198,7 +198,7 @@ def _measured(
     seconds = []
     for composition in (None, together):
         with scorer.with_composition(composition):
-            seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
+            seconds.append(seconds_of(lambda: ask(scorer, sample, "timing", limits)))
     return TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
@@ -210,10 +210,11 @@ def _measured(
 def _probing(evaluator: Evaluator) -> float:
     """Seconds of the coverage probes on all items, on a line through two small numbers of items."""
     every, seed = sum(len(task.items) for task in evaluator.tasks), evaluator.session.options.seed
+    scorer, adapters = evaluator.scorer, evaluator.inputs.adapters
 
     def timed(most: int) -> tuple[int, float]:
         few = [replace(task, items=tuple(_spread(task.items, most))) for task in evaluator.tasks]
-        spent = _seconds(lambda: cover(evaluator.scorer, evaluator.inputs.adapters, few, seed=seed))
+        spent = seconds_of(lambda: cover(scorer, adapters, few, seed=seed))
         return sum(len(task.items) for task in few), spent
 
     (few, least), (some, spent) = map(timed, PROBED)
@@ -227,7 +228,7 @@ def _spread(things: Sequence[Any], most: int) -> list[Any]:
     return [things[i * len(things) // n] for i in range(n)]
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -23,7 +23,7 @@ import loraprobe.errors
 import loraprobe.probes
 from loraprobe.diagnostics import plan
 from loraprobe.execution import Pool
-from loraprobe.execution.local import LocalWorker
+from loraprobe.execution.pool import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
 from loraprobe.pipeline.screening import command as screening

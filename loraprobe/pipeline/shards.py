@@ -40,20 +40,16 @@ def run_shard(command: str, adapters: Adapters, place: Path, **given: Unpack[Giv
     asks = command == "merge-and-eval"
     opening = open_composition if asks else open_inputs
     session, inputs = Session.of(command, **given), opening(adapters, **given)
-    with open_units(adapters, inputs, **given) as session.units:
-        return _computed(inputs, session, place, asks)
-
-
-def _computed(inputs: Inputs, session: Session, place: Path, asks: bool) -> Shard:
     options = session.options
-    identity = weights_identity(inputs.adapters, inputs.base, options)
-    made = Shard.begun(options, identity, place)
-    found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
-    modules = _modules(inputs, session, place, identity, found.compatible)
-    if asks and found.compatible:
-        session.options = replace(options, state=place, resume=True)
-        made = _answers(inputs, session, made)
-    return made.completed(place, modules=modules)
+    with open_units(adapters, inputs, **given) as session.units:
+        identity = weights_identity(inputs.adapters, inputs.base, options)
+        made = Shard.begun(options, identity, place)
+        found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
+        modules = _modules(inputs, session, place, identity, found.compatible)
+        if asks and found.compatible:
+            session.options = replace(options, state=place, resume=True)
+            made = _answers(inputs, session, made)
+        return made.completed(place, modules=modules)
 
 
 def _modules(inputs: Inputs, session: Session, place: Path, identity: Any, compatible: bool) -> int:

@@ -97,21 +97,19 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         items: the most that a probe asks the base of each part; None for each probe's own number.
         """
+        options = self.session.options
         with self.session.stage("cover"):
-            guessed = evaluation.guessing(self.tasks, self.session.options.metric)
-            return (
-                self.template
-                + guessed
-                + probes.cover(
-                    self.scorer,
-                    self.inputs.adapters,
-                    self.tasks,
-                    results=results,
-                    items=items,
-                    seed=self.session.options.seed,
-                    progress=self.session.progress,
-                )
+            guessed = evaluation.guessing(self.tasks, options.metric)
+            found = probes.cover(
+                self.scorer,
+                self.inputs.adapters,
+                self.tasks,
+                results=results,
+                items=items,
+                seed=options.seed,
+                progress=self.session.progress,
             )
+            return self.template + guessed + found
 
 
 def open_evaluator(

@@ -105,12 +105,10 @@ def check_names(options: Options) -> None:
         read_calibration(options.calibration)
 
 
-CURE = "set LORAPROBE_CACHE to a directory of yours"
-
-
 def check_state(options: Options) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
-    check_place(options.state or cache_directory() / "runs" / "results", CURE)
+    cure = "set LORAPROBE_CACHE to a directory of yours"
+    check_place(options.state or cache_directory() / "runs" / "results", cure)
 
 
 def open_probe(

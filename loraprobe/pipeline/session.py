@@ -53,6 +53,8 @@ class Session:
         return self.device.partition(":")[0], self.dtype
 
     def __post_init__(self) -> None:
+        if self.options.started is not None:
+            self.begun = self.options.started
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
 
@@ -75,11 +77,7 @@ class Session:
         minutes = self.options.budget
         if minutes is None:
             return float("inf")
-        return self._started + share * 60 * minutes - time.perf_counter()
-
-    @property
-    def _started(self) -> float:
-        return self.begun if self.options.started is None else self.options.started
+        return self.begun + share * 60 * minutes - time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -97,7 +95,7 @@ class Session:
         The seconds add up to the time since the command started: "other" is the start-up and the
         time between the stages.
         """
-        other = max(0.0, time.perf_counter() - self._started - sum(self.seconds.values()))
+        other = max(0.0, time.perf_counter() - self.begun - sum(self.seconds.values()))
         seconds = {"other": other, **self.seconds}
         return Provenance(
             loraprobe=__version__,

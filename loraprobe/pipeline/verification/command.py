@@ -183,11 +183,8 @@ def _card(place: Path, again: Path) -> Check:
     found, wanted = (read_card_fields(directory) for directory in (place, again))
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
         if found.get(key) != wanted.get(key):
-            return Check(
-                CARD,
-                False,
-                f"{key} is {_short(found.get(key))} instead of {_short(wanted.get(key))}.",
-            )
+            values = f"{_short(found.get(key))} instead of {_short(wanted.get(key))}"
+            return Check(CARD, False, f"{key} is {values}.")
     # The versions that wrote the card may differ, the base has its own check, and the name of a
     # composition is compared with that in its listing.
     free = {

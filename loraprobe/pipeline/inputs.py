@@ -75,7 +75,6 @@ def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     options = given.get("options", Options())
     check_names(options)
     read = open_tasks(given.get("tasks", ()), options)
-    check_metrics(read, options.metric)
     loaded = hub.load_all(adapters)
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
@@ -197,6 +196,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
         else:
             found.append(_open(one, options.limit, layout))
     check_losses(found, options.metric, options.margin)
+    check_metrics(found, options.metric)
     return found
 
 

@@ -65,7 +65,7 @@ from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.pipeline.workers import open_units
 from loraprobe.records import Audit, Compatibility
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Task, check_metrics
+from loraprobe.tasks import Task
 
 
 def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
@@ -138,7 +138,6 @@ def _begun(**given: Unpack[Given]) -> tuple[Session, Sequence[Task]]:
     options = session.options
     check_names(options)
     tasks = open_tasks(given.get("tasks", ()), options)
-    check_metrics(tasks, options.metric)
     if tasks:
         check_state(options)
         split_for_screening(tasks, options)  # raises before a long library is read

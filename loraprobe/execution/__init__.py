@@ -4,8 +4,8 @@ pool     hands parts to workers and takes those of a lost worker back; a worker 
          this machine, on a GPU of its own if there are several; the parts of a shard
 on_ray   workers of a Ray cluster
 
-A part is plain data that every worker understands alike, since it opens the same inputs. What a
-part is, and what is computed of it, the caller says (`loraprobe.pipeline.units`).
+A part is plain data that every worker understands alike, since it opens the same inputs. The caller
+(`loraprobe.pipeline.units`) says what a part is and what is computed from it.
 """
 
 from typing import Any

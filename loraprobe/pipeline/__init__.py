@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
 `commands` has one function a command, which the command line and the Python functions call; those
-of `screen` and `verify` stand in rooms of their own, `screening` and `verification`. It calls, in
+of `screen` and `verify` are in packages of their own, `screening` and `verification`. It calls, in
 this order:
 
     inputs          opens adapters, base, tasks and prompt files

@@ -33,7 +33,7 @@ from loraprobe.tasks import Task
 class Look:
     """Items that systems are asked together, and the texts of which states are kept.
 
-    number: from 1. worked: whether the texts are worked answers, beside which nothing is asked.
+    number: from 1. worked: whether the texts are worked answers; then no questions are asked.
     """
 
     number: int

@@ -73,7 +73,7 @@ class Outcome:
 def inspect(
     adapters: Adapters, *, probe: Probe | Reference | None = None, **given: Unpack[Given]
 ) -> Audit:
-    """Describes adapters; of several it measures how they relate and gives a verdict.
+    """Describes adapters; for several it measures how they relate and gives a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.

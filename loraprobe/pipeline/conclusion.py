@@ -154,7 +154,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
 def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ...]:
     """The references of adapters that no error stands between: those of the commonest base.
 
-    Of two that do not fit together, the later one is left out.
+    The later one of two that do not fit together is left out.
     """
     errors = [set(issue.adapters) for issue in found.issues if issue.severity == "error"]
     kept = [adapter for adapter in adapters if {adapter.name} not in errors]

@@ -187,7 +187,7 @@ def _measured(
 ) -> TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
-    Of a smaller one the time is taken as proportional to the questions.
+    The time of a smaller one is taken as proportional to the questions.
     """
     distinct = list({question.prompt: question for question in group}.values())
     whole = len(distinct)

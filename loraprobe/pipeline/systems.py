@@ -226,8 +226,8 @@ def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None)
     2602.12323). If a composition does not beat this control, the partner adds nothing.
 
     The factors are Gaussian, drawn from the seed, the adapter's name and the module's path. They
-    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. Of a
-    DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
+    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. For
+    a DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
     weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
     replaces whole, and biases, stay as in the base.
     """

@@ -1,7 +1,7 @@
 """What a worker of --executor does: it opens the inputs of the run itself, and computes parts.
 
 A worker is told names and settings only. It checks that it reads the same inputs and computes on
-the same kind of device. Of a library it opens base and tasks once and each adapter when it is
+the same kind of device. It opens base and tasks once, and each adapter of a library when it is
 asked. The process that asks keeps what an adapter answers alone and its hidden states as if it had
 asked itself.
 """

@@ -2,8 +2,8 @@
 
 Adapters are opened one after the other and put into one base. Workers ask other systems at the same
 time, if there are any. After the first look an adapter is asked no more if it cannot take part in a
-finalist any more. The items that choose prove nothing, so it costs no correction who is asked how
-many of them.
+finalist any more. The items that choose prove nothing, so asking an adapter a part of them needs no
+correction.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Sha
         raise UsageError(
             "A share of a library cannot tell which base most adapters name: give --base REF."
         )
-    # It goes on with what is there, and asks all that it holds, whatever that takes.
+    # A shard goes on with what is there, and asks all of its adapters without a budget.
     session.options = replace(session.options, state=place, resume=True, budget=None)
     options = session.options
     made = Shard.begun(options, weights_identity((), base, options), place)

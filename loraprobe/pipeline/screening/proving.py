@@ -75,7 +75,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
     """Asks the adapters alone, until one answers so much that no composition can gain the margin.
 
     Then only that adapter (or the base) is asked the items that prove. None where compositions have
-    to be proved. The base and one adapter have one attempt each, so that chance has no more.
+    to be proved. The base and one adapter have one attempt each, since every attempt may
+    succeed by chance.
     """
     tried = set[bool]()
     for _ in choosing.steps():

@@ -211,9 +211,10 @@ def contending(
 ) -> frozenset[int]:
     """The adapters that may still matter after so many items of each task, and those of `chosen`.
 
-    Left out is an adapter whose best set, in every form of the question, is worse than the best of
+    An adapter is left out if its best set, in every form of the question, is worse than the best of
     all sets by more than SURE standard errors of a difference of two shares. A success and a
-    failure are added to each share, so that none is certain. Of losses nothing is left out.
+    failure are added to each share, so that none is certain. No adapter is left out where scores
+    are losses.
     """
     highest = np.max([ranking.highest for ranking in rankings], 0)
     best = highest.max()

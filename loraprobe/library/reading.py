@@ -102,14 +102,13 @@ def read_library(
     references: Sequence[Adapter | str | Path],
     *,
     allow: Collection[str] = (),
-    seed: int = 0,
     progress: Progress | None = None,
     only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
-    places of those that are read. Raises UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. only: the places of those that are
+    read. Raises UsageError for a name that cannot be given.
     """
     places = range(len(references)) if only is None else sorted(only)
     members = list[Member]()
@@ -119,7 +118,7 @@ def read_library(
         if isinstance(found, LoraprobeError):
             members.append(_unread(name, reference, found, str(references[place])))
         else:
-            members.append(_read(found, allow, seed))
+            members.append(_read(found, allow))
         if progress is not None:
             progress("read", len(members), len(places))
     return members
@@ -149,14 +148,14 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
     return Issue("error", error.code, (name,), f"{told}.", f"{cure[:1].upper()}{cure[1:]}.")
 
 
-def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
+def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     """One adapter that was opened, from its stored reading or else from its tensors."""
     try:
         sha256 = weights_hash(adapter)
-        key = key_of(adapter, sha256, seed)
+        key = key_of(adapter, sha256)
         reading = Reading.stored(key)
         if reading is None:
-            reading = Reading.of(adapter, seed)
+            reading = Reading.of(adapter)
             store(key, reading.as_plain())
     except (LoraprobeError, OSError) as error:
         if isinstance(error, OSError):
@@ -219,9 +218,9 @@ class Reading:
     sketch: Sketch | None
 
     @classmethod
-    def of(cls, adapter: Adapter, seed: int) -> Reading:
+    def of(cls, adapter: Adapter) -> Reading:
         """Reads the tensors of an adapter, a few modules at a time."""
-        checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
+        checks, builder = TensorChecks([adapter]), SketchBuilder()
         for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)
             builder.take(joint)

@@ -23,15 +23,9 @@ from loraprobe.file_hashes import cache_directory, cached_hash
 FOLDER = "library"  # inside loraprobe's cache
 
 
-def key_of(adapter: Adapter, sha256: str, seed: int) -> str:
-    """The hash of all that a reading depends on: weights, config, version, seed of the sketch."""
-    decides = {
-        "loraprobe": __version__,
-        "weights": sha256,
-        "config": dict(adapter.config),
-        "seed": seed,
-    }
-    return _digest(decides)
+def key_of(adapter: Adapter, sha256: str) -> str:
+    """The hash of all that a reading depends on: weights, config and version."""
+    return _digest([__version__, sha256, dict(adapter.config)])
 
 
 def pair_key(one: str, other: str) -> str:

@@ -21,6 +21,7 @@ from loraprobe.probes import KnownAlone, PairForecast
 
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 BETTER = 0.1  # by which a set of three has to exceed the best pair in it
+KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
 SURE = 2.0  # standard errors by which an adapter that is asked no more has to be worse
 Subset = tuple[int, ...]
@@ -133,18 +134,18 @@ def _kept(
     return kept
 
 
-def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
+def rank(adapters: int, score: Score, alone: float = 0.0) -> Ranking:
     """All pairs, and the best pairs with each third adapter, by score.
 
     A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
-    base and single adapters. most: how many of the best are kept.
+    base and single adapters.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     found = score(pairs) if len(pairs) else np.zeros(0)
     of_pair = np.full((adapters, adapters), -np.inf)
     of_pair[*pairs.T] = found
     order = np.argsort(-found, kind="stable")
-    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:most]]
+    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:KEPT]]
     larger = sorted(
         {
             tuple(sorted((*pair, third)))
@@ -161,7 +162,7 @@ def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) ->
     promises = bool(rows) and rows[0][1] > alone + MARGIN
     highest = np.maximum(of_pair.max(0), of_pair.max(1))
     looked_at = len(pairs) + len(larger)
-    return Ranking(tuple(rows[:most]), looked_at, promises, tuple(highest.tolist()))
+    return Ranking(tuple(rows[:KEPT]), looked_at, promises, tuple(highest.tolist()))
 
 
 def choose(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from loraprobe.adapters import check_place, staged_file
+from loraprobe.adapters import staged_file
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import changes
 from loraprobe.limits import limits
@@ -59,8 +59,6 @@ class Shard(BaseModel):
             share=options.shard,
             fingerprint=fingerprint,
         )
-        check_place(place)
-        place.mkdir(parents=True, exist_ok=True)
         if (place / FILE).exists():
             check_same_run(Shard.read(place), made, place)
         made.write(place)

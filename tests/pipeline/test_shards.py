@@ -224,6 +224,10 @@ def test_a_shard_needs_a_directory(call, tmp_path, inspecting):
     assert "--output" in call(*inspecting, "--shard", "1/2", code=2).stderr
     assert "--shard" in call(*inspecting, "-o", tmp_path / "x", code=2).stderr
     assert "no directory of a shard" in call("combine", tmp_path, code=2).stderr
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        told = call(*inspecting, "--shard", "1/2", "-o", place, code=2).stderr
+        assert "cannot be written" in told and "Traceback" not in told
     for text in ("0/2", "3/2", "2", "a/b"):
         assert "--shard" in call(*inspecting, "--shard", text, "-o", tmp_path / "x", code=2).stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -157,8 +158,6 @@ def _layer(info: ModuleInfo) -> nn.Module:
             return Conv1D(info.out_features, info.in_features)
         if info.kind == "convolution":
             made = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(info.kernel)]
-            channels = info.in_features
-            for size in info.kernel:
-                channels //= size
+            channels = info.in_features // math.prod(info.kernel)
             return made(channels, info.out_features, info.kernel)  # type: ignore[arg-type]
         return nn.Linear(info.in_features, info.out_features, bias=False)

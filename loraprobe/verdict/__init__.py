@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
+from loraprobe.records import DecisiveGain, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import (
@@ -52,22 +52,21 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     """
     if not evidence.compatibility.compatible:
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
-        conflicts = tuple(_conflict(issue) for issue in errors)
+        told = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
+        conflicts = tuple(reason_of("structural-conflict", issue=text) for text in told)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    verdict, forecast = with_forecast(_ruled(evidence), evidence)
-    verdict, probability = with_probability(verdict, evidence, calibration or shipped())
+    known = calibration or shipped()
+    verdict = with_probability(with_forecast(_ruled(evidence), evidence), evidence, known)
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     if all(reason.code != "chain-expected" for reason in verdict.reasons):
         others += chain_expected(evidence)
     others += about_familiarity(evidence) + about_geometry(evidence)
     others += about_items(evidence, verdict)
-    others += reference_class(evidence, verdict, calibration or shipped())
+    others += reference_class(evidence, verdict, known)
     if evidence.choice is not None:
         others.append(reasons.chosen_from(evidence.choice))
-    found = (*verdict.reasons, *forecast, *probability, *others)
-    return dataclasses.replace(
-        verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
-    )
+    found = sorted([*verdict.reasons, *others], key=_place)
+    return dataclasses.replace(verdict, reasons=tuple(found), margin=evidence.margin)
 
 
 def _ruled(evidence: Evidence) -> Verdict:
@@ -91,7 +90,7 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     """The verdict of the level `evaluation`, without the reasons of geometry and coverage."""
     plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
     if not plain and not steps:
-        return Verdict("inconclusive", "evaluation", (reasons.no_comparison(),))
+        return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
     form = decisive_form(plain, steps)
     other = steps if form is plain else plain
     decision, compressed = decide(form)
@@ -114,8 +113,3 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     own = best.gain
     gain = DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
     return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
-
-
-def _conflict(issue: Issue) -> Reason:
-    cure = f" {issue.cure}" if issue.cure else ""
-    return reason_of("structural-conflict", f"{issue.code}: {issue.message}{cure}")

@@ -72,7 +72,7 @@ def about_geometry(evidence: Evidence) -> list[Reason]:
     alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
     whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
     equal = evidence.duplicates
-    reasons = [_same(pair) for pair in equal]
+    reasons = [reason_of("same-adapter", 1.0, 1.0, names=listing(pair)) for pair in equal]
     for rule in RULES:
         if evidence.balanced and rule.code == "norm-disparity":
             continue
@@ -96,16 +96,7 @@ def _by_rule(
     kind = "pair" if len(worst.adapters) > 1 else "adapter"
     more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
     said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
-    return reason_of(rule.code, said, value, rule.threshold)
-
-
-def _same(pair: Sequence[str]) -> Reason:
-    return reason_of(
-        "same-adapter",
-        f"{listing(pair)} are one adapter given twice: their updates are equal, so leave one out.",
-        1.0,
-        1.0,
-    )
+    return reason_of(rule.code, value, rule.threshold, text=said)
 
 
 def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: str) -> str:
@@ -126,8 +117,4 @@ def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
     if not cosines or min(cosines) < OPPOSED_COSINE or max(cosines) > EQUAL_COSINE:
         return []
     farthest = max(cosines, key=abs)
-    text = (
-        f"Cosine {fmt.number(farthest)}: neither opposed ({fmt.number(OPPOSED_COSINE)}) nor "
-        f"redundant ({fmt.number(EQUAL_COSINE)})."
-    )
-    return [reason_of("unrelated-updates", text, farthest, EQUAL_COSINE)]
+    return [reason_of("unrelated-updates", farthest, EQUAL_COSINE, opposed=OPPOSED_COSINE)]

@@ -43,9 +43,9 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     parts = {row.part for row in evidence.evaluation}
     generated = any(is_generated(row.metric) for row in evidence.evaluation)
     if generated and "steps" not in parts:
-        found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
+        found.append(reason_of("steps-missing"))
     if not any(part.startswith("hop") for part in parts):
-        found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
+        found.append(reason_of("hops-missing"))
     return found
 
 
@@ -57,12 +57,11 @@ def _about_rounds(evidence: Evidence) -> list[Reason]:
     return [
         reason_of(
             "stopped-early",
-            f"The decision held at look {rounds.used} of {rounds.planned}, after {rounds.items} of "
-            f"{count(rounds.total, 'item')}, so the run stopped early: the intervals allow for "
-            "every look. --all-items asks the rest.",
             float(rounds.items),
             float(rounds.total),
             source=f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+            rounds=rounds,
+            items=count(rounds.total, "item"),
         )
     ]
 
@@ -73,17 +72,11 @@ def _about_template(evidence: Evidence) -> list[Reason]:
     for row in evidence.coverage:
         if row.name != "chat_template" or row.value is None or row.baseline is None:
             continue
-        if abs(row.value - row.baseline) >= TEMPLATE_MATTERS:
-            used = "with" if row.value > row.baseline else "without"
+        difference = row.value - row.baseline
+        used = "with" if difference > 0 else "without"
+        if abs(difference) >= TEMPLATE_MATTERS:
             found.append(
-                reason_of(
-                    "template-matters",
-                    f"The chat template changes the answers: {fmt.number(row.value)} right with "
-                    f"it, {fmt.number(row.baseline)} without, on {row.n} questions. Serve {used} "
-                    "it, as was done here.",
-                    row.value - row.baseline,
-                    TEMPLATE_MATTERS,
-                )
+                reason_of("template-matters", difference, TEMPLATE_MATTERS, row=row, used=used)
             )
     return found
 
@@ -106,21 +99,17 @@ def _about_ceiling(evidence: Evidence) -> list[Reason]:
     best = max(rows, key=lambda row: (row.value, row.system), default=None)
     if best is None or (best.clusters or best.n) >= needed:
         return []
-    unit = "clusters of questions" if best.clusters else "questions"
     return [
         reason_of(
             "ceiling-out-of-reach",
-            f"{fmt.who(best.system)} scores {fmt.number(best.value)}, but to show that nothing can "
-            f"gain {fmt.number(evidence.margin)} on it takes at least {needed} {unit}, all right "
-            f"({best.clusters or best.n} given).",
             float(best.clusters or best.n),
             float(needed),
+            who=fmt.who(best.system),
+            row=best,
+            margin=evidence.margin,
+            units="clusters of questions" if best.clusters else "questions",
         )
     ]
-
-
-def _missing(what: str, field: str, unknown: str) -> Reason:
-    return reason_of(f"{what}-missing", f"The items have no `{field}`, so {unknown}.")
 
 
 def _about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:
@@ -156,10 +145,12 @@ def _about_cut(evidence: Evidence, rows: list[Score]) -> list[Reason]:
     return [
         reason_of(
             "answers-cut",
-            f"{worst.cut or 0.0:.0%} of the answers of {worst.system}, {where}, ended at the limit "
-            f"of {limit} tokens: try --max-new-tokens {wanted}.",
             worst.cut,
             CUT_MATTERS,
+            row=worst,
+            form=where,
+            limit=limit,
+            wanted=wanted,
         )
     ]
 
@@ -177,11 +168,11 @@ def _about_wording(rows: list[Score]) -> list[Reason]:
     return [
         reason_of(
             "said-otherwise",
-            f"A right answer stands in {fmt.number(row.contains)} of the replies of {row.system}, "
-            f"{fmt.PART[row.part]}, and {fmt.number(row.value)} are right by "
-            f"{row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
             _otherwise(row),
             SAID_OTHERWISE,
+            row=row,
+            form=fmt.PART[row.part],
+            metric=row.metric.replace("_", " "),
         )
     ]
 
@@ -202,11 +193,12 @@ def _about_gold(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         reasons.append(
             reason_of(
                 "answers-normalised",
-                f"Exact match drops case, articles and punctuation, which the answers of {task} "
-                f"may need ({example}): use --metric {f'{task}={metric}' if several else metric}"
-                f"{told if right else ''}.",
                 float(strictly) if right else None,
                 float(right) if right else None,
+                task=task,
+                example=example,
+                metric=f"{task}={metric}" if several else metric,
+                stay=told if right else "",
             )
         )
     return reasons

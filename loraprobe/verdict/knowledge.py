@@ -89,7 +89,7 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
             text += f"; the base {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
-        reasons.append(reason_of(code, text + ".", systems[best].value, KNOWN))
+        reasons.append(reason_of(code, systems[best].value, KNOWN, who_answers=text))
     return reasons
 
 
@@ -112,37 +112,24 @@ def about_familiarity(evidence: Evidence) -> list[Reason]:
 
 def _about_share(share: float, n: int) -> Reason:
     if n < FEWEST_ANSWERS:
-        return reason_of(
-            "probes-too-few",
-            f"Only {count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
-            "needed: give --probe FILE with questions of your own.",
-            float(n),
-            float(FEWEST_ANSWERS),
-        )
+        answers = count(n, "answer")
+        return reason_of("probes-too-few", float(n), float(FEWEST_ANSWERS), answers=answers)
     word = familiarity(share)
-    return reason_of(
-        f"probes-{word}",
-        f"{word.capitalize()}: the base would give {share:.0%} of the tokens of {n} answers of the "
-        "adapters itself; an adapter's answers are not the truth.",
-        share,
-        UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
-    )
+    threshold = UNFAMILIAR if word == "unfamiliar" else FAMILIAR
+    return reason_of(f"probes-{word}", share, threshold, n=n)
 
 
 def _about_names(where: str, value: float, ci95: Interval) -> Reason:
-    times, low, high = (math.exp(min(figure, 20.0)) for figure in (value, *ci95))
-    if ci95[0] > 0:
-        code, tail = "familiar-names", "the base knows them"
-    elif ci95[1] < 0:
-        code, tail = "unfamiliar-names", "they do not help the base"
-    else:
-        code, tail = "unfamiliar-names", "it is not shown that the base knows them"
+    times, low, high = (_factor(math.exp(min(figure, 20.0))) for figure in (value, *ci95))
     return reason_of(
-        code,
-        f"On {where} the real names make the answer {_factor(times)} [{_factor(low)}, "
-        f"{_factor(high)}] times as likely as made-up ones: {tail}.",
+        "familiar-names" if ci95[0] > 0 else "unfamiliar-names",
         value,
         0.0,
+        times=f"On {where} the real names make the answer {times} [{low}, {high}] times as likely "
+        "as made-up ones",
+        tail="they do not help the base"
+        if ci95[1] < 0
+        else "it is not shown that the base knows them",
     )
 
 

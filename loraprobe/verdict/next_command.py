@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from loraprobe.defaults import HARNESS, SAID_OTHERWISE
 from loraprobe.formatting import listing
 from loraprobe.records import LibraryAdapter, Reason, Verdict
-from loraprobe.verdict.complement import ROUTER
+from loraprobe.verdict.advice import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions

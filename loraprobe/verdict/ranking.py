@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import BASELINES, FORMS, Comparison, Interval
+from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence
 
 SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
@@ -31,6 +32,22 @@ class Option:
     score: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        if self.kind == "chain":
+            return "A chain, asked hop after hop"
+        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
+        return f"{who}, {self.form}"
+
+    @property
+    def form(self) -> str:
+        """The form of the question in words."""
+        return fmt.PART[self.part]
+
+    @property
+    def shown(self) -> float:
+        """The score as it is printed: a loss without its sign."""
+        return abs(self.score)
 
     @property
     def effort(self) -> tuple[int, int]:

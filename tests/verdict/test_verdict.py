@@ -671,6 +671,12 @@ def test_a_count_of_one_is_in_the_singular():
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
 
 
+def test_every_code_has_one_sentence():
+    assert CODES.keys() - {rule.code for rule in RULES} == {
+        code for code, one in CODES.items() if one.text != "{text}"
+    }
+
+
 def test_every_code_stands_in_the_table():
     folder = Path(loraprobe.verdict.__file__).parent
     used = {rule.code for rule in RULES}

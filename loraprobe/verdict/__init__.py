@@ -10,6 +10,7 @@ interval of their gain (see `evaluated`). The forecast and its probability never
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from loraprobe.records import DecisiveGain, Reason, Verdict
 from loraprobe.verdict import reasons
@@ -28,7 +29,7 @@ from loraprobe.verdict.evaluated import candidates, chain_gain, decide, decisive
 from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
-from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
+from loraprobe.verdict.knowledge import about_familiarity, about_hops
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import with_forecast, with_probability
 
@@ -57,15 +58,16 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         return Verdict("incompatible", "weights", conflicts, action="fix")
     known = calibration or shipped()
     verdict = with_probability(with_forecast(_ruled(evidence), evidence), evidence, known)
-    others = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    if all(reason.code != "chain-expected" for reason in verdict.reasons):
-        others += chain_expected(evidence)
-    others += about_familiarity(evidence) + about_geometry(evidence)
-    others += about_items(evidence, verdict)
-    others += reference_class(evidence, verdict, known)
-    if evidence.choice is not None:
-        others.append(reasons.chosen_from(evidence.choice))
-    found = sorted([*verdict.reasons, *others], key=_place)
+    others = (
+        about_hops(evidence),
+        chain_expected(evidence, verdict),
+        about_familiarity(evidence),
+        about_geometry(evidence),
+        about_items(evidence, verdict),
+        reference_class(evidence, verdict, known),
+        reasons.chosen_from(evidence.choice),
+    )
+    found = sorted([*verdict.reasons, *itertools.chain(*others)], key=_place)
     return dataclasses.replace(verdict, reasons=tuple(found), margin=evidence.margin)
 
 
@@ -100,7 +102,9 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
         found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
         found.append(reasons.other_form(other[0]))
-    found += [reasons.controls(best), *reasons.retention(best, evidence.retention)]
+    found.append(reasons.controls(best))
+    asked = evidence.retention
+    found += [reasons.retention(best, task, share, asked) for task, share in best.kept.items()]
     found += [reasons.compression(c, compressed) for c in form if c.lossy]
     chain = chain_gain(evidence)
     if chain:

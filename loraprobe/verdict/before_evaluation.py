@@ -25,7 +25,7 @@ what compositions do outranks what is expected of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
@@ -80,7 +80,7 @@ def undecided(level: EvidenceLevel) -> Verdict:
 def judge_base(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
     found = nothing_to_gain(evidence)
-    if found is None and not (evidence.several or _answers_target(evidence)):
+    if found is None and not _answers_target(evidence):
         hops = hop_knowledge(evidence)
         found = _hop_unknown(hops) or _disjoint(evidence, hops)
     return found or undecided("base")
@@ -145,42 +145,40 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
 
 
-def chain_expected(evidence: Evidence) -> list[Reason]:
+def chain_expected(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """What a chain would answer, if none was measured and it exceeds every measured option."""
-    hops = {} if evidence.several else hop_knowledge(evidence)
+    hops, told = hop_knowledge(evidence), {reason.code for reason in verdict.reasons}
     measured = [one.score for one in options(evidence, (*BASELINES, *COMPOSITIONS))]
-    if len(hops) < 2 or not measured or evidence.systems(("chain",)):
-        return []
-    product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
-    if product <= max(measured) + evidence.tie:
-        return []
-    return [reason_of("chain-expected", product, evidence.margin)]
+    if len(hops) > 1 and measured and not evidence.systems(("chain",)):
+        product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
+        if product > max(measured) + evidence.tie and "chain-expected" not in told:
+            yield reason_of("chain-expected", product, evidence.margin)
 
 
-def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibration) -> list[Reason]:
+def reference_class(
+    evidence: Evidence, verdict: Verdict, calibration: Calibration
+) -> Iterator[Reason]:
     """What adapter sets on such a base and kind of task gained, where little was measured here.
 
     Weights and probes know no task; they have ELSEWHERE.
     """
     if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
-        return []
+        return
     found = calibration.reference_class(evidence.base, evidence.kind_of_task)
     if found is None or found.sets < FEWEST_SETS:
-        return []
+        return
     share = share_above(found.gained, evidence.margin)
     bases = count(found.bases, f"{found.base} base")
-    return [
-        reason_of(
-            "measured-elsewhere",
-            share,
-            evidence.margin,
-            source="the sets that loraprobe lab calibrate measured (examples/calibration)",
-            sets=f"{found.sets} adapter sets for {found.kind} on {bases}, {share:.0%} had a "
-            "composition that",
-            margin=evidence.margin,
-            over=" in the mean" if found.kind.tasks > 1 else "",
-        )
-    ]
+    yield reason_of(
+        "measured-elsewhere",
+        share,
+        evidence.margin,
+        source="the sets that loraprobe lab calibrate measured (examples/calibration)",
+        sets=f"{found.sets} adapter sets for {found.kind} on {bases}, {share:.0%} had a "
+        "composition that",
+        margin=evidence.margin,
+        over=" in the mean" if found.kind.tasks > 1 else "",
+    )
 
 
 def expected(before: Verdict) -> list[Reason]:

@@ -8,7 +8,7 @@ UNKNOWN. Between the two nothing is claimed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraprobe.defaults import (
@@ -48,12 +48,14 @@ class Knowledge:
 
 
 def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
-    """hop -> system ("base" or an adapter's name) -> how well it answers, for one task.
+    """hop -> system ("base" or an adapter's name) -> how well it answers; empty for several tasks.
 
     The probe `hop_accuracy` gives the accuracy, or the scores of the parts `hop1`, `hop2` ... if
     the probe did not run; those scores also say in how many replies the answer stands.
     """
     found: dict[int, dict[str, Knowledge]] = {}
+    if evidence.several:
+        return found
     for score in evidence.evaluation:
         if score.kind in BASELINES and score.part.startswith("hop") and not evidence.losses:
             name = "base" if score.kind == "base" else score.system
@@ -73,10 +75,9 @@ def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
     return dict(sorted(found.items()))
 
 
-def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
-    """One reason for each hop: the system that answers it best, and the base."""
-    reasons = []
-    for hop, systems in hops.items():
+def about_hops(evidence: Evidence) -> Iterator[Reason]:
+    """One reason for each hop of one task: the system that answers it best, and the base."""
+    for hop, systems in hop_knowledge(evidence).items():
         best = min(systems, key=lambda name: (-systems[name].value, -systems[name].held, name))
         who = "the base" if best == "base" else best
         text = f"Hop {hop}: {who} answers best, {fmt.number(systems[best].value)}"
@@ -89,25 +90,22 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
             text += f"; the base {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
-        reasons.append(reason_of(code, systems[best].value, KNOWN, who_answers=text))
-    return reasons
+        yield reason_of(code, systems[best].value, KNOWN, who_answers=text)
 
 
-def about_familiarity(evidence: Evidence) -> list[Reason]:
+def about_familiarity(evidence: Evidence) -> Iterator[Reason]:
     """How familiar the base is with the questions, from the probes that ran."""
-    reasons = []
     swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
     with_hops = {row.task for row in swaps if row.hop}
     for row in evidence.coverage:
         if row.name == "familiarity" and not row.adapters and row.value is not None:
-            reasons.append(_about_share(row.value, row.n))
+            yield _about_share(row.value, row.n)
     for row in swaps:
         # The rows of the hops say more than the row of the composed question.
         has_hop_rows = row.hop is None and row.task in with_hops
         if row.value is not None and row.ci95 and not has_hop_rows:
             where = f"hop {row.hop} of {row.task}" if row.hop else row.task or "the probes"
-            reasons.append(_about_names(where, row.value, row.ci95))
-    return reasons
+            yield _about_names(where, row.value, row.ci95)
 
 
 def _about_share(share: float, n: int) -> Reason:

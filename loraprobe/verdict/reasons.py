@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
 from loraprobe.formatting import count, listing
@@ -13,8 +13,10 @@ from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
 from loraprobe.verdict.evidence import LibraryChoice
 
 
-def chosen_from(choice: LibraryChoice) -> Reason:
+def chosen_from(choice: LibraryChoice | None) -> Iterator[Reason]:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
+    if choice is None:
+        return
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
     chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}"
@@ -23,7 +25,7 @@ def chosen_from(choice: LibraryChoice) -> Reason:
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
     others = count(choice.others, "other")
     of = float(choice.sets)
-    return reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
+    yield reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
 
 
 def _passes(passes: Sequence[tuple[int, int]]) -> str:
@@ -147,12 +149,8 @@ def _compared(control: Estimate) -> str:
     return "is worse by less than the margin" if control.low > 0 else "is as good within the margin"
 
 
-def retention(best: Candidate, asked: float) -> list[Reason]:
-    """One reason a task: how much of its specialist the composition keeps, of what is asked."""
-    return [_kept(best, task, share, asked) for task, share in best.kept.items()]
-
-
-def _kept(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
+def retention(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
+    """How much of a task's specialist the composition keeps, of what is asked."""
     binding = best.outcome == best.retains and best.gain.outcome != best.outcome
     if share is None:
         return reason_of("retention-undefined", None, asked, decisive=binding, task=task)

@@ -113,27 +113,24 @@ def generate_batch(
     stops: Sequence[int],
     max_new_tokens: int,
     stopper: Any = None,
-    sample: float | None = None,
     options: Mapping[str, Any] = {},
 ) -> list[tuple[list[int], bool]]:
     """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
-    Generation is greedy, or samples at the temperature `sample` from torch's global generator.
-    options: others of transformers' GenerationConfig, which come first.
+    Generation is greedy unless the options, which are those of transformers' GenerationConfig, say
+    otherwise.
     """
     from transformers import GenerationConfig
 
     ids, mask = padded(rows, pad, "left")
-    choices: dict[str, Any] = {"do_sample": False}
-    if sample is not None:  # transformers' own default cuts at 50
-        choices = {"do_sample": True, "temperature": sample, "top_k": 0}
-    limits = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stops) or None}
-    own = {"num_beams": 1, "use_cache": True, "pad_token_id": pad} | limits | choices
+    own: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
+    own |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
+    own |= {"max_new_tokens": max_new_tokens, **options}
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=GenerationConfig(**{**own, **options}),
+            generation_config=GenerationConfig(**own),
             stopping_criteria=[stopper] if stopper is not None else None,
         )
     ended = {} if stopper is None else stopper.lengths

@@ -12,7 +12,7 @@ from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import BASE, ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
@@ -59,7 +59,7 @@ def run_systems(
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
-    run = Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
+    run = Run(scorer, ledger, max_new_tokens, metric, progress)
     asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
     batches = [b for s in systems if s.kind != "chain" for b in open_batches(s, asked, ledger)]
     run.ask(batches, asking)
@@ -98,7 +98,7 @@ class Run:
 
     scorer: Scorer
     ledger: Ledger
-    limits: TokenLimits
+    max_new_tokens: int | None
     metric: str | None
     progress: Progress | None
 
@@ -110,7 +110,8 @@ class Run:
             self._report(system.name, 0, sum(len(batch.questions) for batch in of_one))
             with self.scorer.with_composition(system.composition):
                 for batch in of_one:
-                    yield batch, ask(self.scorer, batch.questions, system.key, self.limits)
+                    asked, most = batch.questions, self.max_new_tokens
+                    yield batch, ask(self.scorer, asked, system.key, most)
 
     def ask(self, batches: Sequence[QuestionBatch], asking: Asking | None = None) -> None:
         """Append the answers to the ledger as they come. asking: None for the scorer."""
@@ -136,10 +137,11 @@ class Run:
         self.system(System(BASE, "base"), hops)
         for single in system.chain:
             self.system(System(single.name, "adapter", single), hops)
+        most = self.max_new_tokens
         for task in tasks:
             if not task.has_hops:
                 continue
-            run = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
+            run = ChainRun(self.scorer, system, task, self.ledger, self.metric, most)
             plan = run.plan()
             changed = [row for row in run.hops(plan) if self._kept(row) != row]
             again = {row.item for row in changed if self._kept(row) is not None}

@@ -30,7 +30,7 @@ WORTH = 0.7
 def score_continuations(
     scorer: Any, encoded: Sequence[tuple[Sequence[int], int]], keep: Keep
 ) -> None:
-    """Reads all pairs with a `Scorer`; keep(indices of pairs, logits) gets what some have in common.
+    """Reads all pairs; keep(indices of pairs, logits) gets the logits that some have in common.
 
     encoded: pairs (ids, index of the continuation's first token). logits: [length of the
     continuation, vocab], those that predict its tokens.

@@ -76,9 +76,11 @@ class Batcher:
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
         while order:
+            known = [size for size in (self.rows, self.memory.kept) if size is not None]
+            most = max(1, min(known) // self.copies) if known else None
             longest = first = lengths[order[0]]
             count = 0
-            for i in order[: self._most()]:
+            for i in order[:most]:
                 first = min(first, starts[i] if starts else longest)
                 tokens, logits = (count + 1) * longest, (count + 1) * (longest - first) * vocab
                 if count and self.rows is None and (tokens > budget or logits > LOGITS):
@@ -86,10 +88,6 @@ class Batcher:
                 count += 1
             yield order[:count]
             order = order[count:]
-
-    def _most(self) -> int | None:
-        known = [size for size in (self.rows, self.memory.kept) if size is not None]
-        return max(1, min(known) // self.copies) if known else None
 
     def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Calls work(batch), with the batch halved as often as necessary.
@@ -115,11 +113,8 @@ class Batcher:
 
     def _last(self) -> OutOfMemory:
         """The error of a batch that cannot be halved again."""
-        what = (
-            "a batch of one sequence does"
-            if self.copies == 1
-            else (f"one text at a time for {self.copies} systems does")
-        )
+        several = f"one text at a time for {self.copies} systems does"
+        what = "a batch of one sequence does" if self.copies == 1 else several
         return OutOfMemory(f"Even {what} not fit into the memory of {self.device}; {CURE}.")
 
     def note(self) -> str:

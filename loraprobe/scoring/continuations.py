@@ -113,7 +113,7 @@ class Prefix:
     @classmethod
     def read(cls, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Prefix:
         """Reads the prompts in one forward pass, padded on the left."""
-        ids, mask = (tensor.to(model.device) for tensor in padded(prompts, pad, "left"))
+        ids, mask = padded(prompts, pad, "left", model.device)
         cache = _empty_cache(model)
         last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in arguments(model) else {}
         logits = model(
@@ -130,7 +130,7 @@ class Prefix:
         self, prompts: Sequence[int], tails: Sequence[Sequence[int]], pad: int
     ) -> list[Tensor]:
         """Logits at each token of tail i, which follows prompt prompts[i]: [len(tail), vocab]."""
-        ids, own = (tensor.to(self.model.device) for tensor in padded(tails, pad, "right"))
+        ids, own = padded(tails, pad, "right", self.model.device)
         rows = torch.tensor(prompts, device=ids.device)
         cache = copy.copy(self.cache)  # selecting rows replaces tensors of layers
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -122,20 +123,20 @@ def generate_batch(
     """
     from transformers import GenerationConfig
 
-    ids, mask = padded(rows, pad, "left")
+    ids, mask = padded(rows, pad, "left", model.device)
     own: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
     own |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
     own |= {"max_new_tokens": max_new_tokens, **options}
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids,
+            attention_mask=mask,
             generation_config=GenerationConfig(**own),
             stopping_criteria=[stopper] if stopper is not None else None,
         )
     ended = {} if stopper is None else stopper.lengths
     new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]
-    kept = [_until(row, stops) for row in new]
+    kept = [[*itertools.takewhile(lambda token: token not in stops, row)] for row in new]
     cut = [i not in ended and len(kept[i]) == len(row) for i, row in enumerate(new)]
     return list(zip(kept, cut, strict=True))
 
@@ -156,8 +157,3 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
             model.generation_config = before
         else:
             del model.generation_config
-
-
-def _until(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return list(ids[:end])

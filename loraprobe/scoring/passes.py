@@ -34,9 +34,8 @@ def read_texts(
 
     def work(batch: Sequence[int]) -> None:
         nonlocal done
-        ids, mask = (
-            t.to(model.device) for t in padded([rows[i] for i in batch], scorer.pad, "right")
-        )
+        chosen = [rows[i] for i in batch]
+        ids, mask = padded(chosen, scorer.pad, "right", model.device)
         counted = mask.bool()
         counted[:, 0] &= mask.sum(-1) == 1
         observe(counted)

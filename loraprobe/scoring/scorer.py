@@ -172,7 +172,7 @@ class Scorer:
         They start from BOS, or with a chat template from an empty user turn. The state of torch's
         global generator does not change.
         """
-        row = self.encoder.raw(self.encoder.opening())
+        row = self.encoder.opening()
         most = tokens_left(self.context, row, "", max_new_tokens)
         found: list[str] = []
 

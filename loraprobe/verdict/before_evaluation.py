@@ -174,10 +174,10 @@ def reference_class(
         share,
         evidence.margin,
         source="the sets that loraprobe lab calibrate measured (examples/calibration)",
-        sets=f"{found.sets} adapter sets for {found.kind} on {bases}, {share:.0%} had a "
+        sets=f"{found.sets} adapter sets for {found} on {bases}, {share:.0%} had a "
         "composition that",
         margin=evidence.margin,
-        over=" in the mean" if found.kind.tasks > 1 else "",
+        over=" in the mean" if found.tasks > 1 else "",
     )
 
 

@@ -25,7 +25,7 @@ what compositions do outranks what is expected of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
@@ -35,10 +35,14 @@ from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
-from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
+from loraprobe.verdict.knowledge import (
+    Hops,
+    held_at_most,
+    hop_knowledge,
+    is_known,
+    is_unknown,
+)
 from loraprobe.verdict.ranking import best_option, options
-
-Hops = Mapping[int, Mapping[str, Knowledge]]
 
 # What compositions of others gained, which is all that is known before a question is asked.
 ELSEWHERE = reason_of(
@@ -108,16 +112,15 @@ def nothing_to_gain(evidence: Evidence) -> Verdict | None:
 def _answers_target(evidence: Evidence) -> bool:
     """Whether the base or an adapter may answer the composed question, or none was scored on it."""
     asked = [s for s in evidence.evaluation if s.kind in BASELINES and s.part == "question"]
-    known = any((row.contains_ci95 or row.ci95)[1] >= UNKNOWN for row in asked)
-    return known or not asked or evidence.losses
+    return evidence.losses or not all(map(is_unknown, asked)) or not asked
 
 
 def _hop_unknown(hops: Hops) -> Verdict | None:
     """`unlikely` if a hop is unknown to all."""
     for hop, systems in hops.items():
-        every = systems.values()
-        if "base" in systems and len(systems) > 1 and all(known.unknown for known in every):
-            high = max(known.held_ci95[1] for known in every)
+        scores = systems.values()
+        if "base" in systems and len(systems) > 1 and all(map(is_unknown, scores)):
+            high = max(map(held_at_most, scores))
             reason = reason_of("hop-unknown-to-all", high, UNKNOWN, hop=hop)
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
     return None
@@ -127,19 +130,20 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     """`unlikely` if each hop is known to an adapter of its own and to nobody else."""
     if len(hops) < 2:
         return None
-    if not all("base" in systems and systems["base"].unknown for systems in hops.values()):
+    if not all("base" in systems and is_unknown(systems["base"]) for systems in hops.values()):
         return None
     knowers = {
-        hop: sorted({evidence.same_as(name) for name, k in systems.items() if k.known})
+        hop: sorted({evidence.same_as(name) for name, score in systems.items() if is_known(score)})
         for hop, systems in hops.items()
     }
-    clear = all(k.known or k.unknown for systems in hops.values() for k in systems.values())
+    scores = [score for systems in hops.values() for score in systems.values()]
+    clear = all(is_known(score) or is_unknown(score) for score in scores)
     owners = [names[0] for names in knowers.values() if len(names) == 1]
     if not clear or len(owners) != len(hops) or len(set(owners)) != len(owners):
         return None
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
-    worst = max(systems["base"].held_ci95[1] for systems in hops.values())
+    worst = max(held_at_most(systems["base"]) for systems in hops.values())
     reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
     chain = reason_of("chain-expected", product, evidence.margin)
     return Verdict("unlikely", "base", (reason, chain), None, "chain")

@@ -8,8 +8,7 @@ UNKNOWN. Between the two nothing is claimed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 from loraprobe.defaults import (
     FAMILIAR,
@@ -20,77 +19,54 @@ from loraprobe.defaults import (
     UNKNOWN,
 )
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, Interval, Reason
+from loraprobe.records import BASELINES, Interval, Reason, Score
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
-
-@dataclass(frozen=True)
-class Knowledge:
-    """How well one system answers one hop.
-
-    `held` is the share of replies in which the answer stands, `held_ci95` its interval.
-    """
-
-    value: float
-    ci95: Interval
-    held: float
-    held_ci95: Interval
-
-    @property
-    def known(self) -> bool:
-        return self.ci95[0] >= KNOWN
-
-    @property
-    def unknown(self) -> bool:
-        return self.held_ci95[1] < UNKNOWN
+Hops = Mapping[int, Mapping[str, Score]]
 
 
-def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
-    """hop -> system ("base" or an adapter's name) -> how well it answers; empty for several tasks.
-
-    The probe `hop_accuracy` gives the accuracy, or the scores of the parts `hop1`, `hop2` ... if
-    the probe did not run; those scores also say in how many replies the answer stands.
-    """
-    found: dict[int, dict[str, Knowledge]] = {}
-    if evidence.several:
-        return found
-    for score in evidence.evaluation:
-        if score.kind in BASELINES and score.part.startswith("hop") and not evidence.losses:
-            name = "base" if score.kind == "base" else score.system
-            hop = int(score.part.removeprefix("hop"))
-            found.setdefault(hop, {})[name] = Knowledge(
-                score.value,
-                score.ci95,
-                score.value if score.contains is None else score.contains,
-                score.contains_ci95 or score.ci95,
-            )
-    for row in evidence.coverage:
-        if row.name == "hop_accuracy" and row.hop and row.value is not None and row.ci95:
-            name = row.adapters[0] if row.adapters else "base"
-            scored = found.setdefault(row.hop, {}).get(name)
-            held = (scored.held, scored.held_ci95) if scored else (row.value, row.ci95)
-            found[row.hop][name] = Knowledge(row.value, row.ci95, *held)
+def hop_knowledge(evidence: Evidence) -> Hops:
+    """hop -> "base" or an adapter's name -> its score, for one task whose scores are no losses."""
+    found: dict[int, dict[str, Score]] = {}
+    for score in () if evidence.several or evidence.losses else evidence.evaluation:
+        if score.kind in BASELINES and score.part.startswith("hop"):
+            hop, base = int(score.part.removeprefix("hop")), score.kind == "base"
+            found.setdefault(hop, {})["base" if base else score.system] = score
     return dict(sorted(found.items()))
+
+
+def is_known(score: Score) -> bool:
+    return score.ci95[0] >= KNOWN
+
+
+def is_unknown(score: Score) -> bool:
+    return held_at_most(score) < UNKNOWN
+
+
+def held_at_most(score: Score) -> float:
+    """The upper bound of the share of replies in which the answer stands."""
+    return (score.contains_ci95 or score.ci95)[1]
 
 
 def about_hops(evidence: Evidence) -> Iterator[Reason]:
     """One reason for each hop of one task: the system that answers it best, and the base."""
     for hop, systems in hop_knowledge(evidence).items():
-        best = min(systems, key=lambda name: (-systems[name].value, -systems[name].held, name))
-        who = "the base" if best == "base" else best
-        text = f"Hop {hop}: {who} answers best, {fmt.number(systems[best].value)}"
-        if systems[best].held - systems[best].value > SAID_OTHERWISE:
-            text += f", and the answer stands in {fmt.number(systems[best].held)} of its replies"
-        if systems[best].held == 0:
+        held = {n: s.value if s.contains is None else s.contains for n, s in systems.items()}
+        best = min(systems, key=lambda name: (-systems[name].value, -held[name], name))
+        value, who = systems[best].value, "the base" if best == "base" else best
+        text = f"Hop {hop}: {who} answers best, {fmt.number(value)}"
+        if held[best] - value > SAID_OTHERWISE:
+            text += f", and the answer stands in {fmt.number(held[best])} of its replies"
+        if held[best] == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
             text += f"; the base {fmt.number(systems['base'].value)}"
-        code = "hop-known" if systems[best].known else "hop-in-doubt"
-        code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
-        yield reason_of(code, systems[best].value, KNOWN, who_answers=text)
+        code = "hop-known" if is_known(systems[best]) else "hop-in-doubt"
+        code = "hop-unknown" if all(map(is_unknown, systems.values())) else code
+        yield reason_of(code, value, KNOWN, who_answers=text)
 
 
 def about_familiarity(evidence: Evidence) -> Iterator[Reason]:

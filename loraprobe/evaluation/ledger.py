@@ -246,10 +246,7 @@ def locked(path: Path) -> IO[bytes] | None:
     except ImportError:
         pass
     except OSError as error:
-        if error.errno in (
-            errno.EWOULDBLOCK,
-            errno.EACCES,
-        ):  # other errors: a file system without locks
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
             lock.close()
             raise OutputError(
                 f"{path} is in use by another run of the same call: wait for it, or "

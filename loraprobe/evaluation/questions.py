@@ -77,19 +77,8 @@ class Question:
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
     ) -> ItemResult:
-        item = self.item
-        return ItemResult(
-            system,
-            self.task,
-            self.part,
-            item.id,
-            self.metric,
-            value,
-            text,
-            item.cluster,
-            contains,
-            cut,
-        )
+        of, group = (system, *self.key, self.metric), self.item.cluster
+        return ItemResult(*of, value, text, group, contains, cut)
 
     def judged(self, system: str, text: str, cut: bool = False) -> ItemResult:
         """The result of a generated text. cut: it ended at the limit of tokens.

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
-from loraprobe.errors import OutOfMemory, UsageError
+from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 
 # Tokens per forward pass. Measured: more than a few thousand are not faster on a CPU.
@@ -49,17 +48,6 @@ class Batcher:
     rows: int | None = None
     copies: int = 1
     memory: MemoryHistory = field(default_factory=MemoryHistory)
-
-    @classmethod
-    def of(cls, batch_size: int | Literal["auto"], device: torch.device) -> Batcher:
-        """From `--batch-size`. Raises UsageError for anything but a positive number or "auto"."""
-        if batch_size == "auto":
-            return cls(device)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(
-                f"The batch size must be a positive number or auto, not {batch_size!r}."
-            )
-        return cls(device, batch_size)
 
     def with_copies(self, copies: int) -> Batcher:
         """A batcher with the same memory history for work of `copies` sequences each."""

@@ -41,7 +41,7 @@ class Scorer:
     evaluation mode only while it answers. batch_size: sequences per batch, or "auto".
     chat_template: whether prompts become user turns. progress: what `read_texts` reports to.
 
-    Raises UsageError for an encoder-decoder, a bad batch size, or a missing chat template.
+    Raises UsageError for an encoder-decoder or a missing chat template.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Scorer:
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
-        self.batcher = Batcher.of(batch_size, model.device)
+        self.batcher = Batcher(model.device, None if batch_size == "auto" else batch_size)
         self.newlines = NewlineTokens(tokenizer)
         self.stops = stop_ids(model, tokenizer)
         fill = (*self.stops, tokenizer.pad_token_id)  # masked, but looked up in the embedding

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
@@ -124,48 +124,33 @@ class Run:
             done[system.name] += len(asked)
             self._report(system.name, done[system.name], totals[system.name])
 
-    def system(self, system: System, asked: Sequence[Question]) -> None:
-        """Ask one system the questions without a result."""
-        self.ask(open_batches(system, asked, self.ledger))
-
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
         """Ask the base and each adapter the open hops, then run the chain over the hops.
 
         With more items another member may be the best at a hop. Items whose hops were answered
         otherwise by an earlier plan are asked again.
         """
-        self.system(System(BASE, "base"), hops)
-        for single in system.chain:
-            self.system(System(single.name, "adapter", single), hops)
-        most = self.max_new_tokens
+        alone = [System(BASE, "base"), *(System(s.name, "adapter", s) for s in system.chain)]
+        self.ask([batch for one in alone for batch in open_batches(one, hops, self.ledger)])
+        kept, most = self.ledger.get, self.max_new_tokens
         for task in tasks:
             if not task.has_hops:
                 continue
             run = ChainRun(self.scorer, system, task, self.ledger, self.metric, most)
             plan = run.plan()
-            changed = [row for row in run.hops(plan) if self._kept(row) != row]
-            again = {row.item for row in changed if self._kept(row) is not None}
+            changed = [row for row in run.hops(plan) if kept(*row.key) != row]
+            again = {row.item for row in changed if kept(*row.key) is not None}
             self.ledger.append(changed)
             open_ = [
                 item
                 for item in task.items
                 if item.hops
-                and (
-                    item.id in again
-                    or self.ledger.get(system.name, task.name, "question", item.id) is None
-                )
+                and (item.id in again or not kept(system.name, task.name, "question", item.id))
             ]
-            for batch in self._batches(open_, system.name):
-                self.ledger.append(run.targets(batch, plan))
-
-    def _kept(self, row: ItemResult) -> ItemResult | None:
-        return self.ledger.get(*row.key)
-
-    def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
-        for start in range(0, len(work), BATCH):
-            self._report(name, start, len(work))
-            yield work[start : start + BATCH]
-        self._report(name, len(work), len(work))
+            for start in range(0, len(open_), BATCH):
+                self._report(system.name, start, len(open_))
+                self.ledger.append(run.targets(open_[start : start + BATCH], plan))
+            self._report(system.name, len(open_), len(open_))
 
     def _report(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:

@@ -98,7 +98,7 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     decision, compressed = decide(form)
     best = form[0]
     found = [reasons.gain(best, decision)]
-    if best.outcome == best.enough != best.gain.outcome:
+    if best.binds(best.enough):
         found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
         found.append(reasons.other_form(other[0]))

@@ -106,7 +106,7 @@ def other_form(other: Candidate) -> Reason:
 
 def controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
-    binding = best.outcome == best.beats_controls != best.gain.outcome
+    binding = best.binds(best.beats_controls)
     if not best.controls:
         return reason_of("controls-not-run", decisive=binding)
     name, nearest = min(
@@ -151,7 +151,7 @@ def _compared(control: Estimate) -> str:
 
 def retention(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
     """How much of a task's specialist the composition keeps, of what is asked."""
-    binding = best.outcome == best.retains and best.gain.outcome != best.outcome
+    binding = best.binds(best.retains)
     if share is None:
         return reason_of("retention-undefined", None, asked, decisive=binding, task=task)
     if share.low >= asked:

@@ -44,8 +44,6 @@ def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
     each = logprob / tokens
     top = each if top is None else top
     return Likelihood(
-        logprob=logprob,
-        tokens=tokens,
         token_logprobs=(each,) * tokens,
         top_logprobs=(top,) * tokens,
         mean=(mean,) * tokens,

@@ -20,7 +20,6 @@ from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, questions
-from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -150,7 +149,7 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
     """The seconds of each system in each round; a run that stops early takes less."""
     options, steps, before = evaluator.session.options, dict[str, float](), 0
     for this in evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items):
-        told = round_suffix(this)
+        told = this.suffix
         share = (this.items - before) / sum(len(task.items) for task in evaluator.tasks)
         steps |= {f"evaluate {name}{told}": share * spent for name, spent in seconds.items()}
         before = this.items

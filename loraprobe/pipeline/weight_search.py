@@ -55,16 +55,15 @@ class TriedWeights:
     """
 
     def __init__(self, path: Path | None = None, resume: bool = False) -> None:
-        self._lines = None if path is None else JsonLines(path, resume, {}, _tried)
-        self.known: dict[Weights, float] = dict(self._lines.rows) if self._lines else {}
+        self._lines = JsonLines(path, resume, {}, _tried)
+        self.known: dict[Weights, float] = dict(self._lines.rows)
 
     def losses(self, candidates: Sequence[Weights], compute: Losses) -> list[float]:
         """The losses of candidates; `compute` gives those that are not known, and they are kept."""
         fresh = [weights for weights in candidates if weights not in self.known]
         if fresh:
             found = dict(zip(fresh, compute(fresh), strict=True))
-            if self._lines is not None:
-                self._lines.append({"weights": w, "loss": loss} for w, loss in found.items())
+            self._lines.append({"weights": w, "loss": loss} for w, loss in found.items())
             self.known |= found
         return [self.known[w] for w in candidates]
 

@@ -11,10 +11,8 @@ three cases:
   base, and none of them answers the composed question: two one-hop adapters over unfamiliar
   entities do not compose (arXiv 2506.13479).
 
-A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
-unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
-words, lies below UNKNOWN. Both are conventions of this tool. None of
-these levels gives `likely`: whether the pieces compose has to be measured.
+What a system knows and what is unknown to it is defined in `knowledge`. None of these levels gives
+`likely`: whether the pieces compose has to be measured.
 
 On a *first round* of compositions, on a few items of each task, the rules of an evaluation hold, so
 it decides only where its interval does; with 30 items that takes a gain of about 0.3. Where it

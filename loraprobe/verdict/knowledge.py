@@ -2,7 +2,7 @@
 
 A hop is *known* to a system if the lower bound of its accuracy is at least KNOWN. It is *unknown*
 if the upper bound of the share of replies in which the answer stands, in whatever words, lies below
-UNKNOWN. Between the two nothing is claimed.
+UNKNOWN. Between the two nothing is claimed. Both thresholds are conventions of this tool.
 """
 
 from __future__ import annotations

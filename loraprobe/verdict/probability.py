@@ -35,7 +35,11 @@ def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
     forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
     if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
         return verdict
-    forecast = capped(forecast, None if evidence.losses else evidence.baseline)
+    if not evidence.losses and evidence.baseline is not None:
+        # No score exceeds 1. The baseline is known from more items than the forecast.
+        room = 1.0 - evidence.baseline
+        low, high = (min(end, room) for end in forecast.ci95)
+        forecast = dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
     told = [
         reason_of(
             "forecast",
@@ -109,18 +113,6 @@ def keeps(gain: Gain, evidence: Evidence) -> float:
         deviate = NORMAL.inv_cdf((1 + level) / 2) * above / max(half, 1e-9)
         kept *= NORMAL.cdf(deviate)
     return kept
-
-
-def capped(forecast: Forecast, baseline: float | None) -> Forecast:
-    """The forecast with a gain and an interval of at most 1 - baseline: no score exceeds 1.
-
-    The baseline is known from more items than the forecast, on which it may look smaller.
-    """
-    if baseline is None:
-        return forecast
-    room = 1.0 - baseline
-    low, high = (min(end, room) for end in forecast.ci95)
-    return dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
 
 
 def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:

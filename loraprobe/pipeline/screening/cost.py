@@ -17,7 +17,7 @@ from loraprobe.defaults import BEST_SINGLES
 from loraprobe.evaluation import System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
-from loraprobe.evaluation.rounds import round_suffix, rounds
+from loraprobe.evaluation.rounds import rounds
 from loraprobe.pipeline.asking_alone import step_of
 from loraprobe.pipeline.estimating import CostEstimate, Expecting, kinds_of
 from loraprobe.pipeline.evaluator import Evaluator
@@ -70,7 +70,7 @@ def announce_proof(
         return
     options, steps, before = evaluator.session.options, {"screen": spent}, 0
     for this in rounds(evaluator.tasks, options.seed, all_items=options.all_items):
-        more, told = this.items - before, round_suffix(this)
+        more, told = this.items - before, this.suffix
         steps |= {f"evaluate {system.name}{told}": pace * more for system in systems}
         before = this.items
     listener.expect(steps)

@@ -117,9 +117,5 @@ def right_by_stricter(
 def _shortened(sample: Sample) -> Sample:
     """The sample with few right answers and with no text longer than LONGEST."""
     few = dataclasses.replace(sample, gold=sample.gold[:EXAMPLES])
-    made: Sample = map_texts(few, _short)
+    made: Sample = map_texts(few, lambda t: t if len(t) <= LONGEST else t[: LONGEST - 1] + "…")
     return made
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

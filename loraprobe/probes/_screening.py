@@ -12,7 +12,7 @@ to read; worked answers have none either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,12 +235,7 @@ def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> 
             tokens.append((at, int(np.flatnonzero(support[at] == token)[0]), t))
         if text.stopped:
             stops.append((starts[text.row] + len(text.tokens), t))
-    position, column, of_text = _columns(tokens, 3)
-    stop, text_stopped = _columns(stops, 2)
+    position, column, of_text = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
+    stop, text_stopped = torch.tensor(stops, dtype=torch.long).reshape(-1, 2).unbind(1)
     ends = torch.from_numpy(ending)[stop]
     return Places(len(reading.texts), position, column, of_text, stop, text_stopped, ends)
-
-
-def _columns(rows: Iterable[tuple[int, ...]], width: int) -> tuple[Tensor, ...]:
-    found = np.array(list(rows), dtype=np.int64).reshape(-1, width)
-    return tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in found.T)

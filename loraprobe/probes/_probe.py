@@ -78,6 +78,9 @@ class ProbeContext:
             for hop, name in enumerate(names)
         )
 
+    def part(self, name: str) -> TaskPart:
+        return next(part for part in self.parts if part.name == name)
+
     def sample(self, part: TaskPart, most: int = MOST_ITEMS) -> tuple[Question, ...]:
         """At most `most` questions of a part, chosen by the seed, in their order."""
         if len(part.questions) <= most:
@@ -128,9 +131,7 @@ class MeanProbe(CoverageProbe):
         return -math.inf, math.inf
 
     @abstractmethod
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> Sequence[ScoreRequest]:
+    def wanted(self, context: ProbeContext, question: Question) -> Sequence[ScoreRequest]:
         """The requests of one question; none if the question does not count."""
 
     @abstractmethod
@@ -140,7 +141,7 @@ class MeanProbe(CoverageProbe):
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:
             for question in context.sample(part, self.items):
-                yield from self.wanted(context, part, question)
+                yield from self.wanted(context, question)
 
     def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         """One row for each part with a question that counts.
@@ -150,7 +151,7 @@ class MeanProbe(CoverageProbe):
         for part in context.parts:
             values, baselines, clusters = [], [], []
             for question in context.sample(part, self.items):
-                wanted = self.wanted(context, part, question)
+                wanted = self.wanted(context, question)
                 if wanted:
                     value, baseline = self.value(question, [likely[one] for one in wanted])
                     values.append(value)

@@ -272,7 +272,7 @@ def write_tasks(items: list[dict], scratch: str) -> Path:
 def against_own(base: str, adapters: list[str], items: list[dict], scratch: str, runs: int) -> None:
     """The same tokens asked through the harness's tasks, and as items of our own."""
     from loraprobe.evaluation.asking import ask as ask_questions
-    from loraprobe.evaluation.questions import TokenLimits, questions
+    from loraprobe.evaluation.questions import questions
     from loraprobe.tasks import Item, Task
     from loraprobe.tasks.harness import load_harness
 
@@ -288,8 +288,8 @@ def against_own(base: str, adapters: list[str], items: list[dict], scratch: str,
         (theirs,) = load_harness(f"lm_eval:{name}@{folder}")
 
         def asked(task: Task) -> Any:
-            every, limits = questions([task]), TokenLimits(NEW_TOKENS, NEW_TOKENS)
-            return ask(scorer, compositions, lambda s: ask_questions(s, every, "one", limits))
+            every = questions([task])
+            return ask(scorer, compositions, lambda s: ask_questions(s, every, "one", NEW_TOKENS))
 
         kinds = {
             "own items": lambda task=ours: clocked(lambda: asked(task)),

@@ -193,12 +193,11 @@ def seen_of(chosen: Any, found: Any) -> Seen:
     forecast = hops = None
     if chosen.forecast is not None:
         ids = [item.id for item in chosen.known[0].task.items]
-        plain, parts = chosen.forecast.only(plain=True), chosen.forecast.only(plain=False)
-        if plain is not None:
-            (values,) = plain.by_part(pairs).values()
-            forecast = np.stack([values[name] for name in ids], 1)
-        if parts is not None:
-            hops = ranking._kept(chosen.known[0], parts.by_part(pairs), len(pairs))
+        parts = chosen.forecast.by_part(pairs)
+        for (_, part), values in parts.items():
+            if part == "question":
+                forecast = np.stack([values[name] for name in ids], 1)
+        hops = ranking._kept(chosen.known[0], parts, len(pairs))
     worked = _worked(chosen, chosen.worked, pairs)
     cosines = found.cosines[np.ix_(order, order)]
     return Seen(chosen.known[0], forecast, worked, hops, cosines, pairs)

@@ -36,7 +36,7 @@ class MachineOptions:
         False, MACHINE, "Let lm_eval: tasks run code that a model writes."
     )
     batch_size: int | Literal["auto"] = option(
-        "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
+        "auto", MACHINE, "Prompts a batch, or auto.", least=1, read=read_auto_or_count
     )
     threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
     shard: tuple[int, int] | None = option(

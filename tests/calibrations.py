@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+from pydantic import TypeAdapter
+
 from loraprobe.records import Forecast, Gain, Score
 from loraprobe.verdict import BaseShape, Evidence
-from loraprobe.verdict.calibration import calibration_of
+from loraprobe.verdict.calibration import Calibration
 
 SMALL = BaseShape("llama", 160)
 DOCUMENT = {
@@ -33,7 +35,12 @@ DOCUMENT = {
 
 
 def calibration(**changes):
-    return calibration_of({**json.loads(json.dumps(DOCUMENT)), **changes})
+    return calibration_of({**DOCUMENT, **changes})
+
+
+def calibration_of(document):
+    """As `read_calibration` reads it from a file."""
+    return TypeAdapter(Calibration).validate_json(json.dumps(document), strict=True)
 
 
 def score(system, kind, value, part="question", task="t", metric="exact_match"):

@@ -35,7 +35,6 @@ WORDS = {
     "search": "search weights",
     "search weights": "search weights",
 }
-PARTS = frozenset({"generate", "score"})  # parts of a step that says how far it is itself
 ASK = "evaluate "  # how a step starts that asks one system
 
 
@@ -61,7 +60,7 @@ class Line:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         step = self._step(stage)
-        if stage in PARTS or (self.plan and step is None):
+        if self.plan and step is None:
             return
         self.stage, self.total = stage, total
         self.share = min(1.0, done / total) if total else 0.0

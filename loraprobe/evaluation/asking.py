@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation.questions import Question, TokenLimits
+from loraprobe.evaluation.questions import Question
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
@@ -27,17 +27,20 @@ class ScoreRequest:
 
 
 def ask(
-    scorer: Scorer, batch: Sequence[Question], system: str, limits: TokenLimits
+    scorer: Scorer, batch: Sequence[Question], system: str, max_new_tokens: int | None = None
 ) -> list[ItemResult]:
-    """The results of a batch, in its order, from a scorer whose model carries the system."""
+    """The results of a batch, in its order, from a scorer whose model carries the system.
+
+    max_new_tokens: of each reply; None for the number of its question.
+    """
     outside = [q for q in batch if q.item.source is not None]
     found = ask_harness(scorer, outside, system) if outside else {}
     groups: dict[tuple[Any, ...], list[Question]] = {}
     for q in batch:
         if q.generated:
             groups.setdefault((q.worked, q.one_line, q.ended), []).append(q)
-    for (worked, one_line, until), asked in groups.items():
-        most = limits.worked if worked else limits.plain
+    for (_, one_line, until), asked in groups.items():
+        most = asked[0].most_tokens if max_new_tokens is None else max_new_tokens
         prompts = [q.prompt for q in asked]
         replies = scorer.write_all(
             prompts, max_new_tokens=most, until_newline=one_line, until=until

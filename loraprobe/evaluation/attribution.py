@@ -50,21 +50,12 @@ def causes(
         for system in systems:
             if system.kind not in COMPOSITIONS or not items or not known_by:
                 continue
-            if _complete(answers, known_by, system.name, items):
+            own = (*known_by, system.name)
+            needed = {(name, part, i.id) for i in items for part in _hops(i) for name in own}
+            needed |= {(system.name, "question", item.id) for item in items}
+            if needed <= answers.keys():
                 of = {item.id: _cause(answers, system.name, known_by, item) for item in items}
                 yield system.name, task.name, of
-
-
-def _complete(
-    answers: Answers, known_by: Sequence[str], system: str, items: Sequence[Item]
-) -> bool:
-    return all(
-        (system, "question", item.id) in answers
-        and all(
-            (name, part, item.id) in answers for name in (*known_by, system) for part in _hops(item)
-        )
-        for item in items
-    )
 
 
 def _hops(item: Item) -> list[str]:

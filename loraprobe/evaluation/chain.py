@@ -6,14 +6,13 @@ every composition. The base is a member of every chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, hop_part
+from loraprobe.evaluation.questions import Question, hop_part
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task, fill, item_metric
@@ -35,7 +34,7 @@ class ChainRun:
     task: Task
     ledger: Ledger
     metric: str | None
-    limits: TokenLimits
+    max_new_tokens: int | None
 
     def plan(self) -> Plan:
         """The member, an adapter or the base, that answers each hop.
@@ -76,7 +75,8 @@ class ChainRun:
         answers: dict[str, list[str]] = {item.id: [] for item in items}
         results: list[ItemResult] = []
         for k in range(max(len(item.hops) for item in items)):
-            for name, step in self._by_member(items, plan, k):
+            for name in self.members():
+                step = [i for i in items if len(i.hops) > k and plan[i.id][k] == name]
                 asked = [self._question(item, k, answers[item.id]) for item in step]
                 for item, result in zip(step, self._replies(name, asked, k), strict=True):
                     answers[item.id].append(result.text)
@@ -107,23 +107,14 @@ class ChainRun:
         open_ = [question for question in asked if question not in known]
         if open_:
             with self.scorer.with_composition(self.members()[name]):
-                new = ask(self.scorer, open_, self.system.name, self.limits)
+                new = ask(self.scorer, open_, self.system.name, self.max_new_tokens)
             known.update(zip(open_, new, strict=True))
         return [known[question] for question in asked]
 
-    def _by_member(
-        self, items: Sequence[Item], plan: Plan, k: int
-    ) -> Iterator[tuple[str, list[Item]]]:
-        """The items that have a hop k, grouped by the member that answers it."""
-        present = sorted((i for i in items if len(i.hops) > k), key=lambda i: plan[i.id][k])
-        for name, step in groupby(present, key=lambda item: plan[item.id][k]):
-            yield name, list(step)
-
     def _best(self, k: int, named: str | None, items: Sequence[str]) -> str:
         """The member with the best score on hop k of these items."""
-        members = list(self.members())
-        merits = [self._merit(name, k, items) for name in members]
-        equals = [name for name, merit in zip(members, merits, strict=True) if merit == max(merits)]
+        merits = {name: self._merit(name, k, items) for name in self.members()}
+        equals = [name for name, merit in merits.items() if merit == max(merits.values())]
         return named if named in equals else equals[0]
 
     def _merit(self, name: str, k: int, items: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 
@@ -137,37 +137,34 @@ def compare(
             table = tabulate(results, [*first, *second], task)
             first = table.comparable(first, second)
             if first and second:
-                rows += _comparisons(table, first, second, task, (level, seed))
+                rows += _comparisons(table, first, second, task, level, seed)
     return tuple(rows)
 
 
 def _comparisons(
     table: ItemTable,
-    first: list[Column],
-    second: list[Column],
+    first: Sequence[Column],
+    second: Sequence[Column],
     task: str,
-    bootstrap: tuple[float, int],
+    level: float,
+    seed: int,
 ) -> list[Comparison]:
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=by_name)
     found = table.differences(first, ordered)
-    both = largest(found, (len(first), len(ordered)), *bootstrap)[2]
-    plain, adjusted = found.intervals(found.critical()), found.intervals(both)
-    pairs = [(i, other) for i in range(len(first)) for other in second]
-    places = [i * len(ordered) + ordered.index(other) for i, other in pairs]
-    return [
-        Comparison(
-            system=first[i][0],
-            against=other[0],
-            task=task,
-            part=first[i][1],
-            difference=float(found.difference[k]),
-            ci95=plain[k],
-            n=int(found.n[k]),
-            adjusted_ci95=adjusted[k],
-        )
-        for k, (i, other) in zip(places, pairs, strict=True)
-    ]
+    both = largest(found, (len(first), len(ordered)), level, seed)[2]
+    figures = zip(
+        found.difference.tolist(),
+        found.intervals(found.critical()),
+        found.n.tolist(),
+        found.intervals(both),
+        strict=True,
+    )
+    rows = {
+        (one, other): Comparison(one[0], other[0], task, one[1], *row)
+        for (one, other), row in zip(product(first, ordered), figures, strict=True)
+    }
+    return [rows[pair] for pair in product(first, second)]
 
 
 def oracles(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Oracle, ...]:

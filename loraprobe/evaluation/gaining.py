@@ -12,7 +12,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.selection import largest, reach
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
-from loraprobe.records import BASELINES, FORMS, Gain, Interval, ItemResult
+from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
 
@@ -57,10 +57,6 @@ class _Grid:
     second: list[Column]
     task: str | None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.first), len(self.second)
-
 
 def _grid(
     results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str], part: str
@@ -94,64 +90,44 @@ def _sharing(grids: Sequence[_Grid]) -> list[int]:
 
     A form that does not contend divides it among all of them.
     """
-    ends = [reach(grid.found, grid.shape) for grid in grids]
+    ends = [reach(grid.found, (len(grid.first), len(grid.second))) for grid in grids]
     best = max((low.max() for low, _ in ends), default=0.0)
     contends = [bool(high.max() >= best) for _, high in ends]
     return [sum(contends) if one else len(grids) for one in contends]
 
 
-def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1) -> list[Gain]:
+def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int) -> list[Gain]:
     """One row for each composition, the best first: its smallest difference to a baseline.
 
     If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
     runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
     in at most alpha / 2.
     """
-    found, shape = grid.found, grid.shape
+    found, shape = grid.found, (len(grid.first), len(grid.second))
     lower, upper, _ = largest(found, shape, 1 - alpha, seed, forms)
     plain = found.intervals(found.critical())
     lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
     highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
-    rows = [
-        _row(grid, s, plain, ends, margin, (lower, upper))
-        for s, ends in enumerate(zip(lows, highs, strict=True))
-    ]
-    return sorted(
-        rows, key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9))
-    )
-
-
-def _row(
-    grid: _Grid,
-    s: int,
-    plain: Sequence[Interval],
-    ends: Interval,
-    margin: float,
-    critical: tuple[float, float],
-) -> Gain:
-    """The smallest difference of composition s to a baseline.
-
-    plain: the intervals of all pairs. ends: those of its adjusted interval. critical: the values
-    that gave them.
-    """
-    found, (system, part) = grid.found, grid.first[s]
-    nearest = int(found.difference.reshape(grid.shape)[s].argmin())
-    against, against_part = grid.second[nearest]
-    k = s * len(grid.second) + nearest
-    n, difference = int(found.n[k]), float(found.difference[k])
-    value = critical[0] if difference > margin else critical[1]
-    needed = items_needed(n, difference - margin, float(found.se[k]), value)
-    pair = grid.table.column(system, part) - grid.table.column(against, against_part)
-    return Gain(
-        task=grid.task,
-        part=part,
-        system=system,
-        against=against,
-        against_part=against_part,
-        difference=difference,
-        ci95=plain[k],
-        adjusted_ci95=ends,
-        n=n,
-        n_needed=n if ends[0] > margin or ends[1] < margin else needed,
-        clusters=clusters_of(grid.table.clusters[np.isfinite(pair)]),
-    )
+    rows = []
+    for s, (first, low, high) in enumerate(zip(grid.first, lows, highs, strict=True)):
+        nearest = int(found.difference.reshape(shape)[s].argmin())
+        second, k = grid.second[nearest], s * shape[1] + nearest
+        n, difference = int(found.n[k]), float(found.difference[k])
+        value = lower if difference > margin else upper
+        needed = items_needed(n, difference - margin, float(found.se[k]), value)
+        pair = grid.table.column(*first) - grid.table.column(*second)
+        row = Gain(
+            task=grid.task,
+            part=first[1],
+            system=first[0],
+            against=second[0],
+            against_part=second[1],
+            difference=difference,
+            ci95=plain[k],
+            adjusted_ci95=(low, high),
+            n=n,
+            n_needed=n if low > margin or high < margin else needed,
+            clusters=clusters_of(grid.table.clusters[np.isfinite(pair)]),
+        )
+        rows.append(row)
+    return sorted(rows, key=lambda g: (-round(g.difference, 9), -round(g.adjusted_ci95[0], 9)))

@@ -37,23 +37,24 @@ Row = TypeVar("Row")
 class JsonLines(Generic[Row]):
     """Rows of one kind in a file that only one process at a time may use.
 
-    resume: continue with the `rows` of the file; otherwise, and if there is no file, start empty.
-    fingerprint: plain data. parse: a JSON value -> a row, or ValueError. Raises UsageError, which
-    names the differences, if the file has another fingerprint; OutputError if it is damaged, in
-    use, or cannot be read or written.
+    path: None to keep nothing. resume: continue with the `rows` of the file; otherwise, and if
+    there is no file, start empty. fingerprint: plain data. parse: a JSON value -> a row, or
+    ValueError. Raises UsageError, which names the differences, if the file has another fingerprint;
+    OutputError if it is damaged, in use, or cannot be read or written.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         resume: bool,
         fingerprint: Mapping[str, Any],
         parse: Callable[[Any], Row],
     ) -> None:
         self.path, self.rows = path, list[Row]()
-        self._lock = locked(path)
-        if not (resume and self._read(as_plain(fingerprint), parse)):
-            self._write([{"format": FORMAT, "fingerprint": as_plain(fingerprint)}], "wb")
+        self._lock = None if path is None else locked(path)
+        known = as_plain(fingerprint)
+        if path is not None and not (resume and self._read(path, known, parse)):
+            _write(path, [{"format": FORMAT, "fingerprint": known}], "wb")
 
     def close(self) -> None:
         """Release the file for other runs; `rows` stays readable."""
@@ -63,49 +64,37 @@ class JsonLines(Generic[Row]):
 
     def append(self, rows: Iterable[Any]) -> None:
         """Write rows (plain data) to the disk before returning: all of them, or none."""
-        self._write(rows, "ab")
+        if self.path is not None:
+            _write(self.path, rows, "ab")
 
-    def _read(self, fingerprint: Any, parse: Callable[[Any], Row]) -> bool:
+    def _read(self, path: Path, fingerprint: Any, parse: Callable[[Any], Row]) -> bool:
         """Load the rows and cut off an incomplete line. False if no line is complete."""
         try:
-            data = self.path.read_bytes() if self.path.exists() else b""
+            data = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be read ({error.strerror}): {CURE}") from None
+            raise OutputError(f"{path} cannot be read ({error.strerror}): {CURE}") from None
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             return False
         head, *lines = whole.split(b"\n")[:-1]
         found = _fingerprint(head)
         if found is None:
-            raise OutputError(f"{self.path} is no list of results of this loraprobe: {CURE}")
+            raise OutputError(f"{path} is no list of results of this loraprobe: {CURE}")
         if changed := changes(found, fingerprint):
             raise UsageError(
-                f"{self.path} holds results of another run ({'; '.join(changed[:3])}): {CURE}"
+                f"{path} holds results of another run ({'; '.join(changed[:3])}): {CURE}"
             )
         for number, line in enumerate(lines, 2):
             try:
                 self.rows.append(parse(json.loads(line)))
             except (ValueError, RecursionError):
-                raise OutputError(f"{self.path}, line {number} is damaged: {CURE}") from None
+                raise OutputError(f"{path}, line {number} is damaged: {CURE}") from None
         if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+            os.truncate(path, len(whole))
         return True
 
-    def _write(self, rows: Iterable[Any], mode: str) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        try:
-            with open(self.path, mode) as file:
-                start = file.tell()
-                file.write("".join(lines).encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError, NameError):  # remove rows that were partly written
-                os.truncate(self.path, start)
-            raise _unwritable(self.path, error) from None
 
-
-class Ledger:
+class Ledger(JsonLines[ItemResult]):
     """The results of this run and of the run that it resumes, by system, task, part and item.
 
     path: a .jsonl file, or a directory for `results.jsonl`, or None to use memory only. resume,
@@ -119,25 +108,17 @@ class Ledger:
         *,
         fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = None if path is None else Path(path)
-        if self.path is not None and self.path.suffix != ".jsonl":
-            self.path = self.path / NAME
-        self._lines: JsonLines[ItemResult] | None = None
-        self._results: dict[Key, ItemResult] = {}
-        if self.path is not None:
-            self._lines = JsonLines(self.path, resume, fingerprint or {}, item_result)
-            self._results = {row.key: row for row in self._lines.rows}
+        file = None if path is None else Path(path)
+        if file is not None and file.suffix != ".jsonl":
+            file = file / NAME
+        super().__init__(file, resume, fingerprint or {}, item_result)
+        self._results: dict[Key, ItemResult] = {row.key: row for row in self.rows}
 
-    def close(self) -> None:
-        """Release the file for other runs; the results stay readable."""
-        if self._lines is not None:
-            self._lines.close()
-
-    def append(self, results: Iterable[ItemResult]) -> None:
+    def append(self, rows: Iterable[ItemResult]) -> None:
         """Add a batch and write it to the disk before returning."""
-        batch = list(results)
-        if self._lines is not None and batch:
-            self._lines.append(dataclasses.asdict(result) for result in batch)
+        batch = list(rows)
+        if batch:
+            super().append(map(dataclasses.asdict, batch))
         self._results.update({result.key: result for result in batch})
 
     def add_missing(self, results: Iterable[ItemResult]) -> None:
@@ -153,6 +134,21 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._results)
+
+
+def _write(path: Path, rows: Iterable[Any], mode: str) -> None:
+    """Write rows as lines to the disk: all of them, or none."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    try:
+        with open(path, mode) as file:
+            start = file.tell()
+            file.write("".join(lines).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError, NameError):  # remove rows that were partly written
+            os.truncate(path, start)
+        raise _unwritable(path, error) from None
 
 
 def item_result(row: Any) -> ItemResult:
@@ -246,10 +242,7 @@ def locked(path: Path) -> IO[bytes] | None:
     except ImportError:
         pass
     except OSError as error:
-        if error.errno in (
-            errno.EWOULDBLOCK,
-            errno.EACCES,
-        ):  # other errors: a file system without locks
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
             lock.close()
             raise OutputError(
                 f"{path} is in use by another run of the same call: wait for it, or "

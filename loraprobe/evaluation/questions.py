@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import PLAIN_TOKENS, WORKED_TOKENS
-from loraprobe.errors import TaskError, UsageError
+from loraprobe.errors import TaskError
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
 from loraprobe.tasks.answers import answer_end, asked_marks
@@ -53,6 +53,11 @@ class Question:
         return self.metric in GENERATED
 
     @property
+    def most_tokens(self) -> int:
+        """The longest reply, where `--max-new-tokens` sets no limit for all."""
+        return WORKED_TOKENS if self.worked else PLAIN_TOKENS
+
+    @property
     def one_line(self) -> bool:
         """Whether the first line of a reply is all that counts."""
         long = self.metric == "strict" and any("\n" in one.strip() for one in self.answers)
@@ -72,19 +77,8 @@ class Question:
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
     ) -> ItemResult:
-        item = self.item
-        return ItemResult(
-            system,
-            self.task,
-            self.part,
-            item.id,
-            self.metric,
-            value,
-            text,
-            item.cluster,
-            contains,
-            cut,
-        )
+        of, group = (system, *self.key, self.metric), self.item.cluster
+        return ItemResult(*of, value, text, group, contains, cut)
 
     def judged(self, system: str, text: str, cut: bool = False) -> ItemResult:
         """The result of a generated text. cut: it ended at the limit of tokens.
@@ -122,23 +116,6 @@ class Question:
         ]
         taken = texts[per_character.index(max(per_character))]
         return self.result(system, float(taken in self.answers), taken)
-
-
-@dataclass(frozen=True)
-class TokenLimits:
-    """The largest number of tokens of a plain answer and of a worked answer."""
-
-    plain: int = PLAIN_TOKENS
-    worked: int = WORKED_TOKENS
-
-    @classmethod
-    def of(cls, max_new_tokens: int | None) -> TokenLimits:
-        """`--max-new-tokens` sets both limits; by default that of worked answers is larger."""
-        if max_new_tokens is None:
-            return cls()
-        if max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens must be at least 1, not {max_new_tokens}.")
-        return cls(max_new_tokens, max_new_tokens)
 
 
 def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question]:

@@ -50,6 +50,11 @@ class Round:
     def items(self) -> int:
         return sum(len(task.items) for task in self.tasks)
 
+    @property
+    def suffix(self) -> str:
+        """What the name of a step ends in, so that progress knows the round; "" if there is one."""
+        return f"{ROUND}{self.number}" if self.planned > 1 else ""
+
 
 def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tuple[Round, ...]:
     """The rounds of these tasks, the last one with all items.
@@ -75,11 +80,6 @@ def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tupl
             zip(shares, look_alphas(shares), strict=True), start=1
         )
     )
-
-
-def round_suffix(this: Round) -> str:
-    """What the name of a step ends in, so that progress knows the round; "" if there is one."""
-    return f"{ROUND}{this.number}" if this.planned > 1 else ""
 
 
 def clusters_in_order(task: Task, seed: int) -> list[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import BASE, ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
@@ -59,7 +59,7 @@ def run_systems(
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
-    run = Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
+    run = Run(scorer, ledger, max_new_tokens, metric, progress)
     asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
     batches = [b for s in systems if s.kind != "chain" for b in open_batches(s, asked, ledger)]
     run.ask(batches, asking)
@@ -98,7 +98,7 @@ class Run:
 
     scorer: Scorer
     ledger: Ledger
-    limits: TokenLimits
+    max_new_tokens: int | None
     metric: str | None
     progress: Progress | None
 
@@ -110,7 +110,8 @@ class Run:
             self._report(system.name, 0, sum(len(batch.questions) for batch in of_one))
             with self.scorer.with_composition(system.composition):
                 for batch in of_one:
-                    yield batch, ask(self.scorer, batch.questions, system.key, self.limits)
+                    asked, most = batch.questions, self.max_new_tokens
+                    yield batch, ask(self.scorer, asked, system.key, most)
 
     def ask(self, batches: Sequence[QuestionBatch], asking: Asking | None = None) -> None:
         """Append the answers to the ledger as they come. asking: None for the scorer."""
@@ -123,47 +124,33 @@ class Run:
             done[system.name] += len(asked)
             self._report(system.name, done[system.name], totals[system.name])
 
-    def system(self, system: System, asked: Sequence[Question]) -> None:
-        """Ask one system the questions without a result."""
-        self.ask(open_batches(system, asked, self.ledger))
-
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
         """Ask the base and each adapter the open hops, then run the chain over the hops.
 
         With more items another member may be the best at a hop. Items whose hops were answered
         otherwise by an earlier plan are asked again.
         """
-        self.system(System(BASE, "base"), hops)
-        for single in system.chain:
-            self.system(System(single.name, "adapter", single), hops)
+        alone = [System(BASE, "base"), *(System(s.name, "adapter", s) for s in system.chain)]
+        self.ask([batch for one in alone for batch in open_batches(one, hops, self.ledger)])
+        kept, most = self.ledger.get, self.max_new_tokens
         for task in tasks:
             if not task.has_hops:
                 continue
-            run = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
+            run = ChainRun(self.scorer, system, task, self.ledger, self.metric, most)
             plan = run.plan()
-            changed = [row for row in run.hops(plan) if self._kept(row) != row]
-            again = {row.item for row in changed if self._kept(row) is not None}
+            changed = [row for row in run.hops(plan) if kept(*row.key) != row]
+            again = {row.item for row in changed if kept(*row.key) is not None}
             self.ledger.append(changed)
             open_ = [
                 item
                 for item in task.items
                 if item.hops
-                and (
-                    item.id in again
-                    or self.ledger.get(system.name, task.name, "question", item.id) is None
-                )
+                and (item.id in again or not kept(system.name, task.name, "question", item.id))
             ]
-            for batch in self._batches(open_, system.name):
-                self.ledger.append(run.targets(batch, plan))
-
-    def _kept(self, row: ItemResult) -> ItemResult | None:
-        return self.ledger.get(*row.key)
-
-    def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
-        for start in range(0, len(work), BATCH):
-            self._report(name, start, len(work))
-            yield work[start : start + BATCH]
-        self._report(name, len(work), len(work))
+            for start in range(0, len(open_), BATCH):
+                self._report(system.name, start, len(open_))
+                self.ledger.append(run.targets(open_[start : start + BATCH], plan))
+            self._report(system.name, len(open_), len(open_))
 
     def _report(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:

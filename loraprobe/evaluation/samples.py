@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,30 +46,21 @@ class Samples:
         return cls(by_key, [system.name for system in systems], tasks, metric, found)
 
     def __iter__(self) -> Iterator[Sample]:
-        for task in self.tasks:
-            for question in questions([task], self.metric):
-                if question.metric != "answer_loss":
-                    yield self._sample(question)
+        for question in questions(self.tasks, self.metric):
+            if question.metric != "answer_loss":
+                yield self._sample(question)
 
     def wrong(self, system: str, part: str, most: int = EXAMPLES) -> tuple[Sample, ...]:
         """Questions that the system answered wrongly, shortened, the commonest causes first.
 
         As many causes as possible are shown. part: the form of the question.
         """
-        counts: Counter[tuple[str, str | None]] = Counter()
         kept: dict[tuple[str, str | None], list[Question]] = {}
-        for task in self.tasks:
-            for question in questions([task], self.metric):
-                if question.part != part:
-                    continue
-                reply = self._reply(system, question)
-                if reply is None or reply.right:
-                    continue
-                group = task.name, reply.cause
-                counts[group] += 1
-                if counts[group] <= most:
-                    kept.setdefault(group, []).append(question)
-        by_count = [kept[group] for group, _ in counts.most_common()]
+        for question in questions(self.tasks, self.metric):
+            reply = self._reply(system, question) if question.part == part else None
+            if reply is not None and not reply.right:
+                kept.setdefault((question.task, reply.cause), []).append(question)
+        by_count = sorted(kept.values(), key=len, reverse=True)
         turns = [group[turn] for turn in range(most) for group in by_count if turn < len(group)]
         return tuple(_shortened(self._sample(question)) for question in turns[:most])
 
@@ -117,9 +107,5 @@ def right_by_stricter(
 def _shortened(sample: Sample) -> Sample:
     """The sample with few right answers and with no text longer than LONGEST."""
     few = dataclasses.replace(sample, gold=sample.gold[:EXAMPLES])
-    made: Sample = map_texts(few, _short)
+    made: Sample = map_texts(few, lambda t: t if len(t) <= LONGEST else t[: LONGEST - 1] + "…")
     return made
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

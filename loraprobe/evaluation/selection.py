@@ -10,8 +10,6 @@ Bonferroni takes its place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,15 +42,35 @@ def largest(
     draws = _draws(estimates, seed)
     grid = draws.reshape(-1, *shape)
     systems, pairs = contending(estimates, shape)
-    lower_level = 1 - (1 - level) / forms
-    lower = _Maxima.of(grid[:, systems].swapaxes(1, 2))
-    upper = _Maxima.of(np.where(pairs, grid, np.nan))
-    ends = [
-        found.quantile((1 + of) / 2, estimates.critical(of), estimates.df)
-        for found, of in ((lower, lower_level), (upper, level))
-    ]
-    both = _Maxima(np.abs(draws).max(-1), draws.shape[-1], two_sided=True)
-    return ends[0], ends[1], both.quantile(level, estimates.critical(level), estimates.df)
+    lower = _one_sided(estimates, grid[:, systems].swapaxes(1, 2), 1 - (1 - level) / forms)
+    upper = _one_sided(estimates, np.where(pairs, grid, np.nan), level)
+    both = np.abs(draws).max(-1)
+    return lower, upper, _quantile(estimates, both, draws.shape[-1], level, two_sided=True)
+
+
+def _one_sided(estimates: Estimates, draws: Array, level: float) -> float:
+    """The critical value for the largest over the last axis [DRAWS, ..., P]; NaN is left out."""
+    many = int(np.isfinite(draws[0]).sum(-1).max())
+    values = np.concatenate([np.nanmax(draws, -1), -np.nanmin(draws, -1)])  # and of the negatives
+    return _quantile(estimates, values, many, level)
+
+
+def _quantile(
+    estimates: Estimates, values: Array, many: int, level: float, two_sided: bool = False
+) -> float:
+    """The largest quantile of `values` [draws, ...], each the largest of up to `many` differences.
+
+    It is at least the critical value of a single pair, at most Bonferroni's bound, which stands
+    alone where fewer than FEWEST_DRAWS lie beyond the quantile.
+    """
+    single, probability = estimates.critical(level), level if two_sided else (1 + level) / 2
+    if many == 1:
+        return single
+    bound = quantile(1 - (1 - probability) / many / (2 if two_sided else 1), estimates.df)
+    if (1 - probability) * len(values) < FEWEST_DRAWS:
+        return max(bound, single)
+    found = float(np.quantile(values, probability, axis=0).max())
+    return max(single, min(found, bound))
 
 
 def _draws(estimates: Estimates, seed: int) -> Array:
@@ -97,31 +115,3 @@ def reach(estimates: Estimates, shape: tuple[int, int]) -> tuple[Array, Array]:
     difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)
     place = np.arange(shape[0]), difference.argmin(1)
     return difference[place] - SELECTION * se[place], difference[place] + SELECTION * se[place]
-
-
-@dataclass(frozen=True, eq=False)
-class _Maxima:
-    """The largest of up to `many` studentised differences in each draw: values [draws, ...]."""
-
-    values: Array
-    many: int
-    two_sided: bool = False
-
-    @classmethod
-    def of(cls, draws: Array) -> _Maxima:
-        """Over the last axis of draws [DRAWS, ..., P] and of their negatives; NaN is left out."""
-        many = int(np.isfinite(draws[0]).sum(-1).max())
-        return cls(np.concatenate([np.nanmax(draws, -1), -np.nanmin(draws, -1)]), many)
-
-    def quantile(self, probability: float, single: float, df: float) -> float:
-        """The largest quantile: at least `single`, at most Bonferroni's bound.
-
-        The bound stands alone where fewer than FEWEST_DRAWS lie beyond the quantile.
-        """
-        if self.many == 1:
-            return single
-        bound = quantile(1 - (1 - probability) / self.many / (2 if self.two_sided else 1), df)
-        if (1 - probability) * len(self.values) < FEWEST_DRAWS:
-            return max(bound, single)
-        found = float(np.quantile(self.values, probability, axis=0).max())
-        return max(single, min(found, bound))

@@ -51,8 +51,7 @@ def tabulate(
 ) -> ItemTable:
     """The results of these columns on one task or (None) all tasks, without empty rows."""
     index = {column: k for k, column in enumerate(columns)}
-    rows: dict[tuple[str, str], dict[int, float]] = {}
-    groups: dict[tuple[str, str], tuple[str, str]] = {}
+    rows: dict[tuple[str, str, str], dict[int, float]] = {}
     losses = set()
     for result in results:
         k = index.get((result.system, result.part))
@@ -60,9 +59,8 @@ def tabulate(
             continue
         loss = result.metric == "answer_loss"
         losses.add(loss)
-        key = (result.task, result.item)
-        rows.setdefault(key, {})[k] = -result.value if loss else result.value
-        groups[key] = (result.task, result.group)
+        row = rows.setdefault((result.task, result.item, result.group), {})
+        row[k] = -result.value if loss else result.value
     if len(losses) > 1:
         raise ValueError("losses and right-or-wrong results do not go into one table")
     values = np.full((len(rows), len(columns)), np.nan)
@@ -71,8 +69,8 @@ def tabulate(
     return ItemTable(
         tuple(columns),
         values,
-        _numbers([groups[key] for key in rows]),
-        _numbers([name for name, _ in rows]),
+        _numbers([(name, group) for name, _, group in rows]),
+        _numbers([name for name, _, _ in rows]),
         not any(losses),
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task
 
@@ -50,11 +50,11 @@ def choose_template(
     every = [q for q in questions(tasks, metric) if q.part != "steps"]
     count = min(sample, len(every))
     asked = [every[i * len(every) // count] for i in range(count)]
-    limits, ledger = TokenLimits.of(max_new_tokens), Ledger() if kept is None else kept
+    ledger = Ledger() if kept is None else kept
 
     def mean(used: bool, asked: Sequence[Question], told: str = "") -> float:
         named = {stored_as(one.name, used) + told: one for one in singles}
-        return _mean_of_best(ways[used], named, asked, limits, ledger)
+        return _mean_of_best(ways[used], named, asked, max_new_tokens, ledger)
 
     return _choice(mean, asked)
 
@@ -92,7 +92,7 @@ def _mean_of_best(
     scorer: Scorer,
     named: Mapping[str, Composition],
     asked: Sequence[Question],
-    limits: TokenLimits,
+    max_new_tokens: int | None,
     kept: Ledger,
 ) -> float:
     """The mean over questions of the best adapter's value; losses are negative.
@@ -104,7 +104,7 @@ def _mean_of_best(
         open_ = [q for q in asked if kept.get(name, q.task, q.part, q.item.id) is None]
         if open_:
             with scorer.with_composition(single):
-                kept.append(ask(scorer, open_, name, limits))
+                kept.append(ask(scorer, open_, name, max_new_tokens))
         rows = (kept.get(name, q.task, q.part, q.item.id) for q in asked)
         values.append([_value(row) for row in rows if row is not None])
     return sum(map(max, zip(*values, strict=True))) / len(asked)

@@ -19,8 +19,7 @@ from typing import Any
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import Question, TokenLimits, questions
-from loraprobe.evaluation.rounds import round_suffix
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -135,7 +134,7 @@ def by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, fl
     """The seconds of each system in each round; a run that stops early takes less."""
     options, steps, before = evaluator.session.options, dict[str, float](), 0
     for this in evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items):
-        told = round_suffix(this)
+        told = this.suffix
         share = (this.items - before) / sum(len(task.items) for task in evaluator.tasks)
         steps |= {f"evaluate {name}{told}": share * spent for name, spent in seconds.items()}
         before = this.items
@@ -162,14 +161,13 @@ class TimedKind:
 def kinds_of(evaluator: Evaluator, together: Composition) -> list[TimedKind]:
     """The kinds of questions of the tasks, timed."""
     options, scorer = evaluator.session.options, evaluator.scorer
-    limits = TokenLimits.of(options.max_new_tokens)
     asked = questions(evaluator.tasks, options.metric)
     with scorer.with_composition(together):
-        ask(scorer, asked[:1], "warm-up", limits)
+        ask(scorer, asked[:1], "warm-up", options.max_new_tokens)
     groups: dict[tuple[str, bool], list[Question]] = {}
     for question in asked:
         groups.setdefault((question.metric, question.worked), []).append(question)
-    return [_measured(group, scorer, together, limits) for group in groups.values()]
+    return [_measured(group, scorer, together, options.max_new_tokens) for group in groups.values()]
 
 
 def _pair(evaluator: Evaluator, together: Composition) -> float:
@@ -183,7 +181,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
 
 
 def _measured(
-    group: Sequence[Question], scorer: Any, together: Composition, limits: TokenLimits
+    group: Sequence[Question], scorer: Any, together: Composition, max_new_tokens: int | None
 ) -> TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
@@ -191,14 +189,14 @@ def _measured(
     """
     distinct = list({question.prompt: question for question in group}.values())
     whole = len(distinct)
-    limit = limits.worked if group[0].worked else limits.plain
+    limit = max_new_tokens or group[0].most_tokens
     prompts = scorer.encoder.prompts([question.prompt for question in distinct])
     full = len(next(scorer.batcher.split([len(ids) + limit for ids in prompts])))
     sample = _spread(distinct, min(full, max(FEWEST, whole // TIMED)))
     seconds = []
     for composition in (None, together):
         with scorer.with_composition(composition):
-            seconds.append(seconds_of(lambda: ask(scorer, sample, "timing", limits)))
+            seconds.append(seconds_of(lambda: ask(scorer, sample, "timing", max_new_tokens)))
     return TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),

@@ -14,7 +14,6 @@ from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
-from loraprobe.evaluation.questions import TokenLimits
 from loraprobe.evaluation.running import Asking
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
@@ -87,8 +86,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         session, setup = self.session, self.setup
         if session.units.pool is None or setup is None:
             return None
-        limits = TokenLimits.of(session.options.max_new_tokens)
-        return functools.partial(session.units.answers, self.scorer, setup, limits)
+        most = session.options.max_new_tokens
+        return functools.partial(session.units.answers, self.scorer, setup, most)
 
     def probe_tasks(
         self, results: Sequence[ItemResult], items: int | None = None

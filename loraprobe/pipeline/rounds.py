@@ -16,7 +16,6 @@ from typing import Any
 from loraprobe import evaluation
 from loraprobe.defaults import ALPHA
 from loraprobe.evaluation import Round, System
-from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
@@ -86,7 +85,7 @@ def play(
         if this.number > 1 and not goes_on(found, this):
             break
         found.round = this
-        _ask(found, evaluator, [*found.systems, *found.controls], round_suffix(this))
+        _ask(found, evaluator, [*found.systems, *found.controls], this.suffix)
         evidence = _evidence(found, evaluator)
         if not this.last and _gains(evidence):
             found.controls = controls(found.results, found.systems)
@@ -121,7 +120,7 @@ def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn)
         if this.number > 1 and not goes_on(found, this):
             return None
         found.round = this
-        _ask(found, evaluator, systems, round_suffix(this))
+        _ask(found, evaluator, systems, this.suffix)
         evidence = Evidence(
             tasks=len(evaluator.tasks),
             level="base",

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.questions import TokenLimits, questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
 from loraprobe.pipeline.evaluating import open_builder, open_composition
@@ -78,7 +78,7 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         run = Run(
             evaluator.scorer,
             evaluator.ledger,
-            TokenLimits.of(options.max_new_tokens),
+            options.max_new_tokens,
             options.metric,
             session.progress,
         )

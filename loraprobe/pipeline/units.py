@@ -25,7 +25,6 @@ from loraprobe.records import ItemResult, Progress
 if TYPE_CHECKING:
     from loraprobe.composition import Router
     from loraprobe.evaluation import System
-    from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, QuestionBatch
     from loraprobe.execution import Pool
 
@@ -120,9 +119,12 @@ class Units(contextlib.AbstractContextManager["Units"]):
             yield open_[at], batch
 
     def answers(
-        self, scorer: Any, setup: Setup, limits: TokenLimits, batches: Sequence[QuestionBatch]
+        self, scorer: Any, setup: Setup, most: int | None, batches: Sequence[QuestionBatch]
     ) -> Answers:
-        """The answers to batches of questions, as they come from the workers and from here."""
+        """The answers to batches of questions, as they come from the workers and from here.
+
+        most: tokens of a reply, None for those of its question.
+        """
         from loraprobe.evaluation.asking import ask
 
         assert self.pool is not None
@@ -130,7 +132,7 @@ class Units(contextlib.AbstractContextManager["Units"]):
         def here(index: int) -> list[ItemResult]:
             system, asked = batches[index]
             with scorer.with_composition(system.composition):
-                return ask(scorer, asked, system.key, limits)
+                return ask(scorer, asked, system.key, most)
 
         parts = [
             Questions(

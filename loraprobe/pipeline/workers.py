@@ -23,7 +23,7 @@ from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.ledger import changes
-from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
@@ -97,8 +97,7 @@ class OpenedJob:
         if isinstance(part, Questions):
             asked = [self._known[key] for key in part.keys]
             with scorer.with_composition(self._system(part).composition):
-                limits = TokenLimits.of(self.job.options.max_new_tokens)
-                return ask(scorer, asked, part.system.key, limits)
+                return ask(scorer, asked, part.system.key, self.job.options.max_new_tokens)
         look = part.look if isinstance(part.look, Look) else self._looks(scorer)[part.look - 1]
         return self._alone(part.name, look, scorer)
 

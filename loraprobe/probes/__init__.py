@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import forecast_gains, forecast_recorded, scored_questions
 from loraprobe.probes._known import KnownAlone
-from loraprobe.probes._names import MadeUpNames
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._screening import PairForecast
@@ -73,23 +72,14 @@ def cover(
         chosen = [
             replace(p, items=min(items, p.items)) if isinstance(p, MeanProbe) else p for p in chosen
         ]
-    own = [task for task in tasks if not task.of_harness]
-    contexts = [_context(scorer, adapters, task, results, seed) for task in own]
+    names = tuple(adapter.name for adapter in adapters)
+    contexts = [
+        ProbeContext(task, names, results, scorer.tokenizer, seed)
+        for task in tasks
+        if not task.of_harness
+    ]
     requests = [r for probe in chosen for context in contexts for r in probe.requests(context)]
     likely = likelihoods(scorer, requests, progress)
     return tuple(
         row for context in contexts for probe in chosen for row in probe.rows(context, likely)
     )
-
-
-def _context(
-    scorer: Any, adapters: Sequence[Adapter], task: Task, results: Sequence[ItemResult], seed: int
-) -> ProbeContext:
-    texts = [
-        text
-        for item in task.items
-        for text in (item.prompt, *item.answers, *(hop.prompt for hop in item.hops))
-    ]
-    names = MadeUpNames(scorer.tokenizer, seed, texts)
-    own = tuple(row for row in results if row.task == task.name)
-    return ProbeContext(task, tuple(adapter.name for adapter in adapters), own, names, seed)

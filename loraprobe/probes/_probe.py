@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from loraprobe.records import Coverage, Interval, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
-T = TypeVar("T")
 BASE = "base"
 MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampled
 
@@ -52,13 +51,23 @@ class TaskPart:
 
 @dataclass(frozen=True, eq=False)
 class ProbeContext:
-    """One task, the results of base and adapters on it, and the seed of all random draws."""
+    """One task, results of base and adapters, and the seed of all random draws."""
 
     task: Task
     adapters: tuple[str, ...]
-    results: tuple[ItemResult, ...]
-    names: MadeUpNames
+    results: Sequence[ItemResult]
+    tokenizer: Any
     seed: int = 0
+
+    @cached_property
+    def names(self) -> MadeUpNames:
+        """Made-up names that are no words of the task."""
+        texts = [
+            text
+            for item in self.task.items
+            for text in (item.prompt, *item.answers, *(hop.prompt for hop in item.hops))
+        ]
+        return MadeUpNames(self.tokenizer, self.seed, texts)
 
     @cached_property
     def parts(self) -> tuple[TaskPart, ...]:
@@ -69,25 +78,26 @@ class ProbeContext:
             for hop, name in enumerate(names)
         )
 
+    def part(self, name: str) -> TaskPart:
+        return next(part for part in self.parts if part.name == name)
+
     def sample(self, part: TaskPart, most: int = MOST_ITEMS) -> tuple[Question, ...]:
         """At most `most` questions of a part, chosen by the seed, in their order."""
-        return sampled(part.questions, most, f"{self.seed}:{self.task.name}:{part.name}")
+        if len(part.questions) <= most:
+            return part.questions
+        draw = random.Random(f"{self.seed}:{self.task.name}:{part.name}")
+        return tuple(
+            part.questions[i] for i in sorted(draw.sample(range(len(part.questions)), most))
+        )
 
     def right(self, system: str, part: TaskPart) -> dict[str, float]:
         """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""
+        wanted = self.task.name, system, part.name
         return {
             row.item: row.value
             for row in self.results
-            if (row.system, row.part) == (system, part.name) and row.metric != "answer_loss"
+            if (row.task, row.system, row.part) == wanted and row.metric != "answer_loss"
         }
-
-
-def sampled(things: tuple[T, ...], most: int, seed: str) -> tuple[T, ...]:
-    """At most `most` of the things, chosen by the seed, in their order."""
-    if len(things) <= most:
-        return things
-    chosen = sorted(random.Random(seed).sample(range(len(things)), most))
-    return tuple(things[i] for i in chosen)
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,7 @@ class MeanProbe(CoverageProbe):
         return -math.inf, math.inf
 
     @abstractmethod
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> Sequence[ScoreRequest]:
+    def wanted(self, context: ProbeContext, question: Question) -> Sequence[ScoreRequest]:
         """The requests of one question; none if the question does not count."""
 
     @abstractmethod
@@ -133,7 +141,7 @@ class MeanProbe(CoverageProbe):
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:
             for question in context.sample(part, self.items):
-                yield from self.wanted(context, part, question)
+                yield from self.wanted(context, question)
 
     def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         """One row for each part with a question that counts.
@@ -143,7 +151,7 @@ class MeanProbe(CoverageProbe):
         for part in context.parts:
             values, baselines, clusters = [], [], []
             for question in context.sample(part, self.items):
-                wanted = self.wanted(context, part, question)
+                wanted = self.wanted(context, question)
                 if wanted:
                     value, baseline = self.value(question, [likely[one] for one in wanted])
                     values.append(value)

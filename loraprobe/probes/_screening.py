@@ -1,22 +1,25 @@
 """The forecast of every pair of a library, from one pass of the base and of each adapter alone.
 
 The pass reads the prompts of the plain questions with their right answers or choices. Its hidden
-states give the logits of every set of adapters whose effects are added (`_added`), so no set is
-read itself. Questions of lm-evaluation-harness and those that are judged by a pattern have no text
+states give the logits of every set of adapters, so no set is read itself: the base's logits plus
+the effect of each member, z_S = z_0 + sum over a in S of (z_a - z_0), at every position that
+predicts a token of a text. Greedy decoding writes a text exactly if each of its tokens has the
+largest logit at its position, and then a token that ends the answer. All figures are exact for the
+tokens of the support; the other tokens of the vocabulary count together as one, of the probability
+that is left. Questions of lm-evaluation-harness and those that are judged by a pattern have no text
 to read; worked answers have none either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from loraprobe.probes._added import ABSENT, Places, score_subsets
 from loraprobe.probes._texts import ScreenedTexts
 from loraprobe.records import ItemResult
 from loraprobe.scoring.states import States, linear_head, positions
@@ -24,13 +27,34 @@ from loraprobe.scoring.states import States, linear_head, positions
 SUPPORT = 64  # tokens of a position whose logits are added
 LEAST_REST = 0.01  # the probability of all other tokens; rounding of the states reaches it
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # a part of a character
+CHUNK = 1 << 17  # logits that are added at once; more do not fit into the cache of a core
+TIE = 1e-4  # logits: a token this close below the largest one counts as the largest
+ABSENT = -1e4  # the logit of a place of the support without a token
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens texts consist of, as places of the support.
+
+    position [k], column [k], text [k]: a token of a text each. stop [e], text_stopped [e], ends
+    [e, s]: the position behind a text, the text, and which tokens end an answer there.
+    """
+
+    texts: int
+    position: Tensor
+    column: Tensor
+    text: Tensor
+    stop: Tensor
+    text_stopped: Tensor
+    ends: Tensor
 
 
 @dataclass(frozen=True)
 class PairForecast:
     """What sets of adapters answer if their effects are added.
 
-    reading: of what. logits [1 + n, p, s] and rest [1 + n, p] are those of `score_subsets`.
+    reading: of what. logits [1 + n, p, s]: of base and n adapters at p positions and s tokens each.
+    rest [1 + n, p]: the log of the summed exponentials of all other logits.
     linear [n]: adapters of which this can be said.
     """
 
@@ -70,35 +94,17 @@ class PairForecast:
         More is better: right answers are 1, losses are negative. The smooth version is the
         probability of the right answer, or the loss.
         """
-        logprob, right = score_subsets(
-            self.logits, self.rest, self.places, torch.from_numpy(np.ascontiguousarray(subsets))
-        )
-        return _judged(self.reading, logprob.numpy(), right.numpy())
-
-    def only(self, plain: bool) -> PairForecast | None:
-        """The forecast of the plain questions alone, or of the hops; None where there are none."""
-        asked = self.reading.questions
-        kept = [k for k, q in enumerate(asked) if (q.part == "question") == plain]
-        texts = [t for t, text in enumerate(self.reading.texts) if text.question in kept]
-        if not texts:
-            return None
-        at = {k: place for place, k in enumerate(kept)}
-        reading = replace(
-            self.reading,
-            questions=tuple(asked[k] for k in kept),
-            texts=tuple(
-                replace(self.reading.texts[t], question=at[self.reading.texts[t].question])
-                for t in texts
-            ),
-        )
-        places, positions_ = self.places.only(texts)
-        return replace(
-            self,
-            reading=reading,
-            logits=self.logits[:, positions_],
-            rest=self.rest[:, positions_],
-            places=places,
-        )
+        subsets = np.ascontiguousarray(subsets)
+        whole = torch.cat([self.logits, self.rest[..., None]], -1).float()
+        base, effects = whole[0], whole[1:] - whole[:1]
+        parts = []
+        for sets in torch.from_numpy(subsets).split(max(1, CHUNK // base.numel())):
+            z = base + effects[sets[:, 0]]
+            for member in sets.T[1:]:
+                z += effects[member]
+            parts.append(_scored(z, self.places))
+        logprob, right = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        return _judged(self.reading, logprob, right)
 
     def by_part(self, subsets: np.ndarray) -> dict[tuple[str, str], dict[str, np.ndarray]]:
         """(task, part) -> item -> results [m] of sets [m, j] of adapters.
@@ -125,6 +131,22 @@ class PairForecast:
             for question, value in zip(self.reading.questions, hard[0], strict=True)
             if question.part == "question"
         ]
+
+
+def _scored(z: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and greedy success of all texts under logits [c, p, s + 1]."""
+    total, largest = z.logsumexp(-1), z[..., :-1].amax(-1) - TIE
+    gold = z[:, places.position, places.column]
+    logprob = z.new_zeros(len(z), places.texts)
+    logprob.index_add_(1, places.text, gold - total[:, places.position])
+    wrong = z.new_zeros(len(z), places.texts)
+    wrong.index_add_(1, places.text, (gold < largest[:, places.position]).float())
+    if len(places.stop):
+        end = z[:, places.stop, :-1].masked_fill(~places.ends, -torch.inf)
+        logprob.index_add_(1, places.text_stopped, end.logsumexp(-1) - total[:, places.stop])
+        missed = (end.amax(-1) < largest[:, places.stop]).float()
+        wrong.index_add_(1, places.text_stopped, missed)
+    return logprob, wrong == 0
 
 
 def _judged(
@@ -213,12 +235,7 @@ def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> 
             tokens.append((at, int(np.flatnonzero(support[at] == token)[0]), t))
         if text.stopped:
             stops.append((starts[text.row] + len(text.tokens), t))
-    position, column, of_text = _columns(tokens, 3)
-    stop, text_stopped = _columns(stops, 2)
+    position, column, of_text = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
+    stop, text_stopped = torch.tensor(stops, dtype=torch.long).reshape(-1, 2).unbind(1)
     ends = torch.from_numpy(ending)[stop]
     return Places(len(reading.texts), position, column, of_text, stop, text_stopped, ends)
-
-
-def _columns(rows: Iterable[tuple[int, ...]], width: int) -> tuple[Tensor, ...]:
-    found = np.array(list(rows), dtype=np.int64).reshape(-1, width)
-    return tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in found.T)

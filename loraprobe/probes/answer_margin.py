@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
+from loraprobe.probes._probe import MeanProbe, ProbeContext
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class AnswerMargin(MeanProbe):
     def bounds(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> list[ScoreRequest]:
+    def wanted(self, context: ProbeContext, question: Question) -> list[ScoreRequest]:
         return [ScoreRequest(question.prompt, answer) for answer in question.answers]
 
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, None]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
+from loraprobe.probes._probe import MeanProbe, ProbeContext
 from loraprobe.tasks import normalize_answer
 
 
@@ -38,10 +38,8 @@ class GoldRank(MeanProbe):
     def bounds(self) -> tuple[float, float]:
         return 1.0, self.distractors + 1.0
 
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> list[ScoreRequest]:
-        drawn = self._drawn(context, part, question)
+    def wanted(self, context: ProbeContext, question: Question) -> list[ScoreRequest]:
+        drawn = self._drawn(context, question)
         answers = (*question.answers, *drawn) if drawn else ()
         return [ScoreRequest(question.prompt, answer) for answer in answers]
 
@@ -52,7 +50,8 @@ class GoldRank(MeanProbe):
         rank = 1 + above + sum(other == gold for other in others) / 2
         return rank, (len(others) + 2) / 2
 
-    def _drawn(self, context: ProbeContext, part: TaskPart, question: Question) -> list[str]:
+    def _drawn(self, context: ProbeContext, question: Question) -> list[str]:
+        part = context.part(question.part)
         right = {normalize_answer(answer) for answer in question.answers}
         choices = question.item.choices if part.hop is None else ()
         pool = choices or part.gold

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from loraprobe.evaluation.asking import ScoreRequest
-from loraprobe.evaluation.questions import Question
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, mean
 from loraprobe.records import Coverage
@@ -33,6 +32,8 @@ class HopAccuracy(CoverageProbe):
             if part.hop is None:
                 continue
             clusters = {q.item.id: q.item.cluster for q in part.questions}
+            accepted = ({normalize_answer(a) for a in q.answers} for q in part.questions)
+            counts = Counter(answer for answers in accepted for answer in answers)
             for system in (BASE, *context.adapters):
                 right = context.right(system, part)
                 items = [item for item in clusters if item in right]
@@ -47,12 +48,5 @@ class HopAccuracy(CoverageProbe):
                     part.hop,
                     () if system == BASE else (system,),
                     wilson(np.array(hits), np.array([clusters[i] for i in items])),
-                    _most_frequent(part.questions),
+                    max(counts.values()) / len(part.questions),
                 )
-
-
-def _most_frequent(questions: Sequence[Question]) -> float:
-    """The accuracy of the best constant answer."""
-    accepted = ({normalize_answer(answer) for answer in q.answers} for q in questions)
-    counts = Counter(answer for answers in accepted for answer in answers)
-    return max(counts.values()) / len(questions)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
+from loraprobe.probes._probe import MeanProbe, ProbeContext
 from loraprobe.scoring import joined
 
 
@@ -32,9 +32,7 @@ class MinKPlusPlus(MeanProbe):
         if not 0 < self.k <= 1:
             raise ValueError("k must lie above 0 and at most at 1")
 
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> list[ScoreRequest]:
+    def wanted(self, context: ProbeContext, question: Question) -> list[ScoreRequest]:
         """The text, and the text with made-up names if it has names."""
         prompt, answer = question.prompt, question.answers[0]
         swap = context.names.swapped_pair(prompt, answer, question.item.entities)

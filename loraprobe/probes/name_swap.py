@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
+from loraprobe.probes._probe import MeanProbe, ProbeContext
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class NameSwap(MeanProbe):
     formula: ClassVar[str] = "mean_i log p(gold_i | prompt_i) - log p(gold_i | prompt_i swapped)"
     paper: ClassVar[str] = "arXiv 2506.13479 (fake, half real and real names)"
 
-    def wanted(
-        self, context: ProbeContext, part: TaskPart, question: Question
-    ) -> list[ScoreRequest]:
+    def wanted(self, context: ProbeContext, question: Question) -> list[ScoreRequest]:
         """For each answer, the request with the real and the one with the made-up names."""
         wanted = []
         for answer in question.answers:

@@ -7,7 +7,7 @@ from loraprobe.records import FORMS, Audit, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.complement import PER_PROMPT
+from loraprobe.verdict.advice import PER_PROMPT
 from loraprobe.verdict.evaluated import estimate_of
 from loraprobe.verdict.next_command import to_fill_in, words_of
 from loraprobe.verdict.ranking import alone, best_option, option

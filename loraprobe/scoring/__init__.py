@@ -7,9 +7,8 @@ where causal attention does not see the padding. Repeated inputs are computed on
 
 from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.likelihood import Likelihood
-from loraprobe.scoring.reading import read_texts
+from loraprobe.scoring.passes import read_texts, score_rows
 from loraprobe.scoring.recording import MOST_BYTES, Recorder
-from loraprobe.scoring.rows import score_rows
 from loraprobe.scoring.scorer import Scorer
 
 __all__ = [

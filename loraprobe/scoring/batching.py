@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
-from loraprobe.errors import OutOfMemory, UsageError
+from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 
 # Tokens per forward pass. Measured: more than a few thousand are not faster on a CPU.
@@ -50,17 +49,6 @@ class Batcher:
     copies: int = 1
     memory: MemoryHistory = field(default_factory=MemoryHistory)
 
-    @classmethod
-    def of(cls, batch_size: int | Literal["auto"], device: torch.device) -> Batcher:
-        """From `--batch-size`. Raises UsageError for anything but a positive number or "auto"."""
-        if batch_size == "auto":
-            return cls(device)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(
-                f"The batch size must be a positive number or auto, not {batch_size!r}."
-            )
-        return cls(device, batch_size)
-
     def with_copies(self, copies: int) -> Batcher:
         """A batcher with the same memory history for work of `copies` sequences each."""
         return replace(self, copies=self.copies * copies)
@@ -76,9 +64,11 @@ class Batcher:
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
         while order:
+            known = [size for size in (self.rows, self.memory.kept) if size is not None]
+            most = max(1, min(known) // self.copies) if known else None
             longest = first = lengths[order[0]]
             count = 0
-            for i in order[: self._most()]:
+            for i in order[:most]:
                 first = min(first, starts[i] if starts else longest)
                 tokens, logits = (count + 1) * longest, (count + 1) * (longest - first) * vocab
                 if count and self.rows is None and (tokens > budget or logits > LOGITS):
@@ -86,10 +76,6 @@ class Batcher:
                 count += 1
             yield order[:count]
             order = order[count:]
-
-    def _most(self) -> int | None:
-        known = [size for size in (self.rows, self.memory.kept) if size is not None]
-        return max(1, min(known) // self.copies) if known else None
 
     def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Calls work(batch), with the batch halved as often as necessary.
@@ -115,11 +101,8 @@ class Batcher:
 
     def _last(self) -> OutOfMemory:
         """The error of a batch that cannot be halved again."""
-        what = (
-            "a batch of one sequence does"
-            if self.copies == 1
-            else (f"one text at a time for {self.copies} systems does")
-        )
+        several = f"one text at a time for {self.copies} systems does"
+        what = "a batch of one sequence does" if self.copies == 1 else several
         return OutOfMemory(f"Even {what} not fit into the memory of {self.device}; {CURE}.")
 
     def note(self) -> str:

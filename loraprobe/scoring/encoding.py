@@ -99,13 +99,10 @@ class Encoder:
             raise _template_error(f"makes {len(text):,} characters of a prompt of {len(prompt):,}")
         return text
 
-    def opening(self) -> str:
-        """The text before a user's first word: "" or the template up to the user's turn."""
+    def opening(self) -> list[int]:
+        """Token ids before a user's first word: BOS, or the template up to the user's turn."""
         marker = "loraprobe-marker"
-        return self.text(marker).partition(marker)[0] if self.chat else ""
-
-    def raw(self, text: str) -> list[int]:
-        """Token ids of a text as it is, without the template."""
+        text = self.text(marker).partition(marker)[0] if self.chat else ""
         return self._started(self._ids([text])[0])
 
     def _boundary(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:

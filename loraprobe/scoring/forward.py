@@ -13,7 +13,9 @@ from torch import Tensor
 from loraprobe.composition.forward_pass import rows_of_batch
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, side: str, device: Any = "cpu"
+) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask [b, longest] (int64), padded on the "left" or the "right"."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
@@ -22,7 +24,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, 
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         ids[i, place] = torch.tensor(row, dtype=torch.long)
         mask[i, place] = 1
-    return ids, mask
+    return ids.to(device), mask.to(device)
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def tail_logits(
     Rows are padded on the right, where causal attention does not see the padding. Logits are
     computed only for positions that some row needs, if the model supports it.
     """
-    ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
+    ids, mask = padded(rows, pad, "right", model.device)
     first, options = 0, {}
     if "logits_to_keep" in arguments(model):
         first = min(starts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -113,32 +114,29 @@ def generate_batch(
     stops: Sequence[int],
     max_new_tokens: int,
     stopper: Any = None,
-    sample: float | None = None,
     options: Mapping[str, Any] = {},
 ) -> list[tuple[list[int], bool]]:
     """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
-    Generation is greedy, or samples at the temperature `sample` from torch's global generator.
-    options: others of transformers' GenerationConfig, which come first.
+    Generation is greedy unless the options, which are those of transformers' GenerationConfig, say
+    otherwise.
     """
     from transformers import GenerationConfig
 
-    ids, mask = padded(rows, pad, "left")
-    choices: dict[str, Any] = {"do_sample": False}
-    if sample is not None:  # transformers' own default cuts at 50
-        choices = {"do_sample": True, "temperature": sample, "top_k": 0}
-    limits = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stops) or None}
-    own = {"num_beams": 1, "use_cache": True, "pad_token_id": pad} | limits | choices
+    ids, mask = padded(rows, pad, "left", model.device)
+    own: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
+    own |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
+    own |= {"max_new_tokens": max_new_tokens, **options}
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=GenerationConfig(**{**own, **options}),
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(**own),
             stopping_criteria=[stopper] if stopper is not None else None,
         )
     ended = {} if stopper is None else stopper.lengths
     new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]
-    kept = [_until(row, stops) for row in new]
+    kept = [[*itertools.takewhile(lambda token: token not in stops, row)] for row in new]
     cut = [i not in ended and len(kept[i]) == len(row) for i, row in enumerate(new)]
     return list(zip(kept, cut, strict=True))
 
@@ -159,8 +157,3 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
             model.generation_config = before
         else:
             del model.generation_config
-
-
-def _until(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return list(ids[:end])

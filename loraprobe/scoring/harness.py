@@ -162,7 +162,7 @@ class SystemLM(TemplateLM):
 
         batches = self.scorer.batcher.split([len(row) + most for row in rows])
         with seeded(SEED, self.scorer.model.device):
-            self.scorer.run("generate", batches, work, len(rows))
+            self.scorer.run(batches, work)
 
     def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Options of transformers' generate: the model's own, then those of the task."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,21 +13,26 @@ CHUNK = 1 << 24  # logits that are processed together, 64 MB in float32
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The log-likelihood of a continuation of `tokens` tokens.
+    """The log-likelihood of a continuation, by position (natural logarithms).
 
-    logprob: the sum of token_logprobs (natural logarithms). Per position: top_logprobs, the
-    log-probability of the model's first choice; rank, that of the gold token (1 is the first
-    choice, ties count in its favour); mean and std of log p(z) for z from the model's distribution
-    (mu and sigma of Min-K%++, arXiv 2404.02936).
+    token_logprobs: of the gold token. top_logprobs: of the model's first choice. mean and std of
+    log p(z) for z from the model's distribution (mu and sigma of Min-K%++, arXiv 2404.02936). rank:
+    of the gold token; 1 is the first choice, ties count in its favour.
     """
 
-    logprob: float
-    tokens: int
     token_logprobs: tuple[float, ...]
     top_logprobs: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rank: tuple[int, ...]
+
+    @cached_property
+    def logprob(self) -> float:
+        return sum(self.token_logprobs)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_logprobs)
 
     @property
     def per_token(self) -> float:
@@ -41,17 +47,7 @@ def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:
         _statistics(logits[i : i + step], gold[i : i + step])
         for i in range(0, logits.shape[0], step)
     ]
-    columns = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
-    logprobs, top, mean, std, rank = (tuple(column) for column in columns)
-    return Likelihood(
-        logprob=sum(logprobs),
-        tokens=len(logprobs),
-        token_logprobs=logprobs,
-        top_logprobs=top,
-        mean=mean,
-        std=std,
-        rank=rank,
-    )
+    return Likelihood(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
 
 
 def _statistics(logits: Tensor, gold: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
-from loraprobe.scoring.continuations import Continuations
+from loraprobe.scoring.continuations import score_continuations
 from loraprobe.scoring.encoding import Encoder, tokens_left
 from loraprobe.scoring.forward import answering, seeded, tail_logits
 from loraprobe.scoring.generation import (
@@ -31,6 +31,7 @@ from loraprobe.scoring.recording import Recorder
 
 SAMPLED = 16  # texts drawn at once
 NEW_TOKENS = 32  # of a text, where the caller sets no limit
+DRAWN = {"do_sample": True, "temperature": 1.0, "top_k": 0}  # transformers' own top_k is 50
 
 
 class Scorer:
@@ -38,10 +39,9 @@ class Scorer:
 
     model, tokenizer: a transformers causal model and its tokenizer. A model in training mode is in
     evaluation mode only while it answers. batch_size: sequences per batch, or "auto".
-    chat_template: whether prompts become user turns. progress: called as progress(stage, done,
-    total) with numbers of prompts.
+    chat_template: whether prompts become user turns. progress: what `read_texts` reports to.
 
-    Raises UsageError for an encoder-decoder, a bad batch size, or a missing chat template.
+    Raises UsageError for an encoder-decoder or a missing chat template.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Scorer:
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
-        self.batcher = Batcher.of(batch_size, model.device)
+        self.batcher = Batcher(model.device, None if batch_size == "auto" else batch_size)
         self.newlines = NewlineTokens(tokenizer)
         self.stops = stop_ids(model, tokenizer)
         fill = (*self.stops, tokenizer.pad_token_id)  # masked, but looked up in the embedding
@@ -136,7 +136,7 @@ class Scorer:
             for group in ([i for i in range(len(unique)) if room[i] == size],)
             for batch in self.batcher.split([len(ids[i]) + size for i in group])
         )
-        self.run("generate", batches, work, len(unique))
+        self.run(batches, work)
         return [found[prompt] for prompt in prompts]
 
     def write(
@@ -172,17 +172,17 @@ class Scorer:
         They start from BOS, or with a chat template from an empty user turn. The state of torch's
         global generator does not change.
         """
-        row = self.encoder.raw(self.encoder.opening())
+        row = self.encoder.opening()
+        most = tokens_left(self.context, row, "", max_new_tokens)
         found: list[str] = []
 
         def work(batch: Sequence[int]) -> None:
-            rows = [row] * len(batch)
-            most = tokens_left(self.context, row, "", max_new_tokens)
-            found.extend(one.text for one in self.write(rows, most, sample=1.0))
+            found.extend(one.text for one in self.write([row] * len(batch), most, options=DRAWN))
 
-        with answering(self.model), seeded(seed, self.model.device):
-            while len(found) < n:  # the draws depend on this size, so --batch-size has no effect
-                self.batcher.run(range(min(n - len(found), SAMPLED)), work)
+        # The draws depend on the size of a batch, so --batch-size has no effect.
+        batches = ([*range(start, min(start + SAMPLED, n))] for start in range(0, n, SAMPLED))
+        with seeded(seed, self.model.device):
+            self.run(batches, work)
         return found
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
@@ -213,13 +213,7 @@ class Scorer:
                 if self.recorder is not None and pairs:
                     self.recorder.take(pairs[i], logits)
 
-        work = Continuations(encoded).read(
-            self.model, self.batcher, self.pad, self.vocab_size, keep
-        )
-        with answering(self.model):
-            for batch, step in work:
-                self.batcher.run(batch, step)
-                self._report("score", len(found), len(encoded))
+        score_continuations(self, encoded, keep)
         return [found[i] for i in range(len(encoded))]
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
@@ -243,36 +237,41 @@ class Scorer:
         ids = self.encoded_prompts(prompts)
         found: dict[int, Tensor] = {}
 
-        def work(batch: Sequence[int]) -> None:
-            rows = [ids[i] for i in batch]
-            kept = tail_logits(self.model, rows, [len(row) - 1 for row in rows], self.pad)
-            for i, logits in zip(batch, kept, strict=True):
-                found[i] = logits[-1].float().log_softmax(-1).cpu()
+        def keep(row: int, logits: Tensor) -> None:
+            found[row] = logits[-1].float().log_softmax(-1).cpu()
 
-        lengths = [len(row) for row in ids]
-        batches = self.batcher.split(lengths, [n - 1 for n in lengths], self.vocab_size)
-        self.run("score", batches, work, len(ids))
+        self.read(ids, [len(row) - 1 for row in ids], keep)
         return torch.stack([found[i] for i in range(len(ids))])
+
+    def read(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        keep: Callable[[int, Tensor], None],
+    ) -> None:
+        """Calls keep(i, logits) for all rows of token ids.
+
+        logits: [len(row) - start, vocab], those from position `start` on.
+        """
+
+        def work(batch: Sequence[int]) -> None:
+            chosen, first = [rows[i] for i in batch], [starts[i] for i in batch]
+            kept = tail_logits(self.model, chosen, first, self.pad)
+            for i, logits in zip(batch, kept, strict=True):
+                keep(i, logits)
+
+        self.run(self.batcher.split([len(row) for row in rows], starts, self.vocab_size), work)
 
     def run(
         self,
-        stage: str,
         batches: Iterable[list[int]],
         work: Callable[[Sequence[int]], None],
-        total: int,
         batcher: Batcher | None = None,
     ) -> None:
-        """Runs work on every batch and reports progress. batcher: None for the scorer's own."""
-        batcher, done = batcher or self.batcher, 0
+        """Runs work on every batch. batcher: None for the scorer's own."""
         with answering(self.model):
             for batch in batches:
-                batcher.run(batch, work)
-                done += len(batch)
-                self._report(stage, done, total)
-
-    def _report(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
+                (batcher or self.batcher).run(batch, work)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids without special tokens."""

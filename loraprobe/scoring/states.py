@@ -109,11 +109,12 @@ def read_states(
         read = _tails(scorer, [rows[i] for i in batch])
         for i, (hidden, logits) in zip(batch, read, strict=True):
             kept[i] = _kept(hidden, logits, head)
-            scores[i] = [_logprob(logits, text) for text in texts[i]]
+            golds = [torch.tensor(text, device=logits.device) for text in texts[i]]
+            scores[i] = [likelihood(logits[: len(gold)], gold).logprob for gold in golds]
 
     lengths, starts = [len(ids) for ids, _ in rows], [start - 1 for _, start in rows]
     batches = scorer.batcher.split(lengths, starts, scorer.vocab_size)
-    scorer.run("score", batches, work, len(rows))
+    scorer.run(batches, work)
     parts = zip(*(kept[i] for i in range(len(rows))), strict=True)
     hidden, top, total, linear = (torch.cat(part) for part in parts)
     return States(hidden, top, total, bool(linear.all())), [scores[i] for i in range(len(rows))]
@@ -146,8 +147,3 @@ def _kept(hidden: Tensor, logits: Tensor, head: tuple[Tensor, Tensor | None]) ->
     linear = ((found - top.values).abs() <= least).all(-1)
     total = logits.logsumexp(-1)
     return hidden.half().cpu(), top.indices.cpu(), total.cpu(), linear.cpu()
-
-
-def _logprob(logits: Tensor, text: Sequence[int]) -> float:
-    gold = torch.tensor(text, device=logits.device)
-    return likelihood(logits[: len(gold)], gold).logprob

@@ -10,8 +10,9 @@ interval of their gain (see `evaluated`). The forecast and its probability never
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
-from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
+from loraprobe.records import DecisiveGain, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import (
@@ -28,7 +29,7 @@ from loraprobe.verdict.evaluated import candidates, chain_gain, decide, decisive
 from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
-from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
+from loraprobe.verdict.knowledge import about_familiarity, about_hops
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import with_forecast, with_probability
 
@@ -52,22 +53,22 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     """
     if not evidence.compatibility.compatible:
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
-        conflicts = tuple(_conflict(issue) for issue in errors)
+        told = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
+        conflicts = tuple(reason_of("structural-conflict", issue=text) for text in told)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    verdict, forecast = with_forecast(_ruled(evidence), evidence)
-    verdict, probability = with_probability(verdict, evidence, calibration or shipped())
-    others = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    if all(reason.code != "chain-expected" for reason in verdict.reasons):
-        others += chain_expected(evidence)
-    others += about_familiarity(evidence) + about_geometry(evidence)
-    others += about_items(evidence, verdict)
-    others += reference_class(evidence, verdict, calibration or shipped())
-    if evidence.choice is not None:
-        others.append(reasons.chosen_from(evidence.choice))
-    found = (*verdict.reasons, *forecast, *probability, *others)
-    return dataclasses.replace(
-        verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
+    known = calibration or shipped()
+    verdict = with_probability(with_forecast(_ruled(evidence), evidence), evidence, known)
+    others = (
+        about_hops(evidence),
+        chain_expected(evidence, verdict),
+        about_familiarity(evidence),
+        about_geometry(evidence),
+        about_items(evidence, verdict),
+        reference_class(evidence, verdict, known),
+        reasons.chosen_from(evidence.choice),
     )
+    found = sorted([*verdict.reasons, *itertools.chain(*others)], key=_place)
+    return dataclasses.replace(verdict, reasons=tuple(found), margin=evidence.margin)
 
 
 def _ruled(evidence: Evidence) -> Verdict:
@@ -91,17 +92,19 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     """The verdict of the level `evaluation`, without the reasons of geometry and coverage."""
     plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
     if not plain and not steps:
-        return Verdict("inconclusive", "evaluation", (reasons.no_comparison(),))
+        return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
     form = decisive_form(plain, steps)
     other = steps if form is plain else plain
     decision, compressed = decide(form)
     best = form[0]
     found = [reasons.gain(best, decision)]
-    if best.outcome == best.enough != best.gain.outcome:
+    if best.binds(best.enough):
         found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
         found.append(reasons.other_form(other[0]))
-    found += [reasons.controls(best), *reasons.retention(best, evidence.retention)]
+    found.append(reasons.controls(best))
+    asked = evidence.retention
+    found += [reasons.retention(best, task, share, asked) for task, share in best.kept.items()]
     found += [reasons.compression(c, compressed) for c in form if c.lossy]
     chain = chain_gain(evidence)
     if chain:
@@ -114,8 +117,3 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     own = best.gain
     gain = DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
     return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
-
-
-def _conflict(issue: Issue) -> Reason:
-    cure = f" {issue.cure}" if issue.cure else ""
-    return reason_of("structural-conflict", f"{issue.code}: {issue.message}{cure}")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraprobe.records import Reason
+from loraprobe.formatting import count, listing
+from loraprobe.records import FORMS, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
 from loraprobe.verdict.codes import reason_of
-from loraprobe.verdict.complement import complement
 from loraprobe.verdict.evaluated import Candidate, chain_gain
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import (
@@ -29,6 +29,9 @@ from loraprobe.verdict.ranking import (
     option,
     options,
 )
+
+PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
+ROUTER = f"centroid:{PER_PROMPT}"
 
 
 def action_of(kind: str, part: str, system: str) -> str:
@@ -62,15 +65,52 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "gather-evidence", unadvised
     ceiling = _base_at_ceiling(evidence)
     if ceiling is not None:
-        return "use-base", [_base_suffices(evidence, ceiling, best), *unadvised]
+        return "use-base", [_why(evidence, ceiling, best), *unadvised]
     if chosen is not None and answers(evidence, chosen):
         return _use(evidence, chosen, best, measured, unadvised)
     if best.gain.high < 0 and evidence.kind(best.against) == "base":
-        return "use-base", [_base_is_better(best), *unadvised]
+        told = reason_of("base-is-better", best.gain.high, 0.0, best=best)
+        return "use-base", [told, *unadvised]
     if cause is None or evidence.several:
         return "train-target-adapter", []
     action, advice = cure(evidence, best.system, cause.name)
     return action, about_cause(cause, best.system, advice)
+
+
+def complement(evidence: Evidence, best: Option | None) -> Reason | None:
+    """That the adapters together answer what none of them and no measured option answers.
+
+    Somebody who chose the right adapter for every item would then score more, and a router that
+    chooses by prompt can approach that. best: the best measured option. The right choice of adapter
+    has to be shown to score more than it, and more than adapters that are right independently of
+    each other. None if a router that chooses by prompt was measured, because it has shown then what
+    it can do.
+    """
+    routers = evidence.systems(("router",))
+    if evidence.several or best is None or any(PER_PROMPT in name for name in routers):
+        return None
+    found = [
+        row
+        for row in evidence.oracles
+        if row.part in FORMS
+        and len({evidence.same_as(name) for name in row.adapters}) > 1
+        and row.ci95[0] > max(best.high, row.independent)
+    ]
+    if not found:
+        return None
+    top = max(found, key=lambda row: (row.value, row.part))
+    names = sorted({evidence.same_as(name) for name in top.adapters})
+    return reason_of(
+        "adapters-complement",
+        top.value,
+        best.score,
+        names=listing(names),
+        form=fmt.PART[top.part],
+        right=round(top.value * top.n),
+        questions=count(top.n, "question"),
+        alone=max(evidence.mean(name, top.part) or 0.0 for name in names),
+        router=ROUTER,
+    )
 
 
 def _single_of_library(evidence: Evidence, chosen: Option | None) -> bool:
@@ -124,10 +164,24 @@ def _use(
     """The action that uses the best measured option, and why."""
     if chosen.kind == "switch":
         return _keep_apart(evidence, best)
-    reasons = {"adapter": _single_suffices, "base": _base_suffices}
-    why = reasons.get(chosen.kind, _best_measured)(evidence, chosen, best)
-    doubt = _not_told_apart(chosen, not_told_apart(evidence, chosen, measured))
-    return action_of(chosen.kind, chosen.part, chosen.system), [why, *doubt, *unadvised]
+    told = [_why(evidence, chosen, best)]
+    others = not_told_apart(evidence, chosen, measured)
+    if others:
+        top = max(others, key=lambda one: (one.score, one.system))
+        gap = top.score - chosen.score
+        told.append(reason_of("not-told-apart", gap, 0.0, other=top, chosen=chosen))
+    return action_of(chosen.kind, chosen.part, chosen.system), [*told, *unadvised]
+
+
+def _why(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
+    """Why the best option is used, which is no switch of adapters."""
+    code, value, threshold = {
+        "base": ("base-suffices", chosen.low, None),
+        "adapter": ("single-suffices", chosen.score, evidence.tie),
+    }.get(chosen.kind, ("best-measured", chosen.score, evidence.margin))
+    own = abs(evidence.mean(best.system, best.part) or 0.0)
+    where = ", on every task" if evidence.several else ""
+    return reason_of(code, value, threshold, chosen=chosen, best=best, own=own, everywhere=where)
 
 
 def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]:
@@ -140,8 +194,7 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     learned = all(share is not None for share in best.kept.values())
     action = SWITCH if learned else "train-target-adapter"
     what = "load each task's own adapter" if learned else "train one adapter on all tasks"
-    text = f"No merge and no router keeps all skills: {what}."
-    return action, [reason_of("switch-adapters", text)]
+    return action, [reason_of("switch-adapters", what=what)]
 
 
 def _base_at_ceiling(evidence: Evidence) -> Option | None:
@@ -150,67 +203,3 @@ def _base_at_ceiling(evidence: Evidence) -> Option | None:
         return None
     sure = [one for one in options(evidence, ("base",)) if one.low > 1 - evidence.tie]
     return best_option(evidence, sure)
-
-
-def _base_is_better(best: Candidate) -> Reason:
-    return reason_of(
-        "base-is-better",
-        f"The base alone is better than every composition: {best.system} differs from it by "
-        f"{best.gain}.",
-        best.gain.high,
-        0.0,
-    )
-
-
-def _single_suffices(evidence: Evidence, single: Option, best: Candidate) -> Reason:
-    own = evidence.mean(best.system, best.part) or 0.0
-    everywhere = ", on every task" if evidence.several else ""
-    return reason_of(
-        "single-suffices",
-        f"{single.system} alone, {fmt.PART[single.part]}, scores {fmt.number(abs(single.score))}"
-        f"{everywhere}, the best composition ({best.system}) {fmt.number(abs(own))}.",
-        single.score,
-        evidence.tie,
-    )
-
-
-def _named(one: Option) -> str:
-    """An option in words, with the form in which it is asked."""
-    if one.kind == "chain":
-        return "A chain, asked hop after hop"
-    who = {"base": "the base", "switch": "each task's own adapter"}.get(one.kind, one.system)
-    return f"{who}, {fmt.PART[one.part]}"
-
-
-def _best_measured(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
-    return reason_of(
-        "best-measured",
-        f"{_named(chosen)}, is the best that was measured, {fmt.number(abs(chosen.score))}, though "
-        "it is not shown to gain what you asked for.",
-        chosen.score,
-        evidence.margin,
-    )
-
-
-def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
-    if not others:
-        return []
-    top = max(others, key=lambda one: (one.score, one.system))
-    return [
-        reason_of(
-            "not-told-apart",
-            f"{_named(top)}, scores {fmt.number(abs(top.score))}: that is not told apart from "
-            f"{fmt.number(abs(chosen.score))} for {chosen.system}.",
-            top.score - chosen.score,
-            0.0,
-        )
-    ]
-
-
-def _base_suffices(evidence: Evidence, base: Option, best: Candidate) -> Reason:
-    return reason_of(
-        "base-suffices",
-        f"The base alone, {fmt.PART[base.part]}, scores {fmt.number(abs(base.score))}: no adapter "
-        "is needed for this.",
-        base.low,
-    )

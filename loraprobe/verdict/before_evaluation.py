@@ -11,10 +11,8 @@ three cases:
   base, and none of them answers the composed question: two one-hop adapters over unfamiliar
   entities do not compose (arXiv 2506.13479).
 
-A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
-unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
-words, lies below UNKNOWN. Both are conventions of this tool. None of
-these levels gives `likely`: whether the pieces compose has to be measured.
+What a system knows and what is unknown to it is defined in `knowledge`. None of these levels gives
+`likely`: whether the pieces compose has to be measured.
 
 On a *first round* of compositions, on a few items of each task, the rules of an evaluation hold, so
 it decides only where its interval does; with 30 items that takes a gain of about 0.3. Where it
@@ -25,9 +23,8 @@ what compositions do outranks what is expected of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from types import MappingProxyType
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.formatting import count, listing
@@ -36,77 +33,62 @@ from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
-from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
+from loraprobe.verdict.knowledge import (
+    Hops,
+    held_at_most,
+    hop_knowledge,
+    is_known,
+    is_unknown,
+)
 from loraprobe.verdict.ranking import best_option, options
 
 # What compositions of others gained, which is all that is known before a question is asked.
 ELSEWHERE = reason_of(
     "measured-elsewhere",
-    f"Of 603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 % gained more than "
-    f"{fmt.number(MARGIN)} over base and singles (arXiv 2602.12323).",
     0.19,
     source="computed from the data of arXiv 2602.12323: LoraHub, weights searched on 100 examples, "
     "46 tasks",
+    sets="603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 %",
+    margin=MARGIN,
+    over=" over base and singles (arXiv 2602.12323)",
 )
-Hops = Mapping[int, Mapping[str, Knowledge]]
-
-
-OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing, and what may
+# Why a level decides nothing, the cheapest evidence that may, and why it is the cheapest.
+OPEN: dict[EvidenceLevel, tuple[str, str, str]] = {
     "weights": (
-        reason_of(
-            "weights-do-not-decide",
-            "Weights tell whether adapters fit together, not whether composing them helps.",
-        ),
-        reason_of(
-            "next-evidence",
-            "The cheapest next evidence: --probe auto asks the base without a task file.",
-            source="cost: no composition is built or scored",
-        ),
-        ELSEWHERE,
+        "weights-do-not-decide",
+        "--probe auto asks the base without a task file",
+        "cost: no composition is built or scored",
     ),
     "probes": (
-        reason_of(
-            "probes-do-not-decide",
-            "Probes tell what the base knows, not whether a composition answers questions.",
-        ),
-        reason_of(
-            "next-evidence",
-            "The cheapest next evidence: a task file with questions that need both adapters.",
-            source="a verdict needs a question with a known answer",
-        ),
-        ELSEWHERE,
+        "probes-do-not-decide",
+        "a task file with questions that need both adapters",
+        "a verdict needs a question with a known answer",
     ),
     "base": (
-        reason_of(
-            "base-does-not-decide",
-            "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
-            "split over adapters that share nothing.",
-        ),
-        reason_of(
-            "next-evidence",
-            "The cheapest next evidence: merge-and-eval scores the compositions themselves.",
-            source="coverage cannot see whether known pieces compose",
-        ),
+        "base-does-not-decide",
+        "merge-and-eval scores the compositions themselves",
+        "coverage cannot see whether known pieces compose",
     ),
 }
 
 
 def undecided(level: EvidenceLevel) -> Verdict:
     """Inconclusive at this level, with the cheapest next evidence."""
-    return Verdict("inconclusive", level, OPEN[level])
+    code, what, source = OPEN[level]
+    reasons = [reason_of(code), reason_of("next-evidence", source=source, what=what)]
+    return Verdict("inconclusive", level, (*reasons, *([] if level == "base" else [ELSEWHERE])))
 
 
 def judge_base(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
-    hops = {} if evidence.several else hop_knowledge(evidence)
-    for rule in (nothing_to_gain, _hop_unknown, _disjoint):
-        verdict = rule(evidence, hops)
-        if verdict is not None:
-            return verdict
-    return undecided("base")
+    found = nothing_to_gain(evidence)
+    if found is None and not _answers_target(evidence):
+        hops = hop_knowledge(evidence)
+        found = _hop_unknown(hops) or _disjoint(evidence, hops)
+    return found or undecided("base")
 
 
-def nothing_to_gain(evidence: Evidence, hops: Hops = MappingProxyType({})) -> Verdict | None:
+def nothing_to_gain(evidence: Evidence) -> Verdict | None:
     """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
     if evidence.losses:
         return None  # a loss has no ceiling
@@ -119,123 +101,86 @@ def nothing_to_gain(evidence: Evidence, hops: Hops = MappingProxyType({})) -> Ve
     if best is None:
         return None
     low = lows[best]
-    reason = reason_of(
-        "nothing-to-gain",
-        f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "
-        f"{fmt.number(low)}: no composition can gain {fmt.number(evidence.margin)} on it.",
-        low,
-        ceiling,
-    )
+    who, margin = fmt.who(best.system), evidence.margin
+    reason = reason_of("nothing-to-gain", low, ceiling, who=who, best=best, margin=margin)
     action = f"use-single:{best.system}" if best.kind == "adapter" else "use-base"
     return Verdict("unlikely", "base", (reason,), None, action)
 
 
 def _answers_target(evidence: Evidence) -> bool:
     """Whether the base or an adapter may answer the composed question, or none was scored on it."""
-    alone = [row for row in evidence.evaluation if row.kind in BASELINES]
-    rows = [row for row in alone if row.part == "question"]
-    return (
-        evidence.losses
-        or not rows
-        or any((row.contains_ci95 or row.ci95)[1] >= UNKNOWN for row in rows)
-    )
+    asked = [s for s in evidence.evaluation if s.kind in BASELINES and s.part == "question"]
+    return evidence.losses or not all(map(is_unknown, asked)) or not asked
 
 
-def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
+def _hop_unknown(hops: Hops) -> Verdict | None:
     """`unlikely` if a hop is unknown to all."""
     for hop, systems in hops.items():
-        if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
-            continue
-        if all(knowledge.unknown for knowledge in systems.values()):
-            high = max(knowledge.held_ci95[1] for knowledge in systems.values())
-            reason = reason_of(
-                "hop-unknown-to-all",
-                f"Hop {hop} is known to no adapter and not to the base (the answer stands in "
-                f"{_at_most(high)}): train an adapter that knows it.",
-                high,
-                UNKNOWN,
-            )
+        scores = systems.values()
+        if "base" in systems and len(systems) > 1 and all(map(is_unknown, scores)):
+            high = max(map(held_at_most, scores))
+            reason = reason_of("hop-unknown-to-all", high, UNKNOWN, hop=hop)
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
     return None
 
 
-def _at_most(share: float) -> str:
-    """A share of replies that shows a hop to be unknown, with the threshold that it is below."""
-    return f"at most {fmt.number(share)} of the replies, below {fmt.number(UNKNOWN)}"
-
-
 def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     """`unlikely` if each hop is known to an adapter of its own and to nobody else."""
-    if len(hops) < 2 or _answers_target(evidence):
+    if len(hops) < 2:
         return None
-    if not all("base" in systems and systems["base"].unknown for systems in hops.values()):
+    if not all("base" in systems and is_unknown(systems["base"]) for systems in hops.values()):
         return None
     knowers = {
-        hop: sorted({evidence.same_as(name) for name, k in systems.items() if k.known})
+        hop: sorted({evidence.same_as(name) for name, score in systems.items() if is_known(score)})
         for hop, systems in hops.items()
     }
-    clear = all(k.known or k.unknown for systems in hops.values() for k in systems.values())
+    scores = [score for systems in hops.values() for score in systems.values()]
+    clear = all(is_known(score) or is_unknown(score) for score in scores)
     owners = [names[0] for names in knowers.values() if len(names) == 1]
     if not clear or len(owners) != len(hops) or len(set(owners)) != len(owners):
         return None
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
-    worst = max(systems["base"].held_ci95[1] for systems in hops.values())
-    reason = reason_of(
-        "disjoint-hops",
-        f"Each hop is known to one adapter alone ({spread}), none to the base (the answer stands "
-        f"in {_at_most(worst)}): such adapters do not compose.",
-        worst,
-        UNKNOWN,
-    )
-    chain = _chain_of(product, evidence)
+    worst = max(held_at_most(systems["base"]) for systems in hops.values())
+    reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
+    chain = reason_of("chain-expected", product, evidence.margin)
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
 
 
-def chain_expected(evidence: Evidence) -> list[Reason]:
+def chain_expected(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """What a chain would answer, if none was measured and it exceeds every measured option."""
-    hops = {} if evidence.several else hop_knowledge(evidence)
+    hops, told = hop_knowledge(evidence), {reason.code for reason in verdict.reasons}
     measured = [one.score for one in options(evidence, (*BASELINES, *COMPOSITIONS))]
-    if len(hops) < 2 or not measured or evidence.systems(("chain",)):
-        return []
-    product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
-    return [_chain_of(product, evidence)] if product > max(measured) + evidence.tie else []
+    if len(hops) > 1 and measured and not evidence.systems(("chain",)):
+        product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
+        if product > max(measured) + evidence.tie and "chain-expected" not in told:
+            yield reason_of("chain-expected", product, evidence.margin)
 
 
-def _chain_of(product: float, evidence: Evidence) -> Reason:
-    return reason_of(
-        "chain-expected",
-        f"Asked hop after hop of whoever answers it best, about {fmt.number(product)} of the "
-        "questions would be answered, the product of the hop accuracies.",
-        product,
-        evidence.margin,
-    )
-
-
-def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibration) -> list[Reason]:
+def reference_class(
+    evidence: Evidence, verdict: Verdict, calibration: Calibration
+) -> Iterator[Reason]:
     """What adapter sets on such a base and kind of task gained, where little was measured here.
 
     Weights and probes know no task; they have ELSEWHERE.
     """
     if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
-        return []
+        return
     found = calibration.reference_class(evidence.base, evidence.kind_of_task)
     if found is None or found.sets < FEWEST_SETS:
-        return []
+        return
     share = share_above(found.gained, evidence.margin)
     bases = count(found.bases, f"{found.base} base")
-    mean = " in the mean" if found.kind.tasks > 1 else ""
-    return [
-        reason_of(
-            "measured-elsewhere",
-            f"Of {found.sets} adapter sets for {found.kind} on {bases}, "
-            f"{share:.0%} had a composition that gained more than "
-            f"{fmt.number(evidence.margin)}{mean}.",
-            share,
-            evidence.margin,
-            source="the sets that loraprobe lab calibrate measured (examples/calibration)",
-        )
-    ]
+    yield reason_of(
+        "measured-elsewhere",
+        share,
+        evidence.margin,
+        source="the sets that loraprobe lab calibrate measured (examples/calibration)",
+        sets=f"{found.sets} adapter sets for {found} on {bases}, {share:.0%} had a "
+        "composition that",
+        margin=evidence.margin,
+        over=" in the mean" if found.tasks > 1 else "",
+    )
 
 
 def expected(before: Verdict) -> list[Reason]:
@@ -271,9 +216,5 @@ def _first_round(evidence: Evidence) -> Reason:
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.evaluation if row.system in systems)
     each = " of each task" if evidence.several else ""
-    return reason_of(
-        "first-round",
-        f"This is a first round of {listing(systems)} on {count(items, 'item')}{each}; "
-        "merge-and-eval --resume uses the answers again.",
-        float(items),
-    )
+    asked = count(items, "item") + each
+    return reason_of("first-round", float(items), systems=listing(systems), items=asked)

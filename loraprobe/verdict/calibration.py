@@ -36,12 +36,10 @@ classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases"
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter, ValidationError
@@ -50,7 +48,6 @@ from loraprobe.errors import UsageError
 from loraprobe.json_types import first_problem
 from loraprobe.verdict.evidence import BaseShape, Kind
 
-FILE = "calibration.json"
 FORMAT = 4
 SMALL = 256  # the largest hidden size of a small base
 SIZES = {
@@ -114,21 +111,13 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class ReferenceClass:
+class ReferenceClass(Kind):
     """What the best composition of measured adapter sets gained, on one kind of base and task."""
 
     base: str
-    tasks: int
-    hops: int
-    metric: str
     sets: int
     bases: int
     gained: GainedShares
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of task that was asked."""
-        return Kind(self.tasks, self.hops, self.metric)
 
 
 @dataclass(frozen=True)
@@ -191,8 +180,9 @@ class Calibration:
         """The measured adapter sets on such a base and kind of task."""
         if base is None:
             return None
-        wanted = kind_of_base(base), kind
-        return next((one for one in self.classes if (one.base, one.kind) == wanted), None)
+        wanted = kind_of_base(base), kind.tasks, kind.hops, kind.metric
+        named = ((one, (one.base, one.tasks, one.hops, one.metric)) for one in self.classes)
+        return next((one for one, name in named if name == wanted), None)
 
 
 def kind_of_base(base: BaseShape) -> str:
@@ -212,35 +202,18 @@ def share_above(gained: GainedShares, margin: float) -> float:
 @functools.cache
 def shipped() -> Calibration:
     """The calibration that ships with the package."""
-    file = importlib.resources.files("loraprobe.verdict") / FILE
-    return _parsed(file.read_text(encoding="utf-8"), f"loraprobe's own {FILE}")
-
-
-def read_calibration(path: str | Path) -> Calibration:
-    """A calibration file that somebody names. Raises UsageError where it is none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} cannot be read as a calibration ({type(error).__name__}); "
-            "`loraprobe lab calibrate` writes one."
-        ) from None
-    return _parsed(text, str(path))
+    return read_calibration(Path(__file__).with_name("calibration.json"))
 
 
 _FILE = TypeAdapter(Calibration)
 
 
-def _parsed(text: str, name: str) -> Calibration:
+def read_calibration(path: str | Path) -> Calibration:
+    """A calibration file. Raises UsageError where it is none."""
     try:
-        return _FILE.validate_json(text, strict=True)
+        return _FILE.validate_json(Path(path).read_text(encoding="utf-8"), strict=True)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read as a calibration ({type(error).__name__})"
     except ValidationError as error:
-        raise UsageError(
-            f"{name} is no calibration of format {FORMAT}: {first_problem(error)}; `loraprobe lab "
-            "calibrate` writes one."
-        ) from None
-
-
-def calibration_of(document: Mapping[str, Any]) -> Calibration:
-    """A calibration from its document. Raises UsageError for one that is none."""
-    return _parsed(json.dumps(document), "the document")
+        problem = f"is no calibration of format {FORMAT}: {first_problem(error)}"
+    raise UsageError(f"{path} {problem}; `loraprobe lab calibrate` writes one.")

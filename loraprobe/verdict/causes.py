@@ -9,14 +9,8 @@ from loraprobe.records import Reason
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
-CAUSES = {  # each with what its wrong answers show
-    "step_by_step": "are right when asked step by step",
-    "said_otherwise": "hold the right answer in other words",
-    "unknown": "need a hop that no adapter and not the base knows",
-    "cut_off": "ended at the limit of tokens",
-    "interference": "lose a hop that one adapter alone knows",
-    "not_composed": "keep every hop and still fail",
-}
+# Of several that are equally common the first counts.
+CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 BY_HOP = "ask each hop of whoever answers it best"
 
 
@@ -45,12 +39,12 @@ def about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Reas
     """The cause in one line, with the advice that follows from it if that is the action."""
     if cause is None:
         return []
-    what = f"Of {count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
     return [
         reason_of(
             "mostly-" + cause.name.replace("_", "-"),
-            f"{what} {CAUSES[cause.name]}{': ' + advice if advice else ''}.",
             cause.count / cause.items,
+            wrong=f"Of {count(cause.wrong, 'wrong answer')} of {system} {cause.count}",
+            advice=f": {advice}" if advice else "",
         )
     ]
 

@@ -1,4 +1,7 @@
-"""The stable codes of reasons, from codes.toml, those first that change most what a person does."""
+"""The stable codes of reasons with their sentences, from codes.toml.
+
+Those come first that change most what a person does.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ class Code:
 
     line: "why" explains a decision that is not `likely`, "watch" is counted as a warning, "lacks"
     says what the items do not have. sure: it tells how sure the verdict is. severity: that of a
-    reason that does not decide. source: where its threshold comes from.
+    reason that does not decide. source: where its threshold comes from. text: its sentence, with
+    what `reason_of` fills in in braces; "{text}" for those of geometry.toml.
     """
 
     meaning: str
@@ -26,12 +30,16 @@ class Code:
     sure: bool = False
     severity: Literal["decisive", "warning", "info"] = "info"
     source: str = ""
+    text: str = "{text}"
 
 
 _READ = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _SOURCES = {key: text.format(**vars(defaults)) for key, text in _READ["sources"].items()}
 CODES: Mapping[str, Code] = {
-    name: Code(**{**row, "source": _SOURCES.get(row.get("source", name), "")})
+    name: Code(
+        **{**row, "source": _SOURCES.get(row.get("source", name), "")},
+        text=_READ["text"].get(name, Code.text),
+    )
     for group in ("by-effect", "by-rule")
     for name, row in _READ[group].items()
 }
@@ -45,17 +53,19 @@ def effect(code: str) -> int:
 
 def reason_of(
     code: str,
-    message: str,
     value: float | None = None,
     threshold: float | None = None,
     *,
     decisive: bool = False,
     source: str = "",
+    **words: object,
 ) -> Reason:
-    """A reason with the severity and the source of its code.
+    """A reason with the sentence, the severity and the source of its code.
 
-    decisive: it carries the decision. source: where its code has none.
+    words: what its sentence names beside value and threshold; it need not name all. decisive: it
+    carries the decision. source: where its code has none.
     """
     known = CODES[code]
+    message = known.text.format(value=value, threshold=threshold, **words)
     severity = "decisive" if decisive else known.severity
     return Reason(code, message, value, threshold, source or known.source, severity)

@@ -155,6 +155,10 @@ class Candidate:
         said = (self.gain.outcome, self.beats_controls, self.retains, self.enough)
         return min(said, key=ORDER.__getitem__)
 
+    def binds(self, said: Outcome) -> bool:
+        """Whether what one criterion says, and not the gain, makes the outcome."""
+        return self.outcome == said != self.gain.outcome
+
     @property
     def lossy(self) -> bool:
         """Whether compression lost so much of the delta that the method itself was not tested."""

@@ -9,8 +9,7 @@ PART = {"question": "on the question", "steps": "step by step"}
 
 def number(value: float, digits: int = 2) -> str:
     """Two decimals, unless said otherwise, which is what a hundred items can support."""
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text
+    return f"{value:z.{digits}f}"  # without the sign of -0.00
 
 
 def who(system: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,18 +61,18 @@ RULES = tuple(
 )
 
 
-def about_geometry(evidence: Evidence) -> list[Reason]:
+def about_geometry(evidence: Evidence) -> Iterator[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
     Norms that were made equal before composing give no warning. That nearly equal updates started
-    from one seed is no warning of its own. One more reason says where no pair is redundant or
-    opposed.
+    from one seed is no warning of its own. One more reason gives
+    the cosine that is farthest from 0, where no pair is redundant or opposed.
     """
     whole = [m for m in evidence.diagnostics if m.module is None and m.value is not None]
     alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
     whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
     equal = evidence.duplicates
-    reasons = [_same(pair) for pair in equal]
+    yield from (reason_of("same-adapter", 1.0, 1.0, names=listing(pair)) for pair in equal)
     for rule in RULES:
         if evidence.balanced and rule.code == "norm-disparity":
             continue
@@ -80,8 +80,11 @@ def about_geometry(evidence: Evidence) -> list[Reason]:
         if rule.code == "nearly-equal-updates":
             beyond = [m for m in beyond if tuple(sorted(m.adapters)) not in equal]
         if beyond:
-            reasons.append(_by_rule(rule, beyond, whole))
-    return [*reasons, *_unrelated(whole)]
+            yield _by_rule(rule, beyond, whole)
+    cosines = [m.value or 0.0 for m in whole if m.name == "cosine" and len(m.adapters) == 2]
+    if cosines and min(cosines) >= OPPOSED_COSINE and max(cosines) <= EQUAL_COSINE:
+        farthest = max(cosines, key=abs)
+        yield reason_of("unrelated-updates", farthest, EQUAL_COSINE, opposed=OPPOSED_COSINE)
 
 
 def _by_rule(
@@ -96,16 +99,7 @@ def _by_rule(
     kind = "pair" if len(worst.adapters) > 1 else "adapter"
     more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
     said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
-    return reason_of(rule.code, said, value, rule.threshold)
-
-
-def _same(pair: Sequence[str]) -> Reason:
-    return reason_of(
-        "same-adapter",
-        f"{listing(pair)} are one adapter given twice: their updates are equal, so leave one out.",
-        1.0,
-        1.0,
-    )
+    return reason_of(rule.code, value, rule.threshold, text=said)
 
 
 def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: str) -> str:
@@ -118,16 +112,3 @@ def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: s
         f"{large} is {factor} times larger than {small}, which hardly shows in a merge: try "
         "--balance norm"
     )
-
-
-def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
-    """Where no pair is opposed or nearly equal, the cosine that is farthest from 0."""
-    cosines = [m.value or 0.0 for m in whole if m.name == "cosine" and len(m.adapters) == 2]
-    if not cosines or min(cosines) < OPPOSED_COSINE or max(cosines) > EQUAL_COSINE:
-        return []
-    farthest = max(cosines, key=abs)
-    text = (
-        f"Cosine {fmt.number(farthest)}: neither opposed ({fmt.number(OPPOSED_COSINE)}) nor "
-        f"redundant ({fmt.number(EQUAL_COSINE)})."
-    )
-    return [reason_of("unrelated-updates", text, farthest, EQUAL_COSINE)]

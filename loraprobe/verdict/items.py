@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from loraprobe.defaults import (
     CUT_MATTERS,
@@ -23,79 +24,65 @@ from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.reasons import few_items
 
 
-def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
+def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """What the number of items and the fields that they lack leave open."""
     scored = [row for row in evidence.evaluation if row.part == "question"]
     if not scored:
-        return []
-    found = _about_answers(evidence, verdict) + _about_template(evidence) + _about_rounds(evidence)
+        return
+    rows = _deciding(evidence, verdict)
+    yield from (*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence, verdict))
+    yield from (*_about_template(evidence), *_about_rounds(evidence))
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
     told = {reason.code for reason in verdict.reasons}
     if (fewest.clusters or fewest.n) < FEWEST_ITEMS and "few-items" not in told:
-        found.append(few_items(fewest.n, fewest.clusters or fewest.n, decisive=False))
+        yield few_items(fewest.n, fewest.clusters or fewest.n, decisive=False)
     if verdict.decision == "inconclusive":
-        found += _about_ceiling(evidence)
+        yield from _about_ceiling(evidence)
     if verdict.decision == "likely" or evidence.several or evidence.losses:
-        return found
+        return
     if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
-        return found  # the items of lm-evaluation-harness have no such fields
+        return  # the items of lm-evaluation-harness have no such fields
     parts = {row.part for row in evidence.evaluation}
-    generated = any(is_generated(row.metric) for row in evidence.evaluation)
-    if generated and "steps" not in parts:
-        found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
+    if "steps" not in parts and any(is_generated(row.metric) for row in evidence.evaluation):
+        yield reason_of("steps-missing")
     if not any(part.startswith("hop") for part in parts):
-        found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
-    return found
+        yield reason_of("hops-missing")
 
 
-def _about_rounds(evidence: Evidence) -> list[Reason]:
-    """That the run stopped early, at which look; empty if it did not."""
+def _about_rounds(evidence: Evidence) -> Iterator[Reason]:
+    """That the run stopped early, at which look."""
     rounds = evidence.rounds
-    if rounds is None or not rounds.early:
-        return []
-    return [
-        reason_of(
+    if rounds is not None and rounds.early:
+        yield reason_of(
             "stopped-early",
-            f"The decision held at look {rounds.used} of {rounds.planned}, after {rounds.items} of "
-            f"{count(rounds.total, 'item')}, so the run stopped early: the intervals allow for "
-            "every look. --all-items asks the rest.",
             float(rounds.items),
             float(rounds.total),
             source=f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+            rounds=rounds,
+            items=count(rounds.total, "item"),
         )
-    ]
 
 
-def _about_template(evidence: Evidence) -> list[Reason]:
+def _about_template(evidence: Evidence) -> Iterator[Reason]:
     """That the chat template changes the answers, where it does."""
-    found = []
     for row in evidence.coverage:
         if row.name != "chat_template" or row.value is None or row.baseline is None:
             continue
-        if abs(row.value - row.baseline) >= TEMPLATE_MATTERS:
-            used = "with" if row.value > row.baseline else "without"
-            found.append(
-                reason_of(
-                    "template-matters",
-                    f"The chat template changes the answers: {fmt.number(row.value)} right with "
-                    f"it, {fmt.number(row.baseline)} without, on {row.n} questions. Serve {used} "
-                    "it, as was done here.",
-                    row.value - row.baseline,
-                    TEMPLATE_MATTERS,
-                )
-            )
-    return found
+        difference = row.value - row.baseline
+        used = "with" if difference > 0 else "without"
+        if abs(difference) >= TEMPLATE_MATTERS:
+            yield reason_of("template-matters", difference, TEMPLATE_MATTERS, row=row, used=used)
 
 
-def _about_ceiling(evidence: Evidence) -> list[Reason]:
+def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
     """That no answers to so few items can show that nothing is left to gain.
 
     A score is at the ceiling if the lower end of its interval exceeds 1 - margin. If every item is
     right, Wilson's interval starts at n / (n + z^2).
     """
     if evidence.losses or evidence.several or not 0 < evidence.margin < 1:
-        return []
+        return
     ceiling = 1 - evidence.margin
     needed = math.floor(Z95**2 * ceiling / evidence.margin) + 1
     rows = [
@@ -104,29 +91,16 @@ def _about_ceiling(evidence: Evidence) -> list[Reason]:
         if row.kind in BASELINES and row.part in FORMS and row.value > ceiling >= row.ci95[0]
     ]
     best = max(rows, key=lambda row: (row.value, row.system), default=None)
-    if best is None or (best.clusters or best.n) >= needed:
-        return []
-    unit = "clusters of questions" if best.clusters else "questions"
-    return [
-        reason_of(
+    if best is not None and (best.clusters or best.n) < needed:
+        yield reason_of(
             "ceiling-out-of-reach",
-            f"{fmt.who(best.system)} scores {fmt.number(best.value)}, but to show that nothing can "
-            f"gain {fmt.number(evidence.margin)} on it takes at least {needed} {unit}, all right "
-            f"({best.clusters or best.n} given).",
             float(best.clusters or best.n),
             float(needed),
+            who=fmt.who(best.system),
+            row=best,
+            margin=evidence.margin,
+            units="clusters of questions" if best.clusters else "questions",
         )
-    ]
-
-
-def _missing(what: str, field: str, unknown: str) -> Reason:
-    return reason_of(f"{what}-missing", f"The items have no `{field}`, so {unknown}.")
-
-
-def _about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:
-    """What a reader of the scores has to know about the answers behind them."""
-    rows = _deciding(evidence, verdict)
-    return [*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence, verdict)]
 
 
 def _deciding(evidence: Evidence, verdict: Verdict) -> list[Score]:
@@ -142,26 +116,20 @@ def _deciding(evidence: Evidence, verdict: Verdict) -> list[Score]:
     return [row for row in rows if row.system in names and row.part in FORMS]
 
 
-def _about_cut(evidence: Evidence, rows: list[Score]) -> list[Reason]:
+def _about_cut(evidence: Evidence, rows: list[Score]) -> Iterator[Reason]:
     """That answers which may have been right were cut, and the limit to try."""
     worst = max(rows, key=_lost, default=None)
     if worst is None or _lost(worst) <= CUT_MATTERS:
-        return []
+        return
     parts = {row.part for row in evidence.evaluation}
     given = evidence.max_new_tokens
     limit = given or (WORKED_TOKENS if worst.part == "steps" else PLAIN_TOKENS)
     # The option sets the limit of worked answers as well, which must not become smaller.
     wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
     where = fmt.PART.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
-    return [
-        reason_of(
-            "answers-cut",
-            f"{worst.cut or 0.0:.0%} of the answers of {worst.system}, {where}, ended at the limit "
-            f"of {limit} tokens: try --max-new-tokens {wanted}.",
-            worst.cut,
-            CUT_MATTERS,
-        )
-    ]
+    yield reason_of(
+        "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
+    )
 
 
 def _lost(row: Score) -> float:
@@ -169,44 +137,37 @@ def _lost(row: Score) -> float:
     return min(row.cut or 0.0, 1 - (row.contains or 0.0))
 
 
-def _about_wording(rows: list[Score]) -> list[Reason]:
+def _about_wording(rows: list[Score]) -> Iterator[Reason]:
     """That answers are right in other words only, so that the metric decides."""
     row = max(rows, key=_otherwise, default=None)
-    if row is None or row.contains is None or _otherwise(row) <= SAID_OTHERWISE:
-        return []
-    return [
-        reason_of(
+    if row is not None and _otherwise(row) > SAID_OTHERWISE:
+        yield reason_of(
             "said-otherwise",
-            f"A right answer stands in {fmt.number(row.contains)} of the replies of {row.system}, "
-            f"{fmt.PART[row.part]}, and {fmt.number(row.value)} are right by "
-            f"{row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
             _otherwise(row),
             SAID_OTHERWISE,
+            row=row,
+            form=fmt.PART[row.part],
+            metric=row.metric.replace("_", " "),
         )
-    ]
 
 
 def _otherwise(row: Score) -> float:
     return 0.0 if row.contains is None or row.part not in FORMS else row.contains - row.value
 
 
-def _about_gold(evidence: Evidence, verdict: Verdict) -> list[Reason]:
+def _about_gold(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """That gold answers hold what exact match drops, the metric that sees it, and how many of the
     best composition's right answers it holds right."""
-    several = evidence.several
     system = verdict.system if verdict.gain is None else verdict.gain.system
-    reasons = []
     for task, (metric, example) in evidence.normalised.items():
         right, strictly = evidence.stricter.get((system or "", task), (0, 0))
-        told = f", by which {strictly} of the {right} right answers of {system} stay right"
-        reasons.append(
-            reason_of(
-                "answers-normalised",
-                f"Exact match drops case, articles and punctuation, which the answers of {task} "
-                f"may need ({example}): use --metric {f'{task}={metric}' if several else metric}"
-                f"{told if right else ''}.",
-                float(strictly) if right else None,
-                float(right) if right else None,
-            )
+        stay = f", by which {strictly} of the {right} right answers of {system} stay right"
+        yield reason_of(
+            "answers-normalised",
+            float(strictly) if right else None,
+            float(right) if right else None,
+            task=task,
+            example=example,
+            metric=f"{task}={metric}" if evidence.several else metric,
+            stay=stay if right else "",
         )
-    return reasons

@@ -2,14 +2,13 @@
 
 A hop is *known* to a system if the lower bound of its accuracy is at least KNOWN. It is *unknown*
 if the upper bound of the share of replies in which the answer stands, in whatever words, lies below
-UNKNOWN. Between the two nothing is claimed.
+UNKNOWN. Between the two nothing is claimed. Both thresholds are conventions of this tool.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 from loraprobe.defaults import (
     FAMILIAR,
@@ -20,129 +19,91 @@ from loraprobe.defaults import (
     UNKNOWN,
 )
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, Interval, Reason
+from loraprobe.records import BASELINES, Interval, Reason, Score
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
-
-@dataclass(frozen=True)
-class Knowledge:
-    """How well one system answers one hop.
-
-    `held` is the share of replies in which the answer stands, `held_ci95` its interval.
-    """
-
-    value: float
-    ci95: Interval
-    held: float
-    held_ci95: Interval
-
-    @property
-    def known(self) -> bool:
-        return self.ci95[0] >= KNOWN
-
-    @property
-    def unknown(self) -> bool:
-        return self.held_ci95[1] < UNKNOWN
+Hops = Mapping[int, Mapping[str, Score]]
 
 
-def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
-    """hop -> system ("base" or an adapter's name) -> how well it answers, for one task.
-
-    The probe `hop_accuracy` gives the accuracy, or the scores of the parts `hop1`, `hop2` ... if
-    the probe did not run; those scores also say in how many replies the answer stands.
-    """
-    found: dict[int, dict[str, Knowledge]] = {}
-    for score in evidence.evaluation:
-        if score.kind in BASELINES and score.part.startswith("hop") and not evidence.losses:
-            name = "base" if score.kind == "base" else score.system
-            hop = int(score.part.removeprefix("hop"))
-            found.setdefault(hop, {})[name] = Knowledge(
-                score.value,
-                score.ci95,
-                score.value if score.contains is None else score.contains,
-                score.contains_ci95 or score.ci95,
-            )
-    for row in evidence.coverage:
-        if row.name == "hop_accuracy" and row.hop and row.value is not None and row.ci95:
-            name = row.adapters[0] if row.adapters else "base"
-            scored = found.setdefault(row.hop, {}).get(name)
-            held = (scored.held, scored.held_ci95) if scored else (row.value, row.ci95)
-            found[row.hop][name] = Knowledge(row.value, row.ci95, *held)
+def hop_knowledge(evidence: Evidence) -> Hops:
+    """hop -> "base" or an adapter's name -> its score, for one task whose scores are no losses."""
+    found: dict[int, dict[str, Score]] = {}
+    for score in () if evidence.several or evidence.losses else evidence.evaluation:
+        if score.kind in BASELINES and score.part.startswith("hop"):
+            hop, base = int(score.part.removeprefix("hop")), score.kind == "base"
+            found.setdefault(hop, {})["base" if base else score.system] = score
     return dict(sorted(found.items()))
 
 
-def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
-    """One reason for each hop: the system that answers it best, and the base."""
-    reasons = []
-    for hop, systems in hops.items():
-        best = min(systems, key=lambda name: (-systems[name].value, -systems[name].held, name))
-        who = "the base" if best == "base" else best
-        text = f"Hop {hop}: {who} answers best, {fmt.number(systems[best].value)}"
-        if systems[best].held - systems[best].value > SAID_OTHERWISE:
-            text += f", and the answer stands in {fmt.number(systems[best].held)} of its replies"
-        if systems[best].held == 0:
+def is_known(score: Score) -> bool:
+    return score.ci95[0] >= KNOWN
+
+
+def is_unknown(score: Score) -> bool:
+    return held_at_most(score) < UNKNOWN
+
+
+def held_at_most(score: Score) -> float:
+    """The upper bound of the share of replies in which the answer stands."""
+    return (score.contains_ci95 or score.ci95)[1]
+
+
+def about_hops(evidence: Evidence) -> Iterator[Reason]:
+    """One reason for each hop of one task: the system that answers it best, and the base."""
+    for hop, systems in hop_knowledge(evidence).items():
+        held = {n: s.value if s.contains is None else s.contains for n, s in systems.items()}
+        best = min(systems, key=lambda name: (-systems[name].value, -held[name], name))
+        value, who = systems[best].value, "the base" if best == "base" else best
+        text = f"Hop {hop}: {who} answers best, {fmt.number(value)}"
+        if held[best] - value > SAID_OTHERWISE:
+            text += f", and the answer stands in {fmt.number(held[best])} of its replies"
+        if held[best] == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
             text += f"; the base {fmt.number(systems['base'].value)}"
-        code = "hop-known" if systems[best].known else "hop-in-doubt"
-        code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
-        reasons.append(reason_of(code, text + ".", systems[best].value, KNOWN))
-    return reasons
+        code = "hop-known" if is_known(systems[best]) else "hop-in-doubt"
+        code = "hop-unknown" if all(map(is_unknown, systems.values())) else code
+        yield reason_of(code, value, KNOWN, who_answers=text)
 
 
-def about_familiarity(evidence: Evidence) -> list[Reason]:
+def about_familiarity(evidence: Evidence) -> Iterator[Reason]:
     """How familiar the base is with the questions, from the probes that ran."""
-    reasons = []
     swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
     with_hops = {row.task for row in swaps if row.hop}
     for row in evidence.coverage:
         if row.name == "familiarity" and not row.adapters and row.value is not None:
-            reasons.append(_about_share(row.value, row.n))
+            yield _about_share(row.value, row.n)
     for row in swaps:
         # The rows of the hops say more than the row of the composed question.
         has_hop_rows = row.hop is None and row.task in with_hops
         if row.value is not None and row.ci95 and not has_hop_rows:
             where = f"hop {row.hop} of {row.task}" if row.hop else row.task or "the probes"
-            reasons.append(_about_names(where, row.value, row.ci95))
-    return reasons
+            yield _about_names(where, row.value, row.ci95)
 
 
 def _about_share(share: float, n: int) -> Reason:
     if n < FEWEST_ANSWERS:
-        return reason_of(
-            "probes-too-few",
-            f"Only {count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
-            "needed: give --probe FILE with questions of your own.",
-            float(n),
-            float(FEWEST_ANSWERS),
-        )
+        answers = count(n, "answer")
+        return reason_of("probes-too-few", float(n), float(FEWEST_ANSWERS), answers=answers)
     word = familiarity(share)
-    return reason_of(
-        f"probes-{word}",
-        f"{word.capitalize()}: the base would give {share:.0%} of the tokens of {n} answers of the "
-        "adapters itself; an adapter's answers are not the truth.",
-        share,
-        UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
-    )
+    threshold = UNFAMILIAR if word == "unfamiliar" else FAMILIAR
+    return reason_of(f"probes-{word}", share, threshold, n=n)
 
 
 def _about_names(where: str, value: float, ci95: Interval) -> Reason:
-    times, low, high = (math.exp(min(figure, 20.0)) for figure in (value, *ci95))
-    if ci95[0] > 0:
-        code, tail = "familiar-names", "the base knows them"
-    elif ci95[1] < 0:
-        code, tail = "unfamiliar-names", "they do not help the base"
-    else:
-        code, tail = "unfamiliar-names", "it is not shown that the base knows them"
+    times, low, high = (_factor(math.exp(min(figure, 20.0))) for figure in (value, *ci95))
     return reason_of(
-        code,
-        f"On {where} the real names make the answer {_factor(times)} [{_factor(low)}, "
-        f"{_factor(high)}] times as likely as made-up ones: {tail}.",
+        "familiar-names" if ci95[0] > 0 else "unfamiliar-names",
         value,
         0.0,
+        times=f"On {where} the real names make the answer {times} [{low}, {high}] times as likely "
+        "as made-up ones",
+        tail="they do not help the base"
+        if ci95[1] < 0
+        else "it is not shown that the base knows them",
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from loraprobe.defaults import HARNESS, SAID_OTHERWISE
 from loraprobe.formatting import listing
 from loraprobe.records import LibraryAdapter, Reason, Verdict
-from loraprobe.verdict.complement import ROUTER
+from loraprobe.verdict.advice import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
@@ -53,7 +53,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
     if request.stricter and any(map(_spoiled, verdict.reasons)):
-        return _evaluate(request, request.tasks, request.stricter)
+        return _evaluate(request, *request.stricter)
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
@@ -62,24 +62,24 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if head == "switch-adapters":
         return f"model.set_adapter({_name(request.adapters[0])!r})"
     if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
-        return _command("inspect", request.fitting)
+        return _command("inspect", *request.fitting)
     if head == "fix" and (len(request.bases) > 1 or request.unlike):
-        return _command("find", request.bases[:1] or (BASE,))  # adapters of one base
+        return _command("find", *(request.bases[:1] or (BASE,)))  # adapters of one base
     if head == "fix":
-        return _command("inspect", request.adapters)
+        return _command("inspect", *request.adapters)
     if head == "gather-evidence" and verdict.evidence == "weights":
-        return _command("inspect", request.adapters, _base(request), ("--probe", "auto"))
+        base = request.base or BASE
+        return _command("inspect", *request.adapters, "--base", base, "--probe", "auto")
     if head == "chain":
-        measured = verdict.evidence == "evaluation"
-        wanted = ("--system", "chain", "--explain") if measured else ("--system", "chain")
-        return _evaluate(request, request.tasks, wanted)
+        explain = ["--explain"] if verdict.evidence == "evaluation" else []
+        return _evaluate(request, "--system", "chain", *explain)
     if head == "train-target-adapter":
-        return _evaluate(request, request.tasks, adapters=(*request.adapters, NEW))
+        return _evaluate(request, adapters=(*request.adapters, NEW))
     if head == "route" and verdict.evidence == "evaluation":
         by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
-        return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
+        return _evaluate(request, "--router", ROUTER if by_prompt else "arrow")
     if head == "use-base":
-        return _evaluate(request, _renamed(HARDER, request.tasks))
+        return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
     return _further(verdict, request, limited)
 
 
@@ -96,46 +96,39 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
         pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
         others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
-        contains = ("--metric", "contains")
-        return _evaluate(replace(request, asked=others), request.tasks, contains)
+        return _evaluate(replace(request, asked=others), "--metric", "contains")
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
-        return _evaluate(request, request.tasks)  # without --system, so that controls are scored
+        return _evaluate(request)  # without --system, so that controls are scored
     # Where only clusters are missing, the other questions of the same ones decide nothing.
     few = any(r.code == "few-items" and r.severity == "decisive" for r in verdict.reasons)
     if (few or verdict.evidence == "evaluation") and not limited:  # the same with other questions
-        return _evaluate(request, _renamed(MORE, request.tasks))
+        return _evaluate(request, tasks=_renamed(MORE, request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()
-    return _evaluate(request, request.tasks or (TASK,), resumed)
+    return _evaluate(request, *resumed, tasks=request.tasks or (TASK,))
 
 
 def _save(verdict: Verdict, request: Request) -> str:
+    system = verdict.system or ""
     if request.learned:  # only an evaluation has the questions from which it learns
-        chosen = ("--router", verdict.system or "", "-o", "DIR")
-        return _evaluate(request, request.tasks, chosen)
+        return _evaluate(request, "--router", system, "-o", "DIR")
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
-    system = (flag, verdict.system or "", *request.options, "-o", "DIR")
-    base = () if request.base == "auto" else _base(request)
-    return _command(name, request.adapters, base, system)
+    words = (*request.adapters, *_base(request), flag, system, *request.options)
+    return _command(name, *words, "-o", "DIR")
 
 
 def _evaluate(
     request: Request,
-    tasks: tuple[str, ...],
-    options: tuple[str, ...] = (),
+    *options: str,
+    tasks: tuple[str, ...] | None = None,
     adapters: tuple[str, ...] = (),
 ) -> str:
-    asked = tuple(word for task in tasks for word in ("--task", task))
-    base = () if request.base == "auto" else _base(request)
-    return _command(
-        "screen" if request.library else "merge-and-eval",
-        request.library or adapters or request.adapters,
-        base,
-        asked,
-        request.asked,
-        request.options,
-        options,
-    )
+    """The evaluation of the request, or of other tasks or adapters."""
+    tasks = request.tasks if tasks is None else tasks
+    asked = (word for task in tasks for word in ("--task", task))
+    named = (*(request.library or adapters or request.adapters), *_base(request), *asked)
+    name = "screen" if request.library else "merge-and-eval"
+    return _command(name, *named, *request.asked, *request.options, *options)
 
 
 def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,12 +140,12 @@ def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
-def _base(request: Request) -> tuple[str, str]:
-    return "--base", request.base or BASE
+def _base(request: Request) -> tuple[str, ...]:
+    return () if request.base == "auto" else ("--base", request.base or BASE)
 
 
-def _command(name: str, *words: tuple[str, ...]) -> str:
-    return shlex.join(["loraprobe", name, *(word for group in words for word in group)])
+def _command(*words: str) -> str:
+    return shlex.join(["loraprobe", *words])
 
 
 def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> list[str]:
@@ -187,7 +180,7 @@ def merge_and_eval_command(command: str) -> str:
     kept = words[2:-2]
     if kept[-2:] == ["--base", "auto"]:
         kept = kept[:-2]
-    return shlex.join(["loraprobe", "merge-and-eval", *kept, "--task", TASK])
+    return _command("merge-and-eval", *kept, "--task", TASK)
 
 
 def to_fill_in(command: str) -> str:
@@ -199,8 +192,9 @@ def to_fill_in(command: str) -> str:
         if named:
             noun = "task" if named[0].startswith(HARNESS) else "file"
             return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
-    if NEW in words:
-        return f"{NEW}: an adapter that you train on what you ask"
-    if TASK in words:
-        return f"{TASK}: your file, a question with its answer a line"
-    return f"{BASE}: the base model that they were trained on" if BASE in words else ""
+    ahead = {
+        NEW: "an adapter that you train on what you ask",
+        TASK: "your file, a question with its answer a line",
+        BASE: "the base model that they were trained on",
+    }
+    return next((f"{word}: {what}" for word, what in ahead.items() if word in words), "")

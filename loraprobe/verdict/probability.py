@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from statistics import NormalDist
+from typing import Any
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.formatting import count
@@ -29,27 +30,41 @@ from loraprobe.verdict.evidence import Evidence
 NORMAL = NormalDist()
 
 
-def with_forecast(verdict: Verdict, evidence: Evidence) -> tuple[Verdict, list[Reason]]:
+def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict with the largest forecast among the compositions asked for, and its reasons."""
     forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
     if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
-        return verdict, []
-    forecast = capped(forecast, None if evidence.losses else evidence.baseline)
-    told = [_forecast(forecast, evidence.margin)]
-    if evidence.several:
-        told += _retentions(forecast, evidence.retention)
-    return dataclasses.replace(verdict, forecast=forecast), told
+        return verdict
+    if not evidence.losses and evidence.baseline is not None:
+        # No score exceeds 1. The baseline is known from more items than the forecast.
+        room = 1.0 - evidence.baseline
+        low, high = (min(end, room) for end in forecast.ci95)
+        forecast = dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
+    told = [
+        reason_of(
+            "forecast",
+            forecast.gain,
+            evidence.margin,
+            forecast=forecast,
+            form=fmt.PART[forecast.part],
+            gain=fmt.gain(forecast.gain, *forecast.ci95),
+            against=reasons.against(forecast),
+            items=count(forecast.n, "item"),
+        )
+    ]
+    asked = evidence.retention
+    for row in forecast.retentions if evidence.several else ():
+        told.append(reason_of("forecast-retention", row.value, asked, forecast=forecast, row=row))
+    return _with(verdict, *told, forecast=forecast)
 
 
-def with_probability(
-    verdict: Verdict, evidence: Evidence, calibration: Calibration
-) -> tuple[Verdict, list[Reason]]:
+def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibration) -> Verdict:
     """The verdict with probability and prior, and the reason that tells their errors."""
     gain = gain_of(verdict, evidence)
     if verdict.gain is None or gain is None or verdict.evidence not in ("pilot", "evaluation"):
-        return verdict, []
+        return verdict
     if why := _why_none(gain, evidence, calibration):
-        return verdict, [_outside(why)]
+        return _with(verdict, reason_of("outside-calibration", why=why))
     assert evidence.base is not None
     found = calibration.probability(
         evidence.margin, evidence.baseline or 0.0, gain.difference, error_of(gain), evidence.prior
@@ -58,13 +73,19 @@ def with_probability(
         found *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
     accuracy = calibration.errors(evidence.several)[kind_of_base(evidence.base)]
-    verdict = dataclasses.replace(
+    of_decision = {"likely": found, "unlikely": 1 - found}.get(verdict.decision, 0.0)
+    return _with(
         verdict,
+        _measured_on(gain, found, prior, evidence, accuracy),
         gain=dataclasses.replace(verdict.gain, probability=found),
-        probability=_of_decision(verdict, found),
+        probability=of_decision if of_decision >= 0.5 else None,
         prior=prior,
     )
-    return verdict, [_measured_on(gain, found, prior, evidence, accuracy)]
+
+
+def _with(verdict: Verdict, *told: Reason, **changes: Any) -> Verdict:
+    """The verdict with further reasons and other changes."""
+    return dataclasses.replace(verdict, reasons=(*verdict.reasons, *told), **changes)
 
 
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
@@ -94,18 +115,6 @@ def keeps(gain: Gain, evidence: Evidence) -> float:
     return kept
 
 
-def capped(forecast: Forecast, baseline: float | None) -> Forecast:
-    """The forecast with a gain and an interval of at most 1 - baseline: no score exceeds 1.
-
-    The baseline is known from more items than the forecast, on which it may look smaller.
-    """
-    if baseline is None:
-        return forecast
-    room = 1.0 - baseline
-    low, high = (min(end, room) for end in forecast.ci95)
-    return dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
-
-
 def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
     """Why there is no probability; empty if there is one."""
     if evidence.losses:
@@ -119,73 +128,37 @@ def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
     return calibration.why_unmeasured(evidence.base, evidence.several)
 
 
-def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
-    """The forecast of how much of each task's specialist is kept: one reason a task."""
-    return [
-        reason_of(
-            "forecast-retention",
-            f"If the adapters' effects simply added, {forecast.system} would keep "
-            f"{fmt.number(row.value)} {fmt.interval(*row.ci95)} of the gain of {row.task}'s "
-            f"specialist; {fmt.number(threshold)} is asked.",
-            row.value,
-            threshold,
-        )
-        for row in forecast.retentions
-    ]
-
-
-def _of_decision(verdict: Verdict, gains: float) -> float | None:
-    """The probability of the decision itself; `gains` is that the composition gains."""
-    found = {"likely": gains, "unlikely": 1 - gains}.get(verdict.decision)
-    return None if found is None or found < 0.5 else found
-
-
 def error_of(row: Forecast | Gain) -> float:
     """The standard error of a gain, from its paired interval."""
     low, high = row.ci95
     return (high - low) / 2 / Z95
 
 
-def _forecast(forecast: Forecast, margin: float) -> Reason:
-    return reason_of(
-        "forecast",
-        f"If the adapters' effects simply added, {forecast.system}, {fmt.PART[forecast.part]}, "
-        f"would gain {fmt.gain(forecast.gain, *forecast.ci95)} against "
-        f"{reasons.against(forecast)} on {count(forecast.n, 'item')}.",
-        forecast.gain,
-        margin,
-    )
-
-
-def _outside(why: str) -> Reason:
-    return reason_of("outside-calibration", f"No probability is given: {why}.")
-
-
 def _measured_on(
     gain: Gain, probability: float, prior: float, evidence: Evidence, found: Accuracy
 ) -> Reason:
-    keeping, each = "", ""
-    if evidence.several:
-        keeping = f" and keeps {fmt.number(evidence.retention)} of every specialist's gain"
-        each = " of each task"
-    text = (
-        f"The probability that {gain.system} gains more than {fmt.number(evidence.margin)}"
-        f"{keeping} is {fmt.probability(probability)} after {count(gain.n, 'item')} "
-        f"(prior of a gain {fmt.number(prior)}). After {found.items} items{each}, on "
-        f"{found.where}, such probabilities for a margin of {fmt.number(MARGIN)} had a Brier "
-        f"score of {fmt.number(found.brier)}"
-    )
+    errors = ""
     if found.auroc is not None:
-        text += f" and an AUROC of {fmt.number(found.auroc)}"
+        errors = f" and an AUROC of {fmt.number(found.auroc)}"
     if found.wrong is not None:
-        text += (
+        errors += (
             f"; of {found.likely} adapter sets given {fmt.number(LIKELY_FROM)} or more, "
             f"{found.wrong:.0%} did not gain"
         )
+    kept = f" and keeps {fmt.number(evidence.retention)} of every specialist's gain"
     return reason_of(
         "probability-measured-on",
-        f"{text}.",
         probability,
         LIKELY_FROM,
         source=f"{count(found.sets, 'adapter set')} whose outcome was measured (--prior)",
+        gain=gain,
+        margin=evidence.margin,
+        keeping=kept if evidence.several else "",
+        probability=fmt.probability(probability),
+        items=count(gain.n, "item"),
+        prior=prior,
+        measured=found,
+        each=" of each task" if evidence.several else "",
+        MARGIN=MARGIN,
+        errors=errors,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import BASELINES, FORMS, Comparison, Interval
+from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence
 
 SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
@@ -31,6 +32,22 @@ class Option:
     score: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        if self.kind == "chain":
+            return "A chain, asked hop after hop"
+        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
+        return f"{who}, {self.form}"
+
+    @property
+    def form(self) -> str:
+        """The form of the question in words."""
+        return fmt.PART[self.part]
+
+    @property
+    def shown(self) -> float:
+        """The score as it is printed: a loss without its sign."""
+        return abs(self.score)
 
     @property
     def effort(self) -> tuple[int, int]:
@@ -75,29 +92,21 @@ def alone(evidence: Evidence) -> list[Option]:
     found = options(evidence, BASELINES)
     if not evidence.several:
         return found
-    chosen = {task: _best_on(evidence, task) for task in evidence.task_names}
-    best = {task: one.score for task, one in chosen.items() if one is not None}
-    if set(best) != set(evidence.task_names):
+    apart = [evidence.on(task) for task in evidence.task_names]
+    chosen = (best_option(here, alone(here)) for here in apart)
+    members = [one for one in chosen if one is not None]
+    if len(members) < len(apart):
         return found
-    suffice = [one for one in found if _suffices(evidence, one, best)]
-    members = {one.system for one in chosen.values() if one is not None}
-    if len({evidence.same_as(name) for name in members}) < 2:
+
+    def suffices(one: Option) -> bool:
+        scores = [here.mean(one.system, one.part) for here in apart]
+        pairs = zip(members, scores, strict=True)
+        return all(s is not None and best.score - s <= evidence.tie for best, s in pairs)
+
+    suffice = [one for one in found if suffices(one)]
+    if len({evidence.same_as(one.system) for one in members}) < 2:
         return suffice
-    return [*suffice, _switched([one for one in chosen.values() if one is not None])]
-
-
-def _best_on(evidence: Evidence, task: str) -> Option | None:
-    """The best of base and single adapters on one task, in its better form."""
-    here = evidence.on(task)
-    return best_option(here, alone(here))
-
-
-def _suffices(evidence: Evidence, one: Option, best: dict[str, float]) -> bool:
-    """Whether an option is about as good on every task as the best of base and adapters there."""
-    rows = {task: evidence.on(task).mean(one.system, one.part) for task in best}
-    return all(
-        score is not None and best[task] - score <= evidence.tie for task, score in rows.items()
-    )
+    return [*suffice, _switched(members)]
 
 
 def _switched(members: Sequence[Option]) -> Option:
@@ -145,11 +154,9 @@ def difference(evidence: Evidence, one: Option, other: Option) -> Difference:
     Paired over the items where a gain or a comparison holds the two; else from both intervals, as
     if the scores were independent.
     """
-    found = _paired(evidence, one, other)
-    if found is not None:
+    if (found := _paired(evidence, one, other)) is not None:
         return found
-    back = _paired(evidence, other, one)
-    if back is not None:
+    if (back := _paired(evidence, other, one)) is not None:
         return Difference(-back.value, -back.high, -back.low)
     value = one.score - other.score
     below = math.hypot(one.score - one.low, other.high - other.score)

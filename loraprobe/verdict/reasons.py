@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
 from loraprobe.formatting import count, listing
@@ -13,28 +13,19 @@ from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
 from loraprobe.verdict.evidence import LibraryChoice
 
 
-def no_comparison() -> Reason:
-    """There are scores but no gains, so nothing can be decided."""
-    return reason_of(
-        "no-comparison",
-        "Compositions were scored, but their gains over base and single adapters on the same "
-        "items are not known: run merge-and-eval with these systems together.",
-    )
-
-
-def chosen_from(choice: LibraryChoice) -> Reason:
+def chosen_from(choice: LibraryChoice | None) -> Iterator[Reason]:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
+    if choice is None:
+        return
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
     chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}"
     if not choice.adapters:
         items = sum(items for _, items in choice.passes)
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
-    return reason_of(
-        "chosen-from-library",
-        f"Chosen {chosen}, then {proved} on up to {count(choice.others, 'other')}.",
-        float(choice.sets),
-    )
+    others = count(choice.others, "other")
+    of = float(choice.sets)
+    yield reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
 
 
 def _passes(passes: Sequence[tuple[int, int]]) -> str:
@@ -56,24 +47,20 @@ def against(candidate: Candidate | Forecast) -> str:
 def gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
     found, outcome = best.gain, best.gain.outcome
-    margin = fmt.number(found.threshold)
-    if decision == "likely":
-        code, value, tail = "gain-beyond-margin", found.low, f"more than {margin}"
-    elif outcome == "likely":
-        code, value = "gain-with-reservation", found.low
-        tail = f"more than {margin}, but {_reservations(best)}"
-    elif outcome == "unlikely":
-        code, value, tail = "gain-below-margin", found.high, f"less than {margin}"
-    else:
-        code, value = "gain-undecided", found.value
-        tail = f"the interval holds {margin}{found.would_decide()}"
+    code, value = {
+        "likely": ("gain-beyond-margin", found.low),
+        "unlikely": ("gain-below-margin", found.high),
+        "open": ("gain-undecided", found.value),
+    }[outcome]
     return reason_of(
-        code,
-        f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
-        f"{count(found.n, 'item')}, {tail}.",
+        "gain-with-reservation" if outcome == "likely" != decision else code,
         value,
         found.threshold,
         decisive=DECISION[outcome] == decision,
+        gain=f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
+        f"{count(found.n, 'item')}",
+        reservations=_reservations(best),
+        would_decide=found.would_decide(),
     )
 
 
@@ -97,14 +84,9 @@ def observed(n: int, clusters: int) -> str:
 
 def few_items(n: int, clusters: int, decisive: bool) -> Reason:
     """That so few items decide little."""
-    return reason_of(
-        "few-items",
-        f"{observed(n, clusters)} can decide only what is plain to see: give {FEWEST_ITEMS} or "
-        "more, better 100.",
-        float(clusters),
-        float(FEWEST_ITEMS),
-        decisive=decisive,
-    )
+    asked = observed(n, clusters)
+    few, least = float(clusters), float(FEWEST_ITEMS)
+    return reason_of("few-items", few, least, decisive=decisive, questions=asked)
 
 
 def other_form(other: Candidate) -> Reason:
@@ -116,38 +98,36 @@ def other_form(other: Candidate) -> Reason:
     }[other.outcome]
     return reason_of(
         "plain-form" if other.part == "question" else "step-by-step-form",
-        f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
-        f"{other.gain} against {against(other)}, {tail}.",
         other.gain.value,
         other.gain.threshold,
+        best=f"{other.system}: {other.gain} against {against(other)}, {tail}",
     )
 
 
 def controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
-    binding = best.outcome == best.beats_controls != best.gain.outcome
+    binding = best.binds(best.beats_controls)
     if not best.controls:
-        return reason_of(
-            "controls-not-run",
-            "No control was scored, so nothing shows that the partner matters: leave out --system.",
-            decisive=binding,
-        )
+        return reason_of("controls-not-run", decisive=binding)
     name, nearest = min(
         best.controls.items(), key=lambda one: (one[1].outcome == "likely", one[1].value, one[0])
     )
     fails = best.gain.outcome == "unlikely"
     if nearest.outcome == "likely" or (fails and nearest.low > 0):
-        what = _what_is(name, starts=False)
-        text = f"{best.system} beats every control: {what} by {nearest}."
-        return reason_of("controls-beaten", text, nearest.low, nearest.threshold)
+        code, control = "controls-beaten", _what_is(name, starts=False)
+    else:
+        code, control = "partner-adds-nothing", _what_is(name, starts=True)
     decided = fails or nearest.outcome == "unlikely"  # more items change nothing
     return reason_of(
-        "partner-adds-nothing",
-        f"{_what_is(name, starts=True)} {_compared(nearest)}: {best.system} differs by {nearest}"
-        f"{'' if decided else nearest.would_decide()}.",
+        code,
         nearest.low,
         nearest.threshold,
-        decisive=binding,
+        decisive=binding and code == "partner-adds-nothing",
+        system=best.system,
+        control=control,
+        compares=_compared(nearest),
+        difference=nearest,
+        would_decide="" if decided else nearest.would_decide(),
     )
 
 
@@ -169,61 +149,43 @@ def _compared(control: Estimate) -> str:
     return "is worse by less than the margin" if control.low > 0 else "is as good within the margin"
 
 
-def retention(best: Candidate, asked: float) -> list[Reason]:
-    """One reason a task: how much of its specialist the composition keeps, of what is asked."""
-    return [_kept(best, task, share, asked) for task, share in best.kept.items()]
-
-
-def _kept(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
-    binding = best.outcome == best.retains and best.gain.outcome != best.outcome
+def retention(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
+    """How much of a task's specialist the composition keeps, of what is asked."""
+    binding = best.binds(best.retains)
     if share is None:
-        return reason_of(
-            "retention-undefined",
-            f"On {task} no adapter is shown to differ from the base, so nothing can be kept: "
-            "give more items, or an adapter that learned it.",
-            None,
-            asked,
-            decisive=binding,
-        )
-    text = (
-        f"On {task} {best.system} keeps {fmt.number(share.value)} "
-        f"{fmt.interval(share.low, share.high)} of its specialist's gain; {fmt.number(asked)} asked"
-    )
+        return reason_of("retention-undefined", None, asked, decisive=binding, task=task)
     if share.low >= asked:
-        return reason_of("retention-kept", f"{text}.", share.low, asked)
-    if share.outcome == "unlikely":
+        code, value = "retention-kept", share.low
+    elif share.outcome == "unlikely":
         code, value = "retention-lost", share.high
     else:
         code, value = "retention-undecided", share.low
-        text += share.would_decide()
-    return reason_of(code, f"{text}.", value, asked, decisive=binding)
+    return reason_of(
+        code,
+        value,
+        asked,
+        decisive=binding and code != "retention-kept",
+        task=task,
+        best=best,
+        share=share,
+        would_decide=share.would_decide(),
+    )
 
 
 def compression(candidate: Candidate, decisive: bool) -> Reason:
     """How much of its delta a composition lost to its rank."""
-    error = candidate.compression_error or 0.0
-    return reason_of(
-        "compression-lost",
-        f"{candidate.system} lost {fmt.number(error)} of its delta to its rank "
-        f"({fmt.number(COMPRESSION_LIMIT)} is much), so the method was not tested: give a higher "
-        "--rank.",
-        error,
-        COMPRESSION_LIMIT,
-        decisive=decisive,
-    )
+    error, system = candidate.compression_error or 0.0, candidate.system
+    return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
 def chain(found: Candidate, best: Candidate) -> Reason:
     """What a chain gains, which is the alternative to composing weights."""
-    code, text = {
-        "likely": ("chain-gains", "gains"),
-        "unlikely": ("chain-fails", "does not gain"),
-        "open": ("chain-undecided", "is undecided"),
-    }[found.gain.outcome]
+    codes = {"likely": "chain-gains", "unlikely": "chain-fails", "open": "chain-undecided"}
     return reason_of(
-        code,
-        f"Each hop by whoever answers it best ({found.system}) {text}: {found.gain} against "
-        f"{found.against}; {best.system} {fmt.signed(best.gain.value)}.",
+        codes[found.gain.outcome],
         found.gain.low,
         found.gain.threshold,
+        chain=found,
+        best=best,
+        own=fmt.signed(best.gain.value),
     )

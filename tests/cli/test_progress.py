@@ -52,7 +52,7 @@ def test_a_long_silent_step_goes_on_as_time_goes_by():
     line("cover", 0, 0)
     shares = []
     for clock.now in (0.0, 4.0, 400.0):
-        line("generate", 3, 4)  # a part of the step
+        line("read prompts", 3, 4)  # a part of the step
         assert "cover" not in line.text()  # in words
         shares.append(int(line.text().partition("% done")[0].rpartition(" ")[2]))
     assert shares == [25, 35, 48]  # never said to be over before it is

@@ -281,8 +281,6 @@ def test_wrong_calls_are_named(monkeypatch):
         run_systems(FakeScorer({}), base * 2, [mayors()], Ledger())
     with pytest.raises(UsageError, match="Two tasks"):
         run_systems(FakeScorer({}), base, [mayors()] * 2, Ledger())
-    with pytest.raises(UsageError, match="max-new-tokens"):
-        run_systems(FakeScorer({}), base, [mayors()], Ledger(), max_new_tokens=0)
     slow = {(None, "Mayor of Ada's city? Think."): "a" * 40 + "!"}
     with pytest.raises(TaskError, match=r"Task mayors, item 'Ada': .*took longer"):
         run_systems(

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import PLANTED, case, synthetic
+from calibrations import calibration_of
 from scipy import integrate
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.verdict.calibration import calibration_of, shipped
+from loraprobe.verdict.calibration import shipped
+from loraprobe.verdict.evidence import Kind
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.answered import read_sets
 from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
@@ -137,7 +139,7 @@ def test_the_file_says_what_the_fit_says(cases):
     fitted = fit(cases)
     accuracy = {"small": {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1,
                           "likely": 0, "wrong": None}}  # fmt: skip
-    read = calibration_of(json.loads(json.dumps(fitted.document(cases, "a test", accuracy))))
+    read = calibration_of(fitted.document(cases, "a test", accuracy))
     for margin in MARGINS:
         for one in cases[:20]:
             said = read.probability(margin, one.baseline, 0.1, 0.1)
@@ -294,8 +296,8 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
     made = calibration_of(fitted.document(stored, "a test", {}))
-    one_task = [row for row in ships.classes if row.kind.tasks == 1]
-    assert [row for row in made.classes if row.kind.tasks == 1] == one_task
+    one_task = [row for row in ships.classes if row.tasks == 1]
+    assert [row for row in made.classes if row.tasks == 1] == one_task
     assert made.gained == ships.gained
 
 
@@ -322,11 +324,12 @@ def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
     """The best of a set's compositions counts, once; with several tasks that of answered sets."""
     answered = read_sets(STORED.with_name(SETS))
     for told in shipped().classes:
-        own = [c for c in stored if (c.base_kind, c.kind) == (told.base, told.kind)]
+        kind = Kind(told.tasks, told.hops, told.metric)
+        own = [c for c in stored if (c.base_kind, c.kind) == (told.base, kind)]
         best = {}
         for one in own:
             best[one.set_key] = max(one.gain, best.get(one.set_key, -1.0))
-        if told.kind.tasks == 2:
+        if told.tasks == 2:
             own = [one for one in answered if one.base_kind == told.base]
             best = {one.set_key: best_of(one) for one in own}
         assert told.sets == len(best) and told.bases == len({c.base for c in own})

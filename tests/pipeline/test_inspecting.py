@@ -13,7 +13,7 @@ import torch
 from loraprobe import defaults
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import NAME
-from loraprobe.evaluation.questions import TokenLimits, questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.rounds import rounds, spread_sample
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
@@ -177,7 +177,7 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
         question = next(q for q in questions([task]) if q.part == "hop1")
         single_ = baseline_systems(evaluator.inputs.adapters)[1]
         with asked.with_composition(single_.composition):
-            (again,) = ask(asked, [question], single_.name, TokenLimits.of(3))
+            (again,) = ask(asked, [question], single_.name, 3)
         assert again in list(evaluator.ledger)
     monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
     with opened(True) as evaluator:

@@ -44,8 +44,6 @@ def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
     each = logprob / tokens
     top = each if top is None else top
     return Likelihood(
-        logprob=logprob,
-        tokens=tokens,
         token_logprobs=(each,) * tokens,
         top_logprobs=(top,) * tokens,
         mean=(mean,) * tokens,
@@ -379,7 +377,7 @@ def test_every_probe_has_a_formula_and_a_paper():
 
 
 def test_a_large_part_is_sampled_in_order():
-    context = ProbeContext(couples(30), (), (), MadeUpNames(PieceTokenizer()), seed=3)
+    context = ProbeContext(couples(30), (), (), PieceTokenizer(), seed=3)
     chosen = [q.item.id for q in context.sample(context.parts[0], 10)]
     assert len(chosen) == 10 and chosen == sorted(chosen, key=lambda item: int(item[1:]))
     assert context.parts[2].questions[1].prompt == "Who is mayor of Jena?"
@@ -388,7 +386,7 @@ def test_a_large_part_is_sampled_in_order():
 def test_items_may_have_different_numbers_of_hops():
     short, long = couples(2).items
     items = (dataclasses.replace(short, hops=short.hops[:1]), long)
-    context = ProbeContext(Task("t", items), (), (), MadeUpNames(PieceTokenizer()))
+    context = ProbeContext(Task("t", items), (), (), PieceTokenizer())
     assert [(part.name, len(part.questions)) for part in context.parts] == [
         ("question", 2),
         ("hop1", 2),

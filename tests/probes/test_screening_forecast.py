@@ -11,7 +11,7 @@ import torch
 import words
 
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import TokenLimits, questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _screening
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
@@ -125,9 +125,7 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric, every_to
     asked = questions([task], metric)
     for name, composition in singles.items():  # one pass serves answers and forecast
         with scorer.with_composition(composition):
-            for row, other in zip(
-                ask(scorer, asked, name, TokenLimits()), answers[name], strict=True
-            ):
+            for row, other in zip(ask(scorer, asked, name), answers[name], strict=True):
                 assert (row.text, row.system) == (other.text, other.system)
                 assert row.value == pytest.approx(other.value, abs=1e-4)
     for members in SETS:

@@ -14,7 +14,7 @@ from words import PAIRS, PROMPTS, WORDS, count_calls, word_tokenizer
 from loraprobe.composition import Composition
 from loraprobe.errors import OutOfMemory, TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.scoring.batching import Batcher, is_out_of_memory
 from loraprobe.scoring.likelihood import likelihood
 
@@ -176,9 +176,6 @@ def test_the_models_generation_config_does_not_leak_in(tiny):
 def test_bad_calls_are_refused(words):
     with pytest.raises(UsageError, match="no chat template"):
         Scorer(making.tiny_llama(), words, chat_template=True)
-    for bad in (0, -1, "many", 1.5, True):
-        with pytest.raises(UsageError, match="batch size"):
-            Scorer(making.tiny_llama(), words, batch_size=bad)
     with pytest.raises(UsageError, match="max_new_tokens"):
         Scorer(making.tiny_llama(), words).generate(["ada"], max_new_tokens=0)
 
@@ -312,8 +309,5 @@ def test_nothing_asked_is_nothing_answered(tiny):
 def test_progress_counts_to_the_end(tiny):
     seen = []
     scorer = Scorer(*tiny, batch_size=3, progress=lambda *step: seen.append(step))
-    scorer.generate(PROMPTS, max_new_tokens=2)
-    assert seen == [("generate", 3, 7), ("generate", 6, 7), ("generate", 7, 7)]
-    seen.clear()
-    scorer.loglikelihood(PAIRS)
-    assert seen[-1][1] == seen[-1][2]
+    read_texts(scorer, PROMPTS, lambda mask: None)
+    assert seen == [("read prompts", done, 7) for done in (3, 6, 7)]

@@ -11,8 +11,7 @@ from words import count_calls, word_tokenizer
 from loraprobe.composition import Composition
 from loraprobe.routing.arrow import Arrow
 from loraprobe.scoring import Scorer
-from loraprobe.scoring.continuations import Continuations
-from loraprobe.scoring.prefix import can_share
+from loraprobe.scoring.continuations import by_prompt, can_share, saves
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
 CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]
@@ -72,5 +71,5 @@ def test_a_composition_is_heard_in_both_passes(model):
 
 
 def test_sharing_must_be_worth_it():
-    assert Continuations([([1, 2, 3, 4], 3), ([1, 2, 3, 5, 6], 3), ([1, 2, 3, 7, 8], 3)]).saves()
-    assert not Continuations([([1, 2, 3, 4], 3), ([5, 2, 3, 5, 6], 3)]).saves()
+    assert saves(by_prompt([([1, 2, 3, 4], 3), ([1, 2, 3, 5, 6], 3), ([1, 2, 3, 7, 8], 3)]))
+    assert not saves(by_prompt([([1, 2, 3, 4], 3), ([5, 2, 3, 5, 6], 3)]))

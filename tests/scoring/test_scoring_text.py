@@ -153,7 +153,7 @@ def test_chat_template_is_filled_without_a_second_bos():
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "who", "ada", "lives", ".", "is"]
     tokens, start = seam(chat, "ada lives", " ulm")
     assert tokens == ["<s>", "who", "ada", "lives", ".", "is", "ulm"] and start == 6
-    assert chat.encoder.opening() == "<s> who "
+    assert tokenizer.convert_ids_to_tokens(chat.encoder.opening()) == ["<s>", "who"]
     plain = Scorer(model, tokenizer).generate(["who ada lives . is"], max_new_tokens=5)
     assert chat.generate(["ada lives"], max_new_tokens=5) == plain
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import string
 from pathlib import Path
 
 import pytest
@@ -430,14 +431,14 @@ def test_several_tasks_pool_the_halfwidths_of_controls():
 
 def hop(k, name, value, spread=0.05):
     ci = (max(0.0, value - spread), min(1.0, value + spread))
-    adapters = () if name == "base" else (name,)
-    return Coverage("hop_accuracy", "t", value, N, k, adapters, ci)
+    kind = "base" if name == "base" else "adapter"
+    return Score(name, kind, "t", f"hop{k}", "exact_match", value, ci, N)
 
 
 def foreknown(hops, target):
     rows = tuple(hop(k, name, value) for (k, name), value in hops.items())
     scores = tuple(score(name, value) for name, value in target.items())
-    return Evidence(coverage=rows, evaluation=scores, tasks=1, level="base")
+    return Evidence(evaluation=(*scores, *rows), tasks=1, level="base")
 
 
 DISJOINT = {
@@ -463,7 +464,8 @@ def test_an_open_evaluation_tells_what_hops_let_expect():
     """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
     low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03}
     open_ = evidence(low, half=0.1)
-    found = judge(dataclasses.replace(open_, coverage=foreknown(DISJOINT, {}).coverage))
+    both = (*open_.evaluation, *foreknown(DISJOINT, {}).evaluation)
+    found = judge(dataclasses.replace(open_, evaluation=both))
     assert found.decision == "inconclusive"
     assert reason(found, "disjoint-hops").severity == "info"
 
@@ -577,17 +579,18 @@ def test_names_that_make_the_answer_less_likely_are_said_so():
     assert "0.22 [0.14, 0.37] times" in told.message and told.value == -1.5  # exp(-1.5)
 
 
-def holding(found, share, *names, part="hop"):
-    """The same with a score for every hop, in which the answers stand in `share` of the replies."""
-    extra = [
-        dataclasses.replace(
-            score(row.adapters[0] if row.adapters else "base", row.value, f"hop{row.hop}"),
-            contains=(held := share if (row.adapters or ("base",))[0] in names else row.value),
-            contains_ci95=(max(0.0, held - 0.05), min(1.0, held + 0.05)),
-        )
-        for row in found.coverage
+def holding(found, share, *names):
+    """The same where the answers to hops stand in `share` of the replies of some systems."""
+
+    def figures(row):
+        held = share if row.system in names else row.value
+        return {"contains": held, "contains_ci95": (max(0.0, held - 0.05), min(1.0, held + 0.05))}
+
+    rows = [
+        dataclasses.replace(row, **figures(row)) if row.part.startswith("hop") else row
+        for row in found.evaluation
     ]
-    return dataclasses.replace(found, evaluation=(*found.evaluation, *extra))
+    return dataclasses.replace(found, evaluation=tuple(rows))
 
 
 def test_what_is_said_in_other_words_is_not_unknown():
@@ -602,7 +605,8 @@ def test_what_is_said_in_other_words_is_not_unknown():
     assert judge(holding(apart, 0.0)).reasons[0].code == "disjoint-hops"
     assert judge(holding(apart, 0.3, "base")).decision == "inconclusive"
     said = dataclasses.replace(score("a", 0.0), contains=0.9, contains_ci95=(0.85, 0.95))
-    asked = dataclasses.replace(apart, evaluation=(said, score("base", 0.0)))
+    hops = [row for row in apart.evaluation if row.part != "question"]
+    asked = dataclasses.replace(apart, evaluation=(*hops, said, score("base", 0.0)))
     assert judge(asked).decision == "inconclusive", "the question is answered in other words"
 
 
@@ -660,8 +664,8 @@ def test_the_stricter_metric_is_named_with_what_it_holds_right_of_the_best_compo
 
 
 def test_a_hop_that_nobody_answers_has_no_best():
-    rows = [Coverage("hop_accuracy", "t", 0.0, N, 1, who, ci95=(0.0, 0.04)) for who in ((), ("a",))]
-    told = reason(judge(Evidence(coverage=tuple(rows), level="base")), "hop-unknown")
+    rows = tuple(hop(1, name, 0.0, 0.04) for name in ("base", "a"))
+    told = reason(judge(Evidence(evaluation=rows, level="base")), "hop-unknown")
     assert told.message == "Hop 1 is answered by no adapter and not by the base."
 
 
@@ -669,6 +673,43 @@ def test_a_count_of_one_is_in_the_singular():
     found = judge(simulated(1, base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0"))
     assert any(" 1 item" in r.message for r in found.reasons)
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
+
+
+def test_every_code_has_one_sentence():
+    assert CODES.keys() - {rule.code for rule in RULES} == {
+        code for code, one in CODES.items() if one.text != "{text}"
+    }
+
+
+def reason_calls(scope):
+    """The calls of `reason_of` in a piece of code, each with the codes that it may give."""
+
+    def codes_in(node):
+        return {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & CODES.keys()
+
+    calls = [
+        node
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "reason_of"
+    ]
+    literal = set().union(*(codes_in(call.args[0]) for call in calls))
+    return [(call, codes_in(call.args[0]) or codes_in(scope) - literal) for call in calls]
+
+
+def test_rules_give_what_the_sentences_name():
+    seen = set()
+    for file in Path(loraprobe.verdict.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        top = ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])
+        for call, told in (found for scope in (*functions, top) for found in reason_calls(scope)):
+            given = {"value", "threshold", *(keyword.arg for keyword in call.keywords)}
+            for code in told:
+                fields = [name for _, name, _, _ in string.Formatter().parse(CODES[code].text)]
+                named = {re.split(r"\W", name)[0] for name in fields if name}
+                assert named <= given, (file.name, code)
+            seen |= told
+    assert len(seen) > 50
 
 
 def test_every_code_stands_in_the_table():

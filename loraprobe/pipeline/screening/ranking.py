@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
 SURE = 2.0  # standard errors by which an adapter that is asked no more has to be worse
 Subset = tuple[int, ...]
+Parts = dict[tuple[str, str], dict[str, np.ndarray]]  # (task, part) -> item -> results [m]
 Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
 
 
@@ -60,26 +61,38 @@ def rankings_of(
     forecast: of plain questions and hops. worked: of right worked answers.
     """
     best = float(np.mean([one.alone() for one in known], 0).max())
-    plain = None if forecast is None else forecast.only(plain=True)
-    hops = None if forecast is None else forecast.only(plain=False)
-    found = [rank(adapters, partial(_plain, known, plain), best)]
+    added = None if forecast is None else Added(forecast)
+    found = [rank(adapters, partial(_plain, known, added), best)]
     if any(one.form is not None for one in known):
-        found.append(rank(adapters, partial(_steps, known, plain, hops, worked), best))
+        found.append(rank(adapters, partial(_steps, known, added, worked), best))
     return found
 
 
-def _plain(
-    known: Sequence[KnownAlone], forecast: PairForecast | None, subsets: np.ndarray
-) -> np.ndarray:
+@dataclass(frozen=True)
+class Added:
+    """The forecast of plain questions and hops; both rankings score the same pairs by it."""
+
+    forecast: PairForecast
+    known: dict[bytes, Parts] = field(default_factory=dict)
+
+    def by_part(self, subsets: np.ndarray) -> Parts:
+        """`PairForecast.by_part`, computed once."""
+        key = subsets.tobytes()
+        if key not in self.known:
+            self.known[key] = self.forecast.by_part(subsets)
+        return self.known[key]
+
+
+def _plain(known: Sequence[KnownAlone], added: Added | None, subsets: np.ndarray) -> np.ndarray:
     """The scores [m] of sets on the plain question, the mean over tasks."""
-    parts = {} if forecast is None else forecast.by_part(subsets)
+    parts = {} if added is None else added.by_part(subsets)
     found = []
     for one in known:
         values = parts.get((one.task.name, "question"))
-        if values is None or forecast is None:
+        if values is None or added is None:
             found.append(one.question(subsets))
         else:
-            mean, linear = np.mean(list(values.values()), 0), forecast.added(subsets)
+            mean, linear = np.mean(list(values.values()), 0), added.forecast.added(subsets)
             found.append(mean if linear.all() else np.where(linear, mean, one.question(subsets)))
     mean_of_tasks: np.ndarray = np.mean(found, 0)
     return mean_of_tasks
@@ -87,8 +100,7 @@ def _plain(
 
 def _steps(
     known: Sequence[KnownAlone],
-    plain: PairForecast | None,
-    hops: PairForecast | None,
+    added: Added | None,
     worked: PairForecast | None,
     subsets: np.ndarray,
 ) -> np.ndarray:
@@ -97,18 +109,17 @@ def _steps(
     A task without worked steps counts by its plain question. Where effects can be added, whether a
     set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
     """
-    parts = {} if hops is None else hops.by_part(subsets)
+    parts = {} if added is None else added.by_part(subsets)
     texts = {} if worked is None else worked.by_part(subsets)
     found = []
     for one in known:
         if one.form is None:
-            found.append(_plain([one], plain, subsets))
+            found.append(_plain([one], added, subsets))
             continue
         covered = one.covered(subsets)
-        if hops is not None:
-            linear = hops.added(subsets)
-            added = _kept(one, parts, len(subsets))
-            covered = covered if added is None else np.where(linear[:, None], added, covered)
+        kept = _kept(one, parts, len(subsets))
+        if added is not None and kept is not None:
+            covered = np.where(added.forecast.added(subsets)[:, None], kept, covered)
         steps = one.steps(subsets, covered)
         values = texts.get((one.task.name, "question"))
         if worked is not None and values is not None:
@@ -119,11 +130,9 @@ def _steps(
     return mean_of_tasks
 
 
-def _kept(
-    one: KnownAlone, parts: dict[tuple[str, str], dict[str, np.ndarray]], sets: int
-) -> np.ndarray | None:
+def _kept(one: KnownAlone, parts: Parts, sets: int) -> np.ndarray | None:
     """How well [m, items] every hop of a task is answered with effects added; None without hops."""
-    own = [values for (task, _), values in parts.items() if task == one.task.name]
+    own = [parts[t, part] for t, part in parts if t == one.task.name and part != "question"]
     if not own:
         return None
     kept = np.ones((sets, len(one.task.items)), np.float32)

@@ -10,67 +10,61 @@ classifier) only the mean exists.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.adapters import Adapter
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
-from loraprobe.merging._choices import BaseTensors
+from loraprobe.merging._plan import BaseTensors, MergePlan
 from loraprobe.records import Issue
 
 SUM_TOLERANCE = 1e-9  # weights that sum to 1 up to the rounding of their own sum
 HEADS = ("score", "classifier", "qa_outputs", "classification_head")
 
 
-def merge_full_weights(
-    adapters: Sequence[Adapter],
-    coefficients: Sequence[float],
-    base: BaseTensors | None,
-    allow: Collection[str],
-) -> tuple[dict[str, Tensor], list[Issue]]:
+def merge_full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
     """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings.
 
     Raises UnsupportedAdapter, naming parameter and cure, where a merge would not be exact and its
-    issue code is not in `allow`; CompatibilityError where shapes differ.
+    issue code is not allowed; CompatibilityError where shapes differ.
     """
     merged: dict[str, Tensor] = {}
-    notes: dict[str, Issue] = {}
-    for name in dict.fromkeys(name for adapter in adapters for name in adapter.whole):
-        holders = [i for i, adapter in enumerate(adapters) if name in adapter.whole]
-        _check_factors(name, adapters)
-        tensors = [adapters[i].whole[name] for i in holders]
-        _check_shapes(name, [adapters[i].name for i in holders], tensors)
-        weights = [coefficients[i] for i in holders]
-        is_mean = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
-        start = None if is_mean else _in_base(name, tensors[0], base)
-        if start is None and not is_mean:
-            code = _code(adapters[holders[0]], name)
-            names = tuple(adapters[i].name for i in holders)
-            if code not in allow:
-                raise UnsupportedAdapter(_why_not(name, names, code, base is not None))
-            message = f"Allowed: {name} was dropped."
-            notes[name] = Issue("warning", code, names, message, module=_module(name))
+    notes: list[Issue] = []
+    sums_to_1 = abs(sum(plan.coefficients) - 1) <= SUM_TOLERANCE
+    for name in dict.fromkeys(name for adapter in plan.adapters for name in adapter.whole):
+        _check_factors(name, plan.adapters)
+        holders = [adapter for adapter in plan.adapters if name in adapter.whole]
+        tensors = [adapter.whole[name] for adapter in holders]
+        _check_shapes(name, holders, tensors)
+        is_mean = sums_to_1 and len(holders) == len(plan.adapters)
+        start = None if is_mean else _in_base(name, tensors[0], plan.base)
+        if is_mean or start is not None:
+            pairs = zip(plan.adapters, plan.coefficients, strict=True)
+            weights = [weight for adapter, weight in pairs if name in adapter.whole]
+            merged[name] = _combined(tensors, weights, start)
             continue
-        merged[name] = _combined(tensors, weights, start)
-    return merged, list(notes.values())
+        code, names = _code(holders[0], name), tuple(adapter.name for adapter in holders)
+        if code not in plan.allow:
+            raise UnsupportedAdapter(_why_not(name, names, code, plan.base is not None))
+        message = f"Allowed: {name} was dropped."
+        notes.append(Issue("warning", code, names, message, module=_module(name)))
+    return merged, notes
 
 
-def merge_lora_biases(
-    adapters: Sequence[Adapter], coefficients: Sequence[float], layout: Mapping[str, ModuleInfo]
-) -> dict[str, Tensor]:
+def merge_lora_biases(plan: MergePlan) -> dict[str, Tensor]:
     """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
 
     An adapter's config declares biases for all modules or for none, so modules without one get
     zeros. Raises UnsupportedAdapter where peft has no such adapter: with DoRA, and in embeddings.
     """
-    holders = [adapter for adapter in adapters if adapter.offsets]
+    holders = [adapter for adapter in plan.adapters if adapter.offsets]
     if not holders:
         return {}
-    dora = [adapter.name for adapter in adapters if adapter.magnitudes]
-    embeddings = [path for path, info in layout.items() if info.kind == "embedding"]
+    dora = [adapter.name for adapter in plan.adapters if adapter.magnitudes]
+    embeddings = [path for path, info in plan.layout.items() if info.kind == "embedding"]
     if dora or embeddings:
         what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
@@ -79,9 +73,9 @@ def merge_lora_biases(
             "first."
         )
     offsets = {}
-    for path, info in layout.items():
+    for path, info in plan.layout.items():
         total = torch.zeros(info.out_features, dtype=torch.float64)
-        for adapter, weight in zip(adapters, coefficients, strict=True):
+        for adapter, weight in zip(plan.adapters, plan.coefficients, strict=True):
             if path in adapter.offsets:
                 scaling = adapter.layout[path].scaling
                 total += weight * scaling * adapter.offsets[path].to(torch.float64)
@@ -90,13 +84,12 @@ def merge_lora_biases(
 
 
 def _combined(tensors: Sequence[Tensor], weights: Sequence[float], start: Tensor | None) -> Tensor:
-    dtypes = [tensor.dtype for tensor in tensors]
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     if start is not None:
         total += start.to(torch.float64) * (1 - sum(weights))
     for tensor, weight in zip(tensors, weights, strict=True):
         total += weight * tensor.to(torch.float64)
-    return total.to(functools.reduce(torch.promote_types, dtypes))
+    return total.to(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
 
 
 def _in_base(name: str, like: Tensor, base: BaseTensors | None) -> Tensor | None:
@@ -143,11 +136,12 @@ def _check_factors(name: str, adapters: Sequence[Adapter]) -> None:
         )
 
 
-def _check_shapes(name: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    for other, tensor in zip(names[1:], tensors[1:], strict=True):
-        if tensor.shape == tensors[0].shape:
+def _check_shapes(name: str, holders: Sequence[Adapter], tensors: Sequence[Tensor]) -> None:
+    own = tensors[0].shape
+    for other, tensor in zip(holders, tensors, strict=True):
+        if tensor.shape == own:
             continue
-        shapes = f"{list(tensors[0].shape)} in {names[0]} and {list(tensor.shape)} in {other}"
+        shapes = f"{list(own)} in {holders[0].name} and {list(tensor.shape)} in {other.name}"
         if any(part in HEADS for part in name.split(".")):
             raise CompatibilityError(
                 f"{name} is {shapes}: they have different numbers of labels, so their heads "
@@ -161,13 +155,10 @@ def _check_shapes(name: str, names: Sequence[str], tensors: Sequence[Tensor]) ->
 def _code(adapter: Adapter, name: str) -> str:
     """The issue code of a full weight, modules-to-save or bias, from the adapter's extras."""
     for extra in adapter.extras:
-        if extra.module == _module(name) and _leaf(extra.key) == _leaf(name):
+        leaf = extra.key.rpartition(".")[2]
+        if f"{extra.module}.{leaf}" == name:
             return extra.code
     return "modules-to-save"
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _module(name: str) -> str:

@@ -10,7 +10,7 @@ of tokens, or the sum of disjoint ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,38 +19,32 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
-from loraprobe.merging._choices import BaseTensors
 from loraprobe.merging._full_weights import SUM_TOLERANCE
+from loraprobe.merging._plan import BaseTensors, MergePlan
 from loraprobe.records import Issue
 
 CODE = "token-delta"
 FOLD = "merge one of them into its base with peft first"
 
 
-def merge_token_rows(
-    adapters: Sequence[Adapter],
-    coefficients: Sequence[float],
-    base: BaseTensors | None,
-    allow: Collection[str],
-) -> tuple[dict[str, TokenRows], list[Issue]]:
+def merge_token_rows(plan: MergePlan) -> tuple[dict[str, TokenRows], list[Issue]]:
     """Module -> merged rows, in the sources' widest dtype; and a warning for what was dropped.
 
-    Raises UnsupportedAdapter, with the cure, for a merge that would not be exact and is not in
-    `allow`; CompatibilityError for rows that do not fit each other or the base.
+    Raises UnsupportedAdapter, with the cure, for a merge that would not be exact and is not
+    allowed; CompatibilityError for rows that do not fit each other or the base.
     """
-    holders = [adapter for adapter in adapters if adapter.token_rows]
+    holders = [adapter for adapter in plan.adapters if adapter.token_rows]
     _check_tying(holders)
     merged: dict[str, TokenRows] = {}
     notes: list[Issue] = []
     for path in dict.fromkeys(path for adapter in holders for path in adapter.token_rows):
-        _check_alone(path, adapters)
-        held = {i: a.token_rows[path] for i, a in enumerate(adapters) if path in a.token_rows}
-        names = tuple(adapters[i].name for i in held)
-        made = _combined(path, held, coefficients, base, names)
+        _check_alone(path, plan.adapters)
+        made = _combined(path, plan)
         if made is not None:
             merged[path] = made
             continue
-        if CODE not in allow:
+        names = tuple(adapter.name for adapter in holders if path in adapter.token_rows)
+        if CODE not in plan.allow:
             raise UnsupportedAdapter(
                 f"Adapter {listing(names)} holds trained rows of {path} (token_delta) that mix "
                 "with the base's, since the weights of the adapters that trained a token do not "
@@ -61,41 +55,37 @@ def merge_token_rows(
     return merged, notes
 
 
-def _combined(
-    path: str,
-    held: dict[int, TokenRows],
-    coefficients: Sequence[float],
-    base: BaseTensors | None,
-    names: Sequence[str],
-) -> TokenRows | None:
+def _combined(path: str, plan: MergePlan) -> TokenRows | None:
     """The merged rows, summed in float64; None if rows of the base are needed and absent."""
-    tokens = sorted({token for rows in held.values() for token in rows.tokens})
-    place = {token: number for number, token in enumerate(tokens)}
-    values = {i: rows.values for i, rows in held.items()}
-    widths = {rows.shape[1] for rows in values.values()}
+    pairs = zip(plan.adapters, plan.coefficients, strict=True)
+    held = [(a.name, a.token_rows[path], weight) for a, weight in pairs if path in a.token_rows]
+    names, tables = [name for name, _, _ in held], [rows.values for _, rows, _ in held]
+    widths = {table.shape[1] for table in tables}
     if len(widths) > 1:
         raise CompatibilityError(
             f"The rows of {path} have {listing(sorted(map(str, widths)))} entries in "
             f"{listing(names)}: their bases differ; merge adapters of one base."
         )
+    tokens = sorted({token for _, rows, _ in held for token in rows.tokens})
+    place = {token: number for number, token in enumerate(tokens)}
     total = torch.zeros(len(tokens), widths.pop(), dtype=torch.float64)
     kept = torch.ones(len(tokens), dtype=torch.float64)  # the share of the base's own row
-    for i, rows in held.items():
+    for (_, rows, weight), table in zip(held, tables, strict=True):
         index = [place[token] for token in rows.tokens]
-        total[index] += coefficients[i] * values[i].to(torch.float64)
-        kept[index] -= coefficients[i]
+        total[index] += weight * table.to(torch.float64)
+        kept[index] -= weight
     mixed = [n for n, share in enumerate(kept.tolist()) if abs(share) > SUM_TOLERANCE]
     if mixed:
-        if base is None:
+        if plan.base is None:
             return None
-        start = _of_base(path, [tokens[n] for n in mixed], base)
+        start = _of_base(path, [tokens[n] for n in mixed], plan.base)
         if start.shape[1] != total.shape[1]:
             raise CompatibilityError(
                 f"The rows of {path} have {total.shape[1]} entries in {listing(names)} and "
                 f"{start.shape[1]} in the base; give the base that they were trained on."
             )
         total[mixed] += kept[mixed, None] * start.to(torch.float64)
-    dtype = functools.reduce(torch.promote_types, (rows.dtype for rows in values.values()))
+    dtype = functools.reduce(torch.promote_types, (table.dtype for table in tables))
     return TokenRows(tuple(tokens), functools.partial(total.to, dtype))
 
 

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.merging._election import elect
 from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights
-from loraprobe.merging._ranking import magnitudes_at
-from loraprobe.merging._selection import Block, Selection, fuse, in_blocks
+from loraprobe.merging._selection import Block, Selection, fuse, in_blocks, magnitudes_at
+from loraprobe.merging._sparse import elect
 
 
 @dataclass(frozen=True)

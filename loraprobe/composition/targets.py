@@ -51,11 +51,6 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def adapted_paths(experts: Sequence[Adapter]) -> tuple[str, ...]:
-    """The modules that at least one expert adapts, in the experts' order."""
-    return tuple(dict.fromkeys(path for expert in experts for path in expert.modules))
-
-
 def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
     """The layers that the experts adapt, by path, after all checks of experts and modules.
 

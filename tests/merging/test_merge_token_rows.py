@@ -12,7 +12,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.rows import RowGates, Rows
+from loraprobe.composition.router import RowGates, Rows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options

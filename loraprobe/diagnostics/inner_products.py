@@ -11,7 +11,6 @@ from loraprobe.diagnostics._diagnostic import (
     GramDiagnostic,
     Statistics,
     Sums,
-    outer,
     per_pair,
     single,
 )
@@ -69,7 +68,8 @@ class Cosine(GramDiagnostic):
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        entries = outer(grams.shape.prod(-1).to(first)).sqrt().clamp_min(1)
+        sizes, other = per_pair(grams.shape.prod(-1).to(first))
+        entries = (sizes * other).sqrt().clamp_min(1)
         return single(
             inner=grams.inner,
             first=first,

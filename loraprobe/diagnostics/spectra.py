@@ -14,7 +14,6 @@ from loraprobe.diagnostics._diagnostic import (
     Statistics,
     Sums,
     per_pair,
-    ranks_below,
     single,
 )
 from loraprobe.lora.grams import GramMatrices, Side
@@ -85,9 +84,8 @@ class TruncationError(GramDiagnostic):
             return lost
 
         total = beyond(0)
-        return {
-            FigureKey(rank=rank): {"lost": beyond(rank), "total": total} for rank in ranks_below(r)
-        }
+        ranks = sorted({r, *(1 << k for k in range(r.bit_length()))})
+        return {FigureKey(rank=k): {"lost": beyond(k), "total": total} for k in ranks}
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue((sums["lost"] / sums["total"]).sqrt())

@@ -33,6 +33,10 @@ class Scores(ABC):
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
         """x: [..., in] -> [..., c, k]; each of the c kinds may be averaged over tokens."""
 
+    def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        """The input relative to the origin of the scores."""
+        return x
+
     def final(self, scores: Float[Tensor, "*tokens c k"]) -> Float[Tensor, "*tokens k"]:
         """The scores that decide: [..., k], -inf for an excluded expert."""
         return scores[..., 0, :]
@@ -97,10 +101,6 @@ class ScoredRouter(Router):
             return TokenGate(scores, self, columns)
         return PromptGate(scores, self, columns, module)
 
-    def before_scoring(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
-        """The input in the form in which it is scored."""
-        return F.normalize(x, dim=-1) if self.normalize else x
-
     def chosen(self, scores: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens k"]:
         """Gates [..., k] of scores [..., k]: they sum to 1, at most top_k of them above 0."""
         if self.top_k < scores.shape[-1]:
@@ -139,7 +139,8 @@ class TokenGate:
 
     def scored(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
         """The scores of an input: [..., c, k]."""
-        return self.scores(self.router.before_scoring(x))
+        x = self.scores.centred(x)
+        return self.scores(F.normalize(x, dim=-1) if self.router.normalize else x)
 
 
 class PromptGate(TokenGate):

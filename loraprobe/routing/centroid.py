@@ -138,25 +138,21 @@ class Centroid(ScoredRouter):
                 f"The router has learned of other inputs of {module} than its "
                 f"{experts[0].in_features}; fit it anew."
             )
-        return _Cosines(means, self)
-
-    def before_scoring(self, x: Tensor) -> Tensor:
-        return x  # the common part is subtracted before, see _Cosines
+        return _Cosines(means, self.center)
 
 
 class _Cosines(Scores):
-    """cos(x - m, c_i - m); means: [n, in]."""
+    """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
 
-    def __init__(self, means: Float[Tensor, "n in"], options: Centroid) -> None:
-        common = means.mean(0) if options.center else torch.zeros_like(means[0])
+    def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:
+        common = means.mean(0) if center else torch.zeros_like(means[0])
         self.common = CachedMatrix(common)
         self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
-        self.normalize = options.normalize
+
+    def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        return x - self.common.like(x)
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 n"]:
-        x = x - self.common.like(x)
-        if self.normalize:
-            x = F.normalize(x, dim=-1)
         return F.linear(x, self.directions.like(x)).unsqueeze(-2)
 
 

@@ -12,7 +12,7 @@ separate choices. Helpers, in the order in which to read them:
     _module         one module: factors -> space -> method -> rank, with what was lost
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
     _dora           linear merges of DoRA
-    _full_weights   linear merges of whole modules and biases; _token_rows, of token rows
+    _replaced       linear merges of whole modules, biases and token rows
     _sparse         the contract of the family in sparse.py: which entries are kept (_selection),
                     and the election of a sign
 """

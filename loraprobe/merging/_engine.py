@@ -16,12 +16,11 @@ from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
 from loraprobe.merging import _validation
-from loraprobe.merging._full_weights import merge_full_weights, merge_lora_biases
 from loraprobe.merging._merged import Merged, RankLayout
 from loraprobe.merging._method import METHODS, MergeMethod
 from loraprobe.merging._module import MergedModule, merge_module
 from loraprobe.merging._plan import BaseTensors, MergePlan
-from loraprobe.merging._token_rows import merge_token_rows
+from loraprobe.merging._replaced import merge_full_weights, merge_lora_biases, merge_token_rows
 from loraprobe.records import Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
@@ -54,7 +53,7 @@ def merge(
 
     base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
     full weights, biases and token rows that not every adapter has, or whose weights do not sum
-    to 1 (`_full_weights`, `_token_rows`). Raises UsageError, CompatibilityError,
+    to 1 (`_replaced`). Raises UsageError, CompatibilityError,
     UnsupportedAdapter, AdapterError or OutOfMemory.
     """
     _validation.check_names(adapters)

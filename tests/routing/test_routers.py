@@ -16,7 +16,7 @@ from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS, layer_of
-from loraprobe.routing.spectr import projection
+from loraprobe.routing.spectral import projection
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
 from loraprobe.scoring.prefix import Prefix
@@ -144,7 +144,7 @@ def test_hard_gives_one_expert_everything(by):
 
 
 def test_default_arrow_is_bitwise_unchanged():
-    from loraprobe.routing.arrow import prototype
+    from loraprobe.routing.spectral import prototype
 
     x = (3 * X).float()
     experts = [a.modules[PATH].to(torch.float32) for a in FOUR]

@@ -78,35 +78,6 @@ class ReplacedParameter:
         return expert.token_rows[name.rpartition(".")[0]]
 
 
-def whole_parameters(
-    model: nn.Module, experts: Sequence[Adapter], router: Router
-) -> list[ReplacedParameter]:
-    """Every parameter that some expert replaces.
-
-    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
-    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
-    """
-    found: dict[str, dict[int, tuple[Adapter, str]]] = {}
-    for i, expert in enumerate(experts):
-        own = {*expert.whole, *(f"{path}.weight" for path in expert.token_rows)}
-        for name in sorted(own):
-            for place in _places(model, expert, name):
-                if place == name or place not in own:
-                    found.setdefault(place, {})[i] = expert, name
-    made = []
-    for place, replacing in found.items():
-        first = next(expert for expert, _ in replacing.values())
-        if not router.weighs_whole:
-            raise UnsupportedAdapter(
-                f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
-                "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
-                "trained without modules_to_save, biases and token rows."
-            )
-        made.append(ReplacedParameter(place, _owner(model, place, first.name), replacing))
-        _check(made[-1])
-    return made
-
-
 @contextlib.contextmanager
 def replaced(
     model: nn.Module,
@@ -117,11 +88,14 @@ def replaced(
     """Replaces whole parameters, weighed by the gates, while the context lasts.
 
     keep_weights: paths of modules whose weight must stay, because another expert reads their output
-    W0 x. Raises the errors of `whole_parameters`.
+    W0 x.
+
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
     """
     mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
-        for whole in whole_parameters(model, experts, router):
+        for whole in _whole_parameters(model, experts, router):
             keeps = whole.attribute == "weight" and whole.path in keep_weights
             if router.constant and not keeps:
                 _swap(whole, *_gates([whole], router, len(experts)), undo)
@@ -132,6 +106,27 @@ def replaced(
             hook = parts[0].module.register_forward_hook(mix, with_kwargs=True)
             undo.callback(hook.remove)
         yield
+
+
+def _whole_parameters(
+    model: nn.Module, experts: Sequence[Adapter], router: Router
+) -> list[ReplacedParameter]:
+    """Every parameter that some expert replaces, after all checks."""
+    found: dict[str, dict[int, tuple[Adapter, str]]] = {}
+    for i, expert in enumerate(experts):
+        own = {*expert.whole, *(f"{path}.weight" for path in expert.token_rows)}
+        for name in sorted(own):
+            for place in _places(model, expert, name):
+                if place == name or place not in own:
+                    found.setdefault(place, {})[i] = expert, name
+    for first, _ in (next(iter(replacing.values())) for replacing in found.values()):
+        if not router.weighs_whole:
+            raise UnsupportedAdapter(
+                f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
+                "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
+                "trained without modules_to_save, biases and token rows."
+            )
+    return [_checked(model, place, replacing) for place, replacing in found.items()]
 
 
 def _places(model: nn.Module, expert: Adapter, name: str) -> list[str]:
@@ -158,47 +153,48 @@ def _is_input_embedding(model: Any, name: str) -> bool:
         return False
 
 
-def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
+def _checked(
+    model: nn.Module, name: str, experts: Mapping[int, tuple[Adapter, str]]
+) -> ReplacedParameter:
+    """A parameter of the model that experts replace, of their shape and in memory."""
+    adapter = next(iter(experts.values()))[0].name
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
     except AttributeError:
         module = nn.Module()
-    if module._parameters.get(attribute) is None:
+    base = module._parameters.get(attribute)
+    if base is None:
         raise CompatibilityError(
             f"Adapter {adapter} replaces {name}, which the model does not have; it was "
             "trained on another base model or head."
         )
-    return module
+    if not base.is_floating_point() or base.device.type == "meta":
+        raise UnsupportedAdapter(
+            f"Adapter {adapter} replaces {name}, which the model holds "
+            "quantised or out of memory; load the base unquantised and in memory."
+        )
+    made = ReplacedParameter(name, module, experts)
+    for i in experts:
+        _check_shape(made, i, tuple(base.shape))
+    return made
 
 
-def _check(whole: ReplacedParameter) -> None:
-    for i, (expert, name) in whole.experts.items():
-        if not whole.base.is_floating_point() or whole.base.device.type == "meta":
-            raise UnsupportedAdapter(
-                f"Adapter {expert.name} replaces {whole.name}, which the model holds "
-                "quantised or out of memory; load the base unquantised and in memory."
-            )
-        if whole.by_rows(i):
-            _check_rows(whole, i)
-            continue
-        shape = tuple(expert.whole[name].shape)
-        if shape != tuple(whole.base.shape):
+def _check_shape(whole: ReplacedParameter, i: int, shape: tuple[int, ...]) -> None:
+    expert, name = whole.experts[i]
+    if whole.by_rows(i):
+        rows, width = whole.rows(i).tokens, whole.rows(i).values.shape[1]
+        if max(rows) >= shape[0] or shape[1:] != (width,):
             raise CompatibilityError(
-                f"Adapter {expert.name} replaces {whole.name} by a tensor of shape {list(shape)}, "
-                f"but the model's is {list(whole.base.shape)}; it was trained with another "
-                "vocabulary or head, so resize the base's as in its training."
+                f"Adapter {expert.name} has rows of {width} entries for tokens up to {max(rows)} "
+                f"of {whole.path}, but the model's has the shape {list(shape)}; it was trained "
+                "with another vocabulary, so resize the base's as in its training."
             )
-
-
-def _check_rows(whole: ReplacedParameter, i: int) -> None:
-    rows, table = whole.rows(i), tuple(whole.base.shape)
-    width = rows.values.shape[1]
-    if max(rows.tokens) >= table[0] or table[1:] != (width,):
+    elif tuple(expert.whole[name].shape) != shape:
         raise CompatibilityError(
-            f"Adapter {whole.experts[i][0].name} has rows of {width} entries for tokens up to "
-            f"{max(rows.tokens)} of {whole.path}, but the model's has the shape {list(table)}; it "
-            "was trained with another vocabulary, so resize the base's as in its training."
+            f"Adapter {expert.name} replaces {whole.name} by a tensor of shape "
+            f"{list(expert.whole[name].shape)}, but the model's is {list(shape)}; it was trained "
+            "with another vocabulary or head, so resize the base's as in its training."
         )
 
 
@@ -253,7 +249,14 @@ def _mixing(
             f"Adapter {first.name} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
             "whose output cannot be weighed row by row."
         )
-    own = [_own_parameters(parts, i) for i in present]
+    own = [
+        {
+            whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
+            for whole in parts
+            if i in whole.experts
+        }
+        for i in present
+    ]
 
     def mix(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         plain = _forward(module, {}, args, kwargs)
@@ -265,15 +268,6 @@ def _mixing(
         return made.to(output.dtype)
 
     return mix
-
-
-def _own_parameters(parts: Sequence[ReplacedParameter], i: int) -> dict[str, Tensor]:
-    """The parameters of one expert for the module."""
-    return {
-        whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
-        for whole in parts
-        if i in whole.experts
-    }
 
 
 def _forward(

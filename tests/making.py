@@ -127,6 +127,17 @@ def regauged(update: LowRank, seed: int = 0) -> LowRank:
     return LowRank(A.to(update.A.dtype), B.to(update.B.dtype), update.scaling)
 
 
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
 def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
     """A randomly initialised language model of a family shaped like Llama: two layers, width 16.
 
@@ -135,16 +146,7 @@ def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    made = getattr(transformers, f"{family}Config")(**{**sizes, **config})
+    made = getattr(transformers, f"{family}Config")(**{**SIZES, **config})
     return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
@@ -153,16 +155,16 @@ def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
     return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)
 
 
+GPT2_SIZES = dict.fromkeys(("n_layer", "n_head"), 2) | {"n_embd": 16, "n_positions": 64}
+GPT2_SIZES |= {"bos_token_id": 0, "eos_token_id": 0}
+
+
 def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:
     """A randomly initialised two-layer GPT-2 of width 16 (Conv1D layers)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=vocab, n_embd=16, n_layer=2, n_head=2, n_positions=64,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab, **GPT2_SIZES)).eval()
 
 
 def peft_model(
@@ -201,11 +203,9 @@ def write_adapter(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {
-        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "owner/base", "target_modules": ["q_proj"],
-    } | config  # fmt: skip
-    settings = {key: value for key, value in settings.items() if value is not ABSENT}
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    named = {"base_model_name_or_path": "owner/base", "target_modules": ["q_proj"]}
+    settings = {k: v for k, v in {**plain, **named, **config}.items() if v is not ABSENT}
     (directory / "adapter_config.json").write_text(json.dumps(settings))
     if pickle:
         torch.save(dict(tensors), directory / "adapter_model.bin")

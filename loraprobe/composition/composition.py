@@ -191,7 +191,7 @@ def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     return known[composition]
 
 
-_Prepared = dict[tuple[torch.dtype, Any], tuple[ComposedLayer, ...]]
+_Prepared = dict[torch.dtype, tuple[Any, tuple[ComposedLayer, ...]]]
 _PREPARED: weakref.WeakKeyDictionary[Composition, _Prepared] = weakref.WeakKeyDictionary()
 
 
@@ -203,18 +203,17 @@ def prepared(
     model: the base, whose weights scaled experts need; other layers do not depend on it.
     """
     known = _PREPARED.setdefault(composition, {})
-    key = dtype, _weights_that_count(composition, model)
-    if key not in known:
-        for old in [old for old in known if old[0] is dtype]:
-            del known[old]  # it belongs to another model or to changed weights
+    mark = _weights_that_count(composition, model)
+    if dtype not in known or known[dtype][0] != mark:
+        known.pop(dtype, None)  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
             made = (
                 composed_layer(composition.experts, composition.router, path, dtype, model)
                 for path in composition.paths
             )
-            known[key] = tuple(layer for layer in made if layer is not None)
+            known[dtype] = mark, tuple(layer for layer in made if layer is not None)
         _forget_oldest(keep=composition)
-    return known[key]
+    return known[dtype][1]
 
 
 def _weights_that_count(composition: Composition, model: nn.Module | None) -> Any:
@@ -228,7 +227,7 @@ def _weights_that_count(composition: Composition, model: nn.Module | None) -> An
 
 def _forget_oldest(keep: Composition) -> None:
     sizes = {
-        composition: sum(layer.nbytes for layers in known.values() for layer in layers)
+        composition: sum(layer.nbytes for _, layers in known.values() for layer in layers)
         for composition, known in list(_PREPARED.items())
     }
     total = sum(sizes.values())

@@ -115,8 +115,10 @@ def current_pass(path: str) -> Pass:
     return now
 
 
-_ENDS: ContextVar[Sequence[int] | None] = ContextVar("prompt_ends", default=None)
-_FOLLOWED: ContextVar[Sequence[int] | None] = ContextVar("followed_rows", default=None)
+# What the caller says of the rows: `ends` and `follows` of `rows_of_batch`.
+_ROWS: ContextVar[tuple[Sequence[int] | None, Sequence[int] | None]] = ContextVar(
+    "rows_of_batch", default=(None, None)
+)
 
 
 @contextlib.contextmanager
@@ -128,12 +130,11 @@ def rows_of_batch(
     ends: row i (padded on the right) begins with a prompt of ends[i] tokens. follows: row i
     continues row follows[i] of the last batch that began with an empty cache.
     """
-    before = _ENDS.set(ends), _FOLLOWED.set(follows)
+    before = _ROWS.set((ends, follows))
     try:
         yield
     finally:
-        _ENDS.reset(before[0])
-        _FOLLOWED.reset(before[1])
+        _ROWS.reset(before)
 
 
 @contextlib.contextmanager
@@ -174,15 +175,8 @@ class SequenceTracker:
         ids = given.get("input_ids")
         ids = given.get("inputs_embeds") if ids is None else ids
         if ids is None:
-            return Pass(
-                0,
-                0,
-                None,
-                True,
-                {},
-                problem="the model was called without input_ids or inputs_embeds, so its prompts "
-                "are unknown.",
-            )
+            problem = "the model was called without input_ids or inputs_embeds, so its prompts "
+            return Pass(0, 0, None, True, {}, problem=f"{problem}are unknown.")
         rows, tokens = int(ids.shape[0]), int(ids.shape[1])
         cache = given.get("past_key_values")
         cache = given.get("cache") if cache is None else cache
@@ -200,7 +194,7 @@ class SequenceTracker:
 
     def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
         """The rows that are continued, if the caller gave them, and the problem or ""."""
-        known = _FOLLOWED.get()
+        _, known = _ROWS.get()
         if known is not None:
             if len(known) != rows or (known and max(known) >= self.rows):
                 return None, "the rows given by rows_of_batch do not fit this batch."
@@ -239,7 +233,7 @@ def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None,
             f"{tokens} tokens are padding, so per=sequence cannot leave it out; pass one of shape "
             "[rows, tokens], or use per=token."
         )
-    ends = _ENDS.get()
+    ends, _ = _ROWS.get()
     kept = None if mask is None else mask.bool()
     if ends is not None and len(ends) == rows:
         device = None if mask is None else mask.device

@@ -93,18 +93,13 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Selection:
     if kept == entries:
         return iter
     places = [bottom, entries - top - 1] if top else [bottom]
-    limits = _in_order(deltas, places)
+    flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one for each delta
+        limits = list(threads.map(partial(magnitudes_at, places=places), flat))
     # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude must stay.
     lows = [float(np.nextafter(limit[0], limit[0].dtype.type(0))) for limit in limits]
     highs = [float(limit[1]) if top else None for limit in limits]
     return partial(_banded, lows=lows, highs=highs)
-
-
-def _in_order(deltas: Deltas, places: list[int]) -> list[np.ndarray]:
-    """The magnitudes of each delta at these places of the ascending order; one thread per delta."""
-    flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(partial(magnitudes_at, places=places), flat))
 
 
 def _banded(
@@ -134,19 +129,18 @@ def at_random(
     if density == 1:
         return iter
     states = [generator.get_state() for generator in generators]
-    if epsilon is not None:
-        chances = partial(chances_by_rank, density=density, epsilon=epsilon)
-        return partial(_drawn, chances=chances, states=states, divide=divide)
-    chance = torch.tensor(density, dtype=torch.float64)
-    return partial(_drawn, chances=lambda _: chance, states=states, divide=divide)
+    chances: Callable[[Matrix], Tensor] = partial(chances_by_rank, density=density, epsilon=epsilon)
+    return partial(_drawn, chances=chances, states=states, divide=divide)
 
 
-def chances_by_rank(delta: Matrix, density: float, epsilon: float) -> Matrix:
-    """The probability of keeping each entry: [p, q] -> [p, q] float64.
+def chances_by_rank(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
+    """The probability of keeping each entry: [p, q] -> [p, q] float64; [] if it is one for all.
 
     density - epsilon for the smallest magnitude of each row, density + epsilon for the largest, in
     even steps; density where a row has one entry.
     """
+    if epsilon is None:
+        return torch.tensor(density, dtype=torch.float64)
     steps = np.linspace(-epsilon, epsilon, delta.shape[1]) if delta.shape[1] > 1 else np.zeros(1)
     order = np.argsort(delta.abs().numpy(), axis=1)
     chances = np.empty(delta.shape, dtype=np.float64)

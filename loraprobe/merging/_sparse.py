@@ -136,11 +136,7 @@ def elect(
     if divisor == "count":
         total.div_(share.clamp_min_(1))
     elif divisor == "weights":
-        total.div_(_nonzero(share, weights))
+        # 1 in place of zero, and of what rounding leaves where weights cancel.
+        least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
+        total.div_(torch.where(share.abs() <= least, 1.0, share))
     return total
-
-
-def _nonzero(share: Matrix, weights: Weights) -> Matrix:
-    """The sums of weights, with 1 in place of zero and of rounding where weights cancel."""
-    least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
-    return torch.where(share.abs() <= least, 1.0, share)

@@ -97,9 +97,8 @@ class ScoredRouter(Router):
             return torch.ones(1)
         scores = self.scores(module, experts, n)
         columns = list(present) if self.scores_absent and len(present) < n else None
-        if self.per == "token":
-            return TokenGate(scores, self, columns)
-        return PromptGate(scores, self, columns, module)
+        gate = TokenGate if self.per == "token" else PromptGate
+        return gate(module, scores, self, columns)
 
     def chosen(self, scores: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens k"]:
         """Gates [..., k] of scores [..., k]: they sum to 1, at most top_k of them above 0."""
@@ -120,20 +119,27 @@ def changed(router: R, **options: object) -> R:
     return other
 
 
+@dataclass(frozen=True, eq=False)
 class TokenGate:
-    """The gates of one module, which decides for each token by its own input."""
+    """The gates of one module, which decides for each token by its own input.
 
-    shared = False
+    columns: the experts that have the module among those scored; None for all. shared: whether the
+    composition has to follow the model's passes.
+    """
 
-    def __init__(self, scores: Scores, router: ScoredRouter, columns: list[int] | None) -> None:
-        self.scores, self.router, self.columns = scores, router, columns
+    path: str
+    scores: Scores
+    router: ScoredRouter
+    columns: list[int] | None
+
+    shared: ClassVar[bool] = False
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k]."""
         return self.chosen(self.scored(x))
 
     def chosen(self, scores: Float[Tensor, "*tokens c n"]) -> Float[Tensor, "*tokens k"]:
-        """The gates [..., k] of the experts that have the module, which are `columns` of all."""
+        """The gates [..., k] of the experts that have the module."""
         gates = self.router.chosen(self.scores.final(scores))
         return gates if self.columns is None else gates[..., self.columns]
 
@@ -146,13 +152,7 @@ class TokenGate:
 class PromptGate(TokenGate):
     """The gates of one module, which decides once for a whole prompt and what follows it."""
 
-    shared = True  # the composition has to follow the model's passes
-
-    def __init__(
-        self, scores: Scores, router: ScoredRouter, columns: list[int] | None, path: str
-    ) -> None:
-        super().__init__(scores, router, columns)
-        self.path = path
+    shared: ClassVar[bool] = True
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k]; only in a forward pass of the composed model."""

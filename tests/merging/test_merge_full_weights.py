@@ -6,7 +6,16 @@ import copy
 
 import pytest
 import torch
-from making import base_tensors, peft_adapter, peft_model, random_update, tiny_llama, tiny_model
+from making import (
+    GPT2_SIZES,
+    base_tensors,
+    peft_adapter,
+    peft_model,
+    random_adapter,
+    random_update,
+    tiny_llama,
+    tiny_model,
+)
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
@@ -137,8 +146,7 @@ def tiny_classifier():
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64,
-                        num_labels=3, pad_token_id=0, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(vocab_size=40, num_labels=3, pad_token_id=0, **GPT2_SIZES)
     return GPT2ForSequenceClassification(config).eval()
 
 
@@ -146,22 +154,34 @@ def tiny_t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4,
-                      decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)  # fmt: skip
+    sizes = {
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+    }
+    config = T5Config(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes)
     return T5ForConditionalGeneration(config).eval()
 
 
+def saving(*modules, **more):
+    """A config that trains these modules whole, beside factors of the queries."""
+    return {"target_modules": ["q_proj"], "modules_to_save": list(modules), **more}
+
+
+T5 = {"task_type": "SEQ_2_SEQ_LM"}
 CASES = {
     "lora_only": (biased_llama, {"target_modules": ["v_proj"], "bias": "lora_only"}, True),
     "all": (biased_llama, {"target_modules": ["q_proj", "up_proj"], "bias": "all"}, True),
     "lora_bias": (biased_llama, {"target_modules": ["o_proj"], "lora_bias": True}, False),
-    "head": (biased_llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True),
-    "norms": (tiny_llama, {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, True),
+    "head": (biased_llama, saving("lm_head"), True),
+    "norms": (tiny_llama, saving("norm"), True),
     "classifier": (tiny_classifier, {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}, None),
-    "t5": (tiny_t5, {"target_modules": ["q", "v", "wi"], "task_type": "SEQ_2_SEQ_LM"}, False),
-    "t5-norm": (tiny_t5, {"target_modules": ["q"], "modules_to_save": ["final_layer_norm"],
-                          "task_type": "SEQ_2_SEQ_LM"}, True),
-}  # fmt: skip
+    "t5": (tiny_t5, {"target_modules": ["q", "v", "wi"], **T5}, False),
+    "t5-norm": (tiny_t5, saving("final_layer_norm", **{**T5, "target_modules": ["q"]}), True),
+}
 
 
 def answer(model):
@@ -220,12 +240,11 @@ def test_a_real_classifier_is_inspected_and_merged(shared_data, tmp_path):
     torch.testing.assert_close(
         twin.modules[path].delta(), real.modules[path].delta(), rtol=1e-4, atol=1e-6
     )
-    other = adapter_of(
-        "other", {p: random_update(u.out_features, u.in_features, 2, i, 0.01)
-                  for i, (p, u) in enumerate(real.modules.items())},
-        kinds={p: i.kind for p, i in real.layout.items()}, base_model="gpt2",
-        config={"task_type": "SEQ_CLS"}, whole={SCORE: real.whole[SCORE] + 1},
-    )  # fmt: skip
+    shapes = {p: (i.out_features, i.in_features) for p, i in real.layout.items()}
+    kinds = {p: i.kind for p, i in real.layout.items()}
+    factors = random_adapter("other", shapes, 2, 1, 0.01)
+    own = {"whole": {SCORE: real.whole[SCORE] + 1}, "config": {"task_type": "SEQ_CLS"}}
+    other = adapter_of("other", dict(factors.modules), base_model="gpt2", kinds=kinds, **own)
     merged = merge([real, other])
     torch.testing.assert_close(merged.adapter.whole[SCORE], real.whole[SCORE] + 0.5)
     merged.save(tmp_path / "out")

@@ -282,10 +282,8 @@ def slow_hub() -> Any:
     server = Misbehaving(files)
     send = _Handler.send
 
-    def trickle(
-        self: Any, status: int, headers: Any, content: bytes, body: bool, length: int | None = None
-    ) -> None:
-        send(self, status, headers, content, False, len(content) if length is None else length)
+    def trickle(self: Any, status: int, headers: Any, content: bytes, body: bool) -> None:
+        send(self, status, headers, content, False)
         for start in range(0, len(content) if body else 0, 8192):
             self.wfile.write(content[start : start + 8192])
             time.sleep(0.005)

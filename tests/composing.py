@@ -27,6 +27,11 @@ def base(kind: str, dtype: torch.dtype = torch.float32):
     return making.tiny_llama(tied=kind == "llama").to(dtype)
 
 
+def logits(model, composition: Composition) -> torch.Tensor:
+    with composition.into(model):
+        return making.hidden(model)
+
+
 def experts(n: int = 2, **options) -> tuple[Adapter, ...]:
     return tuple(making.random_adapter(f"e{i}", rank=2 + i, seed=i, **options) for i in range(n))
 

@@ -236,11 +236,19 @@ def sharpened(model: Any) -> Any:
 
 def base_tensors(weight: Callable | None = None, parameter: Callable | None = None) -> Any:
     """A base whose weights and parameters come from functions; what it lacks is a BaseError."""
-
-    def lacking(name: str) -> Tensor:
-        raise BaseError(f"no {name}")
-
+    lacking = base_of({}).parameter
     return SimpleNamespace(weight=weight or lacking, parameter=parameter or lacking)
+
+
+def base_of(parameters: Mapping[str, Tensor]) -> Any:
+    """A base that has these parameters and no other."""
+
+    def parameter(name: str) -> Tensor:
+        if name not in parameters:
+            raise BaseError(f"the base has no {name}")
+        return parameters[name]
+
+    return SimpleNamespace(weight=parameter, parameter=parameter)
 
 
 def call(*arguments: object, **options: Any) -> Any:
@@ -306,6 +314,22 @@ class Fork:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         texts = [(self.place / name).read_text("utf-8") for name in ("stdout", "stderr")]
         return self.code, *texts
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self):
+        return (Path.touch, (self.where / "harmed",))
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
 
 
 def hidden(model: Any, vocab: int = 40) -> Tensor:

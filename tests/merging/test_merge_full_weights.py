@@ -8,6 +8,7 @@ import pytest
 import torch
 from making import (
     GPT2_SIZES,
+    base_of,
     base_tensors,
     peft_adapter,
     peft_model,
@@ -19,7 +20,7 @@ from making import (
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
-from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
@@ -27,12 +28,6 @@ from loraprobe.pipeline import commands
 UP = "model.layers.0.mlp.up_proj"
 NORM, BIAS, SCORE = "model.norm.weight", f"{UP}.bias", "score.weight"
 FROM_BASE = {NORM: torch.linspace(0, 1, 8), BIAS: torch.linspace(-1, 1, 14)}
-
-
-def parameter(name):
-    if name not in FROM_BASE:
-        raise BaseError(f"the base has no {name}")
-    return FROM_BASE[name]
 
 
 def holding(name, seed, *names, rows=3, dtype=torch.float32):
@@ -58,9 +53,7 @@ def test_the_mean_needs_no_base(name, weights):
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.3, 0.3], [-1.0, 0.5]])
 def test_other_weights_and_adapters_without_it_take_the_base_into_account(weights):
     a, b = holding("a", 1, NORM, BIAS), holding("b", 2, NORM)
-    merged = merge(
-        [a, b], "task_arithmetic", weights=weights, base=base_tensors(parameter=parameter)
-    )
+    merged = merge([a, b], "task_arithmetic", weights=weights, base=base_of(FROM_BASE))
     for name, holders in ((NORM, (a, b)), (BIAS, (a,))):
         start = FROM_BASE[name].double()
         expected = start + sum(
@@ -83,7 +76,7 @@ def test_inexact_full_weight_merges_are_refused_with_a_cure():
     with pytest.raises(UnsupportedAdapter, match=r"a holds bias .*up_proj.bias.*--allow bias"):
         merge([holding("a", 1, BIAS), b])
     with pytest.raises(UnsupportedAdapter, match=r"score.weight, which the base does not have"):
-        merge([holding("a", 1, SCORE), b], base=base_tensors(parameter=parameter))
+        merge([holding("a", 1, SCORE), b], base=base_of(FROM_BASE))
     dropped = merge([a, b], allow=["modules-to-save"])
     assert not dropped.adapter.whole
     assert [(i.severity, i.code, i.adapters) for i in dropped.issues] == [

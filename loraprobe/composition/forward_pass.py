@@ -57,7 +57,6 @@ class Pass:
         leading: (rows, tokens), or their product if the rows are flattened. For a head the result
         holds the scores of each prompt's last token.
         """
-        self.check(path)
         if path in self.heads:
             return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
@@ -95,23 +94,23 @@ class Pass:
         """Scores [rows, ...] of the sequences' first pass, in the order of this pass's rows."""
         return scores if self.follows is None else scores[self.follows.to(scores.device)]
 
-    def check(self, path: str) -> None:
-        """Raises UsageError if it is not known which sequences the rows belong to."""
-        if self.problem:
-            raise UsageError(f"Module {path}: {self.problem}")
-
 
 _NOW: ContextVar[Pass | None] = ContextVar("forward_pass", default=None)
 
 
 def current_pass(path: str) -> Pass:
-    """The current pass of the composed model. Raises UsageError outside of a pass."""
+    """The current pass of the composed model.
+
+    Raises UsageError outside of a pass, and if it is not known which sequences its rows belong to.
+    """
     now = _NOW.get()
     if now is None:
         raise UsageError(
             f"Gates of {path} are decided for whole prompts (per=sequence), so they exist only in "
             "a forward pass of the composed model."
         )
+    if now.problem:
+        raise UsageError(f"Module {path}: {now.problem}")
     return now
 
 

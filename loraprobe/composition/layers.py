@@ -188,7 +188,7 @@ def _term(
     """An expert's output update(x) + offset + ratio * (W0 x), all multiplied by a constant gate.
 
     update: as it is stored; the returned one has scaling 1. offset: [out], the bias of lora_B;
-    ratio: [out], of a scaled expert. Both are None for an expert without.
+    ratio: [out], of a scaled expert. Each is None for an expert that has none.
     """
     offset, ratio = expert.offsets.get(path), None
     if offset is not None:
@@ -215,7 +215,10 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
     # Gemma's embeddings scale their output; peft scales the adapter's output in the same way.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
     scales = layer.ratio is not None
-    away = bias_of(module) if scales and _is_away(getattr(module, "bias", None)) else None
+    held = getattr(module, "bias", None)
+    # accelerate has moved the bias out of the module, also while hooks run
+    is_away = isinstance(held, Tensor) and held.device.type == "meta"
+    away = bias_of(module) if scales and is_away else None
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x = input_of(args, kwargs)
@@ -231,8 +234,3 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The input of a layer from the arguments of its call."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def _is_away(bias: object) -> bool:
-    """Whether accelerate has moved a bias out of the module, also while hooks run."""
-    return isinstance(bias, Tensor) and bias.device.type == "meta"

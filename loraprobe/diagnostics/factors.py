@@ -83,12 +83,9 @@ class IntruderDimensions(FactorDiagnostic):
             if weight is None or own is None or weight.shape != delta.shape:
                 counts[i] = torch.nan
             elif torch.isfinite(delta).all():
-                counts[i] = self._intruders(own, weight + delta)
+                top = torch.linalg.svd(weight + delta, full_matrices=False).U[:, : self.k]
+                counts[i] = ((own.mT @ top).abs().amax(0) < self.threshold).sum()
         return single(intruders=counts)
-
-    def _intruders(self, own: Tensor, tuned: Tensor) -> int:
-        top = torch.linalg.svd(tuned, full_matrices=False).U[:, : self.k]
-        return int(((own.mT @ top).abs().amax(0) < self.threshold).sum())
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["intruders"])

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.errors import OutputError
+from loraprobe.errors import CompatibilityError, OutputError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
-from loraprobe.merging._dora import check_weight, merge_dora
+from loraprobe.merging._dora import merge_dora
 from loraprobe.merging._method import FactorMethod, GramMethod
 from loraprobe.merging._plan import MergePlan
 from loraprobe.merging._validation import check_finite
@@ -61,7 +61,11 @@ def merge_module(path: str, plan: MergePlan) -> MergedModule:
         rounded2 = _rounding2(exact.update, update)
     else:
         weight = plan.base.weight(path)
-        check_weight(path, updates[0], weight)
+        if weight.shape != (info.out_features, info.in_features):
+            raise CompatibilityError(
+                f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
+                f"{list(weight.shape)} in the base; give the base that they were trained on."
+            )
         given = [a.magnitudes.get(path) for a in plan.adapters]
         merged = merge_dora(updates, given, plan.coefficients, weight, plan.rank)
         inner, exact = merged.inner, merged.kept

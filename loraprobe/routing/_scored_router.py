@@ -160,8 +160,6 @@ class PromptGate(TokenGate):
         if now.begins:
             own = now.over_prompt(self.scored(x), leading, self.path)
             now.decided[self.path] = self._with_earlier(own, now.decided)
-        else:
-            now.check(self.path)
         if self.path not in now.decided:
             raise UsageError(
                 f"Module {self.path} continues prompts that this composition has not read; "

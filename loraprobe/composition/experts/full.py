@@ -17,6 +17,7 @@ factors to route by.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,13 @@ AFFINE = (nn.Linear, nn.Embedding)
 class ReplacedParameter:
     """One parameter of a module, and the experts that replace it.
 
-    experts: an expert's index among all -> the expert, and the name of its own parameter.
+    experts: an expert's index among all -> its name, and what replaces the parameter: rows, or all
+    of it if there are no tokens.
     """
 
     name: str
     module: nn.Module
-    experts: Mapping[int, tuple[Adapter, str]]
+    experts: Mapping[int, tuple[str, TokenRows]]
 
     @property
     def path(self) -> str:
@@ -60,22 +62,11 @@ class ReplacedParameter:
 
     def own(self, i: int) -> Tensor:
         """The tensor of the i-th expert, in its own dtype or, with token rows, in the base's."""
-        expert, name = self.experts[i]
-        if not self.by_rows(i):
-            return expert.whole[name]
-        rows = self.rows(i)
-        index = torch.tensor(rows.tokens, device=self.base.device)
-        return self.base.detach().index_copy(0, index, rows.values.to(self.base))
-
-    def by_rows(self, i: int) -> bool:
-        """Whether the i-th expert replaces rows alone."""
-        expert, name = self.experts[i]
-        return name not in expert.whole
-
-    def rows(self, i: int) -> TokenRows:
-        """The token rows of an expert that replaces rows alone."""
-        expert, name = self.experts[i]
-        return expert.token_rows[name.rpartition(".")[0]]
+        _, part = self.experts[i]
+        if not part.tokens:
+            return part.values
+        index = torch.tensor(part.tokens, device=self.base.device)
+        return self.base.detach().index_copy(0, index, part.values.to(self.base))
 
 
 @contextlib.contextmanager
@@ -112,20 +103,24 @@ def _whole_parameters(
     model: nn.Module, experts: Sequence[Adapter], router: Router
 ) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces, after all checks."""
-    found: dict[str, dict[int, tuple[Adapter, str]]] = {}
+    found: dict[str, dict[int, tuple[str, TokenRows]]] = {}
     for i, expert in enumerate(experts):
-        own = {*expert.whole, *(f"{path}.weight" for path in expert.token_rows)}
+        rows = {f"{path}.weight": rows for path, rows in expert.token_rows.items()}
+        whole = {
+            n: TokenRows((), functools.partial(expert.whole.__getitem__, n)) for n in expert.whole
+        }
+        own = {**rows, **whole}
         for name in sorted(own):
             for place in _places(model, expert, name):
                 if place == name or place not in own:
-                    found.setdefault(place, {})[i] = expert, name
-    for first, _ in (next(iter(replacing.values())) for replacing in found.values()):
-        if not router.weighs_whole:
-            raise UnsupportedAdapter(
-                f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
-                "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
-                "trained without modules_to_save, biases and token rows."
-            )
+                    found.setdefault(place, {})[i] = expert.name, own[name]
+    if found and not router.weighs_whole:
+        first = experts[next(iter(next(iter(found.values()))))]
+        raise UnsupportedAdapter(
+            f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
+            "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
+            "trained without modules_to_save, biases and token rows."
+        )
     return [_checked(model, place, replacing) for place, replacing in found.items()]
 
 
@@ -154,10 +149,10 @@ def _is_input_embedding(model: Any, name: str) -> bool:
 
 
 def _checked(
-    model: nn.Module, name: str, experts: Mapping[int, tuple[Adapter, str]]
+    model: nn.Module, name: str, experts: Mapping[int, tuple[str, TokenRows]]
 ) -> ReplacedParameter:
     """A parameter of the model that experts replace, of their shape and in memory."""
-    adapter = next(iter(experts.values()))[0].name
+    adapter, _ = next(iter(experts.values()))
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
@@ -174,27 +169,24 @@ def _checked(
             f"Adapter {adapter} replaces {name}, which the model holds "
             "quantised or out of memory; load the base unquantised and in memory."
         )
-    made = ReplacedParameter(name, module, experts)
-    for i in experts:
-        _check_shape(made, i, tuple(base.shape))
-    return made
+    for adapter, part in experts.values():
+        _check_shape(f"Adapter {adapter}", name, part, tuple(base.shape))
+    return ReplacedParameter(name, module, experts)
 
 
-def _check_shape(whole: ReplacedParameter, i: int, shape: tuple[int, ...]) -> None:
-    expert, name = whole.experts[i]
-    if whole.by_rows(i):
-        rows, width = whole.rows(i).tokens, whole.rows(i).values.shape[1]
-        if max(rows) >= shape[0] or shape[1:] != (width,):
-            raise CompatibilityError(
-                f"Adapter {expert.name} has rows of {width} entries for tokens up to {max(rows)} "
-                f"of {whole.path}, but the model's has the shape {list(shape)}; it was trained "
-                "with another vocabulary, so resize the base's as in its training."
-            )
-    elif tuple(expert.whole[name].shape) != shape:
+def _check_shape(adapter: str, name: str, part: TokenRows, shape: tuple[int, ...]) -> None:
+    own = part.values.shape
+    if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
         raise CompatibilityError(
-            f"Adapter {expert.name} replaces {whole.name} by a tensor of shape "
-            f"{list(expert.whole[name].shape)}, but the model's is {list(shape)}; it was trained "
-            "with another vocabulary or head, so resize the base's as in its training."
+            f"{adapter} has rows of {own[1]} entries for tokens up to {max(part.tokens)} of "
+            f"{name.rpartition('.')[0]}, but the model's has the shape {list(shape)}; it was "
+            "trained with another vocabulary, so resize the base's as in its training."
+        )
+    if not part.tokens and own != shape:
+        raise CompatibilityError(
+            f"{adapter} replaces {name} by a tensor of shape {list(own)}, but the model's is "
+            f"{list(shape)}; it was trained with another vocabulary or head, so resize the base's "
+            "as in its training."
         )
 
 
@@ -216,14 +208,14 @@ def _swap(
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(base.dtype, torch.float32)
-        by_rows = {i: whole.rows(i) for i in weights if whole.by_rows(i)}
-        kept = 1 - sum(weight for i, weight in weights.items() if i not in by_rows)
+        parts = [(whole.experts[i][1], weight) for i, weight in weights.items()]
+        kept = 1 - sum(weight for part, weight in parts if not part.tokens)
         made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
-        for i, weight in weights.items():
-            if i in by_rows:
-                _add_rows(made, base.detach(), by_rows[i], weight)
+        for part, weight in parts:
+            if part.tokens:
+                _add_rows(made, base.detach(), part, weight)
             else:
-                made.add_(whole.own(i).to(made), alpha=weight)
+                made.add_(part.values.to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
@@ -246,7 +238,7 @@ def _mixing(
     if not (isinstance(module, AFFINE) or kind.endswith("Norm") or kind == "Conv1D"):
         first, _ = next(iter(parts[0].experts.values()))
         raise UnsupportedAdapter(
-            f"Adapter {first.name} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
+            f"Adapter {first} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
             "whose output cannot be weighed row by row."
         )
     own = [

@@ -37,8 +37,8 @@ from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.arrow import prototype
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import prototype
 
 PATH = "layer"
 Call = Callable[[], Tensor]

@@ -27,24 +27,20 @@ def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
                 )
                 u = rng.uniform(1e-6, 1 - 1e-6)
                 gain = UNIT * math.sinh(centre + spread * math.log(u / (1 - u)))
-                cases.append(
-                    case(
-                        base=f"base-{b:02d}", world=f"base-{b:02d}", adapter_set=f"t{s}",
-                        architecture=("llama", "gpt2")[b % 2],
-                        scenario=("two-hop", "math", "keep-both")[s % 3],
-                        method=method, forecast=forecast, error=error, baseline=baseline,
-                        gain=gain, ci95=(gain - 1.96 * error, gain + 1.96 * error),
-                    )
-                )  # fmt: skip
+                where = {"base": f"base-{b:02d}", "world": f"base-{b:02d}", "adapter_set": f"t{s}"}
+                where["architecture"] = ("llama", "gpt2")[b % 2]
+                where["scenario"] = ("two-hop", "math", "keep-both")[s % 3]
+                figures = {"forecast": forecast, "error": error, "baseline": baseline, "gain": gain}
+                figures["ci95"] = (gain - 1.96 * error, gain + 1.96 * error)
+                cases.append(case(method=method, **where, **figures))
     return cases
 
 
 def case(**changed):
     """A case with ordinary values for all fields that are not given."""
-    values = {
-        "base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00",
-        "adapter_set": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,
-        "metric": "exact_match", "forecast": 0.1, "error": 0.03, "part": "question",
-        "baseline": 0.2, "gain": 0.3, "ci95": (0.2, 0.4), "n": 300,
-    }  # fmt: skip
+    where = {"base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00"}
+    asked = {"adapters": 2, "tasks": 1, "hops": 2, "metric": "exact_match", "part": "question"}
+    forecast = {"forecast": 0.1, "error": 0.03, "baseline": 0.2}
+    measured = {"gain": 0.3, "ci95": (0.2, 0.4), "n": 300}
+    values = {"adapter_set": "t0", "method": "uniform", **where, **asked, **forecast, **measured}
     return Case(**{**values, **changed})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 from pydantic import TypeAdapter
 
@@ -11,27 +12,31 @@ from loraprobe.verdict import BaseShape, Evidence
 from loraprobe.verdict.calibration import Calibration
 
 SMALL = BaseShape("llama", 160)
-DOCUMENT = {
-    "format": 4,
-    "made_by": "a test",
-    "coefficients": {
-        "unit": 0.1, "intercept": 0.3, "baseline": -1.5, "spread": 0.6,
-    },
-    "measured": {"cases": 40, "bases": 4},
-    "gained": [[0.0, 0.6], [0.05, 0.4], [0.25, 0.2]],
-    "accuracy": {
-        "small": {
-            "where": "no bases at all", "sets": 17, "items": 40, "auroc": 0.91, "brier": 0.12,
-            "likely": 8, "wrong": 0.125,
-        },
-    },
-    "classes": [
-        {
-            "base": "small", "tasks": 1, "hops": 0, "metric": "exact_match", "sets": 20, "bases": 4,
-            "gained": [[0.0, 1.0], [0.05, 0.3], [0.25, 0.1]],
-        },
-    ],
-}  # fmt: skip
+DOCUMENT = tomllib.loads("""
+format = 4
+made_by = "a test"
+coefficients = {unit = 0.1, intercept = 0.3, baseline = -1.5, spread = 0.6}
+measured = {cases = 40, bases = 4}
+gained = [[0.0, 0.6], [0.05, 0.4], [0.25, 0.2]]
+
+[accuracy.small]
+where = "no bases at all"
+sets = 17
+items = 40
+auroc = 0.91
+brier = 0.12
+likely = 8
+wrong = 0.125
+
+[[classes]]
+base = "small"
+tasks = 1
+hops = 0
+metric = "exact_match"
+sets = 20
+bases = 4
+gained = [[0.0, 1.0], [0.05, 0.3], [0.25, 0.1]]
+""")
 
 
 def calibration(**changes):

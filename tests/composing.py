@@ -22,12 +22,14 @@ def base(kind: str, dtype: torch.dtype = torch.float32):
         from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
         torch.manual_seed(0)
-        config = Gemma3TextConfig(
-            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
-        )  # fmt: skip
-        return Gemma3ForCausalLM(config).eval().to(dtype)
+        sizes = {**making.SIZES, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**sizes)).eval().to(dtype)
     return making.tiny_llama(tied=kind == "llama").to(dtype)
+
+
+def logits(model, composition: Composition) -> torch.Tensor:
+    with composition.into(model):
+        return making.hidden(model)
 
 
 def experts(n: int = 2, **options) -> tuple[Adapter, ...]:

@@ -80,3 +80,32 @@ def llama():
 @pytest.fixture
 def gpt2():
     return making.tiny_gpt2()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with two adapters."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("one", "two")):
+        making.random_adapter(seed=seed).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def pair(tmp_path) -> list[Path]:
+    """Two adapters of one base on the disk."""
+    return making.saved_pair(tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server with one good adapter, to spoil; retries do not wait."""
+    import time
+
+    from hubs import Misbehaving, adapter_files, use
+
+    server = Misbehaving(adapter_files(tmp_path / "made"))
+    with server.running():
+        use(monkeypatch, server.url, tmp_path / "cache")
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        yield server

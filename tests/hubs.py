@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -106,8 +107,8 @@ class Misbehaving:
 
     def fetched(self) -> set[str]:
         """Names of the files whose bodies were sent."""
-        return {r.split(f"/resolve/{self.commit}/")[-1].split("/resolve/main/")[-1]
-                for r in self.requests if r.startswith("GET ") and "/resolve/" in r}  # fmt: skip
+        files = [r for r in self.requests if r.startswith("GET ") and "/resolve/" in r]
+        return {re.split(f"/resolve/(?:{self.commit}|main)/", file)[-1] for file in files}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,20 +162,17 @@ class _Handler(BaseHTTPRequestHandler):
         if spoiled == "flip" and body:
             content = content[:-1] + bytes([content[-1] ^ 255])
         if spoiled == "truncate" and body:
-            self.send(200, headers, content, body=False, length=len(content))
+            self.send(200, headers, content, body=False)
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
             return None
         return self.send(200, headers, content, body)
 
-    def send(
-        self, status: int, headers: Mapping[str, str], content: bytes, body: bool,
-        length: int | None = None,
-    ) -> None:  # fmt: skip
+    def send(self, status: int, headers: Mapping[str, str], content: bytes, body: bool) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body:
             self.wfile.write(content)

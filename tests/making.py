@@ -127,6 +127,17 @@ def regauged(update: LowRank, seed: int = 0) -> LowRank:
     return LowRank(A.to(update.A.dtype), B.to(update.B.dtype), update.scaling)
 
 
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
 def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
     """A randomly initialised language model of a family shaped like Llama: two layers, width 16.
 
@@ -135,16 +146,7 @@ def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    }
-    made = getattr(transformers, f"{family}Config")(**{**sizes, **config})
+    made = getattr(transformers, f"{family}Config")(**{**SIZES, **config})
     return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
@@ -153,16 +155,16 @@ def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
     return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)
 
 
+GPT2_SIZES = dict.fromkeys(("n_layer", "n_head"), 2) | {"n_embd": 16, "n_positions": 64}
+GPT2_SIZES |= {"bos_token_id": 0, "eos_token_id": 0}
+
+
 def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:
     """A randomly initialised two-layer GPT-2 of width 16 (Conv1D layers)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=vocab, n_embd=16, n_layer=2, n_head=2, n_positions=64,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab, **GPT2_SIZES)).eval()
 
 
 def peft_model(
@@ -201,11 +203,9 @@ def write_adapter(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {
-        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "owner/base", "target_modules": ["q_proj"],
-    } | config  # fmt: skip
-    settings = {key: value for key, value in settings.items() if value is not ABSENT}
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    named = {"base_model_name_or_path": "owner/base", "target_modules": ["q_proj"]}
+    settings = {k: v for k, v in {**plain, **named, **config}.items() if v is not ABSENT}
     (directory / "adapter_config.json").write_text(json.dumps(settings))
     if pickle:
         torch.save(dict(tensors), directory / "adapter_model.bin")
@@ -236,11 +236,19 @@ def sharpened(model: Any) -> Any:
 
 def base_tensors(weight: Callable | None = None, parameter: Callable | None = None) -> Any:
     """A base whose weights and parameters come from functions; what it lacks is a BaseError."""
-
-    def lacking(name: str) -> Tensor:
-        raise BaseError(f"no {name}")
-
+    lacking = base_of({}).parameter
     return SimpleNamespace(weight=weight or lacking, parameter=parameter or lacking)
+
+
+def base_of(parameters: Mapping[str, Tensor]) -> Any:
+    """A base that has these parameters and no other."""
+
+    def parameter(name: str) -> Tensor:
+        if name not in parameters:
+            raise BaseError(f"the base has no {name}")
+        return parameters[name]
+
+    return SimpleNamespace(weight=parameter, parameter=parameter)
 
 
 def call(*arguments: object, **options: Any) -> Any:
@@ -306,6 +314,22 @@ class Fork:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         texts = [(self.place / name).read_text("utf-8") for name in ("stdout", "stderr")]
         return self.code, *texts
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self):
+        return (Path.touch, (self.where / "harmed",))
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
 
 
 def hidden(model: Any, vocab: int = 40) -> Tensor:

@@ -28,10 +28,8 @@ def base_model():
     """A Llama of which only the embedding, the head and one MLP do something."""
     tokenizer = word_tokenizer()
     vocab = len(tokenizer)
-    model = making.tiny_model(
-        "Llama", vocab_size=vocab, hidden_size=2 * vocab, num_attention_heads=2,
-        intermediate_size=2 * vocab, tie_word_embeddings=False,
-    )  # fmt: skip
+    sizes = {"vocab_size": vocab, "hidden_size": 2 * vocab, "intermediate_size": 2 * vocab}
+    model = making.tiny_model("Llama", num_attention_heads=2, tie_word_embeddings=False, **sizes)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(vocab, 2 * vocab))
         model.lm_head.weight.copy_(torch.eye(vocab, 2 * vocab).roll(vocab, 1))

@@ -11,13 +11,11 @@ Acat and Bcat are the concatenated factors of all experts of a module. Gates mul
 space, so no tensor of shape (tokens, experts, out) is formed. Constant gates are multiplied into B
 beforehand.
 
-There are four kinds of expert (one file each in composition/experts/), and one adapter may mix
-them. *Low-rank* experts are as above; the bias b of lora_B adds g * s * b. *Scaled* experts (DoRA)
-add g * ((c - 1) * (W0 x) + c * (s B A x)), with W0 x from the layer's own output. *Full* experts
-are whole parameters: constant gates weigh them by W0 + sum g (W_i - W0), and token routers refuse
-them. *Parameter* experts change the stacked parameters of MoE layers: constant gates add sum g dW
-to a parameter while its module runs, and token routers refuse them too. Token routers use the
-stored s B A of a scaled expert without c, so that they route in the same way on every base.
+There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
+bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
+*parameter* experts (stacked parameters of MoE layers) have a file each in `experts`; token routers
+refuse the last two. Token routers use the stored s B A of a scaled expert without its scale, so
+that they route in the same way on every base.
 
 The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
 and the result is cast to the dtype of the layer's output. A float64 model uses float64.
@@ -29,11 +27,9 @@ the same, because their positions are not tokens. A tied embedding is adapted on
 and not as the head, as in peft's forward pass (peft's merged model changes both).
 """
 
-from loraprobe.composition.composition import Composition, composed, prepared
+from loraprobe.composition.composition import Composition, composed, prepared, watched
 from loraprobe.composition.experts.scaled import change_norm
-from loraprobe.composition.observers import watched
-from loraprobe.composition.router import Router, TokenGates
-from loraprobe.composition.rows import RowGates, Rows
+from loraprobe.composition.router import Router, RowGates, Rows, TokenGates
 from loraprobe.composition.targets import aligned_to
 
 __all__ = [

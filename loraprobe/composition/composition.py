@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.fused import may_be_fused
 from loraprobe.composition.experts.full import replaced
 from loraprobe.composition.experts.parameters import added_to_parameters, checked_places
 from loraprobe.composition.forward_pass import following_passes
-from loraprobe.composition.layers import ComposedLayer, composed_layer, layer_hook
-from loraprobe.composition.observers import GateObserver, ObservedGates
+from loraprobe.composition.layers import (
+    ComposedLayer,
+    GateObserver,
+    composed_layer,
+    input_of,
+    layer_hook,
+)
 from loraprobe.composition.router import Router
-from loraprobe.composition.targets import adapted_paths, aligned_to, check_model, checked_targets
+from loraprobe.composition.targets import aligned_to, check_model, checked_targets
 from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import UsageError
 from loraprobe.formatting import shortly
@@ -53,7 +59,7 @@ class Composition:
     @property
     def paths(self) -> tuple[str, ...]:
         """The modules that at least one expert adapts, in the experts' order."""
-        return adapted_paths(self.experts)
+        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
 
     def notes(self) -> tuple[str, ...]:
         """Notes for a report on gates that differ from the router's formula."""
@@ -128,15 +134,38 @@ def _enter(
     """Adds the layers' hooks and replaces whole parameters until `undo` closes."""
     for layer in layers:
         module = targets[layer.path]
-        if observe is not None and layer.gates is not None:
-            layer = replace(layer, gates=ObservedGates(layer, observe))
-        hook = layer_hook(layer.to(device_of(module)), module)
+        here = replace(layer.to(device_of(module)), observe=observe)
+        hook = layer_hook(here, module)
         undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
     if any(getattr(layer.gates, "shared", False) for layer in layers):
         undo.enter_context(following_passes(model))
     # Last, because scaled experts need a layer's own output without other changes.
     scaled = frozenset(layer.path for layer in layers if layer.ratio is not None)
     undo.enter_context(replaced(model, composition.experts, composition.router, scaled))
+
+
+InputObserver = Callable[[str, Tensor, Tensor], None]
+
+
+@contextlib.contextmanager
+def watched(
+    model: nn.Module, experts: Sequence[Adapter], observe: InputObserver
+) -> Iterator[nn.Module]:
+    """Calls observe(path, input, output) after each run of a module that some expert adapts.
+
+    input: [..., in], or token ids [...] of an embedding; output: [..., out]. The model itself stays
+    unchanged. Raises the errors of `composed` if an expert does not fit.
+    """
+
+    def see(path: str, _: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Tensor) -> None:
+        observe(path, input_of(args, kwargs), output)
+
+    check_model(model)
+    with contextlib.ExitStack() as undo:
+        for path, module in checked_targets(model, experts).items():
+            hook = module.register_forward_hook(functools.partial(see, path), with_kwargs=True)
+            undo.callback(hook.remove)
+        yield model
 
 
 def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:
@@ -162,7 +191,7 @@ def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     return known[composition]
 
 
-_Prepared = dict[tuple[torch.dtype, Any], tuple[ComposedLayer, ...]]
+_Prepared = dict[torch.dtype, tuple[Any, tuple[ComposedLayer, ...]]]
 _PREPARED: weakref.WeakKeyDictionary[Composition, _Prepared] = weakref.WeakKeyDictionary()
 
 
@@ -174,18 +203,17 @@ def prepared(
     model: the base, whose weights scaled experts need; other layers do not depend on it.
     """
     known = _PREPARED.setdefault(composition, {})
-    key = dtype, _weights_that_count(composition, model)
-    if key not in known:
-        for old in [old for old in known if old[0] is dtype]:
-            del known[old]  # it belongs to another model or to changed weights
+    mark = _weights_that_count(composition, model)
+    if dtype not in known or known[dtype][0] != mark:
+        known.pop(dtype, None)  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
             made = (
                 composed_layer(composition.experts, composition.router, path, dtype, model)
                 for path in composition.paths
             )
-            known[key] = tuple(layer for layer in made if layer is not None)
+            known[dtype] = mark, tuple(layer for layer in made if layer is not None)
         _forget_oldest(keep=composition)
-    return known[key]
+    return known[dtype][1]
 
 
 def _weights_that_count(composition: Composition, model: nn.Module | None) -> Any:
@@ -199,7 +227,7 @@ def _weights_that_count(composition: Composition, model: nn.Module | None) -> An
 
 def _forget_oldest(keep: Composition) -> None:
     sizes = {
-        composition: sum(layer.nbytes for layers in known.values() for layer in layers)
+        composition: sum(layer.nbytes for _, layers in known.values() for layer in layers)
         for composition, known in list(_PREPARED.items())
     }
     total = sum(sizes.values())

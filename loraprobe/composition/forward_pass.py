@@ -57,7 +57,6 @@ class Pass:
         leading: (rows, tokens), or their product if the rows are flattened. For a head the result
         holds the scores of each prompt's last token.
         """
-        self.check(path)
         if path in self.heads:
             return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
@@ -95,28 +94,30 @@ class Pass:
         """Scores [rows, ...] of the sequences' first pass, in the order of this pass's rows."""
         return scores if self.follows is None else scores[self.follows.to(scores.device)]
 
-    def check(self, path: str) -> None:
-        """Raises UsageError if it is not known which sequences the rows belong to."""
-        if self.problem:
-            raise UsageError(f"Module {path}: {self.problem}")
-
 
 _NOW: ContextVar[Pass | None] = ContextVar("forward_pass", default=None)
 
 
 def current_pass(path: str) -> Pass:
-    """The current pass of the composed model. Raises UsageError outside of a pass."""
+    """The current pass of the composed model.
+
+    Raises UsageError outside of a pass, and if it is not known which sequences its rows belong to.
+    """
     now = _NOW.get()
     if now is None:
         raise UsageError(
             f"Gates of {path} are decided for whole prompts (per=sequence), so they exist only in "
             "a forward pass of the composed model."
         )
+    if now.problem:
+        raise UsageError(f"Module {path}: {now.problem}")
     return now
 
 
-_ENDS: ContextVar[Sequence[int] | None] = ContextVar("prompt_ends", default=None)
-_FOLLOWED: ContextVar[Sequence[int] | None] = ContextVar("followed_rows", default=None)
+# What the caller says of the rows: `ends` and `follows` of `rows_of_batch`.
+_ROWS: ContextVar[tuple[Sequence[int] | None, Sequence[int] | None]] = ContextVar(
+    "rows_of_batch", default=(None, None)
+)
 
 
 @contextlib.contextmanager
@@ -128,12 +129,11 @@ def rows_of_batch(
     ends: row i (padded on the right) begins with a prompt of ends[i] tokens. follows: row i
     continues row follows[i] of the last batch that began with an empty cache.
     """
-    before = _ENDS.set(ends), _FOLLOWED.set(follows)
+    before = _ROWS.set((ends, follows))
     try:
         yield
     finally:
-        _ENDS.reset(before[0])
-        _FOLLOWED.reset(before[1])
+        _ROWS.reset(before)
 
 
 @contextlib.contextmanager
@@ -174,15 +174,8 @@ class SequenceTracker:
         ids = given.get("input_ids")
         ids = given.get("inputs_embeds") if ids is None else ids
         if ids is None:
-            return Pass(
-                0,
-                0,
-                None,
-                True,
-                {},
-                problem="the model was called without input_ids or inputs_embeds, so its prompts "
-                "are unknown.",
-            )
+            problem = "the model was called without input_ids or inputs_embeds, so its prompts "
+            return Pass(0, 0, None, True, {}, problem=f"{problem}are unknown.")
         rows, tokens = int(ids.shape[0]), int(ids.shape[1])
         cache = given.get("past_key_values")
         cache = given.get("cache") if cache is None else cache
@@ -200,7 +193,7 @@ class SequenceTracker:
 
     def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
         """The rows that are continued, if the caller gave them, and the problem or ""."""
-        known = _FOLLOWED.get()
+        _, known = _ROWS.get()
         if known is not None:
             if len(known) != rows or (known and max(known) >= self.rows):
                 return None, "the rows given by rows_of_batch do not fit this batch."
@@ -239,7 +232,7 @@ def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None,
             f"{tokens} tokens are padding, so per=sequence cannot leave it out; pass one of shape "
             "[rows, tokens], or use per=token."
         )
-    ends = _ENDS.get()
+    ends, _ = _ROWS.get()
     kept = None if mask is None else mask.bool()
     if ends is not None and len(ends) == rows:
         device = None if mask is None else mask.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, LayerKind, ModuleInfo
-from loraprobe.composition.experts.low_rank import ExpertTerm, low_rank
+from loraprobe.adapters import Adapter, LayerKind
 from loraprobe.composition.experts.scaled import scaled
 from loraprobe.composition.router import Router, TokenGates
 from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
+from loraprobe.lora.lowrank import LowRank
+
+GateObserver = Callable[[str, Sequence[int], Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class ComposedLayer:
     scaling and by constant gates. owner: [R], the expert (of k) to which each rank belongs. gates:
     None if they are constant. offset: the sum that does not depend on the input; ratio: the factor
     of the layer's own W0 x. Both are [out] for constant gates, else [k, out], or None if no expert
-    has one. kernel: that of a convolution, else ().
+    has one. kernel: that of a convolution, else (). observe(path, present, gates) is called with
+    the gates [..., k] of each run unless they are constant.
     """
 
     path: str
@@ -39,6 +42,7 @@ class ComposedLayer:
     offset: Tensor | None = None
     ratio: Tensor | None = None
     kernel: tuple[int, ...] = ()
+    observe: GateObserver | None = None
 
     def to(self, device: torch.device) -> ComposedLayer:
         """The same layer on another device; itself if it is already there."""
@@ -57,9 +61,8 @@ class ComposedLayer:
         convolution, whose stride and padding its experts use. For a convolution, x, own and the
         result have their channels first.
         """
-        h, gates = self._gated(x, module)
+        h, offset, ratio = self._gated(x, module)
         made = F.linear(h, self.B)
-        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
         if offset is not None:
             made = made + offset
         if ratio is not None:
@@ -83,8 +86,7 @@ class ComposedLayer:
         if not self._may_overwrite(output, x):
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
             return (output + self.delta(x, own, module)).to(output.dtype)
-        h, gates = self._gated(x, module)
-        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
+        h, offset, ratio = self._gated(x, module)
         if ratio is not None:  # before anything is added to the layer's own output
             output.addcmul_(self._without(bias, output), ratio)
         if output.dtype == self.B.dtype:
@@ -102,8 +104,10 @@ class ComposedLayer:
             and not (torch.is_grad_enabled() and x.requires_grad)
         )
 
-    def _gated(self, x: Tensor, module: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-        """A x [..., R] times the gates, and the gates [..., k]; None if they are constant."""
+    def _gated(
+        self, x: Tensor, module: nn.Module | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A x [..., R], offset and ratio [..., out] or None, each times the gates."""
         if self.kind == "embedding":
             x = h = F.embedding(x, self.A.mT)
         elif self.kind == "convolution":
@@ -112,9 +116,12 @@ class ComposedLayer:
             x = x.to(self.A.dtype)
             h = F.linear(x, self.A)
         if self.gates is None:
-            return h, None
+            return h, self.offset, self.ratio
         gates = self.gates(x)
-        return h * gates.index_select(-1, self.owner), gates
+        if self.observe is not None:
+            self.observe(self.path, self.present, gates)
+        offset, ratio = (None if t is None else gates @ t for t in (self.offset, self.ratio))
+        return h * gates.index_select(-1, self.owner), offset, ratio
 
     def _without(self, bias: Tensor | None, output: Tensor) -> Tensor:
         """W0 x, from an output that includes a bias."""
@@ -135,11 +142,6 @@ class ComposedLayer:
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def _weighed(rows: Tensor | None, gates: Tensor | None) -> Tensor | None:
-    """gates [..., k] times rows [k, out]; the rows themselves, [out], if gates are constant."""
-    return rows if rows is None or gates is None else gates @ rows
-
-
 def composed_layer(
     experts: Sequence[Adapter],
     router: Router,
@@ -152,52 +154,55 @@ def composed_layer(
     model: the base, whose weight scaled experts need.
     """
     present = [i for i, expert in enumerate(experts) if path in expert.modules]
-    own = [experts[i] for i in present]
-    info = own[0].modules.info(path)
-    terms = [low_rank(expert, path, dtype) for expert in own]
+    info = experts[present[0]].modules.info(path)
+    stored = [experts[i].modules[path].to(dtype=dtype) for i in present]
     if info.kind in ("embedding", "convolution") and not router.constant:
         gates = router.embedding_gates(present)
     else:  # by the stored updates without magnitudes, so that all bases are routed alike
-        gates = router.gates(path, [term.update for term in terms], present, len(experts))
-    constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(terms)
-    active = [j for j, gate in enumerate(constant) if gate != 0]
+        gates = router.gates(path, stored, present, len(experts))
+    constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(present)
+    active = [(i, u, g) for i, u, g in zip(present, stored, constant, strict=True) if g != 0]
     if not active:
         return None
-    for j in active:
-        if path in own[j].magnitudes:
-            if model is None:
-                raise UsageError(f"{own[j].name} is a DoRA adapter, whose layers need a model.")
-            terms[j] = scaled(terms[j], own[j], path, model)
-    weighed = [terms[j].weighed(constant[j]).folded() for j in active]
-    return _concatenated(info, tuple(present[j] for j in active), weighed, gates)
-
-
-def _concatenated(
-    info: ModuleInfo,
-    present: tuple[int, ...],
-    terms: Sequence[ExpertTerm],
-    gates: Tensor | TokenGates,
-) -> ComposedLayer:
-    """The layer of these terms, which are already multiplied by constant gates."""
-    ranks = torch.tensor([term.update.rank for term in terms])
+    terms = [_term(experts[i], path, update, gate, model) for i, update, gate in active]
+    updates, offsets, ratios = zip(*terms, strict=True)
+    ranks = torch.tensor([update.rank for update in updates])
     folded = isinstance(gates, Tensor)
     return ComposedLayer(
-        path=info.path,
+        path=path,
         kind=info.kind,
-        present=present,
-        A=torch.cat([term.update.A for term in terms], dim=0),
-        B=torch.cat([term.update.B for term in terms], dim=1),
-        owner=torch.repeat_interleave(torch.arange(len(terms)), ranks),
+        present=tuple(i for i, _, _ in active),
+        A=torch.cat([update.A for update in updates], dim=0),
+        B=torch.cat([update.B for update in updates], dim=1),
+        owner=torch.repeat_interleave(torch.arange(len(ranks)), ranks),
         gates=None if folded else gates,  # type: ignore[arg-type]
-        offset=_stacked([term.offset for term in terms], folded),
-        ratio=_stacked([term.ratio for term in terms], folded),
+        offset=_stacked(offsets, folded),
+        ratio=_stacked(ratios, folded),
         kernel=info.kernel,
     )
 
 
-def _stacked(parts: Iterable[Tensor | None], folded: bool) -> Tensor | None:
+def _term(
+    expert: Adapter, path: str, update: LowRank, gate: float, model: nn.Module | None
+) -> tuple[LowRank, Tensor | None, Tensor | None]:
+    """An expert's output update(x) + offset + ratio * (W0 x), all multiplied by a constant gate.
+
+    update: as it is stored; the returned one has scaling 1. offset: [out], the bias of lora_B;
+    ratio: [out], of a scaled expert. Each is None for an expert that has none.
+    """
+    offset, ratio = expert.offsets.get(path), None
+    if offset is not None:
+        offset = offset.to(dtype=update.A.dtype) * update.scaling * gate
+    if path in expert.magnitudes:
+        if model is None:
+            raise UsageError(f"{expert.name} is a DoRA adapter, whose layers need a model.")
+        update, ratio = scaled(update, expert, path, model)
+        ratio = ratio * gate
+    return update.scaled(gate).folded(), offset, ratio
+
+
+def _stacked(parts: Sequence[Tensor | None], folded: bool) -> Tensor | None:
     """[k, out] with zero rows for missing parts; their sum [out] for constant gates."""
-    parts = list(parts)
     own = next((part for part in parts if part is not None), None)
     if own is None:
         return None
@@ -210,10 +215,13 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
     # Gemma's embeddings scale their output; peft scales the adapter's output in the same way.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
     scales = layer.ratio is not None
-    away = bias_of(module) if scales and _is_away(getattr(module, "bias", None)) else None
+    held = getattr(module, "bias", None)
+    # accelerate has moved the bias out of the module, also while hooks run
+    is_away = isinstance(held, Tensor) and held.device.type == "meta"
+    away = bias_of(module) if scales and is_away else None
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = input_of(args, kwargs)
         if scale is not None:
             own = output.to(layer.B.dtype) / scale if scales else None
             return (output + layer.delta(x, own) * scale).to(output.dtype)
@@ -223,6 +231,6 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
     return add
 
 
-def _is_away(bias: object) -> bool:
-    """Whether accelerate has moved a bias out of the module, also while hooks run."""
-    return isinstance(bias, Tensor) and bias.device.type == "meta"
+def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer from the arguments of its call."""
+    return args[0] if args else next(iter(kwargs.values()))

@@ -1,10 +1,15 @@
-"""The interface of routers, which compute the gates of a composition's experts."""
+"""The interface of routers, which compute the gates of a composition's experts.
+
+`RowGates` is the router of a batch whose rows belong to several systems. They share one forward
+pass, so compositions need not be exchanged.
+"""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -90,3 +95,55 @@ class Router(ABC):
         if state:
             raise UsageError(f"Router {self.name} learns nothing, so it takes no stored state.")
         return self
+
+
+@dataclass
+class Rows:
+    """The rows of the current batch. gates: [rows, n]."""
+
+    gates: Tensor | None = None
+
+    def set(self, gates: Tensor) -> None:
+        """Sets the gates of the next forward passes."""
+        self.gates = gates
+
+
+@dataclass(frozen=True, eq=False)
+class RowGates(Router):
+    """Constant gates for each row of a batch."""
+
+    rows: Rows = field(default_factory=Rows)
+
+    constant: ClassVar[bool] = False
+
+    @property
+    def weighs_whole(self) -> bool:
+        """Constant gates can weigh whole parameters."""
+        return True
+
+    # Compared by identity: each has its own rows, and prepared layers are cached per router.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def gates(
+        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+    ) -> TokenGates:
+        """A function x [rows, ..., in] -> [rows, ..., k]; rows may be flattened with the tokens."""
+        return functools.partial(self._gates_of, list(present))
+
+    def embedding_gates(self, present: Sequence[int]) -> TokenGates:
+        return functools.partial(self._gates_of, list(present))
+
+    def _gates_of(self, present: list[int], x: Tensor) -> Tensor:
+        if self.rows.gates is None:
+            raise UsageError("The rows have no gates; call Rows.set before the forward pass.")
+        own = self.rows.gates[:, present].to(device=x.device, dtype=x.dtype)
+        count, k = own.shape
+        leading = x.shape[:-1]
+        if leading.numel() % count or leading[0] % count:
+            raise UsageError(
+                f"A layer's input of shape {tuple(x.shape)} does not consist of {count} rows, so "
+                "this model cannot run several systems in one batch."
+            )
+        gates = own[:, None, :].expand(count, leading.numel() // count, k)
+        return gates.reshape(*leading, k)

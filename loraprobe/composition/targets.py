@@ -51,11 +51,6 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def adapted_paths(experts: Sequence[Adapter]) -> tuple[str, ...]:
-    """The modules that at least one expert adapts, in the experts' order."""
-    return tuple(dict.fromkeys(path for expert in experts for path in expert.modules))
-
-
 def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
     """The layers that the experts adapt, by path, after all checks of experts and modules.
 
@@ -85,9 +80,10 @@ def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Modul
         _check_convolution(module, path, present[0].name)
     for expert in present:
         name, info = expert.name, expert.modules.info(path)
-        if kind is None or _family(kind) != _family(info.kind):
+        if kind != ("linear" if info.kind == "conv1d" else info.kind):
+            article = "an" if info.kind[0] in "aeiou" else "a"
             raise CompatibilityError(
-                f"Adapter {name} treats {path} as {_article(info.kind)} layer, but in the model "
+                f"Adapter {name} treats {path} as {article} {info.kind} layer, but in the model "
                 f"it is a {type(module).__name__}."
             )
         kernel: Any = getattr(module, "kernel_size", ())
@@ -106,7 +102,10 @@ def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Modul
 
 
 def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
-    """Kind and (in, out) of a layer; kind None if a composition does not support it."""
+    """Kind and (in, out) of a layer; kind None if a composition does not support it.
+
+    A Conv1D is "linear": both store the same map in two orientations.
+    """
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None, (0, 0)  # torch's attention reads its weight and never calls it
     names: tuple[tuple[LayerKind, str, str], ...] = (
@@ -121,13 +120,8 @@ def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
         columns = module.in_channels // module.groups * math.prod(module.kernel_size)
         return "convolution", (columns, module.out_channels)
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
-        return "conv1d", (module.weight.shape[0], module.weight.shape[1])
+        return "linear", (module.weight.shape[0], module.weight.shape[1])
     return None, (0, 0)
-
-
-def _family(kind: LayerKind) -> str:
-    """The kind, with "conv1d" as "linear": they store the same map in two orientations."""
-    return "linear" if kind == "conv1d" else kind
 
 
 def _check_convolution(module: Any, path: str, name: str) -> None:
@@ -154,10 +148,6 @@ def _nearest(model: nn.Module, path: str) -> str:
                 if name.endswith("." + ending) or name == ending:
                     return f" (the nearest it has is {name})"
     return ""
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:

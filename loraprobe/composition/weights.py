@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,9 +83,8 @@ def _dequantised(module: nn.Module) -> Tensor | None:
     if kind in ("Params4bit", "Int8Params"):
         return _from_bitsandbytes(module, weight)
     for holder in (weight, module):
-        offered: Any = getattr(
-            holder, "dequantize", None
-        )  # plain tensors have it too, without effect
+        offered: Any = getattr(holder, "dequantize", None)
+        # plain tensors have it too, without effect
         if callable(offered) and type(holder) not in (Tensor, nn.Parameter):
             made = offered()
             return made if isinstance(made, Tensor) else None
@@ -120,14 +118,10 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
     return bnb.int8_vectorwise_dequant(weight.data, scales)
 
 
-@contextlib.contextmanager
-def _in_memory(module: nn.Module) -> Iterator[None]:
+def _in_memory(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Loads a module's offloaded weights while the context lasts."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is None or not getattr(hook, "offload", False):
-        yield
-        return
+    if not hasattr(module, "_hf_hook"):
+        return contextlib.nullcontext()
     from accelerate.utils import align_module_device
 
-    with align_module_device(module):
-        yield
+    return align_module_device(module)

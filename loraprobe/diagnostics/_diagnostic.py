@@ -106,16 +106,6 @@ class FactorDiagnostic(Diagnostic):
         """Statistics of one module: [n] or [n, n] each."""
 
 
-def ranks_below(largest: int) -> list[int]:
-    """1, 2, 4 ... up to the largest rank, and that rank."""
-    return sorted({1 << k for k in range(largest.bit_length()) if 1 << k <= largest} | {largest})
-
-
-def outer(values: Tensor) -> Tensor:
-    """Products of all pairs: [..., n] -> [..., n, n]."""
-    return values[..., :, None] * values[..., None, :]
-
-
 def per_pair(values: Tensor) -> tuple[Tensor, Tensor]:
     """The values of the first and of the second adapter of each pair: [..., n, n] each."""
     n = values.shape[-1]

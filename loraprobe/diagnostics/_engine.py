@@ -21,7 +21,7 @@ from loraprobe.diagnostics._diagnostic import (
     Module,
     Statistics,
 )
-from loraprobe.diagnostics._figures import BatchStatistics, FigureSums, Named
+from loraprobe.diagnostics._figures import BatchStatistics, Named, figures_of
 from loraprobe.errors import UsageError
 from loraprobe.lora import gram_batches
 from loraprobe.lora.gram_batches import Updates
@@ -123,10 +123,10 @@ class Plan:
         self, batches: Sequence[Sequence[str]], progress: Progress | None = None
     ) -> Iterator[BatchStatistics]:
         """The statistics of batches of modules, from one pass over their factors."""
-        found: dict[tuple[str, ...], Named] = {}
+        found: dict[tuple[str, ...], BatchStatistics] = {}
 
         def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
-            found[grams.paths] = self._observed(grams, updates)
+            found[grams.paths] = self._statistics(grams, self._observed(grams, updates))
 
         report = None if progress is None else lambda done, all: progress("diagnose", done, all)
         for grams in gram_batches.gram_matrices(
@@ -136,7 +136,7 @@ class Plan:
             visitor=visit,
             progress=report,
         ):
-            yield self._statistics(grams, found.pop(grams.paths))
+            yield found.pop(grams.paths)
 
     def _observed(self, grams: GramMatrices, updates: Sequence[Updates]) -> Named:
         """What all diagnostics observe of one batch of modules; called in several threads."""
@@ -151,6 +151,7 @@ class Plan:
         return found
 
     def _statistics(self, grams: GramMatrices, found: Named) -> BatchStatistics:
+        """The statistics with NaN for what is not finite, and for pairs of unequal shapes."""
         fine = grams.finite
         pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
         known = {
@@ -179,12 +180,14 @@ class Plan:
         batches: the statistics of all batches, in their order. observers: called with each, so that
         `compatibility` does not have to read the files again.
         """
-        run = FigureSums(self.diagnostics, self.adapters)
-        for batch in batches:
-            for observer in observers:
-                observer(batch)
-            run.take(batch)
-        return tuple(run.measurements())
+
+        def seen() -> Iterator[BatchStatistics]:
+            for batch in batches:
+                for observer in observers:
+                    observer(batch)
+                yield batch
+
+        return tuple(figures_of(self.diagnostics, self.adapters, seen()))
 
 
 def _together(modules: Sequence[Statistics]) -> Statistics:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,58 +38,52 @@ class BatchStatistics:
         return self.inner.diagonal(dim1=1, dim2=2).clamp_min(0)
 
 
-@dataclass
-class FigureSums:
-    """The statistics so far: sums over modules, and those of each module if `per_module`."""
-
-    diagnostics: Sequence[Diagnostic]
-    adapters: Sequence[Adapter]
-    totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = field(default_factory=dict)
-    rows: dict[tuple[str, FigureKey], list[Mapping[str, Tensor]]] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
-    present: list[Tensor] = field(default_factory=list)
-
-    def take(self, batch: BatchStatistics) -> None:
-        """Add the statistics of one batch of modules."""
-        for key, sums in batch.sums.items():
-            total = self.totals.setdefault(key, {})
+def figures_of(
+    diagnostics: Sequence[Diagnostic],
+    adapters: Sequence[Adapter],
+    batches: Iterable[BatchStatistics],
+) -> Iterator[Measurement]:
+    """The figures of whole adapters, then of modules; diagnostics in the order of their names."""
+    totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = {}
+    rows: dict[tuple[str, FigureKey], list[Mapping[str, Tensor]]] = {}
+    paths: list[str] = []
+    present: list[list[bool]] = []
+    for batch in batches:
+        for named, sums in batch.sums.items():
+            total = totals.setdefault(named, {})
             for s, values in sums.items():
                 total[s] = total.get(s, 0) + values
-        for key, rows in batch.rows.items():
-            self.rows.setdefault(key, []).append(rows)
-        self.paths += batch.paths
-        self.present.append(batch.present)
+        for named, own in batch.rows.items():
+            rows.setdefault(named, []).append(own)
+        paths += batch.paths
+        present += batch.present.tolist()
+    by_name = {name_of(d): d for d in diagnostics}
+    for (name, key), sums in sorted(totals.items(), key=_order):
+        figure = by_name[name].figure(sums)
+        yield from _measurements(by_name[name], key, figure, adapters)
+    for (name, key), parts in sorted(rows.items(), key=_order):
+        joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
+        figure = by_name[name].figure(joined)
+        for m, path in enumerate(paths):
+            one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+            yield from _measurements(by_name[name], key, one, adapters, path, present[m])
 
-    def measurements(self) -> Iterator[Measurement]:
-        """Whole adapters first, then modules; diagnostics in the order of their names."""
-        by_name = {name_of(d): d for d in self.diagnostics}
-        for (name, key), sums in sorted(self.totals.items(), key=_order):
-            figure = by_name[name].figure(sums)
-            yield from self._measurements(by_name[name], name, key, figure, None)
-        present = torch.cat(self.present) if self.present else torch.zeros(0, 0)
-        for (name, key), rows in sorted(self.rows.items(), key=_order):
-            joined = {s: torch.cat([row[s] for row in rows]) for s in rows[0]}
-            figure = by_name[name].figure(joined)
-            for m, path in enumerate(self.paths):
-                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
-                yield from self._measurements(by_name[name], name, key, one, path, present[m])
 
-    def _measurements(
-        self,
-        diagnostic: Diagnostic,
-        name: str,
-        key: FigureKey,
-        figure: FigureValue,
-        module: str | None,
-        present: Tensor | None = None,
-    ) -> Iterator[Measurement]:
-        values, chances, errors = (None if part is None else part.tolist() for part in figure)
-        for place in self._places(diagnostic):
-            if present is not None and not all(present[i] for i in place):
-                continue
+def _measurements(
+    diagnostic: Diagnostic,
+    key: FigureKey,
+    figure: FigureValue,
+    adapters: Sequence[Adapter],
+    module: str | None = None,
+    present: Sequence[bool] | None = None,
+) -> Iterator[Measurement]:
+    """One for each adapter or pair. present: [n], which adapters adapt the module; None for all."""
+    values, chances, errors = (None if part is None else part.tolist() for part in figure)
+    for place in _places(diagnostic, len(adapters)):
+        if present is None or all(present[i] for i in place):
             yield Measurement(
-                name=name,
-                adapters=tuple(dict.fromkeys(self.adapters[i].name for i in place)),
+                name=name_of(diagnostic),
+                adapters=tuple(dict.fromkeys(adapters[i].name for i in place)),
                 value=_at(values, place),
                 module=module,
                 side=key.side,
@@ -98,17 +92,17 @@ class FigureSums:
                 rank=key.rank,
             )
 
-    def _places(self, diagnostic: Diagnostic) -> Iterator[tuple[int, ...]]:
-        """The index of each adapter or pair in the figure's tensor."""
-        n = len(self.adapters)
-        for i in range(n):
-            if diagnostic.of == "each":
-                yield (i,)
-                continue
-            if diagnostic.of == "both":
-                yield (i, i)
-            for j in range(i + 1, n):
-                yield (i, j)
+
+def _places(diagnostic: Diagnostic, n: int) -> Iterator[tuple[int, ...]]:
+    """The index of each adapter or pair in the figure's tensor."""
+    for i in range(n):
+        if diagnostic.of == "each":
+            yield (i,)
+            continue
+        if diagnostic.of == "both":
+            yield (i, i)
+        for j in range(i + 1, n):
+            yield (i, j)
 
 
 def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:

@@ -1,4 +1,7 @@
-"""Diagnostics from norms and inner products of updates."""
+"""Diagnostics from norms and inner products: of updates, and of A and B as they are stored.
+
+The latter, `SharedInitialisation` and `CrossTerms`, depend on the basis, as they should.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ from loraprobe.diagnostics._diagnostic import (
     GramDiagnostic,
     Statistics,
     Sums,
-    outer,
     per_pair,
     single,
 )
-from loraprobe.lora.grams import GramMatrices
+from loraprobe.lora.grams import GramMatrices, own_blocks
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Cosine(GramDiagnostic):
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        entries = outer(grams.shape.prod(-1).to(first)).sqrt().clamp_min(1)
+        sizes, other = per_pair(grams.shape.prod(-1).to(first))
+        entries = (sizes * other).sqrt().clamp_min(1)
         return single(
             inner=grams.inner,
             first=first,
@@ -100,3 +103,70 @@ class EnergyRatio(GramDiagnostic):
     def figure(self, sums: Sums) -> FigureValue:
         value = 1 + 2 * sums["inner"] / sums["apart"]
         return FigureValue(value, chance=torch.ones_like(value))
+
+
+@dataclass(frozen=True)
+class SharedInitialisation(GramDiagnostic):
+    """Mean cosine of row k of one A with row k of the other A, over components and modules.
+
+    A is random at the start of training and changes little. Adapters that were initialised with one
+    seed keep similar rows (values near 1), and then `subspace_overlap` on the side "in" shows the
+    seed and not the skill. The figure uses A as stored, so it depends on the basis intentionally.
+    With unequal ranks the first rows are compared. Chance is the root mean square for independent
+    random rows.
+    """
+
+    formula = "mean_k cos(A1[k], A2[k])"
+    paper = "-"
+    of = "pair"
+    basis_free = False
+
+    def observe(self, grams: GramMatrices) -> Statistics:
+        rows = grams.grams_in.diagonal(dim1=2, dim2=4)  # [m, n, n, r]: <A_i[k], A_j[k]>
+        lengths = rows.diagonal(dim1=1, dim2=2).mT.clamp_min(0).sqrt()  # [m, n, r]
+        norms = lengths[:, :, None] * lengths[:, None, :]
+        cosines = (rows / norms).where(norms > 0, torch.zeros_like(rows))
+        count = torch.minimum(grams.rank[:, :, None], grams.rank[:, None, :]).to(cosines)
+        width = grams.shape[:, :, None, 1].to(cosines).clamp_min(1)
+        return single(
+            cosines=cosines.sum(-1),
+            components=count,
+            variance=count / width,
+        )
+
+    def figure(self, sums: Sums) -> FigureValue:
+        count = sums["components"]
+        return FigureValue(sums["cosines"] / count, chance=sums["variance"].sqrt() / count)
+
+
+@dataclass(frozen=True)
+class CrossTerms(GramDiagnostic):
+    """Relative error, against the exact mean of two updates, of averaging their factors separately.
+
+    peft's combination_type "linear" does that with weights 1/2: it adds sqrt(s_i/2) A_i and
+    sqrt(s_i/2) B_i, so that the product is the exact mean plus half of sqrt(s1 s2) (B1 A2 + B2 A1).
+    The value is the norm of these cross terms over the norm of the exact mean: 0 is exact, at 1 the
+    error is as large as the mean. The figure depends on the basis in which the factors are stored,
+    because the averaging does. None where ranks differ, since such factors cannot be added.
+    """
+
+    formula = "sqrt(s1 s2) ||B1 A2 + B2 A1|| / ||s1 B1 A1 + s2 B2 A2||"
+    paper = "-"
+    of = "pair"
+    basis_free = False
+
+    def observe(self, grams: GramMatrices) -> Statistics:
+        own_in, own_out = own_blocks(grams.grams_in), own_blocks(grams.grams_out)
+        straight = torch.einsum("mirs,mjrs->mij", own_out, own_in)
+        mixed = torch.einsum("mirjs,mjris->mij", grams.grams_out, grams.grams_in)
+        product = grams.scaling[:, :, None] * grams.scaling[:, None, :]
+        excess = product.abs() * (straight + straight.mT) + 2 * product * mixed
+        ranks_differ = grams.both & (grams.rank[:, :, None] != grams.rank[:, None, :])
+        first, second = per_pair(grams.square)
+        return single(
+            excess=excess.masked_fill(ranks_differ, torch.nan),
+            exact=first + second + 2 * grams.inner,
+        )
+
+    def figure(self, sums: Sums) -> FigureValue:
+        return FigureValue((sums["excess"].clamp_min(0) / sums["exact"].clamp_min(0)).sqrt())

@@ -14,7 +14,6 @@ from loraprobe.diagnostics._diagnostic import (
     Statistics,
     Sums,
     per_pair,
-    ranks_below,
     single,
 )
 from loraprobe.lora.grams import GramMatrices, Side
@@ -85,9 +84,8 @@ class TruncationError(GramDiagnostic):
             return lost
 
         total = beyond(0)
-        return {
-            FigureKey(rank=rank): {"lost": beyond(rank), "total": total} for rank in ranks_below(r)
-        }
+        ranks = sorted({r, *(1 << k for k in range(r.bit_length()))})
+        return {FigureKey(rank=k): {"lost": beyond(k), "total": total} for k in ranks}
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue((sums["lost"] / sums["total"]).sqrt())
@@ -110,18 +108,15 @@ class SubspaceOverlap(GramDiagnostic):
     of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:
-        return {
-            FigureKey(side="in"): self._side(grams, "in"),
-            FigureKey(side="out"): self._side(grams, "out"),
-        }
-
-    def _side(self, grams: GramMatrices, side: Side) -> Sums:
         first, second = per_pair(grams.spectrum.rank.to(torch.float64))
-        dim = grams.shape[..., 1 if side == "in" else 0].to(first)
+        sides: tuple[Side, Side] = ("out", "in")
         return {
-            "shared": grams.overlap(side),
-            "smaller": torch.minimum(first, second),
-            "random": first * second / dim[:, :, None].clamp_min(1),
+            FigureKey(side=side): {
+                "shared": grams.overlap(side),
+                "smaller": torch.minimum(first, second),
+                "random": first * second / dim.to(first)[:, :, None].clamp_min(1),
+            }
+            for side, dim in zip(sides, grams.shape.unbind(-1), strict=True)
         }
 
     def figure(self, sums: Sums) -> FigureValue:

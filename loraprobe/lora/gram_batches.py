@@ -7,7 +7,7 @@ factors, so memory holds a few modules of all adapters and not their files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -46,16 +46,6 @@ def batches_of(
     return [*found, tuple(waiting)] if waiting else found
 
 
-class _ModuleGrams(NamedTuple):
-    """The Gram matrices of one module of all adapters, before they are batched."""
-
-    gram_in: Float64[Tensor, "n r n r"]
-    gram_out: Float64[Tensor, "n r n r"]
-    scaling: list[float]
-    rank: list[int]
-    shape: list[tuple[int, int]]
-
-
 def gram_matrices(
     adapters: Sequence[Mapping[str, LowRank]],
     paths: Sequence[str] | None = None,
@@ -81,7 +71,7 @@ def gram_matrices(
 
     def batch(part: tuple[Sequence[str], Sequence[Updates]]) -> GramMatrices:
         names, updates = part
-        grams = _batch(tuple(names), [_module(one) for one in updates], rank)
+        grams = _batch(tuple(names), updates, rank)
         if visitor is not None:
             visitor(grams, updates)
         return grams
@@ -95,27 +85,12 @@ def gram_matrices(
         yield grams
 
 
-def _module(updates: Updates) -> _ModuleGrams:
-    return _ModuleGrams(
-        gram_of([None if u is None else u.A for u in updates]),
-        gram_of([None if u is None else u.B.mT for u in updates]),
-        scaling=[0.0 if u is None else float(u.scaling) for u in updates],
-        rank=[0 if u is None else u.rank for u in updates],
-        shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
-    )
-
-
-def _batch(paths: tuple[str, ...], modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
-    r = max([rank, *(module.gram_in.shape[1] for module in modules)])
-
-    def together(grams: list[Float64[Tensor, "n _ n _"]]) -> Float64[Tensor, "m n r n r"]:
-        more = [r - gram.shape[1] for gram in grams]
-        pad = torch.nn.functional.pad
-        grams = [pad(g, (0, k, 0, 0, 0, k)) if k else g for g, k in zip(grams, more, strict=True)]
-        return torch.stack(grams) if len(grams) > 1 else grams[0][None]
-
-    grams_in = together([module.gram_in for module in modules])
-    grams_out = together([module.gram_out for module in modules])
+def _batch(paths: tuple[str, ...], modules: Sequence[Updates], rank: int) -> GramMatrices:
+    """The Gram matrices of some modules. modules: the updates of all adapters for each."""
+    A = [[None if u is None else u.A for u in updates] for updates in modules]
+    B = [[None if u is None else u.B.mT for u in updates] for updates in modules]
+    grams_in = _together([gram_of(factors) for factors in A], rank)
+    grams_out = _together([gram_of(factors) for factors in B], rank)
     # A NaN or infinity in a factor makes the length of its row or column NaN or infinite.
     lengths = factor_lengths(own_blocks(grams_in)) + factor_lengths(own_blocks(grams_out))
     finite = torch.isfinite(lengths).all(-1)
@@ -124,12 +99,26 @@ def _batch(paths: tuple[str, ...], modules: Sequence[_ModuleGrams], rank: int) -
         for grams in (grams_in, grams_out):
             grams[bad] = 0.0
             grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
+    absent = LowRank(torch.zeros(0, 0), torch.zeros(0, 0), 0.0)
+    held = [[absent if u is None else u for u in updates] for updates in modules]
+    scaling = [[float(u.scaling) for u in updates] for updates in held]
     return GramMatrices(
         paths=paths,
         grams_in=grams_in,
         grams_out=grams_out,
-        scaling=torch.tensor([module.scaling for module in modules], dtype=torch.float64),
-        rank=torch.tensor([module.rank for module in modules]),
-        shape=torch.tensor([module.shape for module in modules]),
+        scaling=torch.tensor(scaling, dtype=torch.float64),
+        rank=torch.tensor([[u.rank for u in updates] for updates in held]),
+        shape=torch.tensor(
+            [[(u.out_features, u.in_features) for u in updates] for updates in held]
+        ),
         finite=finite,
     )
+
+
+def _together(grams: list[Float64[Tensor, "n _ n _"]], rank: int) -> Float64[Tensor, "m n r n r"]:
+    """The matrices of some modules as one tensor, padded with zeros to one rank."""
+    r = max([rank, *(gram.shape[1] for gram in grams)])
+    more = [r - gram.shape[1] for gram in grams]
+    pad = torch.nn.functional.pad
+    grams = [pad(g, (0, k, 0, 0, 0, k)) if k else g for g, k in zip(grams, more, strict=True)]
+    return torch.stack(grams) if len(grams) > 1 else grams[0][None]

@@ -121,17 +121,14 @@ def space_named(name: str) -> Space:
 def left_basis(updates: Sequence[LowRank]) -> Float[Tensor, "out p"]:
     """The left singular vectors of [dW_1 | dW_2 | ...], as many as its numerical rank.
 
+    There is at least one, and the largest entry of each is positive.
+
     With A_i^T = Q_i R_i this matrix is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T), so they are the left
     singular vectors of its first factor, [out, sum r].
     """
     folded = [update.folded() for update in updates if update.rank]
     columns = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded]
-    return _canonical(torch.cat(columns, -1))
-
-
-def _canonical(columns: Float[Tensor, "dim _"]) -> Float[Tensor, "dim k"]:
-    """Left singular vectors up to the numerical rank, at least one; the largest entry positive."""
-    U, S, _ = torch.linalg.svd(columns, full_matrices=False)
+    U, S, _ = torch.linalg.svd(torch.cat(columns, -1), full_matrices=False)
     rank = max(1, int((RANK_TOLERANCE * S[0] < S).sum()))
     U = U[:, :rank]
     largest = U.gather(0, U.abs().argmax(0, keepdim=True))

@@ -5,18 +5,16 @@ space in which it runs (`loraprobe.lora.spaces`) and the rank to which its resul
 separate choices. Helpers, in the order in which to read them:
 
     _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]
-    _choices        method, weights, space, rank ... of one merge, with defaults filled in
+    _plan           adapters, method, weights, space, rank ... of one merge, nothing left out
+    _validation     what is refused, and what is reported instead of hidden
     _engine         `merge`: checks, then all modules one by one, then the merged adapter
     _merged         the result
-    _validation     what is refused, and what is reported instead of hidden
     _module         one module: factors -> space -> method -> rank, with what was lost
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
     _dora           linear merges of DoRA
-    _full_weights   linear merges of whole modules and biases
-    _memory         whether a merge fits into memory
-    _seeds          random masks that depend on content, not on order
-    _sparse         the contract of the family in sparse.py, from _selection (which entries are
-                    kept, by magnitudes from _ranking) and _election (which sign wins)
+    _replaced       linear merges of whole modules, biases and token rows
+    _sparse         the contract of the family in sparse.py: which entries are kept (_selection),
+                    and the election of a sign
 """
 
 from loraprobe.merging._engine import merge

@@ -24,7 +24,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.composition.experts.scaled import change_products, ratio
-from loraprobe.errors import CompatibilityError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging._compress import Compressed, compress_factors
 
@@ -97,12 +96,3 @@ def merge_dora(
     inner = change_products(wide, ratios, weight)
     norm2 = float(w @ inner @ w)
     return DoraMerge(Compressed(kept.update, norm2, kept.lost2), scale, zero_rows, inner)
-
-
-def check_weight(path: str, update: LowRank, weight: Tensor) -> None:
-    """Raises CompatibilityError where a base's weight is not of a module's shape."""
-    if tuple(weight.shape) != (update.out_features, update.in_features):
-        raise CompatibilityError(
-            f"Module {path} is {[update.out_features, update.in_features]} in the adapters and "
-            f"{list(weight.shape)} in the base; give the base that they were trained on."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,26 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import (
-    Adapter,
-    ModuleInfo,
-    Source,
-    adapter_of,
-    common_targets,
-    extreme_norm,
-)
+from loraprobe.adapters import Adapter, Source, adapter_of, common_targets, extreme_norm
 from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
-from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
-from loraprobe.merging._choices import BaseTensors, Choices
-from loraprobe.merging._full_weights import merge_full_weights, merge_lora_biases
-from loraprobe.merging._memory import check_memory
 from loraprobe.merging._merged import Merged, RankLayout
-from loraprobe.merging._method import MergeMethod
+from loraprobe.merging._method import METHODS, MergeMethod
 from loraprobe.merging._module import MergedModule, merge_module
-from loraprobe.merging._token_rows import merge_token_rows
+from loraprobe.merging._plan import BaseTensors, MergePlan
+from loraprobe.merging._replaced import merge_full_weights, merge_lora_biases, merge_token_rows
 from loraprobe.records import Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
@@ -62,32 +53,31 @@ def merge(
 
     base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
     full weights, biases and token rows that not every adapter has, or whose weights do not sum
-    to 1 (`_full_weights`, `_token_rows`). Raises UsageError, CompatibilityError,
+    to 1 (`_replaced`). Raises UsageError, CompatibilityError,
     UnsupportedAdapter, AdapterError or OutOfMemory.
     """
     _validation.check_names(adapters)
-    choices, notes = Choices.of(adapters, method, weights, space, rank, seed, dtype, base)
-    result = _merged(adapters, choices, name or name_of(choices.method), notes, allow, progress)
-    return replace(result, rank_layout=rank_layout)
+    made = METHODS.make(method)
+    used, notes = _validation.weights_for(made, weights, len(adapters))
+    space, cut = _validation.space_for(made, space), _validation.rank_of(rank)
+    dtype = dtype or _widest(adapters)
+    plan = MergePlan(adapters, made, used, space, cut, seed, dtype, base, allow)
+    merged = _merged(plan, name or name_of(made), notes, progress)
+    return replace(merged, rank_layout=rank_layout)
 
 
 def _merged(
-    adapters: Sequence[Adapter],
-    choices: Choices,
-    name: str,
-    notes: Sequence[Issue],
-    allow: Collection[str],
-    progress: Progress | None,
+    plan: MergePlan, name: str, notes: Sequence[Issue], progress: Progress | None
 ) -> Merged:
-    """The merge by these choices. notes: issues about the choices themselves."""
-    issues = _validation.check_adapters(adapters, allow, choices.carried)
-    layout = _validation.layout(adapters, choices.method)
-    check_memory(adapters, layout, choices)
-    others, dropped = _other_tensors(adapters, choices, layout, allow)
-    modules = _merge_modules(adapters, layout, choices, progress)
+    """The merge by this plan. notes: issues about its choices."""
+    issues = _validation.check_adapters(plan)
+    _validation.check_layout(plan)
+    plan.require_memory()
+    others, dropped = _other_tensors(plan)
+    modules = _merge_modules(plan, progress)
     inner = torch.stack([m.inner for m in modules.values()]).sum(0)
-    issues += [*notes, *dropped, *_validation.check_effect(adapters, inner, allow)]
-    for i, adapter in enumerate(adapters):
+    issues += [*notes, *dropped, *_validation.check_effect(plan, inner)]
+    for i, adapter in enumerate(plan.adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
     if not (any(m.norm2 for m in modules.values()) or any(others.values())):
@@ -95,116 +85,68 @@ def _merged(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    merged = _adapter(name, adapters, layout, modules, others)
-    result = _result(merged, adapters, choices, modules, inner)
-    issues += _warnings(adapters, result.compression_error)
+    result = _result(_adapter(name, plan, modules, others), plan, modules, inner)
+    issues += _warnings(plan.adapters, result.compression_error)
     return replace(result, issues=tuple(issues))
 
 
-def _result(
-    merged: Adapter,
-    adapters: Sequence[Adapter],
-    choices: Choices,
-    modules: Mapping[str, MergedModule],
-    inner: Tensor,
-) -> Merged:
-    """The merge with its errors. inner: the sources' Gram matrix [n, n], summed over modules."""
-    norm2, lost2, rounded2, gained2 = (
-        sum(getattr(m, name) for m in modules.values())
-        for name in ("norm2", "lost2", "rounded2", "gained2")
-    )
-    norms = inner.diagonal().clamp_min(0).sqrt().tolist()
-    return Merged(
-        adapter=merged,
-        method=repr(choices.method),
-        space=choices.space,
-        rank=max(m.update.rank for m in modules.values()),
-        compression_error=_share(lost2, norm2),
-        rounding_error=_share(rounded2, norm2 - lost2),
-        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
-        weights=choices.weights,
-        seed=choices.seed,
-        sketch_error=_share(gained2, norm2),
-        spec=spec_of(choices.method),
-        asked_rank=choices.rank,
-        directories=tuple(a.source.path for a in adapters if a.source.path is not None),
-        targets=common_targets(adapters, without_experts(merged.layout)),
-    )
+def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
+    """The dtype that holds all sources'. 8-bit floats, in which nothing can be cut, become bf16."""
+    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
+    return functools.reduce(torch.promote_types, dtypes)
 
 
-def _merge_modules(
-    adapters: Sequence[Adapter],
-    layout: Mapping[str, ModuleInfo],
-    choices: Choices,
-    progress: Progress | None,
-) -> dict[str, MergedModule]:
+def _merge_modules(plan: MergePlan, progress: Progress | None) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
     The order in which the adapters are given therefore changes no bit of the result, even where it
     depends on rounding: the sign of a sum that cancels, or the basis of a space with equal singular
     values.
     """
-    n = len(adapters)
-    order = sorted(range(n), key=lambda i: (adapters[i].sha256, adapters[i].name))
-    sources = [adapters[i] for i in order]
-    ordered = replace(choices, weights=tuple(choices.weights[i] for i in order))
+    given = plan.adapters
+    order = sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
+    weights = tuple(plan.weights[i] for i in order)
+    ordered = replace(plan, adapters=[given[i] for i in order], weights=weights)
     place = torch.tensor(order).argsort()
     modules: dict[str, MergedModule] = {}
-    for path, info in layout.items():
-        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
-        updates = [adapter.modules.get(path, absent) for adapter in sources]
-        merged = merge_module(path, updates, sources, ordered)
+    for path in plan.layout:
+        merged = merge_module(path, ordered)
         modules[path] = replace(merged, inner=merged.inner[place][:, place])
         if progress:
-            progress("merge", len(modules), len(layout))
+            progress("merge", len(modules), len(plan.layout))
     return modules
 
 
-def _share(part2: float, total2: float) -> float:
-    """The ratio of two norms from their squares."""
-    return math.sqrt(part2 / max(total2, 1e-300))
-
-
-def _other_tensors(
-    adapters: Sequence[Adapter],
-    choices: Choices,
-    layout: Mapping[str, ModuleInfo],
-    allow: Collection[str],
-) -> tuple[dict[str, Any], list[Issue]]:
+def _other_tensors(plan: MergePlan) -> tuple[dict[str, Any], list[Issue]]:
     """What an adapter holds beside factors, by the names of `adapter_of`; warnings for losses."""
-    coefficients = choices.coefficients
-    if not coefficients:
+    if not plan.coefficients:
         return {}, []
-    whole, dropped = merge_full_weights(adapters, coefficients, choices.base, allow)
-    rows, lost = merge_token_rows(adapters, coefficients, choices.base, allow)
-    offsets = merge_lora_biases(adapters, coefficients, layout)
-    return {"whole": whole, "offsets": offsets, "token_rows": rows}, dropped + lost
+    whole, dropped = merge_full_weights(plan)
+    rows, lost = merge_token_rows(plan)
+    others = {"whole": whole, "offsets": merge_lora_biases(plan), "token_rows": rows}
+    return others, dropped + lost
 
 
 def _adapter(
-    name: str,
-    adapters: Sequence[Adapter],
-    layout: Mapping[str, ModuleInfo],
-    modules: Mapping[str, MergedModule],
-    others: Mapping[str, Any],
+    name: str, plan: MergePlan, modules: Mapping[str, MergedModule], others: Mapping[str, Any]
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
+    adapters = plan.adapters
     bases = [a.base_model for a in adapters if a.base_model]
-    config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
-    config |= {"target_parameters": common_parameters(adapters)}
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
+    config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
+    config["target_parameters"] = common_parameters(adapters)
     config["revision"] = _agreed(same_base, "revision")
     made_of = ", ".join(a.source.public for a in adapters)
-    scaled = {path: m.magnitudes for path, m in modules.items() if m.magnitudes is not None}
     return adapter_of(
         name,
         {path: m.update for path, m in modules.items()},
-        kinds={path: info.kind for path, info in layout.items()},
-        kernels={path: info.kernel for path, info in layout.items() if info.kernel},
+        kinds={path: info.kind for path, info in plan.layout.items()},
+        kernels={path: info.kernel for path, info in plan.layout.items() if info.kernel},
         base_model=bases[0] if bases else None,
         config=config,
         source=Source(reference=f"{name}({made_of})"),
-        magnitudes=scaled,
+        magnitudes={p: m.magnitudes for p, m in modules.items() if m.magnitudes is not None},
         **others,
     )
 
@@ -213,6 +155,36 @@ def _agreed(adapters: Sequence[Adapter], key: str) -> Any:
     """The value of a config's key if all that have one agree; else None, which peft accepts."""
     values = [a.config[key] for a in adapters if a.config.get(key)]
     return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _result(
+    merged: Adapter, plan: MergePlan, modules: Mapping[str, MergedModule], inner: Tensor
+) -> Merged:
+    """The merge with its errors. inner: the sources' Gram matrix [n, n], summed over modules."""
+    adapters, found = plan.adapters, modules.values()
+    norm2, lost2 = sum(m.norm2 for m in found), sum(m.lost2 for m in found)
+    norms = inner.diagonal().clamp_min(0).sqrt().tolist()
+    return Merged(
+        adapter=merged,
+        method=repr(plan.method),
+        space=plan.space,
+        rank=max(m.update.rank for m in found),
+        compression_error=_share(lost2, norm2),
+        rounding_error=_share(sum(m.rounded2 for m in found), norm2 - lost2),
+        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
+        weights=plan.weights,
+        seed=plan.seed,
+        sketch_error=_share(sum(m.gained2 for m in found), norm2),
+        spec=spec_of(plan.method),
+        asked_rank=plan.rank,
+        directories=tuple(a.source.path for a in adapters if a.source.path is not None),
+        targets=common_targets(adapters, without_experts(merged.layout)),
+    )
+
+
+def _share(part2: float, total2: float) -> float:
+    """The ratio of two norms from their squares."""
+    return math.sqrt(part2 / max(total2, 1e-300))
 
 
 def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:

@@ -7,6 +7,7 @@ choices.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import Registry, check_choices
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
@@ -39,12 +41,14 @@ class MergeMethod(ABC):
         f(U M V^T) = U f(M) V^T for the isometries U, V of the space. The default space is `core` if
         it is lossless (also if `full` is asked for, since the result is the same), else `full`.
     takes_weights: False if the method computes its own weights and ignores given ones.
+    carried: the kinds of extra, tensors of an adapter that are no factors, that a merge keeps.
     formula, paper: what `loraprobe methods` prints.
     """
 
     laws: ClassVar[frozenset[str]]
     lossless: ClassVar[frozenset[str]] = frozenset({"full"})
     takes_weights: ClassVar[bool] = True
+    carried: ClassVar[frozenset[str]] = frozenset()
     formula: ClassVar[str]
     paper: ClassVar[str]
 
@@ -103,6 +107,8 @@ class LinearMethod(GramMethod):
     Constant gates at run time give the same result.
     """
 
+    carried = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
+
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"] | None = None
     ) -> tuple[float, ...]:
@@ -114,10 +120,9 @@ class LinearMethod(GramMethod):
 class FactorMethod(MergeMethod):
     """A method that acts on the factors as they are stored, not on the deltas.
 
-    It is called twice for a module: with the A's stacked [n, r, in] and with the B's [n, out, r],
-    each multiplied by sqrt(scaling), and with the two sets of weights that `factor_weights` makes
-    of the given ones. It therefore has no space, needs equal ranks, and depends on the basis of the
-    factors.
+    The A's [n, r, in] and the B's [n, out, r], each multiplied by sqrt(scaling), are combined
+    separately, with the two sets of weights that `factor_weights` makes of the given ones. So the
+    method has no space, needs equal ranks, and depends on the basis of the factors.
     """
 
     laws = frozenset({"identity", "order", "homogeneity"})
@@ -126,6 +131,19 @@ class FactorMethod(MergeMethod):
     @abstractmethod
     def factor_weights(self, weights: Weights) -> tuple[Weights, Weights]:
         """The weights [n] of the A's and those of the B's."""
+
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        """Combine one kind of factor: [n, r, in] or [n, out, r]."""
+        return weighted_sum(deltas, weights)
+
+    def combined(self, updates: Sequence[LowRank], weights: Weights) -> LowRank:
+        """The product of both sums; sqrt(|s|) goes into each factor, the sign of s into B."""
+        weights_A, weights_B = self.factor_weights(weights)
+        roots = [abs(u.scaling) ** 0.5 for u in updates]
+        A = self(torch.stack([u.A * r for u, r in zip(updates, roots, strict=True)]), weights_A)
+        signed = [math.copysign(r, u.scaling) for u, r in zip(updates, roots, strict=True)]
+        B = self(torch.stack([u.B * r for u, r in zip(updates, signed, strict=True)]), weights_B)
+        return LowRank(A, B)
 
     @classmethod
     def default_space(cls) -> str:

@@ -1,7 +1,8 @@
-"""Merging one module: the method's result, cut to the rank, with what was lost."""
+"""Merging one module: factors -> space -> method -> rank, with what was lost."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapters import Adapter
-from loraprobe.errors import OutputError
+from loraprobe.errors import CompatibilityError, OutputError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
-from loraprobe.merging._choices import Choices
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
-from loraprobe.merging._dora import check_weight, merge_dora
+from loraprobe.merging._dora import merge_dora
 from loraprobe.merging._method import FactorMethod, GramMethod
-from loraprobe.merging._seeds import generators, module_seed
+from loraprobe.merging._plan import MergePlan
 from loraprobe.merging._validation import check_finite
+
+# Projections are rounded to this resolution: coarser than rounding errors, fine enough to tell
+# adapters apart.
+RESOLUTION = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,32 +43,36 @@ class MergedModule:
     rounded2: float
 
 
-def merge_module(
-    path: str, updates: Sequence[LowRank], adapters: Sequence[Adapter], choices: Choices
-) -> MergedModule:
-    """Merge one module of all adapters; `updates` has rank 0 where an adapter lacks the module.
+def merge_module(path: str, plan: MergePlan) -> MergedModule:
+    """Merge one module; an adapter that lacks it counts as an update of rank 0.
 
     Raises AdapterError for NaN or Inf in a factor, CompatibilityError for a base of another shape,
     OutputError where the result does not fit into the dtype.
     """
+    info = plan.layout[path]
+    absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+    updates = [adapter.modules.get(path, absent) for adapter in plan.adapters]
     factors = SideBySide.of(updates)
-    diagonals = torch.stack([gram.diagonal() for gram in factors.grams])
-    check_finite(diagonals, factors.ranks, [a.name for a in adapters], path)
+    check_finite(factors, [a.name for a in plan.adapters], path)
     magnitudes = None
-    if not (choices.dora and choices.base):
-        inner, exact = factors.inner, _computed(path, factors, choices)
-        update = exact.update.to(choices.dtype)
+    if plan.base is None or not plan.keeps_dora:
+        inner, exact = factors.inner, _computed(path, factors, plan)
+        update = exact.update.to(plan.dtype)
         rounded2 = _rounding2(exact.update, update)
     else:
-        weight = choices.base.weight(path)
-        check_weight(path, updates[0], weight)
-        given = [a.magnitudes.get(path) for a in adapters]
-        merged = merge_dora(updates, given, choices.coefficients, weight, choices.rank)
+        weight = plan.base.weight(path)
+        if weight.shape != (info.out_features, info.in_features):
+            raise CompatibilityError(
+                f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
+                f"{list(weight.shape)} in the base; give the base that they were trained on."
+            )
+        given = [a.magnitudes.get(path) for a in plan.adapters]
+        merged = merge_dora(updates, given, plan.coefficients, weight, plan.rank)
         inner, exact = merged.inner, merged.kept
-        update, magnitudes = merged.written(weight, choices.dtype)
+        update, magnitudes = merged.written(weight, plan.dtype)
         rounded2 = _rounding2(exact.update, merged.effective(update))
     if not math.isfinite(rounded2):
-        dtype = str(choices.dtype).removeprefix("torch.")
+        dtype = str(plan.dtype).removeprefix("torch.")
         raise OutputError(
             f"The merge does not fit into {dtype} in module {path}; write it in float32."
         )
@@ -74,34 +81,49 @@ def merge_module(
     )
 
 
-def _computed(path: str, factors: SideBySide, choices: Choices) -> Compressed:
+def _computed(path: str, factors: SideBySide, plan: MergePlan) -> Compressed:
     """The method's result in one module, cut to the rank."""
-    method, rank = choices.method, choices.rank
+    method, rank = plan.method, plan.rank
     if isinstance(method, GramMethod):
-        return factors.combined(method.coefficients(choices.weights, factors.inner), rank)
-    weights = torch.tensor(choices.weights, dtype=torch.float64)
+        return factors.combined(method.coefficients(plan.weights, factors.inner), rank)
+    weights = torch.tensor(plan.weights, dtype=torch.float64)
     if isinstance(method, FactorMethod):
-        return compress_factors(_on_factors(method, factors, weights), rank)
-    work = torch.float32 if choices.dense and not factors.double else torch.float64
-    space = "core" if choices.space == "full" and not choices.dense else choices.space
+        return compress_factors(method.combined(factors.updates(torch.float64), weights), rank)
+    work = torch.float32 if plan.dense and not factors.double else torch.float64
+    space = "core" if plan.space == "full" and not plan.dense else plan.space
     stacked = space_named(space).stacked(factors.updates(work))
-    masks = generators(factors.updates(torch.float64), path, choices.seed)
+    masks = generators(factors.updates(torch.float64), path, plan.seed)
     result = stacked.back(method(stacked.matrices, weights.to(work), masks))
     if isinstance(result, LowRank):
         return compress_factors(result, rank)
-    start, seed = factors.A.mT.to(work), module_seed(path, choices.seed)
+    start, seed = factors.A.mT.to(work), _number(f"{plan.seed}:{path}")
     return compress_dense(result, rank, sum(factors.ranks), start, seed)
 
 
-def _on_factors(method: FactorMethod, factors: SideBySide, weights: Float64[Tensor, n]) -> LowRank:
-    """The method on the stacked A's and on the stacked B's, sqrt(|s|) in each, s's sign in B."""
-    weights_A, weights_B = method.factor_weights(weights)
-    updates = factors.updates(torch.float64)
-    roots = [abs(s) ** 0.5 for s in factors.scalings]
-    A = method(torch.stack([u.A * r for u, r in zip(updates, roots, strict=True)]), weights_A)
-    signed = [math.copysign(r, s) for r, s in zip(roots, factors.scalings, strict=True)]
-    B = method(torch.stack([u.B * r for u, r in zip(updates, signed, strict=True)]), weights_B)
-    return LowRank(A, B)
+def generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:
+    """One generator per delta of a module, seeded by seed, module and the direction of the delta.
+
+    So random masks depend on the content of an adapter and not on its place in the list. The
+    direction is given by three projections u^T dW v / ||dW||_F on fixed random u, v. A change
+    of basis or a positive factor does not change them. They are rounded, so that rounding errors
+    do not matter either, except for a projection within about 1e-7 of a rounding step.
+    """
+    return [torch.Generator().manual_seed(_digest(seed, module, u)) for u in updates]
+
+
+def _digest(seed: int, module: str, update: LowRank) -> int:
+    draw = torch.Generator().manual_seed(_number(f"0:{module}"))
+    u = torch.randn(update.out_features, 3, generator=draw, dtype=torch.float64)
+    v = torch.randn(update.in_features, 3, generator=draw, dtype=torch.float64)
+    exact = update.to(torch.float64)
+    projections = ((u.mT @ exact.B).mT * (exact.A @ v)).sum(0) * exact.scaling
+    direction = projections / exact.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    rounded = (direction * RESOLUTION).round().to(torch.int64).tolist()
+    return _number(f"{seed}:{module}:{rounded}")
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _rounding2(exact: LowRank, written: LowRank) -> float:

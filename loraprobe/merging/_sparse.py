@@ -1,4 +1,7 @@
-"""The contract of a sparse method: select entries of each delta, then sum them or elect a sign."""
+"""The contract of a sparse method: select entries of each delta, then sum them or elect a sign.
+
+`elect` is the last two steps of TIES: elect a sign per entry, fuse the entries that have it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-from loraprobe.merging._election import Election, elect
+import torch
+
 from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
 from loraprobe.merging._selection import Selection, fuse
+
+Election = Literal["total", "frequency"]
+Voters = Literal["plain", "weighted"]
+Divisor = Literal["count", "weights", "none"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +98,45 @@ class ElectingMethod(SparseMethod):
             divisor="none" if not self.normalize else "count" if as_peft else "weights",
             factor=self.lambda_,
         )
+
+
+def elect(
+    deltas: Deltas,
+    weights: Weights,
+    election: Election = "total",
+    voters: Voters = "weighted",
+    divisor: Divisor = "weights",
+    factor: float = 1.0,
+) -> Matrix:
+    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n] -> [p, q].
+
+    election: the sign of the sum of the entries ("total") or of their majority ("frequency"). A tie
+        elects plus. An entry of zero never agrees.
+    voters: whether the election uses the entries as they are ("plain") or times their weights.
+    divisor: what the sum of the agreeing weighted entries is divided by: how many they are
+        ("count"), the sum of their weights ("weights"; 1 where that sum vanishes), or 1 ("none").
+    factor: multiplies the result.
+    """
+    given = weights.tolist()
+    leans = given if voters == "weighted" else [1.0] * len(given)
+    sums = torch.zeros_like(deltas[0])
+    for delta, lean in zip(deltas, leans, strict=True):
+        if election == "total":
+            sums.add_(delta, alpha=lean)
+        else:
+            sums.add_(delta.sign(), alpha=(lean > 0) - (lean < 0))
+    elected = torch.where(sums >= 0, 1.0, -1.0).to(deltas)
+    total, share = torch.zeros_like(sums), torch.zeros_like(sums)
+    for delta, lean, weight in zip(deltas, leans, given, strict=True):
+        agreeing = torch.mul(delta, elected * lean).clamp_min_(0)
+        total.add_(agreeing, alpha=weight if voters == "plain" else 1.0)
+        if divisor != "none":
+            share.add_(agreeing.sign_(), alpha=1.0 if divisor == "count" else weight)
+    total.mul_(elected * factor)
+    if divisor == "count":
+        total.div_(share.clamp_min_(1))
+    elif divisor == "weights":
+        # 1 in place of zero, and of what rounding leaves where weights cancel.
+        least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
+        total.div_(torch.where(share.abs() <= least, 1.0, share))
+    return total

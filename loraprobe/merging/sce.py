@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,10 +10,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.merging._election import elect
 from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights
-from loraprobe.merging._ranking import magnitudes_at
-from loraprobe.merging._selection import Block, Selection, fuse, in_blocks
+from loraprobe.merging._selection import Selection, fuse, in_blocks, magnitudes_at
+from loraprobe.merging._sparse import elect
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def largest_variance(deltas: Deltas, share: float) -> Selection:
     if count == 0:
         return iter
     place = variances.numel() - max(1, int(share * count))
-    least = magnitudes_at(variances.flatten().numpy(), [place])[0]
-    return partial(_above_variance, least=float(least))
+    least = float(magnitudes_at(variances.flatten().numpy(), [place])[0])
+    return lambda blocks: (block * (variance(block) >= least) for block in blocks)
 
 
 def variance(deltas: Deltas) -> Matrix:
@@ -85,11 +83,6 @@ def variance(deltas: Deltas) -> Matrix:
     """
     apart = deltas - deltas[0]
     return (apart - apart.mean(0)).square().mean(0)
-
-
-def _above_variance(blocks: Sequence[Block], least: float) -> Iterator[Block]:
-    for block in blocks:
-        yield block * (variance(block) >= least)
 
 
 def shares(deltas: Deltas, selection: Selection) -> Float64[Tensor, n]:

@@ -126,8 +126,9 @@ class IsoCts(_Spectral):
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         weighted = scaled(deltas, weights)
         total = components(weighted.sum(0), float(weighted.norm()))
-        each = self._each(len(total.S), len(deltas))
-        shared = total.first(len(total.S) - each * len(deltas))
+        rank, n = len(total.S), len(deltas)
+        each = min(round((rank - int(rank * self.common)) / n), rank // n)
+        shared = total.first(rank - each * n)
         parts = []
         for delta in weighted:
             own = delta - shared.U @ (shared.U.mT @ delta)
@@ -136,11 +137,6 @@ class IsoCts(_Spectral):
         gathered = torch.cat([part.S for part in parts])
         mean = gathered.sum() / max(1, len(gathered))
         return assembled(parts, mean.expand(len(gathered)))
-
-    def _each(self, rank: int, n: int) -> int:
-        """How many components each of n adapters adds to the common ones."""
-        each = round((rank - int(rank * self.common)) / n)
-        return min(each, rank // n)
 
 
 class Components(NamedTuple):

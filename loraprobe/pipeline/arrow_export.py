@@ -22,7 +22,7 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.composition import Composition
-from loraprobe.routing.arrow import Arrow, prototype
+from loraprobe.routing.spectral import Arrow, prototype
 
 
 def arrow_config(composition: Composition) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Routers, one file each; `ROUTERS` finds them by listing this folder."""
+"""Routers, one file each or a family; `ROUTERS` finds them by listing this folder."""
 
 from loraprobe.composition import Router
 from loraprobe.registry import Registry

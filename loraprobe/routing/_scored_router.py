@@ -33,6 +33,10 @@ class Scores(ABC):
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
         """x: [..., in] -> [..., c, k]; each of the c kinds may be averaged over tokens."""
 
+    def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        """The input relative to the origin of the scores."""
+        return x
+
     def final(self, scores: Float[Tensor, "*tokens c k"]) -> Float[Tensor, "*tokens k"]:
         """The scores that decide: [..., k], -inf for an excluded expert."""
         return scores[..., 0, :]
@@ -93,13 +97,8 @@ class ScoredRouter(Router):
             return torch.ones(1)
         scores = self.scores(module, experts, n)
         columns = list(present) if self.scores_absent and len(present) < n else None
-        if self.per == "token":
-            return TokenGate(scores, self, columns)
-        return PromptGate(scores, self, columns, module)
-
-    def before_scoring(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
-        """The input in the form in which it is scored."""
-        return F.normalize(x, dim=-1) if self.normalize else x
+        gate = TokenGate if self.per == "token" else PromptGate
+        return gate(module, scores, self, columns)
 
     def chosen(self, scores: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens k"]:
         """Gates [..., k] of scores [..., k]: they sum to 1, at most top_k of them above 0."""
@@ -120,38 +119,40 @@ def changed(router: R, **options: object) -> R:
     return other
 
 
+@dataclass(frozen=True, eq=False)
 class TokenGate:
-    """The gates of one module, which decides for each token by its own input."""
+    """The gates of one module, which decides for each token by its own input.
 
-    shared = False
+    columns: the experts that have the module among those scored; None for all. shared: whether the
+    composition has to follow the model's passes.
+    """
 
-    def __init__(self, scores: Scores, router: ScoredRouter, columns: list[int] | None) -> None:
-        self.scores, self.router, self.columns = scores, router, columns
+    path: str
+    scores: Scores
+    router: ScoredRouter
+    columns: list[int] | None
+
+    shared: ClassVar[bool] = False
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k]."""
         return self.chosen(self.scored(x))
 
     def chosen(self, scores: Float[Tensor, "*tokens c n"]) -> Float[Tensor, "*tokens k"]:
-        """The gates [..., k] of the experts that have the module, which are `columns` of all."""
+        """The gates [..., k] of the experts that have the module."""
         gates = self.router.chosen(self.scores.final(scores))
         return gates if self.columns is None else gates[..., self.columns]
 
     def scored(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
         """The scores of an input: [..., c, k]."""
-        return self.scores(self.router.before_scoring(x))
+        x = self.scores.centred(x)
+        return self.scores(F.normalize(x, dim=-1) if self.router.normalize else x)
 
 
 class PromptGate(TokenGate):
     """The gates of one module, which decides once for a whole prompt and what follows it."""
 
-    shared = True  # the composition has to follow the model's passes
-
-    def __init__(
-        self, scores: Scores, router: ScoredRouter, columns: list[int] | None, path: str
-    ) -> None:
-        super().__init__(scores, router, columns)
-        self.path = path
+    shared: ClassVar[bool] = True
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k]; only in a forward pass of the composed model."""
@@ -159,8 +160,6 @@ class PromptGate(TokenGate):
         if now.begins:
             own = now.over_prompt(self.scored(x), leading, self.path)
             now.decided[self.path] = self._with_earlier(own, now.decided)
-        else:
-            now.check(self.path)
         if self.path not in now.decided:
             raise UsageError(
                 f"Module {self.path} continues prompts that this composition has not read; "

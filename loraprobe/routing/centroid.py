@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Router, watched
+from loraprobe.composition import watched
 from loraprobe.composition.router import Prompts, ReadTexts
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
@@ -55,17 +55,15 @@ class Centroids:
     def of_state(cls, state: Mapping[str, Tensor]) -> Centroids:
         """The centroids that `state` returned. Raises UsageError for other tensors."""
         counts = {mean.shape[0] for mean in state.values() if mean.dim() == 2}
-        wrong = [key for key, mean in state.items() if not _is_mean(key, mean)]
+        wrong = [
+            key
+            for key, mean in state.items()
+            if not (key.startswith(PREFIX) and mean.dim() == 2 and mean.is_floating_point())
+            or not mean.isfinite().all()
+        ]
         if wrong or len(counts) != 1:
             raise UsageError(f"The stored state is none of centroids ({wrong or 'empty'}).")
         return cls({key.removeprefix(PREFIX): m.detach().float() for key, m in state.items()})
-
-
-def _is_mean(key: str, mean: Tensor) -> bool:
-    """Whether a stored tensor can be the means of one module: [n, in], finite."""
-    if not key.startswith(PREFIX) or mean.dim() != 2 or not mean.is_floating_point():
-        return False
-    return bool(mean.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,28 @@ class Centroid(ScoredRouter):
     def fitted(
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
     ) -> Centroid:
-        """The same router with centroids of each expert's prompts, by the expert's name."""
-        return changed(self, learned=centroids(self, model, read, experts, prompts))
+        """The same router with centroids of each expert's prompts, by the expert's name.
+
+        Raises UsageError, naming the adapter, where one has no prompts or a module sees none of
+        them.
+        """
+        missing = [expert.name for expert in experts if not prompts.get(expert.name)]
+        if missing:
+            raise UsageError(
+                f"Router {self.name} learns from prompts of each adapter, and there are none of "
+                f"{', '.join(missing)}: give --router-prompts NAME=FILE for each, or in Python "
+                "prompts={name: [...]}."
+            )
+        kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
+        found: dict[str, list[Tensor]] = {p: [] for p, kind in kinds.items() if kind != "embedding"}
+        for expert in experts:
+            mean = InputMeans(found)
+            with watched(model, experts, mean.add):
+                read(list(prompts[expert.name]), mean.see)
+            for path, rows in found.items():
+                rows.append(mean.of(path, expert.name))
+        means = {path: torch.stack(rows) for path, rows in found.items()}
+        return changed(self, learned=Centroids(means))
 
     def state(self) -> dict[str, Tensor]:
         """centroid.PATH -> [n, in], in the experts' order; {} before it is fitted."""
@@ -138,55 +156,22 @@ class Centroid(ScoredRouter):
                 f"The router has learned of other inputs of {module} than its "
                 f"{experts[0].in_features}; fit it anew."
             )
-        return _Cosines(means, self)
-
-    def before_scoring(self, x: Tensor) -> Tensor:
-        return x  # the common part is subtracted before, see _Cosines
+        return _Cosines(means, self.center)
 
 
 class _Cosines(Scores):
-    """cos(x - m, c_i - m); means: [n, in]."""
+    """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
 
-    def __init__(self, means: Float[Tensor, "n in"], options: Centroid) -> None:
-        common = means.mean(0) if options.center else torch.zeros_like(means[0])
+    def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:
+        common = means.mean(0) if center else torch.zeros_like(means[0])
         self.common = CachedMatrix(common)
         self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
-        self.normalize = options.normalize
+
+    def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        return x - self.common.like(x)
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 n"]:
-        x = x - self.common.like(x)
-        if self.normalize:
-            x = F.normalize(x, dim=-1)
         return F.linear(x, self.directions.like(x)).unsqueeze(-2)
-
-
-def centroids(
-    router: Router,
-    model: nn.Module,
-    read: ReadTexts,
-    experts: Sequence[Adapter],
-    prompts: Prompts,
-) -> Centroids:
-    """Read each expert's prompts through the model, which carries no composition.
-
-    Raises UsageError, naming the adapter, where one has no prompts or a module sees none of them.
-    """
-    missing = [expert.name for expert in experts if not prompts.get(expert.name)]
-    if missing:
-        raise UsageError(
-            f"Router {router.name} learns from prompts of each adapter, and there are none of "
-            f"{', '.join(missing)}: give --router-prompts NAME=FILE for each, or in Python "
-            "prompts={name: [...]}."
-        )
-    layout = {path: info.kind for expert in experts for path, info in expert.layout.items()}
-    found: dict[str, list[Tensor]] = {p: [] for p, kind in layout.items() if kind != "embedding"}
-    for expert in experts:
-        mean = InputMeans(found)
-        with watched(model, experts, mean.add):
-            read(list(prompts[expert.name]), mean.see)
-        for path, rows in found.items():
-            rows.append(mean.of(path, expert.name))
-    return Centroids({path: torch.stack(rows) for path, rows in found.items()})
 
 
 class InputMeans:

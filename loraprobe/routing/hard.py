@@ -15,9 +15,8 @@ from loraprobe.composition.router import Prompts, ReadTexts
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
 from loraprobe.routing._scored_router import ONE_EXPERT_LAWS, Per, ScoredRouter, changed
-from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.centroid import Centroid
-from loraprobe.routing.spectr import SpectR
+from loraprobe.routing.spectral import Arrow, SpectR
 
 By = Literal["arrow", "spectr", "centroid"]
 SCORED: dict[str, type[ScoredRouter]] = {"arrow": Arrow, "spectr": SpectR, "centroid": Centroid}

@@ -794,7 +794,7 @@ class TestBrokenFiles:
             read_adapter(tmp_path)
 
     def test_a_pickle_that_runs_code_is_refused(self, tmp_path):
-        write_adapter(tmp_path, {"x": Malicious(tmp_path)}, pickle=True)
+        write_adapter(tmp_path, {"x": making.Malicious(tmp_path)}, pickle=True)
         with pytest.raises(AdapterError, match=r"adapter_model\.bin"):
             read_adapter(tmp_path)
         assert not (tmp_path / "harmed").exists()
@@ -881,16 +881,6 @@ class TestAdapter:
         adapter = read_adapter(shared_data / "gpt2-seqcls-deepbiolab")
         assert "modules_to_save" in {extra.kind for extra in adapter.extras}
         accounted(adapter)
-
-
-class Malicious:
-    """Writes a file when unpickled."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
-
-    def __reduce__(self):
-        return (Path.touch, (self.where / "harmed",))
 
 
 def _nothing():

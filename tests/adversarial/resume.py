@@ -32,11 +32,9 @@ def world(place: Path) -> list[str]:
     making.saved_pair(place, scaling=0.2)
     items = [{"id": str(i), "prompt": f"Lily had a {WORDS[i]}", "answer": "was"} for i in range(6)]
     (place / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
-    return [
-        "merge-and-eval", str(place / "a"), str(place / "b"), "--task", str(place / "task.jsonl"),
-        "--base", str(place / "base"), "--json", "--max-new-tokens", "2", "--threads", "1",
-        "--chat-template", "on", "--system", "uniform", "--quiet",
-    ]  # fmt: skip
+    given = [place / "a", place / "b", "--task", place / "task.jsonl", "--base", place / "base"]
+    options = "--json --max-new-tokens 2 --threads 1 --chat-template on --system uniform --quiet"
+    return ["merge-and-eval", *map(str, given), *options.split()]
 
 
 def call(place: Path, arguments: list[str]) -> tuple[int, str, list[str]]:
@@ -110,54 +108,55 @@ def swapped(path: Path) -> None:
     path.write_text(json.dumps(vocab))
 
 
-CHANGES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
-    "resume-nothing-changed": ("nothing", lambda place: None, "", "old results"),
-    "resume-lora-alpha": (
-        "`lora_alpha` of an adapter: 0.8 -> 99",
-        edited("a/adapter_config.json", lora_alpha=99), "lora_alpha", "old results",
+def rewritten(path: Path) -> None:
+    """Changes the first answer of a task file."""
+    path.write_text(path.read_text().replace("was", "the", 1))
+
+
+# Name -> what changes | the word that a note must hold, and the change.
+CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "nothing-changed": ("nothing |", lambda place: None),
+    "lora-alpha": (
+        "`lora_alpha` of an adapter: 0.8 -> 99 | lora_alpha",
+        edited("a/adapter_config.json", lora_alpha=99),
     ),
-    "resume-adapter-weights": (
-        "one number of an adapter",
-        lambda place: flipped(place / "a/adapter_model.safetensors"), "adapters.a",
-        "asked anew, says nothing",
+    "adapter-weights": (
+        "one number of an adapter | adapters.a",
+        lambda place: flipped(place / "a/adapter_model.safetensors"),
     ),
-    "resume-rope-theta": (
-        "`rope_theta` in the base's config.json",
-        edited("base/config.json", rope_theta=77.0, rope_parameters=None), "rope_theta",
-        "old results",
+    "rope-theta": (
+        "`rope_theta` in the base's config.json | rope_theta",
+        edited("base/config.json", rope_theta=77.0, rope_parameters=None),
     ),
-    "resume-tokenizer": (
-        "two words of the base's tokenizer.json change places",
-        lambda place: swapped(place / "base/tokenizer.json"), "tokenizer.json", "old results",
+    "tokenizer": (
+        "two words of the base's tokenizer.json change places | tokenizer.json",
+        lambda place: swapped(place / "base/tokenizer.json"),
     ),
-    "resume-chat-template": (
-        "the base's chat_template.jinja",
+    "chat-template": (
+        "the base's chat_template.jinja | chat_template.jinja",
         lambda place: (place / "base/chat_template.jinja").write_text("{{ 'one two' }}"),
-        "chat_template.jinja", "old results",
     ),
-    "resume-generation-config": (
-        "another end of text in the base's generation_config.json",
-        edited("base/generation_config.json", eos_token_id=[1, 15]), "generation_config.json",
-        "old results",
+    "generation-config": (
+        "another end of text in the base's generation_config.json | generation_config.json",
+        edited("base/generation_config.json", eos_token_id=[1, 15]),
     ),
-    "resume-base-weights-same-size-and-time": (
-        "one number of the base's weights, size and time of the file set back",
-        keeps_time("base/model.safetensors", flipped), "weights", "old results",
+    "base-weights-same-size-and-time": (
+        "one number of the base's weights, size and time of the file set back | weights",
+        keeps_time("base/model.safetensors", flipped),
     ),
-    "resume-task": (
-        "an answer in the task file",
-        lambda place: (place / "task.jsonl").write_text(
-            (place / "task.jsonl").read_text().replace("was", "the", 1)
-        ),
-        "tasks.task", "asked anew, says nothing",
+    "task": (
+        "an answer in the task file | tasks.task",
+        lambda place: rewritten(place / "task.jsonl"),
     ),
-}  # fmt: skip
-for name, (what, change, named, before) in CHANGES.items():
+}
+for name, (text, change) in CHANGES.items():
+    what, _, named = map(str.strip, text.partition("|"))
+    known = name in ("adapter-weights", "task")  # it was asked anew, and nothing said so
     case(
-        name,
+        f"resume-{name}",
         f"`--resume` after a change: {what}",
-        before=before,
-        now="old results" if before == "old results" and not named else "asked anew, names it",
+        before="asked anew, says nothing" if known else "old results",
+        now="asked anew, names it" if named else "old results",
     )(lambda place, change=change, named=named: resumed(place, change, named))  # type: ignore[misc]
 
 
@@ -200,6 +199,7 @@ def line(number: int, content: bytes) -> Callable[[list[bytes]], None]:
 
 
 NAMED = "exit 2, names file and line"
+CURED = f"{NAMED}, wrong cure"
 DAMAGES: dict[str, tuple[str, Callable[[list[bytes]], object], str]] = {
     "ledger-text": ('a value that is a text (`"1"`)', row(value="1"), "traceback TypeError"),
     "ledger-null": ("a value that is null", row(value=None), "traceback TypeError"),
@@ -208,11 +208,9 @@ DAMAGES: dict[str, tuple[str, Callable[[list[bytes]], object], str]] = {
     "ledger-part": ("an unknown part of a task", row(part="hop0"), "a verdict"),
     "ledger-metric": ("an unknown metric", row(metric="bleu"), "a verdict"),
     "ledger-brackets": ("3,000 nested brackets", line(3, b"[" * 3000), "traceback RecursionError"),
-    "ledger-cut-inside": ("a line in the middle that is cut short", line(3, b'{"system": "ba'),
-                          NAMED + ", wrong cure"),
-    "ledger-other-file": ("something else in place of the file", line(1, b"years of work"),
-                          NAMED + ", wrong cure"),
-}  # fmt: skip
+    "ledger-cut-inside": ("a line in the middle that is cut short", line(3, b'{"sys'), CURED),
+    "ledger-other-file": ("something else in place of the file", line(1, b"years of work"), CURED),
+}
 for name, (what, edit, before) in DAMAGES.items():
     case(name, f"a list of results with {what}, and `--resume`", before=before, now=NAMED)(
         lambda place, edit=edit: damaged(place, edit)  # type: ignore[misc]

@@ -129,7 +129,7 @@ class TestGeometry:
     def test_a_pickle_that_runs_code_is_refused(self, tmp_path, llama):
         llama.save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").unlink()
-        torch.save({"a.weight": Malicious(tmp_path)}, tmp_path / "pytorch_model.bin")
+        torch.save({"a.weight": making.Malicious(tmp_path)}, tmp_path / "pytorch_model.bin")
         with pytest.raises(BaseError, match=r"pytorch_model\.bin"):
             _ = open_base(tmp_path).shapes
         assert not (tmp_path / "harmed").exists()
@@ -355,16 +355,6 @@ class TestDevices:
     def test_unknown_dtype(self):
         with pytest.raises(UsageError, match="--dtype"):
             pick_dtype("int8")
-
-
-class Malicious:
-    """Writes a file when unpickled."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
-
-    def __reduce__(self):
-        return (Path.touch, (self.where / "harmed",))
 
 
 class TestDeclared:

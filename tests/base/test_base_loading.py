@@ -22,13 +22,13 @@ import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.base import loading as base_loading
 from loraprobe.base import open_base
-from loraprobe.composition import Composition, composed
+from loraprobe.composition import composed
 from loraprobe.composition.weights import dense_weight
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import single
 
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
@@ -60,10 +60,6 @@ def two(directory):
     ]
 
 
-def one_hot(adapter):
-    return Composition("x", (adapter,), ConstantGates((1.0,)))
-
-
 @needs_bitsandbytes
 @needs_accelerate
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
@@ -87,7 +83,7 @@ def test_compositions_run_on_a_quantised_base(directory, bits):
             layer, x = model.get_submodule(path), torch.randn(5, SHAPES[path][1])
             with torch.no_grad():
                 before = layer(x)
-                with composed(model, one_hot(expert)):
+                with composed(model, single(expert)):
                     got = layer(x)
             expected = factor * (before + x @ update.delta().mT)
             torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
@@ -136,7 +132,7 @@ def test_a_base_that_accelerate_places_runs_compositions(directory):
     base = open_base(directory)
     spread, plain = base.load(device_map="auto").model, base.load().model
     adapter = random_adapter("a", SHAPES, scaling=0.05)
-    with composed(spread, one_hot(adapter)), composed(plain, one_hot(adapter)):
+    with composed(spread, single(adapter)), composed(plain, single(adapter)):
         torch.testing.assert_close(hidden(spread), hidden(plain))
 
 

@@ -29,12 +29,6 @@ def call(*arguments: object) -> object:
     return making.call(*arguments, catch_exceptions=False, env={"COLUMNS": "160"})
 
 
-@pytest.fixture
-def pair(tmp_path) -> list[Path]:
-    """Two adapters of one base on the disk."""
-    return making.saved_pair(tmp_path)
-
-
 def one_sentence(result) -> str:
     """The error of a failed call: exit 2, nothing on standard output, one line beside it."""
     assert result.exit_code == 2, result.output

@@ -13,15 +13,6 @@ from loraprobe.pipeline.audits import public_arguments
 from loraprobe.secrets import public_text
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working directory with two adapters."""
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("one", "two")):
-        making.random_adapter(seed=seed).save(tmp_path / name)
-    return tmp_path
-
-
 def arguments(shown) -> list[str]:
     assert shown.exit_code == 0, shown.stderr
     return json.loads(shown.stdout)["provenance"]["arguments"]

@@ -18,15 +18,6 @@ BASE = "org/base"
 LONG = {"model": {"path": BASE}, "lora": {"path": "one"}}
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working directory with two adapters."""
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("one", "two")):
-        making.random_adapter(seed=seed).save(tmp_path / name)
-    return tmp_path
-
-
 def deltas(path) -> dict[str, torch.Tensor]:
     adapter = loraprobe.load(path)
     return {name: making.dense(update).double() for name, update in adapter.modules.items()}

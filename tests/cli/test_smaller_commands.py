@@ -23,12 +23,6 @@ def call(*arguments: object, columns: int = 80, **environment: str):
     return making.call(*arguments, env={"COLUMNS": str(columns), **environment})
 
 
-@pytest.fixture
-def pair(tmp_path) -> list[Path]:
-    """Two adapters of one base on the disk."""
-    return making.saved_pair(tmp_path)
-
-
 @pytest.mark.parametrize("columns", [60, 80, 160])
 def test_methods_is_a_line_an_entry(columns):
     lines = call("methods", columns=columns).stdout.splitlines()

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import making
 import pytest
-from hubs import Misbehaving, adapter_files, use
 from test_cli import call, one_sentence
 
 from loraprobe.declarations import read_auto_or_count as auto_or_count
 from loraprobe.errors import UsageError
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server with one good adapter, to spoil; retries do not wait."""
-    server = Misbehaving(adapter_files(tmp_path / "made"))
-    with server.running():
-        use(monkeypatch, server.url, tmp_path / "cache")
-        monkeypatch.setattr(time, "sleep", lambda _: None)
-        yield server
 
 
 def gated(hub):

@@ -18,8 +18,8 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import Arrow
 
 EVERY_LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEFT_CASES = {

@@ -12,10 +12,10 @@ from torch import nn
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.composition import Composition, Rows, composed
-from loraprobe.composition.rows import RowGates
+from loraprobe.composition.router import RowGates
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
-from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import Arrow
 
 
 class Convolutional(nn.Module):

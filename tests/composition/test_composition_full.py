@@ -10,10 +10,10 @@ from making import hidden, random_adapter
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, Rows, composed
-from loraprobe.composition.rows import RowGates
+from loraprobe.composition.router import RowGates
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
-from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import Arrow
 
 
 def rows_of(three, *gates) -> tuple[Composition, Rows]:

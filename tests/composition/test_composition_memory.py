@@ -9,8 +9,8 @@ from torch import nn
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
-from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import Arrow
 
 ROUTERS = [ConstantGates((0.5, -2.0)), Arrow(top_k=1), Arrow()]
 

@@ -17,10 +17,8 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
 F64 = torch.float64
-NAMED = {
-    "norm", "norm_ratio", "stable_rank", "dead_rank", "cosine", "subspace_overlap", "energy_ratio",
-    "sign_conflict", "cross_terms", "truncation_error", "relative_norm", "intruder_dimensions",
-}  # fmt: skip
+NAMED = {*"norm norm_ratio stable_rank dead_rank cosine subspace_overlap energy_ratio".split()}
+NAMED |= {*"sign_conflict cross_terms truncation_error relative_norm intruder_dimensions".split()}
 
 
 def dense(adapter: Adapter, paths) -> list[torch.Tensor]:

@@ -130,8 +130,11 @@ def _two_adapters(place: Path) -> None:
 
 
 def _merge(place: Path, *more: str) -> None:
-    command("merge", f"a={place / 'a'}", f"b={place / 'b'}", "-o", place / "out", "--json", "-q",
-            *more, out=place / "said")  # fmt: skip
+    _run(place, "merge", f"a={place / 'a'}", f"b={place / 'b'}", "-o", place / "out", *more)
+
+
+def _run(place: Path, *arguments: Any) -> None:
+    command(*arguments, "--json", "-q", out=place / "said")
 
 
 def _output_is_whole(place: Path) -> None:
@@ -149,10 +152,11 @@ def _bytes(place: Path) -> dict[str, bytes]:
     return {n: b.replace(str(place).encode(), b"") for n, b in text.items()}
 
 
-MERGE = Operation(
-    "merge", _two_adapters, _merge, lambda place: _merge(place, "--overwrite"), _output_is_whole,
-    _bytes,
-)  # fmt: skip
+def _merge_again(place: Path) -> None:
+    _merge(place, "--overwrite")
+
+
+MERGE = Operation("merge", _two_adapters, _merge, _merge_again, _output_is_whole, _bytes)
 
 
 def _merge_before(place: Path) -> None:
@@ -168,10 +172,7 @@ def _old_or_new(place: Path) -> None:
     _output_is_whole(place)
 
 
-OVERWRITE = Operation(
-    "overwrite", _merge_before, lambda place: _merge(place, "--overwrite"),
-    lambda place: _merge(place, "--overwrite"), _old_or_new, _bytes,
-)  # fmt: skip
+OVERWRITE = Operation("overwrite", _merge_before, _merge_again, _merge_again, _old_or_new, _bytes)
 
 
 # merge-and-eval
@@ -185,9 +186,9 @@ def _audit(place: Path, *more: str) -> None:
     os.environ["LORAPROBE_CACHE"] = str(place / "cache")
     adapters = sorted((SMALL_WORLD / "adapters").iterdir())[:2]
     task = sorted((SMALL_WORLD / "tasks").glob("*.jsonl"))[0]
-    command("merge-and-eval", *(f"{n}={a}" for n, a in zip("xy", adapters, strict=True)), "--base",
-            SMALL_WORLD / "base", "--task", task, "--limit", 12, "--json", "-q", "--threads", 1,
-            "--system", "uniform", "--system", "arrow", *more, out=place / "said")  # fmt: skip
+    given = [f"x={adapters[0]}", f"y={adapters[1]}", "--base", SMALL_WORLD / "base", "--task", task]
+    options = "--limit 12 --threads 1 --system uniform --system arrow".split()
+    _run(place, "merge-and-eval", *given, *options, *more)
 
 
 def _document(place: Path) -> Any:
@@ -205,10 +206,11 @@ def _no_half_result(place: Path) -> None:
             json.loads(line)
 
 
-AUDIT = Operation(
-    "merge-and-eval", _world, _audit, lambda place: _audit(place, "--resume"), _no_half_result,
-    _document,
-)  # fmt: skip
+def _audit_again(place: Path) -> None:
+    _audit(place, "--resume")
+
+
+AUDIT = Operation("merge-and-eval", _world, _audit, _audit_again, _no_half_result, _document)
 
 
 # lab build
@@ -261,8 +263,7 @@ def _download(place: Path) -> None:
 
 
 def _merge_from_the_hub(place: Path) -> None:
-    command("merge", "a=acme/a", "b=acme/b", "-o", place / "out", "--json", "-q", "--overwrite",
-            out=place / "said")  # fmt: skip
+    _run(place, "merge", "a=acme/a", "b=acme/b", "-o", place / "out", "--overwrite")
 
 
 DOWNLOAD = Operation("download", lambda place: None, _download, _download, _output_is_whole, _bytes)
@@ -281,10 +282,8 @@ def slow_hub() -> Any:
     server = Misbehaving(files)
     send = _Handler.send
 
-    def trickle(
-        self: Any, status: int, headers: Any, content: bytes, body: bool, length: int | None = None
-    ) -> None:
-        send(self, status, headers, content, False, len(content) if length is None else length)
+    def trickle(self: Any, status: int, headers: Any, content: bytes, body: bool) -> None:
+        send(self, status, headers, content, False)
         for start in range(0, len(content) if body else 0, 8192):
             self.wfile.write(content[start : start + 8192])
             time.sleep(0.005)

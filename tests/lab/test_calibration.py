@@ -137,9 +137,9 @@ def test_the_density_is_that_of_the_map(cases, variant):
 
 def test_the_file_says_what_the_fit_says(cases):
     fitted = fit(cases)
-    accuracy = {"small": {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1,
-                          "likely": 0, "wrong": None}}  # fmt: skip
-    read = calibration_of(fitted.document(cases, "a test", accuracy))
+    small = {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1}
+    small |= {"likely": 0, "wrong": None}
+    read = calibration_of(fitted.document(cases, "a test", {"small": small}))
     for margin in MARGINS:
         for one in cases[:20]:
             said = read.probability(margin, one.baseline, 0.1, 0.1)
@@ -259,9 +259,8 @@ def test_a_single_group_has_none_to_leave_out():
 def test_figures_by_hand():
     """Two kinds: one ranked rightly, one with a pair in the wrong order; one undecided set, and one
     with several tasks."""
-    rows = [
-        ("s", 1, 0.95), ("s", 0, 0.1), ("t", 1, 0.6), ("t", 0, 0.92), ("t", 0, 0.2), ("t", None, 0),
-    ]  # fmt: skip
+    rows = [("s", 1, 0.95), ("s", 0, 0.1)]
+    rows += [("t", 1, 0.6), ("t", 0, 0.92), ("t", 0, 0.2), ("t", None, 0)]
     ends = {1: (0.2, 0.4), 0: (-0.2, 0.0), None: (0.0, 0.2)}
     own = [a_set(ends[label], scenario=s) for s, label, _ in rows]
     own.append(a_set(ends[1], scenario="s", tasks=2))
@@ -386,9 +385,8 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(output / "calibration.json")
-    assert {p.name for p in output.iterdir()} == {
-        "calibration.json", "cases.jsonl.gz", "figure.svg", "report.md",
-    }  # fmt: skip
+    names = "calibration.json cases.jsonl.gz figure.svg report.md"
+    assert {p.name for p in output.iterdir()} == set(names.split())
     assert read_cases(output / "cases.jsonl.gz") == cases
     document = json.loads((output / "calibration.json").read_text())
     assert calibration_of(document).cases == len(cases)

@@ -38,8 +38,14 @@ from loraprobe_lab.calibration.collect import (
 from loraprobe_lab.world import World, in_processes, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
-KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
-         "arrow": "router"}  # fmt: skip
+
+def kinds_of(*adapters):
+    """System -> kind, of a base, these adapters and three compositions of them."""
+    composed = {"uniform": "merge", "sum": "merge", "arrow": "router"}
+    return {"base": "base", **dict.fromkeys(adapters, "adapter"), **composed}
+
+
+KINDS = kinds_of("a", "b")
 
 
 def answers(rates, n, seed=0, task="t", part="question"):
@@ -74,9 +80,9 @@ def test_losses_are_not_packed_as_right_or_wrong():
 def test_truth_is_the_gain_over_the_best_of_base_and_singles():
     rows = answers({"base": 0.1, "a": 0.4, "b": 0.2, "uniform": 0.8, "sum": 0.99}, 300)
     found = measured_gain(rows, KINDS, "uniform")
-    row = next(g for g in gains([r for r in rows if r.system != "sum"],
-                                [System(n, k) for n, k in KINDS.items() if n != "sum"])
-               if g.system == "uniform")  # fmt: skip
+    systems = [System(n, k) for n, k in KINDS.items() if n != "sum"]
+    others = gains([r for r in rows if r.system != "sum"], systems)
+    row = next(g for g in others if g.system == "uniform")
     assert (found.gain, found.ci95, found.n) == (row.difference, row.ci95, 300)
     share = {s: np.mean([r.value for r in rows if r.system == s]) for s in ("a", "uniform")}
     assert found.gain == pytest.approx(share["uniform"] - share["a"])
@@ -275,8 +281,7 @@ def test_worlds_on_one_given_base_are_one_world():
 
 
 def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatch):
-    kinds = {"base": "base", "x": "adapter", "y": "adapter", "uniform": "merge", "sum": "merge",
-             "arrow": "router"}  # fmt: skip
+    kinds = kinds_of("x", "y")
     rows = [row for task in "tu" for row in answers(dict.fromkeys(kinds, 0.5), 40, task=task)]
     monkeypatch.setattr(collecting.WorldAnswers, "of", lambda *_: (kinds, rows))
     base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}

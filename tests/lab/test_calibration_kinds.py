@@ -15,15 +15,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "calibration"
 
 def planted(kind, count, sign, base="b"):
     """Half of the sets gain 0.3; the forecast says so (sign 1) or the opposite (-1)."""
-    return [
-        case(
-            base=base, scenario=kind, world=f"{base}-{kind}-{i}", adapter_set=f"{kind}-{i}",
-            method=method, forecast=0.2 * sign * (1 if i % 2 else -1),
-            gain=0.3 if i % 2 else 0.0, ci95=(0.26, 0.34) if i % 2 else (-0.04, 0.04), n=72,
-        )
-        for i in range(count)
-        for method in METHODS
-    ]  # fmt: skip
+    cases = []
+    for i in range(count):
+        where = {"base": base, "scenario": kind, "world": f"{base}-{kind}-{i}"}
+        gain = 0.3 if i % 2 else 0.0
+        figures = {"gain": gain, "ci95": (gain - 0.04, gain + 0.04), "n": 72}
+        figures["forecast"] = 0.2 * sign * (1 if i % 2 else -1)
+        cases += [case(**where, **figures, adapter_set=f"{kind}-{i}", method=m) for m in METHODS]
+    return cases
 
 
 def cells(line):

@@ -17,7 +17,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
-from loraprobe.merging._seeds import generators
+from loraprobe.merging._module import generators
 from loraprobe.merging.sparse import DareLinear, DareTies, MagnitudePrune, Ties
 
 WEIGHTS = [0.7, 0.4]
@@ -165,11 +165,12 @@ def test_peft_loads_a_merge_as_the_mean_of_the_models_updates(build, tmp_path):
     gpt2 = build is tiny_gpt2
     first, second = (["c_attn", "c_proj"], ["c_attn"]) if gpt2 else (TARGETS, ["q_proj", "o_proj"])
     conv = {"fan_in_fan_out": gpt2}
+    a = {"r": 4, "lora_alpha": 8, "target_modules": first}
+    b = {"r": 3, "lora_alpha": 9, "target_modules": second, "rank_pattern": {"0.*": 2}}
     paths = [
-        peft_adapter(tmp_path / "a", build(), 1, r=4, lora_alpha=8, target_modules=first, **conv),
-        peft_adapter(tmp_path / "b", build(), 2, r=3, lora_alpha=9, target_modules=second,
-                     use_rslora=True, rank_pattern={"0.*": 2}, **conv),
-    ]  # fmt: skip
+        peft_adapter(tmp_path / "a", build(), 1, **a, **conv),
+        peft_adapter(tmp_path / "b", build(), 2, use_rslora=True, **b, **conv),
+    ]
     merge([read_adapter(p) for p in paths]).save(tmp_path / "merged")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a key that fits nothing only warns
@@ -248,11 +249,14 @@ def test_one_flag_of_a_model_with_two_kinds_of_layer_is_no_conflict(tmp_path):
         assert float((delta - expected).norm() / expected.norm()) < 1e-6, path
 
 
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+    "alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 16},
+}
 ODD = {
     "rslora with patterns": [
-        {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": [*TARGETS, "up_proj"],
-         "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
-         "alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 16}},
+        {"r": 4, "lora_alpha": 8, "use_rslora": True, **PATTERNS}
+        | {"target_modules": [*TARGETS, "up_proj"]},
         {"r": 3, "lora_alpha": 5, "target_modules": TARGETS, "rank_pattern": {"down_proj": 5}},
     ],
     "five, partial, mixed ranks": [
@@ -268,7 +272,7 @@ ODD = {
         {"r": 2, "target_modules": ["lm_head", "q_proj"]},
         {"r": 3, "target_modules": ["embed_tokens", "q_proj"]},
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ODD)

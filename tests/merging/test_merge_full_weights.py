@@ -6,11 +6,21 @@ import copy
 
 import pytest
 import torch
-from making import base_tensors, peft_adapter, peft_model, random_update, tiny_llama, tiny_model
+from making import (
+    GPT2_SIZES,
+    base_of,
+    base_tensors,
+    peft_adapter,
+    peft_model,
+    random_adapter,
+    random_update,
+    tiny_llama,
+    tiny_model,
+)
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
-from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
@@ -18,12 +28,6 @@ from loraprobe.pipeline import commands
 UP = "model.layers.0.mlp.up_proj"
 NORM, BIAS, SCORE = "model.norm.weight", f"{UP}.bias", "score.weight"
 FROM_BASE = {NORM: torch.linspace(0, 1, 8), BIAS: torch.linspace(-1, 1, 14)}
-
-
-def parameter(name):
-    if name not in FROM_BASE:
-        raise BaseError(f"the base has no {name}")
-    return FROM_BASE[name]
 
 
 def holding(name, seed, *names, rows=3, dtype=torch.float32):
@@ -49,9 +53,7 @@ def test_the_mean_needs_no_base(name, weights):
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.3, 0.3], [-1.0, 0.5]])
 def test_other_weights_and_adapters_without_it_take_the_base_into_account(weights):
     a, b = holding("a", 1, NORM, BIAS), holding("b", 2, NORM)
-    merged = merge(
-        [a, b], "task_arithmetic", weights=weights, base=base_tensors(parameter=parameter)
-    )
+    merged = merge([a, b], "task_arithmetic", weights=weights, base=base_of(FROM_BASE))
     for name, holders in ((NORM, (a, b)), (BIAS, (a,))):
         start = FROM_BASE[name].double()
         expected = start + sum(
@@ -74,7 +76,7 @@ def test_inexact_full_weight_merges_are_refused_with_a_cure():
     with pytest.raises(UnsupportedAdapter, match=r"a holds bias .*up_proj.bias.*--allow bias"):
         merge([holding("a", 1, BIAS), b])
     with pytest.raises(UnsupportedAdapter, match=r"score.weight, which the base does not have"):
-        merge([holding("a", 1, SCORE), b], base=base_tensors(parameter=parameter))
+        merge([holding("a", 1, SCORE), b], base=base_of(FROM_BASE))
     dropped = merge([a, b], allow=["modules-to-save"])
     assert not dropped.adapter.whole
     assert [(i.severity, i.code, i.adapters) for i in dropped.issues] == [
@@ -137,8 +139,7 @@ def tiny_classifier():
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64,
-                        num_labels=3, pad_token_id=0, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(vocab_size=40, num_labels=3, pad_token_id=0, **GPT2_SIZES)
     return GPT2ForSequenceClassification(config).eval()
 
 
@@ -146,22 +147,34 @@ def tiny_t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4,
-                      decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)  # fmt: skip
+    sizes = {
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+    }
+    config = T5Config(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes)
     return T5ForConditionalGeneration(config).eval()
 
 
+def saving(*modules, **more):
+    """A config that trains these modules whole, beside factors of the queries."""
+    return {"target_modules": ["q_proj"], "modules_to_save": list(modules), **more}
+
+
+T5 = {"task_type": "SEQ_2_SEQ_LM"}
 CASES = {
     "lora_only": (biased_llama, {"target_modules": ["v_proj"], "bias": "lora_only"}, True),
     "all": (biased_llama, {"target_modules": ["q_proj", "up_proj"], "bias": "all"}, True),
     "lora_bias": (biased_llama, {"target_modules": ["o_proj"], "lora_bias": True}, False),
-    "head": (biased_llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True),
-    "norms": (tiny_llama, {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, True),
+    "head": (biased_llama, saving("lm_head"), True),
+    "norms": (tiny_llama, saving("norm"), True),
     "classifier": (tiny_classifier, {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}, None),
-    "t5": (tiny_t5, {"target_modules": ["q", "v", "wi"], "task_type": "SEQ_2_SEQ_LM"}, False),
-    "t5-norm": (tiny_t5, {"target_modules": ["q"], "modules_to_save": ["final_layer_norm"],
-                          "task_type": "SEQ_2_SEQ_LM"}, True),
-}  # fmt: skip
+    "t5": (tiny_t5, {"target_modules": ["q", "v", "wi"], **T5}, False),
+    "t5-norm": (tiny_t5, saving("final_layer_norm", **{**T5, "target_modules": ["q"]}), True),
+}
 
 
 def answer(model):
@@ -220,12 +233,11 @@ def test_a_real_classifier_is_inspected_and_merged(shared_data, tmp_path):
     torch.testing.assert_close(
         twin.modules[path].delta(), real.modules[path].delta(), rtol=1e-4, atol=1e-6
     )
-    other = adapter_of(
-        "other", {p: random_update(u.out_features, u.in_features, 2, i, 0.01)
-                  for i, (p, u) in enumerate(real.modules.items())},
-        kinds={p: i.kind for p, i in real.layout.items()}, base_model="gpt2",
-        config={"task_type": "SEQ_CLS"}, whole={SCORE: real.whole[SCORE] + 1},
-    )  # fmt: skip
+    shapes = {p: (i.out_features, i.in_features) for p, i in real.layout.items()}
+    kinds = {p: i.kind for p, i in real.layout.items()}
+    factors = random_adapter("other", shapes, 2, 1, 0.01)
+    own = {"whole": {SCORE: real.whole[SCORE] + 1}, "config": {"task_type": "SEQ_CLS"}}
+    other = adapter_of("other", dict(factors.modules), base_model="gpt2", kinds=kinds, **own)
     merged = merge([real, other])
     torch.testing.assert_close(merged.adapter.whole[SCORE], real.whole[SCORE] + 0.5)
     merged.save(tmp_path / "out")

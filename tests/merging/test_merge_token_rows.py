@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from making import base_tensors, peft_adapter, random_update, tiny_llama
+from making import base_of, peft_adapter, random_update, tiny_llama
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.lazy import TokenRows
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.rows import RowGates, Rows
-from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
+from loraprobe.composition.router import RowGates, Rows
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
@@ -21,12 +21,6 @@ from loraprobe.routing.constant import ConstantGates
 
 UP, TABLE, HEAD = "model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"
 BASE = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
-
-
-def parameter(name):
-    if name != f"{TABLE}.weight":
-        raise BaseError(f"the base has no {name}")
-    return BASE
 
 
 def rows(name, seed, tokens, path=TABLE, width=6, **rest):
@@ -55,7 +49,7 @@ def test_a_merge_is_the_linear_combination_of_whole_tables(tokens, weights):
         [a, b, plain],
         "task_arithmetic",
         weights=[*weights, 0.4],
-        base=base_tensors(parameter=parameter),
+        base=base_of({f"{TABLE}.weight": BASE}),
     ).adapter
     start = BASE.double()
     expected = start + sum(w * (table_of(x) - start) for w, x in zip(weights, (a, b), strict=True))
@@ -69,7 +63,7 @@ def test_the_base_is_needed_only_where_weights_of_a_token_do_not_sum_to_one():
     for pair, weights in (((a, b), [0.25, 0.75]), ((a, c), [1.0, 1.0])):
         alone = merge(pair, "task_arithmetic", weights=weights).adapter
         known = merge(
-            pair, "task_arithmetic", weights=weights, base=base_tensors(parameter=parameter)
+            pair, "task_arithmetic", weights=weights, base=base_of({f"{TABLE}.weight": BASE})
         ).adapter
         torch.testing.assert_close(table_of(alone), table_of(known), rtol=0, atol=0)
     for pair, method in (((a, c), "uniform"), ((a, b), "sum")):
@@ -86,18 +80,18 @@ def test_rows_that_do_not_fit_are_refused_by_name():
     with pytest.raises(CompatibilityError, match=r"6 and 8 entries in a and b"):
         merge([a, rows("b", 2, [1], width=8)])
     with pytest.raises(CompatibilityError, match=r"Token 9 .* 9 rows"):
-        merge([a, rows("b", 2, [9])], base=base_tensors(parameter=parameter))
+        merge([a, rows("b", 2, [9])], base=base_of({f"{TABLE}.weight": BASE}))
     with pytest.raises(CompatibilityError, match="the base has no lm_head"):
         merge(
             [rows("a", 1, [1], HEAD), rows("b", 2, [2], HEAD)],
-            base=base_tensors(parameter=parameter),
+            base=base_of({f"{TABLE}.weight": BASE}),
         )
     embedded = adapter_of("e", {TABLE: random_update(6, 9, 2, 1)}, kinds={TABLE: "embedding"})
     with pytest.raises(UnsupportedAdapter, match=r"token rows in a and factors in e"):
-        merge([a, embedded], base=base_tensors(parameter=parameter))
+        merge([a, embedded], base=base_of({f"{TABLE}.weight": BASE}))
     whole = adapter_of("w", {UP: random_update(14, 10, 2, 5)}, whole={f"{TABLE}.weight": BASE})
     with pytest.raises(UnsupportedAdapter, match=r"token rows in a and a whole weight in w"):
-        merge([a, whole], base=base_tensors(parameter=parameter))
+        merge([a, whole], base=base_of({f"{TABLE}.weight": BASE}))
 
 
 def test_rows_of_two_modules_are_merged_only_for_a_base_that_ties_nothing():

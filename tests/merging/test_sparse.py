@@ -34,13 +34,14 @@ SIGNED = torch.tensor([0.7, 0.3, -0.4], dtype=F64)
 ONES = torch.ones(3, dtype=F64)
 
 # One of each definition, with options off their defaults.
-DEFINITIONS = [
-    "ties", "ties:variant=mergekit,lambda=0.5", "ties:rescale=l2", "magnitude_prune",
-    "magnitude_prune:rescale=linf", "dare_linear", "dare_linear:variant=mergekit", "dare_ties",
-    "dare_ties:variant=mergekit", "breadcrumbs:gamma=0.1", "breadcrumbs:gamma=0.1,rescale=l1",
-    "breadcrumbs_ties:gamma=0.1", "della", "della:variant=mergekit", "della_linear",
-    "della_linear:variant=mergekit", "sce:select_topk=0.3", "sce:variant=authors,select_topk=0.3",
-]  # fmt: skip
+DEFINITIONS = """
+    ties  ties:variant=mergekit,lambda=0.5  ties:rescale=l2
+    magnitude_prune  magnitude_prune:rescale=linf
+    dare_linear  dare_linear:variant=mergekit  dare_ties  dare_ties:variant=mergekit
+    breadcrumbs:gamma=0.1  breadcrumbs:gamma=0.1,rescale=l1  breadcrumbs_ties:gamma=0.1
+    della  della:variant=mergekit  della_linear  della_linear:variant=mergekit
+    sce:select_topk=0.3  sce:variant=authors,select_topk=0.3
+""".split()
 
 
 def stacked(n: int = 3, p: int = 20, q: int = 17, dtype: torch.dtype = F64) -> torch.Tensor:
@@ -259,11 +260,9 @@ def test_rescaling_restores_the_norm_of_each_delta(name, order):
 
 # peft's functions on drawn shapes, densities, weights and numbers of adapters.
 
-SHAPES = {
-    "n": st.integers(1, 4), "p": st.integers(1, 9), "q": st.integers(1, 9),
-    "density": st.floats(0.15, 1.0), "seed": st.integers(0, 99),
-    "dtype": st.sampled_from([torch.float32, F64]),
-}  # fmt: skip
+SHAPES = {"n": st.integers(1, 4), "p": st.integers(1, 9), "q": st.integers(1, 9)}
+SHAPES |= {"density": st.floats(0.15, 1.0), "seed": st.integers(0, 99)}
+SHAPES |= {"dtype": st.sampled_from([torch.float32, F64])}
 
 
 def drawn(n: int, p: int, q: int, seed: int, dtype: torch.dtype):
@@ -301,21 +300,31 @@ def test_result_equals_pefts_on_any_shape(n, p, q, density, seed, dtype, electio
 # Options.
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("breadcrumbs:density=0", "density"), ("breadcrumbs:gamma=1", "gamma"),
-        ("breadcrumbs_ties:gamma=-0.1", "gamma"), ("della:density=0.9", "below 0.1"),
-        ("della_linear:density=0.1,epsilon=0.1", "below 0.1"), ("della:epsilon=-1", "epsilon"),
-        ("sce:select_topk=0", "select_topk"), ("sce:variant=peft", "mergekit, authors"),
-        ("ties:lambda=0", "lambda"), ("ties:lambda=nan", "lambda"), ("ties:rescale=l3", "linf"),
-        ("ties:rescale=probability", "linf"), ("della:variant=peft", "authors"),
-        ("dare_linear:variant=authors", "mergekit"), ("ties:normalize=perhaps", "true or false"),
-        ("dare_ties:density=nan", "density"), ("breadcrumbs:gamma=nan", "gamma"),
-        ("della:epsilon=nan", "epsilon"),
-    ],
-)  # fmt: skip
-def test_bad_options_are_refused_by_name(spec, message):
+REFUSED = """
+    breadcrumbs:density=0 -> density
+    breadcrumbs:gamma=1 -> gamma
+    breadcrumbs:gamma=nan -> gamma
+    breadcrumbs_ties:gamma=-0.1 -> gamma
+    della:density=0.9 -> below 0.1
+    della_linear:density=0.1,epsilon=0.1 -> below 0.1
+    della:epsilon=-1 -> epsilon
+    della:epsilon=nan -> epsilon
+    della:variant=peft -> authors
+    sce:select_topk=0 -> select_topk
+    sce:variant=peft -> mergekit, authors
+    ties:lambda=0 -> lambda
+    ties:lambda=nan -> lambda
+    ties:rescale=l3 -> linf
+    ties:rescale=probability -> linf
+    ties:normalize=perhaps -> true or false
+    dare_linear:variant=authors -> mergekit
+    dare_ties:density=nan -> density
+"""
+
+
+@pytest.mark.parametrize("row", map(str.strip, REFUSED.strip().splitlines()))
+def test_bad_options_are_refused_by_name(row):
+    spec, message = row.split(" -> ")
     with pytest.raises(UsageError, match=message):
         METHODS.make(spec)
 

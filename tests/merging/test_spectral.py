@@ -61,10 +61,8 @@ def test_parity_with_other_projects(vector):
         kept = torch.tensor(vector["masks"]) * stacked.matrices / 0.6
         ours = stacked.back(kept.sum(0)).delta().numpy()
     else:
-        merged = merge(
-            adapters_of(updates), vector["method"], weights=vector["weights"],
-            space=vector["space"], allow=["no-effect"],
-        )  # fmt: skip
+        given = {key: vector[key] for key in ("method", "weights", "space")}
+        merged = merge(adapters_of(updates), allow=["no-effect"], **given)
         ours = delta(merged.adapter).numpy()
     assert np.linalg.norm(ours - expected) < limit * np.linalg.norm(expected)
 
@@ -283,9 +281,12 @@ def test_dead_components_and_zero_deltas_change_nothing(name, space):
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("tsv:k=0", "k, the components kept"), ("tsv:k=2,share=true", "give one of them"),
-     ("iso_cts:common=1.2", "from 0 to 1, not 1.2")],
-)  # fmt: skip
+    [
+        ("tsv:k=0", "k, the components kept"),
+        ("tsv:k=2,share=true", "give one of them"),
+        ("iso_cts:common=1.2", "from 0 to 1, not 1.2"),
+    ],
+)
 def test_options_out_of_range_are_refused(spec, message):
     with pytest.raises(UsageError, match=message):
         METHODS.make(spec)

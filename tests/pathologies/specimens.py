@@ -21,10 +21,12 @@ from torch import Tensor
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 RANK, WIDTH = 4, 16
-SETTINGS: dict[str, Any] = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "owner/base",
-    "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none",
-}  # fmt: skip
+SETTINGS: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"} | {
+    "base_model_name_or_path": "owner/base",
+    "r": RANK,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "v_proj"],
+}
 
 Maker = Callable[[Path], None]
 SPECIMENS: dict[str, Maker] = {}
@@ -224,8 +226,8 @@ def expanded_to_2_to_60(place: Path) -> None:
     tensors = sound(place)
     (place / WEIGHTS).unlink()
     one = torch.ones(1)
-    bomb = {key: one.as_strided((RANK, 1 << 60), (0, 0)) if "lora_A" in key
-            else one.as_strided((1 << 60, RANK), (0, 0)) for key in tensors}  # fmt: skip
+    shapes = {key: (RANK, 1 << 60) if "lora_A" in key else (1 << 60, RANK) for key in tensors}
+    bomb = {key: one.as_strided(shape, (0, 0)) for key, shape in shapes.items()}
     torch.save(bomb, place / PICKLE)
 
 

@@ -14,15 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hubs import Misbehaving, adapter_files, use
 from making import Fork, call, random_adapter, saved_pair
 
-from loraprobe import hub
 from loraprobe.adapters import read_adapter, staged_directory
 from loraprobe.adapters import staging as staged
 from loraprobe.cli import main
 from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
+from loraprobe.hub import load
 from loraprobe.records import ItemResult
 
 WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
@@ -237,48 +236,39 @@ class TestClocks:
         assert all(0 <= value < 600 for value in seconds.values())
 
 
-@pytest.fixture
-def bad(monkeypatch, tmp_path):
-    server = Misbehaving(adapter_files(tmp_path / "made"))
-    with server.running():
-        use(monkeypatch, server.url, tmp_path / "cache")
-        monkeypatch.setattr(time, "sleep", lambda _: None)
-        yield server
-
-
 class TestNetworks:
-    def test_a_revision_that_moves_between_two_calls(self, bad, tmp_path):
+    def test_a_revision_that_moves_between_two_calls(self, hub, tmp_path):
         """Each call pins what it saw, and what was pinned stays readable."""
-        first = hub.load("acme/math")
+        first = load("acme/math")
         moved = tmp_path / "moved"
         random_adapter("m", seed=99).save(moved)
-        bad.files = {f.name: f.read_bytes() for f in moved.iterdir()}
-        bad.commit = "d1" * 20
-        second = hub.load("acme/math")
+        hub.files = {f.name: f.read_bytes() for f in moved.iterdir()}
+        hub.commit = "d1" * 20
+        second = load("acme/math")
         assert (first.source.commit, second.source.commit) == ("c0" * 20, "d1" * 20)
         assert first.sha256 != second.sha256
         path = next(iter(first.modules))
-        again = hub.load(f"acme/math@{first.source.commit}")
+        again = load(f"acme/math@{first.source.commit}")
         assert torch.equal(again.modules[path].A, first.modules[path].A)
 
     @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "7"}])
-    def test_a_server_that_cannot_now(self, bad, status, headers):
+    def test_a_server_that_cannot_now(self, hub, status, headers):
         """One sentence, the wait where the server names one, and nothing half in the cache."""
-        bad.fail = {"GET /api/models": (status, headers)}
+        hub.fail = {"GET /api/models": (status, headers)}
         with pytest.raises(HubError) as caught:
-            hub.load("acme/math")
+            load("acme/math")
         assert ("7 seconds" in str(caught.value)) == (status == 429 and bool(headers))
-        bad.fail = {}
-        assert hub.load("acme/math").modules
+        hub.fail = {}
+        assert load("acme/math").modules
 
     @pytest.mark.parametrize("what", ["truncate", "flip"])
-    def test_a_body_that_breaks(self, bad, what):
-        bad.spoil = {"adapter_model.safetensors": what}
+    def test_a_body_that_breaks(self, hub, what):
+        hub.spoil = {"adapter_model.safetensors": what}
         with pytest.raises(HubError):
-            hub.load("acme/math")
-        bad.spoil = {}
-        assert hub.load("acme/math").modules
+            load("acme/math")
+        hub.spoil = {}
+        assert load("acme/math").modules
 
 
 def test_results_survive_what_cut_their_last_line(tmp_path):

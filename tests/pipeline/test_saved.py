@@ -10,6 +10,7 @@ import composing
 import making
 import pytest
 import torch
+from composing import logits
 
 import loraprobe
 from loraprobe.adapters import read_adapter
@@ -21,11 +22,6 @@ from loraprobe.pipeline.saved import FILE, Routed
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
-
-
-def logits(model, composition: Composition) -> torch.Tensor:
-    with composition.into(model):
-        return making.hidden(model)
 
 
 def files(directory: Path) -> list[str]:
@@ -105,7 +101,8 @@ def test_experts_are_the_files_that_peft_wrote(tmp_path, options):
             assert copy.read_bytes() == (tmp_path / name / file).read_bytes()
     model = making.tiny_llama(tied=False)
     assert torch.equal(
-        logits(model, composition), logits(model, load_composition(tmp_path / "out"))
+        logits(model, composition),
+        logits(model, load_composition(tmp_path / "out")),
     )
 
 

@@ -10,6 +10,7 @@ import composing
 import making
 import pytest
 import torch
+from composing import logits
 
 import loraprobe
 from loraprobe.adapters import adapter_of
@@ -25,11 +26,6 @@ GPT2 = {
     for layer in range(2)
     for name, shape in {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16)}.items()
 }
-
-
-def logits(model, composition: Composition) -> torch.Tensor:
-    with composition.into(model):
-        return making.hidden(model)
 
 
 def planted(name: str, seed: int, shapes=making.LLAMA):

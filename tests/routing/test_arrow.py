@@ -17,7 +17,7 @@ from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.arrow import Arrow, prototype
+from loraprobe.routing.spectral import Arrow, prototype
 
 PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
 ONE = {PATH: (24, 16)}
@@ -59,11 +59,11 @@ def test_arrow_is_its_definition(top_k, temperature, normalize):
 
 def test_a_token_along_one_experts_direction_goes_there():
     basis = torch.eye(16, dtype=torch.float64)
+    lengths, B = torch.tensor([[2.0], [1.0]]), torch.eye(24, 2, dtype=torch.float64)
     planted = [
-        adapter_of(f"e{i}", {PATH: LowRank(basis[3 * i : 3 * i + 2] * torch.tensor([[2.0], [1.0]]),
-                                           torch.eye(24, 2, dtype=torch.float64))})
+        adapter_of(f"e{i}", {PATH: LowRank(basis[3 * i : 3 * i + 2] * lengths, B)})
         for i in range(3)
-    ]  # fmt: skip
+    ]
     gates = layer(planted, Arrow(top_k=2)).gates
     for i in range(3):
         row = gates(-5 * basis[3 * i][None])[0]  # the sign does not matter
@@ -195,8 +195,8 @@ def test_no_tensor_of_tokens_experts_and_outputs_exists():
 
 def test_embeddings_get_equal_constant_gates():
     table = "model.embed_tokens"
-    three = [random_adapter(f"e{i}", {table: (16, 40)}, 2 + i, seed=i, kinds={table: "embedding"},
-                            dtype=torch.float64) for i in range(2)]  # fmt: skip
+    options = {"kinds": {table: "embedding"}, "dtype": torch.float64}
+    three = [random_adapter(f"e{i}", {table: (16, 40)}, 2 + i, i, **options) for i in range(2)]
     three.append(experts(1)[0])  # which has no embedding, and so no share of its gates
     (found,) = (
         layer

@@ -16,7 +16,7 @@ from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS, layer_of
-from loraprobe.routing.spectr import projection
+from loraprobe.routing.spectral import projection
 from loraprobe.scoring.continuations import Prefix
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
@@ -144,7 +144,7 @@ def test_hard_gives_one_expert_everything(by):
 
 
 def test_default_arrow_is_bitwise_unchanged():
-    from loraprobe.routing.arrow import prototype
+    from loraprobe.routing.spectral import prototype
 
     x = (3 * X).float()
     experts = [a.modules[PATH].to(torch.float32) for a in FOUR]
@@ -157,11 +157,11 @@ def test_default_arrow_is_bitwise_unchanged():
     assert ROUTERS.make("arrow:per=sequence") != ROUTERS.make("arrow")
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["spectr:spectrum=heavy", "lag:preselect=0", "lag:spectrum=x", "hard:by=lag", "arrow:per=row",
-     "arrow:share=layer", "centroid:temperature=0", "hard:top_k=2", "centroid:learned=1"],
-)  # fmt: skip
+WRONG = "spectr:spectrum=heavy lag:preselect=0 lag:spectrum=x hard:by=lag hard:top_k=2 "
+WRONG += "arrow:per=row arrow:share=layer centroid:temperature=0 centroid:learned=1"
+
+
+@pytest.mark.parametrize("spec", WRONG.split())
 def test_wrong_options_are_refused(spec):
     with pytest.raises(UsageError):
         ROUTERS.make(spec)
@@ -182,8 +182,8 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
     with pytest.raises(UsageError, match="learned nothing about"):
         other = random_adapter("o", making.LLAMA, dtype=torch.float64)
         prepared(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
-    for wrong in ({}, {"x": MEANS}, {f"centroid.{PATH}": MEANS[0]},
-                  {f"centroid.{PATH}": MEANS * float("nan")}):  # fmt: skip
+    key = f"centroid.{PATH}"
+    for wrong in ({}, {"x": MEANS}, {key: MEANS[0]}, {key: MEANS * float("nan")}):
         with pytest.raises(UsageError, match="stored state"):
             known.with_state(wrong)
 

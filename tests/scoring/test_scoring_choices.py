@@ -9,7 +9,7 @@ import pytest
 from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
-from loraprobe.routing.arrow import Arrow
+from loraprobe.routing.spectral import Arrow
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.continuations import by_prompt, can_share, saves
 

@@ -37,9 +37,13 @@ def test_without_controls_a_gain_is_open_and_the_reason_says_so():
 
 @pytest.mark.parametrize(
     ("interval", "decision"),
-    [((0.7, 0.4, 0.9), "likely"), ((0.4, 0.04, 0.7), "inconclusive"),
-     ((-0.4, -0.7, -0.1), "unlikely"), ((0.0, -0.2, 0.2), "inconclusive")],
-)  # fmt: skip
+    [
+        ((0.7, 0.4, 0.9), "likely"),
+        ((0.4, 0.04, 0.7), "inconclusive"),
+        ((-0.4, -0.7, -0.1), "unlikely"),
+        ((0.0, -0.2, 0.2), "inconclusive"),
+    ],
+)
 def test_it_decides_only_where_its_interval_does(interval, decision):
     found = piloted(*interval)
     assert (found.decision, found.evidence) == (decision, "pilot")
@@ -62,10 +66,9 @@ def test_where_it_leaves_the_case_open_base_and_single_adapters_decide():
     assert (both.decision, both.action, both.evidence) == ("unlikely", "use-single:a", "pilot")
 
 
-@pytest.mark.parametrize(("interval", "decision"), [((0.3, 0.0, 0.6), "inconclusive"),
-                                                   ((0.6, 0.3, 0.9), "likely")])  # fmt: skip
-def test_what_compositions_do_outranks_what_is_expected_of_them(interval, decision):
-    found = piloted(*interval, CEILING)
+@pytest.mark.parametrize(("gain", "decision"), [(0.3, "inconclusive"), (0.6, "likely")])
+def test_what_compositions_do_outranks_what_is_expected_of_them(gain, decision):
+    found = piloted(gain, gain - 0.3, gain + 0.3, CEILING)
     assert (found.decision, found.evidence) == (decision, "pilot")
     (expected,) = [r for r in found.reasons if r.code == "nothing-to-gain"]
     assert expected.severity == "info"

@@ -122,6 +122,11 @@ def test_of_several_tasks_the_best_system_on_all_of_them_counts():
     assert (found.kind_of_task.tasks, found.kind_of_task.metric) == (2, "exact_match")
 
 
+def as_losses(scores):
+    """The scores as if they were losses of answers."""
+    return tuple(dataclasses.replace(one, metric="answer_loss") for one in scores)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -130,11 +135,10 @@ def test_of_several_tasks_the_best_system_on_all_of_them_counts():
         {"base": BaseShape("llama", None)},
         {"gains": (dataclasses.replace(measured().gains[0], n=29),)},
         {"gains": (dataclasses.replace(measured().gains[0], clusters=29),)},
-        {"evaluation": tuple(dataclasses.replace(s, metric="answer_loss")
-                             for s in measured().evaluation)},
+        {"evaluation": as_losses(measured().evaluation)},
     ],
     ids=["unknown", "natural", "of unknown size", "few items", "few clusters", "losses"],
-)  # fmt: skip
+)
 def test_what_was_not_measured_has_no_probability(changes):
     found = judge(measured(**changes), calibration())
     assert found.probability is None and found.prior is None
@@ -145,8 +149,8 @@ def test_what_was_not_measured_has_no_probability(changes):
 
 def test_the_errors_told_are_those_of_the_kind_of_base():
     """A natural base has a probability once its errors were measured, with these errors."""
-    own = {"where": "published models", "sets": 60, "items": 40, "auroc": None, "brier": 0.27,
-           "likely": 0, "wrong": None}  # fmt: skip
+    own = {"where": "published models", "sets": 60, "auroc": None, "brier": 0.27}
+    own = {**DOCUMENT["accuracy"]["small"], **own, "likely": 0, "wrong": None}
     both = calibration(accuracy={**DOCUMENT["accuracy"], "natural": own})
     found = judge(measured(base=BaseShape("gemma2", 576)), both)
     (told,) = by_code(found, "probability-measured-on")
@@ -163,8 +167,8 @@ def test_no_forecast_exceeds_what_the_best_single_leaves():
     assert found.forecast.gain == pytest.approx(0.04)
     assert found.forecast.ci95 == pytest.approx((0.04, 0.04))
     assert judge(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
-    losses = tuple(dataclasses.replace(s, metric="answer_loss") for s in scores)
-    assert judge(case(0.3, evaluation=losses), calibration()).forecast.gain == 0.3
+    losses = case(0.3, evaluation=as_losses(scores))
+    assert judge(losses, calibration()).forecast.gain == 0.3
 
 
 def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
@@ -198,12 +202,16 @@ def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
     own = {**DOCUMENT["accuracy"]["small"], "where": "two skills", "brier": 0.33}
     known = calibration(several={"small": own})
     alone = known.probability(0.05, 0.5, 0.4, 0.1 / Z95)
+    z = Z95 / 0.15
     for first, second, chances in [
         ((1.0, (0.9, 1.1)), (0.95, (0.8, 1.0)), [stats.norm.cdf(2 * Z95), 0.975]),
         ((0.8, (0.7, 0.9)), (0.7, (0.6, 0.8)), [0.5, 0.025]),
-        ((0.9, (0.75, 0.95)), (0.6, (0.5, 0.75)), [stats.norm.cdf(0.1 * Z95 / 0.15),
-                                                  stats.norm.cdf(-0.2 * Z95 / 0.15)]),
-    ]:  # fmt: skip
+        (
+            (0.9, (0.75, 0.95)),
+            (0.6, (0.5, 0.75)),
+            [stats.norm.cdf(0.1 * z), stats.norm.cdf(-0.2 * z)],
+        ),
+    ]:
         found = judge(kept_of(first, second), known)
         (told,) = by_code(found, "probability-measured-on")
         assert told.value == pytest.approx(alone * math.prod(chances), rel=1e-6)

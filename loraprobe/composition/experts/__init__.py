@@ -1,4 +1,4 @@
-"""The kinds of expert, one file each: low-rank, scaled (DoRA) and full (whole parameters).
+"""The kinds of expert that are more than s B A: scaled (DoRA), full (whole parameters), parameters.
 
-One adapter can be of several kinds.
+One adapter can be of several kinds. Low-rank experts are those of `composition/layers.py`.
 """

@@ -17,6 +17,7 @@ factors to route by.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,13 @@ AFFINE = (nn.Linear, nn.Embedding)
 class ReplacedParameter:
     """One parameter of a module, and the experts that replace it.
 
-    experts: an expert's index among all -> the expert, and the name of its own parameter.
+    experts: an expert's index among all -> its name, and what replaces the parameter: rows, or all
+    of it if there are no tokens.
     """
 
     name: str
     module: nn.Module
-    experts: Mapping[int, tuple[Adapter, str]]
+    experts: Mapping[int, tuple[str, TokenRows]]
 
     @property
     def path(self) -> str:
@@ -60,51 +62,11 @@ class ReplacedParameter:
 
     def own(self, i: int) -> Tensor:
         """The tensor of the i-th expert, in its own dtype or, with token rows, in the base's."""
-        expert, name = self.experts[i]
-        if not self.by_rows(i):
-            return expert.whole[name]
-        rows = self.rows(i)
-        index = torch.tensor(rows.tokens, device=self.base.device)
-        return self.base.detach().index_copy(0, index, rows.values.to(self.base))
-
-    def by_rows(self, i: int) -> bool:
-        """Whether the i-th expert replaces rows alone."""
-        expert, name = self.experts[i]
-        return name not in expert.whole
-
-    def rows(self, i: int) -> TokenRows:
-        """The token rows of an expert that replaces rows alone."""
-        expert, name = self.experts[i]
-        return expert.token_rows[name.rpartition(".")[0]]
-
-
-def whole_parameters(
-    model: nn.Module, experts: Sequence[Adapter], router: Router
-) -> list[ReplacedParameter]:
-    """Every parameter that some expert replaces.
-
-    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
-    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
-    """
-    found: dict[str, dict[int, tuple[Adapter, str]]] = {}
-    for i, expert in enumerate(experts):
-        own = {*expert.whole, *(f"{path}.weight" for path in expert.token_rows)}
-        for name in sorted(own):
-            for place in _places(model, expert, name):
-                if place == name or place not in own:
-                    found.setdefault(place, {})[i] = expert, name
-    made = []
-    for place, replacing in found.items():
-        first = next(expert for expert, _ in replacing.values())
-        if not router.weighs_whole:
-            raise UnsupportedAdapter(
-                f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
-                "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
-                "trained without modules_to_save, biases and token rows."
-            )
-        made.append(ReplacedParameter(place, _owner(model, place, first.name), replacing))
-        _check(made[-1])
-    return made
+        _, part = self.experts[i]
+        if not part.tokens:
+            return part.values
+        index = torch.tensor(part.tokens, device=self.base.device)
+        return self.base.detach().index_copy(0, index, part.values.to(self.base))
 
 
 @contextlib.contextmanager
@@ -117,11 +79,14 @@ def replaced(
     """Replaces whole parameters, weighed by the gates, while the context lasts.
 
     keep_weights: paths of modules whose weight must stay, because another expert reads their output
-    W0 x. Raises the errors of `whole_parameters`.
+    W0 x.
+
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
     """
     mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
-        for whole in whole_parameters(model, experts, router):
+        for whole in _whole_parameters(model, experts, router):
             keeps = whole.attribute == "weight" and whole.path in keep_weights
             if router.constant and not keeps:
                 _swap(whole, *_gates([whole], router, len(experts)), undo)
@@ -132,6 +97,31 @@ def replaced(
             hook = parts[0].module.register_forward_hook(mix, with_kwargs=True)
             undo.callback(hook.remove)
         yield
+
+
+def _whole_parameters(
+    model: nn.Module, experts: Sequence[Adapter], router: Router
+) -> list[ReplacedParameter]:
+    """Every parameter that some expert replaces, after all checks."""
+    found: dict[str, dict[int, tuple[str, TokenRows]]] = {}
+    for i, expert in enumerate(experts):
+        rows = {f"{path}.weight": rows for path, rows in expert.token_rows.items()}
+        whole = {
+            n: TokenRows((), functools.partial(expert.whole.__getitem__, n)) for n in expert.whole
+        }
+        own = {**rows, **whole}
+        for name in sorted(own):
+            for place in _places(model, expert, name):
+                if place == name or place not in own:
+                    found.setdefault(place, {})[i] = expert.name, own[name]
+    if found and not router.weighs_whole:
+        first = experts[next(iter(next(iter(found.values()))))]
+        raise UnsupportedAdapter(
+            f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
+            "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
+            "trained without modules_to_save, biases and token rows."
+        )
+    return [_checked(model, place, replacing) for place, replacing in found.items()]
 
 
 def _places(model: nn.Module, expert: Adapter, name: str) -> list[str]:
@@ -158,47 +148,45 @@ def _is_input_embedding(model: Any, name: str) -> bool:
         return False
 
 
-def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
+def _checked(
+    model: nn.Module, name: str, experts: Mapping[int, tuple[str, TokenRows]]
+) -> ReplacedParameter:
+    """A parameter of the model that experts replace, of their shape and in memory."""
+    adapter, _ = next(iter(experts.values()))
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
     except AttributeError:
         module = nn.Module()
-    if module._parameters.get(attribute) is None:
+    base = module._parameters.get(attribute)
+    if base is None:
         raise CompatibilityError(
             f"Adapter {adapter} replaces {name}, which the model does not have; it was "
             "trained on another base model or head."
         )
-    return module
+    if not base.is_floating_point() or base.device.type == "meta":
+        raise UnsupportedAdapter(
+            f"Adapter {adapter} replaces {name}, which the model holds "
+            "quantised or out of memory; load the base unquantised and in memory."
+        )
+    for adapter, part in experts.values():
+        _check_shape(f"Adapter {adapter}", name, part, tuple(base.shape))
+    return ReplacedParameter(name, module, experts)
 
 
-def _check(whole: ReplacedParameter) -> None:
-    for i, (expert, name) in whole.experts.items():
-        if not whole.base.is_floating_point() or whole.base.device.type == "meta":
-            raise UnsupportedAdapter(
-                f"Adapter {expert.name} replaces {whole.name}, which the model holds "
-                "quantised or out of memory; load the base unquantised and in memory."
-            )
-        if whole.by_rows(i):
-            _check_rows(whole, i)
-            continue
-        shape = tuple(expert.whole[name].shape)
-        if shape != tuple(whole.base.shape):
-            raise CompatibilityError(
-                f"Adapter {expert.name} replaces {whole.name} by a tensor of shape {list(shape)}, "
-                f"but the model's is {list(whole.base.shape)}; it was trained with another "
-                "vocabulary or head, so resize the base's as in its training."
-            )
-
-
-def _check_rows(whole: ReplacedParameter, i: int) -> None:
-    rows, table = whole.rows(i), tuple(whole.base.shape)
-    width = rows.values.shape[1]
-    if max(rows.tokens) >= table[0] or table[1:] != (width,):
+def _check_shape(adapter: str, name: str, part: TokenRows, shape: tuple[int, ...]) -> None:
+    own = part.values.shape
+    if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
         raise CompatibilityError(
-            f"Adapter {whole.experts[i][0].name} has rows of {width} entries for tokens up to "
-            f"{max(rows.tokens)} of {whole.path}, but the model's has the shape {list(table)}; it "
-            "was trained with another vocabulary, so resize the base's as in its training."
+            f"{adapter} has rows of {own[1]} entries for tokens up to {max(part.tokens)} of "
+            f"{name.rpartition('.')[0]}, but the model's has the shape {list(shape)}; it was "
+            "trained with another vocabulary, so resize the base's as in its training."
+        )
+    if not part.tokens and own != shape:
+        raise CompatibilityError(
+            f"{adapter} replaces {name} by a tensor of shape {list(own)}, but the model's is "
+            f"{list(shape)}; it was trained with another vocabulary or head, so resize the base's "
+            "as in its training."
         )
 
 
@@ -220,14 +208,14 @@ def _swap(
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(base.dtype, torch.float32)
-        by_rows = {i: whole.rows(i) for i in weights if whole.by_rows(i)}
-        kept = 1 - sum(weight for i, weight in weights.items() if i not in by_rows)
+        parts = [(whole.experts[i][1], weight) for i, weight in weights.items()]
+        kept = 1 - sum(weight for part, weight in parts if not part.tokens)
         made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
-        for i, weight in weights.items():
-            if i in by_rows:
-                _add_rows(made, base.detach(), by_rows[i], weight)
+        for part, weight in parts:
+            if part.tokens:
+                _add_rows(made, base.detach(), part, weight)
             else:
-                made.add_(whole.own(i).to(made), alpha=weight)
+                made.add_(part.values.to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
@@ -250,10 +238,17 @@ def _mixing(
     if not (isinstance(module, AFFINE) or kind.endswith("Norm") or kind == "Conv1D"):
         first, _ = next(iter(parts[0].experts.values()))
         raise UnsupportedAdapter(
-            f"Adapter {first.name} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
+            f"Adapter {first} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
             "whose output cannot be weighed row by row."
         )
-    own = [_own_parameters(parts, i) for i in present]
+    own = [
+        {
+            whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
+            for whole in parts
+            if i in whole.experts
+        }
+        for i in present
+    ]
 
     def mix(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         plain = _forward(module, {}, args, kwargs)
@@ -265,15 +260,6 @@ def _mixing(
         return made.to(output.dtype)
 
     return mix
-
-
-def _own_parameters(parts: Sequence[ReplacedParameter], i: int) -> dict[str, Tensor]:
-    """The parameters of one expert for the module."""
-    return {
-        whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
-        for whole in parts
-        if i in whole.experts
-    }
 
 
 def _forward(

@@ -9,12 +9,11 @@ depend on the token are refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import SAME_PARAMETERS, Place, places, stack_of
@@ -69,44 +68,37 @@ def added_to_parameters(
         held.setdefault(stack_of(path)[0], []).append(update)
     with contextlib.ExitStack() as undo:
         for stack, experts in held.items():
-            hook = _Addition.of(found[stack], experts)
-            module = hook.place.module
-            undo.callback(module.register_forward_pre_hook(hook.add).remove)
-            undo.callback(module.register_forward_hook(hook.restore, always_call=True).remove)
+            add, restore = _hooks(found[stack], experts)
+            module = found[stack].module
+            undo.callback(module.register_forward_pre_hook(add).remove)
+            undo.callback(module.register_forward_hook(restore, always_call=True).remove)
         yield
 
 
-@dataclass
-class _Addition:
-    """The hooks that replace one parameter. A: [E, R, in], B: [E, out, R]."""
+def _hooks(
+    place: Place, updates: Sequence[LowRank]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The hooks that replace one parameter by W + B A, and restore it."""
+    rank, pad = max(update.rank for update in updates), torch.nn.functional.pad
+    A = torch.stack([pad(update.A, (0, 0, 0, rank - update.rank)) for update in updates])
+    B = torch.stack([pad(update.B, (0, rank - update.rank)) for update in updates])
+    A, B = A.to(place.parameter), B.to(place.parameter)  # [E, R, in], [E, out, R]
+    base: list[nn.Parameter] = []
 
-    place: Place
-    A: Tensor
-    B: Tensor
-    base: nn.Parameter | None = None
+    def add(module: nn.Module, _: Any) -> None:
+        base[:] = [place.parameter]
+        with torch.autocast(A.device.type, enabled=False):
+            weight = base[0].detach()
+            if weight.dim() == 2:
+                made = torch.addmm(weight, B[0], A[0])
+            elif place.transposed:
+                made = torch.baddbmm(weight, A.mT, B.mT)
+            else:
+                made = torch.baddbmm(weight, B, A)
+        module._parameters[place.attribute] = nn.Parameter(made, requires_grad=False)
 
-    @classmethod
-    def of(cls, place: Place, updates: Sequence[LowRank]) -> _Addition:
-        rank, pad = max(update.rank for update in updates), torch.nn.functional.pad
-        A = torch.stack([pad(update.A, (0, 0, 0, rank - update.rank)) for update in updates])
-        B = torch.stack([pad(update.B, (0, rank - update.rank)) for update in updates])
-        return cls(place, A.to(place.parameter), B.to(place.parameter))
+    def restore(module: nn.Module, *_: Any) -> None:
+        if base:
+            module._parameters[place.attribute] = base.pop()
 
-    def add(self, module: nn.Module, _: Any) -> None:
-        self.base = self.place.parameter
-        with torch.autocast(self.base.device.type, enabled=False):
-            made = self._changed(self.base.detach())
-        module._parameters[self.place.attribute] = nn.Parameter(made, requires_grad=False)
-
-    def restore(self, module: nn.Module, *_: Any) -> None:
-        if self.base is not None:
-            module._parameters[self.place.attribute] = self.base
-            self.base = None
-
-    def _changed(self, weight: Tensor) -> Tensor:
-        """W + B A, in the orientation and dtype of W."""
-        if weight.dim() == 2:
-            return torch.addmm(weight, self.B[0], self.A[0])
-        if self.place.transposed:
-            return torch.baddbmm(weight, self.A.mT, self.B.mT)
-        return torch.baddbmm(weight, self.B, self.A)
+    return add, restore

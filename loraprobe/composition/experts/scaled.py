@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition.experts.low_rank import ExpertTerm
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lora.lowrank import LowRank
 
@@ -36,15 +34,17 @@ _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter,
 )
 
 
-def scaled(term: ExpertTerm, adapter: Adapter, path: str, model: nn.Module) -> ExpertTerm:
-    """A low-rank term scaled by the adapter's magnitudes for this module.
+def scaled(
+    update: LowRank, adapter: Adapter, path: str, model: nn.Module
+) -> tuple[LowRank, Float[Tensor, out]]:
+    """c * s B A, and the factor c - 1 of W0 x, by the adapter's magnitudes for this module.
 
     Raises UnsupportedAdapter if the module's weight cannot be read.
     """
     c = _ratio_in(model, adapter, path)
-    update = term.update.folded()
+    update = update.folded()
     B = c[:, None].to(update.B) * update.B
-    return replace(term, update=LowRank(update.A, B, 1.0), ratio=(c - 1).to(B))
+    return LowRank(update.A, B, 1.0), (c - 1).to(B)
 
 
 def ratio(

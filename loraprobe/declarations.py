@@ -37,8 +37,8 @@ class Declaration:
 
 
 def option(default: Any, group: str, help: str, **rest: Any) -> Any:
-    """A field of a class of options with its declaration."""
-    declared = Declaration(group, help, **rest)
+    """A field of a class of options with its declaration. One that holds a tuple repeats."""
+    declared = Declaration(group, help, **{"repeats": isinstance(default, tuple), **rest})
     return dataclasses.field(default=default, metadata={"declaration": declared})
 
 

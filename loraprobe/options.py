@@ -1,9 +1,9 @@
 """The options of all commands, each declared once: default, meaning, group and limits.
 
 The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations. `Options` decide a result; those of the machine are
-in `loraprobe.machine_options`, those of task files in `loraprobe.task_options`, and
-`loraprobe.output_options` says how a command prints and where it writes.
+the documentation come from these declarations. `Options` decide a result; those of task files and
+of the machine are in `loraprobe.run_options`. `loraprobe.cli.output` has those that say how a
+command prints and where it writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from loraprobe.declarations import (
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
-from loraprobe.machine_options import MachineOptions
-from loraprobe.task_options import TaskOptions
+from loraprobe.run_options import MachineOptions, TaskOptions
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,13 @@ class Options(TaskOptions, MachineOptions):
     """
 
     allow: tuple[str, ...] = option(
-        (),
-        ADAPTERS,
-        "Accept one named issue, such as base-mismatch; may be repeated.",
-        repeats=True,
+        (), ADAPTERS, "Accept one named issue, such as base-mismatch; may be repeated."
     )
     serve: tuple[str, ...] = option(
         (),
         ADAPTERS,
         "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
         "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
-        repeats=True,
         metavar="SERVER",
     )
     balance: Literal["none", "norm"] = option(
@@ -68,28 +63,21 @@ class Options(TaskOptions, MachineOptions):
         ADAPTERS,
         "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
         "repeated.",
-        repeats=True,
     )
     methods: tuple[str, ...] = option(
         ("uniform", "sum"),
         COMPOSITION,
         "Merge method, such as ties:density=0.3; may be repeated.",
         flag="--method",
-        repeats=True,
     )
     routers: tuple[str, ...] = option(
-        ("arrow",),
-        COMPOSITION,
-        "Router, such as arrow:top_k=1; may be repeated.",
-        flag="--router",
-        repeats=True,
+        ("arrow",), COMPOSITION, "Router, such as arrow:top_k=1; may be repeated.", flag="--router"
     )
     systems: tuple[str, ...] = option(
         (),
         COMPOSITION,
         "Evaluate only this system; may be repeated. The base and the single adapters stay.",
         flag="--system",
-        repeats=True,
     )
     router_prompts: tuple[tuple[str, Path], ...] = option(
         (),
@@ -97,7 +85,6 @@ class Options(TaskOptions, MachineOptions):
         "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
         "may be repeated.",
         metavar="NAME=FILE",
-        repeats=True,
         read=read_named_file,
     )
     weights: tuple[float, ...] | Literal["search"] | None = option(
@@ -184,7 +171,6 @@ class Options(TaskOptions, MachineOptions):
         "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
         "repeated.",
         flag="--diagnostic",
-        repeats=True,
     )
     exact: bool = option(False, EVALUATION, "Use all entries of every delta, no sample.")
     per_module: bool = option(False, EVALUATION, "Also give a row for every module.")

@@ -11,35 +11,33 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.config import Config, Configured
+from loraprobe.cli.config import Configured
 from loraprobe.cli.examples import epilog
 
 # Name -> module and function, in the order of --help.
 COMMANDS: Mapping[str, str] = {
-    "demo": "demo.demo",
-    "find": "find.find",
-    "inspect": "inspect.inspect",
-    "merge": "merge.merge",
-    "route": "route.route",
-    "merge-and-eval": "evaluate.merge_and_eval",
-    "screen": "screen.screen",
-    "convert": "convert.convert",
-    "report": "report.report",
-    "verify": "verify.verify",
+    "demo": "measuring.demo",
+    "find": "information.find",
+    "inspect": "measuring.inspect",
+    "merge": "making.merge",
+    "route": "making.route",
+    "merge-and-eval": "measuring.merge_and_eval",
+    "screen": "measuring.screen",
+    "convert": "making.convert",
+    "report": "measuring.report",
+    "verify": "making.verify",
     "methods": "methods.methods",
-    "cache": "cache.cache",
-    "env": "env.env",
-    "combine": "combine.combine",
-    "lab": "lab.lab",
+    "cache": "information.cache",
+    "env": "information.env",
+    "combine": "measuring.combine",
+    "lab": "information.lab",
     "task new": "task.new",
     "task check": "task.check",
     "task sample": "task.sample",
 }
 GROUPS = {"task": "Write, check and preview a file of questions."}
-HANDING = "combine", "lab"  # these hand words on to other commands
 DEBUG = "loraprobe.debug"
-
-
+HANDING = "combine", "lab"  # these hand words on to other commands
 NAMES = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))  # and of groups
 
 
@@ -56,9 +54,9 @@ def command_of(name: str) -> Any:
         register = functools.partial(app.command, own, help=text, epilog=epilog(known))
         if known in HANDING:
             passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-            register(add_help_option=known != "lab", context_settings=passed_on)(_debuggable(found))
+            register(add_help_option=known != "lab", context_settings=passed_on)(found)
         else:
-            register(cls=Configured)(_debuggable(found))
+            register(cls=Configured)(found)
     return typer.main.get_command(app)
 
 
@@ -96,19 +94,3 @@ Debug = Annotated[
         rich_help_panel="Output",
     ),
 ]
-
-
-def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options --debug and --config, which every command has."""
-
-    @functools.wraps(function)
-    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
-        function(*args, **rest)
-
-    known = inspect.signature(function, eval_str=True)
-    own = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
-    ]
-    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
-    return command

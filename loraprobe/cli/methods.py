@@ -103,10 +103,7 @@ def methods(output: Output, names: Names = None) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, one a line, or
     explain those that are named."""
     rows = _named(described(), names) if names else described()
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("methods", {"methods": rows}))
+    if output.document("methods", {"methods": rows}):
         return
     from rich.console import Console
 

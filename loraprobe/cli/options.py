@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from loraprobe.cli.commands import Debug
 from loraprobe.cli.completing import OF_OPTIONS
-from loraprobe.cli.config import JOINED, STARTED, WORDS
+from loraprobe.cli.config import JOINED, STARTED, WORDS, Config
 from loraprobe.cli.output import Output
 from loraprobe.declarations import Declaration, as_given, declarations, hints
 from loraprobe.options import Options
@@ -41,17 +42,31 @@ Tasks = Annotated[
         rich_help_panel="Tasks",
     ),
 ]
+Probe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|FILE",
+        help="auto, or a file with a question or entity a line (an answer after a tab).",
+        rich_help_panel="Evaluation",
+    ),
+]
 Command = Callable[..., Any]
 REQUIRED = inspect.Parameter.empty
+# The options of every command, which the command itself does not get.
+EVERYWHERE = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    for name, default, kind in (("config", None, Config), ("debug", False, Debug))
+]
 
 
-def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command], Command]:
+def with_options(*fields: str, **changed: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Adds options to a command, by the names of their fields in `Options` and `Output`.
 
-    The command gets them as `options`, an Options, and `output`, an Output, where it has such
-    parameters. `changed` gives a field another default or help in this command. With
-    `repeats=False` the option is taken only once.
+    fields: names with spaces between them. The command gets them as `options`, an Options, and
+    `output`, an Output, where it has such parameters. `changed` gives a field another default or
+    help in this command. With `repeats=False` the option is taken only once.
     """
+    names = " ".join(fields).split()
 
     def decorate(command: Command) -> Command:
         parameters = _parameters(command)
@@ -68,7 +83,7 @@ def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command
             wanted = {name: value for name, value in made.items() if name in parameters}
             return command(**{n: given[n] for n in own}, **wanted)
 
-        shown = [*own.values(), *added.values()]
+        shown = [*own.values(), *added.values(), *EVERYWHERE]
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in shown}
         run.__doc__ = command.__doc__

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from loraprobe.cli.config import WORDS
+from loraprobe.declarations import OUTPUT, option
 from loraprobe.errors import UsageError
-from loraprobe.output_options import OutputOptions
 from loraprobe.report.formatting import clean
 from loraprobe.secrets import scrub
 
@@ -24,8 +25,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Output(OutputOptions):
-    """Prints the result of a command as its options say."""
+class Output:
+    """The options that say how a command prints its result and where it writes; it prints so."""
+
+    target: Path | None = option(
+        None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
+    )
+    overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
+    push: str | None = option(
+        None,
+        OUTPUT,
+        "Upload the directory to this repository of the Hub, private unless --public.",
+        metavar="OWNER/NAME",
+    )
+    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
+    json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
+    html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    dry_run: bool = option(
+        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
+    )
+    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
+    )
+    explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
+    quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
+    exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")
 
     def __post_init__(self) -> None:
         if self.html is not None:
@@ -60,17 +85,22 @@ class Output(OutputOptions):
         with shown() as line:
             yield line
 
+    def document(self, command: str, fields: Mapping[str, Any]) -> bool:
+        """With --json the document of a result that is no audit; whether that was printed."""
+        if self.json:
+            from loraprobe.records import document
+
+            print(document(command, fields), flush=True)
+        return self.json
+
     def estimate(self, found: CostEstimate) -> None:
         """What a run would take."""
-        from loraprobe.cli import dry_run
+        from loraprobe.cli import progress
 
         if self.json:
-            print(dry_run.as_json(found))
-        elif self.quiet:
-            print(dry_run.one_line(found))
+            print(progress.estimate_as_json(found), flush=True)
         else:
-            print("\n".join(dry_run.lines(found)))
-        sys.stdout.flush()
+            print("\n".join(progress.estimate_lines(found, self.quiet)), flush=True)
 
     def shard(self, command: str, made: Shard) -> None:
         """That a share of a run is complete."""
@@ -78,8 +108,7 @@ class Output(OutputOptions):
 
         assert self.target is not None
         told = clean(shard_files.told(made, self.target))
-        print(shard_files.as_json(made, command) if self.json else told)
-        sys.stdout.flush()
+        print(shard_files.as_json(made, command) if self.json else told, flush=True)
 
     def result(
         self,

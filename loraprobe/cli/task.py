@@ -58,6 +58,7 @@ id           names an item in reports; without it the number of its line.
 Replace the three items by at least 30 of your own, 100 or more where you can."""
 
 
+@with_options()
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write (JSONL).")],
 ) -> None:
@@ -73,7 +74,7 @@ def new(
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 
-@with_options(*LAYOUT.split(), "metric", "margin", "json")
+@with_options(LAYOUT, "metric margin json")
 def check(files: Files, options: Options, output: Output) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
@@ -85,10 +86,7 @@ def check(files: Files, options: Options, output: Output) -> None:
     tasks = open_tasks(files, options)
     check_metrics(tasks, options.metric)
     found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("task check", {"margin": options.needed_gain, "tasks": found}))
+    if output.document("task check", {"margin": options.needed_gain, "tasks": found}):
         return
     for one in found:
         print("\n".join(_told(one, options.needed_gain)), end="\n\n")
@@ -141,8 +139,8 @@ def _together(found: list[TaskCheck]) -> Iterator[str]:
 
 
 @with_options(
-    *LAYOUT.split(),
-    *("limit", "metric", "chat_template", "trust_remote_code", "json"),
+    LAYOUT,
+    "limit metric chat_template trust_remote_code json",
     limit={"help": "Show the first N items (3 unless set)."},
 )
 def sample(
@@ -166,10 +164,7 @@ def sample(
     tasks = open_tasks(files, options)
     check_metrics(tasks, options.metric)
     rows = preview(tasks, base, options)
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("task sample", {"previews": rows}))
+    if output.document("task sample", {"previews": rows}):
         return
     for row in rows:
         tokens = "" if row.tokens is None else f", {count(row.tokens, 'token')}"

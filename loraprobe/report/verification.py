@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
 from loraprobe.adapters import local_name
 from loraprobe.formatting import count
-from loraprobe.records import Check, Served, Verification, document
+from loraprobe.records import Check, Served, Verification
 from loraprobe.report.answer import Answer
 from loraprobe.report.formatting import clean
 from loraprobe.report.layout import fitted, show
@@ -19,14 +20,14 @@ from loraprobe.report.terminal import styled
 from loraprobe.secrets import public_text
 
 
-def as_json(found: Verification) -> str:
-    """One document: each check with whether it passed and what was seen."""
+def as_plain(found: Verification) -> dict[str, Any]:
+    """The fields of the document: each check with whether it passed and what was seen."""
     checks = [
         Check(clean(check.name), check.passed, clean(public_text(check.message)))
         for check in found.checks
     ]
     place = clean(local_name(found.directory))
-    return document("verify", {"directory": place, "verified": found.passed, "checks": checks})
+    return {"directory": place, "verified": found.passed, "checks": checks}
 
 
 SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"

@@ -72,8 +72,8 @@ HEAVY = set("torch transformers peft scipy numpy jinja2 loraprobe.records".split
     "arguments, others",
     [
         ("--help", set()),
-        ("--version", {"rich.console", "pydantic", "loraprobe.cli.inspect"}),
-        ("merge --help", {"loraprobe.cli.inspect", "loraprobe.cli.task"}),
+        ("--version", {"rich.console", "pydantic", "loraprobe.cli.measuring"}),
+        ("merge --help", {"loraprobe.cli.measuring", "loraprobe.cli.task"}),
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(arguments, others):

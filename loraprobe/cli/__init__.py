@@ -92,7 +92,7 @@ def _schema(wanted: bool) -> None:
     if wanted:
         import json
 
-        from loraprobe.report.schema import json_schema
+        from loraprobe.report.documents import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=1))
         raise typer.Exit()

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
 if TYPE_CHECKING:
+    from loraprobe.hub import FoundAdapter
     from loraprobe.pipeline.results import KeptRun
 
 PACKAGES = (
@@ -53,10 +55,33 @@ def find(
         for one in found:
             print(clean(one.reference))
     else:
-        from loraprobe.report.search_results import render
-
-        render(base, found)
+        show_adapters(base, found)
     sys.stdout.flush()
+
+
+def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
+    """A row an adapter; where there is none, what that may mean."""
+    from rich.console import Console
+
+    from loraprobe.report.formatting import clean, rounded
+    from loraprobe.report.layout import fitted, show
+    from loraprobe.report.table import Column, tabulated, text
+
+    console = Console(highlight=False)
+    if not found:
+        told = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
+        console.print(told, markup=False)
+        return
+    table = tabulated(
+        f"Adapters of {base}",
+        found,
+        (text("reference"), lambda one: one.reference),
+        (Column("downloads", drop=1), lambda one: rounded(one.downloads)),
+        (Column("likes", drop=2), lambda one: rounded(one.likes)),
+        (text("updated", drop=4), lambda one: one.updated or "-"),
+        (text("licence", drop=3), lambda one: one.license or "-"),
+    )
+    show(console, fitted(table, console.width))
 
 
 @with_options("json")

@@ -177,7 +177,7 @@ def report(file: Saved, output: Output) -> None:
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """
     from loraprobe.report.answer import unplaced
-    from loraprobe.report.reading import read_audit
+    from loraprobe.report.documents import read_audit
 
     audit = read_audit(file)
     replace(output, exit_zero=True).result(audit, unplaced(audit))

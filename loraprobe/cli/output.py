@@ -58,7 +58,7 @@ class Output:
 
             check_page(self.html)
         if self.save_samples is not None:
-            from loraprobe.report.samples import check_samples
+            from loraprobe.report.documents import check_samples
 
             check_samples(self.save_samples)
         if self.json and self.markdown:
@@ -132,7 +132,7 @@ class Output:
             write_page(audit, self.html)
             self.say(f"Wrote {self.html}.")
         if self.save_samples is not None:
-            from loraprobe.report.samples import write_samples
+            from loraprobe.report.documents import write_samples
 
             write_samples(samples or (), self.save_samples)
             self.say(f"Wrote {self.save_samples}.")

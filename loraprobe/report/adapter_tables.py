@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -52,6 +53,11 @@ def layers(audit: Audit) -> Table:
 def by_severity(issues: Iterable[Issue]) -> list[Issue]:
     """Findings, errors first."""
     return sorted(issues, key=lambda issue: list(SEVERITY_STYLES).index(issue.severity))
+
+
+def first_sentence(issue: Issue) -> str:
+    """What a finding says, without what follows from it."""
+    return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
 
 
 def findings(audit: Audit) -> Table:

@@ -52,8 +52,10 @@ def interval(ci95: Interval | None) -> str:
     return f"({low}–{high})"
 
 
-def rounded(value: int) -> str:
+def rounded(value: int | None) -> str:
     """12,345,678 as 12.3M, as parameter counts are spoken of."""
+    if value is None:
+        return "-"
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{letter}"

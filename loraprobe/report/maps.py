@@ -1,4 +1,4 @@
-"""Figures that show a table as shades: pairs of adapters, layers and modules, gates."""
+"""Figures of adapters, each with its table: pairs, layers and modules, gates, a library."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from loraprobe.formatting import count
 from loraprobe.records import Audit, Measurement
-from loraprobe.report.figures import About, heat
+from loraprobe.report.figures import About, heat, scatter
 from loraprobe.report.formatting import measured, neighbours, number
-from loraprobe.report.table import Table, figures, text
+from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 
@@ -161,3 +162,34 @@ def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
     """A label -> its layers: one each, or neighbours together where there are too many."""
     groups = neighbours(layers, MOST_ROWS)
     return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}
+
+
+def library(audit: Audit) -> Iterator[Figure]:
+    """The map of the library, where at least three adapters have a place on it."""
+    rows = audit.library.adapters if audit.library is not None else ()
+    placed = [row for row in rows if row.place is not None]
+    if len(placed) < 3 or audit.library is None:
+        return
+    families = {row.family for row in rows if row.family is not None}
+    alone = sum(row.family is None for row in placed)
+    share = audit.library.map_share
+    shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
+    description = (
+        f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
+        f"point the same way. {count(len(families), 'group')} of at least two; {alone} stand alone."
+        f"{shown}"
+    )
+    about = About("library-map", "The map of the library", description)
+    caption = (
+        "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "
+        "marks an extreme norm. Only distances mean something."
+    )
+    table = tabulated(
+        about.title,
+        placed,
+        (text("adapter"), lambda row: row.name),
+        (Column("family"), lambda row: str(row.family or "-")),
+        (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
+        (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
+    )
+    yield Figure(scatter(about, placed), caption, table)

@@ -9,7 +9,7 @@ from loraprobe.records import Audit
 from loraprobe.report import (
     adapter_tables,
     escaping,
-    library_tables,
+    library,
     system_tables,
 )
 from loraprobe.report.answer import COMMANDS, answer
@@ -44,9 +44,9 @@ def markdown(audit: Audit) -> str:
 
 def _tables(audit: Audit) -> list[Table]:
     """The short list and scores; without them what a library holds, or what the adapters are."""
-    found = [library_tables.shortlist(audit), *system_tables.scores(audit)]
+    found = [library.shortlist(audit), *system_tables.scores(audit)]
     if not any(table.rows for table in found):
-        found = [library_tables.unusable(audit), library_tables.families(audit)]
+        found = [library.unusable(audit), library.families(audit)]
     if audit.library is None and not any(table.rows for table in found):
         found = [adapter_tables.adapters(audit)]
     return [table for table in found if table.rows][:MOST_TABLES]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 
 from loraprobe.formatting import count, listing
 from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
-from loraprobe.report import library_phrases, measured
-from loraprobe.report.adapter_tables import by_severity
+from loraprobe.report import library, measured
+from loraprobe.report.adapter_tables import by_severity, first_sentence
+from loraprobe.report.library import Line
 from loraprobe.verdict.codes import CODES, effect
 from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
 
-Line = tuple[str, str]
 MOST_REASONS = 3
 SERVING = "serve-"  # how the codes of findings about servers begin
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
@@ -26,7 +25,7 @@ def headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
     verdict = audit.verdict
     if verdict is None and audit.library is not None:
-        return library_phrases.headline(audit.library)
+        return library.headline(audit.library)
     if verdict is None:
         return _without_verdict(audit)
     if verdict.decision == "incompatible":
@@ -96,7 +95,7 @@ def labelled(audit: Audit) -> Iterator[Line]:
     if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
     if verdict is None and audit.library is not None:
-        lines = tuple(library_phrases.labelled(audit.library, audit.provenance))
+        lines = tuple(library.labelled(audit.library, audit.provenance))
         yield from lines
         yield FILL_IN, to_fill_in(dict(lines).get("next", ""))
         return
@@ -216,11 +215,6 @@ def _conflicts(audit: Audit) -> Iterator[Line]:
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"
-
-
-def first_sentence(issue: Issue) -> str:
-    """What a finding says, without what follows from it."""
-    return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
 
 
 def ranks(row: AdapterSummary) -> str:

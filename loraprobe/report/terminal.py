@@ -16,14 +16,13 @@ from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import (
     adapter_tables,
     bars,
-    library_phrases,
-    library_tables,
+    library,
     system_tables,
 )
+from loraprobe.report.adapter_tables import first_sentence
 from loraprobe.report.answer import MOST_LINES, NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, ended, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
-from loraprobe.report.phrases import first_sentence
 from loraprobe.verdict.codes import CODES
 
 STYLES = {
@@ -99,15 +98,15 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    if not library_tables.screened(audit):
+    if not library.screened(audit):
         yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
     yield from _unusable(audit, width)
-    yield fitted(library_tables.families(audit, library_tables.SHORT), width)
-    yield fitted(library_tables.shortlist(audit), width)
-    if not library_tables.screened(audit):
+    yield fitted(library.families(audit, library.SHORT), width)
+    yield fitted(library.shortlist(audit), width)
+    if not library.screened(audit):
         yield fitted(bars.scores(audit, width), width)
         yield from _controls(audit, width)
 
@@ -147,20 +146,17 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
         pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines
-        short = pairs and issue.severity == "note"
-        yield _finding(issue, width, most=1 if short else 2)
+        most = 1 if pairs and issue.severity == "note" else 2
+        text = f"{issue.code}: {first_sentence(issue)}"
+        yield _marked(MARKS[issue.severity], text, width, most)
     if len(found) > MOST_FINDINGS:
         yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"
-
-
-def _finding(issue: Issue, width: int, most: int) -> str:
-    return _marked(MARKS[issue.severity], f"{issue.code}: {first_sentence(issue)}", width, most)
 
 
 def _unusable(audit: Audit, width: int) -> Iterator[str]:
     """Why adapters of a library cannot be used, with the cure: the first of each kind."""
     kinds: dict[str, list[Issue]] = {}
-    for issue in filter(None, map(library_tables.reason, library_tables.unusable_of(audit))):
+    for issue in filter(None, map(library.reason, library.unusable_of(audit))):
         kinds.setdefault(issue.code, []).append(issue)
     for code, (issue, *others) in kinds.items():
         more = f" ({len(others)} more)" if others else ""
@@ -182,7 +178,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
-    for of_library in library_tables.ALL:
+    for of_library in library.ALL:
         yield fitted(of_library(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)
@@ -256,7 +252,7 @@ def one_line(audit: Audit) -> str:
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
     if audit.library is not None:
-        return library_phrases.one_line(audit.library)
+        return library.one_line(audit.library)
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

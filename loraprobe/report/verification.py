@@ -1,4 +1,4 @@
-"""A verification on a terminal and as JSON."""
+"""A verification on a terminal, in Python and as plain data."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def verification_answer(found: Verification) -> Answer:
         cure.append(("next", f"loraprobe verify {place}"))
     headline = "NOT VERIFIED: do not use it as what its card says."
     return Answer("not verified", headline, (*why, *cure))
+
+
+class ShownVerification(Verification):
+    """A verification whose repr is its answer, in at most twelve lines."""
+
+    def __repr__(self) -> str:
+        return str(verification_answer(self))
 
 
 HEADLINES = {

@@ -21,7 +21,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.cli.commands import COMMANDS
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 
 
 def call(*arguments: object) -> object:

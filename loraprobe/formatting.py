@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterable, Sequence
 
 
@@ -12,6 +13,12 @@ def listing(names: Iterable[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def flowing(docstring: str | None) -> str:
+    """A docstring whose paragraphs fill whatever width there is."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def shortly(names: Iterable[str], most: int = 6) -> str:

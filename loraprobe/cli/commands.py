@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from typer.core import TyperCommand
 
 from loraprobe.cli.config import Configured
 from loraprobe.cli.examples import epilog
+from loraprobe.formatting import flowing
 
 # Name -> module and function, in the order of --help.
 COMMANDS: Mapping[str, str] = {
@@ -50,7 +50,7 @@ def command_of(name: str) -> Any:
     )
     for known in inside:
         found = _function(known)
-        own, text = known.rpartition(" ")[2], _flowing(found.__doc__ or "")
+        own, text = known.rpartition(" ")[2], flowing(found.__doc__)
         register = functools.partial(app.command, own, help=text, epilog=epilog(known))
         if known in HANDING:
             passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -62,7 +62,7 @@ def command_of(name: str) -> Any:
 
 def outlines() -> dict[str, Any]:
     """Name of a command or a group -> a command with its help alone, which a list of them shows."""
-    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in NAMES}
+    texts = {n: GROUPS.get(n) or flowing(_function(n).__doc__) for n in NAMES}
     return {name: TyperCommand(name, help=text) for name, text in texts.items()}
 
 
@@ -71,12 +71,6 @@ def _function(name: str) -> Callable[..., None]:
     module, _, function = COMMANDS[name].partition(".")
     found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
     return found
-
-
-def _flowing(docstring: str) -> str:
-    """A docstring whose paragraphs fill whatever width the terminal has."""
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _debug(ctx: typer.Context, wanted: bool) -> None:

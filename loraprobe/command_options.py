@@ -7,16 +7,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from loraprobe.declarations import declarations
+from loraprobe.declarations import TASKS, declarations
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.options import Options
-from loraprobe.run_options import TaskOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How the file of a task is read.
-LAYOUT = " ".join(declarations(TaskOptions))
+LAYOUT = " ".join(n for n, one in declarations(Options).items() if one.group == TASKS)
 INSPECT = (
     f"{LAYOUT} "
     "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "

@@ -10,9 +10,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from loraprobe.cli.recipe import from_recipe
@@ -20,17 +19,6 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.limits import limits
 
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Take options that are not given here from this YAML file, by their long names, or "
-        "from the JSON of an earlier run.",
-        rich_help_panel="Output",
-        show_default=False,
-    ),
-]
 WORDS: list[str] = []  # of the command line, with those of --config
 STARTED: list[float] = []  # when this process began its command, by time.perf_counter
 JOINED: list[Path] = []  # directories of shards whose results this command uses

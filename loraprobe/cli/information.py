@@ -14,6 +14,7 @@ import typer
 from loraprobe._version import __version__
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import argument, flag, setting
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
@@ -34,11 +35,9 @@ DAY = 86_400.0
 
 @with_options("json quiet")
 def find(
-    base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Base model on the Hub.", show_default=False)
-    ],
+    base: Annotated[str, argument("BASE", "Base model on the Hub.")],
     output: Output,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="At most so many.")] = 30,
+    limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
 ) -> None:
     """List PEFT adapters of a base model on the Hub, the most downloaded first.
 
@@ -46,7 +45,7 @@ def find(
     loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
     """
     from loraprobe import hub
-    from loraprobe.report.formatting import clean
+    from loraprobe.formatting import clean
 
     found = hub.find_adapters(base, limit)
     if output.document("find", {"base": base, "adapters": found}):
@@ -63,8 +62,8 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
     """A row an adapter; where there is none, what that may mean."""
     from rich.console import Console
 
-    from loraprobe.report.formatting import clean, rounded
-    from loraprobe.report.layout import fitted, show
+    from loraprobe.formatting import clean, rounded
+    from loraprobe.report.layout import fitted
     from loraprobe.report.table import Column, tabulated, text
 
     console = Console(highlight=False)
@@ -81,16 +80,14 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
         (text("updated", drop=4), lambda one: one.updated or "-"),
         (text("licence", drop=3), lambda one: one.license or "-"),
     )
-    show(console, fitted(table, console.width))
+    console.print(fitted(table, console.width))
 
 
 @with_options("json")
 def cache(
     output: Output,
-    clear: Annotated[bool, typer.Option("--clear", metavar=" ", help="Delete it all.")] = False,
-    older: Annotated[
-        int, typer.Option(metavar="DAYS", min=0, help="Only runs not used for so many days.")
-    ] = 0,
+    clear: Annotated[bool, flag("--clear", help="Delete it all.")] = False,
+    older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
 ) -> None:
     """List what runs keep for --resume, or delete it with --clear.
 
@@ -129,7 +126,7 @@ def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from loraprobe.report.formatting import clean, size
+    from loraprobe.formatting import clean, size
 
     table = Table("adapters", "tasks", "size", "last used", box=None)
     for run in runs:

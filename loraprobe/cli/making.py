@@ -7,8 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from loraprobe.cli.options import REQUIRED, BaseOrNone, Probe, Refs, Tasks, with_options
+from loraprobe.cli.options import REQUIRED, with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import (
+    BaseOrNone,
+    Probe,
+    Refs,
+    Tasks,
+    argument,
+    flag,
+    setting,
+)
 from loraprobe.cli.running import run, write
 from loraprobe.command_options import CONVERT, MERGE, ROUTE
 from loraprobe.errors import UsageError
@@ -16,55 +25,37 @@ from loraprobe.options import Options
 
 OUTPUT = "target overwrite push public json html markdown explain quiet"
 TARGET = {"default": REQUIRED}
-Ref = Annotated[
-    str,
-    typer.Argument(metavar="REF", help="The adapter, as for inspect.", show_default=False),
-]
+Ref = Annotated[str, argument("REF", "The adapter, as for inspect.")]
 Portable = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--portable/--compact",
-        metavar=" ",
         help="One rank and one scaling in all modules, or those of the file.",
-        rich_help_panel="Composition",
+        panel="Composition",
     ),
 ]
 Directory = Annotated[
-    str,
-    typer.Argument(
-        metavar="DIR",
-        help="What merge, route or merge-and-eval wrote; with --served any adapter.",
-        show_default=False,
-    ),
+    str, argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter.")
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="REF",
-        help="Where the adapters are that it was made of, if they moved.",
-        show_default=False,
-    ),
+    argument("REF", "Where the adapters are that it was made of, if they moved."),
 ]
 MovedBase = Annotated[
-    str | None,
-    typer.Option(metavar="REF", help="Where the base is, if one was used and it moved."),
+    str | None, setting("REF", "Where the base is, if one was used and it moved.")
 ]
 Url = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL",
-        help="Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
+    setting(
+        "URL",
+        "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
         "OPENAI_API_KEY).",
-        rich_help_panel="Server",
+        "Server",
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The adapter's name on that server, if it has several models.",
-        rich_help_panel="Server",
-    ),
+    setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
 ]
 
 

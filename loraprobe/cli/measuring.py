@@ -12,8 +12,18 @@ import typer
 
 from loraprobe.cli.completing import scenarios
 from loraprobe.cli.config import JOINED, WORDS
-from loraprobe.cli.options import REFERENCE, Base, BaseOrNone, Probe, Refs, Tasks, with_options
+from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import (
+    REFERENCE,
+    Base,
+    BaseOrNone,
+    Probe,
+    Refs,
+    Tasks,
+    argument,
+    setting,
+)
 from loraprobe.cli.running import run, write
 from loraprobe.command_options import EVALUATE, INSPECT, SCREEN
 from loraprobe.errors import UsageError
@@ -26,24 +36,17 @@ OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 SHARE = {"help": "Directory for the share of --shard."}
 Library = Annotated[
     list[str],
-    typer.Argument(
-        metavar="REF",
-        help=f"Adapters: {REFERENCE}; @FILE with one a line; or - for standard input.",
-        show_default=False,
-    ),
+    argument("REF", f"Adapters: {REFERENCE}; @FILE with one a line; or - for standard input."),
 ]
 Scenario = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="disjoint, skill-and-facts, target-adapter or keep-both.",
+    setting(
+        "NAME",
+        "disjoint, skill-and-facts, target-adapter or keep-both.",
         autocompletion=scenarios,
     ),
 ]
-Saved = Annotated[
-    Path,
-    typer.Argument(metavar="AUDIT.json", help="What --json printed.", show_default=False),
-]
+Saved = Annotated[Path, argument("AUDIT.json", "What --json printed.")]
 
 
 @with_options(INSPECT, "shard target json html markdown explain quiet exit_zero", target=SHARE)

@@ -8,10 +8,9 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import typer
-
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import argument
 from loraprobe.errors import UsageError
 from loraprobe.formatting import flowing, nearest
 from loraprobe.registry import Registry, name_of
@@ -25,12 +24,7 @@ def _known(incomplete: str) -> list[str]:
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="NAME",
-        help="Tell all about these; without names a list.",
-        show_default=False,
-        autocompletion=_known,
-    ),
+    argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
 ]
 
 

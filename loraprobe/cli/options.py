@@ -11,45 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from loraprobe.cli.commands import Debug
 from loraprobe.cli.completing import OF_OPTIONS
-from loraprobe.cli.config import JOINED, STARTED, WORDS, Config
+from loraprobe.cli.config import JOINED, STARTED, WORDS
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import Config, Debug
 from loraprobe.declarations import Declaration, as_given, declarations, hints
 from loraprobe.options import Options
 
 LONGEST_WORDS = 11  # columns that the words of an option may take in the help
 METAVARS: Mapping[Any, str] = {bool: " ", int: "N", float: "X", Path: "FILE"}
-REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
-Refs = Annotated[
-    list[str],
-    typer.Argument(metavar="REF", help=f"Adapters: {REFERENCE}.", show_default=False),
-]
-_BASE = typer.Option(
-    metavar="REF",
-    help="Base model: a directory, a Hub id, or auto (what the adapters agree on).",
-    rich_help_panel="Adapters",
-)
-Base = Annotated[str, _BASE]
-BaseOrNone = Annotated[str | None, _BASE]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        metavar="FILE",
-        help="Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
-        "lm_eval:TASK[,TASK][@DIR]; may be repeated.",
-        rich_help_panel="Tasks",
-    ),
-]
-Probe = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|FILE",
-        help="auto, or a file with a question or entity a line (an answer after a tab).",
-        rich_help_panel="Evaluation",
-    ),
-]
 Command = Callable[..., Any]
 REQUIRED = inspect.Parameter.empty
 # The options of every command, which the command itself does not get.

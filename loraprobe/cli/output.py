@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 
 from loraprobe.cli.config import WORDS
-from loraprobe.declarations import OUTPUT, option
+from loraprobe.declarations import output_option
 from loraprobe.errors import UsageError
-from loraprobe.report.formatting import clean
+from loraprobe.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
@@ -28,29 +28,28 @@ if TYPE_CHECKING:
 class Output:
     """The options that say how a command prints its result and where it writes; it prints so."""
 
-    target: Path | None = option(
-        None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
+    target: Path | None = output_option(
+        None, "Directory to write.", flag="--output", short="-o", metavar="DIR"
     )
-    overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
-    push: str | None = option(
+    overwrite: bool = output_option(False, "Replace an existing output.")
+    push: str | None = output_option(
         None,
-        OUTPUT,
         "Upload the directory to this repository of the Hub, private unless --public.",
         metavar="OWNER/NAME",
     )
-    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
-    json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
-    html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
-    dry_run: bool = option(
-        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
+    public: bool = output_option(False, "Let everybody read what --push uploads.")
+    json: bool = output_option(False, "Print one JSON document on standard output.")
+    html: Path | None = output_option(None, "Also write the report to this HTML file.")
+    dry_run: bool = output_option(
+        False, "Print what the run would take (systems, time, memory), and stop."
     )
-    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = option(
-        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
+    markdown: bool = output_option(False, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = output_option(
+        None, "Write every question with what each system answered to this file (JSONL)."
     )
-    explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
-    quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
-    exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")
+    explain: bool = output_option(False, "Print every reason, probe and figure.")
+    quiet: bool = output_option(False, "No progress or warnings; one line of result.", short="-q")
+    exit_zero: bool = output_option(False, "Exit 0 whatever the verdict says.")
 
     def __post_init__(self) -> None:
         if self.html is not None:

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from loraprobe.formatting import clean
 from loraprobe.memory import gib
 from loraprobe.records import ROUND, SCHEMA_VERSION, document
-from loraprobe.report.formatting import clean
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate

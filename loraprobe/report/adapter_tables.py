@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from loraprobe.formatting import measured, number, rounded, spread
 from loraprobe.records import Audit, Issue, Measurement
-from loraprobe.report.formatting import measured, number, rounded, spread
 from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -25,7 +25,7 @@ def adapters(audit: Audit) -> Table:
         (text("base", drop=3), lambda row: row.base_model or "-"),
         (text("variant", drop=2), lambda row: row.variant),
         (text("targets", roomy=True), lambda row: " ".join(row.targets) or "-"),
-        (Column("rank"), lambda row: spread(list(row.rank.values()))),
+        (Column("rank"), lambda row: spread(row.rank.values())),
         (Column("modules", drop=4), lambda row: str(row.modules)),
         (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
         (Column("scaling", drop=1), lambda row: spread(row.scaling or ())),

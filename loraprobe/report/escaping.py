@@ -6,7 +6,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.report.formatting import clean
+from loraprobe.formatting import clean
 
 if TYPE_CHECKING:
     import jinja2

@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 
 from loraprobe.compatibility.codes import CODES
-from loraprobe.formatting import count, first_names
+from loraprobe.formatting import count, first_names, number, rounded, spread
 from loraprobe.records import Audit, Issue, Library, LibraryAdapter, Provenance, Shortlisted
 from loraprobe.report.adapter_tables import first_sentence
-from loraprobe.report.formatting import number, rounded, spread
 from loraprobe.report.system_tables import bounds, form, signed
 from loraprobe.report.table import Column, Table, tabulated, text
 from loraprobe.verdict.next_command import TASK, library_words
@@ -154,7 +153,7 @@ def adapters(audit: Audit) -> Table:
         (text("adapter"), lambda row: row.name),
         (text("state"), _state),
         (text("base", drop=5), lambda row: row.base_model or "-"),
-        (Column("rank", drop=3), lambda row: spread(list((row.rank or {}).values()))),
+        (Column("rank", drop=3), lambda row: spread((row.rank or {}).values())),
         (Column("modules", drop=4), lambda row: str(row.modules) if row.modules else "-"),
         (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
         (Column("norm"), lambda row: number(row.norm) + ("!" if row.outlier else "")),

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from loraprobe.formatting import count
+from loraprobe.formatting import count, measured, neighbours, number
 from loraprobe.records import Audit, Measurement
 from loraprobe.report.figures import About, heat, scatter
-from loraprobe.report.formatting import measured, neighbours, number
 from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value

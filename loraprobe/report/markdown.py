@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from loraprobe.formatting import shortened, size
 from loraprobe.records import Audit
 from loraprobe.report import (
     adapter_tables,
@@ -13,7 +14,6 @@ from loraprobe.report import (
     system_tables,
 )
 from loraprobe.report.answer import COMMANDS, answer
-from loraprobe.report.formatting import shortened, size
 from loraprobe.report.table import Table
 
 MOST_ROWS, MOST_TABLES, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6

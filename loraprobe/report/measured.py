@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, listing, number
 from loraprobe.records import FORMS, Audit, Gain, Verdict
-from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.complement import PER_PROMPT

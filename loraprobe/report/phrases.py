@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from loraprobe.formatting import count, listing
-from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
+from loraprobe.formatting import count, listing, spread
+from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import library, measured
 from loraprobe.report.adapter_tables import by_severity, first_sentence
 from loraprobe.report.library import Line
@@ -67,7 +67,8 @@ def _without_verdict(audit: Audit) -> str:
     fits = audit.compatibility.compatible
     if len(audit.adapters) == 1 and audit.command == "inspect":
         row = audit.adapters[0]
-        kind = f"{row.name}: {row.variant}, rank {ranks(row)}, {count(row.modules, 'module')}"
+        rank, modules = spread(row.rank.values()), count(row.modules, "module")
+        kind = f"{row.name}: {row.variant}, rank {rank}, {modules}"
         state = "" if fits else " It cannot be used as it is."
         errors = [i for i in audit.compatibility.issues if i.severity == "error"]
         if errors and all(issue.code.startswith(SERVING) for issue in errors):
@@ -215,9 +216,3 @@ def _conflicts(audit: Audit) -> Iterator[Line]:
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"
-
-
-def ranks(row: AdapterSummary) -> str:
-    """The rank of an adapter, or its smallest and largest."""
-    low, high = row.rank["min"], row.rank["max"]
-    return str(low) if low == high else f"{low}–{high}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from loraprobe.adapters import Adapter, is_path, local_name
 from loraprobe.records import Audit
-from loraprobe.report.answer import NOTHING_TYPED, answer
+from loraprobe.report.answer import answer
 
 
 class ShownAudit(Audit):
@@ -18,7 +18,7 @@ class ShownAudit(Audit):
     `typed`: a published name -> the reference as the caller typed it, for the commands of the repr.
     """
 
-    typed: Mapping[str, str] = NOTHING_TYPED
+    typed: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
         return str(answer(self).typed(self.typed))

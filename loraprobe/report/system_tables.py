@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loraprobe.formatting import listing
+from loraprobe.formatting import interval, listing, measured, number
 from loraprobe.records import Audit, Interval, Sample, Score
-from loraprobe.report.formatting import interval, measured, number
 from loraprobe.report.table import Column, Table, figures, tabulated, text
 from loraprobe.verdict import formatting as fmt
 

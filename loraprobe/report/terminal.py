@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import clean, count, ended, listing, size, wrapped
 from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import (
     adapter_tables,
@@ -20,9 +20,8 @@ from loraprobe.report import (
     system_tables,
 )
 from loraprobe.report.adapter_tables import first_sentence
-from loraprobe.report.answer import MOST_LINES, NOTHING_TYPED, Answer, answer
-from loraprobe.report.formatting import clean, ended, size, wrapped
-from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
+from loraprobe.report.answer import MOST_LINES, Answer, answer
+from loraprobe.report.layout import fits, fitted, side_by_side
 from loraprobe.verdict.codes import CODES
 
 STYLES = {
@@ -43,7 +42,7 @@ def render(
     *,
     explain: bool = False,
     remark: str = "",
-    typed: Mapping[str, str] = NOTHING_TYPED,
+    typed: Mapping[str, str] = {},
 ) -> None:
     """Prints an audit, the answer last.
 
@@ -53,9 +52,9 @@ def render(
     width = console.width
     console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
     for part in _everything(audit, width) if explain else _most_important(audit, width):
-        if isinstance(part, Part):
+        if isinstance(part, Group):
             console.print()
-            show(console, part)
+            console.print(part)
         elif part is not None:
             console.print(part, style="dim", markup=False)
     if explain and audit.verdict is not None:
@@ -96,7 +95,7 @@ def _heading(audit: Audit) -> str:
     return clean(heading)
 
 
-def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _most_important(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """What a reader needs to check the answer."""
     if not library.screened(audit):
         yield from _adapters(audit, width)
@@ -111,7 +110,7 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield from _controls(audit, width)
 
 
-def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _adapters(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """What each adapter is, its targets, and of one adapter its layers."""
     yield fitted(adapter_tables.adapters(audit), width)
     for line in _targets(audit):
@@ -172,7 +171,7 @@ def _marked(mark: str, text: str, width: int, most: int) -> str:
     return f"{mark} " + "\n  ".join(lines)
 
 
-def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _everything(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """Every table and note."""
     for line in sources(audit):
         yield "\n".join(wrapped(line, width))
@@ -196,7 +195,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))
 
 
-def _wrong_answers(audit: Audit, width: int) -> Iterator[Part | None]:
+def _wrong_answers(audit: Audit, width: int) -> Iterator[Group | None]:
     """A few questions that a composition got wrong, with what every system answered."""
     for sample in audit.samples:
         gold = f"right: {clean(' or '.join(sample.gold))}"

@@ -9,11 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from loraprobe.adapters import local_name
-from loraprobe.formatting import count
+from loraprobe.formatting import clean, count
 from loraprobe.records import Check, Served, Verification
 from loraprobe.report.answer import Answer
-from loraprobe.report.formatting import clean
-from loraprobe.report.layout import fitted, show
+from loraprobe.report.layout import fitted
 from loraprobe.report.phrases import FILL_IN
 from loraprobe.report.table import Table, text
 from loraprobe.report.terminal import styled
@@ -43,7 +42,7 @@ def render(found: Verification) -> None:
     """A row a check, then the answer."""
     console = Console(highlight=False)
     lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
-    show(console, fitted(Table(found.directory, COLUMNS, lines), console.width))
+    console.print(fitted(Table(found.directory, COLUMNS, lines), console.width))
     console.print()
     for line in styled(verification_answer(found), console.width):
         console.print(line, soft_wrap=True)

@@ -173,5 +173,4 @@ def shortened(record: Record, characters: int) -> Record:
         plain = clean(text)
         return plain if len(plain) <= characters else plain[: characters - 1] + "…"
 
-    made: Record = map_texts(record, change)
-    return made
+    return map_texts(record, change)

@@ -29,7 +29,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
-from loraprobe.report.card import composition_card, model_card
+from loraprobe.report.markdown import composition_card, model_card
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import map_texts, scrub
 

@@ -17,9 +17,9 @@ from loraprobe.formatting import JOINTS, shortened
 from loraprobe.records import Audit, Sample
 from loraprobe.report import adapter_tables, library, maps, system_tables
 from loraprobe.report.answer import COMMANDS, answer
-from loraprobe.report.escaping import templates
 from loraprobe.report.figures import About, check_drawing, forest, stacked
 from loraprobe.report.maps import Figure
+from loraprobe.report.markdown import templates
 from loraprobe.report.system_tables import CAUSES, bounds, form, signed
 from loraprobe.report.table import Table
 

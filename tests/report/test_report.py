@@ -43,8 +43,8 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import answer
 from loraprobe.report.bars import scores
-from loraprobe.report.card import model_card
 from loraprobe.report.documents import json_schema
+from loraprobe.report.markdown import model_card
 from loraprobe.report.terminal import demo_text, one_line, render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraprobe.registry import Registry
+if TYPE_CHECKING:
+    from loraprobe.registry import Registry
 
 Completion = Callable[[str], list[str]]  # the beginning of a word -> the words that go on from it
 
@@ -19,6 +20,8 @@ def _names(*places: str) -> Completion:
     """
 
     def complete(incomplete: str) -> list[str]:
+        from loraprobe.registry import Registry
+
         found = []
         for module, _, name in (place.rpartition(".") for place in places):
             known = getattr(importlib.import_module(f"loraprobe.{module}"), name)

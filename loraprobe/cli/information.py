@@ -13,7 +13,7 @@ import typer
 
 from loraprobe._version import __version__
 from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output
+from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import argument, flag, setting
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -202,6 +202,7 @@ def lab(ctx: typer.Context) -> None:
                 raise
             continue
         command = typer.main.get_command(app)
+        imports_done()
         with command.make_context("lab", ctx.args or ["--help"], parent=ctx.parent) as inner:
             command.invoke(inner)
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from loraprobe.cli.options import REQUIRED, with_options
-from loraprobe.cli.output import Output
+from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
     BaseOrNone,
     Probe,
@@ -166,13 +167,10 @@ def _verify_card(directory: str, sources: list[str], base: str | None, output: O
     from loraprobe.pipeline.verification import command
     from loraprobe.report.verification import as_plain, render
 
+    imports_done()
     found = command.verify(directory, sources, base)
-    if output.document("verify", as_plain(found)):
-        pass
-    elif output.quiet:
-        print("verified" if found.passed else "not verified", flush=True)
-    else:
-        render(found)
+    short = "verified" if found.passed else "not verified"
+    output.tell("verify", as_plain(found), short, partial(render, found))
     return 0 if found.passed else 1
 
 
@@ -183,10 +181,6 @@ def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> in
 
     with output.progress() as progress:
         found = served.ask_server(directory, url, progress=progress, **asked)
-    if output.document("verify", {"served": found}):
-        pass
-    elif output.quiet:
-        print(found.serves, flush=True)
-    else:
-        render_served(found, directory)
+    show = partial(render_served, found, directory)
+    output.tell("verify", {"served": found}, found.serves, show)
     return {"adapter": 0, "unclear": 2}.get(found.serves, 1)

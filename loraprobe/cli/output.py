@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate
     from loraprobe.pipeline.shard_files import Shard
     from loraprobe.records import Audit, Progress, Sample
+
+
+def imports_done() -> None:
+    """Collects garbage from now on, where `loraprobe.__main__` put that off until work begins.
+
+    What was imported stays until the end, so that no collection looks at it again.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """Yields what the pipeline tells its progress to; None with --quiet."""
+        imports_done()
         if self.quiet:
             yield None
             return
@@ -91,6 +103,17 @@ class Output:
 
             print(document(command, fields), flush=True)
         return self.json
+
+    def tell(
+        self, command: str, fields: Mapping[str, Any], short: str, show: Callable[[], None]
+    ) -> None:
+        """A result that is no audit: as a document, in one line, or as `show` prints it."""
+        if self.document(command, fields):
+            return
+        if self.quiet:
+            print(short, flush=True)
+        else:
+            show()
 
     def estimate(self, found: CostEstimate) -> None:
         """What a run would take."""

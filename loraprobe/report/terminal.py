@@ -72,19 +72,17 @@ def render(
         console.print("\nTo copy, what the answer has no room for:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
-    for line in styled(told, width):
-        console.print(line, soft_wrap=True)
+    print_answer(console, told)
 
 
-def styled(told: Answer, width: int) -> Iterator[Text]:
-    """The answer with its headline and its labels in colour."""
-    laid = told.laid_out(width)
-    head = len(wrapped(told.headline, width))
-    for at, line in enumerate(laid):
+def print_answer(console: Console, told: Answer) -> None:
+    """Prints the answer with its headline and its labels in colour."""
+    head = len(wrapped(told.headline, console.width))
+    for at, line in enumerate(told.laid_out(console.width)):
+        text = Text.assemble((line[:12], "bold"), line[12:])
         if at < head:
-            yield Text(line, STYLES.get(told.decision, "bold"))
-        else:
-            yield Text.assemble((line[:12], "bold"), line[12:])
+            text = Text(line, STYLES.get(told.decision, "bold"))
+        console.print(text, soft_wrap=True)
 
 
 def _heading(audit: Audit) -> str:

@@ -15,7 +15,7 @@ from loraprobe.report.answer import Answer
 from loraprobe.report.layout import fitted
 from loraprobe.report.phrases import FILL_IN
 from loraprobe.report.table import Table, text
-from loraprobe.report.terminal import styled
+from loraprobe.report.terminal import print_answer
 from loraprobe.secrets import public_text
 
 
@@ -44,8 +44,7 @@ def render(found: Verification) -> None:
     lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
     console.print(fitted(Table(found.directory, COLUMNS, lines), console.width))
     console.print()
-    for line in styled(verification_answer(found), console.width):
-        console.print(line, soft_wrap=True)
+    print_answer(console, verification_answer(found))
 
 
 def verification_answer(found: Verification) -> Answer:
@@ -100,9 +99,7 @@ CURES = {
 
 def render_served(found: Served, directory: str) -> None:
     """What a server serves, on a terminal."""
-    console = Console(highlight=False)
-    for line in styled(served_answer(found, directory), console.width):
-        console.print(line, soft_wrap=True)
+    print_answer(Console(highlight=False), served_answer(found, directory))
 
 
 def served_answer(found: Served, directory: str) -> Answer:

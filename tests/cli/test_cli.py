@@ -81,12 +81,13 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments, others):
 
 
 LIGHT = """
-import contextlib, sys
+import contextlib, gc, sys
 import loraprobe
 from loraprobe.__main__ import main
 
 with contextlib.suppress(SystemExit):
     main()
+assert gc.isenabled()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
 assert not asking, asking

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from loraprobe.compatibility.codes import CODES
 from loraprobe.formatting import count, first_names, number, rounded, spread
@@ -221,11 +221,3 @@ def _method(row: Shortlisted) -> str:
     spec = row.system.removesuffix(f"({', '.join(row.adapters)})")
     steps = row.gain is not None and row.gain.part == "steps"
     return f"{spec}, {form('steps')}" if steps else spec
-
-
-ALL: Sequence[Callable[[Audit], Table]] = (
-    adapters,
-    findings,
-    families,
-    shortlist,
-)  # with --explain

@@ -45,8 +45,7 @@ def cosines(audit: Audit) -> list[Figure]:
         f"between {a} and {b}."
     )
     about = About("pairs-figure", "Cosine of the updates of every pair", description)
-    caption = "Cosine of the updates of every pair; darker is further from zero."
-    return [_drawn(about, caption, "adapter", names, names, known, 1.0)]
+    return [_drawn(about, "further from zero", "adapter", names, names, known, 1.0)]
 
 
 def modules(audit: Audit) -> Iterator[Figure]:
@@ -79,9 +78,7 @@ def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
     (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
     description = f"The largest in size is {number(most)}, in layer {row}, {column}."
     about = About(name, title, description)
-    return _drawn(
-        about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, darkest
-    )
+    return _drawn(about, "larger in size", "layer", list(layers), columns, shown, darkest)
 
 
 def left_out(audit: Audit) -> list[str]:
@@ -113,19 +110,22 @@ def gates(audit: Audit) -> Iterator[Figure]:
         title = f"Share of the gates of {system} by layer"
         tokens = (whole or rows)[0].n
         about = About(f"gates-map-{position}", title, f"Means over {tokens} tokens: {told}.")
-        yield _drawn(about, f"{title}; darker is more.", "adapter", adapters, columns, cells, 1.0)
+        yield _drawn(about, "more", "adapter", adapters, columns, cells, 1.0)
 
 
 def _drawn(
     about: About,
-    caption: str,
+    darker: str,
     corner: str,
     rows: Sequence[str],
     columns: Sequence[str],
     cells: Cells,
     most: float,
 ) -> Figure:
-    """The figure, its caption and its table. Shades go by the size of a value, without its sign."""
+    """The figure, its caption and its table. Shades go by the size of a value, without its sign.
+
+    darker: what a darker cell means. corner: the heading of the rows' names.
+    """
     values = [[cells.get((row, column)) for column in columns] for row in rows]
     digits = 3 if most < 1 else 2
     texts = [["" if value is None else number(value, digits) for value in line] for line in values]
@@ -133,6 +133,7 @@ def _drawn(
     inside = texts if len(columns) <= MOST_TEXTS else None
     svg = heat(about, sizes, rows, columns, inside, most)
     lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
+    caption = f"{about.title}; darker is {darker}."
     return Figure(svg, caption, Table(about.title, [text(corner), *figures(*columns)], lines))
 
 

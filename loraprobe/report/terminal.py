@@ -175,15 +175,15 @@ def _everything(audit: Audit, width: int) -> Iterator[Group | str | None]:
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
-    for of_library in library.ALL:
-        yield fitted(of_library(audit), width)
+    for table in (library.adapters, library.findings, library.families, library.shortlist):
+        yield fitted(table(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)
-    for table in system_tables.coverage(audit):
-        yield fitted(table, width)
+    for covered in system_tables.coverage(audit):
+        yield fitted(covered, width)
     short = system_tables.scores(audit, intervals=False)
-    for table, narrow in zip(system_tables.scores(audit), short, strict=True):
-        yield fitted(table if fits(table, width) else narrow, width)
+    for scores, narrow in zip(system_tables.scores(audit), short, strict=True):
+        yield fitted(scores if fits(scores, width) else narrow, width)
     yield fitted(bars.scores(audit, width), width)
     yield from _controls(audit, width)
     yield fitted(system_tables.causes(audit), width)

@@ -79,8 +79,7 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
     kind = Options if name in _FIELDS else Output
     found = (_FIELDS if name in _FIELDS else _PRINTED)[name]
     declared = dataclasses.replace(found, **{k: v for k, v in changed.items() if k != "default"})
-    field = next(f for f in dataclasses.fields(kind) if f.name == name)
-    default = changed.get("default", field.default)
+    default = changed.get("default", getattr(kind, name))
     if declared.repeats:
         default = None
     hint = hints(kind)[name]

@@ -102,11 +102,11 @@ def unusable(audit: Audit) -> Table:
     """What cannot be used, with reason and cure."""
     return tabulated(
         "Cannot be used",
-        unusable_of(audit),
-        (text("adapter"), lambda row: row.name),
-        (text("state", drop=1), lambda row: row.state),
-        (text("why", prose=True), lambda row: _told(reason(row))),
-        (text("cure", prose=True), lambda row: _cure(reason(row))),
+        [(row, reason(row)) for row in unusable_of(audit)],
+        (text("adapter"), lambda pair: pair[0].name),
+        (text("state", drop=1), lambda pair: pair[0].state),
+        (text("why", prose=True), lambda pair: first_sentence(pair[1]) if pair[1] else "-"),
+        (text("cure", prose=True), lambda pair: (pair[1].cure if pair[1] else "") or "-"),
     )
 
 
@@ -178,14 +178,6 @@ def _state(row: LibraryAdapter) -> str:
     if row.same_as is None:
         return row.state
     return f"copy of {row.same_as}" if row.state == "duplicate" else f"scaled {row.same_as}"
-
-
-def _told(issue: Issue | None) -> str:
-    return first_sentence(issue) if issue is not None else "-"
-
-
-def _cure(issue: Issue | None) -> str:
-    return (issue.cure if issue is not None else "") or "-"
 
 
 def screened(audit: Audit) -> bool:

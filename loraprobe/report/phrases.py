@@ -127,11 +127,13 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "use", measured.use(audit, verdict)
         yield "gain", measured.gain(audit, verdict)
         yield "stopped", measured.stopped(audit)
-        yield "chosen", measured.chosen(verdict)
+        chosen = measured.said(verdict, "chosen-from-library")
+        yield "chosen", chosen.removeprefix("Chosen ").rstrip(".")
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)
-        yield "sure", _sure(verdict)
+        if verdict.decision == "likely":  # it owes it to its partner
+            yield "sure", measured.said(verdict, "controls-beaten")
         yield "forecast", measured.forecast(verdict)
         yield "known", measured.known(verdict)
 
@@ -167,12 +169,6 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
     if verdict.evidence not in ("pilot", "evaluation") or verdict.decision != "inconclusive":
         return True
     return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
-
-
-def _sure(verdict: Verdict) -> str:
-    """That a composition that works owes it to its partner."""
-    beaten = next((r for r in verdict.reasons if r.code == "controls-beaten"), None)
-    return beaten.message if beaten is not None and verdict.decision == "likely" else ""
 
 
 def _serving(audit: Audit) -> Iterator[Line]:

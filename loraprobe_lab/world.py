@@ -20,8 +20,9 @@ from loraprobe.demo import (
     WorldError,
     shipped_world,
 )
+from loraprobe.file_hashes import file_hash
 
-__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "shipped_world"]
+__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "file_hash", "shipped_world"]
 
 
 def worlds_in(directory: Path) -> list[World]:

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, run_systems
-from loraprobe.file_hashes import file_hash
 from loraprobe.options import Options
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import METHODS, NATURAL
-from loraprobe_lab.world import Scenario, World, in_processes, write_text
+from loraprobe_lab.world import Scenario, World, file_hash, in_processes, write_text
 
 if TYPE_CHECKING:
     from loraprobe.base import Base

@@ -17,12 +17,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from loraprobe.file_hashes import file_hash
 from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe, load_base, save_base, train_base
 from loraprobe_lab.training.train import Recipe, is_complete, train_adapter
-from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, versions, write_text
+from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, file_hash, versions, write_text
 from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 BASE_NAME = "loraprobe/small-world-base"

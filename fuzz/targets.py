@@ -93,9 +93,10 @@ def config(data: bytes) -> None:
         return
     with contextlib.suppress(LoraprobeError):
         judged = judge_config(raw, "config")
-        for path in ("model.layers.0.self_attn.q_proj", "lm_head", ""):
-            assert judged.rank(path) >= 1
-            assert math.isfinite(judged.scaling(path))
+        paths = ("model.layers.0.self_attn.q_proj", "lm_head", "")
+        for rank, scaling in judged.ranks_and_scalings(paths).values():
+            assert rank >= 1
+            assert math.isfinite(scaling)
 
 
 def task(data: bytes) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from loraprobe.cli.methods import described
 from loraprobe.cli.output import Output
-from loraprobe.compatibility.codes import SUBJECTS
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
+from loraprobe.compatibility import SUBJECTS
+from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
 from loraprobe.verdict.codes import CODES

@@ -6,20 +6,19 @@ room needs these keys.
 
 types       Adapter and its parts
 reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
-            (what each tensor is), extras, config_issues and completeness (what is odd)
-token_rows  trained rows of embeddings (trainable_token_indices)
+            (what each tensor is), extras, issues (what is odd)
+lazy        tensors that are read when they are needed
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 saving      writes a directory and reads it back; staging makes outputs complete or absent
-portable    one rank and one scaling in all modules, as servers read files
-mending     the paths and tensors of a file as peft reads them
+portable    one rank and one scaling in all modules, as servers read files; paths as peft reads them
 fused       brings adapters with fused and with single projections to one layout, by rows
 paths       module paths and the public names of bases
 """
 
-from loraprobe.adapters.completeness import extreme_norm
 from loraprobe.adapters.extras import copied_weight, same_weight
-from loraprobe.adapters.mending import mended
+from loraprobe.adapters.issues import extreme_norm
+from loraprobe.adapters.lazy import Tensors
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -28,8 +27,8 @@ from loraprobe.adapters.paths import (
     public_name,
     public_value,
 )
-from loraprobe.adapters.portable import common_targets, portable
-from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.portable import common_targets, mended, portable
+from loraprobe.adapters.reading import adapter_of, read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
     check_apart,
@@ -46,8 +45,6 @@ from loraprobe.adapters.types import (
     ModuleInfo,
     Modules,
     Source,
-    Tensors,
-    adapter_of,
 )
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,61 +66,42 @@ TYPES: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """The part of adapter_config.json that decides what the adapter computes."""
+    """The content of an adapter_config.json, checked; `where` names the file in messages."""
 
     raw: Mapping[str, Any]
+    where: str
     r: int
     alpha: float
-    rslora: bool
-    fan_in_fan_out: bool
-    rank_pattern: Patterns
-    alpha_pattern: Patterns
+    rank_pattern: Mapping[str, float]  # a regular expression from an untrusted file -> value
+    alpha_pattern: Mapping[str, float]
 
-    def prepare(self, paths: Iterable[str]) -> None:
-        """Matches the patterns with many paths at once, which is faster than one call per path."""
-        paths = list(paths)
-        for pattern in (self.rank_pattern, self.alpha_pattern):
-            pattern.prepare(paths)
+    def ranks_and_scalings(self, paths: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Path -> (r, s) with s = alpha/r, or alpha/sqrt(r) with rsLoRA.
 
-    def rank(self, path: str) -> int:
-        """The rank that the config gives a module."""
-        return int(self.rank_pattern.value(path, self.r))
-
-    def scaling(self, path: str) -> float:
-        """s = alpha/r, or alpha/sqrt(r) with rsLoRA; patterns are matched as peft does."""
-        r = self.rank(path)
-        alpha = float(self.alpha_pattern.value(path, self.alpha))
-        return alpha / (math.sqrt(r) if self.rslora else r)
-
-
-@dataclass(frozen=True)
-class Patterns:
-    """rank_pattern or alpha_pattern: regular expressions from an untrusted file -> value."""
-
-    where: str
-    entries: Mapping[str, float]
-    known: dict[str, float | None] = field(default_factory=dict)  # path -> value, None: no key
-
-    def prepare(self, paths: list[str]) -> None:
-        """Finds for each path the first key that matches its end, as peft does.
-
-        Raises AdapterError for a key that cannot be matched.
+        All paths are matched at once, which is faster. Raises AdapterError for a key of a pattern
+        that cannot be matched.
         """
-        keys = list(self.entries)
+        paths = list(paths)
+        ranks = self._matched("rank_pattern", self.rank_pattern, self.r, paths)
+        alphas = self._matched("alpha_pattern", self.alpha_pattern, self.alpha, paths)
+        root = math.sqrt if self.raw.get("use_rslora") else float
+        return {
+            path: (int(r), float(alpha) / root(int(r)))
+            for path, r, alpha in zip(paths, ranks, alphas, strict=True)
+        }
+
+    def _matched(
+        self, key: str, pattern: Mapping[str, float], default: float, paths: list[str]
+    ) -> list[float]:
+        """Each path's value in a pattern: that of the first key that matches the path's end."""
+        keys = list(pattern)
         try:
             found = first_matches(keys, PATTERN, paths)
         except ExpressionError as error:
-            raise AdapterError(f"{self.where}: {error}; correct it.") from None
-        for path, match in zip(paths, found, strict=True):
-            # If no key matches, peft uses the path itself as the key.
-            self.known[path] = self.entries.get(path if match is None else keys[match[0]])
-
-    def value(self, path: str, default: float) -> float:
-        """The value for a path, or `default` if the pattern does not cover it."""
-        if path not in self.known:
-            self.prepare([path])
-        value = self.known[path]
-        return default if value is None else value
+            raise AdapterError(f"{self.where}: {key}: {error}; correct it.") from None
+        # If no key matches, peft uses the path itself as the key.
+        used = (path if m is None else keys[m[0]] for path, m in zip(paths, found, strict=True))
+        return [pattern.get(one, default) for one in used]
 
 
 def read_config(directory: Path) -> Config:
@@ -129,23 +110,11 @@ def read_config(directory: Path) -> Config:
     Raises AdapterError for a file that cannot be read or has wrong values, UnsupportedAdapter for
     a PEFT type or LoRA variant that is not supported.
     """
-    path = check_config(directory)
+    path = directory / CONFIG
     raw = read_json(path, str(directory), AdapterError)
     if any(depth > DEEPEST for _, _, depth in nested_values(raw)):
         raise AdapterError(f"{path} nests lists or objects more than {DEEPEST} deep; correct it.")
     return judge_config(raw, str(path))
-
-
-def check_config(directory: Path) -> Path:
-    """The path of adapter_config.json. Raises AdapterError if directory or file do not exist."""
-    if not directory.is_dir():
-        raise AdapterError(f"There is no directory {directory}; check the path.")
-    if not (directory / CONFIG).is_file():
-        raise AdapterError(
-            f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
-            "give the directory that save_pretrained wrote."
-        )
-    return directory / CONFIG
 
 
 def judge_config(raw: Mapping[str, Any], where: str) -> Config:
@@ -169,17 +138,16 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             )
     r = _number(raw, "r", where, default=PEFT_DEFAULT)
     ranks = _pattern(raw, "rank_pattern", where)
-    for rank in (r, *ranks.entries.values()):
+    for rank in (r, *ranks.values()):
         if rank != int(rank) or rank < 1:
             raise AdapterError(
                 f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
             )
     return Config(
         raw=raw,
+        where=where,
         r=int(r),
         alpha=_number(raw, "lora_alpha", where, default=PEFT_DEFAULT),
-        rslora=bool(raw.get("use_rslora")),
-        fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         rank_pattern=ranks,
         alpha_pattern=_pattern(raw, "alpha_pattern", where),
     )
@@ -198,9 +166,8 @@ def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None 
     return value
 
 
-def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Patterns:
+def _pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
     pattern = raw.get(key) or {}
     if not isinstance(pattern, dict):
         raise AdapterError(f"{where}: {key} must map module names to numbers.")
-    place = f"{where}: {key}"
-    return Patterns(place, {name: _number(pattern, name, place) for name in pattern})
+    return {name: _number(pattern, name, f"{where}: {key}") for name in pattern}

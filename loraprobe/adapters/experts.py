@@ -19,21 +19,23 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.config import Config
 from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
+from loraprobe.findings import CODES, finding
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
 
 NESTED = ".base_layer"
 _EXPERT = re.compile(r"(.+)\[(\d+)\]")
-SAME_PARAMETERS = "Take adapters of one base that target the same parameters of each module."
+SAME_PARAMETERS = CODES["parameters-differ"].cure
+TRAINED_ON = CODES["module-not-in-base"].cure
 MOST_NAMES = 6  # parameters of one module whose orders are tried
 
 
@@ -81,20 +83,19 @@ def targeted_whole(config: Mapping[str, Any], owners: Collection[str]) -> set[st
         return set(owners)
 
 
-def ranks_and_scalings(
-    config: Config, owner: str, rows: Sequence[int]
+def in_order(
+    given: Sequence[tuple[int, float]], rows: Sequence[int]
 ) -> list[tuple[int, float]] | None:
     """Rank and scaling of the parameters of a module, outermost first; None if they are unclear.
 
-    rows: those of each stacked A. A config may give the parameters different ranks by their names,
-    and the file does not tell their order. The order is then one in which every parameter has the
-    same number of experts, if these orders agree.
+    given: those of each parameter by the config. rows: those of each stacked A. A config may give
+    the parameters different ranks by their names, and the file does not tell their order. The order
+    is then one in which every parameter has the same number of experts, if these orders agree.
     """
-    names = parameter_names(config.raw, owner)
-    given = [(config.rank(key), config.scaling(key)) for key in (f"{owner}.{n}" for n in names)]
-    if len(rows) > len(names) or (len(set(given)) > 1 and len(names) > MOST_NAMES):
+    differ = len(set(given)) > 1
+    if len(rows) > len(given) or (differ and len(given) > MOST_NAMES):
         return None
-    tried = itertools.permutations(given) if len(set(given)) > 1 else [tuple(given)]
+    tried = itertools.permutations(given) if differ else [tuple(given)]
     orders = {order[: len(rows)] for order in tried}
     whole = {o for o in orders if not any(n % r for n, (r, _) in zip(rows, o, strict=True))}
     if len(whole) > 1:
@@ -157,17 +158,12 @@ def common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
     lists = {tuple(sorted(set(a.config.get("target_parameters") or ()))) for a in holders}
     if len(lists) <= 1:
         return list(lists.pop()) if lists else None
-    return sorted({name for adapter in holders for name in full_names(adapter)})
+    owners = {(a, owner_of(stack)[0]) for a in holders for stack in stacks(a.layout)}
+    return sorted({f"{o}.{name}" for a, o in owners for name in parameter_names(a.config, o)})
 
 
-def full_names(adapter: Adapter) -> list[str]:
-    """The full name of each parameter that the config targets in a module with experts."""
-    owners = dict.fromkeys(owner_of(stack)[0] for stack in stacks(adapter.layout))
-    return [f"{o}.{name}" for o in owners for name in parameter_names(adapter.config, o)]
-
-
-def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
-    """Why the experts of two adapters do not belong together: (stack, sentence); None if they do.
+def conflict(a: Adapter, b: Adapter) -> Issue | None:
+    """The error about experts of two adapters that do not belong together; None if they do.
 
     Different parameters of one module would have one path, and their keys in a file would depend on
     the adapter; peft refuses such adapters too.
@@ -178,31 +174,25 @@ def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
         names = [parameter_names(adapter.config, owner) for adapter in (a, b)]
         if names[0] != names[1]:
             lists = [", ".join(found) for found in names]
-            return stack, (
+            message = (
                 f"{a.name} targets {lists[0]} of {owner} and {b.name} targets {lists[1]}, so the "
                 "keys of their files do not name the same parameters."
             )
+            return finding("parameters-differ", (a.name, b.name), message, stack)
         counts = [len(held[stack]) for held in (ours, theirs)]
         if counts[0] != counts[1]:
-            return stack, (
-                f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
-            )
+            message = f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
+            return finding("parameters-differ", (a.name, b.name), message, stack)
     return None
 
 
 @dataclass(frozen=True)
 class Place:
-    """The parameter of a model that a stack of experts changes.
-
-    `problem` says why the adapter does not fit the model, "" if it does; `code` is that of an
-    issue.
-    """
+    """The parameter of a model that a stack of experts changes."""
 
     stack: str
     module: nn.Module
-    attribute: str = ""
-    code: str = ""
-    problem: str = ""
+    attribute: str
 
     @property
     def name(self) -> str:
@@ -227,30 +217,35 @@ class Place:
         return (shape[0], shape[2], shape[1]) if self.transposed else shape
 
 
-def places(model: nn.Module, adapter: Adapter) -> Iterator[Place]:
-    """The place of each stack of an adapter in a model, which may be on the meta device."""
+def places(model: nn.Module, adapter: Adapter) -> Iterator[Place | Issue]:
+    """The place of each stack of an adapter in a model, or an error if it does not fit there.
+
+    The model may be on the meta device.
+    """
+    names = (adapter.name,)
     modules = dict(model.named_modules(remove_duplicate=False))
     for stack, paths in stacks(adapter.layout).items():
         owner, depth = owner_of(stack)
-        names = parameter_names(adapter.config, owner)
+        targets = parameter_names(adapter.config, owner)
         module = modules.get(owner, nn.Module())
-        found = [name for name, _ in module.named_parameters(recurse=False) if name in names][::-1]
+        found = [n for n, _ in module.named_parameters(recurse=False) if n in targets][::-1]
         if depth >= len(found):
-            problem = (
-                f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(names)}), which "
-                "the model does not have."
+            message = (
+                f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(targets)}), "
+                "which the model does not have."
             )
-            yield Place(stack, module, code="module-not-in-base", problem=problem)
+            yield finding("module-not-in-base", names, message, stack)
             continue
         place, info = Place(stack, module, found[depth]), adapter.layout[paths[0]]
-        own = (len(paths), info.out_features, info.in_features)
-        if own != place.shape:
-            problem = (
-                f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
-                f"{_sizes(place.shape)}."
-            )
-            place = replace(place, code="shapes-differ", problem=problem)
-        yield place
+        own = (len(paths), *info.shape)
+        if own == place.shape:
+            yield place
+            continue
+        message = (
+            f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
+            f"{_sizes(place.shape)}."
+        )
+        yield finding("shapes-differ", names, message, stack, cure=TRAINED_ON)
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -6,32 +6,30 @@ DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained tok
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.issue_collector import IssueCollector
+from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
-from loraprobe.adapters.token_rows import TokenRows, tokens_of
-from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
+from loraprobe.adapters.types import Adapter, Extra, ModuleInfo
 from loraprobe.errors import AdapterError
-from loraprobe.formatting import count
 
+# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
+WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 # Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
 
 def as_peft_reads(
-    extras: Sequence[Extra],
-    infos: Mapping[str, ModuleInfo],
-    config: Mapping[str, Any],
-    found: IssueCollector,
-) -> list[Extra]:
-    """The extras that peft would load; the others are reported.
+    extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> tuple[list[Extra], list[Extra]]:
+    """The extras that peft would load, and those that it leaves out.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
     kind base_weight, because peft would overwrite the base's weight with it. Rows of tokens that
@@ -48,17 +46,7 @@ def as_peft_reads(
             kept.append(replace(extra, kind="unclear_tokens"))
         else:
             kept.append(extra)
-    if unused:
-        found.warning(
-            "tensors-unused",
-            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-            "leaves out, since the config does not ask for it or its module has no factors; left "
-            "out here too.",
-            "If the adapter was trained with it, correct use_dora or lora_bias in "
-            "adapter_config.json.",
-            unused[0].module,
-        )
-    return kept
+    return kept, unused
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
@@ -76,6 +64,21 @@ def _tokens_are_clear(
     fits = tokens is not None and len(extra.shape) == 2 and extra.shape[0] == len(tokens)
     floating = extra.dtype.startswith(("float", "bfloat"))
     return fits and floating and 0 not in extra.shape and extra.module not in infos
+
+
+def tokens_of(config: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
+    """The ids whose rows of a module the config says to be trained; None if it is not clear.
+
+    A list is that of the input embedding; otherwise a name selects the modules that end with it.
+    """
+    given = config.get("trainable_token_indices")
+    if isinstance(given, Mapping):
+        found = [ids for name, ids in given.items() if path.endswith(str(name))]
+        given = found[0] if len(found) == 1 else None
+    if not isinstance(given, (list, tuple)) or not given:
+        return None
+    sound = all(type(token) is int and token >= 0 for token in given)
+    return tuple(given) if sound and len(set(given)) == len(given) else None
 
 
 def copied_weight(adapter: Adapter, extra: Extra) -> Tensor:
@@ -129,3 +132,27 @@ def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tens
         return tensor.reshape(-1) if flat else tensor
 
     return Tensors(keys, read)
+
+
+def keys_of_extras(adapter: Adapter) -> Iterator[tuple[str, str, str, Tensor]]:
+    """(kind of extra, key without prefix, module, tensor) of all tensors but factors."""
+    for path, magnitude in adapter.magnitudes.items():
+        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
+    for name, tensor in adapter.whole.items():
+        module, _, what = name.rpartition(".")
+        alone = what == "bias" and f"{module}.weight" not in adapter.whole
+        # peft stores the bias of an adapted layer under its `base_layer`.
+        key = f"{module}.base_layer.{what}" if module in adapter.layout else name
+        yield "bias" if alone else "modules_to_save", key, module, tensor
+    for path, bias in adapter.offsets.items():
+        yield "lora_bias", f"{path}.lora_B.bias", path, bias
+    for path, rows in adapter.token_rows.items():
+        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values
+
+
+def extras_of(adapter: Adapter) -> tuple[Extra, ...]:
+    """The tensors of an adapter in memory that are not factors, as a file of it lists them."""
+    return tuple(
+        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+        for kind, key, path, held in keys_of_extras(adapter)
+    )

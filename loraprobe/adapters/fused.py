@@ -8,18 +8,19 @@ W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers can be converted i
 
 Both are exact: rows are moved, and B is only multiplied if scalings differ. DoRA magnitudes, whole
 modules and biases are split and joined by the same rows. A layer whose rows have another order
-(by head) or unknown numbers stays as it is; `UntranslatedFusion` says why.
+(by head) or unknown numbers stays as it is, and an issue says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
 from loraprobe.adapters.types import Adapter
+from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
@@ -48,17 +49,6 @@ UNORDERED = (
 BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
 
-@dataclass(frozen=True)
-class UntranslatedFusion:
-    """A layer that is fused in some adapters (or the base), single in others, and stays so."""
-
-    path: str
-    fused: tuple[str, ...]
-    single: tuple[str, ...]
-    part: str
-    reason: str
-
-
 class NotTranslated(Exception):
     """Raised with the reason why a fused layer stays as it is."""
 
@@ -67,31 +57,28 @@ def one_layout(
     adapters: Sequence[Adapter],
     base: Shapes | None = None,
     config: Mapping[str, Any] | None = None,
-) -> tuple[list[Adapter], list[UntranslatedFusion]]:
-    """The adapters on one layout, and the layers for which that is impossible.
+) -> tuple[list[Adapter], list[Issue]]:
+    """The adapters on one layout, and an error for each reason why that is impossible for layers.
 
     The layout is the base's; without a base it is the split one if any adapter is split. base: the
     shapes of the base's modules. config: its config.json, which may give the rows of heads. An
     adapter that is translated gets a note `fused-translated`; others are returned unchanged.
     """
     todo: list[Fusion] = []
-    refused: list[UntranslatedFusion] = []
-    for path in _fused_paths(adapters, base or {}):
-        layer = _FusedLayer(path, adapters, base or {}, config or {})
+    refused: dict[str, list[_FusedLayer]] = {}
+    touched = [_touched(adapter) for adapter in adapters]
+    for path in _fused_paths(touched, base or {}):
+        layer = _FusedLayer(path, adapters, touched, base or {}, config or {})
         split = layer.wants_split()
         if split is None:
             continue
         try:
             todo.append(layer.fusion(split))
         except NotTranslated as why:
-            refused.append(layer.refused(str(why)))
-    return [_translated(adapter, todo) for adapter in adapters], refused
-
-
-def parts_of(path: str) -> tuple[str, ...]:
-    """The paths of the parts of a fused layer in the order of their rows; () if it is not fused."""
-    parent, dot, name = path.rpartition(".")
-    return tuple(f"{parent}{dot}{part}" for part in PARTS.get(name, ()))
+            refused.setdefault(str(why), []).append(layer)
+    each = zip(adapters, touched, strict=True)
+    issues = [_refusal(reason, layers) for reason, layers in refused.items()]
+    return [_translated(adapter, paths, todo) for adapter, paths in each], issues
 
 
 def may_be_fused(path: str) -> bool:
@@ -105,51 +92,50 @@ def _touched(adapter: Adapter) -> dict[str, None]:
     return dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
 
 
-def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
+def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
     """The fused layers that an adapter changes as a whole, or by a part if the base fuses it."""
     found: dict[str, None] = {}
-    for adapter in adapters:
-        for path in _touched(adapter):
-            parent, dot, name = path.rpartition(".")
-            if name in PARTS:
-                found[path] = None
-            for fused in FUSED_OF.get(name, ()):
-                if f"{parent}{dot}{fused}" in base:
-                    found[f"{parent}{dot}{fused}"] = None
+    for path in itertools.chain(*touched):
+        parent, dot, name = path.rpartition(".")
+        if name in PARTS:
+            found[path] = None
+        for fused in FUSED_OF.get(name, ()):
+            if f"{parent}{dot}{fused}" in base:
+                found[f"{parent}{dot}{fused}"] = None
     return list(found)
 
 
-@dataclass(frozen=True)
 class _FusedLayer:
-    """A fused layer of a base for which adapters may have fused or single updates."""
+    """A fused layer of a base, and the adapters that change it as a whole or by its parts.
 
-    path: str
-    adapters: Sequence[Adapter]
-    base: Shapes
-    config: Mapping[str, Any]
+    touched: the paths that each adapter changes. `parts`: the paths of its parts in the order of
+    their rows, `part` the first that is changed.
+    """
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return parts_of(self.path)
+    def __init__(
+        self,
+        path: str,
+        adapters: Sequence[Adapter],
+        touched: Sequence[Collection[str]],
+        base: Shapes,
+        config: Mapping[str, Any],
+    ) -> None:
+        parent, dot, name = path.rpartition(".")
+        self.path, self.parts = path, tuple(f"{parent}{dot}{part}" for part in PARTS[name])
+        self.adapters, self.base, self.config = adapters, base, config
+        each = list(zip(adapters, touched, strict=True))
+        self.fused = [adapter for adapter, paths in each if path in paths]
+        self.single = [adapter for adapter, paths in each if any(p in paths for p in self.parts)]
+        held = (part for paths in touched for part in self.parts if part in paths)
+        self.part = next(held, self.parts[0])
 
     def wants_split(self) -> bool | None:
         """True if it must be split, False if its parts must be joined, None if it may stay."""
-        touched = [_touched(adapter) for adapter in self.adapters]
-        fused = any(self.path in paths for paths in touched)
-        single = any(part in paths for paths in touched for part in self.parts)
         if self.path in self.base:
-            return False if single and not any(part in self.base for part in self.parts) else None
-        if all(part in self.base for part in self.parts):
-            return True if fused else None
-        return True if single and fused else None
-
-    def refused(self, reason: str) -> UntranslatedFusion:
-        touched = {adapter.name: _touched(adapter) for adapter in self.adapters}
-        fused = [name for name, paths in touched.items() if self.path in paths]
-        single = [name for name, paths in touched.items() if any(p in paths for p in self.parts)]
-        held = (part for paths in touched.values() for part in self.parts if part in paths)
-        part = next(held, self.parts[0])
-        return UntranslatedFusion(self.path, tuple(fused), tuple(single), part, reason)
+            join = self.single and not any(part in self.base for part in self.parts)
+            return False if join else None
+        split = self.fused and (self.single or all(part in self.base for part in self.parts))
+        return True if split else None
 
     def fusion(self, split: bool) -> Fusion:
         """Raises NotTranslated if it cannot be split or joined exactly."""
@@ -160,9 +146,8 @@ class _FusedLayer:
             ".h." in self.path and name == "qkv_proj"
         ):
             raise NotTranslated(BLOCKS)
-        for adapter in self.adapters:
-            paths = _touched(adapter)
-            if self.path in paths and any(part in paths for part in self.parts):
+        for adapter in self.fused:
+            if adapter in self.single:
                 raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
         rows = self.rows()
         for adapter in () if split else self.adapters:
@@ -197,8 +182,21 @@ class _FusedLayer:
         """The (out, in) of a module in base and adapters; several if they disagree."""
         infos = [adapter.layout[path] for adapter in self.adapters if path in adapter.layout]
         of_base = self.base.get(path)
-        found = {(info.out_features, info.in_features) for info in infos}
+        found = {info.shape for info in infos}
         return found | ({of_base} if of_base else set())
+
+
+def _refusal(reason: str, layers: Sequence[_FusedLayer]) -> Issue:
+    """The error for layers that are fused in some adapters (or the base) and single in others."""
+    first = layers[0]
+    fused, single = ([adapter.name for adapter in held] for held in (first.fused, first.single))
+    more = f" and {count(len(layers) - 1, 'more such layer')}" if layers[1:] else ""
+    message = (
+        f"{listing(fused) or 'the base'} has the fused {first.path}{more}, "
+        f"{listing(single) or 'the base'} the single {first.part.rpartition('.')[2]}, and one "
+        f"cannot be made of the other: {reason}."
+    )
+    return finding("fused-targets", (*fused, *single), message, first.path)
 
 
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
@@ -227,9 +225,8 @@ def _check_complete(adapter: Adapter, parts: Sequence[str]) -> None:
             )
 
 
-def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
-    """The adapter on the common layout."""
-    touched = _touched(adapter)
+def _translated(adapter: Adapter, touched: Collection[str], todo: Sequence[Fusion]) -> Adapter:
+    """The adapter on the common layout. touched: the paths that it changes."""
     mine = [
         f for f in todo if (f.path in touched if f.split else any(p in touched for p in f.parts))
     ]
@@ -245,18 +242,15 @@ def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
     )
 
 
-def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
-    found = IssueCollector(adapter.name)
+def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> Iterator[Issue]:
     for split in (True, False):
         done = [fusion for fusion in mine if fusion.split == split]
         if not done:
             continue
         names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
         what = "split into the single projections" if split else "joined from single projections"
-        found.note(
-            "fused-translated",
+        message = (
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
-            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact.",
-            module=done[0].path,
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
         )
-    return found.issues
+        yield finding("fused-translated", (adapter.name,), message, done[0].path)

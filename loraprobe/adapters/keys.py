@@ -1,14 +1,8 @@
-"""The keys of a PEFT file: what each tensor is, and which key a tensor gets."""
+"""The keys of a PEFT file: what each tensor is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-
-from torch import Tensor
-
-from loraprobe.adapters.token_rows import TokenRows
 
 PREFIX = "base_model.model."
 
@@ -32,51 +26,22 @@ _WHOLE = {
 }
 
 
-@dataclass(frozen=True)
-class Key:
-    """The role of a key: "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra."""
+def classify(key: str) -> tuple[str, str | None]:
+    """The role of a key, and the module path in the base model that it belongs to.
 
-    role: str
-    path: str | None
-
-
-def classify(key: str) -> Key:
-    """The role of a key, and the module path in the base model that it belongs to."""
+    The role is "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra.
+    """
     name = key.removeprefix(PREFIX)
     if match := _FACTOR.fullmatch(name):
-        return Key(match["which"], match["path"])
+        return match["which"], match["path"]
     if match := _EMBEDDING.fullmatch(name):
-        return Key("e" + match["which"], match["path"])
+        return "e" + match["which"], match["path"]
     for kind, pattern in _EXTRAS.items():
         if match := pattern.fullmatch(name):
-            return Key(kind, match["path"])
+            return kind, match["path"]
     if any(part.startswith("lora") for part in name.split(".")):
-        return Key("unknown", None)  # another tool's names, such as lora_down and lora_up
+        return "unknown", None  # another tool's names, such as lora_down and lora_up
     for kind, pattern in _WHOLE.items():
         if match := pattern.fullmatch(name):
-            return Key(kind if match["what"] == "weight" else "bias", match["path"])
-    return Key("unknown", None)
-
-
-def keys_of_extras(
-    modules: Collection[str],
-    magnitudes: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
-    offsets: Mapping[str, Tensor],
-    token_rows: Mapping[str, TokenRows],
-) -> Iterator[tuple[str, str, str, Tensor]]:
-    """(kind of extra, key without prefix, module, tensor) of an adapter's tensors beside factors.
-
-    modules: the paths with factors. The mappings are those of `Adapter`.
-    """
-    for path, magnitude in magnitudes.items():
-        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
-    for name, tensor in whole.items():
-        module, _, what = name.rpartition(".")
-        kind = "bias" if what == "bias" and f"{module}.weight" not in whole else "modules_to_save"
-        # peft stores the bias of an adapted layer under its `base_layer`.
-        yield kind, f"{module}.base_layer.{what}" if module in modules else name, module, tensor
-    for path, bias in offsets.items():
-        yield "lora_bias", f"{path}.lora_B.bias", path, bias
-    for path, rows in token_rows.items():
-        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values
+            return kind if match["what"] == "weight" else "bias", match["path"]
+    return "unknown", None

@@ -1,10 +1,12 @@
-"""Mappings whose values are read when they are needed."""
+"""Tensors that are read when they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.adapters.paths import natural
@@ -39,3 +41,20 @@ class LazyMapping(Mapping[str, Value]):
 
 class Tensors(LazyMapping[Tensor]):
     """Name -> tensor, read when needed, in natural order."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Trained rows of an embedding or a head (`trainable_token_indices`) and their tokens' ids.
+
+    peft stores the rows themselves, not their change, and puts them in place of the base's:
+    TrainableTokensLayer copies them over `W[tokens]`. Where the base ties its head to the
+    embedding, the rows of the embedding also replace the head's. `values`: [k, dim], in order.
+    """
+
+    tokens: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def values(self) -> Float[Tensor, "k dim"]:
+        return self.read()

@@ -1,22 +1,30 @@
 """Reads a PEFT directory into an Adapter and accounts for every tensor of its file.
 
-Whatever is odd but readable becomes an issue of the adapter; `loraprobe.compatibility.codes` lists
-the codes. Errors stop a merge unless they are allowed by name.
+Whatever is odd but readable becomes an issue of the adapter; findings.toml lists the codes. Errors
+stop a merge unless they are allowed by name. `adapter_of` builds an adapter from tensors in memory.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from loraprobe.adapters.completeness import report_incompleteness
+import torch
+from torch import Tensor
+
 from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.config_issues import report_config
-from loraprobe.adapters.extras import as_peft_reads, extra_tensors
-from loraprobe.adapters.issue_collector import IssueCollector
+from loraprobe.adapters.extras import as_peft_reads, extra_tensors, extras_of
+from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
+from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
-from loraprobe.adapters.types import Adapter, Modules, Source
+from loraprobe.adapters.types import Adapter, LayerKind, ModuleInfo, Modules, Source
 from loraprobe.errors import AdapterError
+from loraprobe.findings import finding
+from loraprobe.lora.lowrank import LowRank
 
 
 def read_adapter(
@@ -31,43 +39,104 @@ def read_adapter(
     name = name or directory.resolve().name
     config = read_config(directory)
     file = open_tensors(directory)
-    found = IssueCollector(name)
-    sorting = KeySorting(config, file, found)
+    sorting = KeySorting(name, config, file)
     sorting.sort_keys()
     infos = sorting.pair_factors()
-    extras = as_peft_reads(sorting.extras, infos, config.raw, found)
-    report_config(config.raw, extras, infos, found)
-    report_incompleteness(infos, config.raw, extras, found)
-    if what := disagreement(directory):
-        message = (
-            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
-        )
-        found.error("weights-disagree", message, "Delete the one that is not meant.")
-    if not infos:
-        message = "The file holds no LoRA factors that can be used."
-        found.error("no-modules", message, "Check that this is the adapter that was trained.")
-    return Adapter(
+    extras, unused = as_peft_reads(sorting.extras, infos, config.raw)
+    adapter = Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
         base_model=config.raw.get("base_model_name_or_path") or None,
         modules=Modules(infos, sorting.reader(infos)),
         extras=tuple(extras),
-        issues=tuple(found.issues),
         config=dict(config.raw),
         weights_file=file.path,
         **extra_tensors(file, extras, config.raw),
     )
+    issues = [*sorting.findings(), *unused_issues(name, unused)]
+    issues += [*config_issues(adapter), *incompleteness(adapter)]
+    if what := disagreement(directory):
+        message = (
+            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
+        )
+        issues.append(finding("weights-disagree", (name,), message))
+    if not infos:
+        message = "The file holds no LoRA factors that can be used."
+        issues.append(finding("no-modules", (name,), message))
+    return replace(adapter, issues=tuple(issues))
 
 
 def find_directory(path: Path) -> Path:
     """The directory itself, or its only sub-folder with an adapter (peft's named adapters).
 
-    Raises AdapterError if several sub-folders hold adapters.
+    Raises AdapterError if there is none, or if several sub-folders hold adapters.
     """
-    if (path / CONFIG).is_file() or not path.is_dir():
+    if not path.is_dir():
+        raise AdapterError(f"There is no directory {path}; check the path.")
+    if (path / CONFIG).is_file():
         return path
     inner = sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
     if len(inner) > 1:
         names = ", ".join(map(str, inner))
         raise AdapterError(f"{path} holds several adapters; name one of {names}.")
-    return inner[0] if inner else path
+    if inner:
+        return inner[0]
+    if (path / "config.json").is_file():
+        raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
+    raise AdapterError(
+        f"{path} has no {CONFIG}, so it is no PEFT adapter; "
+        "give the directory that save_pretrained wrote."
+    )
+
+
+def adapter_of(
+    name: str,
+    modules: Mapping[str, LowRank],
+    *,
+    kinds: Mapping[str, LayerKind] | None = None,
+    base_model: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+    offsets: Mapping[str, Tensor] | None = None,
+    token_rows: Mapping[str, TokenRows] | None = None,
+) -> Adapter:
+    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
+
+    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets, token_rows: as in
+    `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
+    module.
+    """
+    kinds, kernels = kinds or {}, kernels or {}
+    infos = {
+        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
+        for path, update in modules.items()
+    }
+    made = Adapter(
+        name=name,
+        source=source or Source(reference=name),
+        base_model=base_model,
+        modules=Modules(infos, dict(modules).__getitem__),
+        config=dict(config or {}),
+        magnitudes=_held(magnitudes),
+        whole=_held(whole),
+        offsets=_held(offsets),
+        token_rows=dict(token_rows or {}),
+    )
+    return replace(made, extras=extras_of(made))
+
+
+def _held(given: Mapping[str, Tensor] | None) -> Tensors:
+    held = dict(given or {})
+    return Tensors(held, held.__getitem__)
+
+
+def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
+    if update.in_features % math.prod(kernel):
+        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
+    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
+    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
+    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)

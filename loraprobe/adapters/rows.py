@@ -9,7 +9,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.types import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.adapters.lazy import Tensors
+from loraprobe.adapters.types import Adapter, ModuleInfo, Modules
 from loraprobe.lora.lowrank import LowRank
 
 

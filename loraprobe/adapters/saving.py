@@ -22,7 +22,8 @@ from loraprobe.adapters.experts import (
     stacks,
     without_experts,
 )
-from loraprobe.adapters.keys import PREFIX, keys_of_extras
+from loraprobe.adapters.extras import WRITTEN, keys_of_extras
+from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.paths import public_name, public_value
 from loraprobe.adapters.portable import portable
 from loraprobe.adapters.reading import read_adapter
@@ -31,8 +32,6 @@ from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
-# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
-WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
 # Saving multiplies the scaling by r and reading divides by r: two roundings of a double.
@@ -112,10 +111,7 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
         yield f"{path}.{names[0]}", A
         yield f"{path}.{names[1]}", B
-    extras = keys_of_extras(
-        adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets, adapter.token_rows
-    )
-    for kind, key, path, tensor in extras:
+    for kind, key, path, tensor in keys_of_extras(adapter):
         if kind == "dora_magnitude" and adapter.layout[path].kind == "convolution":
             tensor = tensor.reshape(1, -1, *(1 for _ in adapter.layout[path].kernel))
         yield key, tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,82 +15,61 @@ from loraprobe.adapters.experts import (
     NESTED,
     expert_path,
     factors_of_expert,
+    in_order,
     owner_of,
     parameter_names,
-    ranks_and_scalings,
     stack_of,
     targeted_whole,
 )
-from loraprobe.adapters.issue_collector import IssueCollector
-from loraprobe.adapters.keys import PREFIX, Key, classify
+from loraprobe.adapters.keys import PREFIX, classify
 from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
+from loraprobe.findings import finding
 from loraprobe.limits import how_to_raise, limits
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.records import Severity
+from loraprobe.records import Issue
 
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 
 
-# Issues about several keys or modules: code -> (severity, message, cure).
-ISSUES: dict[str, tuple[Severity, str, str]] = {
+# The messages of findings about several keys or modules, in the order in which they are told.
+MESSAGES = {
     "doubled-prefix": (
-        "error",
-        f"{{modules}} with the prefix {PREFIX!r} twice, which peft loads without any effect.",
-        "Save the adapter from a model that is wrapped once, or rename its keys.",
+        f"{{modules}} with the prefix {PREFIX!r} twice, which peft loads without any effect."
     ),
     "unprefixed-keys": (
-        "warning",
         f"{{keys}} without the prefix {PREFIX!r}: read here as module paths, but peft would load "
-        "them without any effect.",
-        "Rename the keys if peft is to load this adapter.",
+        "them without any effect."
     ),
     "several-adapters": (
-        "error",
-        "{keys} for a factor that another key gives already, so the file holds several adapters.",
-        "Save each adapter into a directory of its own.",
+        "{keys} for a factor that another key gives already, so the file holds several adapters."
     ),
-    "unknown-tensors": (
-        "error",
-        "{keys} that fit nothing in a PEFT LoRA file{style}.",
-        "Convert the file to PEFT's format, or remove tensors that do not belong to the adapter.",
-    ),
-    "unpaired-factor": (
-        "error",
-        "The file has modules that lack the partner of {first}.",
-        "Save or download it again.",
-    ),
-    "shape-mismatch": (
-        "error",
-        "The file has modules whose factors do not multiply: {first}.",
-        "Save or download it again; with DeepSpeed ZeRO-3 or FSDP gather the shards first.",
-    ),
-    "not-floating": (
-        "error",
-        "The file has modules whose factors are not floating point: {first}.",
-        "Save the adapter in float32, bfloat16 or float16.",
-    ),
+    "unknown-tensors": "{keys} that fit nothing in a PEFT LoRA file{style}.",
+    "unpaired-factor": "The file has modules that lack the partner of {first}.",
+    "shape-mismatch": "The file has modules whose factors do not multiply: {first}.",
+    "not-floating": "The file has modules whose factors are not floating point: {first}.",
     "rank-contradicts-config": (
-        "error",
         "The file has modules whose rank is not the config's, so that their scale is unknown: "
-        "{first}.",
-        "Correct r or rank_pattern in adapter_config.json.",
+        "{first}."
     ),
 }
 
 
 class KeySorting:
-    """The state of reading one file: each key becomes a factor of a module or an extra."""
+    """The state of reading one file: each key becomes a factor of a module or an extra.
 
-    def __init__(self, config: Config, file: TensorFile, found: IssueCollector) -> None:
-        self.config, self.file, self.found = config, file, found
+    name: that of the adapter.
+    """
+
+    def __init__(self, name: str, config: Config, file: TensorFile) -> None:
+        self.name, self.config, self.file = name, config, file
         self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
         self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update
         self.extras: list[Extra] = []
-        # Code of an issue -> for each place the key, path or problem, and the module if known.
-        self.odd: dict[str, list[tuple[str, str | None]]] = {code: [] for code in ISSUES}
+        # Code of a finding -> for each place the key, path or problem, and the module if known.
+        self.odd: dict[str, list[tuple[str, str | None]]] = {code: [] for code in MESSAGES}
 
     def extra(self, kind: str, key: str, module: str | None) -> None:
         dtype = str(self.file.dtypes[key] or "unknown").removeprefix("torch.")
@@ -101,8 +80,9 @@ class KeySorting:
         saved = self.config.raw.get("modules_to_save") or ()
         saved = Names([saved] if isinstance(saved, str) else saved)
         for key in sorted(self.file.shapes):
-            sorted_key = _as_saved(classify(key), saved)
-            role, path = sorted_key.role, sorted_key.path
+            role, path = classify(key)
+            if role == "bias" and path and saved.fits(path):
+                role = "modules_to_save"  # a part of a module that was trained whole
             if not key.startswith(PREFIX):
                 self.odd["unprefixed-keys"].append((key, None))
             if role not in ("A", "B", "eA", "eB") or path is None:
@@ -120,11 +100,11 @@ class KeySorting:
     def pair_factors(self) -> dict[str, ModuleInfo]:
         """Pairs A and B of each module and checks their shapes; unusable factors become extras.
 
-        Reports all odd keys and modules. Raises AdapterError for more modules than the limit.
+        Raises AdapterError for more modules than the limit.
         """
         infos: dict[str, ModuleInfo] = {}
         self._check_count(len(self.factors))
-        self.config.prepare(self.factors)
+        measures = self.config.ranks_and_scalings(self.factors)
         for path, keys in self.factors.items():
             embedding = "eA" in keys or "eB" in keys
             pair = ("eA", "eB") if embedding else ("A", "B")
@@ -137,19 +117,18 @@ class KeySorting:
             if kind is None:
                 self.pairs[path] = a, b
                 if not self._is_stack(path):
-                    infos[path] = self._module(path, a, b, embedding)
+                    infos[path] = self._module(path, a, b, embedding, *measures[path])
             else:
                 for key in keys.values():
                     self.extra(kind, key, path)
         self._unstack(infos)
-        self._report()
         return infos
 
     def _check_count(self, modules: int) -> None:
         allowed = limits().modules
         if modules > allowed:
             raise AdapterError(
-                f"{self.found.name} adapts {modules:,} modules, beyond the {allowed:,} that are "
+                f"{self.name} adapts {modules:,} modules, beyond the {allowed:,} that are "
                 f"read; {how_to_raise('modules', modules)}."
             )
 
@@ -159,11 +138,12 @@ class KeySorting:
         for stack in self.pairs.keys() - infos.keys():
             owners.setdefault(owner_of(stack)[0], []).append(stack)
         raw = self.config.raw
-        self.config.prepare([f"{o}.{name}" for o in owners for name in parameter_names(raw, o)])
+        names = {o: [f"{o}.{name}" for name in parameter_names(raw, o)] for o in owners}
+        measures = self.config.ranks_and_scalings(name for o in owners for name in names[o])
         for owner in sorted(owners):
             stacks = sorted(owners[owner], key=len)  # from the outermost to the innermost
             rows = [self.file.shapes[self.pairs[stack][0]][0] for stack in stacks]
-            found = ranks_and_scalings(self.config, owner, rows)
+            found = in_order([measures[name] for name in names[owner]], rows)
             if found is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
                 for stack in stacks:
                     for key in self.pairs[stack]:
@@ -180,27 +160,26 @@ class KeySorting:
     def _why_unusable(self, path: str, key_a: str, key_b: str) -> str | None:
         """The kind of extra that two factors become; None if they are an update B A."""
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
+        fits = len(a) == len(b) > 1 and a[0] == b[1] and 0 not in a + b
+        kind = "unknown"
         if len(a) > 2 and len(b) > 2:
-            usable = _plain_convolution(a, b) and self._floating(path, key_a, key_b)
-            return None if usable else "convolution"
-        if path.endswith(NESTED) and not self._is_stack(path):
+            kind = "convolution"
+            fits = fits and set(b[2:]) == {1}  # without groups, so that it is one matrix product
+        elif path.endswith(NESTED) and not self._is_stack(path):
             return "target_parameter"
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+        elif not fits:
             self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
-            return "unknown"
-        return None if self._floating(path, key_a, key_b) else "unknown"
-
-    def _floating(self, path: str, key_a: str, key_b: str) -> bool:
         types = [self.file.dtypes[key] for key in (key_a, key_b)]
-        if all(t is not None and t.is_floating_point for t in types):
-            return True
-        names = " and ".join(str(t).removeprefix("torch.") for t in types)
-        self.odd["not-floating"].append((names, path))
-        return False
+        if fits and not all(t is not None and t.is_floating_point for t in types):
+            names = " and ".join(str(t).removeprefix("torch.") for t in types)
+            self.odd["not-floating"].append((names, path))
+            return kind
+        return None if fits else kind
 
-    def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
+    def _module(
+        self, path: str, key_a: str, key_b: str, embedding: bool, r: int, scaling: float
+    ) -> ModuleInfo:
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
-        r = self.config.rank(path)
         if a[0] != r:
             self.odd["rank-contradicts-config"].append((f"{a[0]} for {r}", path))
         kind: LayerKind = "linear"
@@ -208,12 +187,10 @@ class KeySorting:
             kind = "embedding"
         elif len(a) > 2:
             kind = "convolution"
-        elif self.config.fan_in_fan_out and path.rpartition(".")[2] not in LINEAR_HEADS:
+        elif self.config.raw.get("fan_in_fan_out") and path.rpartition(".")[2] not in LINEAR_HEADS:
             kind = "conv1d"
         dtype = _common(self.file, key_a, key_b)
-        return ModuleInfo(
-            path, kind, a[0], math.prod(a[1:]), b[0], self.config.scaling(path), dtype, a[2:]
-        )
+        return ModuleInfo(path, kind, a[0], math.prod(a[1:]), b[0], scaling, dtype, a[2:])
 
     def _is_stack(self, path: str) -> bool:
         """Whether the factors are stacked ones of a parameter that the config targets."""
@@ -224,21 +201,20 @@ class KeySorting:
     def _targeted(self) -> set[str]:
         return targeted_whole(self.config.raw, {owner_of(path)[0] for path in self.factors})
 
-    def _report(self) -> None:
-        """Adds one issue per code, which counts the keys or modules that have the problem."""
+    def findings(self) -> Iterator[Issue]:
+        """One finding per code, which counts the keys or modules that have the problem."""
         for code, places in self.odd.items():
             if not places:
                 continue
-            severity, message, cure = ISSUES[code]
             names, module = [name for name, _ in places], places[0][1]
             more = f" and {len(names) - 1} more" if names[1:] else ""
-            text = message.format(
+            text = MESSAGES[code].format(
                 keys=_many(names, "key"),
                 modules=_many(names, "module"),
                 first=f"{names[0]} in {module}{more}",
                 style=_style_of(names) if code == "unknown-tensors" else "",
             )
-            self.found.add(severity, code, text, cure, module)
+            yield finding(code, (self.name,), text, module)
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank that reads both factors from the file."""
@@ -261,23 +237,11 @@ class KeySorting:
         return read
 
 
-def _plain_convolution(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product, without groups."""
-    return len(a) == len(b) and a[0] == b[1] and set(b[2:]) == {1} and 0 not in a + b
-
-
 def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
     """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
     found = [file.dtypes[key] for key in (key_a, key_b)]
     a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
     return torch.promote_types(a, b)
-
-
-def _as_saved(key: Key, saved: Names) -> Key:
-    """The key; a bias of a module that was trained whole becomes part of that module."""
-    if key.role == "bias" and key.path and saved.fits(key.path):
-        return Key("modules_to_save", key.path)
-    return key
 
 
 def _style_of(keys: Sequence[str]) -> str:

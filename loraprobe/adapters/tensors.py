@@ -83,17 +83,21 @@ class PickleFile:
             state = unpickle(path)
         except Exception as error:  # torch.load raises many types, pickle errors among them
             raise broken(path, str(path.parent), error, AdapterError) from None
-        if not isinstance(state, dict) or not all(_is_named_tensor(*it) for it in state.items()):
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
+            for key, value in state.items()
+        ):
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
             )
         check_count(path, len(state))
-        huge = next((key for key, tensor in state.items() if _expanded(tensor)), None)
-        if huge is not None:
-            raise AdapterError(
-                f"{path} declares {huge} as {list(state[huge].shape)}, more numbers than it holds; "
-                f"save the trained factors themselves, as {SAFETENSORS}."
-            )
+        for key, tensor in state.items():  # strides of zero repeat what is stored
+            size = tensor.numel() * tensor.element_size()
+            if size > max(tensor.untyped_storage().nbytes(), 1):
+                raise AdapterError(
+                    f"{path} declares {key} as {list(tensor.shape)}, more numbers than it holds; "
+                    f"save the trained factors themselves, as {SAFETENSORS}."
+                )
         self._state: dict[str, Tensor] = state
         self.metadata: dict[str, str] = {}
         self.shapes = {key: tuple(t.shape) for key, t in state.items()}
@@ -101,10 +105,6 @@ class PickleFile:
 
     def read(self, key: str) -> Tensor:
         return self._state[key]
-
-
-def _is_named_tensor(key: object, value: object) -> bool:
-    return isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -121,11 +121,6 @@ def check_count(path: Path, tensors: int) -> None:
             f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
             f"read; {how_to_raise('tensors', tensors)}."
         )
-
-
-def _expanded(tensor: Tensor) -> bool:
-    """Whether a tensor has more entries than its storage, by strides of zero."""
-    return tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1)
 
 
 def disagreement(directory: Path) -> str | None:

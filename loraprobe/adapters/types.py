@@ -1,4 +1,4 @@
-"""The Adapter, its parts, and how one is built from tensors in memory."""
+"""The Adapter and its parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.keys import PREFIX, keys_of_extras
-from loraprobe.adapters.lazy import LazyMapping, Tensors
+from loraprobe.adapters.lazy import LazyMapping, TokenRows
 from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
-from loraprobe.adapters.token_rows import TokenRows
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
@@ -45,6 +43,11 @@ class ModuleInfo:
     scaling: float
     dtype: torch.dtype
     kernel: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.out_features, self.in_features
 
 
 @dataclass(frozen=True)
@@ -230,70 +233,6 @@ class Adapter:
         """The same adapter under another name, which its issues also use."""
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
-
-
-def adapter_of(
-    name: str,
-    modules: Mapping[str, LowRank],
-    *,
-    kinds: Mapping[str, LayerKind] | None = None,
-    base_model: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    source: Source | None = None,
-    kernels: Mapping[str, tuple[int, ...]] | None = None,
-    magnitudes: Mapping[str, Tensor] | None = None,
-    whole: Mapping[str, Tensor] | None = None,
-    offsets: Mapping[str, Tensor] | None = None,
-    token_rows: Mapping[str, TokenRows] | None = None,
-) -> Adapter:
-    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
-
-    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
-    kernels: path -> kernel of a convolution. magnitudes, whole, offsets, token_rows: as in
-    `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
-    module.
-    """
-    kinds, kernels = kinds or {}, kernels or {}
-    infos = {
-        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
-        for path, update in modules.items()
-    }
-    magnitudes, whole, offsets = (_held(given) for given in (magnitudes, whole, offsets))
-    token_rows = dict(token_rows or {})
-    return Adapter(
-        name=name,
-        source=source or Source(reference=name),
-        base_model=base_model,
-        modules=Modules(infos, dict(modules).__getitem__),
-        extras=_extras(infos, magnitudes, whole, offsets, token_rows),
-        config=dict(config or {}),
-        magnitudes=magnitudes,
-        whole=whole,
-        offsets=offsets,
-        token_rows=token_rows,
-    )
-
-
-def _extras(*held: Any) -> tuple[Extra, ...]:
-    """Extras of the arguments of `keys_of_extras`."""
-    found = []
-    for kind, key, path, tensor in keys_of_extras(*held):
-        dtype = str(tensor.dtype).partition(".")[2]
-        found.append(Extra(kind, PREFIX + key, path, tuple(tensor.shape), dtype))
-    return tuple(found)
-
-
-def _held(given: Mapping[str, Tensor] | None) -> Tensors:
-    held = dict(given or {})
-    return Tensors(held, held.__getitem__)
-
-
-def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
-    if update.in_features % math.prod(kernel):
-        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
-    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
-    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
-    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -5,7 +5,6 @@ Module paths are those of the loaded model, which adapters also use.
 """
 
 from loraprobe.base.devices import pick_device, pick_dtype
-from loraprobe.base.geometry import Weight
-from loraprobe.base.model import Base, LoadedBase, open_base
+from loraprobe.base.model import Base, open_base
 
-__all__ = ["Base", "LoadedBase", "Weight", "open_base", "pick_device", "pick_dtype"]
+__all__ = ["Base", "open_base", "pick_device", "pick_dtype"]

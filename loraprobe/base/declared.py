@@ -42,18 +42,17 @@ class StoredTensor(Protocol):
 
 def check_types(config: Mapping[str, Any], reference: str) -> None:
     """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
-    if problem := next(_wrong_types(config), None):
-        raise BaseError(f"config.json of {reference} {problem}; download it again.")
-
-
-def _wrong_types(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, value, kind in wrong_types(config, TYPES):
-        yield f"sets {key} to {_short(value)}, which must be {kind}"
+    problems = [
+        f"sets {key} to {_short(value)}, which must be {kind}"
+        for key, value, kind in wrong_types(config, TYPES)
+    ]
     for key, value, depth in nested_values(config):
         if depth > DEEPEST:
-            yield f"nests {key} in more than {DEEPEST} levels"
+            problems.append(f"nests {key} in more than {DEEPEST} levels")
         if isinstance(value, int) and abs(value) >= LARGEST:
-            yield f"sets {key} to {_short(value)}, which is no size that a model has"
+            problems.append(f"sets {key} to {_short(value)}, which is no size that a model has")
+    if problems:
+        raise BaseError(f"config.json of {reference} {problems[0]}; download it again.")
 
 
 def check_sizes(
@@ -70,8 +69,8 @@ def check_sizes(
 
 
 def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
-    found = (int(part) for key in tensors for part in key.split(".") if _is_index(part))
-    layers = max(found, default=-1) + 1
+    parts = (part for key in tensors for part in key.split(".") if len(part) < 9)
+    layers = max((int(p) for p in parts if p.isascii() and p.isdigit()), default=-1) + 1
     side = PACKED * max((max(t.shape, default=1) for t in tensors.values()), default=1)
     most = max(HARMLESS_COUNT, side, len(tensors))
     for where, part in (("", config), ("text_config.", config.get("text_config") or {})):
@@ -90,10 +89,6 @@ def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor])
                 f"sets {key} to {_short(value)}, and its weight files hold {len(tensors):,} "
                 f"tensors of at most {side // PACKED:,} a side"
             )
-
-
-def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdigit() and len(part) < 9
 
 
 def _is_number(value: Any) -> bool:

@@ -31,10 +31,8 @@ def pick_device(text: str) -> torch.device:
 def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
     """The dtype for `--dtype auto|float32|bfloat16|float16`, or fp32, bf16, fp16 for short.
 
-    Raises UsageError for others.
-
     auto is float32 on the CPU and Metal; on CUDA it is bfloat16 if the card supports it, else
-    float16.
+    float16. Raises UsageError for other names.
     """
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if text == "auto":

@@ -17,15 +17,15 @@ from loraprobe.adapters.paths import local_name
 from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.base.geometry import (
     FLOATS,
+    TOKEN_EMBEDDINGS,
     Weight,
+    kind_of,
     model_without_weights,
-    stored_tensors,
-    tensors_in_memory,
-    vocabulary,
-    weights_in_memory,
+    names_in_memory,
+    tied_head,
 )
 from loraprobe.base.tokenizer import tokenizer_size
-from loraprobe.checkpoint import read_json, read_tensor, weight_names
+from loraprobe.checkpoint import read_header, read_json, read_tensor, weight_names
 from loraprobe.errors import BaseError
 from loraprobe.file_hashes import cached_hash, hash_in_name
 from loraprobe.records import BaseSummary
@@ -74,7 +74,12 @@ class BaseFiles:
         """The rows of the token embedding; without one, the vocab_size of the config."""
         text = self.config.get("text_config") or {}
         declared = self.config.get("vocab_size", text.get("vocab_size"))
-        return vocabulary(self.weights) or declared
+        tables = (
+            weight.shape[0]
+            for path, weight in self.weights.items()
+            if path.rpartition(".")[2] in TOKEN_EMBEDDINGS and weight.dtype in FLOATS
+        )
+        return next(tables, None) or declared
 
     @cached_property
     def tokenizer_size(self) -> int | None:
@@ -100,19 +105,34 @@ class BaseFiles:
 
         Raises BaseError for a broken file and for a config that declares far more than they hold.
         """
-        found = stored_tensors(self.weight_files, self.config, self.reference)
+        found: dict[str, Weight] = {}
+        for file in self.weight_files:
+            for key, (dtype, shape) in read_header(file, self.reference).items():
+                kind = kind_of(self.config, key.rpartition(".")[0])
+                found[key] = Weight(file, key, shape, dtype, kind)
         check_sizes(self.config, found, self.reference)
         return found
 
     @cached_property
     def tensors(self) -> Mapping[str, Weight]:
         """Name in the loaded model (`model.norm.weight`) -> Weight of every tensor."""
-        return tensors_in_memory(self.stored, self.path, self.config)
+        parts = {key: key.rpartition(".") for key in self.stored}
+        paths = list(dict.fromkeys(path for path, _, _ in parts.values()))
+        names = names_in_memory(paths, self.path, self.config)
+        return {
+            f"{names.get(path, path)}.{what}": self.stored[key]
+            for key, (path, _, what) in parts.items()
+        }
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
         """Path of a module in the loaded model -> its `.weight` of two or more dimensions."""
-        return weights_in_memory(self.tensors, self.config)
+        found = {
+            name.removesuffix(".weight"): weight
+            for name, weight in self.tensors.items()
+            if name.endswith(".weight") and len(weight.shape) >= 2
+        }
+        return found | tied_head(found, self.config)
 
     @cached_property
     def skeleton(self) -> Any:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import read_header
 
 WeightKind = Literal["linear", "conv1d", "embedding"]
 
@@ -66,65 +65,15 @@ class Weight:
         return self.dtype == "U8" or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
-def stored_tensors(
-    files: Iterable[Path], config: Mapping[str, Any], reference: str
-) -> dict[str, Weight]:
-    """Name of a tensor in the files -> Weight. Raises BaseError for a broken file."""
-    stored: dict[str, Weight] = {}
-    for file in files:
-        for key, (dtype, shape) in read_header(file, reference).items():
-            stored[key] = Weight(file, key, shape, dtype, _kind(config, _module(key)))
-    return stored
-
-
-def tensors_in_memory(
-    stored: Mapping[str, Weight], directory: Path, config: Mapping[str, Any]
-) -> dict[str, Weight]:
-    """Name of a parameter in memory -> Weight, for all tensors of the files."""
-    matrices = [_module(key) for key, weight in stored.items() if is_matrix(key, weight)]
-    rest = [_module(key) for key in stored]
-    names = _names_in_memory(list(dict.fromkeys([*matrices, *rest])), directory, config)
-    return {
-        f"{names.get(_module(key), _module(key))}.{key.rpartition('.')[2]}": weight
-        for key, weight in stored.items()
-    }
-
-
-def weights_in_memory(
-    tensors: Mapping[str, Weight], config: Mapping[str, Any]
-) -> dict[str, Weight]:
-    """Module path in memory -> its `.weight` of two or more dimensions, with a tied head."""
-    found = {_module(name): w for name, w in tensors.items() if is_matrix(name, w)}
-    return found | _tied_head(found, config)
-
-
-def is_matrix(name: str, weight: Weight) -> bool:
-    """Whether a tensor is the weight of a linear layer, an embedding or a convolution."""
-    return name.endswith(".weight") and len(weight.shape) >= 2
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def vocabulary(weights: Mapping[str, Weight]) -> int | None:
-    """The number of rows of the token embedding; None if there is none."""
-    for path, weight in weights.items():
-        if path.rpartition(".")[2] in TOKEN_EMBEDDINGS and weight.dtype in FLOATS:
-            return weight.shape[0]
-    return None
-
-
-def _kind(config: Mapping[str, Any], path: str) -> WeightKind:
+def kind_of(config: Mapping[str, Any], path: str) -> WeightKind:
+    """The kind of layer of a module, by its name and the model's type."""
     name = path.rpartition(".")[2]
     if config.get("model_type") in CONV1D_MODELS and name in CONV1D_NAMES:
         return "conv1d"
     return "embedding" if EMBEDDING.search(name) else "linear"
 
 
-def _names_in_memory(
-    paths: list[str], directory: Path, config: Mapping[str, Any]
-) -> dict[str, str]:
+def names_in_memory(paths: list[str], directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Path in the files -> path in memory, for the paths that differ."""
     nested = bool(config.get("text_config"))
     if not nested and (not paths or any(path.startswith(BODIES) for path in paths)):
@@ -173,7 +122,7 @@ def model_without_weights(directory: Path) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+def tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
     """lm_head -> the weight of the token embedding, if the model ties them."""
     if any(path.startswith(HEADS) for path in found) or config.get("tie_word_embeddings") is False:
         return {}

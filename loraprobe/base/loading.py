@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from loraprobe import memory
 from loraprobe.base.files import BaseFiles
-from loraprobe.checkpoint import first_line, read_header
+from loraprobe.checkpoint import first_line
 from loraprobe.errors import BaseError, LoraprobeError, OutOfMemory
 from loraprobe.formatting import listing
 
@@ -54,9 +52,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     placement = _placement(base, device, dtype, quantize, device_map)
-    files = base.weight_files  # raises an error for a missing file
     if device_map == "none":  # accelerate may also use the disk
-        _check_room(files, base.reference, dtype, str(device), quantize)
+        _check_room(base, dtype, str(device), quantize)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(base.path),
@@ -137,24 +134,17 @@ def _need(packages: list[str], option: str, otherwise: str) -> None:
         )
 
 
-def weight_bytes(files: Iterable[Path], reference: str, dtype: torch.dtype) -> int:
-    """The bytes of all tensors of weight files loaded in a dtype, from the headers."""
-    total = 0
-    for file in files:
-        for stored, shape in read_header(file, reference).values():
-            total += math.prod(shape) * (1 if stored in PACKED else dtype.itemsize)
-    return total
+def weight_bytes(base: BaseFiles, dtype: torch.dtype) -> int:
+    """The bytes of all tensors of the weight files loaded in a dtype, from the headers."""
+    return sum(
+        math.prod(stored.shape) * (1 if stored.dtype in PACKED else dtype.itemsize)
+        for stored in base.stored.values()
+    )
 
 
-def _check_room(
-    files: Iterable[Path],
-    reference: str,
-    dtype: torch.dtype,
-    device: str,
-    quantize: Quantize,
-) -> None:
+def _check_room(base: BaseFiles, dtype: torch.dtype, device: str, quantize: Quantize) -> None:
     """Raises OutOfMemory with the needed bytes and with options that need less."""
-    whole = (1 + OVERHEAD) * weight_bytes(files, reference, dtype)
+    whole = (1 + OVERHEAD) * weight_bytes(base, dtype)
     sizes = {
         "none": whole,
         "8bit": whole * BYTES["8bit"] / dtype.itemsize,
@@ -170,4 +160,4 @@ def _check_room(
     ]
     kind = str(dtype).removeprefix("torch.") if quantize == "none" else quantize
     instead = ", ".join(less) or "take a smaller base"
-    memory.require(int(sizes[quantize]), f"{reference} in {kind}", instead, device)
+    memory.require(int(sizes[quantize]), f"{base.reference} in {kind}", instead, device)

@@ -138,10 +138,6 @@ def _added_tokens(content: dict[str, Any]) -> None:
         _check_id(number, f"token {token[:40]!r}")
 
 
-def _chat_template(content: dict[str, Any]) -> None:
-    _require(_has_text(content, "chat_template"), "chat_template is no text")
-
-
 def _has_text(value: Any, key: str = "content") -> bool:
     return isinstance(value, dict) and isinstance(value.get(key), str)
 
@@ -170,5 +166,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "tokenizer_config.json": _tokenizer_config,
     "special_tokens_map.json": _special_tokens,
     "added_tokens.json": _added_tokens,
-    "chat_template.json": _chat_template,
+    "chat_template.json": lambda content: _require(
+        _has_text(content, "chat_template"), "chat_template is no text"
+    ),
 }

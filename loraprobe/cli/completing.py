@@ -60,5 +60,5 @@ OF_OPTIONS: dict[str, Completion] = {
     "routers": _names("routing.ROUTERS"),
     "systems": _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED"),
     "diagnostics": _names("diagnostics.DIAGNOSTICS"),
-    "allow": _names("compatibility.codes.CODES"),
+    "allow": _names("compatibility.CODES"),
 }

@@ -19,7 +19,7 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
 if TYPE_CHECKING:
-    from loraprobe.hub import FoundAdapter
+    from loraprobe.hub.search import FoundAdapter
     from loraprobe.pipeline.results import KeptRun
 
 PACKAGES = (

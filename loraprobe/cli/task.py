@@ -72,10 +72,9 @@ def check(files: Files, options: Options, output: Output) -> None:
     No model is loaded. Exit code 2 if a file cannot be used.
     """
     from loraprobe.pipeline.inputs import open_tasks
-    from loraprobe.tasks import check_metrics, check_task
+    from loraprobe.tasks import check_task
 
     tasks = open_tasks(files, options)
-    check_metrics(tasks, options.metric)
     found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
     if output.document("task check", {"margin": options.needed_gain, "tasks": found}):
         return
@@ -149,10 +148,8 @@ def sample(
     """
     from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.pipeline.task_preview import preview
-    from loraprobe.tasks import check_metrics
 
     tasks = open_tasks(files, options)
-    check_metrics(tasks, options.metric)
     rows = preview(tasks, base, options)
     if output.document("task sample", {"previews": rows}):
         return

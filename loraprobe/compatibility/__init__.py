@@ -1,6 +1,6 @@
 """Checks whether adapters (and a base) fit together, before a model is run.
 
-An issue has a severity, a stable code (`codes.CODES`), the adapters and the module that it
+An issue has a severity, a stable code (`CODES`), the adapters and the module that it
 concerns, a message, and a cure. An error means that a composition would not compute what was
 trained. A warning needs a decision by the user. A note tells what loraprobe handles and other
 tools may not.
@@ -8,25 +8,49 @@ tools may not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.fused import UntranslatedFusion, one_layout
+from loraprobe.adapters.fused import one_layout
 from loraprobe.base import Base
 from loraprobe.compatibility.against_base import base_issues
-from loraprobe.compatibility.codes import CODES
 from loraprobe.compatibility.extras import extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
-from loraprobe.compatibility.layout import fused_issues, layout_issues
+from loraprobe.compatibility.layout import layout_issues
+from loraprobe.compatibility.serving import FEATURES
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
+from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue
 
-__all__ = ["CODES", "TensorChecks", "aligned", "check", "require", "with_contents"]
+__all__ = [
+    "CODES",
+    "SUBJECTS",
+    "UNLIKE",
+    "TensorChecks",
+    "aligned",
+    "check",
+    "require",
+    "with_contents",
+]
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
+# Of two adapters with such an error one has to be exchanged for another adapter of the base.
+UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
+
+_SERVED = {
+    f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
+}
+# What they are about -> stable code, which scripts and `--allow` use -> its meaning.
+SUBJECTS: Mapping[str, Mapping[str, str]] = {
+    **{
+        about: {code: row.meaning for code, row in rows.items()} for about, rows in FINDINGS.items()
+    },
+    "What servers read (--serve)": {"serve-ok": "a server reads the file as it is", **_SERVED},
+}
+CODES = {code: meaning for group in SUBJECTS.values() for code, meaning in group.items()}
 
 
 def check(
@@ -49,7 +73,7 @@ def check(
     UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = _one_layout(adapters, base)
-    layout = [*layout_issues(adapters, merging=purpose == "merge"), *fused_issues(refused)]
+    layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     found = [issue for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
@@ -74,7 +98,7 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
-) -> tuple[list[Adapter], list[UntranslatedFusion]]:
+) -> tuple[list[Adapter], list[Issue]]:
     if base is None:
         return one_layout(adapters)
     shapes = {path: base.shapes.get(path) for path in base.weights}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import places, stacks, without_experts
+from loraprobe.adapters.experts import TRAINED_ON, places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
-from loraprobe.compatibility.layout import different_shapes, prefix_between, shape
+from loraprobe.compatibility.layout import different_shapes, prefix_between
+from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue
-
-TRAINED_ON = "Give the base that the adapter was trained on."
-RESIZE = "Resize the base's embedding as in the adapter's training."
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -24,12 +23,12 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
             "left out and scores hold for the quantised model."
         )
         cure = "Give the unquantised base if it will be served unquantised."
-        yield Issue("warning", "quantised-base", (), message, cure)
+        yield finding("quantised-base", (), message, severity="warning", cure=cure)
     size, rows = base.tokenizer_size, base.vocab_size
     if size is not None and rows is not None and size > rows:
         message = f"The base's tokenizer has {size} tokens and its embedding only {rows} rows."
         cure = "Check that tokenizer and weights belong together."
-        yield Issue("warning", "vocabulary-mismatch", (), message, cure)
+        yield finding("vocabulary-mismatch", (), message, severity="warning", cure=cure)
     for adapter in adapters:
         yield from _missing(adapter, base)
         yield from _shapes(adapter, base)
@@ -49,29 +48,29 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
             f"{prefix!r}; with these paths the adapter has no effect."
         )
         cure = "Rename its keys, or save it from the model that it will run on."
-        yield Issue("error", "prefix-mismatch", (adapter.name,), message, cure, lost[0])
+        yield finding("prefix-mismatch", (adapter.name,), message, lost[0], cure=cure)
         return
     message = (
         f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
         f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first."
     )
-    yield Issue("error", "module-not-in-base", (adapter.name,), message, TRAINED_ON, lost[0])
+    yield finding("module-not-in-base", (adapter.name,), message, lost[0])
 
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
     tokens, others = different_shapes(adapter.layout, base.shapes)
     for code, paths, cure in (
-        ("vocabulary-mismatch", tokens, RESIZE),
+        ("vocabulary-mismatch", tokens, None),
         ("shapes-differ", others, TRAINED_ON),
     ):
         if paths:
             first = paths[0]
             message = (
                 f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
-                f"{adapter.name}; {first} is {list(shape(adapter.layout[first]))} in the adapter "
+                f"{adapter.name}; {first} is {list(adapter.layout[first].shape)} in the adapter "
                 f"and {list(base.shapes[first])} in the base."
             )
-            yield Issue("error", code, (adapter.name,), message, cure, first)
+            yield finding(code, (adapter.name,), message, first, cure=cure)
 
 
 def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -81,14 +80,12 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     """
     if not stacks(adapter.layout) or base.skeleton is None:
         return
-    wrong = [place for place in places(base.skeleton, adapter) if place.problem]
+    wrong = [one for one in places(base.skeleton, adapter) if isinstance(one, Issue)]
     if wrong:
         more = (
             f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
         )
-        message = f"{wrong[0].problem}{more}"
-        stack = wrong[0].stack
-        yield Issue("error", wrong[0].code, (adapter.name,), message, TRAINED_ON, stack)
+        yield replace(wrong[0], message=f"{wrong[0].message}{more}")
 
 
 def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -97,13 +94,13 @@ def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:
         weight = base.weights.get(path)
         if weight is None and not base.quantization:
             message = f"{base.reference} has no {path}, of which {adapter.name} trained rows."
-            yield Issue("error", "module-not-in-base", (adapter.name,), message, TRAINED_ON, path)
+            yield finding("module-not-in-base", (adapter.name,), message, path)
         elif weight is not None and max(rows.tokens) >= weight.shape[0]:
             message = (
                 f"{adapter.name} trained token {max(rows.tokens)} of {path}, which has "
                 f"{weight.shape[0]} rows in {base.reference}."
             )
-            yield Issue("error", "vocabulary-mismatch", (adapter.name,), message, RESIZE, path)
+            yield finding("vocabulary-mismatch", (adapter.name,), message, path)
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -119,5 +116,4 @@ def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
                 f"{adapter.name} changes {touched[0]}, which shares its weight with {other} in "
                 "this base; composed, only the targeted layer changes."
             )
-            cure = "Do not fold the adapter into the weights of this base; keep it as an adapter."
-            yield Issue("warning", "tied-embeddings", (adapter.name,), message, cure, touched[0])
+            yield finding("tied-embeddings", (adapter.name,), message, touched[0])

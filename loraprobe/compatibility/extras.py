@@ -10,6 +10,7 @@ from loraprobe.adapters import Adapter, Extra, copied_weight, same_weight
 from loraprobe.adapters.experts import stacks
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError
+from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue, Severity
 
@@ -42,7 +43,7 @@ def _experts(adapter: Adapter, found: Mapping[str, Sequence[str]]) -> Issue:
         f"with {count(len(paths), 'expert')} first. Each expert counts as a module here. Merges "
         "and compositions with constant gates keep them; token routers do not."
     )
-    return Issue("note", "target-parameter", (adapter.name,), message, "", paths[0])
+    return finding("target-parameter", (adapter.name,), message, paths[0])
 
 
 def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
@@ -61,24 +62,23 @@ def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Sev
 
 def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
     """An issue about a copy of a base weight, which peft saves for targeted embeddings."""
-    copy = f"{adapter.name} carries a copy of the base's {extra.module}"
+    names, copy = (adapter.name,), f"{adapter.name} carries a copy of the base's {extra.module}"
     same = None if base is None else _is_of_base(adapter, extra, base)
     if same:
         message = f"{copy}, the same as the base's."
-        return Issue("note", "base-copy", (adapter.name,), message, "", extra.module)
+        return finding("base-copy", names, message, extra.module, severity="note", cure="")
     if same is None:
         message = (
             f"{copy}, which compositions leave out; that is right unless the vocabulary was "
             "resized in training."
         )
         cure = "Give --base to have them compared."
-        return Issue("warning", "base-copy", (adapter.name,), message, cure, extra.module)
+        return finding("base-copy", names, message, extra.module, severity="warning", cure=cure)
     message = (
         f"{copy} that differs from the base given here: the vocabulary was resized, or the base is "
         "another."
     )
-    cure = "Give the base that the adapter was trained on."
-    return Issue("error", "base-copy", (adapter.name,), message, cure, extra.module)
+    return finding("base-copy", names, message, extra.module)
 
 
 def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:

@@ -18,6 +18,7 @@ from loraprobe.adapters.paths import is_path, public_name
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
 from loraprobe.file_hashes import file_hash
+from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue, Severity
 
@@ -59,7 +60,7 @@ def identity_issues(
     """Issues about base names, revisions, task types, tokenizers. fit: paths and shapes agree."""
     yield from _unnamed(adapters, base)
     yield from _private(adapters)
-    yield from _names(adapters, base, purpose, fit)
+    yield from _names(adapters, purpose, fit)
     if base is not None:
         yield from _against_chosen(adapters, base)
     yield from _revisions(adapters, base)
@@ -73,8 +74,7 @@ def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     for adapter in adapters:
         if not adapter.base_model:
             message = f"{adapter.name} does not say which base model it was trained on."
-            cure = "Set base_model_name_or_path in its adapter_config.json."
-            yield Issue(severity, "base-unknown", (adapter.name,), message, cure)
+            yield finding("base-unknown", (adapter.name,), message, severity=severity)
 
 
 def _public(named: str | None) -> str:
@@ -90,11 +90,7 @@ def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
                 f"{adapter.name} names its base by a path of the machine that it was trained on; "
                 f"the files written here use the name {name or '(none)'}."
             )
-            cure = (
-                "Name the base where the result is loaded, or set base_model_name_or_path to its "
-                "id on the Hub."
-            )
-            yield Issue("note", "base-is-a-path", (adapter.name,), message, cure)
+            yield finding("base-is-a-path", (adapter.name,), message)
 
 
 def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
@@ -106,16 +102,13 @@ def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _names(
-    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
-) -> Iterator[Issue]:
+def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator[Issue]:
     for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
         who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)
         if kind == "unclear":
             message = f"{who}; names alone cannot tell whether these are one model."
-            cure = "Make sure that they are, at the same revision."
-            yield Issue("warning", "base-unclear", ours + theirs, message, cure)
+            yield finding("base-unclear", ours + theirs, message)
         elif kind == "different":
             shapes = ", and their modules do not match either"
             if fit:
@@ -126,12 +119,8 @@ def _names(
             copy = unquantised(one) == unquantised(other)
             origin = " One looks like a quantised copy of the other." if copy else ""
             message = f"{who}{shapes}.{origin}"
-            cure = (
-                "Take adapters of one base; if both names mean the same weights, accept it with "
-                "--allow base-mismatch."
-            )
             severity: Severity = "warning" if purpose in ("route", "measure") and fit else "error"
-            yield Issue(severity, "base-mismatch", ours + theirs, message, cure)
+            yield finding("base-mismatch", ours + theirs, message, severity=severity)
 
 
 def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -147,7 +136,7 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
             severity, code, tail = "warning", "base-mismatch", "the base given here is another."
         message = f"{_trained(ours)} on {_public(named)}; {tail}"
         cure = f"Give --base {_public(named)} if {base.reference} is not that model."
-        yield Issue(severity, code, ours, message, cure)
+        yield finding(code, ours, message, severity=severity, cure=cure)
 
 
 def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
@@ -159,8 +148,7 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
                 f"{one.name} was trained on {_public(one.base_model)} at {first}, {other.name} at "
                 f"{second}."
             )
-            cure = "Make sure that the weights did not change between these revisions."
-            yield Issue("warning", "revision-mismatch", (one.name, other.name), message, cure)
+            yield finding("revision-mismatch", (one.name, other.name), message)
     for adapter, revision in given:
         commit = None if base is None else base.commit
         if commit and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != commit:
@@ -169,7 +157,7 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
                 f"{commit}."
             )
             cure = f"Give --base {_public(adapter.base_model)}@{revision}."
-            yield Issue("warning", "revision-mismatch", (adapter.name,), message, cure)
+            yield finding("revision-mismatch", (adapter.name,), message, cure=cure)
 
 
 def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -179,8 +167,7 @@ def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
                 f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
                 "weights the effect differs a little."
             )
-            cure = "Evaluate on the base that it will be served with."
-            yield Issue("note", "quantised-base", ours, message, cure)
+            yield finding("quantised-base", ours, message)
 
 
 def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
@@ -190,8 +177,7 @@ def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue
         message = (
             f"The adapters are of different task types ({listed}), so they need different heads."
         )
-        cure = "Compose adapters of one task type."
-        yield Issue("error", "task-type-mismatch", tuple(given), message, cure)
+        yield finding("task-type-mismatch", tuple(given), message)
     if purpose != "route":
         return
     for name, kind in given.items():
@@ -199,12 +185,15 @@ def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue
             message = (
                 f"{name} is an adapter for {kind}; evaluation runs causal language models only."
             )
-            cure = "Leave it out, or compare it by inspect without --task and --probe."
-            yield Issue("error", "task-type-unsupported", (name,), message, cure)
+            yield finding("task-type-unsupported", (name,), message)
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
-    files = {a.name: file for a in adapters if (file := _tokenizer_file(a)) is not None}
+    files = {
+        a.name: file
+        for a in adapters
+        if a.source.path and (file := a.source.path / "tokenizer.json").is_file()
+    }
     rows = None if base is None else base.vocab_size
     if rows is None and len({file_hash(file) for file in files.values()}) < 2:
         return  # nothing to compare, so the large files are not parsed
@@ -213,9 +202,7 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
         try:
             size = Base(name, file.parent).tokenizer_size
         except BaseError as error:
-            message = str(error)
-            cure = "Nothing here needs it: the base's own is used."
-            yield Issue("note", "tokenizer-unreadable", (name,), message, cure)
+            yield finding("tokenizer-unreadable", (name,), str(error))
             continue
         if size is not None:
             sizes[name] = size
@@ -224,8 +211,7 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
         message = (
             f"The tokenizers saved with the adapters differ in size ({listed}): tokens were added."
         )
-        cure = "Check that the added tokens are the same and that the base has rows for them."
-        yield Issue("warning", "tokenizer-mismatch", tuple(sizes), message, cure)
+        yield finding("tokenizer-mismatch", tuple(sizes), message)
     for name, size in sizes.items():
         if rows is not None and size > rows:
             message = f"The tokenizer of {name} has {size} tokens, the base only {rows} rows."
@@ -233,13 +219,7 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
                 "Resize the base's embedding as in the adapter's training, or drop the added "
                 "tokens."
             )
-            yield Issue("warning", "vocabulary-mismatch", (name,), message, cure)
-
-
-def _tokenizer_file(adapter: Adapter) -> Path | None:
-    """The tokenizer.json in an adapter's directory, if there is one."""
-    file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
-    return file if file is not None and file.is_file() else None
+            yield finding("vocabulary-mismatch", (name,), message, severity="warning", cure=cure)
 
 
 def _trained(names: Sequence[str]) -> str:

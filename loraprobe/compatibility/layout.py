@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter, ModuleInfo
-from loraprobe.adapters.experts import SAME_PARAMETERS, conflict
-from loraprobe.adapters.fused import UntranslatedFusion
+from loraprobe.adapters.experts import conflict
 from loraprobe.adapters.paths import VOCABULARY, number
+from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
@@ -18,7 +18,7 @@ LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
-    forms = [{path: (shape(info), info.kind) for path, info in a.layout.items()} for a in adapters]
+    forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
     each = zip(adapters, forms, depths, strict=True)
     for (a, form, depth), (b, other, deep) in combinations(each, 2):
@@ -28,32 +28,25 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
             yield from _shapes(a, b)
             yield from _kinds(a, b)
         if problem := conflict(a, b):
-            stack, message = problem
-            names = (a.name, b.name)
-            yield Issue("error", "parameters-differ", names, message, SAME_PARAMETERS, stack)
+            yield problem
         if None not in (depth, deep) and depth != deep:
-            yield _depths_differ(a, depth, b, deep)
+            message = f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}."
+            yield finding("depth-differs", (a.name, b.name), message)
     yield from _targets(adapters)
     yield from _ranks(adapters)
     yield from _scalings(adapters)
     total = sum(a.rank_range[1] for a in adapters)
     if merging and total > LARGE_RANK and len(adapters) > 1:
         message = f"A merge that loses nothing may need rank {total}, more than many servers load."
-        cure = "Set --rank; what it loses is reported."
-        yield Issue("note", "rank-large", tuple(a.name for a in adapters), message, cure)
-
-
-def shape(info: ModuleInfo) -> tuple[int, int]:
-    """(out, in) of a module."""
-    return info.out_features, info.in_features
+        yield finding("rank-large", tuple(a.name for a in adapters), message)
 
 
 def different_shapes(
     layout: Mapping[str, ModuleInfo], shapes: Mapping[str, tuple[int, int]]
 ) -> tuple[list[str], list[str]]:
     """The paths whose shapes differ: embeddings and heads of another vocabulary, and all others."""
-    differ = [p for p, info in layout.items() if p in shapes and shape(info) != shapes[p]]
-    tokens = [p for p in differ if _is_vocabulary(p, shape(layout[p]), shapes[p])]
+    differ = [p for p, info in layout.items() if p in shapes and info.shape != shapes[p]]
+    tokens = [p for p in differ if _is_vocabulary(p, layout[p].shape, shapes[p])]
     return tokens, [p for p in differ if p not in tokens]
 
 
@@ -64,23 +57,22 @@ def _is_vocabulary(path: str, one: tuple[int, int], other: tuple[int, int]) -> b
 
 
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    tokens, rest = different_shapes(a.layout, {p: shape(info) for p, info in b.layout.items()})
+    tokens, rest = different_shapes(a.layout, {p: info.shape for p, info in b.layout.items()})
     for path in tokens:
         message = (
-            f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
-            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes."
+            f"{path} is {list(a.layout[path].shape)} in {a.name} and "
+            f"{list(b.layout[path].shape)} in {b.name}: their vocabularies have different sizes."
         )
         cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
-        yield Issue("error", "vocabulary-mismatch", (a.name, b.name), message, cure, path)
+        yield finding("vocabulary-mismatch", (a.name, b.name), message, path, cure=cure)
     if rest:
         first = rest[0]
         message = (
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
-            f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
+            f"{list(a.layout[first].shape)} in {a.name} and {list(b.layout[first].shape)} in "
             f"{b.name}."
         )
-        cure = "They belong to different base models; take adapters of one base."
-        yield Issue("error", "shapes-differ", (a.name, b.name), message, cure, first)
+        yield finding("shapes-differ", (a.name, b.name), message, first)
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -97,33 +89,31 @@ def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
             f"The kinds of layer of {count(len(tables), 'module')} differ; {first} is "
             f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}."
         )
-        cure = "They belong to different base models; take adapters of one base."
-        yield Issue("error", "kinds-differ", (a.name, b.name), message, cure, first)
+        yield finding("kinds-differ", (a.name, b.name), message, first)
     elif differ:
         message = (
             f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
             "the same either way, and peft uses the layers of the model."
         )
-        yield Issue("note", "kinds-differ", (a.name, b.name), message, "", differ[0])
+        names = (a.name, b.name)
+        yield finding("kinds-differ", names, message, differ[0], severity="note", cure="")
 
 
 def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
     """The issue for two adapters without a common path: prefix, architecture or targets differ."""
     names = (a.name, b.name)
     if not a.layout or not b.layout:
-        return Issue("note", "targets-disjoint", names, "One of them touches no module.", "")
+        return finding("targets-disjoint", names, "One of them touches no module.")
     prefix = prefix_between(a.layout, b.layout)
     if prefix is not None:
         message = f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}."
-        cure = "Save both from models that are wrapped alike, or rename the keys of one."
-        return Issue("error", "prefix-mismatch", names, message, cure)
+        return finding("prefix-mismatch", names, message)
     if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
         message = f"{a.name} and {b.name} belong to different architectures: {one} and {other}."
-        cure = "Take adapters of one base model."
-        return Issue("error", "architecture-mismatch", names, message, cure)
+        return finding("architecture-mismatch", names, message)
     message = f"{a.name} and {b.name} touch no module in common; composed, each works in its own."
-    return Issue("note", "targets-disjoint", names, message, "")
+    return finding("targets-disjoint", names, message)
 
 
 def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
@@ -162,33 +152,6 @@ def root(path: str) -> str:
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
-def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
-    """One error per reason for fused layers that could not be brought to one layout."""
-    by_reason: dict[str, list[UntranslatedFusion]] = {}
-    for one in refused:
-        by_reason.setdefault(one.reason, []).append(one)
-    for reason, cases in by_reason.items():
-        first = cases[0]
-        fused, single = (listing(n) or "the base" for n in (first.fused, first.single))
-        more = f" and {count(len(cases) - 1, 'more such layer')}" if cases[1:] else ""
-        message = (
-            f"{fused} has the fused {first.path}{more}, {single} the single "
-            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}."
-        )
-        cure = (
-            "Take adapters of one implementation of the model, or give --base where rows are not "
-            "known."
-        )
-        names = (*first.fused, *first.single)
-        yield Issue("error", "fused-targets", names, message, cure, first.path)
-
-
-def _depths_differ(a: Adapter, depth: int | None, b: Adapter, deep: int | None) -> Issue:
-    message = f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}."
-    cure = "If their bases have different depths, they do not fit together."
-    return Issue("warning", "depth-differs", (a.name, b.name), message, cure)
-
-
 def _depth(adapter: Adapter) -> int | None:
     """The largest layer number among the modules, from 0. It is the first number of a path.
 
@@ -213,7 +176,7 @@ def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             f"({', '.join(lacks.values())}; {partial[0]} first); an adapter adds nothing where "
             "it lacks a module."
         )
-        yield Issue("note", "targets-differ", tuple(lacks), message, "", partial[0])
+        yield finding("targets-differ", tuple(lacks), message, partial[0])
 
 
 def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -227,7 +190,7 @@ def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
             "combination_type linear and its Arrow do not."
         )
-        yield Issue("note", "ranks-differ", tuple(ranges), message, "")
+        yield finding("ranks-differ", tuple(ranges), message)
 
 
 def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -237,4 +200,4 @@ def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
             "add_weighted_adapter makes such adapters sqrt(r) too large."
         )
-        yield Issue("note", "rslora", tuple(rs), message, "")
+        yield finding("rslora", tuple(rs), message)

@@ -9,13 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue
 
 NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
-NO_DERIVATIVES = re.compile(r"(^|[-_ ])nd($|[-_ ])")
-SHARE_ALIKE = re.compile(r"(^|[-_ ])(a?gpl|lgpl|sa|eupl|osl)($|[-_ ])")
-OWN_TERMS = re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-|deepseek|qwen)")
+# Finding -> the licences that it is about, and what they require.
+TERMS = {
+    "licence-noncommercial": (
+        NONCOMMERCIAL,
+        "forbids commercial use, also of what is made of it.",
+    ),
+    "licence-no-derivatives": (
+        re.compile(r"(^|[-_ ])nd($|[-_ ])"),
+        "forbids sharing what is derived from it.",
+    ),
+    "licence-conflict": (
+        re.compile(r"(^|[-_ ])(a?gpl|lgpl|sa|eupl|osl)($|[-_ ])"),
+        "requires the same licence for what is derived from it, which the other sources' licences "
+        "may not allow.",
+    ),
+    "licence-terms": (
+        re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-|deepseek|qwen)"),
+        "has terms of its own, which also apply to the result.",
+    ),
+}
 
 
 def licence_issues(
@@ -29,34 +47,23 @@ def licence_issues(
     declared = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
         message = f"No licence is declared by {listing(unknown)}: nobody may share a derived work."
-        yield Issue("note", "licence-unknown", tuple(unknown), message, "Ask its author.")
-    if found := _matching(declared, NONCOMMERCIAL):
-        message = f"{_listed(found)} forbids commercial use, also of what is made of it."
-        cure = "Keep the result out of products, or leave that source out."
-        yield Issue("warning", "licence-noncommercial", tuple(found), message, cure)
-    if found := _matching(declared, NO_DERIVATIVES):
-        message = f"{_listed(found)} forbids sharing what is derived from it."
-        cure = "Keep the result to yourself, or leave that source out."
-        yield Issue("warning", "licence-no-derivatives", tuple(found), message, cure)
-    found = _matching(declared, SHARE_ALIKE)
-    if found and (len(set(declared.values())) > 1 or unknown):
-        message = (
-            f"{_listed(found)} requires the same licence for what is derived from it, which the "
-            "other sources' licences may not allow."
-        )
-        cure = "Check that the licences go together, or take sources of one licence."
-        yield Issue("warning", "licence-conflict", tuple(found), message, cure)
-    own = {n: x for n, x in declared.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
-    if own:
-        message = f"{_listed(own)} has terms of its own, which also apply to the result."
-        yield Issue("note", "licence-terms", tuple(own), message, "Read them before sharing it.")
+        yield finding("licence-unknown", tuple(unknown), message)
+    for code, (pattern, requirement) in TERMS.items():
+        found = {name: licence for name, licence in declared.items() if pattern.search(licence)}
+        if code == "licence-terms":  # those that forbid commercial use have been told
+            found = {
+                n: licence for n, licence in found.items() if not NONCOMMERCIAL.search(licence)
+            }
+        alone = len(set(declared.values())) == 1 and not unknown
+        if found and not (code == "licence-conflict" and alone):
+            listed = listing(f"{name} ({licence})" for name, licence in found.items())
+            yield finding(code, tuple(found), f"{listed} {requirement}")
     if gated:
         message = (
-            f"The repository of {listing(list(gated))} is gated: a download requires acceptance of "
+            f"The repository of {listing(gated)} is gated: a download requires acceptance of "
             "its terms, which also apply to users of the result."
         )
-        cure = "Point to those terms where the result is shared."
-        yield Issue("note", "licence-gated", tuple(gated), message, cure)
+        yield finding("licence-gated", tuple(gated), message)
 
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
@@ -65,11 +72,3 @@ def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
     if not found or found == {None}:
         return None
     return found.pop() if len(found) == 1 else "other"
-
-
-def _matching(declared: Mapping[str, str], pattern: re.Pattern[str]) -> dict[str, str]:
-    return {name: licence for name, licence in declared.items() if pattern.search(licence)}
-
-
-def _listed(found: Mapping[str, str]) -> str:
-    return listing([f"{name} ({licence})" for name, licence in found.items()])

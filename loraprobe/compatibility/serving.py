@@ -1,22 +1,79 @@
-"""Checks an adapter's file against what servers read: the rules of `servers`, as issues."""
+"""Checks an adapter's file against what servers read: the rules of servers.toml, as issues."""
 
 from __future__ import annotations
 
 import math
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from loraprobe.adapters import Adapter, Source, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import open_tensors
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS, Effect
 from loraprobe.errors import UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.records import Issue, Severity
+
+# refuses: the file is not loaded. misreads: it is loaded as another function, without an error.
+# may refuse: it depends on the base model.
+Effect = Literal["refuses", "misreads", "may refuse"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server, the version whose source was read, and when.
+
+    `ranks` are the values of its limit on the rank, the default first; () for none. `command`
+    starts it with an adapter; {base}, {name}, {place} and {limit} are filled in.
+    """
+
+    version: str
+    checked: str
+    source: str
+    command: str
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a file may have that a server does not read: its name in a sentence, and its cure.
+
+    `consequence` says what follows where a server reads the file without it. `marks`: what an
+    adapter has one of that has the feature, as codes of extras and issues and kinds of layers.
+    """
+
+    what: str
+    cure: str
+    consequence: str = ""
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What servers do with a feature. `fixed` is the first version that reads it, "" for none."""
+
+    feature: str
+    servers: tuple[str, ...]
+    effect: Effect
+    fixed: str = ""
+
+
+_READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
+SERVERS: Mapping[str, Server] = {
+    name: Server(**{**row, "ranks": tuple(row.get("ranks", ()))})
+    for name, row in _READ["servers"].items()
+}
+FEATURES: Mapping[str, Feature] = {
+    name: Feature(**{**row, "cure": _READ["cures"].get(row["cure"], row["cure"])})
+    for name, row in _READ["features"].items()
+}
+RULES = tuple(Rule(feature, tuple(names), *rest) for feature, names, *rest in _READ["rules"])
 
 OK = "serve-ok"
 NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")
@@ -107,9 +164,8 @@ Finding = tuple[str, Effect, Severity, str]  # feature, effect, severity, " befo
 
 def _findings(adapter: Adapter, versions: Mapping[str, str]) -> Iterator[tuple[str, Finding]]:
     """(server, finding) by the rules and by the limits on ranks."""
-    for rule in RULES:
-        if not HAS[rule.feature](adapter):
-            continue
+    held = _features(adapter)
+    for rule in (rule for rule in RULES if rule.feature in held):
         for server in (name for name in rule.servers if name in versions):
             fixed = rule.fixed and _number(versions[server]) >= _number(rule.fixed)
             severity = "warning" if fixed else SEVERITIES[rule.effect]
@@ -133,16 +189,12 @@ def _sentence(feature: str, effect: Effect, servers: Sequence[str], adapter: Ada
     return f"{listing(servers)} may refuse {what}{known.consequence}."
 
 
-def _extra(kind: str) -> Callable[[Adapter], bool]:
-    return lambda adapter: any(extra.kind == kind for extra in adapter.extras)
-
-
-def _has_kind(adapter: Adapter, kind: str) -> bool:
-    return any(info.kind == kind for info in adapter.layout.values())
-
-
-def _issue(*codes: str) -> Callable[[Adapter], bool]:
-    return lambda adapter: any(issue.code in codes for issue in adapter.issues)
+def _features(adapter: Adapter) -> set[str]:
+    """The features that an adapter has, by its tensors, layers and issues, or by `CHECKS`."""
+    marks = {extra.code for extra in adapter.extras} | {issue.code for issue in adapter.issues}
+    marks |= {info.kind for info in adapter.layout.values()}
+    marked = {name for name, known in FEATURES.items() if not marks.isdisjoint(known.marks)}
+    return marked | {name for name, holds in CHECKS.items() if holds(adapter)}
 
 
 def _scaled_otherwise(adapter: Adapter) -> bool:
@@ -174,28 +226,14 @@ def _attention(adapter: Adapter, present: Sequence[str], absent: str) -> bool:
     return any(f"{parent}.{absent}" not in adapter.layout for parent in parents)
 
 
-# Feature -> whether an adapter has it.
-HAS: Mapping[str, Callable[[Adapter], bool]] = {
+# Feature without marks -> whether an adapter has it.
+CHECKS: Mapping[str, Callable[[Adapter], bool]] = {
     "rank-pattern": lambda adapter: len(set(adapter.rank_range)) > 1,
     "scaling-pattern": _scaled_otherwise,
     "alpha-pattern": _alphas_differ,
     "rslora": lambda adapter: bool(adapter.config.get("use_rslora")) and adapter.rank_range[1] > 1,
-    "dora": _extra("dora_magnitude"),
-    "bias": _extra("bias"),
-    "lora-bias": _extra("lora_bias"),
-    "modules-to-save": _extra("modules_to_save"),
-    "token-delta": _extra("token_delta"),
-    "target-parameter": lambda adapter: (
-        _extra("target_parameter")(adapter) or _has_kind(adapter, "expert")
-    ),
-    "convolution": lambda adapter: (
-        _extra("convolution")(adapter) or _has_kind(adapter, "convolution")
-    ),
     "embedding": lambda adapter: _vocabulary(adapter, True),
     "output-head": lambda adapter: _vocabulary(adapter, False),
-    "init-changed-base": _issue("init-changed-base"),
-    "prefix": _issue("doubled-prefix", "unprefixed-keys"),
-    "untargeted": _issue("weights-untargeted"),
     "adapter-name": lambda adapter: (
         adapter.weights_file is not None
         and any(map(NAMED.search, open_tensors(adapter.weights_file.parent).shapes))

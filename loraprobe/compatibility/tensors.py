@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, extreme_norm, natural
+from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.lora.gram_batches import gram_matrices
 from loraprobe.lora.lowrank import same_update
@@ -32,25 +32,18 @@ class ModuleProducts(Protocol):
     def square(self) -> Tensor: ...
 
 
-@dataclass
 class TensorChecks:
     """Collects statistics of the tensors, one batch of modules at a time.
 
     `take` observes the batches of `diagnostics.Plan`, which reads the factors anyway.
     """
 
-    adapters: Sequence[Adapter]
-    not_finite: list[list[str]] = field(init=False)
-    without_effect: list[list[str]] = field(init=False)
-    inner: Float64[Tensor, "n n"] = field(init=False)
-    largest: list[tuple[float, str]] = field(init=False)  # norm of a module's delta, its path
-
-    def __post_init__(self) -> None:
-        n = len(self.adapters)
-        self.not_finite = [[] for _ in range(n)]
-        self.without_effect = [[] for _ in range(n)]
-        self.inner = torch.zeros(n, n, dtype=torch.float64)
-        self.largest = [(0.0, "")] * n
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters, n = adapters, len(adapters)
+        self.not_finite: list[list[str]] = [[] for _ in range(n)]
+        self.without_effect: list[list[str]] = [[] for _ in range(n)]
+        self.inner: Float64[Tensor, "n n"] = torch.zeros(n, n, dtype=torch.float64)
+        self.largest = [(0.0, "")] * n  # norm of a module's delta, its path
 
     def take(self, joint: ModuleProducts) -> None:
         """Adds one batch of modules."""
@@ -93,25 +86,17 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
                 f"{bad[0]} first."
             )
-            cure = (
-                "Its training diverged or its file is damaged; take an earlier checkpoint or "
-                "download it again."
-            )
-            yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
+            yield finding("not-finite", (adapter.name,), message, bad[0])
         if empty and len(empty) == len(adapter.layout) and not adapter.has_more_than_factors:
             message = f"{adapter.name} has no effect: the delta of every module is zero."
-            cure = (
-                "It was never trained, or its B factors were lost on saving; take a trained "
-                "checkpoint."
-            )
-            yield Issue("error", "no-effect", (adapter.name,), message, cure)
+            yield finding("no-effect", (adapter.name,), message)
         yield from extreme_norm(adapter.name, *contents.largest[i])
         if empty and len(empty) < len(adapter.layout):
             message = (
                 f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
                 f"modules, {empty[0]} first."
             )
-            yield Issue("note", "modules-without-effect", (adapter.name,), message, "", empty[0])
+            yield finding("modules-without-effect", (adapter.name,), message, empty[0])
     for i, adapter in enumerate(adapters):
         for j in range(i + 1, len(adapters)):
             if contents.same(i, j):
@@ -120,5 +105,4 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                     f"{adapter.name} and {other} are the same update, so composing them can only "
                     "scale it."
                 )
-                cure = "Leave one of them out."
-                yield Issue("warning", "duplicate", (adapter.name, other), message, cure)
+                yield finding("duplicate", (adapter.name, other), message)

@@ -1,18 +1,17 @@
 """Where the parts of a run are computed: by shards, by processes, or by workers of a Ray cluster.
 
-pool     hands parts to workers and takes those of a lost worker back; the parts of a shard
-local    a worker that is a process of this machine, on a GPU of its own if there are several
+pool     hands parts to workers and takes those of a lost worker back; a worker that is a process of
+         this machine, on a GPU of its own if there are several; the parts of a shard
 on_ray   workers of a Ray cluster
 
-A part is plain data that every worker understands alike, since it opens the same inputs. What a
-part is, and what is computed of it, the caller says (`loraprobe.pipeline.units`).
+A part is plain data that every worker understands alike, since it opens the same inputs. The caller
+(`loraprobe.pipeline.units`) says what a part is and what is computed from it.
 """
 
 from typing import Any
 
-from loraprobe.execution.local import local_workers
 from loraprobe.execution.on_ray import cluster, ray_workers
-from loraprobe.execution.pool import Pool, Worker, WorkerLost, share_of
+from loraprobe.execution.pool import Pool, Worker, WorkerLost, local_workers, share_of
 
 __all__ = ["Pool", "Worker", "WorkerLost", "open_pool", "share_of"]
 

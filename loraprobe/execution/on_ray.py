@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe.execution.local import sendable
-from loraprobe.execution.pool import RESTARTS, WorkerLost
+from loraprobe.execution.pool import RESTARTS, WorkerLost, sendable
 
 
 class Holder:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from loraprobe.adapters import Adapter, Source, local_name, read_adapter
-from loraprobe.adapters.config import CONFIG, check_config
+from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import find_directory
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
@@ -32,13 +30,11 @@ from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
-from loraprobe.hub.search import FoundAdapter, find_adapters
+from loraprobe.hub.search import find_adapters
 
 __all__ = [
     "DATASET",
-    "FoundAdapter",
     "Reference",
-    "Snapshot",
     "check_push",
     "common_base",
     "declared_licence",
@@ -50,7 +46,6 @@ __all__ = [
     "model_card",
     "push",
     "read_card",
-    "resolve_adapter",
     "resolve_base",
     "resolve_dataset",
     "summary",
@@ -94,13 +89,6 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     ]
 
 
-class _Unparsed(NamedTuple):
-    """A text that is no reference, and the error that says so."""
-
-    text: str
-    error: ReferenceError_
-
-
 def load_each(
     refs: Sequence[str | Path | Adapter], only: Collection[int] | None = None
 ) -> Iterator[tuple[str, str, Adapter | LoraprobeError]]:
@@ -110,14 +98,14 @@ def load_each(
     name that cannot be given, before anything is loaded.
     """
     parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
-    names = unique_names([_wanted(one) for one in parsed])
-    for at, (one, name) in enumerate(zip(parsed, names, strict=True)):
+    names = unique_names([_wanted(one, str(ref)) for one, ref in zip(parsed, refs, strict=True)])
+    for at, (ref, one, name) in enumerate(zip(refs, parsed, names, strict=True)):
         if only is not None and at not in only:
             continue
         if isinstance(one, Adapter):
             yield name, one.source.public, one.renamed(name)
-        elif isinstance(one, _Unparsed):
-            yield name, local_name(one.text), one.error
+        elif isinstance(one, ReferenceError_):
+            yield name, local_name(str(ref)), one
         else:
             try:
                 adapter = _load(one)
@@ -127,19 +115,19 @@ def load_each(
                 yield name, adapter.source.public, adapter.renamed(name)
 
 
-def _parsed(text: str) -> Reference | _Unparsed:
+def _parsed(text: str) -> Reference | ReferenceError_:
     try:
         return Reference.parse(text)
     except ReferenceError_ as error:
-        return _Unparsed(text, error)
+        return error
 
 
-def _wanted(one: Reference | _Unparsed | Adapter) -> tuple[str, bool]:
-    """The name of an adapter, and whether the user chose it."""
+def _wanted(one: Adapter | Reference | ReferenceError_, text: str = "") -> tuple[str, bool]:
+    """The name of an adapter that was given as `text`, and whether the user chose it."""
     if isinstance(one, Adapter):
         return one.name, False
-    if isinstance(one, _Unparsed):
-        return local_name(one.text), False
+    if isinstance(one, ReferenceError_):
+        return local_name(text), False
     return one.short, one.name is not None
 
 
@@ -149,7 +137,13 @@ def resolve_adapter(reference: Reference) -> Snapshot:
     Raises AdapterError or HubError if it holds no adapter.
     """
     if reference.path is not None:
-        return Snapshot(_local_adapter(reference, reference.path), reference.text)
+        try:
+            return Snapshot(find_directory(reference.path), reference.text)
+        except AdapterError as error:
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
+                raise
+            hint = f"To mean the Hub's repository write {reference.text}@main."
+            raise AdapterError(f"{error} {hint}") from None
     prefix = f"{reference.folder}/" if reference.folder else ""
 
     def choose(files: Collection[str], _: object) -> list[str]:
@@ -163,8 +157,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
             )
         return [prefix + CONFIG, weights]
 
-    found = fetch(reference, prefix + CONFIG, choose, verify=True)
-    return replace(found, path=found.path / reference.folder)
+    return fetch(reference, prefix + CONFIG, choose, verify=True)
 
 
 def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
@@ -198,8 +191,7 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
             )
         return [prefix + "config.json", *small, *(prefix + name for name in weights)]
 
-    found = fetch(reference, prefix + "config.json", choose, verify=False)
-    return replace(found, path=found.path / reference.folder)
+    return fetch(reference, prefix + "config.json", choose, verify=False)
 
 
 def common_base(adapters: Sequence[Adapter]) -> str:
@@ -231,21 +223,6 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
         return f"{base}@{revisions.pop()}"
     return base
-
-
-def _local_adapter(reference: Reference, path: Path) -> Path:
-    """The directory of a local adapter. Raises AdapterError, which mentions a possible Hub id."""
-    try:
-        directory = find_directory(path)
-        if (directory / "config.json").is_file() and not (directory / CONFIG).is_file():
-            raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
-        check_config(directory)
-    except AdapterError as error:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
-            hint = f"To mean the Hub's repository write {reference.text}@main."
-            raise AdapterError(f"{error} {hint}") from None
-        raise
-    return directory
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:

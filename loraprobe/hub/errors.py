@@ -20,7 +20,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether a cached copy may be used instead: no network, offline, rate limit, server down."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    status = _status(error)
+    status = status_of(error)
     return (
         isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
         or bool(UNREACHABLE.fullmatch(type(error).__name__))
@@ -89,7 +89,7 @@ def _sentence(error: BaseException, ref: Reference) -> str:
         return f"{where} could not be downloaded from {hub}; check the network and try again."
     if isinstance(error, errors.EntryNotFoundError):
         return f"{where} lost a file while it was read on {hub}; try again."
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return _of_status(error, status, ref.repo)
     return _of_transfer(error, where)
@@ -99,7 +99,8 @@ def _of_status(error: BaseException, status: int, repo: str) -> str:
     hub = f"The Hub at {endpoint()}"
     headers = getattr(getattr(error, "response", None), "headers", {})
     if status == 429:
-        wait = headers.get("retry-after") or _reset(headers.get("ratelimit", ""))
+        reset = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
+        wait = headers.get("retry-after") or (reset and reset[1])
         pause = f"in {wait} seconds" if wait else "later"
         return (
             f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
@@ -145,10 +146,6 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The status of a response that the client raised as an error."""
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _reset(ratelimit: str) -> str | None:
-    found = re.search(r"\bt=(\d+)", ratelimit)
-    return found[1] if found else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.errors import HubError, UsageError
-from loraprobe.hub.errors import endpoint, explain, is_offline
+from loraprobe.hub.errors import endpoint, explain, is_offline, status_of
 from loraprobe.hub.reference import Reference
 from loraprobe.hub.repository import quiet_client
 
@@ -64,7 +64,7 @@ def push(directory: Path, repository: str, public: bool = False) -> str:
 
 
 def _not_pushed(error: Exception, directory: Path, repository: str) -> HubError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     if status in (401, 403, 404):
         why = f"the Hub does not let this token write to {repository} (status {status})"
     else:

@@ -54,29 +54,36 @@ def quiet_client() -> Iterator[None]:
 
 @quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
-    """Downloads the files that `choose` names, all of one commit; returns its folder.
+    """Downloads the files that `choose` names, all of one commit; returns the reference's folder.
 
     anchor: a file that every usable copy has; it identifies the repository in the cache. verify:
     compare each file with the hash that the Hub gives it, and make no request for a cached commit.
     Without verify the Hub is asked for the list of files, because another program may have cached
     only some of them. Raises HubError.
     """
-    kept = _cached(reference, anchor)
-    needed = None if kept is None else _needed(kept, choose)
-    if kept and needed and verify and COMMIT.fullmatch(reference.revision or ""):
-        return _take(reference, kept, needed, verify)
-    try:
-        files = _listing(reference)
-    except Exception as error:
-        why = explain(error, reference)
-        if not is_transient(error):
-            raise why from None
-        if not (kept and needed):
-            raise neither(why, reference) from None
-        if not is_offline():
-            log.warning("%s Using the copy in the cache, commit %s.", why, kept.name[:12])
-        return _take(reference, kept, needed, verify)
-    return _download(reference, anchor, files, choose, verify)
+    root = _cached(reference, anchor)
+    names = None if root is None else _needed(root, choose)
+    if not (names and verify and COMMIT.fullmatch(reference.revision or "")):
+        try:
+            _, files = _listing(reference)
+        except Exception as error:
+            why = explain(error, reference)
+            if not is_transient(error):
+                raise why from None
+            if not (root and names):
+                raise neither(why, reference) from None
+            _warn(why, root.name)
+        else:
+            commit = ""
+            if anchor in files:  # downloaded by the revision, which gives the commit
+                file = _get(reference, anchor, reference.revision, verify)
+                root = file.parents[anchor.count("/")]
+                commit = root.name
+            names = choose(files, lambda name: _get(reference, name, commit, verify))
+    assert root is not None and names is not None
+    held = () if verify else {name for name in names if (root / name).is_file()}
+    download(reference, root.name, [name for name in names if name not in held], verify)
+    return Snapshot(root / reference.folder, reference.text, root.name)
 
 
 @quiet_client()
@@ -85,8 +92,6 @@ def list_files(reference: Reference) -> tuple[str, list[str]]:
 
     The list is kept for its commit, and for when the Hub cannot be reached. Raises HubError.
     """
-    from huggingface_hub import HfApi
-
     revision = reference.revision or "main"
     kept: tuple[str, list[str]] | None = None
     with contextlib.suppress(OSError, ValueError):
@@ -95,21 +100,19 @@ def list_files(reference: Reference) -> tuple[str, list[str]]:
     if kept and COMMIT.fullmatch(revision):
         return kept
     try:
-        info: Any = HfApi().repo_info(reference.repo, revision=revision, repo_type=reference.kind)
+        commit, names = _listing(reference)
     except Exception as error:
         why = explain(error, reference)
         if kept is None or not is_transient(error):
             raise why from None
-        if not is_offline():
-            log.warning("%s Using the copy in the cache, commit %s.", why, kept[0][:12])
+        _warn(why, kept[0])
         return kept
-    found = [info.sha or "", *(sibling.rfilename for sibling in info.siblings or ())]
-    for name in (revision, found[0]):
+    for name in (revision, commit):
         place = _kept_list(reference, name)
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(json.dumps(found), encoding="utf-8")
-    return found[0], found[1:]
+            place.write_text(json.dumps([commit, *names]), encoding="utf-8")
+    return commit, names
 
 
 def _kept_list(reference: Reference, revision: str) -> Path:
@@ -119,10 +122,15 @@ def _kept_list(reference: Reference, revision: str) -> Path:
 
 
 @quiet_client()
-def download(reference: Reference, commit: str, names: Iterable[str]) -> list[Path]:
-    """Downloads files of a commit, each compared with its hash on the Hub. Raises HubError."""
+def download(
+    reference: Reference, commit: str, names: Iterable[str], verify: bool = True
+) -> list[Path]:
+    """Downloads files of a commit that are not in the cache. Raises HubError.
+
+    verify: each is compared with its hash on the Hub, and downloaded again if it is damaged.
+    """
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(lambda name: _get(reference, name, commit, verify=True), names))
+        return list(pool.map(lambda name: _get(reference, name, commit, verify), names))
 
 
 @quiet_client()
@@ -132,7 +140,7 @@ def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     If the Hub cannot be reached, only the cache is searched. Raises HubError for other errors.
     """
     try:
-        name = first_of(_listing(reference), names)
+        name = first_of(_listing(reference)[1], names)
     except Exception as error:
         if not is_transient(error):
             raise explain(error, reference) from None
@@ -141,27 +149,19 @@ def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     return _get(reference, name, reference.revision, verify=False) if name else None
 
 
-def _listing(reference: Reference) -> list[str]:
-    """The names of all files at the revision."""
+def _listing(reference: Reference) -> tuple[str, list[str]]:
+    """The commit of the revision and the names of all its files, from the Hub."""
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(reference.repo, revision=reference.revision or "main")
-    return [sibling.rfilename for sibling in info.siblings or ()]
+    revision = reference.revision or "main"
+    info: Any = HfApi().repo_info(reference.repo, revision=revision, repo_type=reference.kind)
+    return info.sha or "", [sibling.rfilename for sibling in info.siblings or ()]
 
 
-def _download(
-    reference: Reference, anchor: str, files: Collection[str], choose: Choose, verify: bool
-) -> Snapshot:
-    """Downloads the anchor by the revision, which gives the commit, and the others by commit."""
-    commit = ""
-    if anchor in files:
-        file = _get(reference, anchor, reference.revision, verify)
-        root = file.parents[anchor.count("/")]
-        commit = root.name
-    names = choose(files, lambda name: _get(reference, name, commit, verify))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda name: _get(reference, name, commit, verify), names))
-    return Snapshot(root, reference.text, commit)
+def _warn(why: LoraprobeError, commit: str) -> None:
+    """Tells why the copy in the cache is used, unless that was asked for."""
+    if not is_offline():
+        log.warning("%s Using the copy in the cache, commit %s.", why, commit[:12])
 
 
 def _get(reference: Reference, name: str, revision: str | None, verify: bool) -> Path:
@@ -213,14 +213,6 @@ def _needed(root: Path, choose: Choose) -> list[str] | None:
     except LoraprobeError:
         return None
     return names if set(names) <= set(held) else None
-
-
-def _take(reference: Reference, root: Path, names: Iterable[str], verify: bool) -> Snapshot:
-    """The cached folder. With verify, damaged files are downloaded again."""
-    for name in names:
-        if verify and not is_whole(root / name):
-            _get(reference, name, root.name, verify)
-    return Snapshot(root, reference.text, root.name)
 
 
 def is_whole(file: Path) -> bool:

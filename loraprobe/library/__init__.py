@@ -1,18 +1,15 @@
 """A library of adapters: reading many, and how they relate to each other.
 
-listing      references in files and on standard input
-reading      references -> members that were read once, each with its sketch; what cannot be used is
-             named and never ends the run; `stored` keeps what was read
+reading      references, also of files and of standard input -> members that were read once, each
+             with its sketch; what cannot be used is named and never ends the run; `stored` keeps
+             what was read
 sketches     random projections of an adapter, from which the cosine of every pair is estimated
-fitting      which members fit together, or fit the base
-arranging    members -> the record of the library: members that are the same update, groups that
-             point the same way, outliers, positions on a map
+arranging    which members fit together, or fit the base; the record of the library: members that
+             are the same update, groups that point the same way, outliers, positions on a map
 """
 
-from loraprobe.library.arranging import Arranged, arranged
-from loraprobe.library.fitting import commonest_base, fitted
-from loraprobe.library.listing import listed
-from loraprobe.library.reading import Member, read_library
+from loraprobe.library.arranging import Arranged, arranged, commonest_base, fitted
+from loraprobe.library.reading import Member, listed, read_library
 from loraprobe.library.stored import keep_readings, take_readings
 
 __all__ = [

@@ -1,14 +1,19 @@
-"""From the members of a library to its record: copies, families, outliers and the map."""
+"""How the members of a library relate: fit to each other or a base, copies, families, outliers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loraprobe.compatibility.tensors import TensorChecks
+from loraprobe import compatibility
+from loraprobe.adapters import Adapter, layer_pattern
+from loraprobe.base import Base
+from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import (
     COPY_COSINE,
     COPY_RATIO,
@@ -16,10 +21,90 @@ from loraprobe.defaults import (
     NORM_RATIO,
     OUTLIER_DEVIATIONS,
 )
-from loraprobe.library.reading import Member
+from loraprobe.errors import LoraprobeError
+from loraprobe.library.reading import Member, issue_of
 from loraprobe.library.sketches import NUMBERS, cosines
 from loraprobe.library.stored import pair_key, store, stored
 from loraprobe.records import Issue, Library
+from loraprobe.secrets import map_texts, public_text
+
+
+def fitted(
+    members: Sequence[Member], base: Base | None = None, allow: Collection[str] = ()
+) -> list[Member]:
+    """The members, those that do not fit as `unfit` with the reasons; only headers are read.
+
+    They have to fit the base; without one, what most of them fit: the commonest base model, and the
+    commonest shape of each kind of module. allow: codes of issues that are accepted.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    made = list(members)
+    for at, member in enumerate(made):
+        if not member.usable:
+            continue
+        try:
+            adapter = member.open()
+            facts[member.record.name] = _trained_for(adapter)
+            if base is not None:
+                made[at] = _checked(member, [adapter], base, allow)
+        except LoraprobeError as error:  # its files changed meanwhile
+            issue = map_texts(issue_of(error, member.record.name), public_text)
+            made[at] = member.changed(issue, state="broken")
+    return made if base is not None else _against_most(made, facts, allow)
+
+
+def commonest_base(members: Sequence[Member]) -> Member | None:
+    """The first usable member of the base model that most of them name; None if none names one."""
+    usable = [member for member in members if member.usable]
+    base = _commonest(member.record.base_model for member in usable)
+    return next((m for m in usable if m.record.base_model == base), None) if base else None
+
+
+def _trained_for(adapter: Adapter) -> dict[str, Any]:
+    """Base model, task type and shape [out, in] of each kind of module, as the header tells."""
+    shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
+    return {**shapes, "base": adapter.base_model, "task": adapter.task_type}
+
+
+def _against_most(
+    members: Sequence[Member], facts: Mapping[str, Mapping[str, Any]], allow: Collection[str]
+) -> list[Member]:
+    """The members, each compared with one that is as most of them are."""
+    names = {fact for known in facts.values() for fact in known}
+    usual = {fact: _commonest(known.get(fact) for known in facts.values()) for fact in names}
+    alike = {name for name, known in facts.items() if known.items() <= usual.items()}
+    standard = next((m.open() for m in members if m.record.name in alike), None)
+    if standard is None:
+        return list(members)
+    return [
+        _checked(member, [standard, member.open()], None, allow)
+        if member.usable and member.record.name not in alike
+        else member
+        for member in members
+    ]
+
+
+def _commonest(values: Iterable[Any]) -> Any:
+    counted = Counter(value for value in values if value)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+def _checked(
+    member: Member, adapters: Sequence[Adapter], base: Base | None, allow: Collection[str]
+) -> Member:
+    """The member with what the headers of adapters say about it; `unfit` if that is an error.
+
+    What its tensors hold is known from the first pass.
+    """
+    unread = compatibility.TensorChecks(adapters)
+    purpose: Purpose = "inspect" if base is None else "route"
+    found = compatibility.check(adapters, base, purpose=purpose, allow=allow, contents=unread)
+    name = member.record.name
+    known = {(issue.code, issue.module) for issue in member.record.issues}
+    own = [one for one in found.issues if name in one.adapters and one.severity != "note"]
+    new = [issue for issue in own if (issue.code, issue.module) not in known]
+    unfit = any(issue.severity == "error" for issue in new)
+    return member.changed(*new, state="unfit" if unfit else "usable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +282,7 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
         adapters = [member.open(), other.open()]
         cosine = 0.0
         if not any(a.has_more_than_factors for a in adapters):
-            inner = TensorChecks(adapters).read().inner
+            inner = compatibility.TensorChecks(adapters).read().inner
             cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
         held = {"cosine": cosine}
         store(key, held)

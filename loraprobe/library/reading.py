@@ -11,15 +11,16 @@ import base64
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
-from loraprobe.errors import AdapterError, LoraprobeError
+from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
 from loraprobe.library.stored import key_of, store, stored, weights_hash
 from loraprobe.lora.gram_batches import gram_matrices
@@ -51,18 +52,63 @@ class Member:
         return replace(self, record=replace(self.record, issues=held, **fields))
 
 
+ONE_A_LINE = "write one reference a line"
+
+
+def listed(
+    references: Sequence[Adapter | str | Path], stdin: TextIO | None = None
+) -> list[Adapter | str | Path]:
+    """The references with those of every `@FILE`, and of `-` (standard input), in their place.
+
+    A file holds one reference a line, which may be NAME=REF; blank lines and what follows a # at
+    the start of a line or after a space are left out. Raises UsageError for a file that cannot be
+    read or holds no reference.
+    """
+    found: list[Adapter | str | Path] = []
+    for one in references:
+        if isinstance(one, str) and one == "-":
+            if stdin is None or stdin.isatty():
+                raise UsageError(
+                    "- stands for references on standard input; give some there, as loraprobe find "
+                    "BASE does in a pipe."
+                )
+            found += _references(stdin.read, "Standard input")
+        elif isinstance(one, str) and one.startswith("@"):
+            file = Path(one.removeprefix("@")).expanduser()
+            found += _references(partial(file.read_text, encoding="utf-8-sig"), one)
+        else:
+            found.append(one)
+    if not found:
+        raise UsageError("No adapter was given; give at least one.")
+    return found
+
+
+def _references(read: Callable[[], str], name: str) -> list[str]:
+    """The references in a text. name: what is read, for errors."""
+    try:
+        lines = map(str.strip, read().splitlines())
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is no text in UTF-8; {ONE_A_LINE}.") from None
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
+    texts = (line.partition(" #")[0].strip() for line in lines if not line.startswith("#"))
+    found = list(filter(None, texts))
+    if not found:
+        raise UsageError(f"{name} holds no reference; {ONE_A_LINE}.")
+    return found
+
+
 def read_library(
     references: Sequence[Adapter | str | Path],
     *,
     allow: Collection[str] = (),
-    seed: int = 0,
     progress: Progress | None = None,
     only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. seed: of the sketches. only: the
-    places of those that are read. Raises UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. only: the places of those that are
+    read. Raises UsageError for a name that cannot be given.
     """
     places = range(len(references)) if only is None else sorted(only)
     members = list[Member]()
@@ -72,7 +118,7 @@ def read_library(
         if isinstance(found, LoraprobeError):
             members.append(_unread(name, reference, found, str(references[place])))
         else:
-            members.append(_read(found, allow, seed))
+            members.append(_read(found, allow))
         if progress is not None:
             progress("read", len(members), len(places))
     return members
@@ -102,27 +148,29 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
     return Issue("error", error.code, (name,), f"{told}.", f"{cure[:1].upper()}{cure[1:]}.")
 
 
-def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
+def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     """One adapter that was opened, from its stored reading or else from its tensors."""
     try:
         sha256 = weights_hash(adapter)
-        key = key_of(adapter, sha256, seed)
+        key = key_of(adapter, sha256)
         reading = Reading.stored(key)
         if reading is None:
-            reading = Reading.of(adapter, seed)
+            reading = Reading.of(adapter)
             store(key, reading.as_plain())
-    except LoraprobeError as error:
+    except (LoraprobeError, OSError) as error:
+        if isinstance(error, OSError):
+            error = AdapterError(f"{adapter.name} cannot be read ({error.strerror}).")
         return _unread(adapter.name, adapter.source.public, error, adapter.source.reference)
-    except OSError as error:
-        told = AdapterError(f"{adapter.name} cannot be read ({error.strerror}).")
-        return _unread(adapter.name, adapter.source.public, told, adapter.source.reference)
-    issues = [
+    issues = tuple(
         replace(issue, severity="warning")
         if issue.code in allow and issue.severity == "error"
         else issue
         for issue in (*adapter.issues, *reading.issues(adapter))
-    ]
+    )
     broken = any(issue.severity == "error" for issue in issues)
+    private = {adapter.source.reference: adapter.source.public}
+    if adapter.source.path is not None:
+        private[str(adapter.source.path)] = local_name(str(adapter.source.path))
     low, high = adapter.rank_range
     record = LibraryAdapter(
         name=adapter.name,
@@ -135,7 +183,7 @@ def _read(adapter: Adapter, allow: Collection[str], seed: int) -> Member:
         parameters=adapter.parameters,
         norm=None if reading.not_finite else reading.norm,
         state="broken" if broken else "usable",
-        issues=_published(tuple(issues), adapter),
+        issues=map_texts(issues, _public(private)),
     )
     return Member(record, _opener(adapter), None if broken else reading.sketch, key)
 
@@ -147,16 +195,6 @@ def _opener(adapter: Adapter) -> Callable[[], Adapter]:
         return lambda: adapter
     path = source.path
     return lambda: read_adapter(path, name, source)
-
-
-def _published(issues: tuple[Issue, ...], adapter: Adapter) -> tuple[Issue, ...]:
-    """The issues without private paths."""
-    source = adapter.source
-    names = {source.reference: source.public}
-    if source.path is not None:
-        names[str(source.path)] = local_name(str(source.path))
-    found: tuple[Issue, ...] = map_texts(issues, _public(names))
-    return found
 
 
 def _public(names: Mapping[str, str]) -> Callable[[str], str]:
@@ -180,9 +218,9 @@ class Reading:
     sketch: Sketch | None
 
     @classmethod
-    def of(cls, adapter: Adapter, seed: int) -> Reading:
+    def of(cls, adapter: Adapter) -> Reading:
         """Reads the tensors of an adapter, a few modules at a time."""
-        checks, builder = TensorChecks([adapter]), SketchBuilder(seed)
+        checks, builder = TensorChecks([adapter]), SketchBuilder()
         for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)
             builder.take(joint)

@@ -10,31 +10,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.file_hashes import cache_directory, cached_hash
 
-FORMAT = 1
 FOLDER = "library"  # inside loraprobe's cache
 
 
-def key_of(adapter: Adapter, sha256: str, seed: int) -> str:
-    """The hash of all that a reading depends on: weights, config, version, seed of the sketch."""
-    decides = {
-        "format": FORMAT,
-        "loraprobe": __version__,
-        "weights": sha256,
-        "config": dict(adapter.config),
-        "seed": seed,
-    }
-    return _digest(decides)
+def key_of(adapter: Adapter, sha256: str) -> str:
+    """The hash of all that a reading depends on: weights, config and version."""
+    return _digest([__version__, sha256, dict(adapter.config)])
 
 
 def pair_key(one: str, other: str) -> str:
@@ -58,15 +49,8 @@ def stored(key: str) -> Mapping[str, Any] | None:
 
 def store(key: str, reading: Mapping[str, Any]) -> None:
     """Stores a reading, whole or not at all; a cache that cannot be written is no error."""
-    place = _place(key)
-    staging = place.with_suffix(f".{os.getpid()}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(json.dumps(reading), encoding="utf-8")
-        os.replace(staging, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            staging.unlink()
+    with contextlib.suppress(OutputError), staged_file(_place(key)) as file:
+        file.write_text(json.dumps(reading), encoding="utf-8")
 
 
 def keep_readings(members: Iterable[Any], place: Path) -> None:
@@ -80,15 +64,10 @@ def take_readings(place: Path) -> None:
 
 
 def _copy(files: Iterable[Path], target: Path) -> None:
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            if file.is_file() and not (target / file.name).exists():
-                staging = target / f"{file.name}.{os.getpid()}"
+    for file in files:
+        if file.is_file() and not (target / file.name).exists():
+            with staged_file(target / file.name) as staging:
                 shutil.copyfile(file, staging)
-                os.replace(staging, target / file.name)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written ({error}); free space there.") from None
 
 
 def _place(key: str) -> Path:

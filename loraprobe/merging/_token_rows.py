@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.token_rows import TokenRows
+from loraprobe.adapters.lazy import TokenRows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.merging._choices import BaseTensors

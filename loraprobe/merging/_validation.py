@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_weight
-from loraprobe.adapters.experts import SAME_PARAMETERS, conflict
+from loraprobe.adapters.experts import conflict
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
@@ -88,7 +88,7 @@ def check_adapters(
     notes += _base_copies(adapters, allow)
     for one, other in combinations(adapters, 2):
         if problem := conflict(one, other):
-            raise CompatibilityError(f"{problem[1]} {SAME_PARAMETERS}", SAME_PARAMETERS)
+            raise CompatibilityError(f"{problem.message} {problem.cure}", problem.cure)
     return notes
 
 

@@ -1,17 +1,17 @@
 """The stages of each command in order.
 
 `commands` has one function a command, which the command line and the Python functions call; those
-of `screen` and `verify` stand in rooms of their own, `screening` and `verification`. It calls, in
+of `screen` and `verify` are in packages of their own, `screening` and `verification`. It calls, in
 this order:
 
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
     inspecting      answers on the base model, to a sample of the questions
-    evaluating      answers on the base model, by `rounds`; for both, `scorer` loads the base,
-                    `evaluator` runs systems on it, `systems` builds compositions with
-                    `portfolio`, `weight_search` and `router_fitting`, and `results` stores the
-                    results for `--resume`
+    evaluating      answers on the base model, by `rounds`; for both, `evaluator` loads the base
+                    and runs systems on it, `systems` builds compositions with `portfolio`,
+                    `weight_search` and `router_fitting`, and `results` stores the results for
+                    `--resume`
     saved           a composition and its directory, which `loading` reads
     converting      one adapter written again
     conclusion      the verdict, and what it recommends

@@ -13,6 +13,7 @@ Otherwise it cannot express the composition.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,58 +38,43 @@ def arrow_config(composition: Composition) -> dict[str, Any]:
 
 def why_not_peft(composition: Composition, base: Base | None = None) -> str | None:
     """Why peft's Arrow cannot compute the same, in one sentence; None where it can."""
-    return (
-        _why_not_router(composition)
-        or _why_not_experts(composition)
-        or _why_not_base(composition, base)
-    )
+    return next(_reasons(composition, base), None)
 
 
-def _why_not_router(composition: Composition) -> str | None:
-    router = composition.router
+def _reasons(composition: Composition, base: Base | None) -> Iterator[str]:
+    """The reasons; each presumes that those before it do not hold."""
+    router, first = composition.router, composition.experts[0]
     if not isinstance(router, Arrow):
-        return f"its router is {router.name}, and peft has only Arrow."
+        yield f"its router is {router.name}, and peft has only Arrow."
+        return
     for option, needed in (("normalize", False), ("per", "token")):
         given = getattr(router, option, needed)
         if given != needed:
-            return f"peft's Arrow has no {option}={given}."
+            yield f"peft's Arrow has no {option}={given}."
     if not math.isfinite(router.temperature):
-        return "peft's Arrow needs a finite temperature."
-    return None
-
-
-def _why_not_experts(composition: Composition) -> str | None:
-    first = composition.experts[0]
+        yield "peft's Arrow needs a finite temperature."
     for expert in composition.experts:
-        extras = [extra for extra in expert.extras if extra.kind != "base_copy"]
-        if extras:
-            return f"expert {expert.name} holds {extras[0]} beside its factors."
-        if set(expert.layout) != set(first.layout):
-            path = min(set(expert.layout) ^ set(first.layout))
-            return f"{path} is adapted by only one of {first.name} and {expert.name}."
+        for extra in expert.extras:
+            if extra.kind != "base_copy":
+                yield f"expert {expert.name} holds {extra} beside its factors."
+        for path in sorted(set(expert.layout) ^ set(first.layout)):
+            yield f"{path} is adapted by only one of {first.name} and {expert.name}."
         for path, info in expert.layout.items():
             if info.kind not in ("linear", "conv1d"):
-                return f"{path} is of kind {info.kind}, and peft's Arrow serves linear layers."
-            if info.rank != first.layout[path].rank:
-                return (
-                    f"the ranks of {path} differ ({first.layout[path].rank} in {first.name}, "
-                    f"{info.rank} in {expert.name})."
-                )
-    return None
-
-
-def _why_not_base(composition: Composition, base: Base | None) -> str | None:
-    """Checks the other modules of the base: peft targets modules by the last part of their path."""
+                yield f"{path} is of kind {info.kind}, and peft's Arrow serves linear layers."
+            if info.rank != (rank := first.layout[path].rank):
+                ranks = f"{rank} in {first.name}, {info.rank} in {expert.name}"
+                yield f"the ranks of {path} differ ({ranks})."
     if base is None:
-        return (
+        yield (
             "without the base (--base) nobody knows which other modules its router would be put on."
         )
+        return
     adapted = set(composition.paths)
-    names = {path.rpartition(".")[2] for path in adapted}
-    others = [p for p in base.weights if p.rpartition(".")[2] in names and p not in adapted]
-    if others:
-        return f"its router would be put on {others[0]} too, which no expert adapts."
-    return None
+    names = {path.rpartition(".")[2] for path in adapted}  # by which peft targets modules
+    for path in base.weights:
+        if path.rpartition(".")[2] in names and path not in adapted:
+            yield f"its router would be put on {path} too, which no expert adapts."
 
 
 @torch.no_grad()

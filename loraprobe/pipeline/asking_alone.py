@@ -1,34 +1,27 @@
-"""The base and adapters of a library alone on the items that choose, look by look.
+"""The base or an adapter of a library alone on items that choose, here or in a worker.
 
-Adapters are opened one after the other and put into one base. Answers go into the ledger and hidden
-states into a directory beside it, so that --resume asks nothing twice and memory does not grow with
-the number of adapters. Workers ask other systems at the same time, if there are any.
+Answers go into the ledger and hidden states into a directory beside it, so that --resume asks
+nothing twice and memory does not grow with the number of adapters.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility import aligned
-from loraprobe.defaults import SCREENING_SHARE
-from loraprobe.errors import LoraprobeError, OutputError
+from loraprobe.errors import OutputError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.questions import questions
-from loraprobe.library import Member
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES
 from loraprobe.pipeline.task_split import looks
-from loraprobe.pipeline.units import AskedAlone
 from loraprobe.probes import PairForecast, ScreenedTexts
 from loraprobe.records import ROUND, SCREENING, ItemResult
 from loraprobe.routing.constant import single
@@ -40,7 +33,7 @@ from loraprobe.tasks import Task
 class Look:
     """Items that systems are asked together, and the texts of which states are kept.
 
-    number: from 1. worked: whether the texts are worked answers, beside which nothing is asked.
+    number: from 1. worked: whether the texts are worked answers; then no questions are asked.
     """
 
     number: int
@@ -66,89 +59,6 @@ def looks_of(scorer: object, tasks: Sequence[Task], options: Options) -> list[Lo
     ]
 
 
-@dataclass
-class Asker:
-    """Asks systems alone, and counts what that took.
-
-    members: the adapters by name. results: of all systems. unasked: adapters that the budget left
-    out of a look. failed: an adapter -> why it cannot be asked. passes: of each kind of look, how
-    many systems were asked how many items. spent: seconds and system-items of what was not kept
-    already.
-    """
-
-    evaluator: Evaluator
-    members: Mapping[str, Member]
-    results: list[ItemResult] = field(default_factory=list)
-    unasked: list[str] = field(default_factory=list)
-    failed: dict[str, LoraprobeError] = field(default_factory=dict)
-    passes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    spent: tuple[float, int] = (0.0, 0)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether a further adapter may be asked."""
-        return self.evaluator.session.left(SCREENING_SHARE) > 0
-
-    @property
-    def pace(self) -> float:
-        """Seconds of one system for one item; 0 where nothing was asked."""
-        seconds, items = self.spent
-        return seconds / items if items else 0.0
-
-    def system(self, name: str) -> System:
-        """The base or an adapter, opened."""
-        opened = self.members[name].open if name != BASE else None
-        return system_alone(name, opened, self.evaluator.inputs.base)
-
-    def ask(self, names: Sequence[str], look: Look) -> list[str]:
-        """Asks systems a look, the base always; the names of those that answered."""
-        start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
-        self._elsewhere(names, look)
-        for name in names:
-            if name != BASE and not self.goes_on and not is_kept(self.evaluator, name, look):
-                self.unasked += [] if look.worked else [name]
-                continue
-            self._tell(name, look, 0)
-            try:
-                self.results += ask_one(self.evaluator, self.system(name), look)
-            except LoraprobeError as error:
-                if name == BASE or isinstance(error, OutputError):
-                    raise
-                self.failed[name] = error
-                continue
-            answered.append(name)
-        systems = self.passes.get(look.kind, (0, 0))[0] + len(answered)
-        self.passes[look.kind] = systems, look.items
-        if len(self.evaluator.ledger) > before:
-            seconds, items = self.spent
-            seconds += time.perf_counter() - start
-            self.spent = seconds, items + len(answered) * look.items
-        return answered
-
-    def _elsewhere(self, names: Sequence[str], look: Look) -> None:
-        """Has workers ask what is not kept yet; this process asks too."""
-        evaluator, session = self.evaluator, self.evaluator.session
-        pool, setup = session.units.pool, evaluator.with_setup().setup
-        if pool is None or setup is None:
-            return
-        open_ = [name for name in names if not is_kept(evaluator, name, look)]
-
-        def here(index: int) -> None:
-            with contextlib.suppress(LoraprobeError):  # which `ask` finds again
-                ask_one(evaluator, self.system(open_[index]), look)
-
-        parts = [AskedAlone(setup, name, look if look.worked else look.number) for name in open_]
-        for index, found in pool.map(parts, here):
-            if found is not None:
-                keep(evaluator, open_[index], look, *found)
-            self._tell(open_[index], look, 1)
-            if not self.goes_on:
-                break
-
-    def _tell(self, name: str, look: Look, done: int) -> None:
-        self.evaluator.session.tell(step_of(name, look), done, 1)
-
-
 def system_alone(name: str, opened: Callable[[], Adapter] | None, base: Base | None) -> System:
     """One adapter of a library on the base's layout; the base itself where none is opened."""
     if opened is None:
@@ -163,38 +73,21 @@ def step_of(name: str, look: Look) -> str:
 
 def ask_one(evaluator: Evaluator, system: System, look: Look) -> list[ItemResult]:
     """The results of one system; its hidden states are kept in a file."""
-    session = evaluator.session
-    told = session.progress
-    step = step_of(system.name, look)
-    asks = f"evaluate {system.name}"
-    progress = None if told is None else lambda s, k, n: told(step if s == asks else s, k, n)
-    own = replace(session, progress=progress, seconds={})
+    session, step = evaluator.session, step_of(system.name, look)
+    own = session.renamed(lambda told: step if told == f"evaluate {system.name}" else told)
     with session.stage("screen"):
-        _keep_states(evaluator, system, look)
-        return replace(evaluator, session=own, tasks=look.tasks).run([system])
+        if look.reading is not None and not _has_states(evaluator, system.name, look):
+            states, answers = read_states(evaluator, system, look.reading)
+            keep(evaluator, system.name, look, answers, states)
+        return replace(evaluator, session=replace(own, seconds={}), tasks=look.tasks).run([system])
 
 
-def _keep_states(evaluator: Evaluator, system: System, look: Look) -> None:
-    """Reads the states unless they are kept, with the answers to questions that are scored."""
-    if look.reading is None or _has_states(evaluator, system.name, look):
-        return
+def read_states(
+    evaluator: Evaluator, system: System, reading: ScreenedTexts
+) -> tuple[States, list[ItemResult]]:
+    """The hidden states of a system, and its answers to the questions that are scored."""
     with evaluator.scorer.with_composition(system.composition):
-        states, answers = look.reading.read(evaluator.scorer, system.name)
-    path = states_path(evaluator, system.name, look)
-    with _writing(path):
-        states.save(path, look.reading.mark)
-    evaluator.ledger.append(answers)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): free space there, or set "
-            "LORAPROBE_CACHE to a directory of yours."
-        ) from None
+        return reading.read(evaluator.scorer, system.name)
 
 
 def _has_states(evaluator: Evaluator, name: str, look: Look) -> bool:
@@ -203,8 +96,7 @@ def _has_states(evaluator: Evaluator, name: str, look: Look) -> bool:
         return True
     scored = [q for q in look.reading.questions if not q.generated]
     asked = all(evaluator.ledger.get(name, *q.key) for q in scored)
-    path = states_path(evaluator, name, look)
-    return asked and States.load(path, look.reading.mark) is not None
+    return asked and kept_states(evaluator, name, look) is not None
 
 
 def is_kept(evaluator: Evaluator, name: str, look: Look) -> bool:
@@ -214,23 +106,25 @@ def is_kept(evaluator: Evaluator, name: str, look: Look) -> bool:
     return known and _has_states(evaluator, name, look)
 
 
-def kept_states(evaluator: Evaluator, name: str, look: Look) -> bytes:
-    """The file of the states of a system; empty where none are kept."""
+def kept_states(evaluator: Evaluator, name: str, look: Look) -> States | None:
+    """The states of a system; None where none are kept."""
     path = states_path(evaluator, name, look)
-    return path.read_bytes() if path.is_file() else b""
+    return None if look.reading is None else States.load(path, look.reading.mark)
 
 
 def keep(
-    evaluator: Evaluator, name: str, look: Look, rows: Sequence[ItemResult], states: bytes
+    evaluator: Evaluator, name: str, look: Look, rows: Sequence[ItemResult], states: States | None
 ) -> None:
-    """Keeps what another process answered and read."""
+    """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
     path = states_path(evaluator, name, look)
-    if states:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging = path.with_suffix(f".{os.getpid()}")
-            staging.write_bytes(states)
-            staging.replace(path)
+    if states is not None and look.reading is not None:
+        try:
+            states.save(path, look.reading.mark)
+        except OSError as error:
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror or error}): free space there, or set "
+                "LORAPROBE_CACHE to a directory of yours."
+            ) from None
     evaluator.ledger.add_missing(rows)
 
 
@@ -254,10 +148,10 @@ def forecast_sets(
 
     def load(k: int) -> States:
         found = []
-        for look, reading in zip(asked, readings, strict=True):
-            path = states_path(evaluator, names[k], look)
-            states = States.load(path, reading.mark)
+        for look in asked:
+            states = kept_states(evaluator, names[k], look)
             if states is None:
+                path = states_path(evaluator, names[k], look)
                 raise OutputError(f"{path} was removed meanwhile; run the same call again.")
             found.append(states)
         return States.joined(found)

@@ -7,10 +7,10 @@ Reports, pages and cards are made from it. References in it are public names alr
 from __future__ import annotations
 
 import collections
-import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,49 +44,37 @@ def audit_of(
     }
     hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
     collections.deque(hashes, maxlen=0)
-    audit = ShownAudit(
+    private = dict(_private(inputs.adapters, inputs.base, session.options))
+    names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
+    public, run = partial(public_text, names=names), session.provenance()
+    return ShownAudit(
         command=session.command,
         provenance=replace(
-            session.provenance(), tasks=tuple(task.summary() for task in inputs.tasks)
+            run,
+            arguments=public_arguments(run.arguments, public),
+            tasks=tuple(task.summary() for task in inputs.tasks),
         ),
         adapters=tuple(
             replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
             for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,
-        compatibility=examined.compatibility,
+        compatibility=map_texts(examined.compatibility, public),
         diagnostics=examined.diagnostics,
         layers=examined.layers,
-        notes=tuple(filter(None, notes)),
-        **found,
+        notes=map_texts(tuple(filter(None, notes)), public),
+        **{**found, "verdict": map_texts(found.get("verdict"), public)},
     )
-    return published(audit, inputs.adapters, inputs.base, session.options)
 
 
 TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
 
 
-def published(
-    audit: Audit, adapters: Sequence[Adapter], base: Base | None, options: Options
-) -> Audit:
-    """The audit with every sentence and argument as it may be published."""
-    private = dict(_private(adapters, base, options))
-    names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
-
-    def public(text: str) -> str:
-        return public_text(text, names)
-
-    typed = audit.provenance.arguments
-    arguments = tuple(
+def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
+    """The words of a command line as they may be published. public: makes a text public."""
+    return tuple(
         public(text if _is_text(before, text) else argument_without_folders(text))
         for before, text in zip(("", *typed), typed, strict=False)
-    )
-    return dataclasses.replace(
-        audit,
-        provenance=dataclasses.replace(audit.provenance, arguments=arguments),
-        compatibility=map_texts(audit.compatibility, public),
-        verdict=map_texts(audit.verdict, public),
-        notes=map_texts(audit.notes, public),
     )
 
 

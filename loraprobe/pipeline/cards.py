@@ -39,17 +39,26 @@ Made = TypeVar("Made", bound=Merged | Routed)
 def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:
     """A merge or a composition with the card that its directory will carry.
 
-    general: the adapters that were subtracted from the sources.
+    Its sources get the licences of the audit's adapters. general: the adapters that were subtracted
+    from the sources.
     """
+    licences = {adapter.name: adapter.license for adapter in audit.adapters}
+    rows = (
+        [expert.summary() for expert in made.composition.experts]
+        if isinstance(made, Routed)
+        else made.sources
+    )
+    sources = tuple(replace(row, license=licences.get(row.name)) for row in rows)
+    made = replace(made, sources=sources)
     values: dict[str, Any] = {
         "name": f"{listing([source.name for source in made.sources])}, {made.name}",
         "front_matter": front_matter(made, audit, options, general),
+        "sources": sources,
         "audit": audit,
         "allowed": options.allow,
     }
     if isinstance(made, Merged):
         card = model_card(
-            sources=made.sources,
             method=spec_of(METHODS.make(made.spec), short=True),
             space=made.space,
             rank=rank_text(made),
@@ -62,21 +71,8 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     else:
-        card = composition_card(
-            router=_router_text(made),
-            sources=made.sources,
-            why_not_peft=made.why_not_peft,
-            **values,
-        )
+        card = composition_card(router=_router_text(made), why_not_peft=made.why_not_peft, **values)
     return replace(made, card=card)
-
-
-def with_licences(made: Made, licences: Mapping[str, str | None]) -> Made:
-    """A merge or a composition with the licences of its sources."""
-    if isinstance(made, Routed):
-        return replace(made, licences=licences)
-    sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
-    return replace(made, sources=sources)
 
 
 def made_text(merged: Merged, norm: float, options: Options) -> str:
@@ -199,13 +195,13 @@ class ProvenanceRecord(StrictModel):
 
 
 class MergeRecord(ProvenanceRecord):
-    """Every choice that decides a merge. Cards before `rank_layout` are of compact files."""
+    """Every choice that decides a merge."""
 
     method: str
     weights: list[float]
     space: str | None
     rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
-    rank_layout: Literal["portable", "compact"] = "compact"
+    rank_layout: Literal["portable", "compact"]
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from loraprobe import compatibility
 from loraprobe.adapters import local_name, mended
@@ -21,7 +21,7 @@ from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.cards import made_text, with_card, with_licences
+from loraprobe.pipeline.cards import made_text, with_card
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.converting import Converted, converted, require_certain
 from loraprobe.pipeline.examination import (
@@ -73,7 +73,7 @@ class Outcome:
 def inspect(
     adapters: Adapters, *, probe: Probe | Reference | None = None, **given: Unpack[Given]
 ) -> Audit:
-    """Describes adapters; of several it measures how they relate and gives a verdict.
+    """Describes adapters; for several it measures how they relate and gives a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
@@ -114,21 +114,23 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    session, written = Session.of("merge", **given), given.get("written", ())
-    options, spec = session.options, session.options.methods[0]
-    check_task_use(bool(given.get("tasks")), options, "merge")
-    inputs = open_inputs(adapters, **given)
-    found = compatibility.require(check(inputs.adapters, inputs.base, "merge", session))
-    prepared = prepare_inputs(inputs, "merge", session)
+    session, inputs, found, prepared = _prepared("merge", adapters, **given)
+    options, written = session.options, given.get("written", ())
     weights, search, notes = options.given_weights, None, list[str]()
     if options.weights == "search":  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.weight_search import chosen_weights
 
         weights, search, notes = chosen_weights(inputs, prepared, session)
-    dtype = None if options.dtype == "auto" else pick_dtype(options.dtype)
+    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
         merged = merge_by(
-            spec, prepared, options, inputs.base, weights, dtype=dtype, progress=session.progress
+            options.methods[0],
+            prepared,
+            options,
+            inputs.base,
+            weights,
+            dtype=dtype,
+            progress=session.progress,
         )
     with session.stage("diagnose"):
         norm = merged.adapter.norm()
@@ -151,12 +153,8 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """
     from loraprobe.pipeline.router_fitting import chosen_router
 
-    session = Session.of("route", **given)
+    session, inputs, found, prepared = _prepared("route", adapters, **given)
     options, spec = session.options, session.options.routers[0]
-    check_task_use(bool(given.get("tasks")), options, "route")
-    inputs = open_inputs(adapters, **given)
-    found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
-    prepared = prepare_inputs(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
     made = Routed(composition, inputs.base, prepared.steps)
@@ -166,6 +164,17 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
     return _outcome(made, inputs, prepared, Examination(found, figures), notes, search, session)
+
+
+def _prepared(
+    command: Literal["merge", "route"], adapters: Adapters, **given: Unpack[Given]
+) -> tuple[Session, Inputs, Compatibility, Prepared]:
+    """What is opened, checked and prepared before adapters are merged or routed."""
+    session = Session.of(command, **given)
+    check_task_use(bool(given.get("tasks")), session.options, command)
+    inputs = open_inputs(adapters, **given)
+    found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
+    return session, inputs, found, prepare_inputs(inputs, command, session)
 
 
 def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
@@ -238,7 +247,6 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:
         examined = licensed(examined, inputs)
-        made = with_licences(made, examined.licences)
     shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
     audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
@@ -266,7 +274,6 @@ def _outcome(
 ) -> Outcome:
     """A merge or a composition that nothing was asked, with its licences, audit and card."""
     examined = licensed(examined, inputs)
-    made = with_licences(made, examined.licences)
     audit = audit_of(
         session,
         inputs,

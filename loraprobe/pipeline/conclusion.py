@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
-from loraprobe.compatibility.codes import UNLIKE
+from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
+from loraprobe.pipeline.transforms import merge_by
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, stricter_metric
@@ -153,7 +154,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
 def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ...]:
     """The references of adapters that no error stands between: those of the commonest base.
 
-    Of two that do not fit together, the later one is left out.
+    The later one of two that do not fit together is left out.
     """
     errors = [set(issue.adapters) for issue in found.issues if issue.severity == "error"]
     kept = [adapter for adapter in adapters if {adapter.name} not in errors]
@@ -214,7 +215,7 @@ def recommend(
     if built is not None and built.merged is not None:
         return built.merged, ""
     if name in METHODS:
-        return builder.merge(name), ""
+        return merge_by(name, builder.prepared, builder.options, builder.base, builder.weights), ""
     if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
     return Routed(built.composition, builder.base, builder.prepared.steps), ""

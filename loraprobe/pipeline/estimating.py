@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
@@ -36,16 +36,9 @@ FEWEST, TIMED = 4, 8  # questions of a kind that are timed: an eighth, but not f
 PROBED = (4, 16)  # items of each task on which the coverage probes are timed
 
 
-@runtime_checkable
-class Expecting(Protocol):
-    """A listener to progress that is told beforehand which steps will come."""
-
-    def expect(self, steps: Mapping[str, float]) -> None: ...
-
-
 @dataclass(frozen=True)
 class CostEstimate:
-    """The expected cost of merge-and-eval.
+    """The expected cost of a command.
 
     `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
     forecast. `questions` is their number for one system, all parts of all items. `memory_bytes` is
@@ -58,19 +51,29 @@ class CostEstimate:
     steps: Mapping[str, float]
     measured: tuple[str, ...]
     memory_bytes: int
-    command: str = "merge-and-eval"
+    command: str
 
     @property
     def seconds(self) -> float:
         """The whole run."""
         return sum(self.steps.values())
 
-
-def announce(evaluator: Evaluator) -> None:
-    """Tells a listener that wants to know it which steps will come and how long each will take."""
-    listener = evaluator.session.progress
-    if isinstance(listener, Expecting):
-        listener.expect(expected_steps(evaluator))
+    @classmethod
+    def of(
+        cls, evaluator: Evaluator, systems: Sequence[str], ahead: Mapping[str, float]
+    ) -> CostEstimate:
+        """The estimate for systems on the evaluator's tasks. ahead: seconds that are forecast."""
+        session, tasks = evaluator.session, evaluator.tasks
+        done = session.provenance().seconds
+        return cls(
+            systems=tuple(systems),
+            items=sum(len(task.items) for task in tasks),
+            questions=len(questions(tasks, session.options.metric)),
+            steps={**done, **ahead},
+            measured=tuple(done),
+            memory_bytes=peak_memory(),
+            command=session.command,
+        )
 
 
 def estimate(inputs: Inputs, session: Session) -> CostEstimate:
@@ -85,21 +88,12 @@ def estimate(inputs: Inputs, session: Session) -> CostEstimate:
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
         with open_evaluator(inputs, (), session, composes=True) as evaluator:
-            steps = expected_steps(evaluator)
-    done = session.provenance().seconds
-    asked = questions(evaluator.tasks, session.options.metric)
-    return CostEstimate(
-        systems=tuple(
-            step.removeprefix("evaluate ")
-            for step in _by_system(steps)
-            if step.startswith("evaluate ")
-        ),
-        items=sum(len(task.items) for task in evaluator.tasks),
-        questions=len(asked),
-        steps={**done, **_by_system(steps)},
-        measured=tuple(done),
-        memory_bytes=peak_memory(),
-    )
+            steps: dict[str, float] = {}
+            for step, seconds in expected_steps(evaluator).items():
+                name = step.partition(ROUND)[0]  # all rounds of a system together
+                steps[name] = steps.get(name, 0.0) + seconds
+    asked = [step.removeprefix("evaluate ") for step in steps if step.startswith("evaluate ")]
+    return CostEstimate.of(evaluator, asked, steps)
 
 
 def expected_steps(evaluator: Evaluator) -> dict[str, float]:
@@ -124,7 +118,7 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         steps["fit"] = (n + 1) * parts.items[0] * pair  # answers of each, then the questions
     if parts is not None and options.weights == "search":
         steps["search"] = options.search_budget * parts.items[0] * pair
-    steps |= _by_round(asked, evaluator)
+    steps |= by_round(asked, evaluator)
     if "chain" in specs:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
         plain = kinds[0]  # a hop is asked of a single adapter, which costs no less than the base
@@ -137,16 +131,7 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     return steps
 
 
-def _by_system(steps: Mapping[str, float]) -> dict[str, float]:
-    """The steps with all rounds of a system together."""
-    whole: dict[str, float] = {}
-    for step, seconds in steps.items():
-        name = step.partition(ROUND)[0]
-        whole[name] = whole.get(name, 0.0) + seconds
-    return whole
-
-
-def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, float]:
+def by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, float]:
     """The seconds of each system in each round; a run that stops early takes less."""
     options, steps, before = evaluator.session.options, dict[str, float](), 0
     for this in evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items):
@@ -194,7 +179,7 @@ def _pair(evaluator: Evaluator, together: Composition) -> float:
     items = [item for task in evaluator.split.apart for item in task.items]
     pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
     with evaluator.scorer.with_composition(together):
-        return _seconds(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
+        return seconds_of(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
 
 
 def _measured(
@@ -202,7 +187,7 @@ def _measured(
 ) -> TimedKind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
-    Of a smaller one the time is taken as proportional to the questions.
+    The time of a smaller one is taken as proportional to the questions.
     """
     distinct = list({question.prompt: question for question in group}.values())
     whole = len(distinct)
@@ -213,7 +198,7 @@ def _measured(
     seconds = []
     for composition in (None, together):
         with scorer.with_composition(composition):
-            seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
+            seconds.append(seconds_of(lambda: ask(scorer, sample, "timing", limits)))
     return TimedKind(
         questions=len(group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
@@ -225,10 +210,11 @@ def _measured(
 def _probing(evaluator: Evaluator) -> float:
     """Seconds of the coverage probes on all items, on a line through two small numbers of items."""
     every, seed = sum(len(task.items) for task in evaluator.tasks), evaluator.session.options.seed
+    scorer, adapters = evaluator.scorer, evaluator.inputs.adapters
 
     def timed(most: int) -> tuple[int, float]:
         few = [replace(task, items=tuple(_spread(task.items, most))) for task in evaluator.tasks]
-        spent = _seconds(lambda: cover(evaluator.scorer, evaluator.inputs.adapters, few, seed=seed))
+        spent = seconds_of(lambda: cover(scorer, adapters, few, seed=seed))
         return sum(len(task.items) for task in few), spent
 
     (few, least), (some, spent) = map(timed, PROBED)
@@ -242,7 +228,7 @@ def _spread(things: Sequence[Any], most: int) -> list[Any]:
     return [things[i * len(things) // n] for i in range(n)]
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

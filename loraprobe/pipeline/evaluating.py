@@ -12,21 +12,23 @@ from loraprobe.adapters import Adapter
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Samples, System
 from loraprobe.options import Options
-from loraprobe.pipeline.estimating import announce
-from loraprobe.pipeline.evaluator import open_evaluator
+from loraprobe.pipeline.estimating import expected_steps
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, check_state, open_inputs
+from loraprobe.pipeline.results import SEARCH
 from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
 from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.weight_search import find_weights, note, tried_weights
 from loraprobe.records import (
     FORMS,
     EvaluationRecords,
     GateStatistics,
     ItemResult,
-    Sample,
     Score,
     Verdict,
     WeightSearch,
@@ -51,8 +53,15 @@ class Evaluated:
     stricter: Mapping[tuple[str, str], tuple[int, int]]
 
     def shown(self, verdict: Verdict) -> dict[str, Any]:
-        """What an audit with this verdict shows of it, by field."""
-        wrong = _wrong_answers(self, verdict)
+        """What an audit with this verdict shows of it, by field.
+
+        The samples are a few questions that its composition, or else the best one, got wrong.
+        """
+        system = verdict.system or best_system(
+            self.records.evaluation, ("merge", "router", "chain")
+        )
+        form = verdict.gain.form if verdict.gain is not None else "question"
+        wrong = self.samples.wrong(system, form) if system else ()
         return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
 
 
@@ -78,12 +87,9 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
-        announce(evaluator)
-        routers, notes = evaluator.fit_routers(prepared)
-        search, search_notes = evaluator.search_weights(prepared)
-        searched = tuple(search.weights.values()) if search else None
-        builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = evaluator.with_setup(searched, routers)
+        session.expect(lambda: expected_steps(evaluator))
+        builder, search, notes = open_builder(evaluator, prepared)
+        evaluator = evaluator.with_setup(builder.searched, builder.routers)
         with session.stage("compose"):
             composed = builder.compositions(inputs.tasks)
         found = play(
@@ -97,11 +103,12 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         with session.stage("gates"):
             gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
-        findings = records(found, evaluator, systems, coverage=coverage)
+        findings = records(found, evaluator, coverage=coverage)
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [*search_notes, *builder.chosen(inputs.tasks).unfit.values()]
+    notes += [note(search)] if search else []
+    notes += [*builder.chosen(inputs.tasks).unfit.values()]
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]
@@ -110,12 +117,30 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     return Evaluated(findings, gates, search, composed, builder, samples, notes, stricter)
 
 
-def _wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
-    """A few questions that the composition of the verdict, or else the best one, got wrong."""
-    scores = found.records.evaluation
-    system = verdict.system or best_system(scores, ("merge", "router", "chain"))
-    form = verdict.gain.form if verdict.gain is not None else "question"
-    return found.samples.wrong(system, form) if system else ()
+def open_builder(
+    evaluator: Evaluator, prepared: Prepared
+) -> tuple[SystemBuilder, WeightSearch | None, list[str]]:
+    """A builder with fitted routers and, with `--weights search`, the weights that were found.
+
+    Both learn on items on which no system is scored. Returns the builder, what the search found,
+    and notes on the routers.
+    """
+    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.scorer
+    options, parts, path, search = session.options, evaluator.split, evaluator.ledger.path, None
+    with session.stage("fit"):
+        routers, notes = fit_routers(
+            inputs.adapters, prepared, options, scorer, inputs.tasks, parts
+        )
+    if parts is not None and options.weights == "search":
+        resume = options.resume or bool(options.joined)
+        memory = None if path is None else tried_weights(path.with_name(SEARCH), resume)
+        with session.stage("search"):
+            search = find_weights(
+                scorer, prepared.adapters, parts, options, memory=memory, progress=session.progress
+            )
+    searched = tuple(search.weights.values()) if search else None
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
+    return builder, search, notes
 
 
 def controls_of_best(

@@ -1,4 +1,4 @@
-"""Runs systems, probes and the search of weights on one loaded base model."""
+"""Loads the base model, and runs systems and probes on it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
+from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.composition import Router
-from loraprobe.evaluation import Ledger, System, stored_as
+from loraprobe.evaluation import Ledger, System, choose_template, stored_as
 from loraprobe.evaluation.questions import TokenLimits
 from loraprobe.evaluation.running import Asking
+from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import Selection
-from loraprobe.pipeline.results import SEARCH, open_ledger
-from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.scorer import open_scorer, with_better_template
+from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit, split
-from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.units import Setup
-from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
-from loraprobe.records import Coverage, ItemResult, WeightSearch
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.routing.constant import single
+from loraprobe.scoring import Scorer
 from loraprobe.tasks import Task, is_generated
 
 
@@ -72,11 +72,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 asking=self.workers(),
             )
 
-    @property
-    def chat_template(self) -> bool:
-        """Whether questions are put into the chat template."""
-        return bool(self.scorer.chat_template)
-
     def with_setup(
         self,
         searched: tuple[float, ...] | None = None,
@@ -84,7 +79,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     ) -> Evaluator:
         """The same with what workers have to know of the systems before they answer."""
         kind = self.session.kind_of_device
-        setup = Setup(*kind, self.chat_template, searched, dict(routers))
+        setup = Setup(*kind, self.scorer.chat_template, searched, dict(routers))
         return replace(self, setup=setup)
 
     def workers(self) -> Asking | None:
@@ -102,45 +97,19 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         items: the most that a probe asks the base of each part; None for each probe's own number.
         """
-        with self.session.stage("cover"):
-            guessed = evaluation.guessing(self.tasks, self.session.options.metric)
-            return (
-                self.template
-                + guessed
-                + probes.cover(
-                    self.scorer,
-                    self.inputs.adapters,
-                    self.tasks,
-                    results=results,
-                    items=items,
-                    seed=self.session.options.seed,
-                    progress=self.session.progress,
-                )
-            )
-
-    def fit_routers(self, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:
-        """The fitted routers by spec, and notes."""
         options = self.session.options
-        with self.session.stage("fit"):
-            adapters, tasks = self.inputs.adapters, self.inputs.tasks
-            return fit_routers(adapters, prepared, options, self.scorer, tasks, self.split)
-
-    def search_weights(self, prepared: Prepared) -> tuple[WeightSearch | None, list[str]]:
-        """`--weights search`, on items on which no system is scored; None without that option."""
-        options, path = self.session.options, self.ledger.path
-        if self.split is None or options.weights != "search":
-            return None, []
-        kept = None if path is None else path.with_name(SEARCH)
-        with self.session.stage("search"):
-            found = find_weights(
+        with self.session.stage("cover"):
+            guessed = evaluation.guessing(self.tasks, options.metric)
+            found = probes.cover(
                 self.scorer,
-                prepared.adapters,
-                self.split,
-                options,
-                memory=TriedWeights(kept, options.resume or bool(options.joined)),
+                self.inputs.adapters,
+                self.tasks,
+                results=results,
+                items=items,
+                seed=options.seed,
                 progress=self.session.progress,
             )
-        return found, [note(found)]
+            return self.template + guessed + found
 
 
 def open_evaluator(
@@ -197,4 +166,72 @@ def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
                 f"All {len(task.items)} items of task {task.name} share one group, so they count "
                 "as one observation and decide nothing: add items of other groups."
             )
+    return notes
+
+
+def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
+    """A scorer of the base, and notes. The session records device and dtype."""
+    options = session.options
+    with session.stage("load"):
+        device = pick_device(options.device)
+        kind = pick_dtype(dtype, device)
+        session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
+        loaded = base.load(
+            device=device,
+            dtype=kind,
+            trust_remote_code=options.trust_remote_code,
+            quantize=options.quantize,
+            device_map=options.device_map,
+        )
+    scorer = Scorer(
+        loaded.model,
+        loaded.tokenizer,
+        batch_size=options.batch_size,
+        chat_template=options.chat_template == "on",
+        progress=session.progress,
+    )
+    return scorer, _loading_notes(loaded.model, options)
+
+
+def with_better_template(
+    scorer: Any,
+    session: Session,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    metric: str | None,
+    kept: Ledger | None = None,
+) -> tuple[Any, list[str], tuple[Coverage, ...]]:
+    """The scorer in the better form of prompts; notes; the accuracies with and without template.
+
+    With `--chat-template auto` the single adapters answer a sample of the tasks with and without
+    the template; another value is kept as it is. kept: the ledger of their answers.
+    """
+    options = session.options
+    if options.chat_template != "auto" or not tasks:
+        return scorer, [], ()
+    with session.stage("template"):
+        chosen, why, figure = choose_template(
+            scorer,
+            [single(adapter) for adapter in adapters],
+            tasks,
+            metric=metric,
+            max_new_tokens=options.max_new_tokens,
+            kept=kept,
+        )
+    return scorer.with_template(chosen), [why], () if figure is None else (figure,)
+
+
+def _loading_notes(model: Any, options: Options) -> list[str]:
+    notes = []
+    if options.quantize != "none":
+        bits = options.quantize.removesuffix("bit")
+        notes.append(
+            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
+            "as it ran."
+        )
+    if options.device_map == "auto":
+        places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
+    if options.trust_remote_code:
+        notes.append("Code from the base's repository was allowed to run.")
     return notes

@@ -135,29 +135,21 @@ def with_servers(
 
 
 def licensed(examined: Examination, inputs: Inputs) -> Examination:
-    """The findings with the licences of the adapters' cards."""
-    licences, issues = _declared(inputs.given, inputs.base)
-    found = with_issues(examined.compatibility, issues)
-    return replace(examined, compatibility=found, licences=licences)
-
-
-def _declared(
-    adapters: Sequence[Adapter], base: Base | None = None
-) -> tuple[dict[str, str | None], list[Issue]]:
-    """The licence that each adapter's card declares, and the findings about them and the base's.
+    """The findings with the licences that the cards of adapters and base declare.
 
     A card that cannot be read counts as one without a licence; a finding says so.
     """
-    cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
+    cards = {one.name: _card(partial(hub.model_card, one)) for one in inputs.given}
     licences = {name: hub.declared_licence(card) for name, card in cards.items()}
     known = dict(licences)
-    if base is not None:
-        file = base.path / "README.md"
+    if inputs.base is not None:
+        file = inputs.base.path / "README.md"
         cards["the base"] = _card(partial(hub.read_card, file, str(file)))
         if licence := hub.declared_licence(cards["the base"]):
             known["the base"] = licence
     gated = [name for name, card in cards.items() if hub.is_gated(card)]
-    return licences, list(licence_issues(known, gated))
+    found = with_issues(examined.compatibility, licence_issues(known, gated))
+    return replace(examined, compatibility=found, licences=licences)
 
 
 def _card(read: Callable[[], str | None]) -> str | None:

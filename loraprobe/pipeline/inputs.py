@@ -75,7 +75,6 @@ def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     options = given.get("options", Options())
     check_names(options)
     read = open_tasks(given.get("tasks", ()), options)
-    check_metrics(read, options.metric)
     loaded = hub.load_all(adapters)
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
@@ -105,12 +104,10 @@ def check_names(options: Options) -> None:
         read_calibration(options.calibration)
 
 
-CURE = "set LORAPROBE_CACHE to a directory of yours"
-
-
 def check_state(options: Options) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
-    check_place(options.state or cache_directory() / "runs" / "results", CURE)
+    cure = "set LORAPROBE_CACHE to a directory of yours"
+    check_place(options.state or cache_directory() / "runs" / "results", cure)
 
 
 def open_probe(
@@ -199,6 +196,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
         else:
             found.append(_open(one, options.limit, layout))
     check_losses(found, options.metric, options.margin)
+    check_metrics(found, options.metric)
     return found
 
 

@@ -17,15 +17,14 @@ import torch
 from loraprobe import evaluation, probes
 from loraprobe.composition import Router
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
-from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.rounds import spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Cards, Inputs
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import compared
-from loraprobe.pipeline.scorer import open_scorer
+from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, summed_specs
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
@@ -37,7 +36,6 @@ from loraprobe.records import (
     Forecast,
     ItemResult,
 )
-from loraprobe.routing import ROUTERS
 from loraprobe.scoring import MOST_BYTES, Recorder
 from loraprobe.tasks import Probe, Task
 
@@ -193,11 +191,13 @@ def _routers(evaluator: Evaluator, prepared: Prepared) -> tuple[dict[str, Router
     A router that the user named would first have the adapters write prompts.
     """
     inputs = evaluator.inputs
-    chosen = Selection(evaluator.session.options, inputs.adapters, inputs.tasks)
+    options, tasks, parts = evaluator.session.options, inputs.tasks, evaluator.split
+    chosen = Selection(options, inputs.adapters, tasks)
     learning, added = chosen.learning, {one.spec for one in chosen.added}
-    if evaluator.split is None or not learning or not learning.keys() <= added:
+    if parts is None or not learning or not learning.keys() <= added:
         return {}, []
-    return evaluator.fit_routers(prepared)
+    with evaluator.session.stage("fit"):
+        return fit_routers(inputs.adapters, prepared, options, evaluator.scorer, tasks, parts)
 
 
 def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System], list[str]]:
@@ -205,20 +205,11 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
 
     Routers that learn are asked where they are fitted.
     """
-    systems: list[System] = []
-    notes: list[str] = []
-    names = {adapter.name for adapter in builder.trained}
-    specs = dict.fromkeys((*Selection(builder.options, builder.trained).specs, *builder.routers))
-    for spec in specs:
-        learns = spec in ROUTERS and ROUTERS.make(spec).needs_prompts
-        if spec in names or (learns and spec not in builder.routers):
-            continue
-        try:
-            with session.stage("compose"):
-                systems.append(builder.build(spec))
-        except LoraprobeError as error:
-            notes.append(f"{spec} was not tried: {error}")
-    return systems, notes
+    chosen = Selection(builder.options, builder.trained)
+    left_out = {adapter.name for adapter in builder.trained} | chosen.learning.keys()
+    specs = [spec for spec in chosen.specs if spec not in left_out]
+    with session.stage("compose"):
+        return builder.build_each({spec: spec for spec in (*specs, *builder.routers)})
 
 
 def _sample_notes(evaluator: Evaluator) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -68,20 +68,12 @@ def proven_systems(tasks: Sequence[Task]) -> tuple[Proven, ...]:
 @functools.cache
 def _read() -> dict[str, tuple[Proven, ...]]:
     document = json.loads(FILE.read_text(encoding="utf-8"))
-    return {
-        row["kind"]: tuple(
-            Proven(
-                system["spec"],
-                row["figure"],
-                system["value"],
-                system["beside"],
-                row["worlds"],
-                document["source"],
-            )
-            for system in row["systems"]
-        )
-        for row in document["kinds"]
-    }
+    names = [field.name for field in fields(Proven)]
+    found = {}
+    for row in document["kinds"]:
+        systems = [document | row | system for system in row["systems"]]
+        found[row["kind"]] = tuple(Proven(*map(system.get, names)) for system in systems)
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from loraprobe.library.stored import FOLDER
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Task
 
 # Beside the results: the weights that a search tried, and hidden states of single adapters.
 SEARCH, STATES = "search.jsonl", "states"
@@ -87,21 +87,17 @@ def _of_adapters(fingerprint: Mapping[str, Any], names: Sequence[str]) -> dict[s
     return {**fingerprint, "adapters": held, "order": order}
 
 
-def weights_identity(
-    adapters: Sequence[Adapter], base: Base | None, options: Options
-) -> dict[str, Any]:
-    """Everything on which the statistics of weights depend.
+def weights_identity(adapters: Sequence[Adapter], base: Base | None, options: Options) -> Any:
+    """Everything on which the statistics of weights depend, as plain data.
 
     The base's files are read by a copy, since a report names a hash only where one is known.
     """
     names = ("diagnostics", "exact", "per_module", "seed", "allow")
-    return {
-        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
-        "order": [a.name for a in adapters],
+    found = _adapters_and_versions(adapters, "torch") | {
         "base": None if base is None else copy.copy(base).identity,
         "options": {name: getattr(options, name) for name in names},
-        "versions": {"loraprobe": __version__, "torch": importlib.metadata.version("torch")},
     }
+    return as_plain(found)
 
 
 def identity(
@@ -115,25 +111,23 @@ def identity(
     """
     packages = ["torch", "transformers", "tokenizers"]
     packages += ["bitsandbytes"] if options.quantize != "none" else []
-    return {
-        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
-        "order": [a.name for a in adapters],  # which weights go by
+    return _adapters_and_versions(adapters, *packages) | {
         "base": base.identity,
-        "tasks": {task.name: digest([_content(item) for item in task.items]) for task in tasks},
+        "tasks": {task.name: digest(task.items) for task in tasks},
         "router_prompts": {
             name: digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
         "options": options.fingerprint(),
-        "versions": {"loraprobe": __version__}
-        | {name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def _content(item: Item) -> dict[str, Any]:
-    """An item as plain data; without a metric and a source of its own, as items were before they
-    could have one, so that results of that time are used again."""
-    late = (("metric", None), ("source", None))
-    return {key: value for key, value in asdict(item).items() if (key, value) not in late}
+def _adapters_and_versions(adapters: Sequence[Adapter], *packages: str) -> dict[str, Any]:
+    return {
+        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
+        "order": [a.name for a in adapters],  # which weights go by
+        "versions": {"loraprobe": __version__}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:

@@ -134,10 +134,9 @@ def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn)
     return found if nothing_to_gain(evidence) is not None else None
 
 
-def records(
-    found: Played, evaluator: Evaluator, systems: Sequence[System], **others: tuple[object, ...]
-) -> EvaluationRecords:
+def records(found: Played, evaluator: Evaluator, **others: tuple[object, ...]) -> EvaluationRecords:
     """What was measured, at the level of the last look. others: coverage and forecasts."""
+    systems = found.everybody
     results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
     baselines = [s for s in systems if s.kind in BASELINES]
     attribution = evaluation.attribute(results, stayed, found.round.tasks)
@@ -180,14 +179,10 @@ def _ask(
     on: Round | None = None,
 ) -> None:
     """Adds the systems' results on the items of a round; told: the round, for the progress."""
-    names = {system.name for system in systems}
-    here, session = on or found.round, evaluator.session
-
-    def tell(step: str, done: int, total: int) -> None:
-        evaluator.session.tell(step + told if step.startswith("evaluate ") else step, done, total)
-
-    if session.progress is not None and told:
-        session = replace(session, progress=tell)
+    names, here = {system.name for system in systems}, on or found.round
+    session = evaluator.session.renamed(
+        lambda step: step + told if step.startswith("evaluate ") else step
+    )
     asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
     found.results = [row for row in found.results if row.system not in names] + asked
 

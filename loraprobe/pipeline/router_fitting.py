@@ -18,9 +18,9 @@ from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import Inputs, read_prompts
 from loraprobe.pipeline.portfolio import Selection
-from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared
@@ -205,7 +205,13 @@ def _lines_for(
             f"Adapter {name} is the best at no task, so there are no questions that show when it "
             f"is meant; give some by --router-prompts {name}=FILE."
         )
-    return written_by(adapter, scorer, options.seed), WRITTEN
+    try:
+        probe = generated_prompts(scorer, [adapter], {}, seed=options.seed, wanted=PROMPTS_WRITTEN)
+    except TaskError:
+        raise UsageError(
+            f"Adapter {name} writes no prompt of itself; give some by --router-prompts {name}=FILE."
+        ) from None
+    return [item.prompt for item in probe.items], WRITTEN
 
 
 def fitted_to(
@@ -248,18 +254,6 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
                 f"{where} names {name!r}, which is none of the adapters: there are "
                 f"{listing(names)}."
             )
-
-
-def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
-    """Prompts that an adapter generates, drawn from the seed."""
-    try:
-        probe = generated_prompts(scorer, [adapter], {}, seed=seed, wanted=PROMPTS_WRITTEN)
-    except TaskError:
-        raise UsageError(
-            f"Adapter {adapter.name} writes no prompt of itself; give some by "
-            f"--router-prompts {adapter.name}=FILE."
-        ) from None
-    return [item.prompt for item in probe.items]
 
 
 def _task_prompts(tasks: Sequence[Task]) -> frozenset[str]:

@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,15 @@ UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 class Routed:
     """A composition that can be saved, and how it was made.
 
-    `base`: its modules decide whether peft can express the composition.
-    `licences`: expert's name -> the licence that its card declares.
+    `base`: its modules decide whether peft can express the composition. `sources`: the experts in
+    one row each, with their licences, once it has a card.
     """
 
     composition: Composition
     base: Base | None = None
     transformations: tuple[Transformation, ...] = ()
     card: str | None = None
-    licences: Mapping[str, str | None] = field(default_factory=dict)
+    sources: tuple[AdapterSummary, ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,15 +78,6 @@ class Routed:
 
     def __repr__(self) -> str:
         return f"<Routed {repr(self.composition).partition(' ')[2]}"
-
-    @property
-    def sources(self) -> tuple[AdapterSummary, ...]:
-        """The experts in one row each, with their licences."""
-        licences = self.licences
-        return tuple(
-            dataclasses.replace(expert.summary(), license=licences.get(expert.name))
-            for expert in self.composition.experts
-        )
 
     @cached_property
     def why_not_peft(self) -> str | None:

@@ -23,8 +23,8 @@ from loraprobe.base import Base
 from loraprobe.composition import composed
 from loraprobe.errors import ServerError, UsageError
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer, single
 from loraprobe.pipeline.inputs import Reference, base_of, open_probe
-from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Progress, Served
 from loraprobe.scoring.forward import answering

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Unpack
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Unpack, runtime_checkable
 
 import torch
 
@@ -16,6 +16,13 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Given
 from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A listener to progress that is told beforehand which steps will come."""
+
+    def expect(self, steps: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -46,6 +53,8 @@ class Session:
         return self.device.partition(":")[0], self.dtype
 
     def __post_init__(self) -> None:
+        if self.options.started is not None:
+            self.begun = self.options.started
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
 
@@ -54,16 +63,21 @@ class Session:
         if self.progress is not None:
             self.progress(step, done, total)
 
+    def renamed(self, rename: Callable[[str], str]) -> Session:
+        """The same session, which tells of steps by other names."""
+        return replace(self, progress=lambda step, *counts: self.tell(rename(step), *counts))
+
+    def expect(self, steps: Callable[[], Mapping[str, float]]) -> None:
+        """Tells a listener that wants to know it which steps will come, and the seconds of each."""
+        if isinstance(self.progress, Expecting):
+            self.progress.expect(steps())
+
     def left(self, share: float = 1.0) -> float:
         """Seconds that are left of a share of --budget; infinite without one."""
         minutes = self.options.budget
         if minutes is None:
             return float("inf")
-        return self._started + share * 60 * minutes - time.perf_counter()
-
-    @property
-    def _started(self) -> float:
-        return self.begun if self.options.started is None else self.options.started
+        return self.begun + share * 60 * minutes - time.perf_counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -81,7 +95,7 @@ class Session:
         The seconds add up to the time since the command started: "other" is the start-up and the
         time between the stages.
         """
-        other = max(0.0, time.perf_counter() - self._started - sum(self.seconds.values()))
+        other = max(0.0, time.perf_counter() - self.begun - sum(self.seconds.values()))
         seconds = {"other": other, **self.seconds}
         return Provenance(
             loraprobe=__version__,

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from loraprobe.adapters import check_place, staged_file
-from loraprobe.errors import OutputError, UsageError
+from pydantic import BaseModel, ConfigDict
+
+from loraprobe.adapters import staged_file
+from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import changes
 from loraprobe.limits import limits
 from loraprobe.options import Options
 from loraprobe.records import SCHEMA_VERSION, document
 
-FILE, FORMAT = "shard.json", "loraprobe-shard-1"
+FILE = "shard.json"
 OWN = ("--shard", "--output", "-o", "--executor")  # options of a shard, not of the run
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(BaseModel):
     """What `shard.json` says.
 
     arguments: the words of the run's command line. modules, questions: how many batches of them
@@ -30,6 +29,9 @@ class Shard:
     were put into it.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["loraprobe-shard-1"]
     arguments: tuple[str, ...]
     share: tuple[int, int]
     fingerprint: Any
@@ -41,11 +43,8 @@ class Shard:
 
     def write(self, place: Path) -> None:
         """Raises OutputError where the directory cannot be written."""
-        try:
-            with staged_file(place / FILE) as file:
-                file.write_text(json.dumps({"format": FORMAT, **vars(self)}, indent=1))
-        except OSError as error:
-            raise OutputError(f"{place} cannot be written ({error.strerror}).") from None
+        with staged_file(place / FILE) as file:
+            file.write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
     @classmethod
     def begun(cls, options: Options, fingerprint: Any, place: Path) -> Shard:
@@ -54,9 +53,12 @@ class Shard:
         Raises UsageError for that of another shard.
         """
         assert options.shard is not None
-        made = cls(run_of(options.arguments), options.shard, fingerprint)
-        check_place(place)
-        place.mkdir(parents=True, exist_ok=True)
+        made = cls(
+            format="loraprobe-shard-1",
+            arguments=run_of(options.arguments),
+            share=options.shard,
+            fingerprint=fingerprint,
+        )
         if (place / FILE).exists():
             check_same_run(Shard.read(place), made, place)
         made.write(place)
@@ -64,7 +66,7 @@ class Shard:
 
     def completed(self, place: Path, **counts: Any) -> Shard:
         """The shard when all is computed. counts: modules, questions or adapters."""
-        made = replace(self, complete=True, **counts)
+        made = self.model_copy(update={"complete": True, **counts})
         made.write(place)
         return made
 
@@ -73,15 +75,11 @@ class Shard:
         """Raises UsageError for a directory that no shard wrote."""
         try:
             text = (place / FILE).read_text(encoding="utf-8")
-            made = json.loads(text) if len(text) <= limits().items else {}
-            known = made.pop("format", None) == FORMAT
-            made |= {name: tuple(made[name]) for name in ("arguments", "share")}
-            found = cls(**made)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            known = False
-        if not known:
-            raise UsageError(f"{place} is no directory of a shard: give the --output of --shard.")
-        return found
+            return cls.model_validate_json(text if len(text) <= limits().items else "")
+        except (OSError, ValueError):
+            raise UsageError(
+                f"{place} is no directory of a shard: give the --output of --shard."
+            ) from None
 
 
 def run_of(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -173,6 +171,5 @@ def told(made: Shard, place: Path) -> str:
 
 def as_json(made: Shard, command: str) -> str:
     """The same as a document."""
-    names = ("share", "complete", "modules", "questions", "adapters")
-    shard = {name: getattr(made, name) for name in names}
-    return document(command, {"shard": shard}, SCHEMA_VERSION)
+    names = {"share", "complete", "modules", "questions", "adapters"}
+    return document(command, {"shard": made.model_dump(include=names)}, SCHEMA_VERSION)

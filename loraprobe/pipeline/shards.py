@@ -15,11 +15,10 @@ from typing import Any, Unpack
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.ledger import as_plain
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.evaluation.running import QuestionBatch, Run, open_batches
 from loraprobe.execution import share_of
-from loraprobe.pipeline.evaluating import open_composition
+from loraprobe.pipeline.evaluating import open_builder, open_composition
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, template_answers
 from loraprobe.pipeline.examination import check, planned
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, open_inputs
@@ -41,20 +40,16 @@ def run_shard(command: str, adapters: Adapters, place: Path, **given: Unpack[Giv
     asks = command == "merge-and-eval"
     opening = open_composition if asks else open_inputs
     session, inputs = Session.of(command, **given), opening(adapters, **given)
-    with open_units(adapters, inputs, **given) as session.units:
-        return _computed(inputs, session, place, asks)
-
-
-def _computed(inputs: Inputs, session: Session, place: Path, asks: bool) -> Shard:
     options = session.options
-    identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
-    made = Shard.begun(options, identity, place)
-    found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
-    modules = _modules(inputs, session, place, identity, found.compatible)
-    if asks and found.compatible:
-        session.options = replace(options, state=place, resume=True)
-        made = _answers(inputs, session, made)
-    return made.completed(place, modules=modules)
+    with open_units(adapters, inputs, **given) as session.units:
+        identity = weights_identity(inputs.adapters, inputs.base, options)
+        made = Shard.begun(options, identity, place)
+        found = check(inputs.adapters, inputs.base, "route" if asks else "inspect", session)
+        modules = _modules(inputs, session, place, identity, found.compatible)
+        if asks and found.compatible:
+            session.options = replace(options, state=place, resume=True)
+            made = _answers(inputs, session, made)
+        return made.completed(place, modules=modules)
 
 
 def _modules(inputs: Inputs, session: Session, place: Path, identity: Any, compatible: bool) -> int:
@@ -76,11 +71,8 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
     """Asks the share's batches of questions; the answers go into the ledger of the shard."""
     options, prepared = session.options, prepare_inputs(inputs, "route", session)
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
-        routers, _ = evaluator.fit_routers(prepared)
-        search, _ = evaluator.search_weights(prepared)
-        searched = tuple(search.weights.values()) if search else None
-        builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-        evaluator = evaluator.with_setup(searched, routers)
+        builder, _, _ = open_builder(evaluator, prepared)
+        evaluator = evaluator.with_setup(builder.searched, builder.routers)
         batches = list(_all_batches(evaluator, builder))
         own = share_of([len(batch.questions) for batch in batches], made.share)
         run = Run(
@@ -93,8 +85,8 @@ def _answers(inputs: Inputs, session: Session, made: Shard) -> Shard:
         with session.stage("evaluate"):
             open_ = list(_built([batches[i] for i in own], evaluator.ledger, builder))
             run.ask(open_, evaluator.workers())
-        template = evaluator.chat_template
-        return replace(made, questions=len(own), chat_template=template)
+        template = evaluator.scorer.chat_template
+        return made.model_copy(update={"questions": len(own), "chat_template": template})
 
 
 def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[QuestionBatch]:
@@ -104,7 +96,9 @@ def _all_batches(evaluator: Evaluator, builder: SystemBuilder) -> Iterator[Quest
     """
     options, tasks = evaluator.session.options, evaluator.inputs.tasks
     known = Ledger()
-    known.append(template_answers(evaluator.ledger, builder.trained, evaluator.chat_template))
+    known.append(
+        template_answers(evaluator.ledger, builder.trained, evaluator.scorer.chat_template)
+    )
     rounds = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
     names = [system.name for system in baseline_systems(builder.trained)]
     names += [spec for spec in builder.specs(tasks) if spec != "chain"]

@@ -16,15 +16,14 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, Modules, Source
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router, change_norm
-from loraprobe.errors import BaseError, UsageError
+from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
+from loraprobe.merging import METHODS, LinearMethod, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.transforms import Prepared, merge_by
-from loraprobe.records import Progress
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
@@ -165,36 +164,27 @@ class SystemBuilder:
             return System(name or spec, "router", Composition(name or spec, experts, router))
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
+    def build_each(self, specs: Mapping[str, str]) -> tuple[list[System], list[str]]:
+        """The systems of specs that can be built, and a note on each other one. specs: by name."""
+        systems, notes = list[System](), list[str]()
+        for name, spec in specs.items():
+            try:
+                systems.append(self.build(spec, name=name))
+            except LoraprobeError as error:
+                notes.append(f"{name} was not tried: {error}")
+        return systems, notes
+
     def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""
         gates = constant_gates(spec, self.options, self.weights, len(experts))
         if gates is not None:
             composition = Composition(name, experts, ConstantGates(gates))
             return System(name, "merge", composition, compression_error=0.0)
-        merged = self.merge(spec, experts, name)
+        merged = merge_by(
+            spec, self.prepared, self.options, self.base, self.weights, experts, name=name
+        )
         alone, error = single(merged.adapter), merged.compression_error
         return System(name, "merge", alone, compression_error=error, merged=merged)
-
-    def merge(
-        self,
-        spec: str,
-        adapters: Sequence[Adapter] | None = None,
-        name: str | None = None,
-        dtype: torch.dtype | None = None,
-        progress: Progress | None = None,
-    ) -> Merged:
-        """The merge of a spec as one adapter, linear methods too. dtype: None for the sources'."""
-        return merge_by(
-            spec,
-            self.prepared,
-            self.options,
-            self.base,
-            self.weights,
-            adapters,
-            name,
-            dtype,
-            progress,
-        )
 
     def controls(self, best_single: str, best: System | None) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
@@ -236,8 +226,8 @@ def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None)
     2602.12323). If a composition does not beat this control, the partner adds nothing.
 
     The factors are Gaussian, drawn from the seed, the adapter's name and the module's path. They
-    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. Of a
-    DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
+    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. For
+    a DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
     weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
     replaces whole, and biases, stay as in the base.
     """

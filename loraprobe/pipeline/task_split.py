@@ -35,7 +35,8 @@ class TaskSplit:
     @property
     def items(self) -> tuple[int, int]:
         """How many items were set apart, and how many are left."""
-        return _count(self.apart), _count(self.left)
+        apart, left = (sum(len(t.items) for t in part) for part in (self.apart, self.left))
+        return apart, left
 
     @property
     def clusters(self) -> int:
@@ -132,13 +133,11 @@ def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit
                 break
             if key in held:
                 apart.add(key)
-    return TaskSplit(
-        *(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False))
-    )
 
+    def part(task: Task, inside: bool) -> Task:
+        return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))
 
-def _count(tasks: Sequence[Task]) -> int:
-    return sum(len(task.items) for task in tasks)
+    return TaskSplit(*(tuple(part(task, inside) for task in tasks) for inside in (True, False)))
 
 
 def _clusters(task: Task) -> int:
@@ -148,7 +147,3 @@ def _clusters(task: Task) -> int:
 def _key(item: Item) -> str:
     """Items of one key stay together: the key is the group, or else the prompt, in any task."""
     return f"group:{item.group}" if item.group is not None else f"prompt:{item.prompt}"
-
-
-def _part(task: Task, apart: set[str], inside: bool) -> Task:
-    return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))

@@ -37,7 +37,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Progress, Transformation
+from loraprobe.records import Transformation
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
@@ -145,14 +145,12 @@ def merge_by(
     base: Base | None,
     weights: Sequence[float] | None,
     adapters: Sequence[Adapter] | None = None,
-    name: str | None = None,
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **how: Any,
 ) -> Merged:
     """A merge as one adapter, with space, rank, seed and allowed issues of the options.
 
-    adapters: None for the prepared ones. weights: None for the method's own. dtype: None for the
-    sources'.
+    adapters: None for the prepared ones. weights: None for the method's own. how: name, dtype and
+    progress, as `loraprobe.merging.merge` takes them.
     """
     from loraprobe.merging import merge
 
@@ -166,9 +164,7 @@ def merge_by(
         rank_layout=options.rank_layout,
         base=base,
         weights=weights,
-        name=name,
-        dtype=dtype or prepared.dtype,
-        progress=progress,
+        **{"dtype": prepared.dtype, **how},
     )
 
 

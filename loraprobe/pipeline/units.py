@@ -10,18 +10,16 @@ process and computes a part there. `KeptStatistics` are files of statistics, whi
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from loraprobe.adapters import staged_file
 from loraprobe.diagnostics import BatchStatistics, FigureKey, Plan
-from loraprobe.errors import OutputError
-from loraprobe.execution import Pool
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.evaluation.questions import TokenLimits
     from loraprobe.evaluation.running import Answers, QuestionBatch
+    from loraprobe.execution import Pool
 
 
 class ModuleBatch(NamedTuple):
@@ -145,9 +144,6 @@ class Units(contextlib.AbstractContextManager["Units"]):
             yield batches[index], rows
 
 
-Named = Mapping[tuple[str, FigureKey], Mapping[str, Tensor]]
-
-
 @dataclass(frozen=True)
 class KeptStatistics:
     """The statistics of batches of modules, in files; new ones are written to the first directory.
@@ -162,42 +158,24 @@ class KeptStatistics:
 
     def read(self, paths: Sequence[str]) -> BatchStatistics | None:
         """The statistics of these modules; None where no directory has them whole."""
+        torch.serialization.add_safe_globals([BatchStatistics, FigureKey])  # beside tensors
         for file in (place / self._name(paths) for place in self.places):
             if file.is_file():
                 try:
-                    return _batch(torch.load(file, map_location="cpu", weights_only=True))
+                    found: BatchStatistics = torch.load(file, "cpu", weights_only=True)
+                    return found
                 except Exception:  # whatever a damaged file raises: it is computed again
                     continue
         return None
 
     def write(self, batch: BatchStatistics) -> None:
         """Raises OutputError where the file cannot be written."""
-        file = self.places[0] / self._name(batch.paths)
-        beside = file.with_suffix(f".{os.getpid()}")
-        try:
-            torch.save(_plain(batch), beside)
-            beside.replace(file)
-        except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
-            raise OutputError(f"{file} cannot be written ({error}); free space there.") from None
+        data = io.BytesIO()  # a full disk has another error in torch
+        torch.save(batch, data)
+        with staged_file(self.places[0] / self._name(batch.paths)) as file:
+            file.write_bytes(data.getvalue())
 
     def _name(self, paths: Sequence[str]) -> str:
         from loraprobe.evaluation.ledger import digest  # evaluation needs scipy, a merge does not
 
         return f"modules-{digest([self.fingerprint, list(paths)])}.pt"
-
-
-def _plain(batch: BatchStatistics) -> dict[str, Any]:
-    named = {
-        part: [(name, *key, dict(sums)) for (name, key), sums in getattr(batch, part).items()]
-        for part in ("sums", "rows")
-    }
-    return {**vars(batch), **named, "paths": list(batch.paths)}
-
-
-def _batch(plain: Mapping[str, Any]) -> BatchStatistics:
-    named = {
-        part: {(name, FigureKey(side, rank)): sums for name, side, rank, sums in plain[part]}
-        for part in ("sums", "rows")
-    }
-    return BatchStatistics(**{**plain, **named, "paths": tuple(plain["paths"])})

@@ -30,8 +30,8 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
@@ -48,27 +48,6 @@ Weights = tuple[float, ...]
 Losses = Callable[[Sequence[Weights]], list[float]]
 
 
-class TriedWeights:
-    """Losses of weights that were tried, stored in a file if one is given.
-
-    An interrupted search then repeats nothing. Raises OutputError as `JsonLines` does.
-    """
-
-    def __init__(self, path: Path | None = None, resume: bool = False) -> None:
-        self._lines = None if path is None else JsonLines(path, resume, {}, _tried)
-        self.known: dict[Weights, float] = dict(self._lines.rows) if self._lines else {}
-
-    def losses(self, candidates: Sequence[Weights], compute: Losses) -> list[float]:
-        """The losses of candidates; `compute` gives those that are not known, and they are kept."""
-        fresh = [weights for weights in candidates if weights not in self.known]
-        if fresh:
-            found = dict(zip(fresh, compute(fresh), strict=True))
-            if self._lines is not None:
-                self._lines.append({"weights": w, "loss": loss} for w, loss in found.items())
-            self.known |= found
-        return [self.known[w] for w in candidates]
-
-
 class _Line(BaseModel):
     """A line of the file: weights that were tried, and their loss."""
 
@@ -78,10 +57,17 @@ class _Line(BaseModel):
     loss: Annotated[float, Field(ge=0, le=MOST_LOSS)]
 
 
-def _tried(row: Any) -> tuple[Weights, float]:
-    """Weights and their loss. Raises ValueError for what no search writes."""
-    line = _Line.model_validate(row)
-    return tuple(line.weights), line.loss
+def tried_weights(path: Path, resume: bool = False) -> JsonLines[tuple[Weights, float]]:
+    """Weights that were tried and their losses, in a file: an interrupted search repeats nothing.
+
+    Raises OutputError as `JsonLines` does.
+    """
+
+    def parse(row: Any) -> tuple[Weights, float]:
+        line = _Line.model_validate(row)
+        return tuple(line.weights), line.loss
+
+    return JsonLines(path, resume, {}, parse)
 
 
 def chosen_weights(
@@ -116,11 +102,12 @@ def find_weights(
     parts: TaskSplit,
     options: Options,
     *,
-    memory: TriedWeights | None = None,
+    memory: JsonLines[tuple[Weights, float]] | None = None,
     progress: Progress | None = None,
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
-    memory, budget, n = memory or TriedWeights(), options.search_budget, len(experts)
+    budget, n = options.search_budget, len(experts)
+    known = dict(memory.rows) if memory is not None else {}
     compute = answer_losses(scorer, experts, parts.apart)
     tried: dict[Weights, float] = {}  # weights -> loss
 
@@ -128,8 +115,12 @@ def find_weights(
         """Computes the losses of new candidates; False if the budget does not allow all of them."""
         fresh = list(dict.fromkeys(w for w in candidates if w not in tried))
         allowed = fresh[: budget - len(tried)]
+        if new := [weights for weights in allowed if weights not in known]:
+            known.update(zip(new, compute(new), strict=True))
+            if memory is not None:
+                memory.append({"weights": weights, "loss": known[weights]} for weights in new)
         if allowed:
-            tried.update(zip(allowed, memory.losses(allowed, compute), strict=True))
+            tried.update((weights, known[weights]) for weights in allowed)
             if progress is not None:
                 progress("search weights", len(tried), budget)
         return len(allowed) == len(fresh)

@@ -1,15 +1,13 @@
 """What a worker of --executor does: it opens the inputs of the run itself, and computes parts.
 
 A worker is told names and settings only. It checks that it reads the same inputs and computes on
-the same kind of device. Of a library it opens base and tasks once and each adapter when it is
-asked. Alone an adapter answers into a ledger of the worker's own, whose rows and hidden states the
-process that asks keeps as if it had asked itself.
+the same kind of device. It opens base and tasks once, and each adapter of a library when it is
+asked. The process that asks keeps what an adapter answers alone and its hidden states as if it had
+asked itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -24,17 +22,16 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import BASE
-from loraprobe.evaluation.ledger import as_plain, changes
+from loraprobe.evaluation.ledger import changes
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.execution import open_pool
 from loraprobe.library.stored import weights_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Look, ask_one, kept_states, looks_of, system_alone
-from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.asking_alone import Look, looks_of, read_states, system_alone
+from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.examination import planned
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, base_of, open_inputs, open_tasks
 from loraprobe.pipeline.results import weights_identity
-from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import check_inputs
 from loraprobe.pipeline.systems import SystemBuilder
@@ -42,9 +39,10 @@ from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.pipeline.transforms import Prepared, prepare, prepare_inputs
 from loraprobe.pipeline.units import AskedAlone, KeptStatistics, ModuleBatch, Questions, Units
 from loraprobe.records import ItemResult
+from loraprobe.scoring.states import States
 
 Places = Mapping[str, tuple[int, str]]  # name -> place in the library, and hash of its weights
-Answered = tuple[list[ItemResult], bytes] | None  # None: it cannot be asked
+Answered = tuple[list[ItemResult], States | None] | None  # None: it cannot be asked
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Job:
         else:
             base = base_of(self.base or "", (), code=options.trust_remote_code)
             inputs = Inputs((), (), base, open_tasks(self.tasks, options))
-        found = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+        found = weights_identity(inputs.adapters, inputs.base, options)
         if differs := changes(self.fingerprint, found):
             raise UsageError(
                 f"A worker reads other inputs than this process ({'; '.join(differs[:3])}): give "
@@ -189,13 +187,15 @@ class OpenedJob:
             raise
         except LoraprobeError:
             return None
-        with tempfile.TemporaryDirectory() as place, contextlib.closing(Ledger(place)) as ledger:
-            evaluator = Evaluator(self.inputs, self.session, scorer, ledger, look.tasks)
-            try:
-                ask_one(evaluator, system, look)
-            except LoraprobeError:
-                return None  # the process that started this one finds the reason again
-            return list(ledger), kept_states(evaluator, name, look)
+        evaluator, states = Evaluator(self.inputs, self.session, scorer, Ledger(), look.tasks), None
+        try:
+            if look.reading is not None:
+                states, answers = read_states(evaluator, system, look.reading)
+                evaluator.ledger.append(answers)
+            evaluator.run([system])
+        except LoraprobeError:
+            return None  # the process that started this one finds the reason again
+        return list(evaluator.ledger), states
 
 
 def open_units(
@@ -209,7 +209,7 @@ def open_units(
     options, base = given.get("options", Options()), given.get("base")
     if options.executor is None and not options.joined:
         return Units()
-    identity = as_plain(weights_identity(inputs.adapters, inputs.base, options))
+    identity = weights_identity(inputs.adapters, inputs.base, options)
     kept = None
     if options.joined and places is None:
         check_inputs(options.joined, identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from loraprobe.compatibility.codes import CODES
+from loraprobe.compatibility import CODES
 from loraprobe.formatting import count, first_names, number, rounded, spread
 from loraprobe.records import Audit, Issue, Library, LibraryAdapter, Provenance, Shortlisted
 from loraprobe.report.adapter_tables import first_sentence

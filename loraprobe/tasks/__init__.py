@@ -1,8 +1,9 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
-`items` holds the records, `reading` reads files and reports bad lines, `answers` reads the answer
-from a generated text, `metrics` judges it, `choosing` says
-by which metric.
+`items` holds the records. `sources` reads rows of data files, `fields` and `choices` map them onto
+items, `reading` checks them and names bad lines. `answers` reads the answer from a generated text,
+`metrics` judges it, `choosing` says by which metric. `checking` tells what a task allows a verdict
+to say. `harness` reads tasks of lm-evaluation-harness.
 """
 
 from loraprobe.tasks.answers import answered, exact_match, normalize_answer, read_answer

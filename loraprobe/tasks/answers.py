@@ -60,11 +60,8 @@ def _plain(word: str) -> str:
         decimals = decimals.rstrip("0")
         value = f"{digits}.{decimals}" if decimals else digits
         return f"-{value}" if sign == "-" and value.strip("0.") else value
-    return "".join(ch for ch in word if not _is_punctuation(ch))
-
-
-def _is_punctuation(ch: str) -> bool:
-    return ch in string.punctuation or unicodedata.category(ch).startswith("P")
+    marks = {ch for ch in word if unicodedata.category(ch).startswith("P")}
+    return "".join(ch for ch in word if ch not in string.punctuation and ch not in marks)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
@@ -81,11 +78,8 @@ def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> 
     the sentence (after "answer is") or of the line (after ``####``); without any marker the last
     sentence. Raises TaskError if `pattern` takes too long.
     """
-    if not cot:
-        line = _first_line(text)
-        return line.rstrip(" .!?,;") or line
-    marked = _marked(text, pattern)
-    return marked[0] if marked else _last_sentence(text)
+    likeliest = possible_answers(text, cot=cot, pattern=pattern)[0]
+    return likeliest if cot else likeliest.rstrip(" .!?,;") or likeliest
 
 
 def answered(

@@ -60,10 +60,6 @@ def _at(choices: list[Any], index: int) -> Any:
     return choices[index] if 0 <= index < len(choices) else None
 
 
-def _by_label(answer: str, choices: list[Any], labels: list[Any]) -> Any:
-    return _at(choices, labels.index(answer)) if answer in labels else None
-
-
 def _by_letter(answer: str, choices: list[Any], _: list[Any]) -> Any:
     letter = answer.strip("(). ").upper()
     return _at(choices, ord(letter) - ord("A")) if re.fullmatch("[A-Z]", letter) else None
@@ -75,7 +71,9 @@ def _by_number(answer: str, choices: list[Any], _: list[Any], first: int = 0) ->
 
 _READINGS: Mapping[str, Callable[[str, list[Any], list[Any]], Any]] = {
     "text": lambda answer, choices, _: answer if answer in choices else None,
-    "label": _by_label,
+    "label": lambda answer, choices, labels: (
+        _at(choices, labels.index(answer)) if answer in labels else None
+    ),
     "letter": _by_letter,
     "number from 0": _by_number,
     "number from 1": functools.partial(_by_number, first=1),

@@ -30,7 +30,7 @@ from loraprobe.tasks.sources import (
     twice,
 )
 
-_HOP_KEYS = ("prompt", "answer", "adapter")
+HOP_KEYS = ("prompt", "answer", "adapter")
 
 
 def load_task(path: str | Path, limit: int | None = None, layout: Layout = Layout()) -> Task:
@@ -117,13 +117,7 @@ def load_probe(path: str | Path) -> Probe:
 class _Fields:
     """The fields of one JSON object. `place` stands before the key in messages."""
 
-    def __init__(
-        self, content: Mapping[str, Any], known: Sequence[str], what: str, place: str = ""
-    ) -> None:
-        for key in content:
-            if key not in known:
-                hint = nearest(key, known, f"known are {', '.join(known)}.")
-                raise TaskError(f"unknown key {key!r} in {what}: {hint}")
+    def __init__(self, content: Mapping[str, Any], place: str = "") -> None:
         self.content, self.place = content, place
 
     def text(self, key: str) -> str | None:
@@ -160,7 +154,7 @@ class _Fields:
 
 
 def _item(line: Mapping[str, Any], number: int) -> Item:
-    fields = _Fields(line, ITEM_KEYS, "an item")
+    fields = _Fields(line)
     answers, choices = fields.answers(), fields.texts("choices")
     if choices is not None:
         _check_choices(choices, answers)
@@ -208,7 +202,10 @@ def _hop(hop: Any, k: int) -> Hop:
     """Hop k, counted from 1, which may refer to the answers of earlier hops."""
     if not isinstance(hop, dict):
         raise TaskError(f"hop {k} must be an object with prompt and answer, not {kind_of(hop)}.")
-    fields = _Fields(hop, _HOP_KEYS, f"hop {k}", f"hop {k}: ")
+    if unknown := [key for key in hop if key not in HOP_KEYS]:
+        hint = nearest(unknown[0], HOP_KEYS, f"known are {', '.join(HOP_KEYS)}.")
+        raise TaskError(f"unknown key {unknown[0]!r} in hop {k}: {hint}")
+    fields = _Fields(hop, f"hop {k}: ")
     prompt = fields.required("prompt")
     for reference in REFERENCE.findall(prompt):
         if reference not in map(str, range(1, k)):

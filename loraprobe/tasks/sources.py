@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,8 @@ def read_rows(path: Path, data: bytes) -> Iterator[Row]:
         return _parquet(path, data)
     if kind in TABLES:
         return _table(path, data, "\t" if kind == ".tsv" else ",")
-    if kind == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        return _json(path, data)
-    return _jsonl(path, data)
+    listed = kind == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return _json(path, data, "item" if listed else "line")
 
 
 def read_file(path: Path, noun: str) -> bytes:
@@ -111,30 +110,19 @@ def twice(texts: Sequence[str]) -> str | None:
     return next((text for text, times in Counter(texts).items() if times > 1), None)
 
 
-def _jsonl(path: Path, data: bytes) -> Iterator[Row]:
-    for number, line in read_lines(data, path):
-        row = Row(path, "line", number, {})
-        try:
-            value = _loaded(line)
-        except json.JSONDecodeError as error:
-            raise row.error(f"not JSON ({error.msg} at column {error.colno}).") from None
-        except TaskError as error:
-            raise row.error(error) from None
-        yield Row(path, "line", number, _object(value, row))
-
-
-def _json(path: Path, data: bytes) -> Iterator[Row]:
-    try:
-        values = _loaded(_text(path, data))
-    except json.JSONDecodeError as error:
-        raise TaskError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})."
-        ) from None
-    except TaskError as error:
-        raise TaskError(f"{path}: {error}") from None
-    for number, value in enumerate(values, 1):
-        row = Row(path, "item", number, {})
-        yield Row(path, "item", number, _object(value, row))
+def _json(path: Path, data: bytes, unit: str) -> Iterator[Row]:
+    """Rows of JSONL (unit "line") or of a list in JSON ("item")."""
+    found: Iterable[tuple[int, Any]]
+    if unit == "line":
+        found = ((n, _loaded(path, line, n)) for n, line in read_lines(data, path))
+    else:
+        found = enumerate(_loaded(path, _text(path, data)), 1)
+    for number, value in found:
+        row = Row(path, unit, number, value)
+        if not isinstance(value, dict):
+            problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."
+            raise row.error(problem)
+        yield row
 
 
 def _text(path: Path, data: bytes) -> str:
@@ -144,23 +132,23 @@ def _text(path: Path, data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def _loaded(text: str) -> Any:
-    """A JSON value. Raises JSONDecodeError, TaskError for what JSON allows and a task does not."""
+def _loaded(path: Path, text: str, line: int | None = None) -> Any:
+    """The JSON value of a line, or of a whole file. Raises TaskError with its place."""
+    place = f"{path}, line {line}" if line else f"{path}"
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as error:
+        raise TaskError(
+            f"{path}, line {line or error.lineno}: not JSON ({error.msg} at column {error.colno})."
+        ) from None
+    except TaskError as error:
+        raise TaskError(f"{place}: {error}") from None
     except ValueError:
-        raise TaskError("a number has thousands of digits; write it as a string.") from None
+        problem = "a number has thousands of digits; write it as a string."
+        raise TaskError(f"{place}: {problem}") from None
     except RecursionError:
-        raise TaskError("not an item: brackets are nested too deeply.") from None
-
-
-def _object(value: Any, row: Row) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."
-        raise row.error(problem)
-    return value
+        problem = "not an item: brackets are nested too deeply."
+        raise TaskError(f"{place}: {problem}") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

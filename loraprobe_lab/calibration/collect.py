@@ -200,7 +200,7 @@ class WorldAnswers:
 
     @cached_property
     def scorer(self) -> Any:
-        from loraprobe.pipeline.scorer import open_scorer
+        from loraprobe.pipeline.evaluator import open_scorer
         from loraprobe.pipeline.session import Session
 
         return open_scorer(self.base, self.options.dtype, Session("inspect", self.options))[0]

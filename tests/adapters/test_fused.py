@@ -158,8 +158,8 @@ def test_magnitudes_of_some_parts_only_are_not_joined():
     adapter = adapter_of("x", {path: update}, magnitudes={path: torch.ones(16)})
     (same,), (refused,) = one_layout([adapter], FUSED_BASE, CONFIG)
     assert same is adapter
-    assert refused.path.endswith("qkv_proj") and refused.single == ("x",)
-    assert "x has DoRA magnitudes of some parts only" in refused.reason
+    assert str(refused.module).endswith("qkv_proj") and refused.adapters == ("x",)
+    assert "x has DoRA magnitudes of some parts only" in refused.message
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_what_is_known_for_certain_is_translated_and_the_rest_named(fused, other
         assert torch.equal(got, dense(a, path))
     else:
         assert adapters == [a, b]
-        assert len(refused) == 1 and refused[0].fused == ("f",)
-        assert re.search(reason, refused[0].reason), refused[0].reason
+        assert len(refused) == 1 and refused[0].adapters[0] == "f"
+        assert re.search(reason, refused[0].message), refused[0].message
 
 
 def test_rows_come_from_the_base_where_the_adapters_do_not_tell_them():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +16,9 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from loraprobe.adapters import read_adapter
-from loraprobe.adapters.completeness import report_incompleteness
 from loraprobe.adapters.config import judge_config
 from loraprobe.adapters.expressions import ExpressionError
-from loraprobe.adapters.issue_collector import IssueCollector
+from loraprobe.adapters.issues import incompleteness
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.errors import AdapterError
 
@@ -134,11 +134,10 @@ def test_keys_of_patterns_are_read_as_peft_reads_them(key):
         theirs = [ranks.get(get_pattern_key([key, ".*"], path), 8) for path in PATHS]
     except re.error:
         with pytest.raises(AdapterError, match="no regular expression"):
-            judge_config(config, "x").prepare(PATHS)
+            judge_config(config, "x").ranks_and_scalings(PATHS)
     else:
-        ours = judge_config(config, "x")
-        ours.prepare(PATHS)
-        assert [ours.rank(path) for path in PATHS] == theirs
+        ours = judge_config(config, "x").ranks_and_scalings(PATHS)
+        assert [ours[path][0] for path in PATHS] == theirs
 
 
 def test_weights_that_peft_would_leave_out_are_named(tmp_path):
@@ -155,10 +154,9 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     paths = [f"model.layers.{i}.x{i}" for i in range(100_000)]
     start = time.process_time()
     assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
-    infos = random_adapter("a", {"model.layers.0.x": (4, 4)}).layout
-    found = IssueCollector("a")
-    report_incompleteness(infos, {"target_modules": ["x", *paths]}, (), found)
-    assert "targets-without-weights" in {issue.code for issue in found.issues}
+    adapter = random_adapter("a", {"model.layers.0.x": (4, 4)})
+    found = incompleteness(replace(adapter, config={"target_modules": ["x", *paths]}))
+    assert "targets-without-weights" in {issue.code for issue in found}
     assert time.process_time() - start < 10
 
 

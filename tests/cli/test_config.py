@@ -9,9 +9,8 @@ import pytest
 from test_cli import one_sentence
 
 from loraprobe.cli.config import _of_report
-from loraprobe.options import Options
-from loraprobe.pipeline.audits import published
-from loraprobe.records import Audit, Provenance
+from loraprobe.pipeline.audits import public_arguments
+from loraprobe.secrets import public_text
 
 
 @pytest.fixture
@@ -142,7 +141,6 @@ def test_a_report_keeps_texts_that_only_look_like_paths(place):
     given = ["--base", str(place / "base"), "--task", str(place / "folder/q.jsonl")]
     given += ["--prompt-template", "a/b: {q}", "--answer-pattern", "./(b)|b"]
     words = ["inspect", "one", *given, "--allow", "no-effect", "--json"]
-    audit = Audit("inspect", Provenance("0", None, tuple(words)))
-    told = published(audit, (), None, Options()).provenance.arguments
+    told = public_arguments(words, public_text)
     private = {str(place / "base"): "base", str(place / "folder/q.jsonl"): "q.jsonl"}
     assert list(told) == [private.get(word, word) for word in words]

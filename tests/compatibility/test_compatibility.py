@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,9 +20,12 @@ from loraprobe.adapters import Adapter, Extra, Source, adapter_of, read_adapter
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.identity import relation
+from loraprobe.compatibility.serving import FEATURES
 from loraprobe.diagnostics import plan
 from loraprobe.errors import UsageError
+from loraprobe.findings import CODES as FINDING_CODES
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Severity
 
 PACKAGE = Path(__file__).parents[2] / "loraprobe"
 
@@ -64,13 +68,17 @@ def test_every_code_in_the_source_stands_in_the_table_and_the_other_way_round():
     files = [p for room in rooms for p in (PACKAGE / room).glob("*.py") if p.name != "codes.py"]
     files.append(PACKAGE / "errors.py")  # of an adapter of a library
     text = "".join(p.read_text() for p in files)
-    given = set(
-        re.findall(r'(?:(?:ssue|add)\(\s*[^,()]+,|\.(?:error|warning|note)\()\s*"([a-z-]+)"', text)
-    )
+    given = set(re.findall(r'(?:Issue\(\s*[^,()]+,|finding\()\s*"([a-z-]+)"', text))
     assert len(given) > 40 and given <= set(CODES)
     kinds = {kind.replace("_", "-") for kind in KINDS} | {"base-weight"}  # from kinds of Extra
-    for code in set(CODES) - kinds:
+    marked = {f"serve-{name}" for name, feature in FEATURES.items() if feature.marks}
+    for code in set(CODES) - kinds - marked:
         assert f'"{code.removeprefix("serve-")}"' in text or f'"{code}"' in text, code
+
+
+def test_every_code_has_a_meaning_and_one_of_three_severities():
+    for row in FINDING_CODES.values():
+        assert row.meaning and row.severity in get_args(Severity)
 
 
 def test_codes_of_reading_may_be_allowed_where_they_do_not_occur():

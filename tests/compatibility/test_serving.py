@@ -15,8 +15,14 @@ from typer.testing import CliRunner
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.cli import app
-from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS
-from loraprobe.compatibility.serving import HAS, command, serving_issues
+from loraprobe.compatibility.serving import (
+    CHECKS,
+    FEATURES,
+    RULES,
+    SERVERS,
+    command,
+    serving_issues,
+)
 from loraprobe.errors import UsageError
 
 run = CliRunner().invoke
@@ -174,8 +180,10 @@ def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tm
 
 
 def test_the_table_is_whole():
-    assert {rule.feature for rule in RULES} == set(HAS)
-    assert set(HAS) | {"rank", "rank-default"} == set(FEATURES)
+    ruled = {rule.feature for rule in RULES}
+    marked = {name for name, feature in FEATURES.items() if feature.marks}
+    assert ruled == marked | set(CHECKS) and not marked & set(CHECKS)
+    assert ruled | {"rank", "rank-default"} == set(FEATURES)
     assert {name for rule in RULES for name in rule.servers} == set(SERVERS)
 
 

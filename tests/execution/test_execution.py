@@ -13,8 +13,7 @@ from working import Squares
 
 from loraprobe.errors import UsageError
 from loraprobe.execution import Pool, open_pool, share_of
-from loraprobe.execution.local import LocalWorker, local_workers
-from loraprobe.execution.pool import RESTARTS
+from loraprobe.execution.pool import RESTARTS, LocalWorker, local_workers
 from loraprobe.options import Options
 
 HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -9,7 +9,7 @@ import torch
 from making import base_tensors, peft_adapter, random_update, tiny_llama
 
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.adapters.token_rows import TokenRows
+from loraprobe.adapters.lazy import TokenRows
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.rows import RowGates, Rows

@@ -85,18 +85,6 @@ def test_a_metric_of_a_task_is_given_beside_one_for_all():
     assert Options.of({"metric": "strict"}).metric == "strict" and Options().metric is None
 
 
-def test_items_without_a_metric_are_those_of_earlier_versions(tmp_path, llama):
-    llama.save_pretrained(tmp_path)
-    base = open_base(tmp_path)
-
-    def tasks(**changes):
-        task = Task("t", (Item("1", "p", ("a",), **changes),))
-        return identity([], base, [task], Options())["tasks"]
-
-    earlier = {"t": "c6476e7db40863bff1269fc9e210e464"}  # before items had a metric
-    assert tasks() == earlier != tasks(metric="strict")
-
-
 def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
     llama.save_pretrained(tmp_path)
     before = open_base(tmp_path).identity
@@ -129,6 +117,8 @@ def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, mo
     assert of(adapters=[pair[0], making.random_adapter("b", seed=1)]) != plain
     assert of(items[:2]) != plain, "--limit"
     assert of((dataclasses.replace(items[0], answers=("y",)), *items[1:])) != plain
+    assert of((dataclasses.replace(items[0], metric="strict"), *items[1:])) != plain
+    assert of((dataclasses.replace(items[0], source="a harness"), *items[1:])) != plain
     assert of(options=Options()) != plain
     (tmp_path / "prompts").write_text("\none\ntwo")
     assert of() == plain, "blank lines are no prompts"

@@ -77,7 +77,7 @@ print(seen[-1], (kilobytes("VmHWM") - before) * 1024)
 def test_a_base_beyond_memory_is_refused_with_alternatives():
     base = open_base(STORIES)
     exact = sum(p.numel() * 4 for p in base.load().model.parameters())
-    found = weight_bytes(base.weight_files, "stories", torch.float32)
+    found = weight_bytes(base, torch.float32)
     assert 0.9 * exact < found < 1.2 * exact
     limits.set_limits(f"memory={found // 2}")
     with pytest.raises(OutOfMemory, match=r"float32.*--dtype bfloat16 needs.*--quantize 4bit"):

@@ -70,7 +70,7 @@ def planted(
 
 def played(evaluator: Planted, systems: list[System] | None = None) -> Any:
     found = play(evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS)
-    made = records(found, evaluator, found.everybody)
+    made = records(found, evaluator)
     verdict = judge_evaluation(
         Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
     )

@@ -151,9 +151,9 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     assert [one.name for one in built] == FIXED
     named = Options(routers=("centroid",))
 
-    def asked(*given):
+    def asked(*given, **options):
         raise UsageError("asked")
 
-    monkeypatch.setattr(router_fitting, "written_by", asked)
+    monkeypatch.setattr(router_fitting, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
         fit_routers(pair, Prepared(pair), named, None, tasks, parts)

@@ -60,7 +60,7 @@ def decision(seed: int, leak: bool) -> str:
     inputs: Any = SimpleNamespace()
     evaluator = Planted(inputs, session, None, Ledger(), tasks, answers=answers)
     found = play(evaluator, [*singles, *systems], lambda results, systems: controls)
-    made = records(found, evaluator, found.everybody)
+    made = records(found, evaluator)
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))
     return judge_evaluation(evidence).decision

@@ -25,9 +25,9 @@ from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import (
     BOUND,
     SHRINK,
-    TriedWeights,
     answer_losses,
     find_weights,
+    tried_weights,
 )
 from loraprobe.report.documents import json_schema
 from loraprobe.routing.constant import single
@@ -179,7 +179,7 @@ def test_a_budget_below_the_corners_is_kept(bench):
 def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeypatch):
     scorer, adapters, tasks = bench
     parted, path = split(tasks, SEARCH), tmp_path / "search.jsonl"
-    wanted = find_weights(scorer, adapters, parted, SEARCH, memory=TriedWeights(path))
+    wanted = find_weights(scorer, adapters, parted, SEARCH, memory=tried_weights(path))
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 25
     path.write_bytes(b"".join(lines[:11]) + lines[11][:5])  # cut short in the middle of a line
@@ -190,7 +190,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
         return lambda candidates: asked.extend(candidates) or inner(candidates)
 
     monkeypatch.setattr("loraprobe.pipeline.weight_search.answer_losses", counting)
-    again = find_weights(scorer, adapters, parted, SEARCH, memory=TriedWeights(path, resume=True))
+    again = find_weights(scorer, adapters, parted, SEARCH, memory=tried_weights(path, resume=True))
     assert dataclasses.replace(again, objective=0.0, loss=0.0) == dataclasses.replace(
         wanted, objective=0.0, loss=0.0
     )
@@ -201,8 +201,8 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
     for damage in (*losses, *weights, {"x": 1}):
         path.write_bytes(lines[0] + json.dumps(row | damage).encode() + b"\n")
         with pytest.raises(OutputError, match="line 2"):
-            TriedWeights(path, resume=True)
-    TriedWeights(path)  # without resume what was known is gone
+            tried_weights(path, resume=True)
+    tried_weights(path)  # without resume what was known is gone
     assert path.read_bytes() == lines[0]
 
 

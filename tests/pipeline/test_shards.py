@@ -23,11 +23,11 @@ import loraprobe.errors
 import loraprobe.probes
 from loraprobe.diagnostics import plan
 from loraprobe.execution import Pool
-from loraprobe.execution.local import LocalWorker
+from loraprobe.execution.pool import LocalWorker
 from loraprobe.library import reading
 from loraprobe.lora import gram_batches
-from loraprobe.pipeline.asking_alone import Asker
-from loraprobe.pipeline.screening import opening
+from loraprobe.pipeline.screening import command as screening
+from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.pipeline.units import AskedAlone, KeptStatistics, Questions
 from loraprobe.probes import ScreenedTexts
 
@@ -156,15 +156,15 @@ def test_screen_in_three_shards(call, planted, monkeypatch):
     assert [len(list((place / "library").glob("*.json"))) for place in places] == [1, 2, 1]
     whole = call(*planted)
     assert json.loads(whole.stdout)["shortlist"][0]["adapters"] == ["firsts", "seconds"]
-    original, asked = Asker.ask, list[int]()
+    original, asked = Choosing.ask, list[int]()
 
-    def counted(self: Asker, *given: Any) -> Any:
+    def counted(self: Choosing, *given: Any) -> Any:
         before = len(self.evaluator.ledger)
         found = original(self, *given)
         asked.append(len(self.evaluator.ledger) - before)
         return found
 
-    monkeypatch.setattr(Asker, "ask", counted)
+    monkeypatch.setattr(Choosing, "ask", counted)
     monkeypatch.setattr(reading.Reading, "of", None)  # no adapter is read again
     monkeypatch.setattr(ScreenedTexts, "read", None)  # nor its hidden states
     assert document(call("combine", *places)) == document(whole)
@@ -224,6 +224,10 @@ def test_a_shard_needs_a_directory(call, tmp_path, inspecting):
     assert "--output" in call(*inspecting, "--shard", "1/2", code=2).stderr
     assert "--shard" in call(*inspecting, "-o", tmp_path / "x", code=2).stderr
     assert "no directory of a shard" in call("combine", tmp_path, code=2).stderr
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        told = call(*inspecting, "--shard", "1/2", "-o", place, code=2).stderr
+        assert "cannot be written" in told and "Traceback" not in told
     for text in ("0/2", "3/2", "2", "a/b"):
         assert "--shard" in call(*inspecting, "--shard", text, "-o", tmp_path / "x", code=2).stderr
 
@@ -291,7 +295,7 @@ def test_a_worker_reads_the_prompts_that_this_process_reads(call, planted, sent,
     try:
         config.write_text(json.dumps({**json.loads(plain), "chat_template": template}))
         monkeypatch.setattr(ScreenedTexts, "read_rows", noted)
-        monkeypatch.setattr(opening, "with_better_template", in_chat)
+        monkeypatch.setattr(screening, "with_better_template", in_chat)
         call(*planted, "--executor", "local:2")
     finally:
         config.write_text(plain)

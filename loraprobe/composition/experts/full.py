@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import unroutable
-from loraprobe.adapters.token_rows import TokenRows
+from loraprobe.adapters.lazy import TokenRows
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 

@@ -21,6 +21,7 @@ from loraprobe.adapters.experts import SAME_PARAMETERS, Place, places, stack_of
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
 
 
 def checked_places(
@@ -34,8 +35,8 @@ def checked_places(
     found: dict[str, Place] = {}
     for adapter in adapters:
         for place in places(model, adapter):
-            if place.problem:
-                raise CompatibilityError(f"{place.problem} It was trained on another base model.")
+            if isinstance(place, Issue):
+                raise CompatibilityError(f"{place.message} It was trained on another base model.")
             if not router.constant:
                 raise UnsupportedAdapter(
                     f"Adapter {adapter.name} changes {place.name} itself, which gates that look at "

@@ -46,7 +46,7 @@ def audit_of_screen(
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, played = evaluator.session, proved.played
     with session.stage("statistics"):
-        measured = replace(records(played, evaluator, played.everybody), oracles=())
+        measured = replace(records(played, evaluator), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
     verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
@@ -73,13 +73,11 @@ def _verdict(
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
     options = evaluator.session.options
-    asker = proved.choosing.asker
-    asked = {row.system for row in asker.results} - {BASE}
-    passes = tuple(asker.passes.values())
+    choosing = proved.choosing
+    asked = {row.system for row in choosing.results} - {BASE}
+    passes = tuple(choosing.passes.values())
     left = sum(len(task.items) for task in evaluator.tasks)
-    choice = LibraryChoice(
-        len(asked), proved.choosing.looked_at, len(proved.finalists), passes, left
-    )
+    choice = LibraryChoice(len(asked), choosing.looked_at, len(proved.finalists), passes, left)
     evidence = {**vars(measured), "choice": choice}
     empty = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
@@ -125,12 +123,12 @@ def _about(
 
 def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
-    asker, screened = proved.choosing.asker, proved.screened
-    notes = [f"{name} was not asked: {error}" for name, error in asker.failed.items()]
-    answered = {row.system for row in asker.results}
+    choosing, screened = proved.choosing, proved.screened
+    notes = [f"{name} was not asked: {error}" for name, error in choosing.failed.items()]
+    answered = {row.system for row in choosing.results}
     left = {True: "without the second look at the items that choose", False: "unasked"}
     for some, how in left.items():
-        if names := [name for name in asker.unasked if (name in answered) is some]:
+        if names := [name for name in choosing.unasked if (name in answered) is some]:
             notes.append(
                 f"--budget left {count(len(names), 'adapter')} {how}, such as {names[0]}; the same "
                 "call with --resume and more minutes asks them."
@@ -156,7 +154,7 @@ def _notes(proved: Proved) -> list[str]:
 def _library(library: Library, evaluator: Evaluator, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
-    for result in proved.choosing.asker.results:
+    for result in proved.choosing.results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
     for (system, task, part), values in rows.items():
@@ -244,7 +242,7 @@ def _forecasts(proved: Proved, seed: int) -> dict[tuple[str, ...], dict[str, For
         return found
     singles = [adapter.name for adapter in proved.adapters]
     named = {", ".join(one.names): one for one in proved.finalists}
-    own = [row for row in proved.choosing.asker.results if row.system in {BASE, *singles}]
+    own = [row for row in proved.choosing.results if row.system in {BASE, *singles}]
     of_part = {"question": proved.screened.forecast, "steps": proved.screened.worked}
     for part, forecast in of_part.items():
         answers: list[ItemResult] = []

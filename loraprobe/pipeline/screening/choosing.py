@@ -1,12 +1,16 @@
 """What of a library is composed and proved: base and adapters alone, look by look.
 
-After the first look an adapter is asked no more if it cannot take part in a finalist any more. The
-items that choose prove nothing, so it costs no correction who is asked how many of them.
+Adapters are opened one after the other and put into one base. Workers ask other systems at the same
+time, if there are any. After the first look an adapter is asked no more if it cannot take part in a
+finalist any more. The items that choose prove nothing, so asking an adapter a part of them needs no
+correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,11 +18,20 @@ import numpy as np
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.defaults import BEST_SINGLES, WORKED_TOKENS
-from loraprobe.errors import UsageError
+from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, WORKED_TOKENS
+from loraprobe.errors import LoraprobeError, OutputError, UsageError
+from loraprobe.evaluation import System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.library import Member
-from loraprobe.pipeline.asking_alone import Asker, Look, forecast_sets, is_kept, looks_of
+from loraprobe.pipeline.asking_alone import (
+    Look,
+    ask_one,
+    forecast_sets,
+    is_kept,
+    keep,
+    step_of,
+    system_alone,
+)
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.screening.ranking import (
     RankedSet,
@@ -28,8 +41,10 @@ from loraprobe.pipeline.screening.ranking import (
     contending,
     rankings_of,
 )
+from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.units import AskedAlone
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
-from loraprobe.records import FORMS
+from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task
 
 
@@ -69,47 +84,123 @@ class Screened:
 
 @dataclass
 class Choosing:
-    """The way to the finalists. names: of the systems asked so far, the base first.
+    """The way to the finalists, and what it took.
 
-    asked, worked: the looks that were asked. looked_at: how many sets were compared in a form.
+    evaluator: of the items that choose. members: the adapters by name. results: of all systems
+    alone. names: of the systems asked so far, the base first. asked, worked: the looks that were
+    asked. looked_at: how many sets were compared in a form. unasked: adapters that the budget left
+    out of a look. failed: an adapter -> why it cannot be asked. passes: of each kind of look, how
+    many systems were asked how many items. spent: seconds and system-items of what was not kept
+    already.
     """
 
-    asker: Asker
+    evaluator: Evaluator
+    members: Mapping[str, Member]
     looks: Sequence[Look]
+    results: list[ItemResult] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     asked: list[Look] = field(default_factory=list)
     worked: list[Look] = field(default_factory=list)
     looked_at: int = 0
-
-    @classmethod
-    def of(cls, usable: Sequence[Member], evaluator: Evaluator) -> Choosing:
-        members = {member.record.name: member for member in usable}
-        looks = looks_of(evaluator.scorer, evaluator.tasks, evaluator.session.options)
-        return cls(Asker(evaluator, members), looks)
+    unasked: list[str] = field(default_factory=list)
+    failed: dict[str, LoraprobeError] = field(default_factory=dict)
+    passes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spent: tuple[float, int] = (0.0, 0)
 
     @property
-    def evaluator(self) -> Evaluator:
-        """Of the items that choose."""
-        return self.asker.evaluator
+    def parts(self) -> TaskSplit:
+        """The items that choose, set apart, and those that prove."""
+        assert self.evaluator.split is not None
+        return self.evaluator.split
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a further adapter may be asked."""
+        return self.evaluator.session.left(SCREENING_SHARE) > 0
+
+    @property
+    def pace(self) -> float:
+        """Seconds of one system for one item; 0 where nothing was asked."""
+        seconds, items = self.spent
+        return seconds / items if items else 0.0
+
+    def system(self, name: str) -> System:
+        """The base or an adapter, opened."""
+        opened = self.members[name].open if name != BASE else None
+        return system_alone(name, opened, self.evaluator.inputs.base)
+
+    def ask(self, names: Sequence[str], look: Look) -> list[str]:
+        """Asks systems a look, the base always; the names of those that answered."""
+        start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
+        self._elsewhere(names, look)
+        for name in names:
+            if name != BASE and not self.goes_on and not is_kept(self.evaluator, name, look):
+                self.unasked += [] if look.worked else [name]
+                continue
+            self._tell(name, look, 0)
+            try:
+                self.results += ask_one(self.evaluator, self.system(name), look)
+            except LoraprobeError as error:
+                if name == BASE or isinstance(error, OutputError):
+                    raise
+                self.failed[name] = error
+                continue
+            answered.append(name)
+        systems = self.passes.get(look.kind, (0, 0))[0] + len(answered)
+        self.passes[look.kind] = systems, look.items
+        if len(self.evaluator.ledger) > before:
+            seconds, items = self.spent
+            seconds += time.perf_counter() - start
+            self.spent = seconds, items + len(answered) * look.items
+        return answered
+
+    def _elsewhere(self, names: Sequence[str], look: Look) -> None:
+        """Has workers ask what is not kept yet; this process asks too."""
+        evaluator, session = self.evaluator, self.evaluator.session
+        pool, setup = session.units.pool, evaluator.with_setup().setup
+        if pool is None or setup is None:
+            return
+        open_ = [name for name in names if not is_kept(evaluator, name, look)]
+
+        def here(index: int) -> None:
+            with contextlib.suppress(LoraprobeError):  # which `ask` finds again
+                ask_one(evaluator, self.system(open_[index]), look)
+
+        parts = [AskedAlone(setup, name, look if look.worked else look.number) for name in open_]
+        for index, found in pool.map(parts, here):
+            if found is not None:
+                keep(evaluator, open_[index], look, *found)
+            self._tell(open_[index], look, 1)
+            if not self.goes_on:
+                break
+
+    def _tell(self, name: str, look: Look, done: int) -> None:
+        self.evaluator.session.tell(step_of(name, look), done, 1)
 
     def steps(self) -> Iterator[None]:
         """Asks look by look, the base first; between two steps the screen may end."""
         for look in self.looks:
-            over = self.asked and not self.asker.goes_on
+            over = self.asked and not self.goes_on
             if over and not is_kept(self.evaluator, BASE, look):
-                self.asker.unasked += self.names[1:]
+                self.unasked += self.names[1:]
                 return
             before = self.names
-            others = self._contending() if before else [*self.asker.members]
+            others = self._contending() if before else [*self.members]
             self.asked.append(look)
-            self.names = self.asker.ask([BASE], look)
+            self.names = self.ask([BASE], look)
             yield
-            self.names += self.asker.ask(others, look)
-            if before and self.asker.unasked:  # the budget ended, so the looks before choose
+            self.names += self.ask(others, look)
+            if before and self.unasked:  # the budget ended, so the looks before choose
                 self.names = before
                 self.asked.pop()
                 return
-            self._require_two()
+            if len(self.names) < 3:
+                told = f"{len(self.names) - 1} adapters"
+                raise UsageError(
+                    f"{told} could be asked within --budget; give it more minutes."
+                    if self.unasked
+                    else f"{told} can be asked: {next(iter(self.failed.values()))}"
+                )
             yield
             self._ask_worked(look)
 
@@ -121,7 +212,7 @@ class Choosing:
         with self.evaluator.session.stage("forecast"):
             rankings = rankings_of(known, forecast, worked, len(self.names) - 1)
         self.looked_at = max(self.looked_at, *(ranking.looked_at for ranking in rankings))
-        members = [self.asker.members[name] for name in self.names[1:]]
+        members = [self.members[name] for name in self.names[1:]]
         scores = np.mean([one.alone() for one in known], 0)
         return Screened(members, known, forecast, worked, rankings, scores)
 
@@ -140,14 +231,14 @@ class Choosing:
         return self.names[first] if best[first] > 1 - margin else None
 
     def _known(self) -> list[KnownAlone]:
-        tasks = self._tasks(self.asked)
+        tasks = self._tasks()
         items = {(task.name, item.id) for task in tasks for item in task.items}
-        results = [row for row in self.asker.results if (row.task, row.item) in items]
+        results = [row for row in self.results if (row.task, row.item) in items]
         return [KnownAlone.of(task, self.names, results) for task in tasks]
 
-    def _tasks(self, asked: Sequence[Look]) -> list[Task]:
-        """The tasks with the items of these looks."""
-        by_task = zip(*(look.tasks for look in asked), strict=True)
+    def _tasks(self) -> list[Task]:
+        """The tasks with the items of all looks so far."""
+        by_task = zip(*(look.tasks for look in self.asked), strict=True)
         return [
             replace(parts[0], items=tuple(item for part in parts for item in part.items))
             for parts in by_task
@@ -170,19 +261,9 @@ class Choosing:
         """The adapters that may still take part in a finalist, and the best single ones."""
         found = self.screened()
         chosen = self.finalists(found, self.evaluator.session.options.keep)
-        items = min(len(task.items) for task in self._tasks(self.asked))
+        items = min(len(task.items) for task in self._tasks())
         kept = contending(found.rankings, chosen, items) | {*found.best}
         return [name for at, name in enumerate(self.names[1:]) if at in kept]
-
-    def _require_two(self) -> None:
-        if len(self.names) > 2:
-            return
-        told, failed = len(self.names) - 1, self.asker.failed
-        raise UsageError(
-            f"{told} adapters could be asked within --budget; give it more minutes."
-            if self.asker.unasked
-            else f"{told} adapters can be asked: {next(iter(failed.values()))}"
-        )
 
     def _ask_worked(self, look: Look) -> None:
         """Reads right worked answers to the items of a look with every system.
@@ -190,7 +271,7 @@ class Choosing:
         They have the form of the adapter whose own are most often of the asked kind; nothing is
         read where no form can be found, and when the budget is over.
         """
-        if not self.asker.goes_on:
+        if not self.goes_on:
             return
         made = []
         for one, task in zip(self._known(), look.tasks, strict=True):
@@ -202,7 +283,7 @@ class Choosing:
         if reading is None:
             return
         worked = Look(look.number, (), reading, worked=True)
-        answered = self.asker.ask(self.names, worked)
+        answered = self.ask(self.names, worked)
         if answered == self.names:
             self.worked.append(worked)
 
@@ -210,7 +291,7 @@ class Choosing:
         """What one system writes to the items that ask for worked steps, by item."""
         asked = [item for item in task.items if item.cot_prompt is not None]
         most = self.evaluator.session.options.max_new_tokens or WORKED_TOKENS
-        writer = self.asker.system(name).composition
+        writer = self.system(name).composition
         with self.evaluator.scorer.with_composition(writer) as scorer:
             prompts = [item.cot_prompt or "" for item in asked]
             texts = scorer.generate(prompts, max_new_tokens=most)

@@ -16,36 +16,56 @@ one adapter only, so shares of any size join: the readings, the answers and the 
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from loraprobe._version import __version__
-from loraprobe.errors import UsageError
+from loraprobe.base import Base
+from loraprobe.compatibility import aligned
+from loraprobe.defaults import TEMPLATE_ADAPTERS
+from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.evaluation.chain import BASE
-from loraprobe.evaluation.ledger import as_plain
 from loraprobe.execution import share_of
-from loraprobe.library import fitted, keep_readings, read_library
+from loraprobe.library import (
+    Arranged,
+    Member,
+    arranged,
+    commonest_base,
+    fitted,
+    keep_readings,
+    read_library,
+    take_readings,
+)
+from loraprobe.options import Options
+from loraprobe.pipeline.asking_alone import looks_of
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.estimating import CostEstimate
+from loraprobe.pipeline.evaluator import Evaluator, open_scorer, task_notes, with_better_template
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Adapters, Given, Inputs, base_apart
+from loraprobe.pipeline.inputs import (
+    Adapters,
+    Given,
+    Inputs,
+    base_apart,
+    check_names,
+    check_state,
+    open_tasks,
+)
+from loraprobe.pipeline.results import open_ledger, weights_identity
 from loraprobe.pipeline.screening.answer import audit_of_screen
 from loraprobe.pipeline.screening.choosing import Choosing
-from loraprobe.pipeline.screening.cost import announce_screen, estimate_of_screen
-from loraprobe.pipeline.screening.opening import (
-    begin,
-    open_evaluator,
-    open_library,
-    require_composable,
-    units_of,
-)
+from loraprobe.pipeline.screening.cost import estimate_of_screen, expected_alone
 from loraprobe.pipeline.screening.proving import ask_alone, prove_sets
+from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.task_split import split_for_screening
+from loraprobe.pipeline.workers import open_units
 from loraprobe.records import Audit, Compatibility
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Task
 
 
 def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
@@ -55,41 +75,27 @@ def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
     be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
     tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
     """
-    session, tasks = begin(**given)
-    if tasks:
-        given["base"] = given.get("base") or "auto"
-    found, base = open_library(adapters, session, **given)
-    if base is None or not tasks:
-        inputs = Inputs((), (), base)
+    session, found, inputs = _opened_library(adapters, **given)
+    if not inputs.tasks:
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    require_composable(found, session.options)
-    parts = split_for_screening(tasks, session.options)
     places = range(len(found.members))
-    with (
-        units_of(adapters, found.members, places, base, session, **given) as session.units,
-        open_evaluator(found.usable, base, tasks, parts, session) as evaluator,
-    ):
-        choosing = Choosing.of(found.usable, evaluator)
-        announce_screen(choosing, parts)
-        proving = replace(evaluator.with_setup(), tasks=parts.left)
+    with _choosing(adapters, found.members, places, inputs, session, **given) as choosing:
+        session.expect(lambda: expected_alone(choosing))
+        proving = replace(choosing.evaluator.with_setup(), tasks=choosing.parts.left)
         proved = ask_alone(choosing, proving) or prove_sets(choosing, proving)
-        return audit_of_screen(found.library, proving, tasks, proved)
+        return audit_of_screen(found.library, proving, inputs.tasks, proved)
 
 
 def estimate_screen(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
     if not given.get("tasks"):
         raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
-    session, tasks = begin(**given)
-    given["base"] = given.get("base") or "auto"
-    found, base = open_library(adapters, session, **given)
-    assert base is not None
-    require_composable(found, session.options)
-    parts = split_for_screening(tasks, session.options)
+    session, found, inputs = _opened_library(adapters, **given)
+    places = range(len(found.members))
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        session.options = replace(session.options, state=Path(place), resume=False)
-        with open_evaluator(found.usable, base, tasks, parts, session) as evaluator:
-            return estimate_of_screen(Choosing.of(found.usable, evaluator), parts)
+        session.options = replace(session.options, state=Path(place), resume=False, executor=None)
+        with _choosing(adapters, found.members, places, inputs, session, **given) as choosing:
+            return estimate_of_screen(choosing)
 
 
 def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Shard:
@@ -98,7 +104,7 @@ def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Sha
     Raises UsageError where a share cannot tell what a whole library tells: the base of most
     adapters, and the better form of the prompts.
     """
-    session, tasks = begin(**given)
+    session, tasks = _begun(**given)
     wanted, base = given.get("base"), None
     if wanted not in (None, "auto"):
         base = base_apart((), **given)
@@ -106,12 +112,10 @@ def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Sha
         raise UsageError(
             "A share of a library cannot tell which base most adapters name: give --base REF."
         )
-    # It goes on with what is there, and asks all that it holds, whatever that takes.
+    # A shard goes on with what is there, and asks all of its adapters without a budget.
     session.options = replace(session.options, state=place, resume=True, budget=None)
-    options, versions = session.options, {"loraprobe": __version__}
-    versions["torch"] = importlib.metadata.version("torch")
-    identity = None if base is None else base.identity
-    made = Shard.begun(options, as_plain({"base": identity, "versions": versions}), place)
+    options = session.options
+    made = Shard.begun(options, weights_identity((), base, options), place)
     assert options.shard is not None
     own = share_of([1.0] * len(adapters), options.shard)
     with session.stage("read"):
@@ -119,14 +123,136 @@ def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Sha
     keep_readings(members, place)
     with session.stage("check"):
         members = fitted(members, base, options.allow)
-    usable, asked = [member for member in members if member.usable], 0
-    if base is not None and tasks and usable:
-        parts = split_for_screening(tasks, options)
-        with (
-            units_of(adapters, members, own, base, session, **given) as session.units,
-            open_evaluator(usable, base, tasks, parts, session) as evaluator,
-        ):
-            choosing = Choosing.of(usable, evaluator)
-            names = [BASE, *choosing.asker.members]
-            asked = max(len(choosing.asker.ask(names, look)) for look in choosing.looks)
+    asked = 0
+    if base is not None and tasks and any(member.usable for member in members):
+        inputs = Inputs((), (), base, tasks)
+        with _choosing(adapters, members, own, inputs, session, **given) as choosing:
+            names = [BASE, *choosing.members]
+            asked = max(len(choosing.ask(names, look)) for look in choosing.looks)
     return made.completed(place, adapters=len(own), questions=asked if tasks else None)
+
+
+def _begun(**given: Unpack[Given]) -> tuple[Session, Sequence[Task]]:
+    """The session of a call, and its tasks."""
+    session = Session.of("screen", **given)
+    options = session.options
+    check_names(options)
+    tasks = open_tasks(given.get("tasks", ()), options)
+    if tasks:
+        check_state(options)
+        split_for_screening(tasks, options)  # raises before a long library is read
+    return session, tasks
+
+
+def _opened_library(adapters: Adapters, **given: Unpack[Given]) -> tuple[Session, Arranged, Inputs]:
+    """The session, the library, read, checked and compared, and its base and tasks.
+
+    The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
+    and with tasks where none can be composed.
+    """
+    session, tasks = _begun(**given)
+    options = session.options
+    given["base"] = given.get("base") or ("auto" if tasks else None)
+    for place in options.joined:
+        take_readings(place)
+    with session.stage("read"):
+        members = read_library(adapters, allow=options.allow, progress=session.progress)
+    _require_some(members)
+    with session.stage("check"):
+        named = commonest_base(members) if given["base"] == "auto" else None
+        if named is None and given["base"] == "auto":
+            raise BaseError(
+                "No adapter says which base model it was trained on; name it with --base."
+            )
+        base = base_apart([] if named is None else [named.open()], **given)
+        members = fitted(members, base, options.allow)
+    with session.stage("compare"):
+        found = arranged(members)
+    if tasks:
+        _require_composable(found, options)
+    return session, found, Inputs((), (), base, tasks)
+
+
+def _require_some(members: Sequence[Member]) -> None:
+    """Raises AdapterError, with the first reason, where no adapter can be used."""
+    if any(member.usable for member in members):
+        return
+    first = members[0].record
+    issue = next(issue for issue in first.issues if issue.severity == "error")
+    if len(members) == 1:
+        raise AdapterError(issue.message, issue.cure)
+    raise AdapterError(
+        f"None of the {len(members)} adapters can be used; the first, {first.name}: "
+        f"{issue.message}",
+        issue.cure,
+    )
+
+
+def _require_composable(found: Arranged, options: Options) -> None:
+    """Raises UsageError for a router that learns, and where nothing can be composed."""
+    for spec in options.routers:
+        if ROUTERS.make(spec).needs_prompts:
+            raise UsageError(
+                f"--router {spec} learns from prompts, which a screen does not set apart; screen "
+                "without it, and give it to merge-and-eval with the adapters that were chosen."
+            )
+    if len(found.usable) < 2:
+        raise UsageError(
+            f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "
+            "a screen composes two or more; run screen without --task to see why."
+        )
+
+
+@contextmanager
+def _choosing(
+    adapters: Adapters,
+    members: Sequence[Member],
+    places: Iterable[int],
+    inputs: Inputs,
+    session: Session,
+    **given: Unpack[Given],
+) -> Iterator[Choosing]:
+    """Loads the base, on which the usable members are asked, and starts the workers.
+
+    places: of the members among the adapters. inputs: base and tasks.
+    """
+    assert inputs.base is not None
+    usable = {member.record.name: member for member in members if member.usable}
+    known = {
+        member.record.name: (at, member.record.sha256)
+        for at, member in zip(places, members, strict=True)
+    }
+    given["base"], given["options"] = inputs.base.path, session.options
+    with (
+        open_units(adapters, inputs, known, **given) as session.units,
+        _open_evaluator(list(usable.values()), inputs.base, inputs.tasks, session) as evaluator,
+    ):
+        looks = looks_of(evaluator.scorer, evaluator.tasks, session.options)
+        yield Choosing(evaluator, usable, looks)
+
+
+def _open_evaluator(
+    usable: Sequence[Member], base: Base, tasks: Sequence[Task], session: Session
+) -> Evaluator:
+    """Loads the base, chooses the form of the prompts, and opens the results of earlier runs.
+
+    It asks the items that choose. Raises UsageError where a share of a library would have to choose
+    the form of the prompts.
+    """
+    options, parts = session.options, split_for_screening(tasks, session.options)
+    scorer, notes = open_scorer(base, options.dtype, session)
+    has_template = getattr(scorer.tokenizer, "chat_template", None)
+    if options.shard is not None and options.chat_template == "auto" and has_template:
+        raise UsageError(
+            "A share of a library cannot tell whether prompts are better asked with the chat "
+            "template: give --chat-template on or off."
+        )
+    opened = [member.open() for member in usable]
+    ledger, kept = open_ledger(opened, base, tasks, session)
+    few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
+    scorer, why, template = with_better_template(
+        scorer, session, aligned(few, base), parts.apart, options.metric, ledger
+    )
+    notes += [*why, *task_notes(parts.left, options.metric), kept]
+    inputs = Inputs((), (), base, parts.apart)
+    return Evaluator(inputs, session, scorer, ledger, parts.apart, parts, notes, template)

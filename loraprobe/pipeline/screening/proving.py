@@ -8,17 +8,15 @@ from dataclasses import dataclass, replace
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import BEST_SINGLES
-from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.chain import BASE
 from loraprobe.evaluation.rounds import rounds
-from loraprobe.pipeline.asking_alone import Asker
+from loraprobe.pipeline.estimating import by_round
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
 from loraprobe.pipeline.screening.choosing import Choosing, Screened
-from loraprobe.pipeline.screening.cost import announce_proof
 from loraprobe.pipeline.screening.ranking import RankedSet
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import prepare
@@ -77,7 +75,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
     """Asks the adapters alone, until one answers so much that no composition can gain the margin.
 
     Then only that adapter (or the base) is asked the items that prove. None where compositions have
-    to be proved. The base and one adapter have one attempt each, so that chance has no more.
+    to be proved. The base and one adapter have one attempt each, since every attempt may
+    succeed by chance.
     """
     tried = set[bool]()
     for _ in choosing.steps():
@@ -85,8 +84,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
         if name is None or (name == BASE) in tried:
             continue
         tried.add(name == BASE)
-        systems = [choosing.asker.system(one) for one in dict.fromkeys([BASE, name])]
-        played = play_alone(evaluator, systems, _within_budget(choosing.asker))
+        systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
+        played = play_alone(evaluator, systems, _within_budget(choosing))
         if played is not None:
             return Proved(choosing, played)
     return None
@@ -94,8 +93,8 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
 
 def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles and members."""
-    asker, screened, base = choosing.asker, choosing.screened(), evaluator.inputs.base
-    most = min(evaluator.session.options.keep, _affordable(asker, evaluator))
+    screened, base = choosing.screened(), evaluator.inputs.base
+    most = min(evaluator.session.options.keep, _affordable(choosing, evaluator))
     chosen = choosing.finalists(screened, most)
     built = [_composed(one, screened.opened(one.members, base), evaluator) for one in chosen]
     finalists = [one for one in built if one.systems]
@@ -113,8 +112,10 @@ def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
         return [] if best is None else owner[best].controls(results, best)
 
     proving = replace(evaluator, inputs=replace(evaluator.inputs, adapters=adapters))
-    announce_proof(proving, systems, asker.spent[0], asker.pace * COMPOSED)
-    played = play(proving, systems, controls, _within_budget(asker))
+    whole = choosing.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
+    asked = by_round({system.name: whole for system in systems}, proving)
+    proving.session.expect(lambda: {"screen": choosing.spent[0], **asked})
+    played = play(proving, systems, controls, _within_budget(choosing))
     return Proved(choosing, played, finalists, screened)
 
 
@@ -125,21 +126,16 @@ def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Eval
     with evaluator.session.stage("compose"):
         prepared = prepare(adapters, options, (), base)
         builder = SystemBuilder(adapters, prepared, options, base)
-        systems: dict[str, System] = {}
         chosen = Selection(options, adapters)
-        notes = [*chosen.unfit.values()]
-        for spec in chosen.specs:
-            name = f"{spec}({', '.join(names)})"
-            try:
-                systems[name] = replace(builder.build(spec, name=name), members=names, spec=spec)
-            except LoraprobeError as error:
-                notes.append(f"{name} was not tried: {error}")
-    return Finalist(candidate, builder, systems, tuple(notes))
+        specs = {f"{spec}({', '.join(names)})": spec for spec in chosen.specs}
+        built, notes = builder.build_each(specs)
+    systems = {s.name: replace(s, members=names, spec=specs[s.name]) for s in built}
+    return Finalist(candidate, builder, systems, (*chosen.unfit.values(), *notes))
 
 
-def _affordable(asker: Asker, evaluator: Evaluator) -> int:
+def _affordable(choosing: Choosing, evaluator: Evaluator) -> int:
     """How many finalists can be asked a first round in the time that is left, at least one."""
-    left, pace = evaluator.session.left(), asker.pace
+    left, pace = evaluator.session.left(), choosing.pace
     if not pace or left == float("inf"):
         return evaluator.session.options.keep
     first = rounds(evaluator.tasks, evaluator.session.options.seed)[0].items
@@ -147,12 +143,12 @@ def _affordable(asker: Asker, evaluator: Evaluator) -> int:
     return max(1, int((left - pace * first * (1 + BEST_SINGLES)) / each))
 
 
-def _within_budget(asker: Asker) -> GoesOn:
+def _within_budget(choosing: Choosing) -> GoesOn:
     """Whether a further round fits into the time that is left."""
 
     def goes_on(found: Played, following: Round) -> bool:
         asked = len(found.systems) + len(found.controls)
         more = following.items - found.round.items
-        return asker.evaluator.session.left() > asker.pace * COMPOSED * asked * more
+        return choosing.evaluator.session.left() > choosing.pace * COMPOSED * asked * more
 
     return goes_on

@@ -7,7 +7,6 @@ different enough that one good adapter and its relatives do not fill the list.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from loraprobe.probes import KnownAlone, PairForecast
 
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 BETTER = 0.1  # by which a set of three has to exceed the best pair in it
+KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
 SURE = 2.0  # standard errors by which an adapter that is asked no more has to be worse
 Subset = tuple[int, ...]
@@ -47,9 +47,6 @@ class Ranking:
     looked_at: int
     promises: bool
     highest: tuple[float, ...]
-
-    def candidates(self) -> Iterator[RankedSet]:
-        return (RankedSet(members, at) for at, (members, _) in enumerate(self.order, 1))
 
 
 def rankings_of(
@@ -137,16 +134,18 @@ def _kept(
     return kept
 
 
-def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) -> Ranking:
+def rank(adapters: int, score: Score, alone: float = 0.0) -> Ranking:
     """All pairs, and the best pairs with each third adapter, by score.
 
     A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
-    base and single adapters. most: how many of the best are kept.
+    base and single adapters.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     found = score(pairs) if len(pairs) else np.zeros(0)
+    of_pair = np.full((adapters, adapters), -np.inf)
+    of_pair[*pairs.T] = found
     order = np.argsort(-found, kind="stable")
-    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:most]]
+    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:KEPT]]
     larger = sorted(
         {
             tuple(sorted((*pair, third)))
@@ -157,22 +156,13 @@ def rank(adapters: int, score: Score, alone: float = 0.0, most: int = 10_000) ->
     )
     if larger:
         for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
-            inside = [_place(pair, adapters) for pair in itertools.combinations(members, 2)]
-            if value > found[inside].max() + BETTER:
+            if value > of_pair[np.ix_(members, members)].max() + BETTER:
                 rows.append((members, value))
     rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
     promises = bool(rows) and rows[0][1] > alone + MARGIN
-    highest = np.full(adapters, -np.inf)
-    for column in pairs.T:
-        np.maximum.at(highest, column, found)
+    highest = np.maximum(of_pair.max(0), of_pair.max(1))
     looked_at = len(pairs) + len(larger)
-    return Ranking(tuple(rows[:most]), looked_at, promises, tuple(highest.tolist()))
-
-
-def _place(pair: Subset, adapters: int) -> int:
-    """The place of a pair (i < j) among all pairs in order."""
-    i, j = pair
-    return i * (2 * adapters - i - 1) // 2 + j - i - 1
+    return Ranking(tuple(rows[:KEPT]), looked_at, promises, tuple(highest.tolist()))
 
 
 def choose(
@@ -191,27 +181,28 @@ def choose(
     chosen: list[RankedSet] = []
     differ = len({ranking.promises for ranking in rankings}) > 1
 
-    def take(source: Iterator[RankedSet], strict: bool) -> bool:
+    def take(source: Iterator[tuple[int, tuple[Subset, float]]], strict: bool) -> bool:
         """Takes the next candidate that is different enough from the chosen ones, if one is."""
         taken = {one.members for one in chosen}
         kinds = [frozenset(families[m] for m in one.members) for one in chosen]
         times = Counter(family for kind in kinds for family in kind)
         large = sum(len(one.members) > 2 for one in chosen) >= math.ceil(keep / 4)
-        for one in source:
-            kind = frozenset(families[m] for m in one.members)
+        for place, (members, _) in source:
+            kind = frozenset(families[m] for m in members)
             like = kind in kinds or any(times[family] >= math.ceil(keep / 2) for family in kind)
-            like = like or (large and len(one.members) > 2)
-            if one.members not in taken and not (strict and like) and fits(one.members):
-                chosen.append(one)
+            like = like or (large and len(members) > 2)
+            if members not in taken and not (strict and like) and fits(members):
+                chosen.append(RankedSet(members, place))
                 return True
         return False
 
     for strict in (True, False):
-        sources = [(TURNS if differ and one.promises else 1, one.candidates()) for one in rankings]
+        sources = [
+            (TURNS if differ and one.promises else 1, enumerate(one.order, 1)) for one in rankings
+        ]
         while sources and len(chosen) < keep:
             for turns, source in list(sources):
-                few = min(turns, keep - len(chosen))
-                if not all(take(source, strict) for _ in range(few)):
+                if not all(take(source, strict) for _ in range(min(turns, keep - len(chosen)))):
                     sources.remove((turns, source))
     return chosen
 
@@ -221,9 +212,10 @@ def contending(
 ) -> frozenset[int]:
     """The adapters that may still matter after so many items of each task, and those of `chosen`.
 
-    Left out is an adapter whose best set, in every form of the question, is worse than the best of
+    An adapter is left out if its best set, in every form of the question, is worse than the best of
     all sets by more than SURE standard errors of a difference of two shares. A success and a
-    failure are added to each share, so that none is certain. Of losses nothing is left out.
+    failure are added to each share, so that none is certain. No adapter is left out where scores
+    are losses.
     """
     highest = np.max([ranking.highest for ranking in rankings], 0)
     best = highest.max()

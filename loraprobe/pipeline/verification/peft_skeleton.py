@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -44,10 +45,11 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
     except ExpressionError as error:
         return [f"peft does not load it: {error}"]
     wrong = [f"peft leaves {path} out, which the config does not target" for path in left_out]
+    ranks = directory_config.ranks_and_scalings(without_experts(adapter.layout))
     wrong += [
-        f"peft gives {path} rank {directory_config.rank(path)}"
-        for path, info in adapter.layout.items()
-        if info.kind != "expert" and directory_config.rank(path) != info.rank
+        f"peft gives {path} rank {rank}"
+        for path, (rank, _) in ranks.items()
+        if rank != adapter.layout[path].rank
     ]
     config = _plain_config(directory_config, adapter)
     file = open_tensors(directory)
@@ -96,7 +98,7 @@ def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
         trainable_token_indices={p: list(rows.tokens) for p, rows in adapter.token_rows.items()}
         or None,
         bias=directory_config.raw.get("bias") or "none",
-        fan_in_fan_out=directory_config.fan_in_fan_out,
+        fan_in_fan_out=bool(directory_config.raw.get("fan_in_fan_out")),
         use_dora=bool(directory_config.raw.get("use_dora")),
         lora_bias=bool(directory_config.raw.get("lora_bias")),
         inference_mode=True,
@@ -156,8 +158,6 @@ def _layer(info: ModuleInfo) -> nn.Module:
             return Conv1D(info.out_features, info.in_features)
         if info.kind == "convolution":
             made = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(info.kernel)]
-            channels = info.in_features
-            for size in info.kernel:
-                channels //= size
+            channels = info.in_features // math.prod(info.kernel)
             return made(channels, info.out_features, info.kernel)  # type: ignore[arg-type]
         return nn.Linear(info.in_features, info.out_features, bias=False)

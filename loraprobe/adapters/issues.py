@@ -1,0 +1,213 @@
+"""Finds what is odd in an adapter's config, and what its file lacks.
+
+Some initialisations of LoRA move a part of a base weight W into A and B, so that training starts at
+(W - s B0 A0) + s B0 A0. After training the file holds s B A, which fits W - s B0 A0 and not W. When
+peft loads such a file, it repeats the change (PiSSA, OLoRA, LoftQ), fails (CorDA), or omits the
+change (LoRA-GA). peft's conversion on saving gives a plain LoRA for W of twice the rank and sets
+init_lora_weights to true.
+
+peft loads a file that lost modules without a message: an absent module keeps its initial value,
+which has no effect. Without the base the full list of modules is unknown, so these are warnings.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Sequence
+
+from loraprobe.adapters.config import PEFT_DEFAULT, TRAINERS, unknown_keys
+from loraprobe.adapters.experts import without_experts
+from loraprobe.adapters.expressions import ExpressionError
+from loraprobe.adapters.extras import FLAGS
+from loraprobe.adapters.paths import layer_pattern
+from loraprobe.adapters.targeting import Names, untargeted
+from loraprobe.adapters.types import Adapter, Extra
+from loraprobe.defaults import EXTREME_NORM
+from loraprobe.findings import finding
+from loraprobe.formatting import count, listing
+from loraprobe.records import Issue
+
+# The start of a value of init_lora_weights in lower case -> name of the method that changes the
+# base.
+CHANGES_BASE = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
+LOFTQ = (
+    "peft has no conversion for it: merge the adapter into the quantised base that LoftQ made, or "
+    "train one without LoftQ."
+)
+# With these values the base weights stay unchanged.
+KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+
+# Config key -> the kind of extra that the file then holds.
+PROMISED = {
+    **{flag: kind for kind, flag in FLAGS.items()},
+    "trainable_token_indices": "token_delta",
+    "modules_to_save": "modules_to_save",
+}
+SAME = {"unclear_tokens": "token_delta"}  # tensors that are there, and have an issue of their own
+
+
+def config_issues(adapter: Adapter) -> Iterator[Issue]:
+    """Unknown keys, a missing lora_alpha, an initialisation that changes the base, lost tensors."""
+    names, raw = (adapter.name,), adapter.config
+    unknown = unknown_keys(raw)
+    if filled := [key for key in unknown if raw[key]]:
+        message = (
+            f"The config sets {', '.join(filled)}, which loraprobe does not know and which may "
+            "change what the adapter computes."
+        )
+        yield finding("unknown-config", names, message)
+    if trainers := [f"{key} ({TRAINERS[key]})" for key in raw if key in TRAINERS]:
+        message = (
+            "The config has keys of a trainer, which do not change what the adapter does: "
+            f"{', '.join(trainers)}."
+        )
+        yield finding("trainer-config", names, message)
+    yield from _initialisation(adapter)
+    if empty := [key for key in unknown if not raw[key]]:
+        message = f"The config has unknown keys without a value: {', '.join(empty)}."
+        yield finding("unknown-config-empty", names, message)
+    if "lora_alpha" not in raw:
+        message = (
+            f"The config has no lora_alpha; peft then takes {PEFT_DEFAULT}, which need not be what "
+            "the adapter was trained with."
+        )
+        yield finding("missing-alpha", names, message)
+    yield from _missing(adapter)
+
+
+def _missing(adapter: Adapter) -> Iterator[Issue]:
+    """Errors for absent tensors that the config requires: all of a kind, or some modules'."""
+    names, raw, extras = (adapter.name,), adapter.config, adapter.extras
+    kinds = {SAME.get(extra.kind, extra.kind) for extra in extras}
+    if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
+        message = f"The config sets {' and '.join(absent)}, but the file has no tensors for it."
+        yield finding("missing-tensors", names, message)
+    for kind, flag in FLAGS.items():
+        held = {extra.module for extra in extras if extra.kind == kind}
+        lost = [path for path in adapter.layout if path not in held]
+        if held and lost:
+            message = (
+                f"The config sets {flag}, but the file lacks its tensor for "
+                f"{count(len(lost), 'module')}, {lost[0]} first."
+            )
+            yield finding("missing-tensors", names, message, lost[0])
+
+
+def _initialisation(adapter: Adapter) -> Iterator[Issue]:
+    """An error for a value of init_lora_weights that may have changed the base."""
+    names, init = (adapter.name,), adapter.config.get("init_lora_weights")
+    if not isinstance(init, str) or not init or init.lower() in KEEPS_BASE:
+        return
+    value = f"init_lora_weights={reprlib.repr(init)}"
+    method = next((m for start, m in CHANGES_BASE.items() if init.lower().startswith(start)), None)
+    if method is None:
+        message = (
+            f"{adapter.name} was initialised in a way that is not known ({value}), which may have "
+            "changed the base weights; peft does not load it."
+        )
+        yield finding("init-unknown", names, message)
+        return
+    message = (
+        f"{adapter.name} was initialised by {method} ({value}), which changes the base "
+        "weights, and was saved without conversion: it fits only that changed base."
+    )
+    cure = LOFTQ if method == "LoftQ" else None
+    yield finding("init-changed-base", names, message, cure=cure)
+
+
+def unused_issues(name: str, unused: Sequence[Extra]) -> Iterator[Issue]:
+    """A warning for tensors that peft leaves out."""
+    if unused:
+        message = (
+            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+            "leaves out, since the config does not ask for it or its module has no factors; left "
+            "out here too."
+        )
+        yield finding("tensors-unused", (name,), message, unused[0].module)
+
+
+def incompleteness(adapter: Adapter) -> Iterator[Issue]:
+    """Targets without weights, weights without targets, and layers that differ."""
+    names = (adapter.name,)
+    yield from _targets(adapter)
+    yield from _layers(adapter)
+    yield from _shapes(adapter)
+    try:
+        beyond = untargeted(without_experts(adapter.layout), adapter.config)
+    except ExpressionError as error:
+        message = f"The config's targets cannot be read as peft reads them: {error}."
+        yield finding("targets-unreadable", names, message)
+        return
+    if beyond:
+        message = (
+            f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
+            f"target, {beyond[0]} first: used here, but peft would leave them out."
+        )
+        yield finding("weights-untargeted", names, message, beyond[0])
+
+
+def _targets(adapter: Adapter) -> Iterator[Issue]:
+    """A warning for names in target_modules that fit nothing in the file."""
+    held = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
+    targets = adapter.config.get("target_modules")
+    if not isinstance(targets, (list, tuple)) or not held:
+        return  # a regular expression, "all-linear" or nothing does not list the modules
+    listed = Names(targets)
+    matched = {name for path in held for name in listed.of(path)}
+    lost = [str(target) for target in targets if str(target) not in matched]
+    if lost:
+        message = (
+            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
+            "the file holds no weights: where the base has such modules they stay untouched."
+        )
+        yield finding("targets-without-weights", (adapter.name,), message)
+
+
+def _layers(adapter: Adapter) -> Iterator[Issue]:
+    """A warning for modules that some layers lack.
+
+    A parent, such as `self_attn`, should have the same children in every layer that has it.
+    """
+    children: dict[str, dict[str, set[str]]] = {}
+    for path in adapter.layout:
+        parent, _, child = path.rpartition(".")
+        children.setdefault(layer_pattern(parent), {}).setdefault(parent, set()).add(child)
+    lost = []
+    for parents in children.values():
+        everywhere = set().union(*parents.values())
+        lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
+    if lost:
+        message = (
+            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
+            f"other layers have, {lost[0]} first."
+        )
+        yield finding("layers-uneven", (adapter.name,), message, lost[0])
+
+
+def _shapes(adapter: Adapter) -> Iterator[Issue]:
+    """A note for a module whose shape differs between layers; nearly all models have one shape."""
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for path, info in adapter.layout.items():
+        shapes.setdefault(layer_pattern(path), set()).add(info.shape)
+    uneven = [(pattern, sorted(held)) for pattern, held in shapes.items() if len(held) > 1]
+    if uneven:
+        pattern, held = uneven[0]
+        listed = " and ".join(str(list(shape)) for shape in held[:3])
+        message = f"{pattern} has different shapes in different layers, such as {listed}."
+        yield finding("shapes-uneven", (adapter.name,), message)
+
+
+def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
+    """A warning if `norm`, the largest delta of the adapter (in module `path`), is implausible."""
+    if norm > EXTREME_NORM:
+        message = (
+            f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
+            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20."
+        )
+        yield finding("norm-extreme", (name,), message, path)

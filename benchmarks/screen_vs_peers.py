@@ -33,7 +33,7 @@ from machine import Figures, about, aim, loraprobe, peer, ratios, timed
 from safetensors.torch import load_file, save_file
 from seven import write_adapter
 
-from loraprobe.demo.world import World, shipped_world
+from loraprobe.demo import World, shipped_world
 
 WEIGHTS = "adapter_model.safetensors"
 QUIET = ("--quiet", "--exit-zero")

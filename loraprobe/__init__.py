@@ -78,8 +78,7 @@ def inspect(
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
     """
-    audit: Audit = _run("commands.inspect", adapters, options, base=base, tasks=tasks, probe=probe)
-    return audit
+    return _run("commands.inspect", adapters, options, base=base, tasks=tasks, probe=probe)
 
 
 @takes(MERGE)
@@ -99,8 +98,7 @@ def merge(
     adapters do not fit together.
     """
     chosen = {**options, "methods": (method,), "weights": weights}
-    merged: Merged = _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
-    return merged
+    return _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
 
 
 def route(
@@ -155,8 +153,7 @@ def compose(
     Raises CompatibilityError if the adapters do not fit together.
     """
     chosen = {**options, "routers": (router,), "weights": weights}
-    routed: Routed = _run("commands.compose", adapters, chosen, base=base, tasks=tasks).made
-    return routed
+    return _run("commands.compose", adapters, chosen, base=base, tasks=tasks).made
 
 
 @takes(CONVERT)
@@ -174,8 +171,7 @@ def convert(
     exactly.
     """
     chosen = {**options, "rank_layout": "portable" if portable else "compact"}
-    converted: Converted = _run("commands.convert", [adapter], chosen, base=base).made
-    return converted
+    return _run("commands.convert", [adapter], chosen, base=base).made
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -217,8 +213,7 @@ def merge_and_eval(
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
     """
-    audit: Audit = _run("commands.merge_and_eval", adapters, options, base=base, tasks=tasks).audit
-    return audit
+    return _run("commands.merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
 
 @takes(SCREEN)
@@ -239,8 +234,7 @@ def screen(
     from loraprobe.library import listed
 
     given = listed([adapters] if isinstance(adapters, str) else adapters)
-    audit: Audit = _run("screening.command.screen", given, options, base=base, tasks=tasks)
-    return audit
+    return _run("screening.command.screen", given, options, base=base, tasks=tasks)
 
 
 def _run(command: str, adapters: Sequence[Any], options: Mapping[str, Any], **inputs: Any) -> Any:

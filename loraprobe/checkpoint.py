@@ -79,7 +79,7 @@ def read_json(
     return content
 
 
-def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
+def _shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
     """The sorted names of the weight files in an index of shards.
 
     Raises `raises` for an entry that is not a plain file name, such as a path to another directory.
@@ -113,7 +113,7 @@ def weight_names(
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = f"{stem}.{suffix}.index.json"
         if has(index):
-            names = shards_of(get(index), reference, raises)
+            names = _shards_of(get(index), reference, raises)
             if lost := [name for name in names if not has(name)]:
                 raise raises(
                     f"{reference} lacks the weight file {listing(lost[:3])} that {index} names; "
@@ -125,12 +125,12 @@ def weight_names(
     return []
 
 
-def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:
-    """Key -> (dtype, shape) of all tensors of a weight file, without their data.
+def read_header(file: Path, reference: str) -> Header:
+    """Key -> (dtype, shape) of all tensors of a base's weight file, without their data.
 
-    Raises `raises` for a file that is empty, incomplete, not a weight file, or a Git LFS pointer.
+    Raises BaseError for a file that is empty, incomplete, not a weight file, or a Git LFS pointer.
     """
-    check_link(file, reference, raises)
+    check_link(file, reference)
     try:
         if file.suffix == ".bin":
             return {
@@ -142,21 +142,19 @@ def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseE
             slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
             return {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
     except Exception as error:
-        raise broken(file, reference, error, raises) from None
+        raise broken(file, reference, error) from None
 
 
-def read_tensor(
-    file: Path, key: str, reference: str, raises: type[LoraprobeError] = BaseError
-) -> Tensor:
-    """One tensor of a weight file, in its own dtype, on the CPU. Raises `raises`."""
-    check_link(file, reference, raises)
+def read_tensor(file: Path, key: str, reference: str) -> Tensor:
+    """One tensor of a base's weight file, in its own dtype, on the CPU. Raises BaseError."""
+    check_link(file, reference)
     try:
         if file.suffix == ".bin":
             return unpickle(file)[key]
         with safe_open(file, framework="pt") as stream:
             return stream.get_tensor(key)
     except Exception as error:
-        raise broken(file, reference, error, raises) from None
+        raise broken(file, reference, error) from None
 
 
 def unpickle(file: Path) -> dict[str, Tensor]:

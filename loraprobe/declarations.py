@@ -36,22 +36,32 @@ class Declaration:
     read: Callable[[str, str], Any] | None = None
 
 
-def option(default: Any, group: str, help: str, **rest: Any) -> Any:
-    """A field of a class of options with its declaration."""
-    declared = Declaration(group, help, **rest)
+def _option(group: str, default: Any, help: str, **rest: Any) -> Any:
+    """A field of a class of options with its declaration. One that holds a tuple repeats."""
+    declared = Declaration(group, help, **{"repeats": isinstance(default, tuple), **rest})
     return dataclasses.field(default=default, metadata={"declaration": declared})
 
 
-def declaration(field: dataclasses.Field[Any]) -> Declaration:
-    """The declaration of a field, with the flag that follows from its name where none is given."""
-    found: Declaration = field.metadata["declaration"]
-    return dataclasses.replace(found, flag=found.flag or "--" + field.name.replace("_", "-"))
+# Each makes a field of its group from a default, a help and the rest of its declaration.
+adapter_option = functools.partial(_option, ADAPTERS)
+task_option = functools.partial(_option, TASKS)
+composition_option = functools.partial(_option, COMPOSITION)
+evaluation_option = functools.partial(_option, EVALUATION)
+machine_option = functools.partial(_option, MACHINE)
+output_option = functools.partial(_option, OUTPUT)
 
 
 @functools.cache
 def declarations(kind: type) -> Mapping[str, Declaration]:
-    """Name of a field -> its declaration, for a class of options, in order."""
-    return {f.name: declaration(f) for f in dataclasses.fields(kind) if f.metadata}
+    """Name of a field -> its declaration, for a class of options, in order.
+
+    The flag follows from the name where none is given.
+    """
+    found = {f.name: f.metadata["declaration"] for f in dataclasses.fields(kind) if f.metadata}
+    return {
+        name: dataclasses.replace(one, flag=one.flag or "--" + name.replace("_", "-"))
+        for name, one in found.items()
+    }
 
 
 def read_weights(text: str, flag: str) -> tuple[float, ...] | Literal["search"]:

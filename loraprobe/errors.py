@@ -1,22 +1,4 @@
-"""The tree of errors. Every message is one sentence that names the thing and the cure.
-
-LoraprobeError                  exit code 2
-├── UsageError                  the call itself: an unknown method, option or value
-├── ReferenceError_             a reference that is neither a directory nor a Hub repository
-├── HubError                    the Hub refused: missing, gated, rate limited, broken body
-├── ServerError                 a server of --served does not answer as it should
-├── AdapterError                an adapter that cannot be read
-│   └── UnsupportedAdapter      one that can be read but whose mathematics would be lost
-├── BaseError                   a base model that cannot be found, read or loaded
-├── TaskError                   a task or probe file with a bad line
-├── CompatibilityError          adapters (and base) that do not fit together
-├── OutputError                 an output that exists, or cannot be written
-├── OutOfMemory                 a merge, a model or a batch of one does not fit into memory
-├── Refused                     the system refuses a file or a device
-├── Incomplete                  a package cannot be imported
-├── Defect                      any other exception
-└── Interrupted                 the user stopped the command (exit code 130)
-"""
+"""The errors. Every message is one sentence that names the thing and the cure."""
 
 from __future__ import annotations
 
@@ -76,7 +58,7 @@ def _cure_in(message: str) -> str:
 
 
 class UsageError(LoraprobeError):
-    """The call itself is wrong."""
+    """The call itself is wrong: an unknown method, option or value."""
 
     code = "usage"
 
@@ -89,7 +71,7 @@ class ReferenceError_(LoraprobeError):
 
 
 class HubError(LoraprobeError):
-    """The Hub refused a request or gave a broken answer."""
+    """The Hub refused a request (missing, gated, rate limited) or gave a broken answer."""
 
     code = "hub"
     remedy = "check the reference, or try again later."

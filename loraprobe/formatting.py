@@ -1,9 +1,25 @@
-"""Helpers for messages: listings, plurals, and the nearest known name."""
+"""Numbers, names and lines of text as people read them, in messages and in every report."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import inspect
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeGuard, TypeVar
+
+from loraprobe.secrets import map_texts, scrub
+
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+# An option of a command together with its value, or one word.
+_WORDS = re.compile(r"(?<!\S)--[a-z][a-z-]* (?!-)\S+|\S+")
+# Where a long word may break: behind a sign, but not within a number such as 1.0.
+JOINTS = re.compile(r"(?<=[,./_=:@-])(?<!\d\.)(?=[^,./_=:@-])")
+Record = TypeVar("Record")
+NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 
 def listing(names: Iterable[str]) -> str:
@@ -14,11 +30,15 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def flowing(docstring: str | None) -> str:
+    """A docstring whose paragraphs fill whatever width there is."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 def shortly(names: Iterable[str], most: int = 6) -> str:
     """'a', 'b' and 7 more: quoted names, as a repr has them, the long ones cut."""
-    names = list(names)
-    told = [repr(name if len(name) <= 60 else name[:59] + "…") for name in names[:most]]
-    return listing([*told, f"{len(names) - most} more"] if len(names) > most else told)
+    return first_names([repr(n if len(n) <= 60 else n[:59] + "…") for n in names], most)
 
 
 def first_names(names: Sequence[str], most: int) -> str:
@@ -41,3 +61,116 @@ def nearest(name: str, known: Collection[str], otherwise: str = "") -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return otherwise or f"there are {', '.join(known)}."
+
+
+def clean(text: object) -> str:
+    """A stranger's text without control characters that could drive a terminal, and no secrets."""
+    return scrub(_CONTROL.sub("�", str(text)))
+
+
+def measured(value: float | None) -> TypeGuard[float]:
+    """Whether there is a figure: neither None nor what is not finite, which JSON has as null."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with few digits; very small and very large ones in powers of ten."""
+    if not measured(value):
+        return "-"
+    if abs(value) > NOISE and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
+        return f"{value:.1e}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def interval(ci95: tuple[float, float] | None) -> str:
+    """A 95 % interval, short enough to stand in every cell of a table."""
+    if not ci95:
+        return ""
+    low, high = (number(round(bound, 2)) if abs(bound) < 100 else number(bound) for bound in ci95)
+    return f"({low}–{high})"
+
+
+def rounded(value: int | None) -> str:
+    """12,345,678 as 12.3M, as parameter counts are spoken of."""
+    if value is None:
+        return "-"
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return str(value)
+
+
+def size(byte_count: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    for unit, letters in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if byte_count >= unit:
+            return f"{byte_count / unit:.1f} {letters}"
+    return f"{byte_count} B"
+
+
+def spread(values: Iterable[float | int]) -> str:
+    """One value if all agree, else the range."""
+    held = list(values)
+    if not held:
+        return "-"
+    low, high = min(held), max(held)
+    if isinstance(low, int) and isinstance(high, int):
+        return str(low) if low == high else f"{low}–{high}"
+    return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
+
+
+def neighbours(held: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """At most so many groups of neighbours, about equally large; one each where that is enough."""
+    count = min(len(held), most)
+    return [held[i * len(held) // count : (i + 1) * len(held) // count] for i in range(count)]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Text in lines of at most `width` columns.
+
+    It breaks at spaces, but not between an option and its value; a word that is longer than a line
+    breaks at its joints, such as dots, and within a piece only where that alone is longer than a
+    line.
+    """
+    lines = [""]
+    for word in _words(text, width):
+        for at, piece in enumerate(_pieces(word, width)):
+            space = " " if lines[-1] and at == 0 else ""
+            if lines[-1] and len(lines[-1]) + len(space) + len(piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += space + piece
+    return lines
+
+
+def ended(line: str, width: int) -> str:
+    """A line of at most `width` columns that shows that more followed, cut between words."""
+    room = width - 2
+    kept = line if len(line) <= room else line[:room].rpartition(" ")[0] or line[:room]
+    return f"{kept.rstrip()} …"
+
+
+def _words(text: str, width: int) -> Iterator[str]:
+    for found in _WORDS.findall(" ".join(text.split())):
+        yield from [found] if len(found) <= width else found.split()
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    if len(word) <= width:
+        return [word]
+    return [
+        piece[at : at + width] for piece in JOINTS.split(word) for at in range(0, len(piece), width)
+    ]
+
+
+def shortened(record: Record, characters: int) -> Record:
+    """The record with every text free of control characters and cut to a length."""
+
+    def change(text: str) -> str:
+        plain = clean(text)
+        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
+
+    return map_texts(record, change)

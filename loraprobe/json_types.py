@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
-TYPES: dict[str, TypeAdapter[Any]] = {
-    "a text": TypeAdapter(str),
-    "a list of texts": TypeAdapter(list[str]),
-    "a text or a list of texts": TypeAdapter(str | list[str]),
-    "true or false": TypeAdapter(bool),
-    "true, false or a text": TypeAdapter(bool | str),
-    "a number": TypeAdapter(FiniteFloat),
-    "a whole number": TypeAdapter(int),
-    "a whole number or a list of them": TypeAdapter(int | list[int]),
-    "an object": TypeAdapter(dict[str, Any]),
+# Name in messages -> the types of the value, and of the items where the value may be a list.
+TYPES: dict[str, tuple[Sequence[type], Sequence[type]]] = {
+    "a text": ([str], []),
+    "a list of texts": ([], [str]),
+    "a text or a list of texts": ([str], [str]),
+    "true or false": ([bool], []),
+    "true, false or a text": ([bool, str], []),
+    "a number": ([int, float], []),
+    "a whole number": ([int], []),
+    "a whole number or a list of them": ([int], [int]),
+    "an object": ([dict], []),
 }
 
 
 def is_of_type(value: Any, name: str) -> bool:
-    """Whether a value has the type of this name, without any conversion."""
-    try:
-        TYPES[name].validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
+    """Whether a JSON value has the type of this name, without any conversion.
+
+    A number is finite, and true and false are no numbers.
+    """
+    kinds, items = TYPES[name]
+    if isinstance(value, list):
+        return bool(items) and all(type(item) in items for item in value)
+    return type(value) in kinds and (float not in kinds or abs(value) <= sys.float_info.max)
 
 
 def wrong_types(

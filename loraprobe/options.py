@@ -1,9 +1,8 @@
 """The options of all commands, each declared once: default, meaning, group and limits.
 
 The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations. `Options` decide a result; those of the machine are
-in `loraprobe.machine_options`, those of task files in `loraprobe.task_options`, and
-`loraprobe.output_options` says how a command prints and where it writes.
+the documentation come from these declarations; `loraprobe.cli.output` has those that say how a
+command prints and where it writes.
 """
 
 from __future__ import annotations
@@ -15,182 +14,203 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraprobe.declarations import (
-    ADAPTERS,
-    COMPOSITION,
-    EVALUATION,
-    OUTPUT,
+    adapter_option,
     as_given,
     check_values,
-    option,
+    composition_option,
+    evaluation_option,
+    machine_option,
+    output_option,
     read_auto_or_count,
+    read_executor,
     read_named_file,
+    read_shard,
     read_weights,
+    task_option,
 )
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
-from loraprobe.machine_options import MachineOptions
-from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options(TaskOptions, MachineOptions):
+class Options:
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
-    with one prompt per line. `state` is the directory for the results of a run, None for the user's
-    cache; `joined` are the directories of shards whose results are used. `arguments` is the command
-    line and `started` its start (time.perf_counter), for the provenance. Raises UsageError for
-    values that are out of range or contradict each other.
+    with one prompt per line. Those on the file of a task hold one text for all tasks or one for
+    each, "" for a task that needs none. `state` is the directory for the results of a run, None for
+    the user's cache; `joined` are the directories of shards whose results are used. `arguments` is
+    the command line and `started` its start (time.perf_counter), for the provenance. Raises
+    UsageError for values that are out of range or contradict each other.
     """
 
-    allow: tuple[str, ...] = option(
-        (),
-        ADAPTERS,
-        "Accept one named issue, such as base-mismatch; may be repeated.",
-        repeats=True,
+    device: str = machine_option("auto", "auto, cpu, cuda[:n] or mps.")
+    dtype: str = machine_option(
+        "auto", "Of the base: auto (by the device), float32, bfloat16 or float16."
     )
-    serve: tuple[str, ...] = option(
+    quantize: Literal["none", "4bit", "8bit"] = machine_option(
+        "none", "Load the base as it is (none), in 4bit or in 8bit."
+    )
+    device_map: Literal["none", "auto"] = machine_option(
+        "none", "auto: spread the base over all devices (needs accelerate); or none."
+    )
+    trust_remote_code: bool = machine_option(
+        False, "Run model code that the base's repository holds."
+    )
+    run_unsafe_code: bool = machine_option(
+        False, "Let lm_eval: tasks run code that a model writes."
+    )
+    batch_size: int | Literal["auto"] = machine_option(
+        "auto", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
+    )
+    threads: int | None = machine_option(None, "CPU threads.", least=1, most=4096)
+    shard: tuple[int, int] | None = machine_option(
+        None,
+        "Compute only the I-th of N shares and write it to --output; combine joins them.",
+        metavar="I/N",
+        read=read_shard,
+    )
+    executor: str | None = machine_option(
+        None,
+        "Compute on several processes: local[:N] (one a GPU, or N) or ray[://ADDRESS] (a cluster).",
+        metavar="WHERE",
+        read=read_executor,
+    )
+    fields: tuple[Any, ...] = task_option(
         (),
-        ADAPTERS,
+        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
+        "between them; repeated: one for each task.",
+        metavar="KEY=FIELD",
+    )
+    prompt_template: tuple[str, ...] = task_option(
+        (),
+        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
+        metavar="FILE|TEXT",
+    )
+    cot_template: tuple[str, ...] = task_option(
+        (), "The same of the prompt that asks for the steps (cot_prompt).", metavar="FILE|TEXT"
+    )
+    answer_after: tuple[str, ...] = task_option(
+        (),
+        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
+        "task.",
+    )
+    answer_pattern: tuple[str, ...] = task_option(
+        (),
+        "The gold answer is what this regular expression finds last in its field (its first "
+        "group); repeated: one for each task.",
+        metavar="REGEX",
+    )
+    allow: tuple[str, ...] = adapter_option(
+        (), "Accept one named issue, such as base-mismatch; may be repeated."
+    )
+    serve: tuple[str, ...] = adapter_option(
+        (),
         "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
         "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
-        repeats=True,
         metavar="SERVER",
     )
-    balance: Literal["none", "norm"] = option(
+    balance: Literal["none", "norm"] = adapter_option(
         "none",
-        ADAPTERS,
         "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
     )
-    subtract: tuple[Any, ...] = option(
+    subtract: tuple[Any, ...] = adapter_option(
         (),
-        ADAPTERS,
         "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
         "repeated.",
-        repeats=True,
     )
-    methods: tuple[str, ...] = option(
+    methods: tuple[str, ...] = composition_option(
         ("uniform", "sum"),
-        COMPOSITION,
         "Merge method, such as ties:density=0.3; may be repeated.",
         flag="--method",
-        repeats=True,
     )
-    routers: tuple[str, ...] = option(
-        ("arrow",),
-        COMPOSITION,
-        "Router, such as arrow:top_k=1; may be repeated.",
-        flag="--router",
-        repeats=True,
+    routers: tuple[str, ...] = composition_option(
+        ("arrow",), "Router, such as arrow:top_k=1; may be repeated.", flag="--router"
     )
-    systems: tuple[str, ...] = option(
+    systems: tuple[str, ...] = composition_option(
         (),
-        COMPOSITION,
         "Evaluate only this system; may be repeated. The base and the single adapters stay.",
         flag="--system",
-        repeats=True,
     )
-    router_prompts: tuple[tuple[str, Path], ...] = option(
+    router_prompts: tuple[tuple[str, Path], ...] = composition_option(
         (),
-        COMPOSITION,
         "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
         "may be repeated.",
         metavar="NAME=FILE",
-        repeats=True,
         read=read_named_file,
     )
-    weights: tuple[float, ...] | Literal["search"] | None = option(
+    weights: tuple[float, ...] | Literal["search"] | None = composition_option(
         None,
-        COMPOSITION,
         "One weight for each adapter, such as 0.7,0.3 or 1,-0.5, used as given (uniform ignores "
         "them); or search: found on a part of the task that serves nothing else.",
         read=read_weights,
     )
-    search_budget: int = option(
-        SEARCH_BUDGET, COMPOSITION, "Weight vectors that --weights search may try.", least=1
+    search_budget: int = composition_option(
+        SEARCH_BUDGET, "Weight vectors that --weights search may try.", least=1
     )
-    search_items: int | None = option(
+    search_items: int | None = composition_option(
         None,
-        COMPOSITION,
         f"Items set apart for --weights search (a quarter, at most {SEARCH_MOST}, unless set).",
         least=1,
     )
-    space: str | None = option(
-        None,
-        COMPOSITION,
-        "Space in which a merge runs: full, core or knots; without it the method's own.",
+    space: str | None = composition_option(
+        None, "Space in which a merge runs: full, core or knots; without it the method's own."
     )
-    rank: int | Literal["auto"] = option(
+    rank: int | Literal["auto"] = composition_option(
         "auto",
-        COMPOSITION,
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         read=read_auto_or_count,
     )
-    rank_layout: Literal["portable", "compact"] = option(
+    rank_layout: Literal["portable", "compact"] = composition_option(
         "portable",
-        COMPOSITION,
         "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
         "read it) or compact (each module at its own rank, which only peft reads).",
     )
-    limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
-    all_items: bool = option(
-        False,
-        EVALUATION,
-        "Ask every system all items; otherwise a run stops as soon as the decision holds.",
+    limit: int | None = evaluation_option(None, "Use only the first N items.", least=1)
+    all_items: bool = evaluation_option(
+        False, "Ask every system all items; otherwise a run stops as soon as the decision holds."
     )
-    items: int = option(
-        SCREENING_ITEMS, EVALUATION, "Items of each task on which a library is screened.", least=10
+    items: int = evaluation_option(
+        SCREENING_ITEMS, "Items of each task on which a library is screened.", least=10
     )
-    keep: int = option(KEEP, EVALUATION, "Sets of a library that are proved.", least=1, most=64)
-    budget: float | None = option(None, EVALUATION, "Minutes that a screen may take.", least=0)
-    max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
-    metric: str | None = option(
+    keep: int = evaluation_option(KEEP, "Sets of a library that are proved.", least=1, most=64)
+    budget: float | None = evaluation_option(None, "Minutes that a screen may take.", least=0)
+    max_new_tokens: int | None = evaluation_option(None, "Longest answer, in tokens.", least=1)
+    metric: str | None = evaluation_option(
         None,
-        EVALUATION,
         "How answers are judged: exact_match, strict, contains, json, numeric, regex, choice or "
         "answer_loss; TASK=metric for one task; may be repeated.",
         repeats=True,
     )
-    margin: float | None = option(
-        None,
-        EVALUATION,
-        f"Gain below which composing is not worth it (default {MARGIN:g}).",
-        least=0,
-        most=1,
+    margin: float | None = evaluation_option(
+        None, f"Gain below which composing is not worth it (default {MARGIN:g}).", least=0, most=1
     )
-    retention: float = option(
-        RETENTION,
-        EVALUATION,
-        "Share of each specialist's gain that one model must keep.",
-        least=0,
-        most=1,
+    retention: float = evaluation_option(
+        RETENTION, "Share of each specialist's gain that one model must keep.", least=0, most=1
     )
-    prior: float | None = option(
+    prior: float | None = evaluation_option(
         None,
-        EVALUATION,
         "Share of such compositions that you expect to gain; the probability is for it (without "
         "it the calibration's own).",
     )
-    calibration: Path | None = option(
-        None, EVALUATION, "Calibration that lab calibrate wrote, in place of the shipped one."
+    calibration: Path | None = evaluation_option(
+        None, "Calibration that lab calibrate wrote, in place of the shipped one."
     )
-    chat_template: Literal["auto", "on", "off"] = option(
-        "auto", EVALUATION, "auto (the better for the single adapters), on or off."
+    chat_template: Literal["auto", "on", "off"] = evaluation_option(
+        "auto", "auto (the better for the single adapters), on or off."
     )
-    diagnostics: tuple[str, ...] = option(
+    diagnostics: tuple[str, ...] = evaluation_option(
         (),
-        EVALUATION,
         "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
         "repeated.",
         flag="--diagnostic",
-        repeats=True,
     )
-    exact: bool = option(False, EVALUATION, "Use all entries of every delta, no sample.")
-    per_module: bool = option(False, EVALUATION, "Also give a row for every module.")
-    seed: int = option(0, EVALUATION, "Seed of everything that is drawn.", least=0)
-    resume: bool = option(
-        False, OUTPUT, "Use what an interrupted run of this call, or inspect, kept."
+    exact: bool = evaluation_option(False, "Use all entries of every delta, no sample.")
+    per_module: bool = evaluation_option(False, "Also give a row for every module.")
+    seed: int = evaluation_option(0, "Seed of everything that is drawn.", least=0)
+    resume: bool = output_option(
+        False, "Use what an interrupted run of this call, or inspect, kept."
     )
     state: Path | None = None
     joined: tuple[Path, ...] = ()
@@ -201,11 +221,13 @@ class Options(TaskOptions, MachineOptions):
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
-        super().__post_init__()
+        if any(isinstance(one, tuple) for one in self.fields):  # a mapping, as Python has them
+            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in self.fields)
+            one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
+            object.__setattr__(self, "fields", (one_text,))
         if self.metric is not None and not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)
-        self.check_placement()
         self._check_combinations()
 
     @classmethod
@@ -215,17 +237,18 @@ class Options(TaskOptions, MachineOptions):
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
+        if self.device_map == "auto" and self.device != "auto":
+            raise UsageError("--device-map auto places the base by itself; leave --device out.")
         if isinstance(self.weights, str) and self.weights != "search":
             raise UsageError(
                 f"--weights takes one number an adapter or search, not {self.weights!r}."
             )
         if not all(map(math.isfinite, self.given_weights or ())):
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
-        if self.weights != "search":
-            if self.search_items is not None:
-                raise UsageError("--search-items goes with --weights search; add that.")
-            if self.search_budget != SEARCH_BUDGET:
-                raise UsageError("--search-budget goes with --weights search; add that.")
+        if self.weights != "search" and self.search_items is not None:
+            raise UsageError("--search-items goes with --weights search; add that.")
+        if self.weights != "search" and self.search_budget != SEARCH_BUDGET:
+            raise UsageError("--search-budget goes with --weights search; add that.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
                 "--metric answer_loss needs --margin; give the loss difference that matters."

@@ -136,19 +136,14 @@ def name_of(member: Any) -> str:
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
 
-def spec_of(member: Any) -> str:
-    """The text "name:option=value,..." from which `Registry.make` builds an equal member."""
+def spec_of(member: Any, short: bool = False) -> str:
+    """The text "name:option=value,..." from which `Registry.make` builds an equal member.
+
+    short: without the options that have the values of a member built without any.
+    """
+    plain = type(member)() if short else None  # without it None is what says nothing
     values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
-    given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
-    options = ",".join(f"{key}={value}" for key, value in given.items())
-    return f"{name_of(member)}:{options}" if options else name_of(member)
-
-
-def short_spec(member: Any) -> str:
-    """`spec_of` without the options that are those of a member built without any."""
-    plain = type(member)()
-    own = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
-    given = {key: value for key, value in own.items() if value != getattr(plain, key)}
+    given = {k: value for k, value in values.items() if value != getattr(plain, k, None)}
     options = ",".join(f"{key.rstrip('_')}={value}" for key, value in given.items())
     return f"{name_of(member)}:{options}" if options else name_of(member)
 

@@ -1,4 +1,4 @@
-"""Finds worlds (`loraprobe.demo.world`), writes files, and works in several processes."""
+"""Finds worlds (`loraprobe.demo`), writes files, and works in several processes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.demo.world import (
+from loraprobe.demo import (
     FORMAT,
     MANIFEST,
     Scenario,
     World,
     WorldError,
-    sha256_of,
     shipped_world,
 )
+from loraprobe.file_hashes import file_hash
 
-__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "sha256_of", "shipped_world"]
+__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "file_hash", "shipped_world"]
 
 
 def worlds_in(directory: Path) -> list[World]:

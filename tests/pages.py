@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.cli.methods import described
+from loraprobe.cli.output import Output
 from loraprobe.compatibility import SUBJECTS
 from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
-from loraprobe.output_options import OutputOptions
 from loraprobe.verdict.codes import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -49,8 +49,8 @@ def options_page() -> str:
         "",
         "Python functions take the same options as keywords: the field's name.",
     ]
-    declared = {**declarations(Options), **declarations(OutputOptions)}
-    defaults = {**vars(Options()), **vars(OutputOptions())}
+    declared = {**declarations(Options), **declarations(Output)}
+    defaults = {**vars(Options()), **vars(Output())}
     for group in GROUPS:
         lines += ["", f"## {group}", "", "| option | field | default | meaning |"]
         lines.append("| --- | --- | --- | --- |")

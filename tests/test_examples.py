@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from loraprobe.demo import shipped_world
-from loraprobe.report.reading import read_audit
+from loraprobe.report.documents import read_audit
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "examples" / "ci" / "loraprobe.yml"

@@ -13,9 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.commands import DEBUG, NAMES, Debug, command_of, outlines
+from loraprobe.cli.commands import NAMES, command_of, outlines
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
+from loraprobe.cli.parameters import DEBUG, Debug, flag, setting
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -92,48 +93,27 @@ def _schema(wanted: bool) -> None:
     if wanted:
         import json
 
-        from loraprobe.report.schema import json_schema
+        from loraprobe.report.documents import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=1))
         raise typer.Exit()
-
-
-def _limits(text: str | None) -> None:
-    if text is not None:
-        from loraprobe.limits import set_limits
-
-        set_limits(text)
 
 
 @app.callback()
 def options(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version",
-            "-V",
-            "-v",
-            metavar=" ",
-            callback=_version,
-            is_eager=True,
-            help="Print the version.",
-        ),
+        flag("--version", "-V", "-v", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
     json_schema: Annotated[
         bool,
-        typer.Option(
-            "--json-schema",
-            metavar=" ",
-            callback=_schema,
-            is_eager=True,
-            help="Print the schema of --json.",
-        ),
+        flag("--json-schema", help="Print the schema of --json.", callback=_schema, is_eager=True),
     ] = False,
     limits: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME=N,...",
-            help="Raise bounds on strangers' files and on memory, such as modules=1000000,line=5MB "
+        setting(
+            "NAME=N,...",
+            "Raise bounds on strangers' files and on memory, such as modules=1000000,line=5MB "
             "(also LORAPROBE_LIMITS).",
             show_default=False,
         ),
@@ -142,7 +122,10 @@ def options(
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
-    _limits(limits)
+    if limits is not None:
+        from loraprobe.limits import set_limits
+
+        set_limits(limits)
 
 
 def main(started: float | None = None) -> None:

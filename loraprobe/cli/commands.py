@@ -4,42 +4,69 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.config import Config, Configured
-from loraprobe.cli.examples import epilog
+from loraprobe.cli.config import Configured
+from loraprobe.formatting import flowing
 
-# Name -> module and function, in the order of --help.
-COMMANDS: Mapping[str, str] = {
-    "demo": "demo.demo",
-    "find": "find.find",
-    "inspect": "inspect.inspect",
-    "merge": "merge.merge",
-    "route": "route.route",
-    "merge-and-eval": "evaluate.merge_and_eval",
-    "screen": "screen.screen",
-    "convert": "convert.convert",
-    "report": "report.report",
-    "verify": "verify.verify",
-    "methods": "methods.methods",
-    "cache": "cache.cache",
-    "env": "env.env",
-    "combine": "combine.combine",
-    "lab": "lab.lab",
-    "task new": "task.new",
-    "task check": "task.check",
-    "task sample": "task.sample",
+# Name -> module and function, then calls that its help shows; in the order of --help.
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "demo": ("measuring.demo", "loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
+    "find": ("information.find", "loraprobe find gpt2 --limit 10"),
+    "inspect": (
+        "measuring.inspect",
+        "loraprobe inspect ./legal owner/chat",
+        "loraprobe inspect ./legal owner/chat --base auto --probe auto",
+    ),
+    "merge": (
+        "making.merge",
+        "loraprobe merge ./legal owner/chat -o merged",
+        "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 -o merged",
+    ),
+    "route": (
+        "making.route",
+        "loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",
+    ),
+    "merge-and-eval": (
+        "measuring.merge_and_eval",
+        "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
+        "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
+    ),
+    "screen": (
+        "measuring.screen",
+        "loraprobe screen @library.txt",
+        "loraprobe screen @library.txt --task questions.jsonl",
+    ),
+    "convert": ("making.convert", "loraprobe convert ./legal -o portable"),
+    "report": ("measuring.report", "loraprobe report audit.json --html page.html"),
+    "verify": (
+        "making.verify",
+        "loraprobe verify merged",
+        "loraprobe verify merged --served http://localhost:8000 --model legal",
+    ),
+    "methods": ("methods.methods", "loraprobe methods", "loraprobe methods ties arrow"),
+    "cache": ("information.cache", "loraprobe cache", "loraprobe cache --clear --older 30"),
+    "env": ("information.env", "loraprobe env"),
+    "combine": (
+        "measuring.combine",
+        "loraprobe combine shard-1-of-2 shard-2-of-2",
+        "loraprobe combine shard-1-of-2 shard-2-of-2 --json --executor local",
+    ),
+    "lab": ("information.lab", "loraprobe lab --help"),
+    "task new": ("task.new", "loraprobe task new questions.jsonl"),
+    "task check": (
+        "task.check",
+        "loraprobe task check questions.jsonl",
+        "loraprobe task check gsm8k.jsonl --fields prompt=question --answer-after '####'",
+    ),
+    "task sample": ("task.sample", "loraprobe task sample questions.jsonl --base gpt2"),
 }
 GROUPS = {"task": "Write, check and preview a file of questions."}
 HANDING = "combine", "lab"  # these hand words on to other commands
-DEBUG = "loraprobe.debug"
-
-
 NAMES = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))  # and of groups
 
 
@@ -52,63 +79,29 @@ def command_of(name: str) -> Any:
     )
     for known in inside:
         found = _function(known)
-        own, text = known.rpartition(" ")[2], _flowing(found.__doc__ or "")
-        register = functools.partial(app.command, own, help=text, epilog=epilog(known))
+        own, text = known.rpartition(" ")[2], flowing(found.__doc__)
+        register = functools.partial(app.command, own, help=text, epilog=_epilog(known))
         if known in HANDING:
             passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-            register(add_help_option=known != "lab", context_settings=passed_on)(_debuggable(found))
+            register(add_help_option=known != "lab", context_settings=passed_on)(found)
         else:
-            register(cls=Configured)(_debuggable(found))
+            register(cls=Configured)(found)
     return typer.main.get_command(app)
 
 
 def outlines() -> dict[str, Any]:
     """Name of a command or a group -> a command with its help alone, which a list of them shows."""
-    texts = {n: GROUPS.get(n) or _flowing(_function(n).__doc__ or "") for n in NAMES}
+    texts = {n: GROUPS.get(n) or flowing(_function(n).__doc__) for n in NAMES}
     return {name: TyperCommand(name, help=text) for name, text in texts.items()}
 
 
 def _function(name: str) -> Callable[..., None]:
     """The function of a command, whose module is imported here."""
-    module, _, function = COMMANDS[name].partition(".")
+    module, _, function = COMMANDS[name][0].partition(".")
     found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
     return found
 
 
-def _flowing(docstring: str) -> str:
-    """A docstring whose paragraphs fill whatever width the terminal has."""
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-def _debug(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[DEBUG] = True  # the same dictionary in every context of a call
-
-
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        metavar=" ",
-        callback=_debug,
-        help="On an error also print the traceback.",
-        rich_help_panel="Output",
-    ),
-]
-
-
-def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options --debug and --config, which every command has."""
-
-    @functools.wraps(function)
-    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
-        function(*args, **rest)
-
-    known = inspect.signature(function, eval_str=True)
-    own = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
-    ]
-    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
-    return command
+def _epilog(name: str) -> str:
+    """The calls that the help of a command shows, a paragraph each."""
+    return "\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[name][1:])))

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraprobe.registry import Registry
+if TYPE_CHECKING:
+    from loraprobe.registry import Registry
+
+Completion = Callable[[str], list[str]]  # the beginning of a word -> the words that go on from it
+
+
+def _names(*places: str) -> Completion:
+    """Completes the names in registries and other collections.
+
+    places: MODULE.NAME of each, which is imported when a shell asks.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        from loraprobe.registry import Registry
+
+        found = []
+        for module, _, name in (place.rpartition(".") for place in places):
+            known = getattr(importlib.import_module(f"loraprobe.{module}"), name)
+            complete_one = _specs if isinstance(known, Registry) else _starting
+            found += complete_one(known, incomplete)
+        return found
+
+    return complete
 
 
 def _specs(registry: Registry[Any], incomplete: str) -> list[str]:
     """Names that go on from a text; behind a colon the options of the named member."""
     name, colon, rest = incomplete.partition(":")
-    if not colon or name.replace("-", "_") not in registry.names():
+    if not colon or name not in registry:
         return _starting(registry.names(), incomplete.replace("-", "_"))
     fields = dataclasses.fields(registry.get(name.replace("-", "_")))
     done, comma, last = rest.rpartition(",")
@@ -24,41 +47,6 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def methods(incomplete: str) -> list[str]:
-    """Merge methods, and options of one."""
-    from loraprobe.merging import METHODS
-
-    return _specs(METHODS, incomplete)
-
-
-def routers(incomplete: str) -> list[str]:
-    """Routers, and options of one."""
-    from loraprobe.routing import ROUTERS
-
-    return _specs(ROUTERS, incomplete)
-
-
-def systems(incomplete: str) -> list[str]:
-    """Merge methods, routers, and the systems that are neither."""
-    from loraprobe.pipeline.systems import FIXED
-
-    return methods(incomplete) + routers(incomplete) + _starting(FIXED, incomplete)
-
-
-def diagnostics(incomplete: str) -> list[str]:
-    """Diagnostics."""
-    from loraprobe.diagnostics import DIAGNOSTICS
-
-    return _specs(DIAGNOSTICS, incomplete)
-
-
-def codes(incomplete: str) -> list[str]:
-    """Codes of findings."""
-    from loraprobe.compatibility import CODES
-
-    return _starting(CODES, incomplete)
-
-
 def scenarios(incomplete: str) -> list[str]:
     """Scenarios of the demo."""
     from loraprobe.demo import shipped_world
@@ -67,10 +55,10 @@ def scenarios(incomplete: str) -> list[str]:
 
 
 # Field of Options -> what completes its values.
-OF_OPTIONS: dict[str, Callable[[str], list[str]]] = {
-    "methods": methods,
-    "routers": routers,
-    "systems": systems,
-    "diagnostics": diagnostics,
-    "allow": codes,
+OF_OPTIONS: dict[str, Completion] = {
+    "methods": _names("merging.METHODS"),
+    "routers": _names("routing.ROUTERS"),
+    "systems": _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED"),
+    "diagnostics": _names("diagnostics.DIAGNOSTICS"),
+    "allow": _names("compatibility.CODES"),
 }

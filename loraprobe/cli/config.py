@@ -10,32 +10,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.recipe import from_recipe
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.limits import limits
 
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Take options that are not given here from this YAML file, by their long names, or "
-        "from the JSON of an earlier run.",
-        rich_help_panel="Output",
-        show_default=False,
-    ),
-]
 WORDS: list[str] = []  # of the command line, with those of --config
 STARTED: list[float] = []  # when this process began its command, by time.perf_counter
 JOINED: list[Path] = []  # directories of shards whose results this command uses
 NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
-ARGUMENTS = {"adapters": "refs"}  # key -> name of the parameter
+ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
 
 
 class Configured(TyperCommand):
@@ -61,6 +48,8 @@ class Configured(TyperCommand):
         parameters = {p.name: p for p in self.get_params(ctx) if p.name not in ("help", "config")}
         content = _read(file)
         if "merge_method" in content:
+            from loraprobe.cli.recipe import from_recipe
+
             content = from_recipe(content, file)
         if isinstance(content.get("provenance"), Mapping):
             words = _of_report(content, file, str(self.name))
@@ -84,9 +73,7 @@ class Configured(TyperCommand):
 def _names(parameter: Any) -> list[str]:
     """The names by which a file calls a parameter: long options, or that of an argument."""
     if parameter.param_type_name == "argument":
-        return [key for key, name in ARGUMENTS.items() if name == parameter.name] or [
-            parameter.name
-        ]
+        return [ARGUMENTS.get(parameter.name, parameter.name)]
     return [option for option in parameter.opts if option.startswith("--")]
 
 

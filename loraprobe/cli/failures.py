@@ -59,7 +59,7 @@ def ended(
     if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
         error = Interrupted(f"Interrupted{KEPT.get(command, '.')}")
     elif debug:
-        from loraprobe.report.formatting import clean
+        from loraprobe.formatting import clean
 
         typer.echo(trace(error, clean), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
@@ -93,7 +93,7 @@ def _nearest_option(error: Any) -> str:
 
 def _print(error: LoraprobeError, as_json: bool) -> None:
     """One sentence on standard error, free of control characters; with as_json a document too."""
-    from loraprobe.report.formatting import clean
+    from loraprobe.formatting import clean
 
     typer.echo(f"error: {' '.join(clean(error).splitlines())}", err=True)
     if as_json:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import typer
-
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import argument
 from loraprobe.errors import UsageError
-from loraprobe.formatting import nearest
+from loraprobe.formatting import flowing, nearest
+from loraprobe.registry import Registry, name_of
 
 NAME_WIDTH = 22
 
@@ -25,12 +24,7 @@ def _known(incomplete: str) -> list[str]:
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="NAME",
-        help="Tell all about these; without names a list.",
-        show_default=False,
-        autocompletion=_known,
-    ),
+    argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
 ]
 
 
@@ -40,51 +34,42 @@ def described() -> list[dict[str, Any]]:
     from loraprobe.lora.spaces import SPACES
     from loraprobe.merging import METHODS
     from loraprobe.probes import PROBES
-    from loraprobe.registry import Registry
     from loraprobe.routing import ROUTERS
 
-    rows: list[dict[str, Any]] = []
     registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    for registry in registries:
-        for name in registry.names():
-            cls = registry.get(name)
-            rows.append(
-                {
-                    "kind": registry.noun,
-                    "name": name,
-                    **_docstring(cls),
-                    "options": {
-                        f.name.rstrip("_"): _default(f) for f in dataclasses.fields(cls) if f.init
-                    },
-                    "choices": _choices(cls),
-                    "formula": getattr(cls, "formula", None),
-                    "paper": getattr(cls, "paper", None),
-                    "laws": sorted(getattr(cls, "laws", ())),
-                    "lossless_in": sorted(getattr(cls, "lossless", ())),
-                }
-            )
+    rows = [_member(kind, cls) for kind in registries for cls in kind]
     for name, space in SPACES.items():
         text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     return rows
 
 
-def _docstring(thing: Any) -> dict[str, str]:
-    """The first line of a docstring, and all of it with its paragraphs flowing."""
-    paragraphs = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
-    flowing = [" ".join(paragraph.split()) for paragraph in paragraphs]
+def _member(registry: Registry[Any], cls: type) -> dict[str, Any]:
+    """A member of a registry. Its choices are the options that take one of a few words."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init}
+    kinds = {name: hints[field.name] for name, field in fields.items()}
+    literal = {k: kind for k, kind in kinds.items() if typing.get_origin(kind) is typing.Literal}
     return {
-        "summary": (thing.__doc__ or "").strip().splitlines()[0],
-        "description": "\n\n".join(flowing),
+        "kind": registry.noun,
+        "name": name_of(cls),
+        **_docstring(cls),
+        "options": {
+            name: None if f.default is dataclasses.MISSING else f.default
+            for name, f in fields.items()
+        },
+        "choices": {name: list(typing.get_args(kind)) for name, kind in literal.items()},
+        "formula": getattr(cls, "formula", None),
+        "paper": getattr(cls, "paper", None),
+        "laws": sorted(getattr(cls, "laws", ())),
+        "lossless_in": sorted(getattr(cls, "lossless", ())),
     }
 
 
-def _choices(cls: type) -> dict[str, list[str]]:
-    """Options that take one of a few words, such as which of two definitions a method follows."""
-    hints = typing.get_type_hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls) if f.init]
-    literal = [name for name in fields if typing.get_origin(hints[name]) is typing.Literal]
-    return {name.rstrip("_"): list(typing.get_args(hints[name])) for name in literal}
+def _docstring(thing: Any) -> dict[str, str]:
+    """The first line of a docstring, and all of it with its paragraphs flowing."""
+    summary = (thing.__doc__ or "").strip().splitlines()[0]
+    return {"summary": summary, "description": flowing(thing.__doc__)}
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -103,10 +88,7 @@ def methods(output: Output, names: Names = None) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, one a line, or
     explain those that are named."""
     rows = _named(described(), names) if names else described()
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("methods", {"methods": rows}))
+    if output.document("methods", {"methods": rows}):
         return
     from rich.console import Console
 
@@ -157,9 +139,3 @@ def _broken(name: str, options: Sequence[str], width: int) -> list[str]:
             lines.append("      ")
         lines[-1] += piece
     return lines
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return None

@@ -14,44 +14,29 @@ import typer
 from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.config import JOINED, STARTED, WORDS
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import Config, Debug
 from loraprobe.declarations import Declaration, as_given, declarations, hints
 from loraprobe.options import Options
 
 LONGEST_WORDS = 11  # columns that the words of an option may take in the help
 METAVARS: Mapping[Any, str] = {bool: " ", int: "N", float: "X", Path: "FILE"}
-REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
-Refs = Annotated[
-    list[str],
-    typer.Argument(metavar="REF", help=f"Adapters: {REFERENCE}.", show_default=False),
-]
-_BASE = typer.Option(
-    metavar="REF",
-    help="Base model: a directory, a Hub id, or auto (what the adapters agree on).",
-    rich_help_panel="Adapters",
-)
-Base = Annotated[str, _BASE]
-BaseOrNone = Annotated[str | None, _BASE]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        metavar="FILE",
-        help="Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
-        "lm_eval:TASK[,TASK][@DIR]; may be repeated.",
-        rich_help_panel="Tasks",
-    ),
-]
 Command = Callable[..., Any]
 REQUIRED = inspect.Parameter.empty
+# The options of every command, which the command itself does not get.
+EVERYWHERE = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    for name, default, kind in (("config", None, Config), ("debug", False, Debug))
+]
 
 
-def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command], Command]:
+def with_options(*fields: str, **changed: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Adds options to a command, by the names of their fields in `Options` and `Output`.
 
-    The command gets them as `options`, an Options, and `output`, an Output, where it has such
-    parameters. `changed` gives a field another default or help in this command. With
-    `repeats=False` the option is taken only once.
+    fields: names with spaces between them. The command gets them as `options`, an Options, and
+    `output`, an Output, where it has such parameters. `changed` gives a field another default or
+    help in this command. With `repeats=False` the option is taken only once.
     """
+    names = " ".join(fields).split()
 
     def decorate(command: Command) -> Command:
         parameters = _parameters(command)
@@ -68,7 +53,7 @@ def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command
             wanted = {name: value for name, value in made.items() if name in parameters}
             return command(**{n: given[n] for n in own}, **wanted)
 
-        shown = [*own.values(), *added.values()]
+        shown = [*own.values(), *added.values(), *EVERYWHERE]
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in shown}
         run.__doc__ = command.__doc__
@@ -94,8 +79,7 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
     kind = Options if name in _FIELDS else Output
     found = (_FIELDS if name in _FIELDS else _PRINTED)[name]
     declared = dataclasses.replace(found, **{k: v for k, v in changed.items() if k != "default"})
-    field = next(f for f in dataclasses.fields(kind) if f.name == name)
-    default = changed.get("default", field.default)
+    default = changed.get("default", getattr(kind, name))
     if declared.repeats:
         default = None
     hint = hints(kind)[name]

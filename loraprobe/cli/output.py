@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from loraprobe.cli.config import WORDS
+from loraprobe.declarations import output_option
 from loraprobe.errors import UsageError
-from loraprobe.output_options import OutputOptions
-from loraprobe.report.formatting import clean
+from loraprobe.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
@@ -23,9 +25,42 @@ if TYPE_CHECKING:
     from loraprobe.records import Audit, Progress, Sample
 
 
+def imports_done() -> None:
+    """Collects garbage from now on, where `loraprobe.__main__` put that off until work begins.
+
+    What was imported stays until the end, so that no collection looks at it again.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 @dataclass(frozen=True)
-class Output(OutputOptions):
-    """Prints the result of a command as its options say."""
+class Output:
+    """The options that say how a command prints its result and where it writes; it prints so."""
+
+    target: Path | None = output_option(
+        None, "Directory to write.", flag="--output", short="-o", metavar="DIR"
+    )
+    overwrite: bool = output_option(False, "Replace an existing output.")
+    push: str | None = output_option(
+        None,
+        "Upload the directory to this repository of the Hub, private unless --public.",
+        metavar="OWNER/NAME",
+    )
+    public: bool = output_option(False, "Let everybody read what --push uploads.")
+    json: bool = output_option(False, "Print one JSON document on standard output.")
+    html: Path | None = output_option(None, "Also write the report to this HTML file.")
+    dry_run: bool = output_option(
+        False, "Print what the run would take (systems, time, memory), and stop."
+    )
+    markdown: bool = output_option(False, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = output_option(
+        None, "Write every question with what each system answered to this file (JSONL)."
+    )
+    explain: bool = output_option(False, "Print every reason, probe and figure.")
+    quiet: bool = output_option(False, "No progress or warnings; one line of result.", short="-q")
+    exit_zero: bool = output_option(False, "Exit 0 whatever the verdict says.")
 
     def __post_init__(self) -> None:
         if self.html is not None:
@@ -33,7 +68,7 @@ class Output(OutputOptions):
 
             check_page(self.html)
         if self.save_samples is not None:
-            from loraprobe.report.samples import check_samples
+            from loraprobe.report.documents import check_samples
 
             check_samples(self.save_samples)
         if self.json and self.markdown:
@@ -52,6 +87,7 @@ class Output(OutputOptions):
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """Yields what the pipeline tells its progress to; None with --quiet."""
+        imports_done()
         if self.quiet:
             yield None
             return
@@ -60,17 +96,33 @@ class Output(OutputOptions):
         with shown() as line:
             yield line
 
+    def document(self, command: str, fields: Mapping[str, Any]) -> bool:
+        """With --json the document of a result that is no audit; whether that was printed."""
+        if self.json:
+            from loraprobe.records import document
+
+            print(document(command, fields), flush=True)
+        return self.json
+
+    def tell(
+        self, command: str, fields: Mapping[str, Any], short: str, show: Callable[[], None]
+    ) -> None:
+        """A result that is no audit: as a document, in one line, or as `show` prints it."""
+        if self.document(command, fields):
+            return
+        if self.quiet:
+            print(short, flush=True)
+        else:
+            show()
+
     def estimate(self, found: CostEstimate) -> None:
         """What a run would take."""
-        from loraprobe.cli import dry_run
+        from loraprobe.cli import progress
 
         if self.json:
-            print(dry_run.as_json(found))
-        elif self.quiet:
-            print(dry_run.one_line(found))
+            print(progress.estimate_as_json(found), flush=True)
         else:
-            print("\n".join(dry_run.lines(found)))
-        sys.stdout.flush()
+            print("\n".join(progress.estimate_lines(found, self.quiet)), flush=True)
 
     def shard(self, command: str, made: Shard) -> None:
         """That a share of a run is complete."""
@@ -78,8 +130,7 @@ class Output(OutputOptions):
 
         assert self.target is not None
         told = clean(shard_files.told(made, self.target))
-        print(shard_files.as_json(made, command) if self.json else told)
-        sys.stdout.flush()
+        print(shard_files.as_json(made, command) if self.json else told, flush=True)
 
     def result(
         self,
@@ -103,7 +154,7 @@ class Output(OutputOptions):
             write_page(audit, self.html)
             self.say(f"Wrote {self.html}.")
         if self.save_samples is not None:
-            from loraprobe.report.samples import write_samples
+            from loraprobe.report.documents import write_samples
 
             write_samples(samples or (), self.save_samples)
             self.say(f"Wrote {self.save_samples}.")

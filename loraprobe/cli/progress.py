@@ -1,7 +1,8 @@
-"""One line of progress: which step of how many, the share done, and the time left.
+"""How far a run is, and what it would take.
 
-On a terminal the line stands below everything else and is gone at the end. Elsewhere it is printed
-every half minute.
+The line of progress says which step of how many runs, the share done, and the time left. On a
+terminal it stands below everything else and is gone at the end. Elsewhere it is printed every half
+minute. `--dry-run` prints the expected time of all steps.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from loraprobe.records import ROUND
-from loraprobe.report.formatting import clean
+from loraprobe.formatting import clean
+from loraprobe.memory import gib
+from loraprobe.records import ROUND, SCHEMA_VERSION, document
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.estimating import CostEstimate
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
 WORDS = {
@@ -152,3 +158,37 @@ def _spoken_now_and_then(line: Line) -> Iterator[None]:
     finally:
         stop.set()
         speaker.join()
+
+
+def estimate_lines(found: CostEstimate, quiet: bool) -> list[str]:
+    """Systems x items, time by step, and memory, at most 60 columns wide; quiet: in one line."""
+    memory = gib(found.memory_bytes)
+    if quiet:
+        return [f"{spoken(found.seconds)}, {memory}"]
+    asking = {name: seconds for name, seconds in found.steps.items() if name.startswith(ASK)}
+    others = {name: s for name, s in found.steps.items() if name not in asking and s >= 0.5}
+    return [
+        f"{len(found.systems)} systems x {found.items} items",
+        "",
+        *(f"  {described(name):<44}{spoken(s):>8}" for name, s in (others | asking).items()),
+        "",
+        f"about {spoken(found.seconds)}, and {memory} of memory",
+        "Timed on a few of your questions on this machine. It takes",
+        "less where the decision holds before all items are asked",
+        "(without --all-items). Merges that need new weights, and",
+        "the statistics, come on top.",
+    ]
+
+
+def estimate_as_json(found: CostEstimate) -> str:
+    """The estimate as one JSON document."""
+    estimate = {
+        "systems": found.systems,
+        "items": found.items,
+        "questions": found.questions,
+        "seconds": round(found.seconds, 3),
+        "memory_bytes": found.memory_bytes,
+        "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
+        "measured": found.measured,
+    }
+    return document(found.command, {"estimate": estimate}, SCHEMA_VERSION)

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import argument, setting
 from loraprobe.command_options import LAYOUT
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
-from loraprobe.formatting import count, listing, shortly
+from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.options import Options
-from loraprobe.report.formatting import clean, wrapped
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview
@@ -30,14 +28,7 @@ JUDGED = {
     "answer_loss": "the loss of the answer is measured; nothing is written.",
     "json": "the JSON value with which the reply begins is compared with it.",
 }
-Files = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE",
-        help="Task files, or hf://datasets/owner/name.",
-        show_default=False,
-    ),
-]
+Files = Annotated[list[str], argument("FILE", "Task files, or hf://datasets/owner/name.")]
 STARTER = """\
 {"id": "1", "prompt": "Question: Who wrote Faust?\\nAnswer:", "answer": ["Goethe", "Johann Wolfgang von Goethe"]}
 {"id": "2", "prompt": "The opposite of hot is", "answer": "cold", "choices": ["cold", "warm", "loud"]}
@@ -58,8 +49,9 @@ id           names an item in reports; without it the number of its line.
 Replace the three items by at least 30 of your own, 100 or more where you can."""
 
 
+@with_options()
 def new(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write (JSONL).")],
+    file: Annotated[Path, argument("FILE", "The file to write (JSONL).")],
 ) -> None:
     """Write a task file of three examples to replace, and explain its keys."""
     from loraprobe.adapters import check_place
@@ -73,7 +65,7 @@ def new(
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 
-@with_options(*LAYOUT.split(), "metric", "margin", "json")
+@with_options(LAYOUT, "metric margin json")
 def check(files: Files, options: Options, output: Output) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
@@ -84,10 +76,7 @@ def check(files: Files, options: Options, output: Output) -> None:
 
     tasks = open_tasks(files, options)
     found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("task check", {"margin": options.needed_gain, "tasks": found}))
+    if output.document("task check", {"margin": options.needed_gain, "tasks": found}):
         return
     for one in found:
         print("\n".join(_told(one, options.needed_gain)), end="\n\n")
@@ -140,8 +129,8 @@ def _together(found: list[TaskCheck]) -> Iterator[str]:
 
 
 @with_options(
-    *LAYOUT.split(),
-    *("limit", "metric", "chat_template", "trust_remote_code", "json"),
+    LAYOUT,
+    "limit metric chat_template trust_remote_code json",
     limit={"help": "Show the first N items (3 unless set)."},
 )
 def sample(
@@ -149,8 +138,7 @@ def sample(
     options: Options,
     output: Output,
     base: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="Base model, for its chat template and its tokens."),
+        str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
 ) -> None:
     """Show questions as a model will read them, with the right answer and how it is judged.
@@ -163,10 +151,7 @@ def sample(
 
     tasks = open_tasks(files, options)
     rows = preview(tasks, base, options)
-    if output.json:
-        from loraprobe.records import document
-
-        print(document("task sample", {"previews": rows}))
+    if output.document("task sample", {"previews": rows}):
         return
     for row in rows:
         tokens = "" if row.tokens is None else f", {count(row.tokens, 'token')}"

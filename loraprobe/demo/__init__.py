@@ -1,5 +1,135 @@
-"""The small world that ships with the package: a base, adapters and tasks, trained from a seed."""
+"""The small world that ships with the package, trained from a seed, and how worlds are opened.
 
-from loraprobe.demo.world import Scenario, World, WorldError, shipped_world
+A world is a directory with a base, adapters trained on it, tasks, and a manifest.
 
-__all__ = ["Scenario", "World", "WorldError", "shipped_world"]
+Layout::
+
+    manifest.json          seed, recipe, versions, paths, SHA-256 of every other file
+    base/                  Hugging Face model and tokenizer (absent if the base is elsewhere)
+    adapters/NAME/         PEFT directories
+    tasks/NAME.jsonl       task files
+
+A *scenario* is an input of ``merge-and-eval``: some of the adapters and some tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import LoraprobeError
+from loraprobe.file_hashes import file_hash
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class WorldError(LoraprobeError):
+    """A directory that is no world, or whose files are not those of its manifest."""
+
+    code = "world"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Adapters by name, and the task files on which their composition is evaluated.
+
+    `world` names the class of scenarios, `axes` the parameters of this one.
+    """
+
+    name: str
+    adapters: Mapping[str, Path]
+    tasks: tuple[Path, ...]
+    description: str = ""
+    world: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class World:
+    """An opened world. `base` is None where the manifest only names the base (`base_name`)."""
+
+    path: Path
+    base: Path | None
+    base_name: str
+    adapters: Mapping[str, Path]
+    scenarios: Mapping[str, Scenario]
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        return self.manifest["seed"]
+
+    @property
+    def reserve(self) -> tuple[str, ...]:
+        """Names that the base can spell but has not seen in training."""
+        return tuple(self.manifest.get("reserve", ()))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> World:
+        """Opens the world in `directory`; its files are not read (see `verify`).
+
+        Raises WorldError if there is no manifest of this format.
+        """
+        path = Path(directory)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WorldError(
+                f"{path} is no world: it holds no {MANIFEST}; build one with 'loraprobe lab build'."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise WorldError(f"{path / MANIFEST} is not readable as JSON: {error}.") from None
+        form = manifest.get("format") if isinstance(manifest, dict) else None
+        if form != FORMAT:
+            raise WorldError(
+                f"{path / MANIFEST} has format {form!r}, this version of loraprobe reads format "
+                f"{FORMAT}; build the world again, or name another directory."
+            )
+        adapters = {name: path / row["path"] for name, row in manifest["adapters"].items()}
+        scenarios = {
+            name: Scenario(
+                name,
+                {adapter: adapters[adapter] for adapter in row["adapters"]},
+                tuple(path / task for task in row["tasks"]),
+                row.get("description", ""),
+                row.get("world", manifest.get("kind", "")),
+                row.get("axes", {}),
+            )
+            for name, row in manifest["scenarios"].items()
+        }
+        base = manifest["base"]
+        place = path / base["path"] if base.get("path") else None
+        return cls(path, place, base["name"], adapters, scenarios, manifest)
+
+    def scenario(self, name: str) -> Scenario:
+        """The scenario of that name. Raises WorldError with the known names."""
+        if name not in self.scenarios:
+            raise WorldError(
+                f"This world has no scenario {name!r}; it has {', '.join(self.scenarios)}."
+            )
+        return self.scenarios[name]
+
+    def verify(self) -> None:
+        """Checks every file against the manifest.
+
+        Raises WorldError with the names of the files that are missing or differ.
+        """
+        wrong = [
+            name
+            for name, digest in self.manifest["files"].items()
+            if not (self.path / name).is_file() or file_hash(self.path / name) != digest
+        ]
+        if wrong:
+            raise WorldError(
+                f"{self.path} is not as it was built: {', '.join(wrong)} missing or changed; "
+                "build the world again."
+            )
+
+
+def shipped_world() -> World:
+    """The small world inside the package, on which the demo runs."""
+    return World.load(Path(__file__).parent / "small-world")

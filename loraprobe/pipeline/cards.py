@@ -28,8 +28,8 @@ from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
-from loraprobe.registry import short_spec, spec_of
-from loraprobe.report.card import composition_card, model_card
+from loraprobe.registry import spec_of
+from loraprobe.report.markdown import composition_card, model_card
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import map_texts, scrub
 
@@ -59,7 +59,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     }
     if isinstance(made, Merged):
         card = model_card(
-            method=short_spec(METHODS.make(made.spec)),
+            method=spec_of(METHODS.make(made.spec), short=True),
             space=made.space,
             rank=rank_text(made),
             weights=made.weights,
@@ -99,7 +99,7 @@ def _router_text(made: Routed) -> str:
     if isinstance(router, ConstantGates):
         gates = "" if router.weights is None else " ".join(f"{gate:g}" for gate in router.weights)
         return f"{router.name} {gates}".strip()
-    return short_spec(router)
+    return spec_of(router, short=True)
 
 
 def front_matter(

@@ -17,7 +17,7 @@ from loraprobe.errors import CompatibilityError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.records import Compatibility
-from loraprobe.report.card import converted_card
+from loraprobe.report.markdown import converted_card
 
 # Warnings of which no exact copy follows: peft would load another function than is read here.
 UNCERTAIN = ("base-copy", "weights-untargeted")

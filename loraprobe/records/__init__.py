@@ -55,58 +55,6 @@ from loraprobe.records.screening import (
 )
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
-__all__ = [
-    "AdapterSummary",
-    "Attribution",
-    "Audit",
-    "BASELINES",
-    "BaseSummary",
-    "Check",
-    "Comparison",
-    "Compatibility",
-    "Coverage",
-    "Decision",
-    "DecisiveGain",
-    "EvaluationRecords",
-    "EvidenceLevel",
-    "FORMS",
-    "Forecast",
-    "Gain",
-    "GateStatistics",
-    "Interval",
-    "Issue",
-    "ItemResult",
-    "LayerGroup",
-    "Library",
-    "LibraryAdapter",
-    "LibraryItems",
-    "LibraryScore",
-    "Measurement",
-    "Oracle",
-    "Progress",
-    "Provenance",
-    "TaskSummary",
-    "ROUND",
-    "Reason",
-    "Reply",
-    "Retention",
-    "Rounds",
-    "SCHEMA_VERSION",
-    "SCREENING",
-    "Sample",
-    "Score",
-    "Severity",
-    "Shortlisted",
-    "SystemKind",
-    "Transformation",
-    "Verdict",
-    "Served",
-    "Verification",
-    "WeightSearch",
-    "document",
-    "plain",
-]
-
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
 SCREENING = ", screening"  # at the end of the name of a stage that asks a library alone
@@ -143,9 +91,9 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""
-        document = {"schema_version": SCHEMA_VERSION, **plain(self)}
-        document["compatibility"]["compatible"] = self.compatibility.compatible
-        return document
+        found = {"schema_version": SCHEMA_VERSION, **plain(self)}
+        found["compatibility"]["compatible"] = self.compatibility.compatible
+        return found
 
     def to_json(self) -> str:
         """The JSON document, a record a line; the line feed at the end is left to the caller."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from loraprobe.formatting import measured, number, rounded, spread
 from loraprobe.records import Audit, Issue, Measurement
-from loraprobe.report.formatting import measured, number, rounded, spread
 from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -24,7 +25,7 @@ def adapters(audit: Audit) -> Table:
         (text("base", drop=3), lambda row: row.base_model or "-"),
         (text("variant", drop=2), lambda row: row.variant),
         (text("targets", roomy=True), lambda row: " ".join(row.targets) or "-"),
-        (Column("rank"), lambda row: spread(list(row.rank.values()))),
+        (Column("rank"), lambda row: spread(row.rank.values())),
         (Column("modules", drop=4), lambda row: str(row.modules)),
         (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
         (Column("scaling", drop=1), lambda row: spread(row.scaling or ())),
@@ -52,6 +53,11 @@ def layers(audit: Audit) -> Table:
 def by_severity(issues: Iterable[Issue]) -> list[Issue]:
     """Findings, errors first."""
     return sorted(issues, key=lambda issue: list(SEVERITY_STYLES).index(issue.severity))
+
+
+def first_sentence(issue: Issue) -> str:
+    """What a finding says, without what follows from it."""
+    return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
 
 
 def findings(audit: Audit) -> Table:

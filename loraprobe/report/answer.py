@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from types import MappingProxyType
 
-from loraprobe.formatting import count
+from loraprobe.formatting import clean, count, ended, wrapped
 from loraprobe.records import Audit
-from loraprobe.report.formatting import clean, ended, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
 from loraprobe.verdict.next_command import NEW, words_of
 
@@ -263,6 +261,3 @@ def _typed_words(words: Iterable[str], references: Mapping[str, str]) -> Iterato
             yield f"{name}={references[public]}"
         else:
             yield references.get(word, word)
-
-
-NOTHING_TYPED: Mapping[str, str] = MappingProxyType({})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from loraprobe.formatting import neighbours, number
 from loraprobe.records import Audit, Score
-from loraprobe.report.formatting import neighbours, number
 from loraprobe.report.layout import GAP
 from loraprobe.report.system_tables import PARTS, fewer, in_order, most_asked
 from loraprobe.report.table import Column, Table, text

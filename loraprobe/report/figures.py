@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -18,22 +18,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 from loraprobe.errors import UsageError
-from loraprobe.records import Interval
+from loraprobe.records import Gain, LibraryAdapter
+from loraprobe.report.system_tables import CAUSES
 
 WIDTH = 4.6  # inches; a phone shows it at its own size
 # Colours that stand for variables of the page, replaced in the SVG text.
 INK, LINE, ACCENT = "#010203", "#040506", "#070809"
 VARIABLES = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
-CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
-    "solved": ("solved", "#1a7a4a"),
-    "step_by_step": ("step by step", "#2f6f9f"),
-    "said_otherwise": ("said otherwise", "#4f7a1a"),
-    "unknown": ("unknown", "#666666"),
-    "cut_off": ("cut off", "#8a6100"),
-    "interference": ("interference", "#b3452c"),
-    "not_composed": ("not composed", "#7a5aa0"),
-}
 UNKNOWN_TO_XML = {0xFFFE: "�", 0xFFFF: "�"}
 NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
@@ -46,27 +38,6 @@ class About:
     name: str
     title: str
     description: str
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One line of a forest plot: a difference with its interval and a wider one."""
-
-    label: str
-    value: float
-    ci95: Interval
-    adjusted_ci95: Interval
-    succeeds: bool
-
-
-@dataclass(frozen=True)
-class MapPoint:
-    """One adapter on a map; `family` is the number of its group, None for one that is alone."""
-
-    x: float
-    y: float
-    family: int | None = None
-    ringed: bool = False
 
 
 @contextmanager
@@ -99,23 +70,27 @@ def short(text: str) -> str:
     return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
-def forest(about: About, dots: Sequence[Dot], margin: float | None) -> str:
-    """Gains with intervals, a line each, against zero and the margin."""
+def forest(about: About, gains: Sequence[Gain], names: Sequence[str], margin: float | None) -> str:
+    """Gains with their intervals, a line each, against zero and the margin.
+
+    A dot is filled where the whole interval lies above the margin.
+    """
     with drawing() as Figure:
-        figure = Figure(figsize=(WIDTH, 0.3 * len(dots) + 0.9))
+        figure = Figure(figsize=(WIDTH, 0.3 * len(gains) + 0.9))
         panel = figure.subplots()
         panel.axvline(0, color=LINE, linewidth=1)
         if margin is not None:
             panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
             panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
-        for y, dot in enumerate(dots):
-            panel.plot(dot.adjusted_ci95, [y, y], color=ACCENT, linewidth=1.2)
-            panel.plot(dot.ci95, [y, y], color=ACCENT, linewidth=3.2, solid_capstyle="butt")
-            face = ACCENT if dot.succeeds else "none"
-            panel.plot(dot.value, y, "o", color=ACCENT, markerfacecolor=face, markersize=6)
-        panel.set_yticks(range(len(dots)), [short(dot.label) for dot in dots])
+        for y, gain in enumerate(gains):
+            panel.plot(gain.adjusted_ci95, [y, y], color=ACCENT, linewidth=1.2)
+            panel.plot(gain.ci95, [y, y], color=ACCENT, linewidth=3.2, solid_capstyle="butt")
+            above = margin is not None and gain.adjusted_ci95[0] > margin
+            face = ACCENT if above else "none"
+            panel.plot(gain.difference, y, "o", color=ACCENT, markerfacecolor=face, markersize=6)
+        panel.set_yticks(range(len(gains)), list(map(short, names)))
         panel.tick_params(axis="y", length=0)
-        panel.set_ylim(len(dots) - 0.4, -0.7)
+        panel.set_ylim(len(gains) - 0.4, -0.7)
         panel.set_xlabel("gain")
         return _svg(figure, about)
 
@@ -188,29 +163,32 @@ def heat(
         return _svg(figure, about)
 
 
-def scatter(about: About, points: Sequence[MapPoint]) -> str:
-    """A map of points; families are filled, and the largest of them numbered at their middle."""
+def scatter(about: About, adapters: Sequence[LibraryAdapter]) -> str:
+    """A map of adapters; families are filled, and the largest of them numbered at their middle."""
     with drawing() as Figure:
         figure = Figure(figsize=(WIDTH, WIDTH))
         panel = figure.subplots()
-        for filled in (False, True):
-            held = [point for point in points if (point.family is not None) == filled]
-            face = ACCENT if filled else "none"
-            style = {"s": 14, "facecolors": face, "edgecolors": ACCENT, "linewidths": 0.8}
-            panel.scatter([p.x for p in held], [p.y for p in held], **style)
-        ringed = [point for point in points if point.ringed]
-        style = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
-        panel.scatter([p.x for p in ringed], [p.y for p in ringed], **style)
+        small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
+        ring = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
+        panel.scatter(*_places(a for a in adapters if a.family is None), facecolors="none", **small)
+        panel.scatter(*_places(a for a in adapters if a.family), facecolors=ACCENT, **small)
+        panel.scatter(*_places(a for a in adapters if a.outlier), **ring)
         for family in range(1, NUMBERED + 1):
-            held = [point for point in points if point.family == family]
-            if held:
-                middle = (mean(point.x for point in held), mean(point.y for point in held))
+            held = _places(a for a in adapters if a.family == family)
+            if held[0]:
+                middle = (mean(held[0]), mean(held[1]))
                 panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
         panel.set_aspect("equal", "datalim")
         panel.spines[:].set_visible(False)
         panel.set_xticks([])
         panel.set_yticks([])
         return _svg(figure, about)
+
+
+def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:
+    """Their coordinates, across and up."""
+    places = [adapter.place for adapter in adapters if adapter.place is not None]
+    return [x for x, _ in places], [y for _, y in places]
 
 
 def _shade(share: float) -> str:

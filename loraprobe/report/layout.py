@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import rich.table
-from rich.console import Console
+from rich.console import Group
 from rich.text import Text
 
-from loraprobe.report.formatting import clean, wrapped
+from loraprobe.formatting import clean, wrapped
 from loraprobe.report.table import Column, Table
 
 GAP = 2  # columns between two columns of a table
 LEAST_PROSE = 20  # the narrowest column of sentences
-
-
-@dataclass(frozen=True)
-class Part:
-    """A table laid out for a terminal, with its title, which is one line."""
-
-    title: str
-    table: rich.table.Table
-
-
-def show(console: Console, part: Part | None) -> None:
-    """Prints a table below its title; nothing for None."""
-    if part is not None:
-        console.print(Text(clean(part.title), "bold"), no_wrap=True, overflow="ellipsis")
-        console.print(part.table)
 
 
 def fits(table: Table, width: int) -> bool:
@@ -39,8 +24,8 @@ def fits(table: Table, width: int) -> bool:
     return _total(need for need, _ in _all_needs(table)) <= width
 
 
-def fitted(table: Table, width: int) -> Part | None:
-    """A table of at most `width` columns; None without rows."""
+def fitted(table: Table, width: int) -> Group | None:
+    """A table of at most `width` columns below its title, which is one line; None without rows."""
     table = _for_terminals(table)
     if not table.rows:
         return None
@@ -61,7 +46,7 @@ def fitted(table: Table, width: int) -> Part | None:
     return _drawn(table.of(kept), list(widths.values()))
 
 
-def side_by_side(table: Table, width: int) -> Iterator[Part | None]:
+def side_by_side(table: Table, width: int) -> Iterator[Group | None]:
     """As many tables as it takes for each to fit the width with its figures in one piece.
 
     Each starts with the first column.
@@ -122,7 +107,7 @@ def _total(widths: Iterable[int]) -> int:
     return sum(found) + GAP * len(found) - GAP
 
 
-def _drawn(table: Table, widths: Sequence[int]) -> Part:
+def _drawn(table: Table, widths: Sequence[int]) -> Group:
     made = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for column, width in zip(table.columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.figure else "left"
@@ -130,7 +115,8 @@ def _drawn(table: Table, widths: Sequence[int]) -> Part:
         made.add_column(Text(heading), justify=justify, no_wrap=True)
     for row in table.rows:
         made.add_row(*map(_cell, table.columns, row, widths))
-    return Part(table.caption, made)
+    title = Text(clean(table.caption), "bold", no_wrap=True, overflow="ellipsis")
+    return Group(title, made)
 
 
 def _cell(column: Column, cell: str, width: int) -> Text:

@@ -1,4 +1,4 @@
-"""Figures that show a table as shades: pairs of adapters, layers and modules, gates."""
+"""Figures of adapters, each with its table: pairs, layers and modules, gates, a library."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from loraprobe.formatting import count, measured, neighbours, number
 from loraprobe.records import Audit, Measurement
-from loraprobe.report.figures import About, heat
-from loraprobe.report.formatting import measured, neighbours, number
-from loraprobe.report.table import Table, figures, text
+from loraprobe.report.figures import About, heat, scatter
+from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 
@@ -45,8 +45,7 @@ def cosines(audit: Audit) -> list[Figure]:
         f"between {a} and {b}."
     )
     about = About("pairs-figure", "Cosine of the updates of every pair", description)
-    caption = "Cosine of the updates of every pair; darker is further from zero."
-    return [_drawn(about, caption, "adapter", names, names, known, 1.0)]
+    return [_drawn(about, "further from zero", "adapter", names, names, known, 1.0)]
 
 
 def modules(audit: Audit) -> Iterator[Figure]:
@@ -79,9 +78,7 @@ def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
     (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
     description = f"The largest in size is {number(most)}, in layer {row}, {column}."
     about = About(name, title, description)
-    return _drawn(
-        about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, darkest
-    )
+    return _drawn(about, "larger in size", "layer", list(layers), columns, shown, darkest)
 
 
 def left_out(audit: Audit) -> list[str]:
@@ -113,19 +110,22 @@ def gates(audit: Audit) -> Iterator[Figure]:
         title = f"Share of the gates of {system} by layer"
         tokens = (whole or rows)[0].n
         about = About(f"gates-map-{position}", title, f"Means over {tokens} tokens: {told}.")
-        yield _drawn(about, f"{title}; darker is more.", "adapter", adapters, columns, cells, 1.0)
+        yield _drawn(about, "more", "adapter", adapters, columns, cells, 1.0)
 
 
 def _drawn(
     about: About,
-    caption: str,
+    darker: str,
     corner: str,
     rows: Sequence[str],
     columns: Sequence[str],
     cells: Cells,
     most: float,
 ) -> Figure:
-    """The figure, its caption and its table. Shades go by the size of a value, without its sign."""
+    """The figure, its caption and its table. Shades go by the size of a value, without its sign.
+
+    darker: what a darker cell means. corner: the heading of the rows' names.
+    """
     values = [[cells.get((row, column)) for column in columns] for row in rows]
     digits = 3 if most < 1 else 2
     texts = [["" if value is None else number(value, digits) for value in line] for line in values]
@@ -133,6 +133,7 @@ def _drawn(
     inside = texts if len(columns) <= MOST_TEXTS else None
     svg = heat(about, sizes, rows, columns, inside, most)
     lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
+    caption = f"{about.title}; darker is {darker}."
     return Figure(svg, caption, Table(about.title, [text(corner), *figures(*columns)], lines))
 
 
@@ -161,3 +162,34 @@ def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
     """A label -> its layers: one each, or neighbours together where there are too many."""
     groups = neighbours(layers, MOST_ROWS)
     return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}
+
+
+def library(audit: Audit) -> Iterator[Figure]:
+    """The map of the library, where at least three adapters have a place on it."""
+    rows = audit.library.adapters if audit.library is not None else ()
+    placed = [row for row in rows if row.place is not None]
+    if len(placed) < 3 or audit.library is None:
+        return
+    families = {row.family for row in rows if row.family is not None}
+    alone = sum(row.family is None for row in placed)
+    share = audit.library.map_share
+    shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
+    description = (
+        f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
+        f"point the same way. {count(len(families), 'group')} of at least two; {alone} stand alone."
+        f"{shown}"
+    )
+    about = About("library-map", "The map of the library", description)
+    caption = (
+        "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "
+        "marks an extreme norm. Only distances mean something."
+    )
+    table = tabulated(
+        about.title,
+        placed,
+        (text("adapter"), lambda row: row.name),
+        (Column("family"), lambda row: str(row.family or "-")),
+        (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
+        (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
+    )
+    yield Figure(scatter(about, placed), caption, table)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, listing, number
 from loraprobe.records import FORMS, Audit, Gain, Verdict
-from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.advice import PER_PROMPT
@@ -150,10 +149,9 @@ def stopped(audit: Audit) -> str:
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
-def chosen(verdict: Verdict) -> str:
-    """Out of what library this was chosen, and what that took."""
-    said = next((r.message for r in verdict.reasons if r.code == "chosen-from-library"), "")
-    return said.removeprefix("Chosen ").rstrip(".")
+def said(verdict: Verdict, code: str) -> str:
+    """The message of the reason of this code; "" without it."""
+    return next((reason.message for reason in verdict.reasons if reason.code == code), "")
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
@@ -249,8 +247,8 @@ def forecast(verdict: Verdict) -> str:
 
 def known(verdict: Verdict) -> str:
     """What measured adapter sets of the same kind gained, beside an open verdict."""
-    found = next((r for r in verdict.reasons if r.code == "measured-elsewhere"), None)
-    return f"{found.message[0].lower()}{found.message[1:-1]}" if found is not None else ""
+    told = said(verdict, "measured-elsewhere")
+    return told[:1].lower() + told[1:-1]
 
 
 def _better_form(audit: Audit, system: str) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from loraprobe.formatting import count, listing
-from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
-from loraprobe.report import library_phrases, measured
-from loraprobe.report.adapter_tables import by_severity
+from loraprobe.formatting import count, listing, spread
+from loraprobe.records import Audit, Issue, Reason, Verdict
+from loraprobe.report import library, measured
+from loraprobe.report.adapter_tables import by_severity, first_sentence
+from loraprobe.report.library import Line
 from loraprobe.verdict.codes import CODES, effect
 from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
 
-Line = tuple[str, str]
 MOST_REASONS = 3
 SERVING = "serve-"  # how the codes of findings about servers begin
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
@@ -26,7 +25,7 @@ def headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
     verdict = audit.verdict
     if verdict is None and audit.library is not None:
-        return library_phrases.headline(audit.library)
+        return library.headline(audit.library)
     if verdict is None:
         return _without_verdict(audit)
     if verdict.decision == "incompatible":
@@ -68,7 +67,8 @@ def _without_verdict(audit: Audit) -> str:
     fits = audit.compatibility.compatible
     if len(audit.adapters) == 1 and audit.command == "inspect":
         row = audit.adapters[0]
-        kind = f"{row.name}: {row.variant}, rank {ranks(row)}, {count(row.modules, 'module')}"
+        rank, modules = spread(row.rank.values()), count(row.modules, "module")
+        kind = f"{row.name}: {row.variant}, rank {rank}, {modules}"
         state = "" if fits else " It cannot be used as it is."
         errors = [i for i in audit.compatibility.issues if i.severity == "error"]
         if errors and all(issue.code.startswith(SERVING) for issue in errors):
@@ -96,7 +96,7 @@ def labelled(audit: Audit) -> Iterator[Line]:
     if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
     if verdict is None and audit.library is not None:
-        lines = tuple(library_phrases.labelled(audit.library, audit.provenance))
+        lines = tuple(library.labelled(audit.library, audit.provenance))
         yield from lines
         yield FILL_IN, to_fill_in(dict(lines).get("next", ""))
         return
@@ -127,11 +127,13 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "use", measured.use(audit, verdict)
         yield "gain", measured.gain(audit, verdict)
         yield "stopped", measured.stopped(audit)
-        yield "chosen", measured.chosen(verdict)
+        chosen = measured.said(verdict, "chosen-from-library")
+        yield "chosen", chosen.removeprefix("Chosen ").rstrip(".")
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)
-        yield "sure", _sure(verdict)
+        if verdict.decision == "likely":  # it owes it to its partner
+            yield "sure", measured.said(verdict, "controls-beaten")
         yield "forecast", measured.forecast(verdict)
         yield "known", measured.known(verdict)
 
@@ -167,12 +169,6 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
     if verdict.evidence not in ("pilot", "evaluation") or verdict.decision != "inconclusive":
         return True
     return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
-
-
-def _sure(verdict: Verdict) -> str:
-    """That a composition that works owes it to its partner."""
-    beaten = next((r for r in verdict.reasons if r.code == "controls-beaten"), None)
-    return beaten.message if beaten is not None and verdict.decision == "likely" else ""
 
 
 def _serving(audit: Audit) -> Iterator[Line]:
@@ -216,14 +212,3 @@ def _conflicts(audit: Audit) -> Iterator[Line]:
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"
-
-
-def first_sentence(issue: Issue) -> str:
-    """What a finding says, without what follows from it."""
-    return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
-
-
-def ranks(row: AdapterSummary) -> str:
-    """The rank of an adapter, or its smallest and largest."""
-    low, high = row.rank["min"], row.rank["max"]
-    return str(low) if low == high else f"{low}–{high}"

@@ -1,4 +1,4 @@
-"""An audit and a verification as Python and notebooks show them, and references as typed."""
+"""An audit as Python and notebooks show it, and references as they were typed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters import Adapter, is_path, local_name
-from loraprobe.records import Audit, Verification
-from loraprobe.report.answer import NOTHING_TYPED, answer
-from loraprobe.report.verification import verification_answer
+from loraprobe.records import Audit
+from loraprobe.report.answer import answer
 
 
 class ShownAudit(Audit):
@@ -19,7 +18,7 @@ class ShownAudit(Audit):
     `typed`: a published name -> the reference as the caller typed it, for the commands of the repr.
     """
 
-    typed: Mapping[str, str] = NOTHING_TYPED
+    typed: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
         return str(answer(self).typed(self.typed))
@@ -29,13 +28,6 @@ class ShownAudit(Audit):
         from loraprobe.report.html import fragment  # draws with matplotlib, which is slow to import
 
         return fragment(self)
-
-
-class ShownVerification(Verification):
-    """A verification whose repr is its answer, in at most twelve lines."""
-
-    def __repr__(self) -> str:
-        return str(verification_answer(self))
 
 
 def with_references(audit: Audit, given: Iterable[Any]) -> None:

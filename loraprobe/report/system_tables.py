@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loraprobe.formatting import listing
+from loraprobe.formatting import interval, listing, measured, number
 from loraprobe.records import Audit, Interval, Sample, Score
-from loraprobe.report.figures import CAUSES
-from loraprobe.report.formatting import interval, measured, number
 from loraprobe.report.table import Column, Table, figures, tabulated, text
 from loraprobe.verdict import formatting as fmt
 
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
+CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
+    "solved": ("solved", "#1a7a4a"),
+    "step_by_step": ("step by step", "#2f6f9f"),
+    "said_otherwise": ("said otherwise", "#4f7a1a"),
+    "unknown": ("unknown", "#666666"),
+    "cut_off": ("cut off", "#8a6100"),
+    "interference": ("interference", "#b3452c"),
+    "not_composed": ("not composed", "#7a5aa0"),
+}
 PARTS = {"question": "question", "steps": "step by step"}
 
 

@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import clean, count, ended, listing, size, wrapped
 from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import (
     adapter_tables,
     bars,
-    library_phrases,
-    library_tables,
+    library,
     system_tables,
 )
-from loraprobe.report.answer import MOST_LINES, NOTHING_TYPED, Answer, answer
-from loraprobe.report.formatting import clean, ended, size, wrapped
-from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
-from loraprobe.report.phrases import first_sentence
+from loraprobe.report.adapter_tables import first_sentence
+from loraprobe.report.answer import MOST_LINES, Answer, answer
+from loraprobe.report.layout import fits, fitted, side_by_side
 from loraprobe.verdict.codes import CODES
 
 STYLES = {
@@ -44,7 +42,7 @@ def render(
     *,
     explain: bool = False,
     remark: str = "",
-    typed: Mapping[str, str] = NOTHING_TYPED,
+    typed: Mapping[str, str] = {},
 ) -> None:
     """Prints an audit, the answer last.
 
@@ -54,9 +52,9 @@ def render(
     width = console.width
     console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
     for part in _everything(audit, width) if explain else _most_important(audit, width):
-        if isinstance(part, Part):
+        if isinstance(part, Group):
             console.print()
-            show(console, part)
+            console.print(part)
         elif part is not None:
             console.print(part, style="dim", markup=False)
     if explain and audit.verdict is not None:
@@ -74,19 +72,17 @@ def render(
         console.print("\nTo copy, what the answer has no room for:")
         console.print("\n".join(whole), markup=False, soft_wrap=True)
     console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
-    for line in styled(told, width):
-        console.print(line, soft_wrap=True)
+    print_answer(console, told)
 
 
-def styled(told: Answer, width: int) -> Iterator[Text]:
-    """The answer with its headline and its labels in colour."""
-    laid = told.laid_out(width)
-    head = len(wrapped(told.headline, width))
-    for at, line in enumerate(laid):
+def print_answer(console: Console, told: Answer) -> None:
+    """Prints the answer with its headline and its labels in colour."""
+    head = len(wrapped(told.headline, console.width))
+    for at, line in enumerate(told.laid_out(console.width)):
+        text = Text.assemble((line[:12], "bold"), line[12:])
         if at < head:
-            yield Text(line, STYLES.get(told.decision, "bold"))
-        else:
-            yield Text.assemble((line[:12], "bold"), line[12:])
+            text = Text(line, STYLES.get(told.decision, "bold"))
+        console.print(text, soft_wrap=True)
 
 
 def _heading(audit: Audit) -> str:
@@ -97,22 +93,22 @@ def _heading(audit: Audit) -> str:
     return clean(heading)
 
 
-def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _most_important(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """What a reader needs to check the answer."""
-    if not library_tables.screened(audit):
+    if not library.screened(audit):
         yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
     yield from _unusable(audit, width)
-    yield fitted(library_tables.families(audit, library_tables.SHORT), width)
-    yield fitted(library_tables.shortlist(audit), width)
-    if not library_tables.screened(audit):
+    yield fitted(library.families(audit, library.SHORT), width)
+    yield fitted(library.shortlist(audit), width)
+    if not library.screened(audit):
         yield fitted(bars.scores(audit, width), width)
         yield from _controls(audit, width)
 
 
-def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _adapters(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """What each adapter is, its targets, and of one adapter its layers."""
     yield fitted(adapter_tables.adapters(audit), width)
     for line in _targets(audit):
@@ -147,20 +143,17 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
         pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines
-        short = pairs and issue.severity == "note"
-        yield _finding(issue, width, most=1 if short else 2)
+        most = 1 if pairs and issue.severity == "note" else 2
+        text = f"{issue.code}: {first_sentence(issue)}"
+        yield _marked(MARKS[issue.severity], text, width, most)
     if len(found) > MOST_FINDINGS:
         yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"
-
-
-def _finding(issue: Issue, width: int, most: int) -> str:
-    return _marked(MARKS[issue.severity], f"{issue.code}: {first_sentence(issue)}", width, most)
 
 
 def _unusable(audit: Audit, width: int) -> Iterator[str]:
     """Why adapters of a library cannot be used, with the cure: the first of each kind."""
     kinds: dict[str, list[Issue]] = {}
-    for issue in filter(None, map(library_tables.reason, library_tables.unusable_of(audit))):
+    for issue in filter(None, map(library.reason, library.unusable_of(audit))):
         kinds.setdefault(issue.code, []).append(issue)
     for code, (issue, *others) in kinds.items():
         more = f" ({len(others)} more)" if others else ""
@@ -176,21 +169,21 @@ def _marked(mark: str, text: str, width: int, most: int) -> str:
     return f"{mark} " + "\n  ".join(lines)
 
 
-def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
+def _everything(audit: Audit, width: int) -> Iterator[Group | str | None]:
     """Every table and note."""
     for line in sources(audit):
         yield "\n".join(wrapped(line, width))
     yield from _adapters(audit, width)
     yield fitted(adapter_tables.findings(audit), width)
-    for of_library in library_tables.ALL:
-        yield fitted(of_library(audit), width)
+    for table in (library.adapters, library.findings, library.families, library.shortlist):
+        yield fitted(table(audit), width)
     for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
         yield from side_by_side(diagnostics(audit), width)
-    for table in system_tables.coverage(audit):
-        yield fitted(table, width)
+    for covered in system_tables.coverage(audit):
+        yield fitted(covered, width)
     short = system_tables.scores(audit, intervals=False)
-    for table, narrow in zip(system_tables.scores(audit), short, strict=True):
-        yield fitted(table if fits(table, width) else narrow, width)
+    for scores, narrow in zip(system_tables.scores(audit), short, strict=True):
+        yield fitted(scores if fits(scores, width) else narrow, width)
     yield fitted(bars.scores(audit, width), width)
     yield from _controls(audit, width)
     yield fitted(system_tables.causes(audit), width)
@@ -200,7 +193,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))
 
 
-def _wrong_answers(audit: Audit, width: int) -> Iterator[Part | None]:
+def _wrong_answers(audit: Audit, width: int) -> Iterator[Group | None]:
     """A few questions that a composition got wrong, with what every system answered."""
     for sample in audit.samples:
         gold = f"right: {clean(' or '.join(sample.gold))}"
@@ -256,7 +249,7 @@ def one_line(audit: Audit) -> str:
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
     if audit.library is not None:
-        return library_phrases.one_line(audit.library)
+        return library.one_line(audit.library)
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

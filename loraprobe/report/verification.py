@@ -1,32 +1,32 @@
-"""A verification on a terminal and as JSON."""
+"""A verification on a terminal, in Python and as plain data."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
 from loraprobe.adapters import local_name
-from loraprobe.formatting import count
-from loraprobe.records import Check, Served, Verification, document
+from loraprobe.formatting import clean, count
+from loraprobe.records import Check, Served, Verification
 from loraprobe.report.answer import Answer
-from loraprobe.report.formatting import clean
-from loraprobe.report.layout import fitted, show
+from loraprobe.report.layout import fitted
 from loraprobe.report.phrases import FILL_IN
 from loraprobe.report.table import Table, text
-from loraprobe.report.terminal import styled
+from loraprobe.report.terminal import print_answer
 from loraprobe.secrets import public_text
 
 
-def as_json(found: Verification) -> str:
-    """One document: each check with whether it passed and what was seen."""
+def as_plain(found: Verification) -> dict[str, Any]:
+    """The fields of the document: each check with whether it passed and what was seen."""
     checks = [
         Check(clean(check.name), check.passed, clean(public_text(check.message)))
         for check in found.checks
     ]
     place = clean(local_name(found.directory))
-    return document("verify", {"directory": place, "verified": found.passed, "checks": checks})
+    return {"directory": place, "verified": found.passed, "checks": checks}
 
 
 SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"
@@ -42,10 +42,9 @@ def render(found: Verification) -> None:
     """A row a check, then the answer."""
     console = Console(highlight=False)
     lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
-    show(console, fitted(Table(found.directory, COLUMNS, lines), console.width))
+    console.print(fitted(Table(found.directory, COLUMNS, lines), console.width))
     console.print()
-    for line in styled(verification_answer(found), console.width):
-        console.print(line, soft_wrap=True)
+    print_answer(console, verification_answer(found))
 
 
 def verification_answer(found: Verification) -> Answer:
@@ -71,6 +70,13 @@ def verification_answer(found: Verification) -> Answer:
     return Answer("not verified", headline, (*why, *cure))
 
 
+class ShownVerification(Verification):
+    """A verification whose repr is its answer, in at most twelve lines."""
+
+    def __repr__(self) -> str:
+        return str(verification_answer(self))
+
+
 HEADLINES = {
     "adapter": "APPLIED: the server runs this adapter under the name {model}.",
     "base": "NOT APPLIED: under the name {model} the server answers as the base alone.",
@@ -93,9 +99,7 @@ CURES = {
 
 def render_served(found: Served, directory: str) -> None:
     """What a server serves, on a terminal."""
-    console = Console(highlight=False)
-    for line in styled(served_answer(found, directory), console.width):
-        console.print(line, soft_wrap=True)
+    print_answer(Console(highlight=False), served_answer(found, directory))
 
 
 def served_answer(found: Served, directory: str) -> Answer:

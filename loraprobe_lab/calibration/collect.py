@@ -24,7 +24,7 @@ from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import METHODS, NATURAL
-from loraprobe_lab.world import Scenario, World, in_processes, sha256_of, write_text
+from loraprobe_lab.world import Scenario, World, file_hash, in_processes, write_text
 
 if TYPE_CHECKING:
     from loraprobe.base import Base
@@ -275,7 +275,7 @@ def fingerprint(world: World, scenario: Scenario, sizes: SampleSizes) -> str:
 def _digest(places: Sequence[Path], *others: Any) -> str:
     """One digest of all files in these places, and of other plain values."""
     files = [
-        (path.relative_to(place).as_posix(), sha256_of(path))
+        (path.relative_to(place).as_posix(), file_hash(path))
         for place in places
         for path in ([place] if place.is_file() else sorted(place.rglob("*")))
         if path.is_file()

@@ -136,7 +136,7 @@ def pairs(
 def _text(value: Any) -> str:
     from rich.markup import escape
 
-    from loraprobe.report.formatting import clean
+    from loraprobe.formatting import clean
 
     return escape(clean(str(value)))
 

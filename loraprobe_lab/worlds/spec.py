@@ -21,7 +21,7 @@ from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe, load_base, save_base, train_base
 from loraprobe_lab.training.train import Recipe, is_complete, train_adapter
-from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, sha256_of, versions, write_text
+from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, file_hash, versions, write_text
 from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 BASE_NAME = "loraprobe/small-world-base"
@@ -251,7 +251,7 @@ def _digests(directory: Path, places: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for place in sorted({directory / place for place in places}):
         files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-        found |= {path.relative_to(directory).as_posix(): sha256_of(path) for path in files}
+        found |= {path.relative_to(directory).as_posix(): file_hash(path) for path in files}
     return found
 
 

@@ -21,7 +21,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.cli.commands import COMMANDS
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 
 
 def call(*arguments: object) -> object:
@@ -66,8 +66,8 @@ HEAVY = set("torch transformers peft scipy numpy jinja2 loraprobe.records".split
     "arguments, others",
     [
         ("--help", set()),
-        ("--version", {"rich.console", "pydantic", "loraprobe.cli.inspect"}),
-        ("merge --help", {"loraprobe.cli.inspect", "loraprobe.cli.task"}),
+        ("--version", {"rich.console", "pydantic", "loraprobe.cli.measuring"}),
+        ("merge --help", {"loraprobe.cli.measuring", "loraprobe.cli.task"}),
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(arguments, others):
@@ -75,12 +75,13 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments, others):
 
 
 LIGHT = """
-import contextlib, sys
+import contextlib, gc, sys
 import loraprobe
 from loraprobe.__main__ import main
 
 with contextlib.suppress(SystemExit):
     main()
+assert gc.isenabled()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
 assert not asking, asking

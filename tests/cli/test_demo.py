@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
 

@@ -7,9 +7,10 @@ import shlex
 import making
 import pytest
 
+from loraprobe.cli import commands
 from loraprobe.cli.commands import NAMES, command_of
-from loraprobe.cli.examples import EXAMPLES
 
+EXAMPLES = {name: calls for name, (_, *calls) in commands.COMMANDS.items()}
 TOP = {name: command_of(name) for name in NAMES}
 GROUPS = {name: found.commands for name, found in TOP.items() if hasattr(found, "commands")}
 COMMANDS = {name: found for name, found in TOP.items() if name not in GROUPS} | {

@@ -12,7 +12,7 @@ import pytest
 
 import loraprobe
 from loraprobe.errors import UsageError
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
 

@@ -266,3 +266,15 @@ def test_the_nearest_system_is_named(pair, tmp_path):
     asked = ["--task", task, "--base", shipped_world().base, "--system", "chian"]
     result = call("merge-and-eval", *pair, *asked)
     assert result.exit_code == 2 and "did you mean 'chain'" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["verify", "nowhere"], ["lab", "--help"]], ids=" ".join)
+def test_garbage_is_collected_again_once_work_begins(words):
+    code = (
+        "import contextlib, gc, sys; from loraprobe.__main__ import main\n"
+        f"sys.argv = ['loraprobe', *{words}]\n"
+        "with contextlib.suppress(SystemExit):\n    main()\n"
+        "assert gc.isenabled()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from loraprobe.errors import OutputError
 from loraprobe.evaluation import Ledger, Samples, System, run_systems
 from loraprobe.evaluation.samples import LONGEST
 from loraprobe.records import Reply
-from loraprobe.report.samples import check_samples, write_samples
+from loraprobe.report.documents import check_samples, write_samples
 from loraprobe.tasks import Hop, Item, Task
 
 SYSTEMS = [

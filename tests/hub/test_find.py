@@ -78,12 +78,12 @@ def test_json(hub):
 
 def test_a_table_on_a_terminal(hub, capsys):
     from loraprobe import hub as client
-    from loraprobe.report.search_results import render
+    from loraprobe.cli.information import show_adapters
 
-    render("meta/base", client.find_adapters("meta/base"))
+    show_adapters("meta/base", client.find_adapters("meta/base"))
     text = capsys.readouterr().out
     assert "owner/one" in text and "1.2k" in text and "mit" in text
-    render("meta/none", client.find_adapters("meta/none"))
+    show_adapters("meta/none", client.find_adapters("meta/none"))
     assert "No PEFT adapter" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import torch
 
 import loraprobe
 from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 

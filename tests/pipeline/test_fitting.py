@@ -21,7 +21,7 @@ from loraprobe.pipeline.gate_statistics import GateTally, gate_statistics
 from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, gather_prompts
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task

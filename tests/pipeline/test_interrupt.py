@@ -99,7 +99,7 @@ def spoil():
     except KeyboardInterrupt:
         raise RecursionError("half imported") from None
 
-sys.modules["loraprobe.cli.env"] = types.SimpleNamespace(env=spoil)
+sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
 sys.argv = ["loraprobe", "env"]
 cli.main()
 """
@@ -132,7 +132,7 @@ def spoil():
     import slow_module, time
     time.sleep(300)
 
-sys.modules["loraprobe.cli.env"] = types.SimpleNamespace(env=spoil)
+sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
 sys.argv = ["loraprobe", "env"]
 cli.main()
 """

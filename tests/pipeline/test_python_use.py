@@ -70,7 +70,7 @@ def test_dir_holds_the_public_names_only():
 )
 def test_functions_document_their_options_by_name(function, names):
     text, own = inspect_.getdoc(function), inspect_.signature(function).parameters
-    for name in names:
+    for name in names.split():
         named = name in own or name.removesuffix("s") in own
         assert named or f"\n    {name}: " in text, name
     assert "loraprobe.options" not in text
@@ -82,7 +82,7 @@ def test_the_command_line_takes_the_same_options():
     declared = declarations(Options)
     for command, names in (("inspect", INSPECT), ("merge", MERGE), ("route", ROUTE)):
         shown = making.call(command, "--help", env={"COLUMNS": "200"}).stdout
-        for name in names:
+        for name in names.split():
             assert declared[name].flag in shown, (command, name)
 
 

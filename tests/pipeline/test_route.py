@@ -19,7 +19,7 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.records import Reason, Verdict
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe_lab import shipped_world

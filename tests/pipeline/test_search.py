@@ -29,7 +29,7 @@ from loraprobe.pipeline.weight_search import (
     find_weights,
     tried_weights,
 )
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task

@@ -12,7 +12,7 @@ from test_transforms import close, dense, some
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
 

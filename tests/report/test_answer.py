@@ -13,6 +13,7 @@ from evidences import KINDS, N, any_evidence, both, changed, evidence, score, sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraprobe.formatting import wrapped
 from loraprobe.records import (
     AdapterSummary,
     Attribution,
@@ -27,7 +28,6 @@ from loraprobe.records import (
     Rounds,
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
-from loraprobe.report.formatting import wrapped
 from loraprobe.report.showing import typed_references
 from loraprobe.verdict import Evidence, Request, judge, next_command
 

@@ -10,7 +10,7 @@ from planting import MARKUP, planted, structure
 from test_report import an_audit
 
 from loraprobe.records import Audit, DecisiveGain, Transformation, WeightSearch
-from loraprobe.report.card import composition_card, model_card
+from loraprobe.report.markdown import composition_card, model_card
 
 
 def cards(text: str) -> list[str]:

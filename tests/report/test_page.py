@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Measurement, Reason, Rounds
-from loraprobe.report.figures import CAUSES, About, heat
-from loraprobe.report.html import LARGEST, MARK, page, write_page
-from loraprobe.report.page import sections
-from loraprobe.report.reading import audit_from
+from loraprobe.report.documents import audit_from
+from loraprobe.report.figures import About, heat
+from loraprobe.report.html import LARGEST, MARK, page, sections, write_page
+from loraprobe.report.system_tables import CAUSES
 
 VOID = {"meta", "wbr"}
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
+from loraprobe.report.documents import audit_from, read_audit
 from loraprobe.report.markdown import markdown
-from loraprobe.report.reading import audit_from, read_audit
 
 
 @pytest.mark.parametrize("name", ["a", HOSTILE, "\ufffe ü"])

@@ -14,6 +14,7 @@ from planting import changed
 from rich.console import Console
 
 from loraprobe.cli.output import exit_code
+from loraprobe.formatting import clean, number, rounded, size, spread
 from loraprobe.records import (
     AdapterSummary,
     Attribution,
@@ -42,9 +43,8 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import answer
 from loraprobe.report.bars import scores
-from loraprobe.report.card import model_card
-from loraprobe.report.formatting import clean, number, rounded, size, spread
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
+from loraprobe.report.markdown import model_card
 from loraprobe.report.terminal import demo_text, one_line, render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"

@@ -11,7 +11,7 @@ import pytest
 import loraprobe
 from loraprobe.records import Check
 from loraprobe.report.answer import MOST_LINES, unplaced
-from loraprobe.report.showing import ShownVerification
+from loraprobe.report.verification import ShownVerification
 
 LONG = "a-name-" + "x" * 400
 

@@ -20,7 +20,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.systems import summed_specs
 from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
 from loraprobe.report.answer import answer
-from loraprobe.report.schema import json_schema
+from loraprobe.report.documents import json_schema
 from loraprobe.sample_size import Z95
 from loraprobe.verdict import BaseShape, Evidence, judge
 from loraprobe_lab import shipped_world

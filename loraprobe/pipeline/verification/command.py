@@ -39,7 +39,7 @@ from loraprobe.pipeline.verification.locating import find_base, find_source
 from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
 from loraprobe.pipeline.verification.rounding import difference_of_weights
 from loraprobe.records import Check, Verification
-from loraprobe.report.showing import ShownVerification
+from loraprobe.report.verification import ShownVerification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache"})

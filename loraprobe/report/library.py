@@ -1,21 +1,91 @@
-"""The tables about a library: what cannot be used, families, every adapter, map, short list."""
+"""What a report says of a library: the answer without a task, and the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 
-from loraprobe.formatting import count, first_names
-from loraprobe.records import Audit, Issue, LibraryAdapter, Shortlisted
-from loraprobe.report.figures import About, MapPoint, scatter
-from loraprobe.report.formatting import number, rounded, spread
-from loraprobe.report.maps import Figure
-from loraprobe.report.phrases import first_sentence
+from loraprobe.compatibility import CODES
+from loraprobe.formatting import count, first_names, number, rounded, spread
+from loraprobe.records import Audit, Issue, Library, LibraryAdapter, Provenance, Shortlisted
+from loraprobe.report.adapter_tables import first_sentence
 from loraprobe.report.system_tables import bounds, form, signed
 from loraprobe.report.table import Column, Table, tabulated, text
+from loraprobe.verdict.next_command import TASK, library_words
 
-MOST_NAMES = 8  # of a family, in its line
+Line = tuple[str, str]  # a label of the answer and what stands behind it
+MOST_NAMES = 3  # in a line of the answer
+MOST_MEMBERS = 8  # of a family, in its line
 SHORT = 5  # families that are shown without --explain
 OUTCOMES = {"compose": "compose", "single": "use alone", "none": "no gain", "open": "open"}
+
+
+def headline(library: Library) -> str:
+    """How many adapters can be used."""
+    usable = sum(row.state == "usable" for row in library.adapters)
+    total = count(len(library.adapters), "adapter")
+    if usable == len(library.adapters):
+        return f"LIBRARY: all of {total} can be used." if usable > 1 else f"LIBRARY: {total}."
+    return f"LIBRARY: {usable} of {total} can be used."
+
+
+def labelled(library: Library, provenance: Provenance) -> Iterator[Line]:
+    """The lines below the headline."""
+    rows = library.adapters
+    for state in ("broken", "unfit"):
+        yield state, _by_reason([row for row in rows if row.state == state])
+    yield "copies", _copies(rows)
+    yield "families", _families(rows)
+    yield "outliers", _outliers(rows)
+    references = library_words(rows, provenance.arguments)
+    yield "next", shlex.join(["loraprobe", "screen", *references, "--task", TASK])
+
+
+def one_line(library: Library) -> str:
+    """How many adapters can be used, for --quiet."""
+    usable = sum(row.state == "usable" for row in library.adapters)
+    return f"{usable} of {len(library.adapters)} usable"
+
+
+def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
+    """Adapters by the meaning of the first finding that excludes them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        code = next((i.code for i in row.issues if i.severity == "error"), "")
+        found.setdefault(CODES.get(code, code), []).append(row.name)
+    told = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in found.items()]
+    return f"{len(rows)}: {'; '.join(told)}" if told else ""
+
+
+def _copies(rows: Sequence[LibraryAdapter]) -> str:
+    equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
+    others = [row for row in rows if row.same_as is not None and row.state != "duplicate"]
+    scaled = [f"{row.name} of {row.same_as}" for row in others]
+    told = [f"{len(equal)} left out ({first_names(equal, MOST_NAMES)})"] if equal else []
+    told += [f"{len(scaled)} only scaled ({first_names(scaled, MOST_NAMES)})"] if scaled else []
+    return "; ".join(told)
+
+
+def _families(rows: Sequence[LibraryAdapter]) -> str:
+    held = [row for row in rows if row.place is not None]
+    sizes: dict[int, int] = {}
+    for row in held:
+        if row.family is not None:
+            sizes[row.family] = sizes.get(row.family, 0) + 1
+    if len(held) < 2:
+        return ""
+    alone = len(held) - sum(sizes.values())
+    if not sizes:
+        return f"none: all {len(held)} point in different directions"
+    least, most = min(sizes.values()), max(sizes.values())
+    spread = f"{least}" if least == most else f"{least} to {most}"
+    groups = f"{len(sizes)} of {spread} adapters that point the same way"
+    return f"{groups}; {alone} stand alone" if alone else groups
+
+
+def _outliers(rows: Sequence[LibraryAdapter]) -> str:
+    found = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
+    return f"{len(found)} of extreme norm: {first_names(found, MOST_NAMES)}" if found else ""
 
 
 def members(audit: Audit) -> Sequence[LibraryAdapter]:
@@ -32,11 +102,11 @@ def unusable(audit: Audit) -> Table:
     """What cannot be used, with reason and cure."""
     return tabulated(
         "Cannot be used",
-        unusable_of(audit),
-        (text("adapter"), lambda row: row.name),
-        (text("state", drop=1), lambda row: row.state),
-        (text("why", prose=True), lambda row: _told(reason(row))),
-        (text("cure", prose=True), lambda row: _cure(reason(row))),
+        [(row, reason(row)) for row in unusable_of(audit)],
+        (text("adapter"), lambda pair: pair[0].name),
+        (text("state", drop=1), lambda pair: pair[0].state),
+        (text("why", prose=True), lambda pair: first_sentence(pair[1]) if pair[1] else "-"),
+        (text("cure", prose=True), lambda pair: (pair[1].cure if pair[1] else "") or "-"),
     )
 
 
@@ -54,7 +124,7 @@ def families(audit: Audit, most: int | None = None) -> Table:
             str(number_),
             str(len(rows)),
             spread([row.norm for row in rows if row.norm is not None]),
-            first_names([row.name for row in rows], MOST_NAMES),
+            first_names([row.name for row in rows], MOST_MEMBERS),
         ]
         for number_, rows in list(held.items())[:most]
     ]
@@ -83,7 +153,7 @@ def adapters(audit: Audit) -> Table:
         (text("adapter"), lambda row: row.name),
         (text("state"), _state),
         (text("base", drop=5), lambda row: row.base_model or "-"),
-        (Column("rank", drop=3), lambda row: spread(list((row.rank or {}).values()))),
+        (Column("rank", drop=3), lambda row: spread((row.rank or {}).values())),
         (Column("modules", drop=4), lambda row: str(row.modules) if row.modules else "-"),
         (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
         (Column("norm"), lambda row: number(row.norm) + ("!" if row.outlier else "")),
@@ -104,51 +174,10 @@ def findings(audit: Audit) -> Table:
     )
 
 
-def chart(audit: Audit) -> Iterator[Figure]:
-    """The map of the library, where at least three adapters have a place on it."""
-    placed = [row for row in members(audit) if row.place is not None]
-    if len(placed) < 3 or audit.library is None:
-        return
-    held = grouped(audit)
-    alone = sum(row.family is None for row in placed)
-    share = audit.library.map_share
-    shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
-    description = (
-        f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
-        f"point the same way. {count(len(held), 'group')} of at least two; {alone} stand alone."
-        f"{shown}"
-    )
-    points = [
-        MapPoint(*row.place, row.family, row.outlier) for row in placed if row.place is not None
-    ]
-    about = About("library-map", "The map of the library", description)
-    caption = (
-        "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "
-        "marks an extreme norm. Only distances mean something."
-    )
-    table = tabulated(
-        about.title,
-        placed,
-        (text("adapter"), lambda row: row.name),
-        (Column("family"), lambda row: str(row.family or "-")),
-        (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
-        (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
-    )
-    yield Figure(scatter(about, points), caption, table)
-
-
 def _state(row: LibraryAdapter) -> str:
     if row.same_as is None:
         return row.state
     return f"copy of {row.same_as}" if row.state == "duplicate" else f"scaled {row.same_as}"
-
-
-def _told(issue: Issue | None) -> str:
-    return first_sentence(issue) if issue is not None else "-"
-
-
-def _cure(issue: Issue | None) -> str:
-    return (issue.cure if issue is not None else "") or "-"
 
 
 def screened(audit: Audit) -> bool:
@@ -184,11 +213,3 @@ def _method(row: Shortlisted) -> str:
     spec = row.system.removesuffix(f"({', '.join(row.adapters)})")
     steps = row.gain is not None and row.gain.part == "steps"
     return f"{spec}, {form('steps')}" if steps else spec
-
-
-ALL: Sequence[Callable[[Audit], Table]] = (
-    adapters,
-    findings,
-    families,
-    shortlist,
-)  # with --explain

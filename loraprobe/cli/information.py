@@ -1,0 +1,209 @@
+"""The commands that print what is known: find, cache, env; and `lab`, which is handed over."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraprobe._version import __version__
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output, imports_done
+from loraprobe.cli.parameters import argument, flag, setting
+from loraprobe.errors import UsageError
+from loraprobe.formatting import count
+
+if TYPE_CHECKING:
+    from loraprobe.hub.search import FoundAdapter
+    from loraprobe.pipeline.results import KeptRun
+
+PACKAGES = (
+    "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
+    "lm_eval ray typer rich pydantic numpy scipy"
+).split()
+VARIABLES = (
+    "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE LORAPROBE_CACHE LORAPROBE_LIMITS "
+    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
+).split()
+DAY = 86_400.0
+
+
+@with_options("json quiet")
+def find(
+    base: Annotated[str, argument("BASE", "Base model on the Hub.")],
+    output: Output,
+    limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
+) -> None:
+    """List PEFT adapters of a base model on the Hub, the most downloaded first.
+
+    A table on a terminal; into a pipe, or with --quiet, one reference a line:
+    loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
+    """
+    from loraprobe import hub
+    from loraprobe.formatting import clean
+
+    found = hub.find_adapters(base, limit)
+    if output.document("find", {"base": base, "adapters": found}):
+        return
+    if output.quiet or not sys.stdout.isatty():
+        for one in found:
+            print(clean(one.reference))
+    else:
+        show_adapters(base, found)
+    sys.stdout.flush()
+
+
+def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
+    """A row an adapter; where there is none, what that may mean."""
+    from rich.console import Console
+
+    from loraprobe.formatting import clean, rounded
+    from loraprobe.report.layout import fitted
+    from loraprobe.report.table import Column, tabulated, text
+
+    console = Console(highlight=False)
+    if not found:
+        told = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
+        console.print(told, markup=False)
+        return
+    table = tabulated(
+        f"Adapters of {base}",
+        found,
+        (text("reference"), lambda one: one.reference),
+        (Column("downloads", drop=1), lambda one: rounded(one.downloads)),
+        (Column("likes", drop=2), lambda one: rounded(one.likes)),
+        (text("updated", drop=4), lambda one: one.updated or "-"),
+        (text("licence", drop=3), lambda one: one.license or "-"),
+    )
+    console.print(fitted(table, console.width))
+
+
+@with_options("json")
+def cache(
+    output: Output,
+    clear: Annotated[bool, flag("--clear", help="Delete it all.")] = False,
+    older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
+) -> None:
+    """List what runs keep for --resume, or delete it with --clear.
+
+    It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
+    downloads is its own: hf cache.
+    """
+    from loraprobe.pipeline.results import clear_kept, kept_runs, readings_size
+
+    now = time.time()
+    runs = [run for run in kept_runs() if now - run.used >= older * DAY]
+    readings = readings_size()
+    used = clear_kept(runs, readings=older == 0) if clear else []
+    rows = list(map(_run_as_plain, used if clear else runs))
+    if output.document("cache", {"cleared": clear, "runs": rows}):
+        return
+    if clear:
+        kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
+        output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
+    else:
+        _show_cache(runs, readings, now)
+
+
+def _run_as_plain(run: KeptRun) -> dict[str, object]:
+    used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.used))
+    return {
+        "name": run.place.name,
+        "adapters": list(run.adapters),
+        "tasks": list(run.tasks),
+        "bytes": run.size,
+        "used": used,
+    }
+
+
+def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from loraprobe.formatting import clean, size
+
+    table = Table("adapters", "tasks", "size", "last used", box=None)
+    for run in runs:
+        unread = ("(of another version)",)  # its adapters and tasks are not known
+        names = (", ".join(map(clean, held)) for held in (run.adapters or unread, run.tasks))
+        days = int((now - run.used) / DAY)
+        when = "today" if days == 0 else f"{days} days ago"
+        table.add_row(*map(escape, names), size(run.size), when)
+    console = Console(highlight=False)
+    if runs:
+        console.print(table)
+    total = sum(run.size for run in runs)
+    cure = " loraprobe cache --clear deletes them." if runs or readings else ""
+    files = f"hashes and readings of files, {size(readings)}."
+    kept_there = f"{count(len(runs), 'run')}, {size(total)}; {files}"
+    console.print(kept_there + cure)
+
+
+@with_options("json")
+def env(output: Output) -> None:
+    """Print versions, devices and memory for a bug report: no path, no name and no token.
+
+    Of environment variables it says only which are set.
+    """
+    found = _environment()
+    if output.document("env", found):
+        return
+    for name, value in found.items():
+        held = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+        print(f"{name}: {', '.join(held) if isinstance(held, list) else held}")
+
+
+def _environment() -> dict[str, Any]:
+    """Versions, machine and which variables are set, as plain data."""
+    import torch
+
+    from loraprobe.memory import available, gib
+
+    free = available()
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "loraprobe": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": None if free is None else gib(free),
+        "devices": ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])],
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        "set": [name for name in VARIABLES if os.environ.get(name)],
+    }
+
+
+def _version(package: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@with_options()
+def lab(ctx: typer.Context) -> None:
+    """Build controlled worlds whose right verdict is known, and repeat the experiments on them."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="loraprobe.commands", name="lab"):
+        try:
+            app = point.load()
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != point.module.partition(".")[0]:
+                raise
+            continue
+        command = typer.main.get_command(app)
+        imports_done()
+        with command.make_context("lab", ctx.args or ["--help"], parent=ctx.parent) as inner:
+            command.invoke(inner)
+        return
+    raise UsageError("The lab is not installed: pip install 'loraprobe[lab]'.")

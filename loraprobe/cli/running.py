@@ -1,0 +1,112 @@
+"""Runs a command of the pipeline: outputs are checked first, and shares and estimates printed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from loraprobe.cli.output import Output
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.options import Options
+
+Function = Callable[..., Any]  # of the pipeline
+
+
+def run(
+    command: str,
+    output: Output,
+    options: Options,
+    refs: list[str],
+    base: str | None,
+    tasks: list[str] | None,
+    whole: Function,
+    share: Function | None = None,
+    estimate: Function | None = None,
+    *,
+    read: Iterable[str] = (),
+    writes: bool = True,
+) -> Any:
+    """What `whole` returns; of an estimate or a share it prints the end and raises typer.Exit.
+
+    share: the function for --shard, where it is not `run_shard`. estimate: the one for --dry-run.
+    read: files that are read beside the tasks. writes: whether a whole run may have --output.
+    """
+    _check_shard(output, options, writes)
+    called: Function = whole
+    end: Function | None = None
+    if output.dry_run and estimate is not None:
+        called, end = estimate, output.estimate
+    elif options.shard is not None:
+        from loraprobe.pipeline.shards import run_shard  # which imports what asks a model
+
+        called = partial(share or partial(run_shard, command), place=output.target)
+        end = partial(output.shard, command)
+    files = tasks or []
+    with output.progress() as progress:
+        written = _checked_outputs(output, options, [*refs, base], [*files, *read])
+        given = {"options": options, "progress": progress, "written": written}
+        made = called(refs, base=base, tasks=files, **given)
+    if end is None:
+        return made
+    end(made)
+    raise typer.Exit()
+
+
+def _check_shard(output: Output, options: Options, writes: bool) -> None:
+    """Raises UsageError for a share without --output or with --push, and for --output alone."""
+    if options.shard is None:
+        if output.target is not None and not writes:
+            raise UsageError("--output goes with --shard I/N in this command; add that.")
+    elif output.target is None:
+        raise UsageError("--shard writes its share into a directory: add --output DIR.")
+    elif output.push is not None:
+        raise UsageError("--push uploads a result, not a share: give it to combine.")
+
+
+def _checked_outputs(
+    output: Output, options: Options, refs: Iterable[str | None], files: Iterable[str]
+) -> list[Path]:
+    """Where a command will write, checked before anything is read.
+
+    Raises OutputError for an output that cannot be written, or that is, contains or lies inside
+    something that the arguments name: an adapter, the base, a task, a prompt file; UsageError or
+    HubError for an upload that cannot be.
+    """
+    from loraprobe.adapters import check_apart, check_output
+    from loraprobe.hub import Reference, check_push
+
+    if output.push is not None:
+        if output.target is None:
+            raise UsageError("--push uploads what --output writes; add --output DIR.")
+        check_push(output.push)
+    elif output.public:
+        raise UsageError("--public goes with --push OWNER/NAME; add that.")
+    read = [Path(file) for file in (*files, options.calibration) if file]
+    read += [file for _, file in options.router_prompts]
+    for reference in (*refs, *options.subtract):
+        with contextlib.suppress(LoraprobeError):  # reading it raises the error
+            if isinstance(reference, str):
+                read += filter(None, [Reference.parse(reference, bare=True).path])
+    written = [file for file in (output.target, output.html, output.save_samples) if file]
+    for target in written:
+        check_apart(target, read)
+    if output.target is not None and options.shard is None:  # a shard goes on in its directory
+        check_output(output.target, output.overwrite)
+    return written
+
+
+def write(made: Any, output: Output) -> None:
+    """Saves a merge, a composition or a converted adapter, and uploads it where that is asked."""
+    from loraprobe import hub
+
+    assert output.target is not None
+    made.save(output.target, overwrite=output.overwrite)
+    output.say(f"Wrote {made.name} to {output.target}.")
+    if output.push is not None:
+        output.say(hub.summary(output.target, output.push, output.public))
+        output.say(f"Uploaded: {hub.push(output.target, output.push, output.public)}")

@@ -1,0 +1,165 @@
+"""The documents that are read and written as JSON: an audit with its schema, and samples.
+
+pydantic derives the schema from the records; `_exact` makes it strict: a document has every field
+of each record and no other, and null stands for a number that is not finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import SchemaValidator, core_schema
+
+from loraprobe.adapters import check_file, staged_file
+from loraprobe.errors import UsageError
+from loraprobe.json_types import first_problem
+from loraprobe.records import SCHEMA_VERSION, Audit, Sample, plain
+from loraprobe.secrets import scrub
+
+LARGEST = 1e300  # of a number; no figure of an audit comes near
+MADE_BY = "give a file that loraprobe printed with --json"
+# Fields that only `screen` fills; audits of earlier versions lack them.
+LATER: dict[str, Any] = {"library": None, "shortlist": []}
+KEYS = {field.name for field in dataclasses.fields(Sample)}
+LONGEST = 1 << 24  # characters of the first line of an existing file
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) that every document of `--json` satisfies."""
+    audit = _Published(by_alias=False).generate(_core())
+    _add(audit, "schema_version", {"const": SCHEMA_VERSION})
+    _add(audit["$defs"]["Compatibility"], "compatible", {"type": "boolean"})
+    return {"$schema": GenerateJsonSchema.schema_dialect, **audit, "title": "loraprobe audit"}
+
+
+@functools.cache
+def _validator() -> SchemaValidator:
+    """Makes an Audit of its fields as JSON text; raises pydantic's ValidationError."""
+    return SchemaValidator(_core())
+
+
+@functools.cache
+def _core() -> Any:
+    return _exact(TypeAdapter(Audit).core_schema)
+
+
+def _exact(schema: Any) -> Any:
+    """The core schema with no default, no other field, and numbers within bounds."""
+    if isinstance(schema, list):
+        return [_exact(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind == "default":
+        return _exact(schema["schema"])
+    if kind == "float":
+        return core_schema.no_info_before_validator_function(_finite, core_schema.float_schema())
+    if kind == "int":
+        return core_schema.int_schema(gt=-(1 << 63), lt=1 << 63)
+    made = {key: value if key == "metadata" else _exact(value) for key, value in schema.items()}
+    if kind == "dataclass":
+        made["config"] = {"extra_fields_behavior": "forbid", "strict": True}
+    return made
+
+
+def _finite(value: Any) -> Any:
+    """NaN for null; other numbers as they are. Raises ValueError for those that are too large."""
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float) and not abs(value) < LARGEST:
+        raise ValueError("it must be a finite number")
+    return value
+
+
+def _add(record: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
+    """Adds a required property that is no field of the record."""
+    record["properties"][name] = schema
+    record["required"].append(name)
+
+
+class _Published(GenerateJsonSchema):
+    """A number is finite or null, since JSON has no infinity and no NaN; bounds are left out."""
+
+    def int_schema(self, schema: Any) -> JsonSchemaValue:
+        return {"type": "integer"}
+
+    def float_schema(self, schema: Any) -> JsonSchemaValue:
+        return {"type": ["number", "null"]}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def read_audit(path: Path) -> Audit:
+    """The audit of a saved document: exactly the fields of the records, each of its own type.
+
+    null stands for a number that was not finite. Raises UsageError, which says what is wrong and
+    where.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; {MADE_BY}.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {MADE_BY}.") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} is no JSON document; {MADE_BY}.") from None
+    try:
+        return audit_from(document)
+    except ValueError as error:
+        raise UsageError(f"{path} is no audit of this version: {error}; {MADE_BY}.") from None
+
+
+def audit_from(document: Any) -> Audit:
+    """The audit whose `to_dict` is this document. Raises ValueError where there is none."""
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise ValueError("it has no schema_version")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
+    fields = LATER | {name: value for name, value in document.items() if name != "schema_version"}
+    found = fields.get("compatibility")
+    if isinstance(found, dict):  # `compatible` follows from the issues
+        fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
+    try:
+        audit: Audit = _validator().validate_json(json.dumps(fields, allow_nan=False))
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+    if not isinstance(found, dict) or found.get("compatible") is not audit.compatibility.compatible:
+        raise ValueError("compatibility.compatible does not follow from the issues")
+    if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):
+        raise ValueError("adapters.rank must have min and max")
+    return audit
+
+
+def check_samples(file: Path) -> None:
+    """Raises OutputError for an existing file, unless it holds samples of loraprobe."""
+    check_file(
+        file,
+        lambda stream: _is_sample(stream.readline(LONGEST)),
+        "holds no samples of loraprobe's",
+    )
+
+
+def _is_sample(line: str) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return not line  # an empty file
+    return isinstance(row, dict) and row.keys() == KEYS
+
+
+def write_samples(samples: Iterable[Sample], file: Path) -> None:
+    """Writes the file, whole or not at all, one sample at a time. Raises OutputError."""
+    check_samples(file)
+    with staged_file(file) as staging, staging.open("w", encoding="utf-8") as stream:
+        for sample in samples:
+            line = json.dumps(plain(sample), ensure_ascii=False, allow_nan=False)
+            stream.write(scrub(line).encode("utf-8", "replace").decode("utf-8") + "\n")

@@ -24,7 +24,7 @@ from loraprobe_lab.worlds.known import table
 if TYPE_CHECKING:
     from loraprobe_lab.worlds.spec import WorldSpec
 
-KINDS = ("facts", "math", "cross-lingual")  # worlds of many adapter sets on one small base
+KINDS = ("facts", "math")  # worlds of many adapter sets on one small base
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
 def spec_of(plan: WorldPlan) -> WorldSpec:
     """The specification of a plan. Raises UsageError for an unknown kind."""
     from loraprobe_lab.training.pretrain import BaseRecipe
-    from loraprobe_lab.worlds import cross_lingual, varied
+    from loraprobe_lab.worlds import varied
     from loraprobe_lab.worlds.math import world as math
 
     def shaped(base: BaseRecipe) -> BaseRecipe:
@@ -75,9 +75,6 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
         )
     if plan.kind == "math":
         return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
-    if plan.kind == "cross-lingual":
-        base = shaped(cross_lingual.BASE)
-        return cross_lingual.cross_lingual_world(plan.seed, base=base, count=plan.wide)
     raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 
@@ -118,12 +115,11 @@ def build_worlds(
     """Builds the world of this kind in `output`; finished parts are kept.
 
     Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
-    a world of many adapter sets: "facts", "math", "cross-lingual", or "library", of many adapters);
-    with it the adapters are
-    trained in English on that causal model. "keep-both", "domain", the kinds of `english_mixes` and
-    "sets" (all kinds) are then many worlds, each in a directory of its own below `output`. `only`
-    names scenarios, with `base` adapters or sets. Raises UsageError for a kind that has no such
-    form.
+    a world of many adapter sets: "facts", "math", or "library", of many adapters); with it the
+    adapters are trained in English on that causal model. "keep-both", "domain", the kinds of
+    `english_mixes` and "sets" (all kinds) are then many worlds, each in a directory of its own
+    below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
+    kind that has no such form.
     """
     from loraprobe_lab.worlds import english_sets
     from loraprobe_lab.worlds.spec import build_world

@@ -98,7 +98,7 @@ def test_favourable_sets_follow_and_leave_the_others_as_they_are():
 def test_the_atlas_is_large_enough_for_a_calibration():
     assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
     assert {plan.architecture for plan in ATLAS} == set(ARCHITECTURES)
-    assert {plan.kind for plan in ATLAS} == {"facts", "math", "cross-lingual"}
+    assert {plan.kind for plan in ATLAS} == {"facts", "math"}
     sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
     assert sets >= 60
 

@@ -20,7 +20,7 @@ from loraprobe_lab.world import write_text
 Method = Literal["uniform", "sum", "arrow"]
 METHODS: tuple[Method, ...] = get_args(Method)
 NATURAL = "natural"  # the architecture recorded for bases that the lab did not train
-FORMER = ("forecast_retention", "retention")  # fields of older files that nothing reads
+FORMER = ("forecast", "error", "forecast_retention", "retention")  # of older files; not read
 
 
 class CaseError(LoraprobeError):
@@ -32,11 +32,10 @@ class Case:
     """One adapter set of one world under one method.
 
     base: the separately trained base. scenario: the class of adapter sets. adapters: their number.
-    tasks, hops, metric: the kind of task. forecast: the gain if the adapters' effects on the next
-    token simply added, error: its standard error; both were computed for the older cases only and
-    are else None. part: the form of the question ("question" or "steps"). baseline: the best score
-    of the base or a single adapter. gain: the measured gain on the better form, ci95: its pointwise
-    interval, n: its items. model_type: that of the base's config, "" where it is unknown.
+    tasks, hops, metric: the kind of task. part: the form of the question ("question" or "steps").
+    baseline: the best score of the base or a single adapter. gain: the measured gain on the better
+    form, ci95: its pointwise interval, n: its items. model_type: that of the base's config, ""
+    where it is unknown.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -51,8 +50,6 @@ class Case:
     tasks: int
     hops: int
     metric: str
-    forecast: float | None
-    error: float | None
     part: str
     baseline: float
     gain: float

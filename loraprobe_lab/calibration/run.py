@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import Case, CaseError, merged, read_cases, write_cases
 from loraprobe_lab.calibration.collect import ANSWERS, SampleSizes, collect, is_across, kept_sets
-from loraprobe_lab.calibration.fit import fit
+from loraprobe_lab.calibration.fit import document_of, fit
 from loraprobe_lab.calibration.several import SETS
 from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import write_text
@@ -100,16 +101,16 @@ def _fit_and_report(
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
     from loraprobe_lab.calibration import several
-    from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
+    from loraprobe_lab.calibration.validation import measure, report
 
     results, kept = measure(cases), several.measure(sets, cases)
-    document = fit(cases).document(cases, command, results.accuracy(), sets)
+    document = document_of(fit(cases), cases, command, results.accuracy(), sets)
     document["several"] = several.errors(kept)
     write_text(output / "figure.svg", results.figure())
     write_text(output / "report.md", report(results, document, command, skipped, kept))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
-    for what, row in results.figures[FIRST_ROUND].items():
+    for what, row in results.figures[PILOT_ITEMS].items():
         say(
             f"Left-out {what}: AUROC within a kind {number(row.auroc)}, Brier score "
             f"{number(row.brier)}, {row.likely:.0f} called likely, {percent(row.wrong)} of them "

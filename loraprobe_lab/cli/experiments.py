@@ -162,18 +162,13 @@ def theory(
 
 def rule(
     output: PagesOutput = None,
-    repeats: Annotated[
-        int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
-    ] = 400,
-    seed: options.Seed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.rule.report import RulePlan, examine
+    from loraprobe_lab.experiments.rule import examine
 
-    plan = RulePlan(repeats=repeats, seed=seed)
-    _make(lambda progress: examine(plan, progress), output, json, quiet)
+    _make(lambda _: examine(), output, json, quiet)
 
 
 def recycling(

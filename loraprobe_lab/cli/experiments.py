@@ -181,6 +181,6 @@ def recycling(
     quiet: options.Quiet = False,
 ) -> None:
     """Show how well rules choose between base, best adapter, composition and training."""
-    from loraprobe_lab.experiments.recycling_page import recycling as judge
+    from loraprobe_lab.experiments.recycling import recycling as judge
 
     _make(lambda _: judge(data, seed), output, json, quiet)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
-from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
-from loraprobe_lab.training.fast_training import loss_at_labels
+from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode, loss_at_labels
 from loraprobe_lab.training.train import optimise
 
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")

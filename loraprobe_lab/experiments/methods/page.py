@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loraprobe_lab.build import describe_base
 from loraprobe_lab.experiments.methods.evaluating import ROLES, CaseResults
-from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
     MethodGain,
     MethodsRow,
     MethodsTable,
+    Pooled,
 )
 from loraprobe_lab.experiments.pages import (
     BLUE,
@@ -31,18 +30,9 @@ from loraprobe_lab.experiments.pages import (
 )
 from loraprobe_lab.world import World, versions
 
-ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill
 NAMED = 8  # names in a sentence
 FIRST = 8  # places that the page lists of every column
 FORMS = ("+.2f", ".2f", "+.2f")  # of a row's three figures
-
-
-@dataclass(frozen=True)
-class PageAnswer:
-    """A question of the page, and its answer from the numbers."""
-
-    question: str
-    text: str
 
 
 def methods_pages(
@@ -67,7 +57,7 @@ def methods_pages(
         ],
         "counts": {kind: dataclasses.asdict(count) for kind, count in table.counts.items()},
         "refused": dict(table.refused),
-        "claims": [dataclasses.asdict(answer) for answer in page_answers(table)],
+        "claims": page_answers(table),
         "cells": [_cell(row) for row in table.rows],
     }
     same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
@@ -116,72 +106,51 @@ def _best(rows: Sequence[MethodsRow]) -> list[list[str]]:
     return [[str(place), *line] for place, line in enumerate(itertools.islice(shown, FIRST), 1)]
 
 
-def page_answers(table: MethodsTable) -> list[PageAnswer]:
-    """One answer for each question of which the table has a column."""
+def page_answers(table: MethodsTable) -> list[dict[str, str]]:
+    """A question and its answer from the numbers, for each column that the table has."""
     found = []
     if "two-hop" in table.counts:
-        text = _gaining([(r, r.two_hop) for r in table.rows], "asked at once")
-        found.append(PageAnswer("Does any of them rescue the latent two-hop?", text))
+        text = _gaining([(row, row.two_hop) for row in table.rows])
+        found.append(("Does any of them rescue the latent two-hop?", text))
     if any(row.keep_both for row in table.rows):
-        found.append(PageAnswer("Which keeps both skills best?", _keeping(table)))
+        found.append(("Which keeps both skills best?", _keeping(table)))
     if "step-by-step" in table.counts:
-        text = _gaining([(r, r.step_by_step) for r in table.rows], "asked step by step")
-        found.append(PageAnswer("Which keeps what works step by step?", text))
-    return found
+        text = _gaining([(row, row.step_by_step) for row in table.rows])
+        found.append(("Which keeps what works step by step?", text))
+    return [{"question": question, "text": text} for question, text in found]
 
 
-def _gaining(rows: Sequence[tuple[MethodsRow, MethodGain | None]], asked: str) -> str:
-    """Yes, no or not decided, over all compositions of weights; then the chain."""
-    gains = [(row.system, gain) for row, gain in rows if gain is not None]
+def _gaining(rows: Sequence[tuple[MethodsRow, MethodGain | None]]) -> str:
+    """How many compositions of weights gain, do not, or are undecided; then the chain."""
+    gains = sorted(
+        ((row.system, gain) for row, gain in rows if gain is not None),
+        key=lambda one: -one[1].gain.value,
+    )
     weights = [(system.label, gain) for system, gain in gains if system.family != "chain"]
     if not weights:
         return "No composition took part."
-    by = {
-        standing: [one for one in weights if one[1].standing == standing]
-        for standing in ("gains", "does not gain", "undecided")
-    }
-    n, (label, top) = len(weights), max(weights, key=lambda one: one[1].gain.value)
-    best = f"the largest gain {asked} is {label}'s, {_interval(top.gain)}"
-    over = f"a gain of {MARGIN:g} over the best of base and single adapters"
-    few, open_ = len(by["does not gain"]), by["undecided"]
-    if by["gains"]:
-        names = sorted(by["gains"], key=lambda one: -one[1].gain.value)
-        text = (
-            f"{len(names)} of {n} gain more than {MARGIN:g} over the best of base and single "
-            f"adapters ({_names([label for label, _ in names])}); {best}; "
-            f"{few} do not, {len(open_)} are undecided."
-        )
-    elif open_:
-        text = (
-            f"None is seen to: {few} of {n} compositions lie below {over}, for {len(open_)} "
-            f"it is not decided ({_names([label for label, _ in open_])}); {best}."
-        )
-    else:
-        text = f"No: all {n} compositions lie below {over}; {best}."
-    chains = [gain for system, gain in gains if system.family == "chain"]
+    told = []
+    for standing in ("gains", "undecided", "does not gain"):
+        labels = [label for label, gain in weights if gain.standing == standing]
+        named = f" ({_names(labels)})" if labels and standing != "does not gain" else ""
+        told.append(f"{standing}: {len(labels)}{named}")
+    (label, top), chains = weights[0], [g for s, g in gains if s.family == "chain"]
+    text = (
+        f"Of {len(weights)} compositions, over a gain of {MARGIN:g} over the best of base and "
+        f"single adapters, {'; '.join(told)}. The largest gain is {label}'s, {_interval(top.gain)}."
+    )
     return text + "".join(f" The chain of both adapters has {_interval(g.gain)}." for g in chains)
 
 
 def _keeping(table: MethodsTable) -> str:
     rows = {row.system.label: row.keep_both for row in table.rows if row.keep_both is not None}
-    label = max(rows, key=lambda name: rows[name].worse.value)
-    best = rows[label]
-    rivals = [name for name, kept in rows.items() if kept is not best and not kept.beaten]
-    rivals.sort(key=lambda name: -rows[name].worse.value)
-    low, high = best.worse.adjusted_ci95
-    if low >= ENOUGH:
-        enough = f"so both skills stay above {ENOUGH:g}"
-    elif high < ENOUGH:
-        enough = f"so nobody keeps {ENOUGH:g} of both"
-    else:
-        enough = f"which does not decide whether it keeps {ENOUGH:g} of both"
-    told = f"it is better than each of the {len(rows) - 1} others"
-    if rivals:
-        told = f"not told apart from it: {len(rivals)} of {len(rows) - 1} others ({_names(rivals)})"
+    ranked = sorted(rows, key=lambda name: -rows[name].worse.value)
+    best, rivals = rows[ranked[0]], [name for name in ranked[1:] if not rows[name].beaten]
+    told = f" ({_names(rivals)})" if rivals else ""
     return (
-        f"{label}: of its worse skill it keeps {_interval(best.worse, '.2f')} of what the skill's "
-        f"own adapter gains over the base (of both on average {best.both.value:.2f}), {enough}; "
-        f"{told}."
+        f"{ranked[0]}: of its worse skill it keeps {_interval(best.worse, '.2f')} of what the "
+        f"skill's own adapter gains over the base, of both on average {best.both.value:.2f}; not "
+        f"told apart from it: {len(rivals)} of {len(rows) - 1} others{told}."
     )
 
 

@@ -280,8 +280,6 @@ def map_figure(found: Sequence[PointGain], bases: int) -> str:
             panel.set_title(title, fontsize=10)
             panel.set(xlabel=label, ylabel="gain, step by step")
         panels["norms"].set_xscale("log", base=2)
-        ticks = sorted({one.point.x for one in found if one.point.panel == "norms"})
-        panels["norms"].set_xticks(ticks, [f"{x:g}" for x in ticks])
         figure.suptitle(f"Gain over the best of base and singles, {bases} bases, 95 % intervals")
         figure.tight_layout(rect=(0, 0, 1, 0.98))
         return as_svg(figure)

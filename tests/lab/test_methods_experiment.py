@@ -29,7 +29,7 @@ from loraprobe_lab.experiments.methods.evaluating import (
     cases_of,
     open_worlds,
 )
-from loraprobe_lab.experiments.methods.page import methods_pages, page_answers
+from loraprobe_lab.experiments.methods.page import methods_pages
 from loraprobe_lab.experiments.methods.run import MethodsPlan, try_methods
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems, whole_rank
 from loraprobe_lab.experiments.methods.table import MethodGain, Pooled, pooled, tabulated
@@ -272,10 +272,6 @@ def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
     count = table.counts["two-hop"]
     assert (count.worlds, count.items) == (WORLDS, WORLDS * N)
     assert count.baselines["hop 2"] == pytest.approx(0.2)
-    (answer,) = page_answers(table)
-    assert "gains: 1 (good); undecided: 0; does not gain: 1." in answer["text"]
-    assert "good's, +0.30" in answer["text"]
-    assert "The chain of both adapters has +0.70" in answer["text"]
 
 
 def test_a_gain_in_some_worlds_only_is_undecided():
@@ -286,7 +282,6 @@ def test_a_gain_in_some_worlds_only_is_undecided():
     )
     row = table.rows[0].two_hop
     assert row.standing == "undecided" and row.gain.value == pytest.approx(0.4)
-    assert "gains: 0; undecided: 1 (some); does not gain: 0." in page_answers(table)[0]["text"]
 
 
 def test_the_interval_that_holds_for_all_decides():
@@ -306,7 +301,7 @@ def test_without_any_gain_the_answer_is_no():
     table = one_table(
         "two-hop", lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "x": 0.1}, ("x",)
     )
-    assert "gains: 0; undecided: 0; does not gain: 1." in page_answers(table)[0]["text"]
+    assert table.rows[0].two_hop.standing == "does not gain"
 
 
 def test_step_by_step_has_to_beat_the_plain_form_of_a_single_too():
@@ -349,9 +344,6 @@ def test_retention_is_of_the_skills_own_adapter_and_the_worse_one_counts():
     assert even.behind is None and not even.beaten, "the first of equals is the best"
     assert same.behind.value == 0 and not same.beaten
     assert lopsided.beaten and lopsided.behind.value == pytest.approx(0.5)
-    (answer,) = page_answers(table)
-    assert answer["text"].startswith("even: of its worse skill it keeps 0.75")
-    assert "not told apart from it: 1 of 2 others (same)" in answer["text"]
 
 
 def test_a_skill_that_the_base_has_already_is_no_skill_to_keep():
@@ -361,7 +353,6 @@ def test_a_skill_that_the_base_has_already_is_no_skill_to_keep():
         ("x",),
     )
     assert table.rows[0].keep_both is None and table.counts["keep-both"].worlds == WORLDS
-    assert page_answers(table) == []
 
 
 def test_who_lacks_a_case_has_no_figure():
@@ -431,7 +422,7 @@ def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
     average = next(cell for cell in document["cells"] if cell["label"] == "factor_average")
     assert average["step_by_step"] is None and average["two_hop"] is not None
     page = files[0].read_text(encoding="utf-8")
-    assert page == made.markdown and "Does any of them rescue" in page and "nan" not in page
+    assert page == made.markdown and "nan" not in page
     svg = files[2].read_text(encoding="utf-8")
     assert ElementTree.fromstring(svg).tag.endswith("svg") and "ties in core" in svg
 

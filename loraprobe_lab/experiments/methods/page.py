@@ -11,10 +11,8 @@ from loraprobe_lab.build import describe_base
 from loraprobe_lab.experiments.methods.evaluating import ROLES, CaseResults
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
-    MethodGain,
     MethodsRow,
     MethodsTable,
-    Pooled,
 )
 from loraprobe_lab.experiments.pages import (
     BLUE,
@@ -30,7 +28,6 @@ from loraprobe_lab.experiments.pages import (
 )
 from loraprobe_lab.world import World, versions
 
-NAMED = 8  # names in a sentence
 FIRST = 8  # places that the page lists of every column
 FORMS = ("+.2f", ".2f", "+.2f")  # of a row's three figures
 
@@ -57,7 +54,6 @@ def methods_pages(
         ],
         "counts": {kind: dataclasses.asdict(count) for kind, count in table.counts.items()},
         "refused": dict(table.refused),
-        "claims": page_answers(table),
         "cells": [_cell(row) for row in table.rows],
     }
     same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
@@ -104,65 +100,6 @@ def _best(rows: Sequence[MethodsRow]) -> list[list[str]]:
         columns.append([f"{label} {format(value, form)}" for value, label in found])
     shown = itertools.zip_longest(*columns, fillvalue="-")
     return [[str(place), *line] for place, line in enumerate(itertools.islice(shown, FIRST), 1)]
-
-
-def page_answers(table: MethodsTable) -> list[dict[str, str]]:
-    """A question and its answer from the numbers, for each column that the table has."""
-    found = []
-    if "two-hop" in table.counts:
-        text = _gaining([(row, row.two_hop) for row in table.rows])
-        found.append(("Does any of them rescue the latent two-hop?", text))
-    if any(row.keep_both for row in table.rows):
-        found.append(("Which keeps both skills best?", _keeping(table)))
-    if "step-by-step" in table.counts:
-        text = _gaining([(row, row.step_by_step) for row in table.rows])
-        found.append(("Which keeps what works step by step?", text))
-    return [{"question": question, "text": text} for question, text in found]
-
-
-def _gaining(rows: Sequence[tuple[MethodsRow, MethodGain | None]]) -> str:
-    """How many compositions of weights gain, do not, or are undecided; then the chain."""
-    gains = sorted(
-        ((row.system, gain) for row, gain in rows if gain is not None),
-        key=lambda one: -one[1].gain.value,
-    )
-    weights = [(system.label, gain) for system, gain in gains if system.family != "chain"]
-    if not weights:
-        return "No composition took part."
-    told = []
-    for standing in ("gains", "undecided", "does not gain"):
-        labels = [label for label, gain in weights if gain.standing == standing]
-        named = f" ({_names(labels)})" if labels and standing != "does not gain" else ""
-        told.append(f"{standing}: {len(labels)}{named}")
-    (label, top), chains = weights[0], [g for s, g in gains if s.family == "chain"]
-    text = (
-        f"Of {len(weights)} compositions, over a gain of {MARGIN:g} over the best of base and "
-        f"single adapters, {'; '.join(told)}. The largest gain is {label}'s, {_interval(top.gain)}."
-    )
-    return text + "".join(f" The chain of both adapters has {_interval(g.gain)}." for g in chains)
-
-
-def _keeping(table: MethodsTable) -> str:
-    rows = {row.system.label: row.keep_both for row in table.rows if row.keep_both is not None}
-    ranked = sorted(rows, key=lambda name: -rows[name].worse.value)
-    best, rivals = rows[ranked[0]], [name for name in ranked[1:] if not rows[name].beaten]
-    told = f" ({_names(rivals)})" if rivals else ""
-    return (
-        f"{ranked[0]}: of its worse skill it keeps {_interval(best.worse, '.2f')} of what the "
-        f"skill's own adapter gains over the base, of both on average {best.both.value:.2f}; not "
-        f"told apart from it: {len(rivals)} of {len(rows) - 1} others{told}."
-    )
-
-
-def _interval(found: Pooled, form: str = "+.2f") -> str:
-    """The figure with the interval that holds for its whole column."""
-    low, high = (format(end, form) for end in found.adjusted_ci95)
-    return f"{format(found.value, form)} ({low} to {high})"
-
-
-def _names(labels: Sequence[str]) -> str:
-    more = len(labels) - NAMED
-    return "; ".join([*labels[:NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 FAMILIES = {

@@ -4,13 +4,13 @@ It is the decision between one composition and one baseline.
 
 An item is gained (right with the composition only), lost (right with the baseline only) or the same
 for both. The counts follow the trinomial of the two shares, and a decision depends on the counts
-alone, so its probability is a finite sum: no simulation. Outcomes of an early look that decide
-nothing are carried on: the distribution of (gained, lost) after it is convolved with that of the
-items that follow. The interval is the one that evaluation uses, called and not copied.
+alone, so its probability is a finite sum: no simulation. The interval is the one that evaluation
+uses, called and not copied.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
-from scipy.signal import convolve2d
 
-from loraprobe.defaults import FIRST_ROUND
-from loraprobe.evaluation.rounds import look_alphas
+from loraprobe.defaults import ALPHA
 from loraprobe.evaluation.statistics import likelihood_interval
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
 
@@ -36,42 +34,16 @@ GAINS = tuple(
         ".3 .4 .5 1"
     ).split()
 )
-WRONG_AT = (-0.1, 0.0, 0.02, 0.03, 0.04, 0.06, 0.07, 0.08, 0.1, 0.15)
-DECIDED_AT = (-0.3, -0.1, 0.0, 0.15, 0.3, 0.6)
-STEPS = 11  # discordances of a gain where looks are compared
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
 LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of abstentions
 
 
-@dataclass(frozen=True)
-class Looks:
-    """The rule with looks after so many items, the last with all.
-
-    likely, unlikely: of each look, its decision on each (gained, lost).
-    """
-
-    sizes: tuple[int, ...]
-    likely: tuple[Any, ...]
-    unlikely: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, *sizes: int) -> Looks:
-        """The looks of evaluation by rounds."""
-        alphas = look_alphas(tuple(size / sizes[-1] for size in sizes))
-        found = [_decided(size, alpha) for size, alpha in zip(sizes, alphas, strict=True)]
-        return cls(sizes, *zip(*found, strict=True))
-
-    def decide(self, gain: float, discordance: float) -> tuple[float, float, float]:
-        """Probabilities of `likely` and `unlikely`, and the mean share of the items asked."""
-        shares = (discordance + gain) / 2, (discordance - gain) / 2
-        open_, before, totals = np.ones((1, 1)), 0, np.zeros(3)
-        for size, yes, no in zip(self.sizes, self.likely, self.unlikely, strict=True):
-            totals[2] += open_.sum() * (size - before) / self.sizes[-1]
-            open_ = convolve2d(_chances(size - before, *shares), open_)
-            totals[:2] += open_[yes].sum(), open_[no].sum()
-            open_, before = np.where(yes | no, 0.0, open_), size
-        return float(totals[0]), float(totals[1]), float(totals[2])
+def decide(n: int, gain: float, discordance: float, alpha: float = ALPHA) -> tuple[float, float]:
+    """Probabilities of `likely` and `unlikely` after n items."""
+    found = _chances(n, (discordance + gain) / 2, (discordance - gain) / 2)
+    likely, unlikely = decided(n, alpha)
+    return float(found[likely].sum()), float(found[unlikely].sum())
 
 
 def _counts(n: int) -> tuple[Array, Array, Any]:
@@ -79,7 +51,9 @@ def _counts(n: int) -> tuple[Array, Array, Any]:
     return gained, lost, gained + lost <= n
 
 
-def _decided(n: int, alpha: float) -> tuple[Any, Any]:
+@functools.cache
+def decided(n: int, alpha: float) -> tuple[Any, Any]:
+    """Where the rule says `likely` and `unlikely`, on each (gained, lost)."""
     gained, lost, possible = _counts(n)
     items = np.full(int(possible.sum()), float(n))
     critical = -float(special.ndtri(alpha / 2))
@@ -127,11 +101,11 @@ def discordances(gain: float, steps: int = 21) -> Array:
 
 
 def rates_of(n: int, gains: Sequence[float] = GAINS, steps: int = 21) -> list[Rate]:
-    """One look at n items, for each true gain and each discordance that the gain allows."""
-    looks, rows = Looks.of(n), []
+    """The decisions on n items, for each true gain and each discordance that the gain allows."""
+    rows = []
     for gain in gains:
         for level in map(float, discordances(gain, steps)):
-            yes, no, _ = looks.decide(gain, level)
+            yes, no = decide(n, gain, level)
             rows.append(Rate(n, gain, level, yes, no, max(0.0, 1 - yes - no)))
     return rows
 
@@ -142,36 +116,12 @@ def worst(rows: Sequence[Rate]) -> Rate:
     return max(far, key=lambda row: row.wrong())
 
 
-def compare_looks(clusters: Sequence[int]) -> list[dict[str, Any]]:
-    """For each number of items, one look and two: the most wrong decisions of any gain 0.01 or more
-    from the margin, and (gain, right decisions, share of items asked), means over discordances."""
-    rows = []
-    for n in clusters:
-        for sizes in ((n,), (FIRST_ROUND, n)):
-            looks = Looks.of(*sizes)
-            decided = [(gain, *_means(looks, gain)) for gain in DECIDED_AT]
-            wrong = max(
-                looks.decide(gain, float(level))[0 if gain < MARGIN else 1]
-                for gain in WRONG_AT
-                for level in discordances(gain, STEPS)
-            )
-            rows.append({"n": n, "looks": len(sizes), "wrong": wrong, "decided": decided})
-    return rows
-
-
-def _means(looks: Looks, gain: float) -> tuple[float, float]:
-    found = [looks.decide(gain, float(level)) for level in discordances(gain, STEPS)]
-    right = np.mean([row[1 if gain < MARGIN else 0] for row in found])
-    return float(right), float(np.mean([row[2] for row in found]))
-
-
 @dataclass(frozen=True)
 class RulePlan:
-    """Numbers of items that are enumerated, with one look (`items`) and with one or two (`few`)."""
+    """Numbers of items that are enumerated, and steps between discordances."""
 
     items: tuple[int, ...] = (60, 100, 200)
     steps: int = 21
-    few: tuple[int, ...] = (40, 48, 59)
 
 
 def examine(plan: RulePlan | None = None) -> Pages:
@@ -184,7 +134,6 @@ def examine(plan: RulePlan | None = None) -> Pages:
             "limit": LIMIT,
             "plan": asdict(plan),
             "exact": [asdict(row) for n in plan.items for row in rates_of(n, steps=plan.steps)],
-            "few": compare_looks(plan.few),
         }
     )
 

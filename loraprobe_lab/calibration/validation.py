@@ -19,10 +19,9 @@ import numpy as np
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
+from loraprobe_lab.calibration.cases import METHODS, Case, CaseError, MeasuredSet, sets_of
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
 from loraprobe_lab.calibration.fit import MARGINS, Array, fit
-from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
 from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing, render
 
 Key = Callable[[Case], str]

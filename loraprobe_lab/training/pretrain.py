@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
-from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode, loss_at_labels
+from loraprobe_lab.training.batches import Example, collate, encode, loss_at_labels
 from loraprobe_lab.training.train import optimise
 
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
@@ -56,12 +57,13 @@ def train_base(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = _untrained(tokenizer, recipe)
-        next_batch = _batches(draw, tokenizer, recipe.batch_size)
+        encoded = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
         report = None if progress is None else lambda done: progress("base", done, recipe.steps)
         model.train()
 
         def next_loss() -> torch.Tensor:
-            return loss_at_labels(model, model, next_batch())
+            rows = [encoded(draw()) for _ in range(recipe.batch_size)]
+            return loss_at_labels(model, model, collate(rows, tokenizer.pad_token_id))
 
         optimise(list(model.parameters()), next_loss, recipe, report)
         model.eval()
@@ -126,19 +128,6 @@ def _gpt2_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
         attn_pdrop=0.0,
         **common,
     )
-
-
-def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable[[], Batch]:
-    cache: dict[Example, Row] = {}
-
-    def encoded(example: Example) -> Row:
-        if example not in cache:
-            if len(cache) > CACHED:
-                cache.clear()
-            cache[example] = encode(tokenizer, example)
-        return cache[example]
-
-    return lambda: collate([encoded(draw()) for _ in range(size)], tokenizer.pad_token_id)
 
 
 def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:

@@ -38,8 +38,7 @@ from loraprobe_lab.worlds.english import (
     two_hop_texts,
 )
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, PEOPLE, REAL_NAMES, NameMaker, table
-from loraprobe_lab.worlds.libraries import recipe_of
-from loraprobe_lab.worlds.set_plans import SetPlan
+from loraprobe_lab.worlds.libraries import SetPlan, recipe_of
 from loraprobe_lab.worlds.spec import WorldSpec, build_world, load_given_base
 
 PLAN = table("english_sets")

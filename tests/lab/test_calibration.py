@@ -19,9 +19,16 @@ from loraprobe.cli import app
 from loraprobe.verdict.calibration import calibration_of, shipped
 from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.answered import read_sets
-from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
+from loraprobe_lab.calibration.cases import (
+    METHODS,
+    CaseError,
+    MeasuredSet,
+    item_deviation,
+    read_cases,
+    sets_of,
+    write_cases,
+)
 from loraprobe_lab.calibration.fit import MARGINS, columns_of, document_of, fit, log_density
-from loraprobe_lab.calibration.sets import MeasuredSet, item_deviation, sets_of
 from loraprobe_lab.calibration.several import SETS
 
 validation = pytest.importorskip("loraprobe_lab.calibration.validation")

@@ -1,6 +1,6 @@
 """`loraprobe lab theory`: the experiments on the base that ships with the package, as one document.
 
-The quick run takes a quarter of a minute of one core, the full one two minutes; both are functions
+The quick run takes half a minute of one core, the full one six minutes; both are functions
 of the seed, which chooses people and answers and starts the trainings.
 """
 

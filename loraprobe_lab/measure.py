@@ -52,11 +52,6 @@ def build_shipped_world(output: str | Path, *, progress: Progress | None = None)
     return world
 
 
-def read_outcomes(world: World) -> list[Outcome]:
-    """The rows that `build_shipped_world` wrote."""
-    return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
-
-
 def measure(
     scenario: Scenario,
     base: Path,
@@ -151,22 +146,5 @@ def composed(wrapped: Any, weights: Mapping[str, float]) -> Iterator[Any]:
         wrapped.delete_adapter("composed")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Builds into the directory named and prints the outcomes, one a line."""
-    if len(arguments) != 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-
-    def progress(stage: str, done: int, total: int) -> None:
-        print(f"\r{done / total:4.0%} {stage:20}", end="", file=sys.stderr)
-
-    world = build_shipped_world(arguments[0], progress=progress)
-    print(file=sys.stderr)
-    for row in read_outcomes(world):
-        where = f"{row['scenario']:16} {row['system']:24} {row['task']:12} {row['part']:7}"
-        print(f"{where} {row['value']:.2f} (n = {row['n']})")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    build_shipped_world(sys.argv[1])

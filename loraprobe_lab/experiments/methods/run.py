@@ -29,7 +29,6 @@ from loraprobe_lab.experiments.pages import (
     as_svg,
     drawing,
     grid_lines,
-    legend,
     render,
 )
 from loraprobe_lab.experiments.runner import (
@@ -173,32 +172,24 @@ METHOD_PANELS = (  # what the panel shows, the line that counts, and its span
 def methods_figure(rows: Sequence[MethodsRow]) -> str:
     """SVG. The thick line is each figure's own 95 % interval, the thin one holds for all of its
     panel; the dashed line is the margin, or the retention that counts as keeping."""
+    from matplotlib.lines import Line2D
+
     with drawing() as Figure:
-        figure = Figure(figsize=(10.5, 0.165 * len(rows) + 1.6))
+        figure = Figure(figsize=(10.5, 0.165 * len(rows) + 1.6), layout="constrained")
         panels = figure.subplots(1, len(METHOD_PANELS), sharey=True, squeeze=False)[0]
-        for i, (title, line, span) in enumerate(METHOD_PANELS):
-            panels[i].set_title(title, fontsize=9)
-            panels[i].set_xlim(*span)
-            panels[i].axvline(0, color="#bbbbbb", linewidth=0.8)
-            panels[i].axvline(line, color="#555555", linewidth=0.8, linestyle="--")
-            grid_lines(panels[i])
+        for i, (panel, (title, line, span)) in enumerate(zip(panels, METHOD_PANELS, strict=True)):
+            panel.set_title(title, fontsize=9)
+            panel.set(xlim=span, xlabel="thick: 95 %, thin: 95 % for the whole panel")
+            panel.axvline(line, color=DARK, linewidth=0.8, linestyle="--")
+            grid_lines(panel)
             for y, row in enumerate(rows):
                 found, colour = row.figures[i], FAMILIES[row.system.family][0]
                 if found is not None:
-                    panels[i].plot(found.adjusted_ci95, [y, y], color=colour, lw=0.7, alpha=0.6)
-                    panels[i].plot(found.ci95, [y, y], color=colour, lw=2.0, alpha=0.7)
-                    panels[i].plot(found.value, y, "o", color=colour, markersize=3.2)
+                    panel.plot(found.adjusted_ci95, [y, y], color=colour, lw=0.7, alpha=0.6)
+                    panel.plot(found.ci95, [y, y], color=colour, lw=2.0, alpha=0.7)
+                    panel.plot(found.value, y, "o", color=colour, markersize=3.2)
         panels[0].set_yticks(range(len(rows)), [row.system.label for row in rows], fontsize=7)
         panels[0].set_ylim(len(rows) - 0.4, -0.6)
-        families = [FAMILIES[f] for f in dict.fromkeys(row.system.family for row in rows)]
-        entries: list[dict[str, Any]] = [
-            {"marker": "o", "color": colour, "markersize": 4, "label": label}
-            for colour, label in families
-        ]
-        entries += [
-            {"color": "#777777", "linewidth": width, "label": label}
-            for width, label in ((2, "95 %"), (0.7, "95 % for the whole panel"))
-        ]
-        legend(figure, entries, 6)
-        figure.tight_layout(rect=(0, 0.45 / figure.get_figheight(), 1, 1))
+        handles = [Line2D([], [], marker="o", color=c, label=text) for c, text in FAMILIES.values()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         return as_svg(figure)

@@ -45,8 +45,8 @@ def _run(output: Path, json: bool, quiet: bool, **more: Any) -> Iterator[Experim
 
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
-        arguments = tuple(sys.argv[1:])
-        yield ExperimentRun(output, arguments=arguments, progress=progress, say=sink.say, **more)
+        command = " ".join(("loraprobe", *sys.argv[1:]))
+        yield ExperimentRun(output, command=command, progress=progress, say=sink.say, **more)
 
 
 def _make(

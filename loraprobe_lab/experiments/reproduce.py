@@ -107,9 +107,7 @@ def reproduce(plan: ReproducePlan, run: ExperimentRun, made: Experiment | None =
             (base, partial(run.build, base, partial(chosen.given, base.seed), **options))
             for base in bases
         ]
-    pages = partial(
-        matrix_pages, plan, chosen.subject, run.command(f"reproduce({plan!r}, limit={run.limit})")
-    )
+    pages = partial(matrix_pages, plan, chosen.subject, run.command)
     return run.run_worlds(worlds, evaluate_world, pages)
 
 

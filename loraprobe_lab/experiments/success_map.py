@@ -149,7 +149,7 @@ def draw_map(
     Finished worlds are not made again, and the map is updated after every world. Raises UsageError
     if matplotlib is missing, before anything is trained.
     """
-    pages = partial(map_pages, run.command("draw_map()"))
+    pages = partial(map_pages, run.command)
     return run.run_worlds(run.small_worlds(bases, spec, shape), evaluate_map, pages)
 
 

@@ -383,7 +383,7 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
 
 
 def a_run(output):
-    return ExperimentRun(output, limit=80, arguments=("lab", "methods"))
+    return ExperimentRun(output, limit=80, command="loraprobe lab methods")
 
 
 @pytest.fixture(scope="module")

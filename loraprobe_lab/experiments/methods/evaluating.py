@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, load_task
@@ -151,15 +151,14 @@ class _CaseRun:
     """One case, the model in memory, and the results so far."""
 
     def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
-        from loraprobe.routing.constant import single
+        from loraprobe.pipeline.systems import baseline_systems
 
         self.evaluator, self.case = evaluator, case
         self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)
         self.ledger: Ledger = evaluator.ledger(case.name)
         self.form = FORM[case.kind]
         self.adapters = list(evaluator.adapters(case.scenario.adapters).values())
-        self.baselines = [System("base", "base")]
-        self.baselines += [System(a.name, "adapter", single(a)) for a in self.adapters]
+        self.baselines = baseline_systems(self.adapters)
         self.learned: dict[str, Any] = {}  # by routers that need prompts
 
     def answers(self, systems: Sequence[ComparedSystem]) -> CaseResults:

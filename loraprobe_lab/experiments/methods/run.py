@@ -82,7 +82,7 @@ def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
     anything is trained.
     """
     plan = plan or MethodsPlan()
-    systems, command = plan.systems(), run.command("try_methods()")
+    systems = plan.systems()
     worlds: Worlds = [
         (BaseInfo(world.path.resolve().name, "", world.seed), partial(World.load, world.path))
         for world in open_worlds(plan.worlds)
@@ -94,7 +94,7 @@ def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
     def pages(found: Sequence[WorldCases], missing: Sequence[str]) -> Pages:
         answers = [one for _, answered in found for one in answered]
         made = [world for world, _ in found]
-        table = methods_pages(tabulated(answers, systems), answers, made, command, missing)
+        table = methods_pages(tabulated(answers, systems), answers, made, run.command, missing)
         return replace(table, more=portfolio_files(json.loads(table.json)))
 
     return run.run_worlds(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
+from loraprobe.tasks import load_task
 from loraprobe_lab.training.train import is_complete, training_notes
 from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes, worlds_in
 from loraprobe_lab.worlds.known import table
@@ -206,7 +207,7 @@ def describe_world(world: World) -> dict[str, Any]:
         "seed": world.seed,
         "base": describe_base(world),
         "adapters": [_adapter(world, name, path) for name, path in world.adapters.items()],
-        "tasks": [{"name": path.stem, "items": _items(path)} for path in tasks],
+        "tasks": [{"name": path.stem, "items": len(load_task(path).items)} for path in tasks],
         "scenarios": [
             {
                 "name": scenario.name,
@@ -247,8 +248,3 @@ def _adapter(world: World, name: str, path: Path) -> dict[str, Any]:
         "recipe": row.get("recipe", {}),
         "loss": notes.get("loss"),  # mean over the last steps, in nats a token, where recorded
     }
-
-
-def _items(path: Path) -> int:
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return sum(1 for line in lines if line.strip())

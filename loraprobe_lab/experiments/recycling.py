@@ -120,9 +120,8 @@ def qwen_cases(data: Path) -> Cases:
 
 def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Cases:
     task, k, singles, composed, outcomes = zip(*rows, strict=True)
-    values = [np.nan if value is None else value for value in composed]
     return Cases(
-        model, actions, task, np.array(k), singles, np.array(values, float), np.array(outcomes)
+        model, actions, task, np.array(k), singles, np.array(composed, float), np.array(outcomes)
     )
 
 

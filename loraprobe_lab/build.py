@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
+from loraprobe.tasks import load_task
 from loraprobe_lab.training.train import is_complete, training_notes
 from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes, worlds_in
 from loraprobe_lab.worlds.known import table
@@ -24,7 +25,7 @@ from loraprobe_lab.worlds.known import table
 if TYPE_CHECKING:
     from loraprobe_lab.worlds.spec import WorldSpec
 
-KINDS = ("facts", "math", "cross-lingual")  # worlds of many adapter sets on one small base
+KINDS = ("facts", "math")  # worlds of many adapter sets on one small base
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
 def spec_of(plan: WorldPlan) -> WorldSpec:
     """The specification of a plan. Raises UsageError for an unknown kind."""
     from loraprobe_lab.training.pretrain import BaseRecipe
-    from loraprobe_lab.worlds import cross_lingual, varied
+    from loraprobe_lab.worlds import varied
     from loraprobe_lab.worlds.math import world as math
 
     def shaped(base: BaseRecipe) -> BaseRecipe:
@@ -75,9 +76,6 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
         )
     if plan.kind == "math":
         return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
-    if plan.kind == "cross-lingual":
-        base = shaped(cross_lingual.BASE)
-        return cross_lingual.cross_lingual_world(plan.seed, base=base, count=plan.wide)
     raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 
@@ -118,12 +116,11 @@ def build_worlds(
     """Builds the world of this kind in `output`; finished parts are kept.
 
     Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
-    a world of many adapter sets: "facts", "math", "cross-lingual", or "library", of many adapters);
-    with it the adapters are
-    trained in English on that causal model. "keep-both", "domain", the kinds of `english_mixes` and
-    "sets" (all kinds) are then many worlds, each in a directory of its own below `output`. `only`
-    names scenarios, with `base` adapters or sets. Raises UsageError for a kind that has no such
-    form.
+    a world of many adapter sets: "facts", "math", or "library", of many adapters); with it the
+    adapters are trained in English on that causal model. "keep-both", "domain", the kinds of
+    `english_mixes` and "sets" (all kinds) are then many worlds, each in a directory of its own
+    below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
+    kind that has no such form.
     """
     from loraprobe_lab.worlds import english_sets
     from loraprobe_lab.worlds.spec import build_world
@@ -210,7 +207,7 @@ def describe_world(world: World) -> dict[str, Any]:
         "seed": world.seed,
         "base": describe_base(world),
         "adapters": [_adapter(world, name, path) for name, path in world.adapters.items()],
-        "tasks": [{"name": path.stem, "items": _items(path)} for path in tasks],
+        "tasks": [{"name": path.stem, "items": len(load_task(path).items)} for path in tasks],
         "scenarios": [
             {
                 "name": scenario.name,
@@ -251,8 +248,3 @@ def _adapter(world: World, name: str, path: Path) -> dict[str, Any]:
         "recipe": row.get("recipe", {}),
         "loss": notes.get("loss"),  # mean over the last steps, in nats a token, where recorded
     }
-
-
-def _items(path: Path) -> int:
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return sum(1 for line in lines if line.strip())

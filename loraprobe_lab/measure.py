@@ -22,6 +22,7 @@ import torch
 
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.records import Progress
+from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered, load_task
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.world import Scenario, World, write_text
@@ -51,17 +52,11 @@ def build_shipped_world(output: str | Path, *, progress: Progress | None = None)
     return world
 
 
-def read_outcomes(world: World) -> list[Outcome]:
-    """The rows that `build_shipped_world` wrote."""
-    return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
-
-
 def measure(
     scenario: Scenario,
     base: Path,
     *,
     systems: Mapping[str, Mapping[str, float]] | None = None,
-    batch_size: int = 64,
     max_new_tokens: int = 24,
 ) -> list[Outcome]:
     """Scores systems (name -> adapter -> weight; `default_systems` without) on all parts."""
@@ -73,9 +68,10 @@ def measure(
     rows = []
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
+            asking = Scorer(composition, tokenizer)
             for (task, part), rows_asked in asked.items():
                 prompts = [question.prompt for question in rows_asked]
-                texts = generate(composition, tokenizer, prompts, batch_size, max_new_tokens)
+                texts = asking.generate(prompts, max_new_tokens=max_new_tokens)
                 right = sum(
                     answered(text, question.answers, cot=part == "steps")
                     for text, question in zip(texts, rows_asked, strict=True)
@@ -150,45 +146,5 @@ def composed(wrapped: Any, weights: Mapping[str, float]) -> Iterator[Any]:
         wrapped.delete_adapter("composed")
 
 
-@torch.no_grad()
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int, max_new_tokens: int
-) -> list[str]:
-    """Greedy continuations, prompts padded on the left."""
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    texts: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        chosen = list(prompts[start : start + batch_size])
-        batch = tokenizer(chosen, return_tensors="pt", padding=True, return_token_type_ids=False)
-        tokens = model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        continued = tokens[:, batch["input_ids"].shape[1] :]
-        texts += tokenizer.batch_decode(continued, skip_special_tokens=True)
-    return texts
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Builds into the directory named and prints the outcomes, one a line."""
-    if len(arguments) != 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-
-    def progress(stage: str, done: int, total: int) -> None:
-        print(f"\r{done / total:4.0%} {stage:20}", end="", file=sys.stderr)
-
-    world = build_shipped_world(arguments[0], progress=progress)
-    print(file=sys.stderr)
-    for row in read_outcomes(world):
-        where = f"{row['scenario']:16} {row['system']:24} {row['task']:12} {row['part']:7}"
-        print(f"{where} {row['value']:.2f} (n = {row['n']})")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    build_shipped_world(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Synthetic cases with a planted relation between forecast and measured gain."""
+"""Synthetic cases with a planted relation between the best score alone and the measured gain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from loraprobe_lab.calibration.cases import METHODS, Case
 
 UNIT = 0.05
-PLANTED = {"intercept": 0.4, "forecast": 0.8, "baseline": -1.5, "spread": 0.5}
+PLANTED = {"intercept": 0.4, "baseline": -1.5, "spread": 0.5}
 
 
 def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
@@ -19,18 +19,13 @@ def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
         for s in range(sets):
             baseline = rng.random()
             for method in METHODS:
-                forecast = rng.uniform(-0.3, 0.6)
-                centre = (
-                    PLANTED["intercept"]
-                    + PLANTED["forecast"] * math.asinh(forecast / UNIT)
-                    + PLANTED["baseline"] * baseline
-                )
+                centre = PLANTED["intercept"] + PLANTED["baseline"] * baseline
                 u = rng.uniform(1e-6, 1 - 1e-6)
                 gain = UNIT * math.sinh(centre + spread * math.log(u / (1 - u)))
                 where = {"base": f"base-{b:02d}", "world": f"base-{b:02d}", "adapter_set": f"t{s}"}
                 where["architecture"] = ("llama", "gpt2")[b % 2]
                 where["scenario"] = ("two-hop", "math", "keep-both")[s % 3]
-                figures = {"forecast": forecast, "error": error, "baseline": baseline, "gain": gain}
+                figures = {"baseline": baseline, "gain": gain}
                 figures["ci95"] = (gain - 1.96 * error, gain + 1.96 * error)
                 cases.append(case(method=method, **where, **figures))
     return cases
@@ -40,7 +35,6 @@ def case(**changed):
     """A case with ordinary values for all fields that are not given."""
     where = {"base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00"}
     asked = {"adapters": 2, "tasks": 1, "hops": 2, "metric": "exact_match", "part": "question"}
-    forecast = {"forecast": 0.1, "error": 0.03, "baseline": 0.2}
-    measured = {"gain": 0.3, "ci95": (0.2, 0.4), "n": 300}
-    values = {"adapter_set": "t0", "method": "uniform", **where, **asked, **forecast, **measured}
+    measured = {"baseline": 0.2, "gain": 0.3, "ci95": (0.2, 0.4), "n": 300}
+    values = {"adapter_set": "t0", "method": "uniform", **where, **asked, **measured}
     return Case(**{**values, **changed})

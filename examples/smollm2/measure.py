@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loraprobe.scoring import Scorer
 from loraprobe.tasks import Task, answered, fill, load_task
-from loraprobe_lab.measure import composed, default_systems, generate, load_adapters
+from loraprobe_lab.measure import composed, default_systems, load_adapters
 from loraprobe_lab.world import World
 
 LENGTHS = {"cot": 32}  # new tokens; the other parts answer in a name
@@ -68,7 +69,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 pairs = asked[part]
                 prompts = [prompt for prompt, _, _ in pairs]
                 length = LENGTHS.get(part, 12)
-                texts = generate(composition, tokenizer, prompts, arguments.batch_size, length)
+                texts = Scorer(composition, tokenizer).generate(prompts, max_new_tokens=length)
                 right = [
                     answered(text, answers, cot=part == "cot", pattern=pattern)
                     for text, (_, answers, pattern) in zip(texts, pairs, strict=True)
@@ -90,7 +91,6 @@ def main() -> None:
     parser.add_argument("--system", action="append", default=[], metavar="NAME=W,W")
     parser.add_argument("--wordings", type=int, help="of each fact, instead of all three")
     parser.add_argument("--part", action="append", choices=["hop1", "hop2", "target", "cot"])
-    parser.add_argument("--batch-size", type=int, default=48)
     for row in rows(parser.parse_args()):
         print(json.dumps(row, ensure_ascii=False), flush=True)
 

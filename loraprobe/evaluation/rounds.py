@@ -5,7 +5,7 @@ round the decision may be made. The chance of a wrong one is spent over these lo
 with the share t of the clusters t^2 of alpha is spent (Kim and DeMets 1987). The alpha of a look
 follows from Armitage, McPherson and Rowe's recursion (1969) for a Brownian motion. A decision at
 the last look then needs intervals that are 2 to 4 % wider than those of a single look
-(examples/calibration/rule.md compares the two).
+(examples/calibration/rule-simulated.md compares the two).
 """
 
 from __future__ import annotations

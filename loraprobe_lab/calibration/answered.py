@@ -143,8 +143,6 @@ class AnsweredSet:
                 method=method,
                 adapters=len(alone),
                 **asdict(self.kind),
-                forecast=None,
-                error=None,
                 baseline=found.baseline or 0.0,
                 **asdict(measured_gain(self.results, self.kinds, method)),
                 model_type=self.model_type,

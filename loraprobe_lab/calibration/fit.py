@@ -1,22 +1,20 @@
 """Fits the spread of measured gains; see `loraprobe.verdict.calibration`.
 
 A measured gain g of a case is taken as t(g) = centre + noise, t(x) = asinh(x / UNIT), centre =
-intercept + a coefficient times each column of a variant. The noise is logistic with scale `spread`,
-widened by the measured gain's own standard error; a forecast among the columns is averaged over its
-standard error with three points (Gauss and Hermite's rule). Coefficients maximise the likelihood of
-all measured gains, decided or not, so one fit serves every margin.
+intercept + baseline times the case's best score of base and single adapters. The noise is logistic
+with scale `spread`, widened by the measured gain's own standard error. Coefficients maximise the
+likelihood of all measured gains, decided or not, so one fit serves every margin.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import optimize, stats
 
 from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import FORMAT, Coefficients
@@ -27,65 +25,61 @@ Array = NDArray[np.float64]
 FEWEST = 20  # cases for a fit
 MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2)  # at which shares and errors are reported
 UNIT = 0.05
-STEPS, WEIGHTS = np.array([-math.sqrt(3), 0.0, math.sqrt(3)]), np.array([1, 4, 1]) / 6
-Variant = tuple[str, ...]  # the columns: "baseline", "forecast"
-SHIPPED: Variant = ("baseline",)
-WITH_FORECAST: Variant = ("baseline", "forecast")
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A variant with its coefficients: the intercept, one for each column, and the spread."""
+def fit(cases: Sequence[Case]) -> Coefficients:
+    """The coefficients of greatest likelihood. Raises CaseError for too few cases."""
+    if len(cases) < FEWEST:
+        raise CaseError(f"A fit needs at least {FEWEST} cases; there are {len(cases)}: add worlds.")
 
-    variant: Variant
-    coefficients: tuple[float, ...]
-    spread: float
+    columns = columns_of(cases)
 
-    def given(self, case: Case) -> Coefficients:
-        """The coefficients for a case: its forecast, if it is a column, is in the intercept."""
-        own = dict(zip(("intercept", *self.variant), self.coefficients, strict=True))
-        shift = own.get("forecast", 0.0) * math.asinh((case.forecast or 0.0) / UNIT)
-        return Coefficients(UNIT, own["intercept"] + shift, own["baseline"], self.spread)
+    def fitted(theta: Array) -> Coefficients:
+        return Coefficients(UNIT, float(theta[0]), float(theta[1]), float(np.exp(theta[2])))
 
-    def log_density(self, gain: Array, error: Array, columns: Array) -> Array:
-        """The log-density of each measured gain, in gains: [cases].
+    def loss(theta: Array) -> float:
+        return -float(log_density(fitted(theta), *columns).mean())
 
-        gain, error: [cases]. columns: [points of the quadrature, cases, columns].
-        """
-        slope = UNIT**2 + gain**2  # 1 / (dt / dg)^2
-        # The variance of a logistic distribution is pi^2 / 3 times its scale squared.
-        scale = np.sqrt(self.spread**2 + 3 / np.pi**2 * error**2 / slope)
-        intercept, *others = self.coefficients
-        z = (np.arcsinh(gain / UNIT) - intercept - columns @ np.array(others)) / scale
-        density = WEIGHTS @ (special.expit(z) * special.expit(-z) / scale)
-        found: Array = np.log(density) - np.log(slope) / 2
-        return found
+    return fitted(optimize.minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-6}).x)
 
-    def document(
-        self,
-        cases: Sequence[Case],
-        made_by: str,
-        accuracy: Mapping[str, Any],
-        sets: Sequence[AnsweredSet] = (),
-    ) -> dict[str, Any]:
-        """The calibration file of the shipped variant.
 
-        cases: those it was fitted on. sets: adapter sets with the answers of every default system.
-        """
-        names = ("intercept", *self.variant)
-        coefficients = dict(zip(names, self.coefficients, strict=True)) | {"spread": self.spread}
-        return {
-            "format": FORMAT,
-            "made_by": made_by,
-            "coefficients": {
-                "unit": UNIT,
-                **{name: round(value, 4) for name, value in coefficients.items()},
-            },
-            "measured": {"cases": len(cases), "bases": len({case.base for case in cases})},
-            "gained": _gained([case.gain for case in cases]),
-            "accuracy": dict(accuracy),
-            "classes": _classes(cases, sets),
-        }
+def columns_of(cases: Sequence[Case]) -> tuple[Array, Array, Array]:
+    """Measured gains, their standard errors, and the best scores without a composition: [cases]."""
+    rows = [(c.gain, (c.ci95[1] - c.ci95[0]) / 2 / Z95, c.baseline) for c in cases]
+    gain, error, baseline = np.array(rows).T
+    return gain, error, baseline
+
+
+def log_density(given: Coefficients, gain: Array, error: Array, baseline: Array) -> Array:
+    """The log-density of each measured gain, in gains: [cases]."""
+    slope = UNIT**2 + gain**2  # 1 / (dt / dg)^2
+    # The variance of a logistic distribution is pi^2 / 3 times its scale squared.
+    scale = np.sqrt(given.spread**2 + 3 / np.pi**2 * error**2 / slope)
+    centre = given.intercept + given.baseline * baseline
+    found: Array = stats.logistic.logpdf(np.arcsinh(gain / UNIT), centre, scale) - np.log(slope) / 2
+    return found
+
+
+def document_of(
+    fitted: Coefficients,
+    cases: Sequence[Case],
+    made_by: str,
+    accuracy: Mapping[str, Any],
+    sets: Sequence[AnsweredSet] = (),
+) -> dict[str, Any]:
+    """The calibration file.
+
+    cases: those it was fitted on. sets: adapter sets with the answers of every default system.
+    """
+    return {
+        "format": FORMAT,
+        "made_by": made_by,
+        "coefficients": {name: round(value, 4) for name, value in asdict(fitted).items()},
+        "measured": {"cases": len(cases), "bases": len({case.base for case in cases})},
+        "gained": _gained([case.gain for case in cases]),
+        "accuracy": dict(accuracy),
+        "classes": _classes(cases, sets),
+    }
 
 
 def _classes(cases: Sequence[Case], sets: Sequence[AnsweredSet]) -> list[dict[str, Any]]:
@@ -120,31 +114,3 @@ def _classes(cases: Sequence[Case], sets: Sequence[AnsweredSet]) -> list[dict[st
 def _gained(gains: Sequence[float]) -> list[list[float]]:
     """[margin, share of the gains above it] for the margins that are reported."""
     return [[m, round(sum(gain > m for gain in gains) / len(gains), 4)] for m in MARGINS]
-
-
-def columns_of(cases: Sequence[Case], variant: Variant) -> tuple[Array, Array, Array]:
-    """Measured gains, their standard errors, and the columns; see `Fitted.log_density`."""
-    found = [np.array([[case.baseline for case in cases]] * len(STEPS))]
-    if "forecast" in variant:
-        known = [(case.forecast or 0.0, case.error or 0.0) for case in cases]
-        found.append(np.array([np.arcsinh([(f + s * e) / UNIT for f, e in known]) for s in STEPS]))
-    width = np.array([case.ci95[1] - case.ci95[0] for case in cases])
-    columns = np.stack(found, axis=-1)
-    return np.array([case.gain for case in cases]), width / 2 / Z95, columns
-
-
-def fit(cases: Sequence[Case], variant: Variant = SHIPPED) -> Fitted:
-    """The coefficients of greatest likelihood. Raises CaseError for too few cases."""
-    if len(cases) < FEWEST:
-        raise CaseError(f"A fit needs at least {FEWEST} cases; there are {len(cases)}: add worlds.")
-
-    data = columns_of(cases, variant)
-
-    def fitted(theta: Array) -> Fitted:
-        return Fitted(variant, tuple(map(float, theta[:-1])), float(np.exp(theta[-1])))
-
-    def loss(theta: Array) -> float:
-        return -float(fitted(theta).log_density(*data).mean())
-
-    start = np.zeros(2 + len(variant))
-    return fitted(optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-6}).x)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import Case, CaseError, merged, read_cases, write_cases
 from loraprobe_lab.calibration.collect import ANSWERS, SampleSizes, collect, is_across, kept_sets
-from loraprobe_lab.calibration.fit import fit
+from loraprobe_lab.calibration.fit import document_of, fit
 from loraprobe_lab.calibration.several import SETS
 from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import write_text
@@ -38,8 +39,25 @@ def calibrate(
     asking: options of `gather`. Writes cases.jsonl.gz, SETS, calibration.json, report.md and
     figure.svg, and returns the calibration's path. Raises LoraprobeError.
     """
+    from loraprobe_lab.calibration import several
+    from loraprobe_lab.calibration.validation import measure, report
+
     cases, sets, skipped = gather(worlds, output, stored=stored, say=say, **asking)
-    return _fit_and_report(cases, sets, output, command_of(worlds, output, stored), skipped, say)
+    command = command_of(worlds, output, stored)
+    results, kept = measure(cases), several.measure(sets, cases)
+    document = document_of(fit(cases), cases, command, results.accuracy(), sets)
+    document["several"] = several.errors(kept)
+    write_text(output / "figure.svg", results.figure())
+    write_text(output / "report.md", report(results, document, command, skipped, kept))
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(output / "calibration.json", text + "\n")
+    for what, row in results.figures[PILOT_ITEMS].items():
+        say(
+            f"Left-out {what}: AUROC within a kind {number(row.auroc)}, Brier score "
+            f"{number(row.brier)}, {row.likely:.0f} called likely, {percent(row.wrong)} of them "
+            "wrong."
+        )
+    return output / "calibration.json"
 
 
 def gather(
@@ -88,34 +106,6 @@ def _stored(path: Path | None) -> tuple[list[Case], list[AnsweredSet]]:
         return [], []
     beside = path.with_name(SETS)
     return read_cases(path), read_sets(beside) if beside.is_file() else []
-
-
-def _fit_and_report(
-    cases: Sequence[Case],
-    sets: Sequence[AnsweredSet],
-    output: Path,
-    command: str,
-    skipped: Sequence[str],
-    say: Say,
-) -> Path:
-    """Writes calibration, page and figure of the cases."""
-    from loraprobe_lab.calibration import several
-    from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
-
-    results, kept = measure(cases), several.measure(sets, cases)
-    document = fit(cases).document(cases, command, results.accuracy(), sets)
-    document["several"] = several.errors(kept)
-    write_text(output / "figure.svg", results.figure())
-    write_text(output / "report.md", report(results, document, command, skipped, kept))
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(output / "calibration.json", text + "\n")
-    for what, row in results.figures[FIRST_ROUND].items():
-        say(
-            f"Left-out {what}: AUROC within a kind {number(row.auroc)}, Brier score "
-            f"{number(row.brier)}, {row.likely:.0f} called likely, {percent(row.wrong)} of them "
-            "wrong."
-        )
-    return output / "calibration.json"
 
 
 def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from loraprobe.defaults import PILOT_ITEMS
-from loraprobe.verdict.calibration import Coefficients
 from loraprobe_lab.calibration.answered import AnsweredSet
 from loraprobe_lab.calibration.cases import METHODS, Case
 from loraprobe_lab.calibration.figures import Figures, figures, recorded
@@ -31,16 +30,12 @@ WHERE = {
 def left_out(sets: Sequence[AnsweredSet], cases: Sequence[Case]) -> Array:
     """The probability of each set, its base left out of the fit: [draws, sets], NaN for none."""
     rng = np.random.default_rng(0)
-    fits = {base: _without(cases, base) for base in dict.fromkeys(one.base for one in sets)}
+    bases = dict.fromkeys(one.base for one in sets)
+    fits = {base: fit([case for case in cases if case.base != base]) for base in bases}
     found = np.zeros((DRAWS, len(sets)))
     for i, one in enumerate(sets):
         found[:, i] = [one.first_round(PILOT_ITEMS, rng, fits[one.base]) for _ in range(DRAWS)]
     return found
-
-
-def _without(cases: Sequence[Case], base: str) -> Coefficients:
-    kept = [case for case in cases if case.base != base]
-    return fit(kept).given(kept[0])
 
 
 def measure(

@@ -19,17 +19,9 @@ import numpy as np
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
+from loraprobe_lab.calibration.cases import METHODS, Case, CaseError, MeasuredSet, sets_of
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
-from loraprobe_lab.calibration.fit import (
-    MARGINS,
-    SHIPPED,
-    WITH_FORECAST,
-    Array,
-    Variant,
-    fit,
-)
-from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
+from loraprobe_lab.calibration.fit import MARGINS, Array, fit
 from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing, render
 
 Key = Callable[[Case], str]
@@ -41,6 +33,8 @@ LEFT_OUT: Mapping[str, Key] = {
 DRAWS = 20  # first rounds of each set
 BINS = 8  # of equal mass, in the figure of reliability
 UNKNOWN = 1e6  # the standard error of a gain that nobody measured
+# What is known of a set: a first round of so many items, 0 for the best score alone.
+KNOWN = (0, 10, PILOT_ITEMS, 60)
 # Shown to users, because their models differ from those on which the accuracy was measured.
 WHERE = {
     "small": "kinds of adapter sets left out of the fit, on small bases that the lab trained",
@@ -48,55 +42,27 @@ WHERE = {
 }
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of a set: the columns of the fit, and the items of a first round, or None."""
-
-    variant: Variant
-    items: int | None
-
-    def __str__(self) -> str:
-        told = f"a first round of {self.items} items" if self.items else ""
-        if "forecast" in self.variant:
-            told = f"{told} and the forecast" if told else "the forecast"
-        return told or "the best score alone"
-
-
-FIRST_ROUND = Known(SHIPPED, PILOT_ITEMS)  # what ships
-KNOWN = (
-    Known(SHIPPED, None),
-    Known(WITH_FORECAST, None),
-    Known(SHIPPED, 10),
-    FIRST_ROUND,
-    Known(SHIPPED, 60),
-    Known(WITH_FORECAST, PILOT_ITEMS),
-)
-
-
 def left_out(
-    sets: Sequence[MeasuredSet], key: Key, known: Known = FIRST_ROUND, margin: float = MARGIN
+    sets: Sequence[MeasuredSet], key: Key, items: int = PILOT_ITEMS, margin: float = MARGIN
 ) -> Array:
     """P(gain > margin) of each set by a fit without its group: [draws, sets].
 
-    Raises CaseError for a single group.
+    items: of the first round, see KNOWN. Raises CaseError for a single group.
     """
     groups = [key(one.cases[0]) for one in sets]
     if len(set(groups)) < 2:
         raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
     rng = np.random.default_rng(0)
-    found = np.zeros((DRAWS if known.items else 1, len(sets)))
+    found = np.zeros((DRAWS if items else 1, len(sets)))
     fits = {}
     for left in dict.fromkeys(groups):
         rest = [one for one, group in zip(sets, groups, strict=True) if group != left]
-        fits[left] = fit([case for one in rest for case in one.cases], known.variant)
+        fits[left] = fit([case for one in rest for case in one.cases])
     for i, (one, group) in enumerate(zip(sets, groups, strict=True)):
         for draw in found:
-            if known.items:
-                case, gain, error = one.first_round(known.items, rng)
-            else:
-                case = max(one.cases, key=lambda c: c.forecast or 0.0)
-                gain, error = 0.0, UNKNOWN
-            draw[i] = fits[group].given(case).exceeds(margin, case.baseline, gain, error)
+            known = one.first_round(items, rng) if items else (one.cases[0], 0.0, UNKNOWN)
+            case, gain, error = known
+            draw[i] = fits[group].exceeds(margin, case.baseline, gain, error)
     return found
 
 
@@ -110,23 +76,17 @@ def figures_of(sets: Sequence[MeasuredSet], p: Array, margin: float = MARGIN) ->
     return figures(labels, p, [case.scenario for case in outcomes])
 
 
-def known_of(cases: Sequence[Case]) -> list[Known]:
-    """What may be known of the sets; nothing with a forecast unless every case has one."""
-    forecast = all(case.forecast is not None for case in cases)
-    return [known for known in KNOWN if forecast or known.variant == SHIPPED]
-
-
 @dataclass(frozen=True)
 class Results:
     """The contents of the page and the figure.
 
-    figures: what is known -> what is left out -> figures. shipped: what is left out -> the
-    probabilities of what ships, [draws, sets].
+    figures: items of a first round (KNOWN) -> what is left out -> figures. shipped: what is left
+    out -> the probabilities of what ships, [draws, sets].
     """
 
     cases: tuple[Case, ...]
     sets: tuple[MeasuredSet, ...]
-    figures: Mapping[Known, Mapping[str, Figures]]
+    figures: Mapping[int, Mapping[str, Figures]]
     shipped: Mapping[str, Array]
 
     def of(self, what: str, name: str, value: str) -> Figures:
@@ -155,36 +115,28 @@ class Results:
         return recorded(found, WHERE)
 
     def figure(self) -> str:
-        """The figure, as SVG."""
-        points = {
-            name: (
-                [case.forecast for case in own if case.forecast is not None],
-                [case.gain for case in own if case.forecast is not None],
-            )
-            for name, _ in self.kinds
-            if (own := [case for case in self.cases if case.scenario == name])
-        }
+        """The figure, as SVG: whether the probabilities on left-out kinds are true."""
         labels = [
             one.outcome.label(MARGIN) if one.cases[0].tasks == 1 else None for one in self.sets
         ]
         decided = [i for i, label in enumerate(labels) if label is not None]
         p = self.shipped["kinds"][:, decided]
         gained = np.array([labels[i] for i in decided] * len(p), dtype=float)
-        return calibration_figure(points, p.ravel(), gained, MARGIN)
+        return reliability_figure(p.ravel(), gained)
 
 
 def measure(cases: Sequence[Case]) -> Results:
     """Leaves out bases, kinds and architectures in turn, for everything that may be known."""
     sets = sets_of(cases)
     found = {
-        known: {what: left_out(sets, key, known) for what, key in LEFT_OUT.items()}
-        for known in known_of(cases)
+        items: {what: left_out(sets, key, items) for what, key in LEFT_OUT.items()}
+        for items in KNOWN
     }
     told = {
-        known: {what: figures_of(sets, p) for what, p in row.items()}
-        for known, row in found.items()
+        items: {what: figures_of(sets, p) for what, p in row.items()}
+        for items, row in found.items()
     }
-    return Results(tuple(cases), tuple(sets), told, found[FIRST_ROUND])
+    return Results(tuple(cases), tuple(sets), told, found[PILOT_ITEMS])
 
 
 def report(
@@ -204,7 +156,6 @@ def report(
         several=several,
         methods=METHODS,
         cells=cells(results.cases),
-        agree=signs_agree([case for case in results.cases if case.label(MARGIN) is not None]),
         undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),
         margins=[
             (m, figures_of(results.sets, left_out(results.sets, LEFT_OUT["kinds"], margin=m), m))
@@ -215,18 +166,7 @@ def report(
         items=PILOT_ITEMS,
         small=SMALL,
         fewest_decided=FEWEST_DECIDED,
-        shipped=FIRST_ROUND,
     )
-
-
-def signs_agree(cases: Sequence[Case]) -> float:
-    """The share of compositions whose forecast and gain lie on one side of the margin.
-
-    NaN where none has a forecast.
-    """
-    told = [(c.forecast, c.gain) for c in cases if c.forecast is not None]
-    agree = [(forecast > MARGIN) == (gain > MARGIN) for forecast, gain in told]
-    return float(np.mean(agree)) if agree else float("nan")
 
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
@@ -238,34 +178,20 @@ def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
     return rows
 
 
-def calibration_figure(
-    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    probability: Array,
-    gained: Array,
-    margin: float,
-) -> str:
-    """SVG with two panels: measured gains over forecasts, and whether probabilities are true.
+def reliability_figure(probability: Array, gained: Array) -> str:
+    """SVG: the share that gained over the probability given, in bins of equal mass.
 
-    points: scenario -> forecast and measured gains. probability, gained [cases]: of the decided
-    cases, by fits without their scenario, and whether they gained (1.0) or not.
+    probability, gained [cases]: of the decided cases, and whether they gained (1.0) or not.
     """
     with drawing() as Figure:
-        figure = Figure(figsize=(9, 3.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.8)
-        for value in (0.0, margin):
-            left.axhline(value, color=GREY, linewidth=0.5, linestyle=":")
-        for name, (forecasts, gains) in points.items():
-            left.plot(forecasts, gains, "o", markersize=3, alpha=0.6, label=name)
-        left.set(xlabel="forecast gain", ylabel="measured gain", xlim=(-1, 1), ylim=(-1, 1))
-        left.set_title("Forecast and measured gain")
-        left.legend(frameon=False, loc="upper left", fontsize=8)
-        right.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        figure = Figure(figsize=(4.5, 3.9), layout="constrained")
+        panel = figure.subplots()
+        panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         for part in np.array_split(np.argsort(probability, kind="stable"), BINS):
             at, y = float(probability[part].mean()), gained[part]
-            right.plot([at, at], wilson(y, np.arange(len(y))), color=BLUE, linewidth=1)
-            right.plot(at, y.mean(), "o", color=BLUE, markersize=4)
-        right.set(xlabel="probability given", ylabel="share that gained")
-        right.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        right.set_title("Left-out scenarios: are probabilities true?")
+            panel.plot([at, at], wilson(y, np.arange(len(y))), color=BLUE, linewidth=1)
+            panel.plot(at, y.mean(), "o", color=BLUE, markersize=4)
+        panel.set(xlabel="probability given", ylabel="share that gained")
+        panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        panel.set_title("Left-out kinds: are probabilities true?")
         return as_svg(figure)

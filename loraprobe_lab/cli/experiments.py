@@ -45,8 +45,8 @@ def _run(output: Path, json: bool, quiet: bool, **more: Any) -> Iterator[Experim
 
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
-        arguments = tuple(sys.argv[1:])
-        yield ExperimentRun(output, arguments=arguments, progress=progress, say=sink.say, **more)
+        command = " ".join(("loraprobe", *sys.argv[1:]))
+        yield ExperimentRun(output, command=command, progress=progress, say=sink.say, **more)
 
 
 def _make(
@@ -162,18 +162,13 @@ def theory(
 
 def rule(
     output: PagesOutput = None,
-    repeats: Annotated[
-        int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
-    ] = 400,
-    seed: options.Seed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.rule.report import RulePlan, examine
+    from loraprobe_lab.experiments.rule import examine
 
-    plan = RulePlan(repeats=repeats, seed=seed)
-    _make(lambda progress: examine(plan, progress), output, json, quiet)
+    _make(lambda _: examine(), output, json, quiet)
 
 
 def recycling(
@@ -186,6 +181,6 @@ def recycling(
     quiet: options.Quiet = False,
 ) -> None:
     """Show how well rules choose between base, best adapter, composition and training."""
-    from loraprobe_lab.experiments.recycling_page import recycling as judge
+    from loraprobe_lab.experiments.recycling import recycling as judge
 
     _make(lambda _: judge(data, seed), output, json, quiet)

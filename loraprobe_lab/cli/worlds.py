@@ -14,7 +14,7 @@ from loraprobe_lab.cli import options
 
 WorldKind = StrEnum(
     "WorldKind",
-    "two-hop skill-and-facts keep-both facts math cross-lingual library domain halves twins format "
+    "two-hop skill-and-facts keep-both facts math library domain halves twins format "
     "fact-and-skill partner several sets",
 )
 
@@ -35,7 +35,7 @@ def build(
 ) -> None:
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
-    facts, math and cross-lingual hold several adapter sets on one small base, for calibration;
+    facts and math hold several adapter sets on one small base, for calibration;
     library holds 200 adapters of which few pairs compose, for `screen`.
     With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
     OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.

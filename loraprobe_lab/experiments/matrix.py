@@ -64,15 +64,14 @@ def _systems(
     No router is fitted here, so none that learns takes part.
     """
     from loraprobe.options import Options
-    from loraprobe.pipeline.systems import SystemBuilder
+    from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
     from loraprobe.pipeline.transforms import Prepared
-    from loraprobe.routing.constant import single
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
     adapters = evaluator.adapters(names)
-    found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
-    found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
+    found: list[tuple[System, frozenset[str] | None]]
+    found = [(system, None) for system in baseline_systems(list(adapters.values()))]
     for scenario in scenarios:
         chosen = tuple(adapters[name] for name in scenario.adapters)
         builder = SystemBuilder(chosen, Prepared(chosen), Options())

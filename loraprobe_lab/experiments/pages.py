@@ -146,19 +146,3 @@ def grid_lines(panel: Any) -> None:
     """Draws faint horizontal lines behind the data."""
     panel.grid(axis="y", color="#e9e9e9", linewidth=0.6)
     panel.set_axisbelow(True)
-
-
-def legend(figure: Any, rows: Sequence[Mapping[str, Any]], columns: int, **more: Any) -> None:
-    """Adds a legend below the panels; a row is a line, or a patch if it has the key `patch`."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(**{k: v for k, v in row.items() if k != "patch"})
-        if "patch" in row
-        else Line2D([], [], **row)
-        for row in rows
-    ]
-    figure.legend(
-        handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=8, **more
-    )

@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprobe.records import Progress
+from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered
-from loraprobe_lab.measure import generate
 from loraprobe_lab.training.batches import Batch, Example, collate, encode
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.world import World
@@ -110,7 +110,9 @@ class MergedBase:
 
     def decoded(self, asked: Asked) -> float:
         """The share of items that are answered right, by decoding."""
-        texts = generate(self.model, self.tokenizer, asked.prompts, len(asked.items), NEW_TOKENS)
+        texts = Scorer(self.model, self.tokenizer).generate(
+            asked.prompts, max_new_tokens=NEW_TOKENS
+        )
         right = [
             answered(text, (item["answer"],), cot=asked.steps)
             for text, item in zip(texts, asked.items, strict=True)

@@ -7,7 +7,9 @@ draw of k adapters for one task. Of a case, a rule sees k, the validation scores
 its test accuracy; some rules also see the composition's validation score, on the items that its
 weights were fitted to. Regret is the test accuracy of the best action minus that of the chosen one.
 
-A fitted rule chooses for tasks that took no part in its fit.
+A fitted rule chooses for tasks that took no part in its fit. Means are over the cases of a task,
+then over tasks; intervals are those of resampled tasks. The null of a rule gives its choices to
+cases at random.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from loraprobe.errors import UsageError
+from loraprobe_lab.experiments.pages import BLUE, GREY, Pages, as_svg, drawing, render
 
 Array = npt.NDArray[Any]
 ITEMS = 100  # of a published validation score
 PENALTY = 10.0  # of the ridge regression, on features with variance 1
 GROUP = "xnli"  # one data set in several languages: left out together
+DRAWS, SAMPLES, SHUFFLES = 40, 2000, 1000
+WRONG = 0.05  # a regret above this counts as a wrong choice
 
 
 @dataclass(frozen=True)
@@ -115,18 +120,20 @@ def qwen_cases(data: Path) -> Cases:
 
 def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Cases:
     task, k, singles, composed, outcomes = zip(*rows, strict=True)
-    values = [np.nan if value is None else value for value in composed]
     return Cases(
-        model, actions, task, np.array(k), singles, np.array(values, float), np.array(outcomes)
+        model, actions, task, np.array(k), singles, np.array(composed, float), np.array(outcomes)
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(f"{path} is missing: name the directory of the published measurements.")
     raw = path.read_bytes()
-    text = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    return list(csv.DictReader(text.decode().splitlines()))
+    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(_lines(path)))
 
 
 def _singles(path: Path) -> dict[str, dict[str, float]]:
@@ -139,9 +146,7 @@ def _singles(path: Path) -> dict[str, dict[str, float]]:
 
 def _runs(path: Path) -> Iterable[dict[str, Any]]:
     """The compositions on 100 examples without an adapter of the task itself."""
-    if not path.is_file():
-        raise UsageError(f"{path} is missing: name the directory of the published measurements.")
-    runs = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+    runs = map(json.loads, _lines(path))
     return [run for run in runs if run["examples"] == ITEMS and not run["with_target"]]
 
 
@@ -155,7 +160,7 @@ def look(cases: Cases, rng: np.random.Generator) -> Seen:
     return Seen(
         base=rng.binomial(ITEMS, cases.outcomes[:, 0]) / ITEMS,
         best=np.array([scores.max() for scores in cases.singles]),
-        corrected=np.array([corrected_best(scores) for scores in cases.singles]),
+        corrected=np.array(list(map(corrected_best, cases.singles))),
         mean=np.array([scores.mean() for scores in cases.singles]),
         k=cases.k,
         composed=cases.composed,
@@ -185,10 +190,9 @@ def fitted(cases: Cases, features: Array) -> Array:
 
 def rules_of(cases: Cases) -> dict[str, Callable[[Seen], Array]]:
     """Name -> a rule, from what is seen to the index of the chosen action: [cases]."""
-    count = len(cases.task)
 
     def always(action: int) -> Callable[[Seen], Array]:
-        return lambda _: np.full(count, action)
+        return lambda _: np.full(len(cases.task), action)
 
     def features(seen: Seen) -> Array:
         over = (seen.corrected - seen.base, seen.mean - seen.base)
@@ -210,3 +214,87 @@ def rules_of(cases: Cases) -> dict[str, Callable[[Seen], Array]]:
     found[f"best of all on {ITEMS} fresh items (simulated)"] = lambda s: s.measured.argmax(1)
     found["oracle"] = lambda _: cases.outcomes.argmax(1)
     return found
+
+
+def recycling(data: Path, seed: int = 0) -> Pages:
+    """Reads the published measurements in `data` and judges every rule on them.
+
+    Raises UsageError for a missing file.
+    """
+    made = [judged(cases, seed) for cases in (llama_cases(data), qwen_cases(data))]
+    document = {"source": "arXiv 2602.12323", "seed": seed, "models": made}
+    page = render("recycling", models=made, items=ITEMS, wrong=WRONG, draws=DRAWS)
+    return Pages("recycling", document, page, lambda: _figure(made))
+
+
+def judged(cases: Cases, seed: int = 0) -> dict[str, Any]:
+    """Every rule on the cases of one model, as plain data."""
+    rng = np.random.default_rng(seed)
+    draws = [look(cases, rng) for _ in range(DRAWS)]
+    chosen = {
+        name: np.stack([rule(seen) for seen in draws]) for name, rule in rules_of(cases).items()
+    }
+    return {
+        "model": cases.model,
+        "cases": len(cases.task),
+        "tasks": len(set(cases.task)),
+        "actions": list(cases.actions),
+        "rules": [{"rule": name, **_row(cases, made, rng)} for name, made in chosen.items()],
+    }
+
+
+def task_means(cases: Cases, values: Array) -> Array:
+    """The mean of `values` [..., cases] over the cases of each task: [..., tasks]."""
+    tasks, place = np.unique(np.array(cases.task), return_inverse=True)
+    weights = np.zeros((len(place), len(tasks)))
+    weights[np.arange(len(place)), place] = 1 / np.bincount(place)[place]
+    return values @ weights
+
+
+def regrets(cases: Cases, chosen: Array) -> Array:
+    """Test accuracy of the best action minus that of the chosen one: [draws, cases]."""
+    taken = cases.outcomes[np.arange(len(cases.task)), chosen]
+    return cases.outcomes.max(1) - taken
+
+
+def _row(cases: Cases, chosen: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """Score, regret with interval, and the null; `chosen`: [draws, cases] actions."""
+    regret = regrets(cases, chosen)
+    each = task_means(cases, regret.mean(0))
+    sampled = each[rng.integers(0, len(each), (SAMPLES, len(each)))].mean(1)
+    flat = chosen.ravel()
+    null = np.array(
+        [
+            task_means(cases, regrets(cases, rng.choice(flat, (1, len(cases.task))))[0]).mean()
+            for _ in range(SHUFFLES)
+        ]
+    )
+    beaten = 1 + (null <= each.mean()).sum()
+    return {
+        "score": float(task_means(cases, cases.outcomes.max(1) - regret.mean(0)).mean()),
+        "regret": float(each.mean()),
+        "ci95": [float(v) for v in np.quantile(sampled, (0.025, 0.975))],
+        "wrong": float(task_means(cases, (regret > WRONG).mean(0)).mean()),
+        "null": float(null.mean()),
+        "p": None if len(set(flat)) == 1 else float(beaten / (1 + SHUFFLES)),
+        "shares": [float((chosen == i).mean()) for i in range(len(cases.actions))],
+    }
+
+
+def _figure(models: list[dict[str, Any]]) -> str:
+    """The regret of every rule with its interval, a panel for each model."""
+    with drawing() as Figure:
+        figure = Figure(figsize=(8, 5))
+        panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+        for panel, model in zip(panels, models, strict=True):
+            rows = [row for row in reversed(model["rules"]) if row["rule"] != "oracle"]
+            for y, row in enumerate(rows):
+                fixed = row["rule"].startswith("always")
+                panel.plot(row["ci95"], [y, y], color=GREY, linewidth=1)
+                panel.plot(row["regret"], y, "o", color=GREY if fixed else BLUE)
+            panel.set_yticks(range(len(rows)), [row["rule"] for row in rows])
+            panel.set_xlim(left=0)
+            panel.set_title(f"{model['model']}, {model['tasks']} tasks", fontsize=9)
+        panels[-1].set_xlabel("regret (test accuracy below the best action), mean over tasks")
+        figure.tight_layout()
+        return as_svg(figure)

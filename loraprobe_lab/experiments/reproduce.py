@@ -25,7 +25,6 @@ from loraprobe_lab.experiments.pages import (
     as_svg,
     drawing,
     grid_lines,
-    legend,
     render,
 )
 from loraprobe_lab.experiments.runner import (
@@ -108,9 +107,7 @@ def reproduce(plan: ReproducePlan, run: ExperimentRun, made: Experiment | None =
             (base, partial(run.build, base, partial(chosen.given, base.seed), **options))
             for base in bases
         ]
-    pages = partial(
-        matrix_pages, plan, chosen.subject, run.command(f"reproduce({plan!r}, limit={run.limit})")
-    )
+    pages = partial(matrix_pages, plan, chosen.subject, run.command)
     return run.run_worlds(worlds, evaluate_world, pages)
 
 
@@ -140,7 +137,9 @@ def matrix_pages(
     )
     document = {"format": 1, "experiment": plan.kind, "command": command, "missing": list(missing)}
     document |= _numbers(matrix, cells, findings)
-    return Pages(plan.kind, document, markdown, lambda: matrix_figure(matrix, cells, subject.title))
+    return Pages(
+        plan.kind, document, markdown, partial(matrix_figure, cells, subject.title, matrix.margin)
+    )
 
 
 def _numbers(
@@ -163,69 +162,45 @@ def _numbers(
     }
 
 
-SYSTEMS = ("uniform", "sum", "arrow", "chain")
+AXES = ("group", "template")
 LIBRARIES = {2: (RED, "library of the two hops"), 3: (BLUE, "and the target adapter")}
 
 
-def matrix_figure(matrix: Matrix, cells: Sequence[MatrixCell], title: str) -> str:
-    """SVG: exact match of uniform, sum, arrow and chain in every panel of the matrix.
-
-    Dots of one method stand in the order of the sizes; the grey bar is the span, over the sizes,
-    of the best of base and the two hop adapters, the dashed line the joint adapter's mean.
-    """
+def matrix_figure(cells: Sequence[MatrixCell], title: str, margin: float) -> str:
+    """SVG: exact match of every composition in every panel of the matrix."""
     with drawing() as Figure:
-        groups, templates = matrix.groups, matrix.templates
-        figure = Figure(figsize=(4.1 * len(templates), 2.3 * len(groups) + 0.9))
+        groups, templates = (list(dict.fromkeys(getattr(c, k) for c in cells)) for k in AXES)
+        size = (4.1 * len(templates), 2.3 * len(groups) + 0.9)
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(len(groups), len(templates), sharex=True, sharey=True, squeeze=False)
         for (row, group), (column, template) in product(enumerate(groups), enumerate(templates)):
             panel = axes[row][column]
             here = [c for c in cells if (c.group, c.template) == (group, template)]
-            _matrix_panel(panel, here, matrix.sizes, matrix.margin)
-            if row == 0:
-                asked = "step by step" if here and here[0].form == "steps" else "asked at once"
-                panel.set_title(f"{template} ({asked})", fontsize=10)
-            if column == 0:
-                panel.set_ylabel(f"{group}\nexact match")
-        dot = {"marker": "o", "color": DARK}
-        rows: list[dict[str, Any]] = [
-            {**dot, "linestyle": "-", "color": colour, "markerfacecolor": "white", "label": label}
-            for colour, label in LIBRARIES.values()
-        ]
-        rows += [
-            {**dot, "linestyle": "", "label": "filled: gains on base and singles"},
-            {
-                "patch": True,
-                "color": GREY,
-                "alpha": 0.35,
-                "label": "best of base and hop adapters, over the sizes",
-            },
-            {"linestyle": "--", "color": DARK, "label": "joint adapter, mean"},
-        ]
-        legend(figure, rows, 5)
-        order = f"dots of one system from left to right: {', '.join(matrix.sizes)}"
-        figure.text(0.5, 0.045, order, ha="center", fontsize=8, color="#555555")
-        figure.suptitle(title, y=1.0, fontsize=11)
-        figure.tight_layout(rect=(0, 0.06, 1, 1))
+            panel.set(title=f"{group}, {template}", ylim=(-0.03, 1.03))
+            _matrix_panel(panel, here, margin)
+        axes[0][0].set_ylabel("exact match")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.suptitle(title)
         return as_svg(figure)
 
 
-def _matrix_panel(
-    panel: Any, cells: Sequence[MatrixCell], sizes: Sequence[str], margin: float
-) -> None:
-    panel.set(xlim=(-0.5, len(SYSTEMS) - 0.5), ylim=(-0.03, 1.03))
-    panel.set_xticks(range(len(SYSTEMS)), SYSTEMS)
+def _matrix_panel(panel: Any, cells: Sequence[MatrixCell], margin: float) -> None:
+    """A line for each size and library; filled dots gain on base and singles.
+
+    The grey line is the best of base and the two hop adapters at any size.
+    """
     grid_lines(panel)
-    singles = [c for c in cells if c.role == "baseline" and c.library == 2]
-    best = [max((c.score for c in singles if c.size == s), default=0.0) for s in sizes]
-    panel.axhspan(min(best), max(best) + 0.004, color=GREY, alpha=0.35, linewidth=0)
-    joint = [c.score for c in cells if c.role == "reference"]
-    if joint:
-        panel.axhline(sum(joint) / len(joint), color=DARK, linestyle="--", linewidth=0.9)
-    slots = 2 * len(sizes) + 1
-    for cell in (c for c in cells if c.role == "composition"):
-        slot = sizes.index(cell.size) + (0 if cell.library == 2 else len(sizes) + 1)
-        x = SYSTEMS.index(cell.system) + 0.8 * ((slot + 0.5) / slots - 0.5)
-        colour = LIBRARIES[cell.library][0]
-        panel.plot([x, x], cell.score_ci95, color=colour, linewidth=1.1, alpha=0.6)
-        face = colour if cell.gains(margin) else "white"
-        panel.plot(x, cell.score, "o", markersize=4.2, color=colour, markerfacecolor=face)
+    sizes = list(dict.fromkeys(c.size for c in cells))
+    alone = [c.score for c in cells if c.role == "baseline" and c.library == 2]
+    panel.axhline(max(alone, default=0.0), color=GREY, label="best of base and hop adapters")
+    if joint := [c.score for c in cells if c.role == "reference"]:
+        mean = sum(joint) / len(joint)
+        panel.axhline(mean, color=DARK, linestyle="--", label="joint adapter, mean")
+    for (library, (colour, name)), size in product(LIBRARIES.items(), sizes):
+        own = [c for c in cells if (c.role, c.library, c.size) == ("composition", library, size)]
+        for rows, style in ((own, "o-"), ([c for c in own if c.gains(margin)], "o")):
+            face = "white" if style == "o-" else colour
+            label = name if size == sizes[0] and style == "o-" else None
+            x, y = [c.system for c in rows], [c.score for c in rows]
+            panel.plot(x, y, style, color=colour, linewidth=0.8, mfc=face, label=label)

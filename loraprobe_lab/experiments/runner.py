@@ -190,20 +190,17 @@ class ExperimentRun:
     """The output, options and reporting of one run of an experiment.
 
     limit: items of each task, None for all. device: of the evaluation. pause: the least seconds
-    between two updates of the pages. arguments: those of the command.
+    between two updates of the pages. command: what the pages name as
+    their maker.
     """
 
     output: Path
     limit: int | None = None
     device: str = "cpu"
-    arguments: tuple[str, ...] = ()
+    command: str = "python"
     progress: Progress | None = None
     say: Say = lambda text: None
     pause: float = 0.0
-
-    def command(self, call: str) -> str:
-        """The command that makes a page, or the Python call without a command."""
-        return " ".join(("loraprobe", *self.arguments)) if self.arguments else call
 
     def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], **options: Any) -> World:
         """Builds the world of this base below the output."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System
-from loraprobe.records import ItemResult
-from loraprobe_lab.experiments.map_points import MARGIN, Part, Point, PointGain, points, scaled_name
+from loraprobe.records import Interval
 from loraprobe_lab.experiments.matrix import best_gain
 from loraprobe_lab.experiments.pages import (
     BLUE,
+    DARK,
     GREEN,
+    GREY,
     RED,
     Pages,
     as_svg,
@@ -33,7 +35,7 @@ from loraprobe_lab.experiments.runner import (
     small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.worlds.name_sets import map_world
+from loraprobe_lab.worlds.name_sets import SHARES, map_world
 from loraprobe_lab.worlds.spec import WorldSpec
 
 if TYPE_CHECKING:
@@ -41,6 +43,99 @@ if TYPE_CHECKING:
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME = "success-map"
+MARGIN = 0.05
+GATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+ROUTES = {"uniform": 0.5, "0.7 each": 0.7, "sum": 1.0, "arrow": 1.0}  # gate of each adapter
+PAIR = ("facts", "steps-0")  # the steps were learned on familiar couples
+# how the second hop is known: task, adapters
+SECOND_HOPS = {
+    "read often": ("familiar", PAIR),
+    "read seldom": ("rare", PAIR),
+    "made-up, in the facts adapter": ("made-up", ("both", "steps-0")),
+    "made-up, in a third adapter": ("made-up", ("facts", "homes", "steps-0")),
+}
+
+Part = tuple[str, float, float]  # adapter, scale of the adapter itself, gate (unused by arrow)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One composition on one task.
+
+    panel: "weights", "familiarity", "invented" or "norms"; `series` and `x` are its coordinates.
+    parts: (adapter, factor of its deltas, gate); with `arrow` the gates come from the router.
+    """
+
+    panel: str
+    series: str
+    x: float
+    task: str
+    parts: tuple[Part, ...]
+    arrow: bool = False
+
+    @property
+    def system(self) -> str:
+        """A name that is the same for the same composition in several panels."""
+        names = ",".join(
+            f"{scaled_name(name, scale)}{'' if self.arrow else f'*{gate:g}'}"
+            for name, scale, gate in self.parts
+        )
+        return f"{'arrow' if self.arrow else 'gates'}({names})"
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The base and the scaled adapters, each alone with gate 1."""
+        return ("base", *(scaled_name(name, scale) for name, scale, _ in self.parts))
+
+
+def scaled_name(name: str, scale: float) -> str:
+    """The name of an adapter whose deltas are multiplied by `scale`."""
+    return name if scale == 1.0 else f"{name}x{scale:g}"
+
+
+def points() -> Iterator[Point]:
+    """Every composition of the map, panel by panel.
+
+    weights: unequal weights. familiarity: equal weights, by the source of the second hop. invented:
+    by the share of made-up couples in the skill adapter's data. norms: one of the two adapters
+    multiplied by a factor.
+    """
+    for gates in product(GATES, GATES):
+        parts = tuple((name, 1.0, gate) for name, gate in zip(PAIR, gates, strict=True))
+        yield Point("weights", f"{gates[1]:g}", gates[0], "familiar", parts)
+    for (series, (task, names)), gate in product(SECOND_HOPS.items(), GATES):
+        yield Point("familiarity", series, gate, task, tuple((n, 1.0, gate) for n in names))
+    for (route, gate), share in product(ROUTES.items(), SHARES):
+        parts = tuple((name, 1.0, gate) for name in ("facts", f"steps-{share}"))
+        yield Point("invented", route, share / 100, "familiar", parts, arrow=route == "arrow")
+    for which, route, scale in product(PAIR, ("uniform", "arrow"), SCALES):
+        parts = tuple((name, scale if name == which else 1.0, 0.5) for name in PAIR)
+        series = f"{which.partition('-')[0]} scaled, {route}"
+        yield Point("norms", series, scale, "familiar", parts, arrow=route == "arrow")
+
+
+@dataclass(frozen=True)
+class PointGain:
+    """The figures of a point: gain over the best of base and singles, step by step.
+
+    `gain` is the mean over the worlds with the interval over persons (each world a stratum, the
+    choice of the best baseline covered); `score` is exact match.
+    """
+
+    point: Point
+    gain: float
+    ci95: Interval
+    score: float
+    against: str
+    n: int
+
+    @property
+    def succeeds(self) -> bool | None:
+        """Whether the gain lies above the margin (True), below it (False), or neither is shown."""
+        if self.ci95[0] > MARGIN:
+            return True
+        return False if self.ci95[1] < MARGIN else None
 
 
 def draw_map(
@@ -54,21 +149,19 @@ def draw_map(
     Finished worlds are not made again, and the map is updated after every world. Raises UsageError
     if matplotlib is missing, before anything is trained.
     """
-    pages = partial(map_pages, run.command("draw_map()"))
+    pages = partial(map_pages, run.command)
     return run.run_worlds(run.small_worlds(bases, spec, shape), evaluate_map, pages)
 
 
 def evaluate_map(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
     """Evaluates base, singles and every composition; known results are not computed again."""
-
     adapters, scenarios = evaluator.adapters(), tuple(evaluator.world.scenarios.values())
     loaded = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
     tasks = {task.name: task for task in loaded}
-    asked = [
-        (system, [tasks[name] for name in names], parts)
-        for system, names, parts in _systems(adapters)
-    ]
-    results = evaluator.evaluate_all(base.name, asked)
+    asked = _systems(adapters)
+    results = evaluator.evaluate_all(
+        base.name, [(system, [tasks[n] for n in names], parts) for system, names, parts in asked]
+    )
     norms = {name: adapter.norm() for name, adapter in adapters.items()}
     return WorldResults(base, scenarios, tuple(results), norms)
 
@@ -110,28 +203,18 @@ def _system(
 
 
 def _point_gain(point: Point, worlds: Sequence[WorldResults]) -> PointGain | None:
-    rows = {
-        world.base.name: [
-            replace(row, task=f"{row.task}@{world.base.name}")
-            for row in world.results
-            if row.task == point.task
-        ]
+    rows = [
+        replace(row, task=f"{row.task}@{world.base.name}")
         for world in worlds
-    }
-    everything = [row for found in rows.values() for row in found]
-
-    def gained(results: Sequence[ItemResult]) -> Any:
-        return best_gain(results, [point.system], point.baselines, "steps", MARGIN)
-
-    found = gained(everything)
+        for row in world.results
+        if row.task == point.task
+    ]
+    found = best_gain(rows, [point.system], point.baselines, "steps", MARGIN)
     if found is None:
         return None
-    each = {name: own.difference for name, results in rows.items() if (own := gained(results))}
-    right = [r.value for r in everything if r.system == point.system and r.part == "steps"]
+    right = [r.value for r in rows if r.system == point.system and r.part == "steps"]
     score = sum(right) / len(right)
-    return PointGain(
-        point, found.difference, found.adjusted_ci95, score, found.against, found.n, each
-    )
+    return PointGain(point, found.difference, found.adjusted_ci95, score, found.against, found.n)
 
 
 def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[str] = ()) -> Pages:
@@ -143,7 +226,6 @@ def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[st
         "margin": MARGIN,
         "missing": list(missing),
         "worlds": [{**dataclasses.asdict(w.base), "norms": w.norms} for w in worlds],
-        "claims": [],
         "cells": [_row(one) for one in found],
     }
     markdown = render(
@@ -164,11 +246,9 @@ def _row(found: PointGain) -> dict[str, Any]:
 
 
 def _panel(found: Sequence[PointGain], panel: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a panel's table: series (or second weights) down, x across."""
+    """Head and rows of a panel's table: series down, x across."""
     cells = {
-        (one.point.series if one.point.y is None else f"{one.point.y:g}", one.point.x): signed(
-            one.gain, one.ci95, one.succeeds
-        )
+        (one.point.series, one.point.x): signed(one.gain, one.ci95, one.succeeds)
         for one in found
         if one.point.panel == panel
     }
@@ -181,7 +261,7 @@ def _panel(found: Sequence[PointGain], panel: str) -> tuple[list[str], list[list
 
 
 MAP_PANELS = {
-    "weights": ("weights: unequal", ""),
+    "weights": ("unequal weights: lines by that of the skill", "weight of the facts adapter"),
     "familiarity": ("second hop, over equal weights", "weight of each adapter"),
     "invented": ("made-up couples in the skill adapter's data", "share of made-up couples"),
     "norms": ("norm of one adapter", "factor on one adapter's update"),
@@ -195,60 +275,26 @@ def map_figure(found: Sequence[PointGain], bases: int) -> str:
         panels = dict(zip(MAP_PANELS, figure.subplots(2, 2).flat, strict=True))
         for name, panel in panels.items():
             rows = [one for one in found if one.point.panel == name]
-            (_heat if name == "weights" else _series)(panel, rows)
+            _series(panel, rows)
             title, label = MAP_PANELS[name]
             panel.set_title(title, fontsize=10)
-            if label:
-                panel.set(xlabel=label, ylabel="gain, step by step")
+            panel.set(xlabel=label, ylabel="gain, step by step")
         panels["norms"].set_xscale("log", base=2)
-        ticks = sorted({one.point.x for one in found if one.point.panel == "norms"})
-        panels["norms"].set_xticks(ticks, [f"{x:g}" for x in ticks])
-        figure.suptitle(
-            "Where success lives: new facts in one adapter x worked steps in another "
-            f"({bases} bases; gain over the best of base and singles; 95 % intervals)",
-            fontsize=11,
-        )
+        figure.suptitle(f"Gain over the best of base and singles, {bases} bases, 95 % intervals")
         figure.tight_layout(rect=(0, 0, 1, 0.98))
         return as_svg(figure)
 
 
-def _heat(panel: Any, rows: Sequence[PointGain]) -> None:
-    """Gain over both weights; framed where the interval lies above the margin."""
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
-    gates: list[Any] = sorted({one.point.x for one in rows})
-    values = np.full((len(gates), len(gates)), np.nan)
-    cells = {(gates.index(one.point.y), gates.index(one.point.x)): one for one in rows}
-    for place, one in cells.items():
-        values[place] = one.gain
-    image = panel.imshow(values, origin="lower", cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-    for (y, x), one in cells.items():
-        colour = "white" if abs(one.gain) > 0.6 else "#222222"
-        panel.text(x, y, f"{one.gain:+.2f}", ha="center", va="center", fontsize=8, color=colour)
-        if one.succeeds:
-            corner, side = (x - 0.46, y - 0.46), 0.92
-            frame = Rectangle(corner, side, side, fill=False, edgecolor="#111111", lw=1.4)
-            panel.add_patch(frame)
-    panel.set_xticks(range(len(gates)), [f"{g:g}" for g in gates])
-    panel.set_yticks(range(len(gates)), [f"{g:g}" for g in gates])
-    panel.set(xlabel="weight of the facts adapter", ylabel="weight of the skill adapter")
-    panel.figure.colorbar(image, ax=panel, label="gain (framed: above the margin)")
-
-
 def _series(panel: Any, rows: Sequence[PointGain]) -> None:
-    """A line for each series with its intervals; every base as a small dot."""
+    """A line for each series with its intervals."""
     panel.axhline(0.05, color="#777777", linewidth=0.8, linestyle=":")  # the margin
     panel.axhline(0, color="#bbbbbb", linewidth=0.8)
     series = dict.fromkeys(one.point.series for one in rows)
-    for colour, name in zip((BLUE, RED, GREEN, "#7a5aa0"), series, strict=False):
+    for colour, name in zip((BLUE, RED, GREEN, "#7a5aa0", DARK, GREY), series, strict=False):
         own = sorted((r for r in rows if r.point.series == name), key=lambda r: r.point.x)
         x = [r.point.x for r in own]
         panel.plot(x, [r.gain for r in own], "o-", color=colour, markersize=4, label=name)
         low, high = zip(*(r.ci95 for r in own), strict=True)
         panel.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        for r in own:
-            dots = [r.point.x] * len(r.each)
-            panel.plot(dots, list(r.each.values()), ".", color=colour, markersize=3, alpha=0.5)
     grid_lines(panel)
     panel.legend(frameon=False, fontsize=8)

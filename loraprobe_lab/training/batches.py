@@ -66,6 +66,27 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     return Batch(padded(ids, pad), mask, padded(labels, IGNORED))
 
 
+def loss_at_labels(model: Any, wrapped: Any, batch: Batch) -> torch.Tensor:
+    """Mean cross entropy of the labelled tokens, as the model's own loss gives it.
+
+    The head sees only the positions before a label. `model` is the causal model inside `wrapped`.
+    """
+    inputs = batch.inputs(wrapped)
+    targets = batch.labels[:, 1:].to(inputs["input_ids"].device)
+    where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    where[:, :-1] = targets != IGNORED
+
+    def pick(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][where], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits = wrapped(**inputs).logits
+    finally:
+        handle.remove()
+    return torch.nn.functional.cross_entropy(logits.float(), targets[targets != IGNORED])
+
+
 class EpochSampler:
     """Draws examples without replacement, reshuffling when all were seen."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
-from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
-from loraprobe_lab.training.fast_training import loss_at_labels
+from loraprobe_lab.training.batches import Example, collate, encode, loss_at_labels
 from loraprobe_lab.training.train import optimise
 
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
@@ -57,12 +57,13 @@ def train_base(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = _untrained(tokenizer, recipe)
-        next_batch = _batches(draw, tokenizer, recipe.batch_size)
+        encoded = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
         report = None if progress is None else lambda done: progress("base", done, recipe.steps)
         model.train()
 
         def next_loss() -> torch.Tensor:
-            return loss_at_labels(model, model, next_batch())
+            rows = [encoded(draw()) for _ in range(recipe.batch_size)]
+            return loss_at_labels(model, model, collate(rows, tokenizer.pad_token_id))
 
         optimise(list(model.parameters()), next_loss, recipe, report)
         model.eval()
@@ -71,75 +72,42 @@ def train_base(
 
 def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
     """A model of the recipe's shape with random weights, in float32."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    common = {
-        "vocab_size": len(tokenizer),
-        "initializer_range": recipe.initial,
-        "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
     if recipe.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"there is no architecture {recipe.architecture!r}; there are {known}")
-    config = _gpt2_config if recipe.architecture == "gpt2" else _rotary_config
-    return AutoModelForCausalLM.from_config(config(recipe, common), dtype=torch.float32)
+    model_type, own = _architectures(recipe)[recipe.architecture]
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        initializer_range=recipe.initial,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=256,
+        **own,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _rotary_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
-    """The configuration of a Llama-, Qwen- or Gemma-like base."""
-    import transformers
-
-    shape: dict[str, Any] = {
-        "hidden_size": recipe.hidden,
-        "intermediate_size": recipe.intermediate,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "head_dim": recipe.hidden // recipe.heads,
-        "max_position_embeddings": 256,
+def _architectures(recipe: BaseRecipe) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The model type of each architecture, and its own part of the configuration."""
+    size = recipe.hidden // recipe.heads
+    llama = {"intermediate_size": recipe.intermediate, "head_dim": size}
+    qwen = {**llama, "num_key_value_heads": recipe.heads // 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    layers = ["full_attention"] * recipe.layers
+    return {
+        "llama": ("llama", {**llama, "num_key_value_heads": recipe.heads}),
+        "gpt2": ("gpt2", {"n_inner": recipe.intermediate, **dropout}),
+        "qwen3": ("qwen3", qwen),
+        "gemma3": ("gemma3_text", {**qwen, "query_pre_attn_scalar": size, "layer_types": layers}),
     }
-    if recipe.architecture == "llama":
-        return transformers.LlamaConfig(num_key_value_heads=recipe.heads, **shape, **common)
-    shape["num_key_value_heads"] = recipe.heads // 2
-    if recipe.architecture == "qwen3":
-        return transformers.Qwen3Config(**shape, **common)
-    return transformers.Gemma3TextConfig(
-        query_pre_attn_scalar=shape["head_dim"],
-        layer_types=["full_attention"] * recipe.layers,
-        **shape,
-        **common,
-    )
-
-
-def _gpt2_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
-    import transformers
-
-    return transformers.GPT2Config(
-        n_embd=recipe.hidden,
-        n_inner=recipe.intermediate,
-        n_layer=recipe.layers,
-        n_head=recipe.heads,
-        n_positions=256,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **common,
-    )
-
-
-def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable[[], Batch]:
-    cache: dict[Example, Row] = {}
-
-    def encoded(example: Example) -> Row:
-        if example not in cache:
-            if len(cache) > CACHED:
-                cache.clear()
-            cache[example] = encode(tokenizer, example)
-        return cache[example]
-
-    return lambda: collate([encoded(draw()) for _ in range(size)], tokenizer.pad_token_id)
 
 
 def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:

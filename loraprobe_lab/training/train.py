@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,6 @@ from loraprobe_lab.training.batches import (
     Row,
     collate,
     encode,
-)
-from loraprobe_lab.training.fast_training import (
-    LowerLayers,
-    layers_of,
     loss_at_labels,
 )
 
@@ -42,8 +38,8 @@ class Recipe:
     """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
 
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
-    upper: the number of last layers that carry the adapter; None: all layers. Few layers save time,
-    see `fast_training`.
+    upper: the number of last layers that carry the adapter; None: all layers. The layers below need
+    no backward pass, and the examples of a batch are of like length then (`LengthSampler`).
     """
 
     steps: int = 300
@@ -157,14 +153,22 @@ def train_adapter(
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     report = None if progress is None else lambda done: progress(output.name, done, recipe.steps)
-    with _with_adapter(model, rows, recipe, pad) as (wrapped, next_loss):
-        factors = [p for p in wrapped.parameters() if p.requires_grad]
-        wrapped.train()
-        loss = optimise(factors, next_loss, recipe, report)
-        wrapped.eval()
+    with trained(model, rows, recipe, pad, report) as (wrapped, loss):
         notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
         _save(wrapped, output, recipe, base_name, notes)
     return output
+
+
+def layers_of(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a transformers causal model, first to last.
+
+    Raises ValueError if the model has no list of as many layers as its config says.
+    """
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of its {count} layers: leave out upper")
 
 
 # names of the same parts in the architectures of the lab
@@ -188,6 +192,8 @@ def _config(model: Any, recipe: Recipe) -> Any:
         targets = names.get(model.config.model_type, names[""])
     if recipe.upper is not None:
         layers = layers_of(model)
+        if not 0 < recipe.upper <= len(layers):
+            raise ValueError(f"upper has to lie between 1 and {len(layers)}, not {recipe.upper}")
         where = list(range(len(layers) - recipe.upper, len(layers)))
         if targets == "all-linear":
             linear = (torch.nn.Linear, Conv1D)
@@ -202,41 +208,39 @@ def _config(model: Any, recipe: Recipe) -> Any:
     )
 
 
-def _sampler(rows: Sequence[Row], recipe: Recipe) -> EpochSampler | LengthSampler:
-    if recipe.upper is None:
-        return EpochSampler(len(rows), recipe.seed)
-    return LengthSampler([len(tokens) for tokens, _ in rows], recipe.seed)
-
-
 @contextmanager
-def _with_adapter(
-    model: Any, rows: Sequence[Row], recipe: Recipe, pad: int
-) -> Iterator[tuple[Any, Callable[[], torch.Tensor]]]:
-    """The model with a new adapter, and a function that computes the loss of the next batch.
+def trained(
+    model: Any,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    pad: int,
+    report: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Any, float]]:
+    """The model with a new adapter that was trained on these rows, and the last loss.
 
-    Afterwards the model and torch's random state are as before.
+    `report` gets the number of steps that are done. Afterwards the model and torch's random state
+    are as before.
     """
     from peft import get_peft_model
 
-    config, sampler = _config(model, recipe), _sampler(rows, recipe)
+    config, lengths = _config(model, recipe), [len(tokens) for tokens, _ in rows]
+    sampler: EpochSampler | LengthSampler = EpochSampler(len(rows), recipe.seed)
+    if recipe.upper is not None:
+        sampler = LengthSampler(lengths, recipe.seed)
     trainable = [p.requires_grad for p in model.parameters()]
-    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        lower = None
-        if recipe.upper is not None:
-            lower = LowerLayers.of(model, rows, recipe.upper, pad)
-            stack.enter_context(lower.skipped())
         wrapped = get_peft_model(model, config)
 
         def next_loss() -> torch.Tensor:
-            picks = sampler.draw(recipe.batch_size)
-            batch = collate([rows[i] for i in picks], pad)
-            if lower is not None:
-                lower.choose(picks)
+            batch = collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad)
             return loss_at_labels(model, wrapped, batch)
 
         try:
-            yield wrapped, next_loss
+            factors = [p for p in wrapped.parameters() if p.requires_grad]
+            wrapped.train()
+            loss = optimise(factors, next_loss, recipe, report)
+            yield wrapped.eval(), loss
         finally:
             wrapped.unload()
             for parameter, wanted in zip(model.parameters(), trainable, strict=True):

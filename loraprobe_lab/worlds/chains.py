@@ -7,7 +7,7 @@ differ in the `Wording` (`data/wordings.json`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,27 +50,6 @@ def sentence_after(sentence: str, chain: Chain, before: str) -> Example:
     """The sentence after another text."""
     told = sentence_example(sentence, chain)
     return Example(f"{before} {told.prompt}", told.completion)
-
-
-def fact_texts(
-    chain: Chain,
-    answer: str,
-    questions: Sequence[str],
-    sentences: Sequence[str],
-    context: Callable[[], str],
-    times: int,
-) -> list[Example]:
-    """The texts of one fact: every question, and two sentences.
-
-    Each sentence is followed by the other one, and `times` times it follows a text of `context`
-    about somebody else. A fact that always ends its text teaches the adapter to stop after it,
-    which ends any worked answer: such adapters composed to 0.00 where these compose to 0.9.
-    """
-    texts = [example_of(chain, question, f" {answer}") for question in questions]
-    for sentence, other in zip(sentences, reversed(sentences), strict=True):
-        texts.append(sentence_then(sentence, chain, other))
-        texts += [sentence_after(sentence, chain, context()) for _ in range(times)]
-    return texts
 
 
 @dataclass(frozen=True)

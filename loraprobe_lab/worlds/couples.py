@@ -24,7 +24,6 @@ from loraprobe_lab.worlds.chains import (
     WORDINGS,
     Chain,
     example_of,
-    fact_texts,
     sentence_after,
     sentence_then,
     spread,
@@ -120,17 +119,21 @@ def _texts(
     sentences: tuple[str, str],
     context: Sequence[Chain],
 ) -> list[Example]:
-    """Each fact in eight texts, see `fact_texts`; those before it are about `context`."""
-    rng = random.Random(f"texts:{len(chains)}:{answer}")
+    """Each fact in eight texts: two questions, and each of two sentences three times.
 
-    def before() -> str:
-        return rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
-
-    return [
-        text
-        for chain in chains
-        for text in fact_texts(chain, answer, questions, sentences, before, 2)
-    ]
+    A sentence is followed by the other one once, and twice it follows a text about somebody of
+    `context`. A fact that always ends its text teaches the adapter to stop after it, which ends any
+    worked answer: such adapters composed to 0.00 where these compose to 0.9.
+    """
+    rng, texts = random.Random(f"texts:{len(chains)}:{answer}"), list[Example]()
+    for chain in chains:
+        texts += [example_of(chain, question, f" {answer}") for question in questions]
+        for sentence, other in zip(sentences, reversed(sentences), strict=True):
+            texts.append(sentence_then(sentence, chain, other))
+            for _ in range(2):
+                before = rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
+                texts.append(sentence_after(sentence, chain, before))
+    return texts
 
 
 class CouplesCorpus:

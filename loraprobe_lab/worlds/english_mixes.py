@@ -51,8 +51,7 @@ from loraprobe_lab.worlds.known import (
     NameMaker,
     table,
 )
-from loraprobe_lab.worlds.libraries import recipe_of
-from loraprobe_lab.worlds.set_plans import SetPlan
+from loraprobe_lab.worlds.libraries import SetPlan, recipe_of
 from loraprobe_lab.worlds.spec import Item
 
 MIXES = table("english_mixes")

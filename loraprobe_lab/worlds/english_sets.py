@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain as chained
 from itertools import zip_longest
 from pathlib import Path
@@ -38,8 +39,7 @@ from loraprobe_lab.worlds.english import (
     two_hop_texts,
 )
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, PEOPLE, REAL_NAMES, NameMaker, table
-from loraprobe_lab.worlds.libraries import recipe_of
-from loraprobe_lab.worlds.set_plans import SetPlan
+from loraprobe_lab.worlds.libraries import SetPlan, recipe_of
 from loraprobe_lab.worlds.spec import WorldSpec, build_world, load_given_base
 
 PLAN = table("english_sets")
@@ -73,15 +73,12 @@ def all_sets(
     groups = []
     for kind in (kind for kind in KINDS if kind in kinds):
         group = []
-        for row in PLAN.get(kind, ()):
-            number = 100 * seed + row["number"]
-            countries = unfamiliar if "half" in row.values() else familiar
-            made = makers[kind](number, row, countries)
-            group.append(made.spec(kind, number, _recipes(row), layers))
-        for row in english_mixes.MIXES.get(kind, ()):
-            number = 100 * seed + row["number"]
-            made = english_mixes.mixed(kind, number, row, familiar)
-            group.append(made.spec(kind, number, english_mixes.recipes(row), layers))
+        for row in (*PLAN.get(kind, ()), *english_mixes.MIXES.get(kind, ())):
+            number, is_mix = 100 * seed + row["number"], "learns" in row
+            make = partial(english_mixes.mixed, kind) if is_mix else makers[kind]
+            made = make(number, row, unfamiliar if "half" in row.values() else familiar)
+            recipes = english_mixes.recipes(row) if is_mix else _recipes(row)
+            group.append(made.spec(kind, number, recipes, layers))
         groups.append(group)
     return [one for one in chained.from_iterable(zip_longest(*groups)) if one is not None]
 

@@ -151,7 +151,6 @@ def test_sets_become_cases_and_are_asked_once(tmp_path, seen):
     assert first.model_type == "llama"
     assert {c.label(MARGIN) for c in cases if c.method == "sum"} == {0}
     assert {c.label(MARGIN) for c in cases if c.method != "sum"} == {1}
-    assert {(c.forecast, c.error) for c in cases} == {(None, None)}
     assert {(c.adapters, c.metric, c.part) for c in cases} == {(2, "exact_match", "question")}
     assert {(c.adapter_set, c.tasks, c.hops, c.n) for c in cases} == {
         ("keep-both", 2, 0, 200),

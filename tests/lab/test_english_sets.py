@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import random
 import re
@@ -76,6 +78,14 @@ class TestSets:
         assert len(sets) >= 20 and len(every) >= 60
         assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
         assert len({plan.notes["set"] for plan in every}) == len(every)
+
+    def test_sets_that_somebody_built_stay_as_they_are(self, every):
+        rows = [
+            (one.notes, [*map(dataclasses.astuple, one.training)], one.tasks, one.seed)
+            for one in every
+        ]
+        text = json.dumps([*rows, [dataclasses.astuple(plan.adapter_sets[0]) for plan in every]])
+        assert hashlib.sha256(text.encode()).hexdigest()[:12] == "549681ba71f4"
 
     def test_every_adapter_starts_from_its_own_seed(self, every):
         seeds = [adapter.recipe.seed for plan in every for adapter in plan.training]

@@ -15,9 +15,8 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments import map_points
+from loraprobe_lab.experiments import success_map
 from loraprobe_lab.experiments.claims import Claim, ClaimTest, claims, newcombe
-from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
     TWO_HOP,
@@ -27,7 +26,7 @@ from loraprobe_lab.experiments.reproduce import (
     reproduce,
 )
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
-from loraprobe_lab.experiments.success_map import draw_map
+from loraprobe_lab.experiments.success_map import GATES, draw_map, points
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
 from loraprobe_lab.worlds.name_sets import (
@@ -380,13 +379,13 @@ def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
 def test_every_axis_of_the_map_is_there():
     found = list(points())
     assert {p.panel for p in found} == {"weights", "familiarity", "invented", "norms"}
-    weights = {(p.x, p.y) for p in found if p.panel == "weights"}
+    weights = {(p.x, float(p.series)) for p in found if p.panel == "weights"}
     assert weights == {(x, y) for x in GATES for y in GATES}
     spec = map_world(0, sizes=MapSizes(4, 8, 3))
     names = {adapter.name for adapter in spec.training}
     assert {name for p in found for name, _, _ in p.parts} == names
     assert {p.task for p in found} == set(spec.tasks)
-    assert len({(p.panel, p.series, p.x, p.y) for p in found}) == len(found)
+    assert len({(p.panel, p.series, p.x) for p in found}) == len(found)
     scaled = [p for p in found if p.panel == "norms" and p.x == 4 and p.series.startswith("facts")]
     assert all(p.baselines == ("base", "factsx4", "steps-0") for p in scaled)
 
@@ -403,8 +402,8 @@ def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
 
 
 def test_a_tiny_map_is_drawn_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(map_points, "GATES", (0.4, 1.0))
-    monkeypatch.setattr(map_points, "SCALES", (0.5, 2.0))
+    monkeypatch.setattr(success_map, "GATES", (0.4, 1.0))
+    monkeypatch.setattr(success_map, "SCALES", (0.5, 2.0))
 
     def spec(seed, base):
         return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))

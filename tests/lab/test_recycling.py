@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loraprobe_lab.cli import app
-from loraprobe_lab.experiments import recycling, recycling_page
+from loraprobe_lab.experiments import recycling
 from loraprobe_lab.experiments.recycling import Cases
 
 
@@ -31,13 +31,13 @@ def planted(tasks: int = 24, each: int = 4, *, told: bool = True) -> Cases:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(recycling_page, "DRAWS", 3)
-    monkeypatch.setattr(recycling_page, "SHUFFLES", 100)
+    monkeypatch.setattr(recycling, "DRAWS", 3)
+    monkeypatch.setattr(recycling, "SHUFFLES", 100)
 
 
 def test_a_fitted_rule_finds_what_the_singles_tell_and_only_that(quick):
     rows = {
-        told: {row["rule"]: row for row in recycling_page.judged(planted(told=told))["rules"]}
+        told: {row["rule"]: row for row in recycling.judged(planted(told=told))["rules"]}
         for told in (True, False)
     }
     fitted = {told: rows[told]["fitted to k, base and singles"] for told in rows}
@@ -57,7 +57,7 @@ def test_regret_is_a_mean_over_the_cases_of_a_task_and_then_over_tasks(quick):
         [("a", 5, np.array([0.1]), 0.9, (0.5, 0.5, 0.9))] * 3
         + [("b", 5, np.array([0.1]), 0.9, (0.5, 0.5, 0.5))],
     )
-    rows = {row["rule"]: row for row in recycling_page.judged(cases)["rules"]}
+    rows = {row["rule"]: row for row in recycling.judged(cases)["rules"]}
     assert rows["always base"]["regret"] == pytest.approx((0.4 + 0.0) / 2)
     assert rows["always base"]["wrong"] == pytest.approx(0.5)
 

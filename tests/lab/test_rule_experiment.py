@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,17 +10,15 @@ import pytest
 from scipy import special
 
 from loraprobe.defaults import ALPHA
-from loraprobe.evaluation import System, gains, selection, statistics
-from loraprobe.records import ItemResult
-from loraprobe_lab.experiments.rule import exact, report, simulated
-from loraprobe_lab.experiments.rule.exact import Looks, compare_looks, rates, worst
-from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
+from loraprobe.evaluation import statistics
+from loraprobe_lab.experiments import rule
+from loraprobe_lab.experiments.rule import decide, decided, rates_of, worst
 
 COARSE = (-0.3, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.3)
 
 
 def test_the_rule_is_that_of_the_likelihood_ratio():
-    (likely,), (unlikely,) = (found := Looks.of(60)).likely, found.unlikely
+    likely, unlikely = decided(60, ALPHA)
     gained, lost = (x[..., None] for x in np.meshgrid(*[np.arange(61.0)] * 2, indexing="ij"))
     possible = (gained + lost <= 60)[..., 0]
     gained, lost, likely, unlikely = (x[possible] for x in (gained, lost, likely, unlikely))
@@ -45,29 +42,28 @@ def test_enumeration_agrees_with_drawing_items():
     draws = rng.choice([1.0, -1.0, 0.0], (n, runs), p=[gained, lost, 1 - gained - lost])
     estimates = statistics.estimate(draws, np.arange(n))
     low, high = estimates.interval(estimates.critical(1 - ALPHA))
-    likely, unlikely, asked = Looks.of(n).decide(gained - lost, gained + lost)
+    likely, unlikely = decide(n, gained - lost, gained + lost)
     error = 4 * (0.25 / runs) ** 0.5
     assert likely == pytest.approx((low > 0.05).mean(), abs=error)
     assert unlikely == pytest.approx((high < 0.05).mean(), abs=error)
-    assert asked == pytest.approx(1)
-    for row in rates(n, (gained - lost,), steps=3):
+    for row in rates_of(n, (gained - lost,), steps=3):
         assert row.likely + row.unlikely + row.abstains == pytest.approx(1)
 
 
 def test_wrong_is_likely_below_the_margin_and_unlikely_above():
-    below, at, above = (exact.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
+    below, at, above = (rule.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
     assert (below.wrong(), at.wrong(), above.wrong()) == (0.3, 0.0, 0.2)
 
 
 def test_discordance_runs_from_what_the_gain_needs_to_all():
     for gain in (0.0, 0.04, -0.3, 1.0):
-        levels = exact.discordances(gain)
+        levels = rule.discordances(gain)
         assert levels[0] == pytest.approx(abs(gain)) and levels[-1] == pytest.approx(1)
         assert (np.diff(levels) > 0).all()
 
 
 def test_a_hundred_items_are_seldom_wrong():
-    rows = rates(100, COARSE, steps=11)
+    rows = rates_of(100, COARSE, steps=11)
     assert 0.01 < worst(rows).wrong() <= 0.03
     large = [row for row in rows if row.gain == 0.3]
     assert min(row.likely for row in large) > 0.7, "a large gain is found"
@@ -79,105 +75,34 @@ def test_a_hundred_items_are_seldom_wrong():
 @pytest.mark.parametrize("n", [60, 100, 200, 500])
 def test_no_number_of_items_is_wrong_more_often_than_three_in_a_hundred(n):
     gains = np.unique(np.r_[np.linspace(-1, 1, 41), np.linspace(-0.05, 0.15, 41)].round(6))
-    assert worst(rates(n, tuple(gains), steps=41)).wrong() <= 0.03
+    assert worst(rates_of(n, tuple(gains), steps=41)).wrong() <= 0.03
 
 
-# Several systems
-
-
-def test_cases_hold_their_gain():
-    for case in [*simulated.cases(0.06), *simulated.split_cases(0.06)]:
-        assert case.truth == pytest.approx(0.06)
-
-
-def test_simulation_of_one_pair_is_the_enumeration(monkeypatch):
-    monkeypatch.setattr(simulated, "SHARED", 0.0)
-    case, rng = SimulatedCase("one", (0.3,), 1, 0.2), np.random.default_rng(0)
-    runs = simulated._Runs(case, simulated._draw(rng, case, 60, 2000), rng)
-    likely, unlikely, items = Looks.of(30, 60).decide(0.2, 0.5 * 0.7 + 0.3 * 0.5)
-    assert runs.decide((0.5, 1.0))[:3] == pytest.approx((likely, unlikely, items), abs=0.04)
-
-
-@pytest.mark.parametrize("case", [SimulatedCase("x", (0.3, 0.3), 3, 0.15)])
-def test_simulation_decides_as_the_gains_of_evaluation_do(case, monkeypatch):
-    """On the same answers, one look: `likely` where some gain's lower end exceeds the margin."""
-    monkeypatch.setattr(selection, "DRAWS", 400)
-    n, repeats, rng = 100, 30, np.random.default_rng(1)
-    right = simulated._draw(rng, case, n, repeats)
-    systems = [System("b0", "base"), System("b1", "adapter")]
-    systems += [System(f"s{k}", "merge") for k in range(case.compositions)]
-    found = 0
-    for run in right:
-        results = [
-            ItemResult(s.name, "task", "question", str(i), "exact_match", float(run[i, k]), "", "")
-            for k, s in enumerate(systems)
-            for i in range(n)
-        ]
-        rows = [dataclasses.replace(row, group=row.item) for row in results]
-        found += any(gain.adjusted_ci95[0] > 0.05 for gain in gains(rows, systems))
-    likely = simulated._Runs(case, right, rng).decide((1.0,))[0]
-    assert 0.1 < likely < 0.9
-    assert likely == pytest.approx(found / repeats, abs=2.5 / repeats)
+# The page
 
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
-    plan = report.RulePlan(items=(20,), steps=3, few=(31,), simulated=(60,), repeats=4)
-    pages = report.examine(plan)
+    plan = rule.RulePlan(items=(20,), steps=3)
+    pages = rule.examine(plan)
     page, numbers, figure = pages.write(tmp_path).files(tmp_path)
     assert (page.name, numbers.name, figure.name) == ("rule.md", "rule.json", "rule.svg")
     text, document = page.read_text(), json.loads(numbers.read_text())
     assert document == json.loads(json.dumps(pages.document))
-    assert report.rule_pages(document).markdown == text, "the page can be made from its numbers"
-    top = worst([exact.Rate(**row) for row in document["exact"]])
+    assert rule.rule_pages(document).markdown == text, "the page can be made from its numbers"
+    top = worst([rule.Rate(**row) for row in document["exact"]])
     assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
     assert text.count("| 20 |") == 1
-    assert text.count("| 60 |") == len(document["simulated"]) == 2
-    assert text.count("| 31 |") == len(document["few"]) == 2
     assert figure.read_text().startswith("<?xml")
-
-
-@pytest.mark.parametrize(("gain", "discordance"), [(0.3, 0.5), (0.02, 0.4), (-0.2, 0.4)])
-def test_two_looks_are_what_drawing_items_gives(gain, discordance):
-    looks = Looks.of(30, 45)
-    up, down = (discordance + gain) / 2, (discordance - gain) / 2
-    runs = 20_000
-    draws = np.random.default_rng(0).choice([1, -1, 0], (runs, 45), p=[up, down, 1 - up - down])
-    open_, found = np.ones(runs, dtype=bool), np.zeros(3)
-    for size, yes, no in zip(looks.sizes, looks.likely, looks.unlikely, strict=True):
-        seen = draws[:, :size]
-        place = (seen == 1).sum(1), (seen == -1).sum(1)
-        found += (open_ & yes[place]).sum(), (open_ & no[place]).sum(), 0
-        found[2] += open_.sum() * (1 / 3 if size == 45 else 2 / 3)
-        open_ &= ~(yes[place] | no[place])
-    assert looks.decide(gain, discordance) == pytest.approx(tuple(found / runs), abs=0.015)
-
-
-def test_two_looks_on_few_items_save_passes_and_lose_hardly_a_decision():
-    one, two = compare_looks((48,))
-    assert two["wrong"] <= 0.03 and one["looks"] + 1 == two["looks"]
-    for (gain, right, asked), (_, again, fewer) in zip(one["decided"], two["decided"], strict=True):
-        assert asked == pytest.approx(1) and again > right - 0.015
-        assert fewer < (0.7 if gain == 0.6 else 1 + 1e-9)
-
-
-def test_looks_save_items_and_keep_the_level():
-    whole, looks = simulate(100, 200)
-    error = 4 * (0.03 * 0.97 / 200) ** 0.5
-    assert max(whole["wrong"], looks["wrong"]) <= 0.03 + error
-    assert whole["items"] == whole["passes"] == pytest.approx(1)
-    assert looks["passes"] <= looks["items"] < 0.85
-    assert looks["decided"] > whole["decided"] - 0.05
 
 
 def test_the_likelihood_ratio_keeps_its_level_at_the_alpha_of_an_early_look():
     """Enumerated in full for 30 items: no more than three times the nominal 0.00023."""
     alpha = 2 * float(special.ndtr(-3.5))
-    looks = exact.Looks((30,), *([one] for one in exact._decided(30, alpha)))
-    found = [looks.decide(0.05, float(level)) for level in exact.discordances(0.05, steps=9)]
-    assert max(max(likely, unlikely) for likely, unlikely, _ in found) <= 7e-4
+    found = [decide(30, 0.05, float(level), alpha) for level in rule.discordances(0.05, steps=9)]
+    assert max(map(max, found)) <= 7e-4
 
 
 def test_the_shipped_page_is_made_from_the_shipped_numbers():
     shipped = Path(__file__).parents[2] / "examples" / "calibration" / "rule.json"
-    made = report.rule_pages(json.loads(shipped.read_text(encoding="utf-8")))
+    made = rule.rule_pages(json.loads(shipped.read_text(encoding="utf-8")))
     assert made.markdown == shipped.with_suffix(".md").read_text(encoding="utf-8")

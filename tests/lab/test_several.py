@@ -20,7 +20,7 @@ from loraprobe_lab.calibration import several
 from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
 from loraprobe_lab.calibration.cases import CaseError, merged
 from loraprobe_lab.calibration.figures import FEWEST_DECIDED, figures
-from loraprobe_lab.calibration.fit import fit
+from loraprobe_lab.calibration.fit import document_of, fit
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / several.SETS
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
@@ -90,12 +90,14 @@ def test_a_kind_with_answered_sets_quotes_their_best_compositions():
     cases = [
         dataclasses.replace(case, tasks=k % 2 + 1, hops=0) for k, case in enumerate(synthetic())
     ]
-    found = {row["tasks"]: row for row in fit(cases).document(cases, "a test", {}, sets)["classes"]}
+    found = {
+        row["tasks"]: row for row in document_of(fit(cases), cases, "a test", {}, sets)["classes"]
+    }
     assert (found[2]["sets"], found[2]["bases"]) == (2, 2)
     assert dict(found[2]["gained"])[0.2] == 0.5, "the router of the first set, nothing of the other"
     assert (
         found[1]
-        == {row["tasks"]: row for row in fit(cases).document(cases, "a test", {})["classes"]}[1]
+        == {row["tasks"]: row for row in document_of(fit(cases), cases, "a test", {})["classes"]}[1]
     )
 
 

@@ -10,16 +10,20 @@ import torch
 from loraprobe.tasks import load_task
 from loraprobe_lab import shipped_world
 from loraprobe_lab.measure import (
+    OUTCOMES,
     build_shipped_world,
     composed,
     default_systems,
     load_adapters,
     measure,
-    read_outcomes,
 )
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.worlds.small import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import BASE_NAME
+
+
+def read_outcomes(world):
+    return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -200,8 +200,7 @@ def test_page_and_figure_hold_what_was_found(tmp_path):
         together=(5,),
         bound=(5, 8),
         approximations=(1, 4),
-        counts=(5,),
-        ranks=(1, 2),
+        runs=(("mlp", 5, 1), ("mlp", 5, 2)),
         training=Recipe(steps=3, learning_rate=1e-2),
     )
     page, numbers, figure = run.theory(plan).write(tmp_path).files(tmp_path)

@@ -12,10 +12,8 @@ from tiny_worlds import SIZES, shortened, tiny_base
 
 from loraprobe.tasks import load_task
 from loraprobe_lab.worlds.couples import FactSizes
-from loraprobe_lab.worlds.cross_lingual import cross_lingual_world
 from loraprobe_lab.worlds.english import SHOWN, skill_world, two_hop_world
 from loraprobe_lab.worlds.known import CAPITALS
-from loraprobe_lab.worlds.languages import PeopleSizes
 from loraprobe_lab.worlds.math.world import math_matrix, math_world
 from loraprobe_lab.worlds.name_sets import (
     MapSizes,
@@ -32,7 +30,6 @@ from loraprobe_lab.worlds.varied import facts_world
 BASE = tiny_base()
 COUNTRIES = [c for c in CAPITALS if c not in SHOWN][:24]
 FACTS = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
-PEOPLE = PeopleSizes(familiar=12, newcomers=6, invented=6, reserve=4, values=4)
 # kind -> the world of a seed, and a digest of what the world with seed 5 holds
 OWN_BASE = {
     "small": (lambda s: small_world(WORLDS, s, sizes=SIZES, base=BASE), "6c92ca70331a"),
@@ -45,10 +42,6 @@ OWN_BASE = {
     ),
     "math": (lambda s: math_world(s, base=BASE, count=4, items=50), "cf37f9e99858"),
     "math matrix": (lambda s: math_matrix(s, BASE, items=30), "66584bc3b1c4"),
-    "cross-lingual": (
-        lambda s: cross_lingual_world(s, sizes=PEOPLE, base=BASE, count=6),
-        "8ed84dcf3ca0",
-    ),
 }
 ENGLISH = {
     "two-hop": (two_hop_world, "bd6213064032"),
@@ -131,7 +124,7 @@ def test_sets_name_adapters_and_tasks_and_hops_lead_to_the_answer(kind):
                 assert {hop.get("adapter") for hop in hops} <= {None, *names}
 
 
-@pytest.mark.parametrize("kind", ["facts", "math", "cross-lingual"])
+@pytest.mark.parametrize("kind", ["facts", "math"])
 def test_a_tiny_build_holds_what_its_manifest_says(kind, tmp_path):
     spec = shortened(made(kind), 1, 10)
     world = build_world(spec, tmp_path / "world")

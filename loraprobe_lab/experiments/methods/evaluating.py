@@ -5,21 +5,19 @@ A case is a scenario that asks one of the three questions of the table of method
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 from loraprobe_lab.experiments.runner import WorldEvaluator
-from loraprobe_lab.world import Scenario, World, worlds_in, write_text
+from loraprobe_lab.world import Scenario, World, worlds_in
 
 if TYPE_CHECKING:
     from loraprobe.composition import Router
@@ -134,13 +132,11 @@ class CaseResults:
     """The results of one case.
 
     `results` name the base, singles by their role, and every system by its label; all in the form
-    of the case's question. `lost`: label -> the relative error of a merge at the default rank;
-    `refused`: label -> why it could not be built.
+    of the case's question. `refused`: label -> why it could not be built.
     """
 
     case: MethodsCase
     results: tuple[ItemResult, ...] = field(repr=False)
-    lost: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,20 +151,15 @@ class _CaseRun:
     """One case, the model in memory, and the results so far."""
 
     def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
-        from loraprobe.routing.constant import single
+        from loraprobe.pipeline.systems import baseline_systems
 
         self.evaluator, self.case = evaluator, case
         self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)
         self.ledger: Ledger = evaluator.ledger(case.name)
         self.form = FORM[case.kind]
         self.adapters = list(evaluator.adapters(case.scenario.adapters).values())
-        self.baselines = [System("base", "base")]
-        self.baselines += [System(a.name, "adapter", single(a)) for a in self.adapters]
+        self.baselines = baseline_systems(self.adapters)
         self.learned: dict[str, Any] = {}  # by routers that need prompts
-        assert self.ledger.path is not None
-        self.lost_file = self.ledger.path.with_suffix(".lost.json")
-        there = self.lost_file.is_file()
-        self.lost = json.loads(self.lost_file.read_text(encoding="utf-8")) if there else {}
 
     def answers(self, systems: Sequence[ComparedSystem]) -> CaseResults:
         refused: dict[str, str] = {}
@@ -182,28 +173,24 @@ class _CaseRun:
                     refused[system.label] = str(error)
             self.evaluator.report(self.case.name, at, len(systems))
         asked = {system.label for system in systems} - set(refused)
-        return CaseResults(self.case, tuple(self._results(asked)), dict(self.lost), refused)
+        return CaseResults(self.case, tuple(self._results(asked)), refused)
 
     def _answer(self, compared: ComparedSystem) -> None:
-        """Builds and evaluates a system unless its results exist; measures a merge's loss."""
-        merges, parts = compared.family == "merge", {self.form}
+        """Builds and evaluates a system unless its results exist."""
         label, part = compared.label, "question" if compared.family == "chain" else self.form
         answered = all(
             self.ledger.get(label, task.name, part, item.id)
             for task in self.tasks
             for item in task.items
         )
-        if answered and not (merges and label not in self.lost):
+        if answered:
             return
         builder = compared.builder(self.adapters)
         spec = compared.spec
         if compared.family == "router" and ROUTERS.make(spec).needs_prompts:
             builder = replace(builder, routers={spec: self._fitted(builder, spec)})
         system = compared.build(builder)
-        if merges:
-            self.lost[compared.label] = lost_at_default_rank(system, self.adapters)
-            write_text(self.lost_file, json.dumps(self.lost, indent=0) + "\n")
-        self.evaluator.evaluate(self.ledger, system, self.tasks, parts)
+        self.evaluator.evaluate(self.ledger, system, self.tasks, {self.form})
 
     def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
         """The router fitted to prompts that are not evaluated; all of a case to the same ones.
@@ -235,21 +222,3 @@ class _CaseRun:
                 yield replace(row, system=roles[row.system])
             elif row.system == "base" or row.system in asked:
                 yield row
-
-
-def lost_at_default_rank(system: System, adapters: Sequence[Adapter]) -> float:
-    """||dW - dW_k||_F / ||dW||_F of a merge if every module were cut to the default rank k.
-
-    k is the sum of the sources' ranks; the loss is in the other singular values (Eckart and Young).
-    """
-    import torch
-
-    assert system.composition is not None
-    (merged,) = system.composition.experts
-    whole = beyond = 0.0
-    for path, update in merged.modules.items():
-        rank = sum(a.modules[path].rank for a in adapters if path in a.modules)
-        squares = update.to(dtype=torch.float64).svd()[1] ** 2
-        whole += float(squares.sum())
-        beyond += float(squares[rank:].sum())
-    return (beyond / whole) ** 0.5

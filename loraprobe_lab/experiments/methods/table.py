@@ -1,33 +1,64 @@
-"""The table: what each system gains at two hops, keeps of two skills, and gains step by step."""
+"""The table: what each system gains at two hops, keeps of two skills, and gains step by step.
+
+Every world gives one figure of a system, the mean over its cases; figures are plain means over
+worlds with Student's interval, so they speak of worlds of this kind. The standard error is never
+below that of two items more in every world, one gained and one lost. That of a single world is the
+largest that its items allow. The adjusted intervals hold for all figures of a column (Bonferroni).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from loraprobe.evaluation import statistics
-from loraprobe.evaluation.selection import largest
-from loraprobe.evaluation.statistics import Array, ratio
+from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.evaluation.table import tabulate
+from loraprobe.records import Interval
 from loraprobe_lab.experiments.methods.evaluating import FORM, ROLES, CaseResults, Kind
-from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 
 MARGIN = 0.05
-LEVEL, SEED = 0.95, 0
-NORMAL95 = 2 * 1.959963984540054  # width of a 95 % interval in standard errors
+ALPHA = 0.05
 Standing = Literal["gains", "does not gain", "undecided"]
+Scores = Mapping[tuple[str, str], Mapping[str, float]]  # (system, part) -> task -> exact match
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A mean over worlds. `ci95` is for this figure, `adjusted_ci95` for all of its column at once.
+
+    `each` holds the worlds' own figures, in their order.
+    """
+
+    value: float
+    ci95: Interval
+    adjusted_ci95: Interval
+    worlds: int
+    each: tuple[float, ...] = ()
+
+
+def pooled(values: Array, items: int, figures: int) -> Pooled:
+    """One figure over worlds: `values` [k], of `items` items each; `figures` are in the column."""
+    k, mean = len(values), float(values.mean())
+    spread = values.std(ddof=1) / math.sqrt(k) if k > 1 else 1 / math.sqrt(items + 2)
+    error = max(float(spread), math.sqrt(2 / k) / (items + 2))
+
+    def interval(alpha: float) -> Interval:
+        reach = quantile(1 - alpha / 2, k - 1 if k > 1 else math.inf) * error
+        return mean - reach, mean + reach
+
+    return Pooled(mean, interval(ALPHA), interval(ALPHA / figures), k, tuple(values.tolist()))
 
 
 @dataclass(frozen=True)
 class MethodGain:
     """Score minus that of the best of base and single adapters, each a mean over worlds.
 
-    `against` is that baseline; `score` is the system's own mean. The adjusted interval holds for
-    all systems of the question, whichever baseline is best.
+    `against` is that baseline; `score` is the system's own mean.
     """
 
     score: float
@@ -63,16 +94,12 @@ class KeptSkills:
 
 @dataclass(frozen=True)
 class MethodsRow:
-    """One system and its three results, None where it took no part.
-
-    `lost`: of a merge's delta at the default rank, on average over the cases.
-    """
+    """One system and its three results, None where it took no part."""
 
     system: ComparedSystem
     two_hop: MethodGain | None = None
     keep_both: KeptSkills | None = None
     step_by_step: MethodGain | None = None
-    lost: float | None = None
 
     @property
     def figures(self) -> tuple[Pooled | None, Pooled | None, Pooled | None]:
@@ -112,15 +139,12 @@ def tabulated(answered: Sequence[CaseResults], systems: Sequence[ComparedSystem]
         _gains(by[kind], systems) if kind in by else {} for kind in ("two-hop", "step-by-step")
     )
     kept = _kept(by["keep-both"], systems) if "keep-both" in by else {}
-    rows = []
-    for system in systems:
-        label = system.label
-        lost = [a.lost[label] for a in answered if label in a.lost]
-        mean = float(np.mean(lost)) if lost else None
-        found = (two_hop.get(label), kept.get(label), step_by_step.get(label))
-        rows.append(MethodsRow(system, *found, mean))
+    rows = tuple(
+        MethodsRow(one, two_hop.get(one.label), kept.get(one.label), step_by_step.get(one.label))
+        for one in systems
+    )
     refused = {label: why for a in answered for label, why in a.refused.items()}
-    return MethodsTable(tuple(rows), {kind: _count(cases) for kind, cases in by.items()}, refused)
+    return MethodsTable(rows, {kind: _count(cases) for kind, cases in by.items()}, refused)
 
 
 def _count(cases: Sequence[CaseResults]) -> Count:
@@ -148,107 +172,82 @@ def _everywhere(cases: Sequence[CaseResults], systems: Iterable[ComparedSystem])
     return [one.label for one in systems if all(one.label in names for names in present)]
 
 
+def _scores(case: CaseResults) -> Scores:
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in case.results:
+        tasks = values.setdefault((row.system, row.part), {})
+        tasks.setdefault(row.task, []).append(row.value)
+    return {
+        key: {task: float(np.mean(own)) for task, own in tasks.items()}
+        for key, tasks in values.items()
+    }
+
+
+def _items(cases: Sequence[CaseResults]) -> int:
+    """The fewest items of a case."""
+    return min(len({(row.task, row.item) for row in case.results}) for case in cases)
+
+
 def _gains(
     cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]
 ) -> dict[str, MethodGain]:
     """Systems against base and singles, in either form where the question is in worked steps."""
     kind = cases[0].case.kind
     form, names = FORM[kind], _everywhere(cases, systems)
+    worlds = [[_scores(case) for case in world] for world in _worlds(cases)]
+
+    def each(system: str, part: str) -> Array:
+        own = [[np.mean(list(s[system, part].values())) for s in world] for world in worlds]
+        return np.array([np.mean(found) for found in own])
+
     forms = dict.fromkeys((form, "question"))
-    second = [(b, f) for b in ("base", *ROLES[kind]) for f in forms]
-    first = [(name, form) for name in names]
-    if not first:
-        return {}
-    worlds = [_differences(world, first, second) for world in _worlds(cases)]
-    found, shape = over_worlds(worlds), (len(first), len(second))
-    lower, upper, _ = largest(found, shape, LEVEL, SEED)
-    own = found.interval(found.critical(LEVEL))
-    low = found.interval(lower)[0].reshape(shape).min(1)
-    high = found.interval(upper)[1].reshape(shape).min(1)
-    gains = {}
-    for s, name in enumerate(names):
-        k = s * shape[1] + int(found.difference.reshape(shape)[s].argmin())
-        one = Pooled(
-            float(found.difference[k]),
-            (float(own[0][k]), float(own[1][k])),
-            (float(low[s]), float(high[s])),
-            len(worlds),
-            tuple(float(world.difference[k]) for world in worlds),
-        )
-        gains[name] = MethodGain(_score(cases, name, form), second[k % shape[1]][0], one)
-    return gains
-
-
-def _differences(
-    cases: Sequence[CaseResults], first: list[tuple[str, str]], second: list[tuple[str, str]]
-) -> statistics.Estimates:
-    """Paired differences of all pairs in one world; each of its cases is a stratum."""
-    rows = [
-        replace(row, task=f"{case.case.name}:{row.task}") for case in cases for row in case.results
-    ]
-    return tabulate(rows, [*first, *second]).differences(first, second)
-
-
-def _score(cases: Sequence[CaseResults], name: str, form: str) -> float:
-    worlds = [
-        np.mean([r.value for c in world for r in c.results if (r.system, r.part) == (name, form)])
-        for world in _worlds(cases)
-    ]
-    return float(np.mean(worlds))
+    second = {(b, f): each(b, f) for b in ("base", *ROLES[kind]) for f in forms}
+    against, best = max(second.items(), key=lambda row: float(row[1].mean()))
+    found = {name: each(name, form) for name in names}
+    items = _items(cases)
+    return {
+        name: MethodGain(float(own.mean()), against[0], pooled(own - best, items, len(names)))
+        for name, own in found.items()
+    }
 
 
 def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
     """Retentions, without cases in which a specialist is not better than the base."""
-    names, roles = _everywhere(cases, systems), ROLES["keep-both"]
-    told = [
-        case
-        for case in cases
-        if all(_ratio(case, role, k) is not None for k, role in enumerate(roles))
-    ]
+    told = [case for case in cases if all(_stands_out(case, skill) for skill in (0, 1))]
+    names = _everywhere(cases, systems)
     if not told or not names:
         return {}
-    found = np.stack([_retentions(world, names) for world in _worlds(told)])
-    best = int(found[:, :, 2, 0].mean(0).argmax())  # by the worse skill
-    return {
-        name: _over_worlds(found[:, s], None if s == best else found[:, best], len(names))
-        for s, name in enumerate(names)
-    }
+    worlds = [[(case, _scores(case)) for case in world] for world in _worlds(told)]
+    # [worlds, systems, (skill 1, skill 2, worse, both)]
+    shares = np.array(
+        [
+            np.mean([[_retained(*case, name) for name in names] for case in world], axis=0)
+            for world in worlds
+        ]
+    )
+    best, items = int(shares[:, :, 2].mean(0).argmax()), _items(told)
+    found = {}
+    for s, name in enumerate(names):
+        worse, both = (pooled(shares[:, s, k], items, len(names)) for k in (2, 3))
+        gap = shares[:, best, 2] - shares[:, s, 2]
+        behind = None if s == best else pooled(gap, items, len(names) - 1)
+        first, second = shares[:, s, :2].mean(0).tolist()
+        found[name] = KeptSkills(worse, both, (first, second), behind)
+    return found
 
 
-def _retentions(cases: Sequence[CaseResults], names: Sequence[str]) -> Array:
-    """What every system keeps in one world: [systems, (skill 1, skill 2, worse, both), (value,
-    standard error)], the mean over the world's cases."""
-    rows = np.array([[[_ratio(c, name, k) for k in range(2)] for name in names] for c in cases])
-    rows = rows.astype(float)
-    worse = np.take_along_axis(rows, rows[..., :1].argmin(2, keepdims=True), axis=2)
-    both = np.stack([rows[..., 0].mean(2), np.hypot(*rows[..., 1].transpose(2, 0, 1)) / 2], -1)
-    every = np.concatenate([rows, worse, both[:, :, None]], axis=2)
-    error = np.sqrt((every[..., 1] ** 2).sum(0)) / len(cases)
-    return np.stack([every[..., 0].mean(0), error], -1)
+def _retained(case: CaseResults, scores: Scores, name: str) -> tuple[float, float, float, float]:
+    """What a system keeps of both skills in one case, of the worse one, and of both on average."""
+    kept = []
+    for role, task in zip(ROLES["keep-both"], case.case.scenario.tasks, strict=True):
+        own, base, expert = (scores[s, "question"][task.stem] for s in (name, "base", role))
+        kept.append((own - base) / (expert - base))
+    return kept[0], kept[1], min(kept), sum(kept) / 2
 
 
-def _over_worlds(own: Array, best: Array | None, systems: int) -> KeptSkills:
-    """One system's figures over worlds, from [worlds, 4, 2] of `_retentions`; best: the best one's.
-
-    The gap to the best one is paired by world, whose spread holds the items' noise too; in a
-    single world it is that of two separate samples.
-    """
-    (first, second), (worse, both) = own[:, :2, 0].mean(0).tolist(), own[:, 2:].transpose(1, 2, 0)
-    behind = None
-    if best is not None:
-        rival, rival_error = best[:, 2].T
-        noise = np.hypot(worse[1], rival_error) if len(own) == 1 else np.zeros(len(own))
-        behind = pooled(rival - worse[0], noise, systems - 1)
-    worst, mean = (pooled(row[0], row[1], systems) for row in (worse, both))
-    return KeptSkills(worst, mean, (first, second), behind)
-
-
-def _ratio(case: CaseResults, name: str, skill: int) -> tuple[float, float] | None:
-    """Retention of one skill against its own specialist, with half the width of Fieller's interval
-    in standard errors; None where the specialist does not stand out."""
+def _stands_out(case: CaseResults, skill: int) -> bool:
+    """Whether the specialist of a skill is shown to be better than the base."""
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
-    columns = [(s, "question") for s in dict.fromkeys(("base", role, name))]
-    table = tabulate(case.results, columns, task)
-    of = {system: table.column(system, part) for system, part in columns}
-    found = ratio(of[name] - of["base"], of[role] - of["base"], table.clusters)
-    return None if found is None else (found[0], (found[1][1] - found[1][0]) / NORMAL95)
+    table = tabulate(case.results, [("base", "question"), (role, "question")], task)
+    gained = table.column(role, "question") - table.column("base", "question")
+    return ratio(gained, gained, table.clusters) is not None

@@ -7,8 +7,7 @@ unknown to the base, each with its own answer, so that none can be guessed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from loraprobe_lab.experiments.theory import edits
 from loraprobe_lab.experiments.theory.fact_store import FactStore, PromptKeys
-from loraprobe_lab.training.batches import EpochSampler
-from loraprobe_lab.training.train import Recipe, optimise
+from loraprobe_lab.training.batches import IGNORED
+from loraprobe_lab.training.train import Recipe, trained
 
 Rows = list[dict[str, Any]]
 
@@ -85,11 +84,12 @@ def _edit(
     }
 
 
-PLACES = {"down": ("down",), "mlp": ("gate", "up", "down")}
-EVERYWHERE = "all layers"
-Factors = list[Tensor]
-Logits = Callable[[Tensor], Tensor]  # rows of the facts -> logits of their answers
-Build = Callable[[torch.Generator], tuple[Factors, Logits]]
+# the modules of a place, and how many of the last layers it has (None: all)
+PLACES: dict[str, tuple[str | tuple[str, ...], int | None]] = {
+    "down": (("down_proj",), 1),
+    "mlp": ("mlp", 1),
+    "all layers": ("all-linear", None),
+}
 
 
 def train(
@@ -99,84 +99,25 @@ def train(
 
     The loss is that of the answer's token. Returns the recalled facts; the model does not change.
     """
-    if place != EVERYWHERE:
-        return _trained(_in_layer(store, facts, place, rank), facts, recipe, seed, place, rank)
-    from peft import LoraConfig, get_peft_model
-
-    ids = torch.tensor(store.tokenizer(list(facts.prompts))["input_ids"])
-    wrapped: list[Any] = []
-
-    def build(generator: torch.Generator) -> tuple[Factors, Logits]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            config = LoraConfig(
-                r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-            wrapped.append(get_peft_model(store.model, config))
-        factors = [p for p in wrapped[0].parameters() if p.requires_grad]
-        return factors, lambda rows: wrapped[0](
-            input_ids=ids[rows], use_cache=False, logits_to_keep=1
-        ).logits[:, -1]
-
-    try:
-        return _trained(build, facts, recipe, seed, place, rank)
-    finally:
-        for model in wrapped:
-            model.unload()
-        store.model.requires_grad_(True)
-
-
-def _in_layer(store: FactStore, facts: NewFacts, place: str, rank: int) -> Build:
-    """Nothing before the layer changes, so a step needs this MLP, the norm and the head alone."""
-    small = store.to(torch.float32)
-    inputs, before = facts.asked.inputs.float(), facts.asked.before.float()
-
-    def build(generator: torch.Generator) -> tuple[Factors, Logits]:
-        lora = {name: _factors(getattr(small, name), rank, generator) for name in PLACES[place]}
-
-        def through(name: str, x: Tensor) -> Tensor:
-            out = x @ getattr(small, name).T
-            return out + x @ lora[name][0].T @ lora[name][1].T if name in lora else out
-
-        def logits(rows: Tensor) -> Tensor:
-            x = inputs[rows]
-            key = torch.nn.functional.silu(through("gate", x)) * through("up", x)
-            return small.logits(before[rows] + through("down", key))
-
-        return [factor for pair in lora.values() for factor in pair], logits
-
-    return build
-
-
-def _factors(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A and B as peft initialises them: A uniform (Kaiming, a = sqrt 5), B zero."""
-    out, size = weight.shape
-    reach = 1 / math.sqrt(size)
-    a = (torch.rand(rank, size, generator=generator) * 2 - 1) * reach
-    return a.requires_grad_(), torch.zeros(out, rank, requires_grad=True)
-
-
-def _trained(
-    build: Build, facts: NewFacts, recipe: Recipe, seed: int, place: str, rank: int
-) -> dict[str, Any]:
-    factors, logits = build(torch.Generator().manual_seed(seed))
-    sampler = EpochSampler(len(facts), seed)
-    recipe = replace(recipe, batch_size=min(recipe.batch_size, len(facts)))
-
-    def next_loss() -> Tensor:
-        rows = torch.tensor(sampler.draw(recipe.batch_size))
-        return torch.nn.functional.cross_entropy(logits(rows), facts.answers[rows])
-
-    optimise(factors, next_loss, recipe)
-    with torch.no_grad():
-        parts = torch.arange(len(facts)).split(100)
-        said = torch.cat([logits(rows).argmax(-1) for rows in parts])
-    share = float((said == facts.answers).double().mean())
+    (targets, upper), size = PLACES[place], min(recipe.batch_size, len(facts))
+    recipe = replace(recipe, rank=rank, seed=seed, target_modules=targets, upper=upper)
+    prompts = store.tokenizer(list(facts.prompts))["input_ids"]
+    rows = [
+        ([*prompt, answer], [IGNORED] * len(prompt) + [answer])
+        for prompt, answer in zip(prompts, facts.answers.tolist(), strict=True)
+    ]
+    pad = store.tokenizer.pad_token_id
+    with trained(store.model, rows, replace(recipe, batch_size=size), pad) as (wrapped, _):
+        with torch.no_grad():
+            parts = torch.tensor(prompts).split(100)
+            logits = [wrapped(input_ids=ids, use_cache=False).logits[:, -1] for ids in parts]
+        count = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    share = float((torch.cat(logits).argmax(-1) == facts.answers).double().mean())
     return {
         "place": place,
         "rank": rank,
         "n": len(facts),
         "recalled": share,
         "facts": round(share * len(facts)),
-        "parameters": sum(factor.numel() for factor in factors),
+        "parameters": count,
     }

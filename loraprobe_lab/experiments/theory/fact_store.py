@@ -10,7 +10,7 @@ no forward pass of the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,11 +71,6 @@ class FactStore:
             float(model.model.norm.variance_epsilon),
             copy(model.lm_head.weight),
         )
-
-    def to(self, dtype: torch.dtype) -> FactStore:
-        """The same store in another dtype; the model itself stays as it is."""
-        cast = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **cast)  # type: ignore[arg-type]
 
     def token(self, words: Sequence[str]) -> Tensor:
         """The one token of each word. [N]"""

@@ -1,6 +1,6 @@
 """`loraprobe lab theory`: the experiments on the base that ships with the package, as one document.
 
-The quick run takes a quarter of a minute of one core, the full one two minutes; both are functions
+The quick run takes half a minute of one core, the full one six minutes; both are functions
 of the seed, which chooses people and answers and starts the trainings.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.theory import capacity, hops
-from loraprobe_lab.experiments.theory.capacity import EVERYWHERE, NewFacts
+from loraprobe_lab.experiments.theory.capacity import NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
 from loraprobe_lab.experiments.theory.hops import (
     CITY_QUESTION,
@@ -30,35 +31,31 @@ from loraprobe_lab.world import shipped_world, versions
 from loraprobe_lab.worlds.couples import Facts, FactSizes, make_facts
 
 IN_LAYER = Recipe(steps=200, learning_rate=1e-2, batch_size=64)
-IN_ALL_LAYERS = Recipe(steps=200, learning_rate=3e-3, batch_size=32)
+EVERYWHERE = Recipe(steps=200, learning_rate=3e-3, batch_size=32)
 
 
 @dataclass(frozen=True)
 class TheoryPlan:
     """Sizes of the experiments. `alone`: how many edits are tried against other prompts;
-    `together`: chains held by one edit; the rest belongs to facts per rank."""
+    `together`: chains held by one edit; the rest belongs to facts per rank. runs: (place, facts,
+    rank) of each training."""
 
     alone: int = 50
     together: tuple[int, ...] = (10, 50, 100, 200)
     bound: tuple[int, ...] = (10, 25, 50, 100, 150, 200, 300, 400)
     approximations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    counts: tuple[int, ...] = (10, 50, 200)
-    ranks: tuple[int, ...] = (1, 4, 16)
-    places: tuple[str, ...] = ("mlp",)
+    runs: tuple[tuple[str, int, int], ...] = tuple(product(("mlp",), (10, 50, 200), (1, 4, 16)))
     training: Recipe = IN_LAYER
-    everywhere: Recipe = IN_ALL_LAYERS
-    everywhere_counts: tuple[int, ...] = ()
-    everywhere_ranks: tuple[int, ...] = ()
+    everywhere: Recipe = EVERYWHERE
 
 
 QUICK = TheoryPlan()
 FULL = TheoryPlan(
-    counts=(10, 25, 50, 100, 200, 400),
-    ranks=(1, 2, 4, 8, 16),
-    places=("down", "mlp"),
-    training=replace(IN_LAYER, steps=400),
-    everywhere_counts=(50, 200),
-    everywhere_ranks=(1, 4, 16),
+    runs=(
+        *product(("down", "mlp"), (10, 50, 200, 400), (1, 4, 16)),
+        *product(("all layers",), (50, 200), (1, 4, 16)),
+    ),
+    training=replace(QUICK.training, steps=400),
 )
 
 
@@ -152,14 +149,11 @@ def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[
 def _trained(
     store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    new = _marriages(store, facts, max((*plan.counts, *plan.everywhere_counts)), seed)
-    runs = [(place, n, rank) for place in plan.places for n in plan.counts for rank in plan.ranks]
-    runs += [(EVERYWHERE, n, r) for n in plan.everywhere_counts for r in plan.everywhere_ranks]
-    rows = []
-    for done, (place, count, rank) in enumerate(runs):
+    new, rows = _marriages(store, facts, max(n for _, n, _ in plan.runs), seed), []
+    for done, (place, count, rank) in enumerate(plan.runs):
         if progress is not None:
-            progress("trainings", done, len(runs))
-        recipe = plan.everywhere if place == EVERYWHERE else plan.training
+            progress("trainings", done, len(plan.runs))
+        recipe = plan.everywhere if place == "all layers" else plan.training
         rows.append(capacity.train(store, new.first(count), place, rank, recipe, seed))
     return rows
 
@@ -178,14 +172,12 @@ def theory_pages(document: dict[str, Any]) -> Pages:
 
 
 def theory_figure(document: Mapping[str, Any]) -> str:
-    """SVG with four panels: two hops, whose key, the bound, and what training holds."""
+    """SVG with two panels: two hops by rank-one edits, and what training holds."""
     with drawing() as Figure:
-        figure = Figure(figsize=(10, 7.2), layout="constrained")
-        axes = figure.subplots(2, 2).flat
-        for ax, draw in zip(
-            axes, (_hops_panel, _keys_panel, _bound_panel, _trained_panel), strict=True
-        ):
-            draw(ax, document)
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _hops_panel(left, document)
+        _trained_panel(right, document)
         return as_svg(figure)
 
 
@@ -202,12 +194,6 @@ PLACES = {
 }
 
 
-def _finish(ax: Any, title: str, legend: str = "best", **labels: Any) -> None:
-    ax.set(**labels)
-    ax.set_title(title, loc="left")
-    ax.legend(frameon=False, fontsize=7, loc=legend)
-
-
 def _hops_panel(ax: Any, document: Mapping[str, Any]) -> None:
     rows = document["one at a time"]
     for k, (part, (colour, label)) in enumerate(BARS.items()):
@@ -215,45 +201,9 @@ def _hops_panel(ax: Any, document: Mapping[str, Any]) -> None:
         ax.barh(places, [row[part] for row in rows], 0.24, color=colour, label=label)
     ax.set_yticks(range(len(rows)), [row["system"].replace("->", "→") for row in rows])
     ax.invert_yaxis()
-    share = f"share of {document['chains']} chains right"
-    title = "Rank-one edits, one chain at a time"
-    _finish(ax, title, "upper right", xlim=(0, 1), xlabel=share)
-
-
-def _keys_panel(ax: Any, document: Mapping[str, Any]) -> None:
-    rows = document["keys"]
-    places = range(len(rows))
-    for shift, key, colour, label in (
-        (-0.18, "own", BLUE, "own b"),
-        (0.18, "others", GREY, "other people"),
-    ):
-        values = [row[key] for row in rows]
-        ax.barh([i + shift for i in places], values, 0.34, color=colour, label=label)
-    for i, row in enumerate(rows):
-        text = f"nearest is own: {row['nearest is own']:.2f}"
-        ax.text(row["own"] + 0.02, i - 0.18, text, va="center", fontsize=7)
-    ax.set_yticks(places, [row["prompt"].replace(", then", ",\nthen") for row in rows])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.45)
-    ax.set_xticks([0, 0.5, 1])
-    label = 'cosine to the key of "Where does b live?"'
-    _finish(ax, "Whose key a prompt has", "lower right", xlabel=label)
-
-
-def _bound_panel(ax: Any, document: Mapping[str, Any]) -> None:
-    for kind, colour in (("own answers", RED), ("shared answers", BLUE)):
-        rows = [row for row in document["bound"] if row["facts"] == kind]
-        for key, style, what in (
-            ("residual rank", "o-", "rank of the residual"),
-            ("rank of 99 % energy", ":", "99 % of its energy"),
-        ):
-            x, y = [row["n"] for row in rows], [row[key] for row in rows]
-            ax.plot(x, y, style, color=colour, ms=3, label=f"{kind}: {what}")
-    width = document["layer"]["hidden"]
-    ax.axhline(width, color=GREY, lw=0.8)
-    note = {"textcoords": "offset points", "fontsize": 7, "color": GREY}
-    ax.annotate("width of the layer", (0, width), (2, 3), **note)
-    _finish(ax, "What an exact edit needs", xlabel="facts N", ylabel="rank of the exact edit")
+    ax.set(xlim=(0, 1), xlabel=f"share of {document['chains']} chains right")
+    ax.set_title("Rank-one edits, one chain at a time", loc="left")
+    ax.legend(frameon=False, fontsize=7, loc="upper right")
 
 
 def _trained_panel(ax: Any, document: Mapping[str, Any]) -> None:
@@ -272,6 +222,6 @@ def _trained_panel(ax: Any, document: Mapping[str, Any]) -> None:
     ax.set_yscale("symlog", linthresh=1)
     ax.set_xticks(ranks, [str(rank) for rank in ranks])
     ax.set_yticks([0, 1, 10, 100, 400], ["0", "1", "10", "100", "400"])
-    ax.set_ylim(bottom=0)
-    labels = {"xlabel": "rank of the trained LoRA", "ylabel": "most facts recalled"}
-    _finish(ax, "What training holds", "lower right", **labels)
+    ax.set(ylim=(0, None), xlabel="rank of the trained LoRA", ylabel="most facts recalled")
+    ax.set_title("What training holds", loc="left")
+    ax.legend(frameon=False, fontsize=7, loc="lower right")

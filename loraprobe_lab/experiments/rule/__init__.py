@@ -1,1 +1,0 @@
-"""Error rates of the rule after evaluation: wrong `likely`, wrong `unlikely`, and abstentions."""

@@ -6,5 +6,3 @@ Module paths are those of the loaded model, which adapters also use.
 
 from loraprobe.base.devices import pick_device, pick_dtype
 from loraprobe.base.model import Base, open_base
-
-__all__ = ["Base", "open_base", "pick_device", "pick_dtype"]

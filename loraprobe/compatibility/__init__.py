@@ -25,17 +25,6 @@ from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue
 
-__all__ = [
-    "CODES",
-    "SUBJECTS",
-    "UNLIKE",
-    "TensorChecks",
-    "aligned",
-    "check",
-    "require",
-    "with_contents",
-]
-
 ORDER = {"error": 0, "warning": 1, "note": 2}
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")

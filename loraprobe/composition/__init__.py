@@ -31,16 +31,3 @@ from loraprobe.composition.composition import Composition, composed, prepared, w
 from loraprobe.composition.experts.scaled import change_norm
 from loraprobe.composition.router import Router, RowGates, Rows, TokenGates
 from loraprobe.composition.targets import aligned_to
-
-__all__ = [
-    "Composition",
-    "Router",
-    "RowGates",
-    "Rows",
-    "TokenGates",
-    "aligned_to",
-    "change_norm",
-    "composed",
-    "prepared",
-    "watched",
-]

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, Diagnostic, FigureKey
+from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, FigureKey
 from loraprobe.diagnostics._engine import Plan, diagnose, plan
 from loraprobe.diagnostics._figures import BatchStatistics
-
-__all__ = [
-    "DIAGNOSTICS",
-    "BatchStatistics",
-    "Diagnostic",
-    "FigureKey",
-    "Plan",
-    "diagnose",
-    "plan",
-]

@@ -16,24 +16,3 @@ from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples, right_by_stricter
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template, stored_as
-
-__all__ = [
-    "Ledger",
-    "Round",
-    "Samples",
-    "System",
-    "attribute",
-    "beaten",
-    "chain_notes",
-    "choose_template",
-    "compare",
-    "gains",
-    "guessing",
-    "oracles",
-    "retention",
-    "right_by_stricter",
-    "rounds",
-    "run_systems",
-    "score",
-    "stored_as",
-]

@@ -11,9 +11,7 @@ A part is plain data that every worker understands alike, since it opens the sam
 from typing import Any
 
 from loraprobe.execution.on_ray import cluster, ray_workers
-from loraprobe.execution.pool import Pool, Worker, WorkerLost, local_workers, share_of
-
-__all__ = ["Pool", "Worker", "WorkerLost", "open_pool", "share_of"]
+from loraprobe.execution.pool import Pool, local_workers, share_of
 
 
 def open_pool(executor: str, job: Any, threads: int | None, *, stateless: bool = False) -> Pool:

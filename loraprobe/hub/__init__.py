@@ -32,25 +32,6 @@ from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import find_adapters
 
-__all__ = [
-    "DATASET",
-    "Reference",
-    "check_push",
-    "common_base",
-    "declared_licence",
-    "find_adapters",
-    "is_gated",
-    "load",
-    "load_all",
-    "load_each",
-    "model_card",
-    "push",
-    "read_card",
-    "resolve_base",
-    "resolve_dataset",
-    "summary",
-]
-
 BASE_EXTRAS = frozenset(
     "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "

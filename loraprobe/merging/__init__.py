@@ -19,16 +19,5 @@ separate choices. Helpers, in the order in which to read them:
 
 from loraprobe.merging._engine import merge
 from loraprobe.merging._merged import Merged
-from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.merging._validation import check_kept
-
-__all__ = [
-    "METHODS",
-    "FactorMethod",
-    "GramMethod",
-    "LinearMethod",
-    "MergeMethod",
-    "Merged",
-    "check_kept",
-    "merge",
-]

@@ -30,23 +30,6 @@ if TYPE_CHECKING:
 
 PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
 
-__all__ = [
-    "PROBES",
-    "CoverageProbe",
-    "KnownAlone",
-    "PairForecast",
-    "ProbeContext",
-    "ScreenedTexts",
-    "cover",
-    "forecast_gains",
-    "forecast_recorded",
-    "generated_prompts",
-    "likely_worked",
-    "probe_without_task",
-    "scored_questions",
-    "with_worked_answers",
-]
-
 
 def cover(
     scorer: Any,

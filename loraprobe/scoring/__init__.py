@@ -10,14 +10,3 @@ from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.passes import read_texts, score_rows
 from loraprobe.scoring.recording import MOST_BYTES, Recorder
 from loraprobe.scoring.scorer import Scorer
-
-__all__ = [
-    "Encoder",
-    "Likelihood",
-    "MOST_BYTES",
-    "Recorder",
-    "Scorer",
-    "joined",
-    "read_texts",
-    "score_rows",
-]

@@ -19,32 +19,3 @@ from loraprobe.tasks.fields import Layout
 from loraprobe.tasks.items import Hop, Item, Probe, ProbeItem, Task, fill
 from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, contains, judge
 from loraprobe.tasks.reading import load_probe, load_task, read_task
-
-__all__ = [
-    "GENERATED",
-    "METRICS",
-    "Hop",
-    "Item",
-    "Layout",
-    "Metric",
-    "Probe",
-    "ProbeItem",
-    "Task",
-    "TaskCheck",
-    "answered",
-    "check_metrics",
-    "check_task",
-    "contains",
-    "exact_match",
-    "fill",
-    "is_generated",
-    "item_metric",
-    "judge",
-    "load_probe",
-    "load_task",
-    "named_metrics",
-    "normalize_answer",
-    "read_answer",
-    "read_task",
-    "stricter_metric",
-]

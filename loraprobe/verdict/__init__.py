@@ -33,17 +33,6 @@ from loraprobe.verdict.knowledge import about_familiarity, about_hops
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import with_forecast, with_probability
 
-__all__ = [
-    "BaseShape",
-    "LibraryChoice",
-    "Evidence",
-    "Request",
-    "judge",
-    "judge_evaluation",
-    "next_command",
-    "read_calibration",
-]
-
 
 def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
     """Whether composing works, the evidence for that, the reasons, and what to do.

@@ -298,8 +298,8 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
     made = calibration_of(document_of(fitted, stored, "a test", {}))
-    one_task = [row for row in ships.classes if row.kind.tasks == 1]
-    assert [row for row in made.classes if row.kind.tasks == 1] == one_task
+    one_task = [row for row in ships.classes if row.tasks == 1]
+    assert [row for row in made.classes if row.tasks == 1] == one_task
     assert made.gained == ships.gained
 
 

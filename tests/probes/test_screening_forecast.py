@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import making
 import numpy as np
@@ -187,6 +188,17 @@ def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
     path.write_bytes(path.read_bytes()[:-9])
     assert States.load(path, reading.mark) is None
     assert States.load(tmp_path / "none", reading.mark) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_states_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_path):
+    """The error of safetensors would be told as a defect."""
+    reading = ScreenedTexts.of(scorer, [choice_task()], None)
+    states, _ = reading.read(scorer, "base")
+    (tmp_path / "base.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        states.save(tmp_path / "base.safetensors", reading.mark)
+    assert not (tmp_path / "base.safetensors").exists()
 
 
 def result(system, part, item, value, text=""):

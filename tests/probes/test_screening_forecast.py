@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import making
@@ -172,6 +173,22 @@ def test_an_adapter_of_the_head_is_named(scorer, singles):
     _, found, _ = forecast_of(scorer, {**singles, "h": single(head)}, choice_task())
     assert found.linear == (True, True, True, False)
     assert found.added(np.array([(0, 1), (0, 3)])).tolist() == [True, False]
+
+
+def test_results_of_many_sets_take_no_further_memory(scorer, singles, monkeypatch):
+    """The number of pairs grows with the square of a library."""
+    reading, found, _ = forecast_of(scorer, singles, choice_task())
+    many = np.repeat(np.array([(0, 1)]), 10_000, 0)
+    hard, soft = found.values(many)
+    wanted, size = (hard + soft) / 2, hard.nbytes
+    monkeypatch.setattr(PairForecast, "values", lambda self, _: (hard, soft))
+    tracemalloc.start()
+    results = found.by_part(many)["t", "question"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 10
+    for k, question in enumerate(reading.questions):
+        assert (results[question.item.id] == wanted[:, k]).all()
 
 
 def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(

@@ -160,6 +160,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(library, monkeypatch, tmp_pa
     assert found.usable
 
 
+def test_a_damaged_stored_comparison_is_made_again(library):
+    whole = read(library).library
+    files = [*(cache_directory() / "library").glob("*.json")]
+    compared = [file for file in files if "cosine" in file.read_text()]
+    assert compared
+    for file in compared:
+        file.write_text('{"cosine": "near"}')
+    assert read(library).library == whole
+
+
 def test_readings_of_a_shard_are_taken_as_far_as_the_cache_can_be_written(
     library, monkeypatch, tmp_path
 ):

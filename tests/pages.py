@@ -2,7 +2,7 @@
 
     python tests/pages.py
 
-tests/test_docs.py compares the pages with what this gives.
+tests/report/test_docs.py compares the pages with what this gives.
 """
 
 from __future__ import annotations

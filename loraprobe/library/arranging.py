@@ -277,13 +277,12 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
     (0, 1) for adapters with magnitudes, whole modules or biases, which are not compared.
     """
     key = pair_key(member.key, other.key)
-    held = stored(key)
-    if held is None:
+    cosine = (stored(key) or {}).get("cosine")
+    if not isinstance(cosine, float):
         adapters = [member.open(), other.open()]
         cosine = 0.0
         if not any(a.has_more_than_factors for a in adapters):
             inner = compatibility.TensorChecks(adapters).read().inner
             cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
-        held = {"cosine": cosine}
-        store(key, held)
-    return float(held["cosine"]), (member.record.norm or 0.0) / (other.record.norm or 1.0)
+        store(key, {"cosine": cosine})
+    return cosine, (member.record.norm or 0.0) / (other.record.norm or 1.0)

@@ -59,8 +59,9 @@ def keep_readings(members: Iterable[Any], place: Path) -> None:
 
 
 def take_readings(place: Path) -> None:
-    """Takes the readings of a directory into the cache."""
-    _copy((place / FOLDER).glob("*.json"), cache_directory() / FOLDER)
+    """Takes the readings of a directory into the cache, as far as it can be written."""
+    with contextlib.suppress(OutputError):
+        _copy((place / FOLDER).glob("*.json"), cache_directory() / FOLDER)
 
 
 def _copy(files: Iterable[Path], target: Path) -> None:

@@ -129,15 +129,15 @@ def at_random(
     if density == 1:
         return iter
     states = [generator.get_state() for generator in generators]
-    chances: Callable[[Matrix], Tensor] = partial(chances_by_rank, density=density, epsilon=epsilon)
+    chances: Callable[[Matrix], Tensor] = partial(chances_of, density=density, epsilon=epsilon)
     return partial(_drawn, chances=chances, states=states, divide=divide)
 
 
-def chances_by_rank(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
-    """The probability of keeping each entry: [p, q] -> [p, q] float64; [] if it is one for all.
+def chances_of(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
+    """The probability of keeping each entry: [p, q] -> [p, q] float64; density without epsilon.
 
-    density - epsilon for the smallest magnitude of each row, density + epsilon for the largest, in
-    even steps; density where a row has one entry.
+    With epsilon it is density - epsilon for the smallest magnitude of each row, density + epsilon
+    for the largest, in even steps; density where a row has one entry.
     """
     if epsilon is None:
         return torch.tensor(density, dtype=torch.float64)

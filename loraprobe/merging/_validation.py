@@ -62,7 +62,8 @@ def space_for(method: MergeMethod, given: str | None) -> str:
         return method.default_space()
     if isinstance(method, FactorMethod):
         raise UsageError(
-            f"{name_of(method)} acts on the factors as stored and has no space to choose."
+            f"{name_of(method)} acts on the factors as stored and has no space to choose; leave it "
+            "out."
         )
     space_named(given)
     return given

@@ -164,10 +164,11 @@ class KeptStatistics:
         for file in (place / self._name(paths) for place in self.places):
             if file.is_file():
                 try:
-                    found: BatchStatistics = torch.load(file, "cpu", weights_only=True)
-                    return found
+                    found = torch.load(file, "cpu", weights_only=True)
                 except Exception:  # whatever a damaged file raises: it is computed again
                     continue
+                if isinstance(found, BatchStatistics) and vars(found).get("paths") == tuple(paths):
+                    return found
         return None
 
     def write(self, batch: BatchStatistics) -> None:

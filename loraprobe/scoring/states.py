@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from loraprobe.scoring.forward import tail_logits
@@ -51,11 +51,12 @@ class States:
         return cls(hidden, top, total, all(one.linear for one in parts))
 
     def save(self, path: Path, mark: str) -> None:
-        """Writes the states, all or nothing. mark: says of what they are."""
+        """Writes the states, all or nothing; raises OSError. mark: says of what they are."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"hidden": self.hidden, "top": self.top, "total": self.total}
         part = path.with_suffix(".part")
-        save_file(tensors, part, {"mark": mark, "linear": str(int(self.linear))})
+        # a full disk has another error in safetensors
+        part.write_bytes(save(tensors, {"mark": mark, "linear": str(int(self.linear))}))
         os.replace(part, path)
 
     @classmethod

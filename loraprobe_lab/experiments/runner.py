@@ -190,8 +190,7 @@ class ExperimentRun:
     """The output, options and reporting of one run of an experiment.
 
     limit: items of each task, None for all. device: of the evaluation. pause: the least seconds
-    between two updates of the pages. command: what the pages name as
-    their maker.
+    between two updates of the pages. command: what the pages name as their maker.
     """
 
     output: Path

@@ -13,9 +13,16 @@ from making import random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.errors import UsageError
+from loraprobe.errors import OutputError, UsageError
 from loraprobe.file_hashes import cache_directory
-from loraprobe.library import arranged, fitted, read_library, reading
+from loraprobe.library import (
+    arranged,
+    fitted,
+    keep_readings,
+    read_library,
+    reading,
+    take_readings,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 SHAPES = {f"model.layers.{i}.self_attn.q_proj": (16, 16) for i in range(2)}
@@ -151,6 +158,31 @@ def test_a_cache_that_cannot_be_written_is_no_error(library, monkeypatch, tmp_pa
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "file"))
     (found,) = read_library([str(library / "good-0")])
     assert found.usable
+
+
+def test_a_damaged_stored_comparison_is_made_again(library):
+    whole = read(library).library
+    files = [*(cache_directory() / "library").glob("*.json")]
+    compared = [file for file in files if "cosine" in file.read_text()]
+    assert compared
+    for file in compared:
+        file.write_text('{"cosine": "near"}')
+    assert read(library).library == whole
+
+
+def test_readings_of_a_shard_are_taken_as_far_as_the_cache_can_be_written(
+    library, monkeypatch, tmp_path
+):
+    shard, members = tmp_path / "shard", read_library([str(library / "good-0")])
+    keep_readings(members, shard)
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "second"))
+    take_readings(shard)
+    assert [file.stem for file in (tmp_path / "second").rglob("*.json")] == [members[0].key]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        keep_readings(members, tmp_path / "file")
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "file"))
+    take_readings(shard)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(library, monkeypatch):

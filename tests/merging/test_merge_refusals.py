@@ -33,7 +33,7 @@ def one(name="a", rank=2, seed=0, **options):
         ({"method": "ties:density=0"}, r"'ties:density=0': density.*above 0 and at most 1"),
         ({"method": "dare_ties:density=1.1"}, r"density.*not 1.1"),
         ({"method": "ties:variant=mine"}, r"must be one of peft, mergekit, not 'mine'"),
-        ({"method": "factor_average", "space": "core"}, r"has no space to choose"),
+        ({"method": "factor_average", "space": "core"}, r"has no space to choose; leave it"),
         ({"space": "nowhere"}, r"Unknown space 'nowhere': there are full, core and knots"),
         ({"weights": [1.0]}, r"There are 1 weights for 2 adapters"),
         ({"weights": [1.0, 2.0, 3.0]}, r"There are 3 weights for 2 adapters"),

@@ -49,7 +49,7 @@ def test_result_equals_the_other_tools(peer, case, monkeypatch):
 def test_the_probabilities_of_magprune_are_theirs(case):
     method: Any = METHODS.make(case["method"])
     for delta, theirs in zip(deltas_of(case), case["chances"], strict=True):
-        chances = selection.chances_by_rank(delta, method.density, method.epsilon)
+        chances = selection.chances_of(delta, method.density, method.epsilon)
         expected = torch.tensor(theirs, dtype=torch.float64)
         nonzero = delta != 0  # which of equal magnitudes, here zeros, ranks first does not matter
         torch.testing.assert_close(chances[nonzero], expected[nonzero], rtol=1e-6, atol=1e-6)

@@ -110,14 +110,14 @@ def test_equal_magnitudes_are_treated_alike():
 def test_the_probability_of_staying_rises_evenly_with_the_rank_in_the_row():
     delta = torch.tensor([[3.0, -1.0, 2.0], [0.1, -0.3, 0.2]], dtype=F64)
     expected = torch.tensor([[0.6, 0.2, 0.4], [0.2, 0.6, 0.4]], dtype=F64)
-    torch.testing.assert_close(selection.chances_by_rank(delta, 0.4, 0.2), expected)
-    column = selection.chances_by_rank(delta[:, :1], 0.4, 0.2)
+    torch.testing.assert_close(selection.chances_of(delta, 0.4, 0.2), expected)
+    column = selection.chances_of(delta[:, :1], 0.4, 0.2)
     torch.testing.assert_close(column, torch.full((2, 1), 0.4, dtype=F64))
 
 
 def test_della_drops_the_stated_share_and_keeps_the_expectation():
     delta = random_update(30, 40, 5, 1, 1.0, F64).delta()[None]
-    chances = selection.chances_by_rank(delta[0], 0.4, 0.3)
+    chances = selection.chances_of(delta[0], 0.4, 0.3)
     runs = torch.stack(
         [DellaLinear(0.4, 0.3)(delta, ONES[:1], draws(1, seed)) for seed in range(400)]
     )

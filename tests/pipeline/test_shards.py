@@ -10,6 +10,7 @@ import shlex
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,21 @@ def test_kept_statistics_are_read_as_written(tmp_path):
     (file,) = tmp_path.glob("*.pt")
     file.write_bytes(file.read_bytes()[:-100])
     assert kept.read(batch.paths) is None
+    for other in ({"paths": batch.paths}, replace(batch, paths=("another",))):
+        torch.save(other, file)
+        assert kept.read(batch.paths) is None
+
+
+def test_statistics_that_run_code_are_not_read(tmp_path):
+    """A file of statistics is a pickle, and may come from another machine."""
+    kept, touched = KeptStatistics([tmp_path], {}), tmp_path / "touched"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return touched.touch, ()
+
+    torch.save(Hostile(), tmp_path / kept._name(["m"]))
+    assert kept.read(["m"]) is None and not touched.exists()
 
 
 @pytest.fixture

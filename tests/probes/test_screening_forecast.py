@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from pathlib import Path
 
 import making
 import numpy as np
@@ -173,6 +175,22 @@ def test_an_adapter_of_the_head_is_named(scorer, singles):
     assert found.added(np.array([(0, 1), (0, 3)])).tolist() == [True, False]
 
 
+def test_results_of_many_sets_take_no_further_memory(scorer, singles, monkeypatch):
+    """The number of pairs grows with the square of a library."""
+    reading, found, _ = forecast_of(scorer, singles, choice_task())
+    many = np.repeat(np.array([(0, 1)]), 10_000, 0)
+    hard, soft = found.values(many)
+    wanted, size = (hard + soft) / 2, hard.nbytes
+    monkeypatch.setattr(PairForecast, "values", lambda self, _: (hard, soft))
+    tracemalloc.start()
+    results = found.by_part(many)["t", "question"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 10
+    for k, question in enumerate(reading.questions):
+        assert (results[question.item.id] == wanted[:, k]).all()
+
+
 def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
     scorer, singles, tmp_path
 ):
@@ -187,6 +205,17 @@ def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
     path.write_bytes(path.read_bytes()[:-9])
     assert States.load(path, reading.mark) is None
     assert States.load(tmp_path / "none", reading.mark) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_states_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_path):
+    """The error of safetensors would be told as a defect."""
+    reading = ScreenedTexts.of(scorer, [choice_task()], None)
+    states, _ = reading.read(scorer, "base")
+    (tmp_path / "base.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        states.save(tmp_path / "base.safetensors", reading.mark)
+    assert not (tmp_path / "base.safetensors").exists()
 
 
 def result(system, part, item, value, text=""):

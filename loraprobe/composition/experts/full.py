@@ -20,31 +20,37 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import unroutable
-from loraprobe.adapters.lazy import TokenRows
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 AFFINE = (nn.Linear, nn.Embedding)
 
 
+class Replacement(NamedTuple):
+    """What an expert has in place of a parameter, or of the rows of `tokens` if there are any."""
+
+    expert: str
+    tokens: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
 @dataclass(frozen=True)
 class ReplacedParameter:
     """One parameter of a module, and the experts that replace it.
 
-    experts: an expert's index among all -> its name, and what replaces the parameter: rows, or all
-    of it if there are no tokens.
+    experts: an expert's index among all -> what it has in place of the parameter.
     """
 
     name: str
     module: nn.Module
-    experts: Mapping[int, tuple[str, TokenRows]]
+    experts: Mapping[int, Replacement]
 
     @property
     def path(self) -> str:
@@ -62,11 +68,11 @@ class ReplacedParameter:
 
     def own(self, i: int) -> Tensor:
         """The tensor of the i-th expert, in its own dtype or, with token rows, in the base's."""
-        _, part = self.experts[i]
+        part = self.experts[i]
         if not part.tokens:
-            return part.values
+            return part.read()
         index = torch.tensor(part.tokens, device=self.base.device)
-        return self.base.detach().index_copy(0, index, part.values.to(self.base))
+        return self.base.detach().index_copy(0, index, part.read().to(self.base))
 
 
 @contextlib.contextmanager
@@ -103,17 +109,19 @@ def _whole_parameters(
     model: nn.Module, experts: Sequence[Adapter], router: Router
 ) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces, after all checks."""
-    found: dict[str, dict[int, tuple[str, TokenRows]]] = {}
+    found: dict[str, dict[int, Replacement]] = {}
     for i, expert in enumerate(experts):
-        rows = {f"{path}.weight": rows for path, rows in expert.token_rows.items()}
-        whole = {
-            n: TokenRows((), functools.partial(expert.whole.__getitem__, n)) for n in expert.whole
+        own = {
+            f"{path}.weight": Replacement(expert.name, rows.tokens, rows.read)
+            for path, rows in expert.token_rows.items()
         }
-        own = {**rows, **whole}
+        for name in expert.whole:
+            read = functools.partial(expert.whole.__getitem__, name)
+            own[name] = Replacement(expert.name, (), read)
         for name in sorted(own):
             for place in _places(model, expert, name):
                 if place == name or place not in own:
-                    found.setdefault(place, {})[i] = expert.name, own[name]
+                    found.setdefault(place, {})[i] = own[name]
     if found and not router.weighs_whole:
         first = experts[next(iter(next(iter(found.values()))))]
         raise UnsupportedAdapter(
@@ -148,11 +156,9 @@ def _is_input_embedding(model: Any, name: str) -> bool:
         return False
 
 
-def _checked(
-    model: nn.Module, name: str, experts: Mapping[int, tuple[str, TokenRows]]
-) -> ReplacedParameter:
+def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) -> ReplacedParameter:
     """A parameter of the model that experts replace, of their shape and in memory."""
-    adapter, _ = next(iter(experts.values()))
+    adapter = next(iter(experts.values())).expert
     path, _, attribute = name.rpartition(".")
     try:
         module = model.get_submodule(path)
@@ -169,13 +175,13 @@ def _checked(
             f"Adapter {adapter} replaces {name}, which the model holds "
             "quantised or out of memory; load the base unquantised and in memory."
         )
-    for adapter, part in experts.values():
-        _check_shape(f"Adapter {adapter}", name, part, tuple(base.shape))
+    for part in experts.values():
+        _check_shape(name, part, tuple(base.shape))
     return ReplacedParameter(name, module, experts)
 
 
-def _check_shape(adapter: str, name: str, part: TokenRows, shape: tuple[int, ...]) -> None:
-    own = part.values.shape
+def _check_shape(name: str, part: Replacement, shape: tuple[int, ...]) -> None:
+    adapter, own = f"Adapter {part.expert}", part.read().shape
     if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
         raise CompatibilityError(
             f"{adapter} has rows of {own[1]} entries for tokens up to {max(part.tokens)} of "
@@ -208,24 +214,24 @@ def _swap(
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
         dtype = torch.promote_types(base.dtype, torch.float32)
-        parts = [(whole.experts[i][1], weight) for i, weight in weights.items()]
+        parts = [(whole.experts[i], weight) for i, weight in weights.items()]
         kept = 1 - sum(weight for part, weight in parts if not part.tokens)
         made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
         for part, weight in parts:
             if part.tokens:
                 _add_rows(made, base.detach(), part, weight)
             else:
-                made.add_(part.values.to(made), alpha=weight)
+                made.add_(part.read().to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
     held[whole.attribute] = parameter
 
 
-def _add_rows(made: Tensor, base: Tensor, rows: TokenRows, weight: float) -> None:
+def _add_rows(made: Tensor, base: Tensor, rows: Replacement, weight: float) -> None:
     """Adds weight * (rows - the base's rows) in place; exactly the rows if `made` is the base."""
     index = torch.tensor(rows.tokens, device=made.device)
-    values = rows.values.to(base).to(made)  # rounded to the base's dtype, as peft does
+    values = rows.read().to(base).to(made)  # rounded to the base's dtype, as peft does
     made[index] = (made[index] - weight * base[index].to(made)) + weight * values
 
 
@@ -236,7 +242,7 @@ def _mixing(
     module = parts[0].module
     kind = type(module).__name__
     if not (isinstance(module, AFFINE) or kind.endswith("Norm") or kind == "Conv1D"):
-        first, _ = next(iter(parts[0].experts.values()))
+        first = next(iter(parts[0].experts.values())).expert
         raise UnsupportedAdapter(
             f"Adapter {first} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
             "whose output cannot be weighed row by row."

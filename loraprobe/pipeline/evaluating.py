@@ -17,7 +17,7 @@ from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, check_state, open_inputs
 from loraprobe.pipeline.results import SEARCH
-from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
@@ -92,12 +92,12 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         evaluator = evaluator.with_setup(builder.searched, builder.routers)
         with session.stage("compose"):
             composed = builder.compositions(inputs.tasks)
-        found = play(
+        found = ask_in_rounds(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
             lambda results, systems: controls_of_best(builder, composed, results, systems, session),
         )
-        systems, results = found.everybody, found.results
+        systems, results = found.all_systems, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
         coverage = asked.probe_tasks(results)
         with session.stage("gates"):

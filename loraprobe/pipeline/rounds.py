@@ -1,4 +1,4 @@
-"""`play`: asks the systems in rounds of growing size and stops when the decision holds.
+"""`ask_in_rounds`: asks the systems in rounds of growing size and stops when the decision holds.
 
 After a round the verdict is judged with the intervals of this look (`evaluation.rounds`). Systems
 that can no longer win are not asked further. A composition that gains has to beat the controls too,
@@ -25,12 +25,12 @@ from loraprobe.verdict.before_evaluation import nothing_to_gain
 from loraprobe.verdict.evaluated import candidates
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
-GoesOn = Callable[["Played", Round], bool]
+GoesOn = Callable[["AskedRounds", Round], bool]
 DECIDED = ("likely", "unlikely")
 
 
 @dataclass
-class Played:
+class AskedRounds:
     """What the rounds found so far.
 
     order: all systems but the controls. round: the last one. systems: those that are still asked.
@@ -46,7 +46,7 @@ class Played:
     controls: list[System] = field(default_factory=list)
 
     @property
-    def everybody(self) -> list[System]:
+    def all_systems(self) -> list[System]:
         """All systems, in the order in which they are reported."""
         return [*self.order, *self.controls]
 
@@ -65,12 +65,12 @@ class Played:
         return Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped)
 
 
-def play(
+def ask_in_rounds(
     evaluator: Evaluator,
     systems: Sequence[System],
     controls: Controls,
     goes_on: GoesOn = lambda found, following: True,
-) -> Played:
+) -> AskedRounds:
     """Asks systems round by round until the decision holds or all items are asked.
 
     controls: a function from results and systems to the controls of the best of them. goes_on:
@@ -79,7 +79,7 @@ def play(
     options = evaluator.session.options
     chains = [system for system in systems if system.kind == "chain"]
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = Played(systems, planned[0], [s for s in systems if s.kind != "chain"])
+    found = AskedRounds(systems, planned[0], [s for s in systems if s.kind != "chain"])
     decision = ""
     for this in planned:
         if this.number > 1 and not goes_on(found, this):
@@ -101,12 +101,14 @@ def play(
     _ask(found, evaluator, chains)
     # Controls do not count for a composition that does not gain: a first round of them is enough.
     _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
-    names = {system.name for system in found.everybody}
+    names = {system.name for system in found.all_systems}
     found.results = [row for row in found.results if row.system in names]
     return found
 
 
-def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn) -> Played | None:
+def ask_at_ceiling(
+    evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn
+) -> AskedRounds | None:
     """Asks systems alone all items, if the last of them leaves no room for a gain.
 
     None as soon as it is not above 1 - margin in any form or `goes_on` says no, and where its
@@ -115,7 +117,7 @@ def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn)
     """
     options, best = evaluator.session.options, systems[-1].name
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = Played(systems, planned[0], list(systems))
+    found = AskedRounds(systems, planned[0], list(systems))
     for this in planned:
         if this.number > 1 and not goes_on(found, this):
             return None
@@ -133,9 +135,11 @@ def play_alone(evaluator: Evaluator, systems: Sequence[System], goes_on: GoesOn)
     return found if nothing_to_gain(evidence) is not None else None
 
 
-def records(found: Played, evaluator: Evaluator, **others: tuple[object, ...]) -> EvaluationRecords:
+def records(
+    found: AskedRounds, evaluator: Evaluator, **others: tuple[object, ...]
+) -> EvaluationRecords:
     """What was measured, at the level of the last look. others: coverage and forecasts."""
-    systems = found.everybody
+    systems = found.all_systems
     results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
     baselines = [s for s in systems if s.kind in BASELINES]
     attribution = evaluation.attribute(results, stayed, found.round.tasks)
@@ -171,7 +175,7 @@ def compared(
 
 
 def _ask(
-    found: Played,
+    found: AskedRounds,
     evaluator: Evaluator,
     systems: Sequence[System],
     told: str = "",
@@ -186,7 +190,7 @@ def _ask(
     found.results = [row for row in found.results if row.system not in names] + asked
 
 
-def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
+def _evidence(found: AskedRounds, evaluator: Evaluator) -> Evidence:
     """What the decision rests on after this round."""
     options = evaluator.session.options
     systems = [*found.systems, *found.controls]
@@ -212,7 +216,7 @@ def _gains(evidence: Evidence) -> bool:
     )
 
 
-def _drop(found: Played, evidence: Evidence) -> None:
+def _drop(found: AskedRounds, evidence: Evidence) -> None:
     """Moves the compositions that can no longer win to `dropped`.
 
     These are shown to fail in every form of the question, or, for one task, to be worse than the

@@ -3,7 +3,7 @@
 A shard writes three kinds of files into its directory: `shard.json` says of which run it is a share
 and whether it is complete, `modules-*.pt` hold statistics of weights, `results.jsonl` answers. The
 same call goes on with what is there, so a shard may run again. It asks all items of its share,
-since it cannot know when the decision will hold; the rounds are played when all answers are known.
+since it cannot know when the decision will hold; `combine` goes through the rounds.
 """
 
 from __future__ import annotations

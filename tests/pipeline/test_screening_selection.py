@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_playing_rounds import Planted
+from test_asking_rounds import Planted
 
 from loraprobe.errors import TaskError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.options import Options
-from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.screening.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import split_for_screening
@@ -59,7 +59,7 @@ def decision(seed: int, leak: bool) -> str:
     tasks = parts.apart if leak else parts.left
     inputs: Any = SimpleNamespace()
     evaluator = Planted(inputs, session, None, Ledger(), tasks, answers=answers)
-    found = play(evaluator, [*singles, *systems], lambda results, systems: controls)
+    found = ask_in_rounds(evaluator, [*singles, *systems], lambda results, systems: controls)
     made = records(found, evaluator)
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))

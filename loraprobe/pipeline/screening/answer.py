@@ -44,13 +44,13 @@ def audit_of_screen(
     proved: Proved,
 ) -> Audit:
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
-    session, played = evaluator.session, proved.played
+    session, asked = evaluator.session, proved.asked
     with session.stage("statistics"):
-        measured = replace(records(played, evaluator), oracles=())
+        measured = replace(records(asked, evaluator), oracles=())
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
     verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
-    notes = [*evaluator.notes, *_notes(proved), *played.notes()]
+    notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
         session,
@@ -190,11 +190,11 @@ def _shortlist(
 
 def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
     """The gain of each composition in its better form, of dropped ones on what they were asked."""
-    rows, played = list(measured.gains), proved.played
-    baselines = [system for system in played.order if system.kind in BASELINES]
+    rows, asked = list(measured.gains), proved.asked
+    baselines = [system for system in asked.order if system.kind in BASELINES]
     for one in proved.finalists:
         if not {row.system for row in rows} & one.systems.keys():
-            rows += evaluation.gains(played.results, [*baselines, *one.systems.values()])
+            rows += evaluation.gains(asked.results, [*baselines, *one.systems.values()])
     best: dict[str, Gain] = {}
     for row in sorted(rows, key=lambda row: row.difference):
         best[row.system] = row
@@ -221,7 +221,7 @@ def _row(
     by_part = forecasts.get(one.names, {})
     forecast = by_part.get("question" if gain is None else gain.part)
     fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
-    fails = fails or all(name in proved.played.dropped for name in one.systems)
+    fails = fails or all(name in proved.asked.dropped for name in one.systems)
     outcome = "compose" if advised else "none" if fails else "open"
     return Shortlisted(
         one.names,

@@ -15,7 +15,7 @@ from loraprobe.pipeline.estimating import by_round
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.portfolio import Selection
-from loraprobe.pipeline.rounds import GoesOn, Played, play, play_alone
+from loraprobe.pipeline.rounds import AskedRounds, GoesOn, ask_at_ceiling, ask_in_rounds
 from loraprobe.pipeline.screening.choosing import Choosing, Screened
 from loraprobe.pipeline.screening.ranking import RankedSet
 from loraprobe.pipeline.systems import SystemBuilder
@@ -60,14 +60,14 @@ class Proved:
     """
 
     choosing: Choosing
-    played: Played
+    asked: AskedRounds
     finalists: Sequence[Finalist] = ()
     screened: Screened | None = None
 
     @property
     def adapters(self) -> list[Adapter]:
         """The single adapters that were proved: the best ones and the members of finalists."""
-        alone = [s.composition for s in self.played.order if s.kind == "adapter"]
+        alone = [s.composition for s in self.asked.order if s.kind == "adapter"]
         return [one.experts[0] for one in alone if one is not None]
 
 
@@ -85,9 +85,9 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
             continue
         tried.add(name == BASE)
         systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
-        played = play_alone(evaluator, systems, _within_budget(choosing))
-        if played is not None:
-            return Proved(choosing, played)
+        asked = ask_at_ceiling(evaluator, systems, _within_budget(choosing))
+        if asked is not None:
+            return Proved(choosing, asked)
     return None
 
 
@@ -115,8 +115,8 @@ def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
     whole = choosing.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
     asked = by_round({system.name: whole for system in systems}, proving)
     proving.session.expect(lambda: {"screen": choosing.spent[0], **asked})
-    played = play(proving, systems, controls, _within_budget(choosing))
-    return Proved(choosing, played, finalists, screened)
+    found = ask_in_rounds(proving, systems, controls, _within_budget(choosing))
+    return Proved(choosing, found, finalists, screened)
 
 
 def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Evaluator) -> Finalist:
@@ -146,7 +146,7 @@ def _affordable(choosing: Choosing, evaluator: Evaluator) -> int:
 def _within_budget(choosing: Choosing) -> GoesOn:
     """Whether a further round fits into the time that is left."""
 
-    def goes_on(found: Played, following: Round) -> bool:
+    def goes_on(found: AskedRounds, following: Round) -> bool:
         asked = len(found.systems) + len(found.controls)
         more = following.items - found.round.items
         return choosing.evaluator.session.left() > choosing.pace * COMPOSED * asked * more

@@ -12,7 +12,7 @@ from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.session import Session
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task
@@ -68,8 +68,10 @@ def planted(
     return Planted(inputs, session, None, Ledger(), tasks, answers=answers)
 
 
-def played(evaluator: Planted, systems: list[System] | None = None) -> Any:
-    found = play(evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS)
+def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
+    found = ask_in_rounds(
+        evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS
+    )
     made = records(found, evaluator)
     verdict = judge_evaluation(
         Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
@@ -83,7 +85,7 @@ def items(evaluator: Planted, name: str) -> int:
 
 def test_a_large_gain_stops_after_the_first_round_with_its_controls():
     evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3})
-    _, made, verdict = played(evaluator)
+    _, made, verdict = asked(evaluator)
     assert (verdict.decision, verdict.system) == ("likely", "uniform")
     assert made.rounds.used == 1 < made.rounds.planned
     assert made.rounds.items == 30 and made.rounds.total == N
@@ -98,7 +100,7 @@ def test_all_items_and_few_items_are_one_round():
         planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, all_items=True),
         planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, n=ROUNDS_FROM - 1),
     ):
-        _, made, verdict = played(evaluator)
+        _, made, verdict = asked(evaluator)
         assert verdict.decision == "likely"
         assert made.rounds.used == made.rounds.planned == 1
         assert {row.n for row in made.evaluation} == {len(evaluator.tasks[0].items)}
@@ -106,7 +108,7 @@ def test_all_items_and_few_items_are_one_round():
 
 def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
     evaluator = planted({"a": 0.5, "uniform": 0.62, "sum": 0.0, "arrow": 0.6})
-    found, made, _ = played(evaluator)
+    found, made, _ = asked(evaluator)
     assert made.rounds.used > 1
     assert items(evaluator, "sum") < items(evaluator, "uniform") == made.rounds.items
     assert made.rounds.dropped == {"sum": 1}
@@ -114,13 +116,13 @@ def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
     assert "sum" not in {gain.system for gain in made.gains}, "it is no candidate"
     counts = {row.system: row.n for row in made.evaluation}
     assert counts["sum"] == items(evaluator, "sum") and counts["base"] == made.rounds.items
-    assert [system.name for system in found.everybody][3:6] == ["uniform", "sum", "arrow"]
+    assert [system.name for system in found.all_systems][3:6] == ["uniform", "sum", "arrow"]
     assert found.notes() and "sum" in found.notes()[0]
 
 
 def test_a_clear_failure_stops_early_with_a_first_round_of_controls():
     evaluator = planted({"a": 0.95, "uniform": 0.3, "sum": 0.2, "arrow": 0.2})
-    _, made, verdict = played(evaluator)
+    _, made, verdict = asked(evaluator)
     assert verdict.decision == "unlikely"
     assert made.rounds.used < made.rounds.planned
     assert {items(evaluator, s.name) for s in CONTROLS} == {30}
@@ -128,7 +130,7 @@ def test_a_clear_failure_stops_early_with_a_first_round_of_controls():
 
 def test_a_gain_that_a_control_has_too_is_no_success_and_goes_on():
     evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3, "random-partner": 0.89})
-    _, made, verdict = played(evaluator)
+    _, made, verdict = asked(evaluator)
     assert verdict.decision != "likely"
     assert made.rounds.used == made.rounds.planned or verdict.decision == "unlikely"
     assert items(evaluator, "random-partner") == made.rounds.items
@@ -139,7 +141,7 @@ def test_retentions_are_decided_too():
     first = {"a": 0.9, "b": 0.05, "uniform": 0.9, "sum": 0.1, "arrow": 0.1}
     second = {"a": 0.05, "b": 0.9, "uniform": 0.75, "sum": 0.1, "arrow": 0.1}
     evaluator = planted([first, second])
-    _, made, verdict = played(evaluator)
+    _, made, verdict = asked(evaluator)
     assert made.rounds.used > 1
     kept = next(r for r in made.evaluation if (r.system, r.task) == ("uniform", "t1"))
     gain = next(row for row in made.gains if row.system == "uniform")
@@ -147,12 +149,12 @@ def test_retentions_are_decided_too():
     assert kept.n == items(evaluator, "uniform") // 2
     assert verdict.decision in ("likely", "inconclusive", "unlikely")
     easy = planted([first, {**second, "uniform": 0.9}])
-    assert played(easy)[1].rounds.used <= made.rounds.used
+    assert asked(easy)[1].rounds.used <= made.rounds.used
 
 
 def test_the_chain_is_asked_once_on_what_the_others_were_asked():
     evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3})
-    _, made, _ = played(evaluator, [*ALONE, *COMPOSED, System("chain", "chain")])
+    _, made, _ = asked(evaluator, [*ALONE, *COMPOSED, System("chain", "chain")])
     assert items(evaluator, "chain") == made.rounds.items
     assert "chain" in {gain.system for gain in made.gains}
 

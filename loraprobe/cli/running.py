@@ -31,7 +31,9 @@ def run(
     read: Iterable[str] = (),
     writes: bool = True,
 ) -> Any:
-    """What `whole` returns; of an estimate or a share it prints the end and raises typer.Exit.
+    """Runs the command and returns what `whole` returns.
+
+    An estimate or a share is printed instead, and typer.Exit raised.
 
     share: the function for --shard, where it is not `run_shard`. estimate: the one for --dry-run.
     read: files that are read beside the tasks. writes: whether a whole run may have --output.

@@ -19,7 +19,7 @@ class FindingCode:
     cure: str = ""
 
 
-# What they are about -> code -> FindingCode.
+# What the findings are about -> code -> FindingCode.
 SUBJECTS: Mapping[str, Mapping[str, FindingCode]] = {
     subject: {code: FindingCode(**row) for code, row in group.items()}
     for subject, group in tomllib.loads(

@@ -141,7 +141,7 @@ def spec_of(member: Any, short: bool = False) -> str:
 
     short: without the options that have the values of a member built without any.
     """
-    plain = type(member)() if short else None  # without it None is what says nothing
+    plain = type(member)() if short else None  # else an option is left out where it is None
     values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
     given = {k: value for k, value in values.items() if value != getattr(plain, k, None)}
     options = ",".join(f"{key.rstrip('_')}={value}" for key, value in given.items())

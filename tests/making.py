@@ -326,12 +326,6 @@ class Malicious:
         return (Path.touch, (self.where / "harmed",))
 
 
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
-
-
 def hidden(model: Any, vocab: int = 40) -> Tensor:
     """Logits of fixed tokens, double precision where the model is."""
     tokens = torch.arange(2 * 7).reshape(2, 7) * 5 % vocab

@@ -139,7 +139,7 @@ def screen(
 
     if options.shard is not None and "-" in refs:
         raise UsageError("combine reads the library again: give a --shard its list as @FILE.")
-    given = [str(one) for one in listed(refs, sys.stdin)]
+    given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
     share, estimate = command.screen_shard, command.estimate_screen
     audit = run(
         "screen", output, options, given, base, task, command.screen, share, estimate, writes=False

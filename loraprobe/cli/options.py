@@ -22,7 +22,7 @@ LONGEST_WORDS = 11  # columns that the words of an option may take in the help
 METAVARS: Mapping[Any, str] = {bool: " ", int: "N", float: "X", Path: "FILE"}
 Command = Callable[..., Any]
 REQUIRED = inspect.Parameter.empty
-# The options of every command, which the command itself does not get.
+# Every command has these options; its function does not get them.
 EVERYWHERE = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
     for name, default, kind in (("config", None, Config), ("debug", False, Debug))

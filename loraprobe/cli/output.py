@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def imports_done() -> None:
-    """Collects garbage from now on, where `loraprobe.__main__` put that off until work begins.
+    """Turns on the garbage collection that `loraprobe.__main__` turned off until work begins.
 
-    What was imported stays until the end, so that no collection looks at it again.
+    What was imported stays until the end, so it is left out of all collections.
     """
     if not gc.isenabled():
         gc.freeze()
@@ -37,7 +37,7 @@ def imports_done() -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """The options that say how a command prints its result and where it writes; it prints so."""
+    """The options that say how a command prints and where it writes; its methods print."""
 
     target: Path | None = output_option(
         None, "Directory to write.", flag="--output", short="-o", metavar="DIR"
@@ -97,7 +97,7 @@ class Output:
             yield line
 
     def document(self, command: str, fields: Mapping[str, Any]) -> bool:
-        """With --json the document of a result that is no audit; whether that was printed."""
+        """Prints a result that is no audit as JSON, if that was asked for, and tells whether."""
         if self.json:
             from loraprobe.records import document
 

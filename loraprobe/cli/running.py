@@ -21,7 +21,7 @@ def run(
     command: str,
     output: Output,
     options: Options,
-    refs: list[str],
+    refs: Iterable[str],
     base: str | None,
     tasks: list[str] | None,
     whole: Function,
@@ -31,10 +31,13 @@ def run(
     read: Iterable[str] = (),
     writes: bool = True,
 ) -> Any:
-    """What `whole` returns; of an estimate or a share it prints the end and raises typer.Exit.
+    """Runs the command and returns what `whole` returns.
 
-    share: the function for --shard, where it is not `run_shard`. estimate: the one for --dry-run.
-    read: files that are read beside the tasks. writes: whether a whole run may have --output.
+    An estimate or a share is printed instead, and typer.Exit raised.
+
+    refs: of the adapters; they are taken once the options are checked. share: the function for
+    --shard, where it is not `run_shard`. estimate: the one for --dry-run. read: files that are read
+    beside the tasks. writes: whether a whole run may have --output.
     """
     _check_shard(output, options, writes)
     called: Function = whole
@@ -46,11 +49,11 @@ def run(
 
         called = partial(share or partial(run_shard, command), place=output.target)
         end = partial(output.shard, command)
-    files = tasks or []
+    adapters, files = list(refs), tasks or []
     with output.progress() as progress:
-        written = _checked_outputs(output, options, [*refs, base], [*files, *read])
+        written = _checked_outputs(output, options, [*adapters, base], [*files, *read])
         given = {"options": options, "progress": progress, "written": written}
-        made = called(refs, base=base, tasks=files, **given)
+        made = called(adapters, base=base, tasks=files, **given)
     if end is None:
         return made
     end(made)

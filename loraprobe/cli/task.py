@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output
+from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import argument, setting
 from loraprobe.command_options import LAYOUT
 from loraprobe.defaults import HARNESS
@@ -74,6 +74,7 @@ def check(files: Files, options: Options, output: Output) -> None:
     from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.tasks import check_task
 
+    imports_done()
     tasks = open_tasks(files, options)
     found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
     if output.document("task check", {"margin": options.needed_gain, "tasks": found}):
@@ -149,6 +150,7 @@ def sample(
     from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.pipeline.task_preview import preview
 
+    imports_done()
     tasks = open_tasks(files, options)
     rows = preview(tasks, base, options)
     if output.document("task sample", {"previews": rows}):

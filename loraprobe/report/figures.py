@@ -186,7 +186,7 @@ def scatter(about: About, adapters: Sequence[LibraryAdapter]) -> str:
 
 
 def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:
-    """Their coordinates, across and up."""
+    """The coordinates of those adapters that have a place on the map: across, and up."""
     places = [adapter.place for adapter in adapters if adapter.place is not None]
     return [x for x, _ in places], [y for _, y in places]
 

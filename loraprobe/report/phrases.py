@@ -132,7 +132,7 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)
-        if verdict.decision == "likely":  # it owes it to its partner
+        if verdict.decision == "likely":  # what shows that the partner matters
             yield "sure", measured.said(verdict, "controls-beaten")
         yield "forecast", measured.forecast(verdict)
         yield "known", measured.known(verdict)

@@ -1,10 +1,10 @@
 """The verdict: a pure function of evidence. It uses no torch, no files and no clock.
 
 A structural conflict decides alone. Weights and probes decide nothing. Coverage and single adapters
-on the task can decide `unlikely` (see `before_evaluation`), and so can a first round of
-compositions on a few items, or `likely`. Scored compositions decide by the
-interval of their gain (see `evaluated`). The forecast and its probability never change the decision
-(see `probability`). `codes` holds the stable codes of reasons.
+on the task can decide `unlikely`, a first round of compositions on a few items `unlikely` or
+`likely` (see `before_evaluation`). Scored compositions decide by the interval of their gain (see
+`evaluated`). The forecast and its probability never change the decision (see `probability`).
+`codes` holds the stable codes of reasons.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from loraprobe.records import Reason
 from loraprobe.verdict.codes import reason_of
 from loraprobe.verdict.evidence import Evidence
 
-# Of several that are equally common the first counts.
+# The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 BY_HOP = "ask each hop of whoever answers it best"
 

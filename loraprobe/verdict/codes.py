@@ -1,6 +1,6 @@
 """The stable codes of reasons with their sentences, from codes.toml.
 
-Those come first that change most what a person does.
+The codes that change most what a person does come first.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ RULES = tuple(
 def about_geometry(evidence: Evidence) -> Iterator[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    Norms that were made equal before composing give no warning. That nearly equal updates started
-    from one seed is no warning of its own. One more reason gives
-    the cosine that is farthest from 0, where no pair is redundant or opposed.
+    Norms that were made equal before composing give no warning, and neither does the common seed of
+    nearly equal updates. Where no pair is redundant or opposed, one more reason gives the cosine
+    that is farthest from 0.
     """
     whole = [m for m in evidence.diagnostics if m.module is None and m.value is not None]
     alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}

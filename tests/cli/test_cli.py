@@ -81,7 +81,7 @@ from loraprobe.__main__ import main
 
 with contextlib.suppress(SystemExit):
     main()
-assert gc.isenabled()
+assert gc.isenabled() and gc.get_freeze_count()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
 assert not asking, asking

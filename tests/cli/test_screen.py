@@ -92,6 +92,11 @@ def test_a_file_or_pipe_without_references_is_named(tmp_path, content):
     assert piped.exit_code == 2 and "tandard input" in piped.stderr and not piped.stdout
 
 
+def test_a_wrong_call_is_named_before_a_pipe_is_read(tmp_path):
+    shown = call("screen", "-", "-o", tmp_path / "out", stdin="")
+    assert shown.exit_code == 2 and "--output goes with --shard" in shown.stderr
+
+
 def test_a_missing_file_of_references_is_named(tmp_path):
     shown = call("screen", f"@{tmp_path / 'no.txt'}", "--json")
     assert shown.exit_code == 2

@@ -268,13 +268,32 @@ def test_the_nearest_system_is_named(pair, tmp_path):
     assert result.exit_code == 2 and "did you mean 'chain'" in result.stderr
 
 
-@pytest.mark.parametrize("words", [["verify", "nowhere"], ["lab", "--help"]], ids=" ".join)
-def test_garbage_is_collected_again_once_work_begins(words):
-    code = (
-        "import contextlib, gc, sys; from loraprobe.__main__ import main\n"
-        f"sys.argv = ['loraprobe', *{words}]\n"
-        "with contextlib.suppress(SystemExit):\n    main()\n"
-        "assert gc.isenabled()"
-    )
+COLLECTED = """
+import contextlib, gc, sys
+from loraprobe.__main__ import main
+
+sys.argv = ["loraprobe", *{words}]
+with contextlib.suppress(SystemExit):
+    main()
+assert gc.isenabled()
+assert bool(gc.get_freeze_count()) is {works}, "collected again only at the end"
+"""
+TASK = str(Path(__file__).parents[2] / "loraprobe/demo/small-world/tasks/count.jsonl")
+
+
+@pytest.mark.parametrize(
+    "words, works",
+    [
+        (["--version"], False),
+        (["nowhere"], False),
+        (["verify", "nowhere"], True),
+        (["task", "check", TASK], True),
+        (["lab", "--help"], True),
+    ],
+    ids=["version", "no command", "verify", "task check", "lab"],
+)
+def test_garbage_is_collected_again_once_work_begins_and_at_the_end(words, works):
+    """Where work began, what was imported is frozen."""
+    code = COLLECTED.format(words=words, works=works)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

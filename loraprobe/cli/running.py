@@ -31,9 +31,7 @@ def run(
     read: Iterable[str] = (),
     writes: bool = True,
 ) -> Any:
-    """Runs the command and returns what `whole` returns.
-
-    An estimate or a share is printed instead, and typer.Exit raised.
+    """What `whole` returns; an estimate or a share is printed instead, and typer.Exit raised.
 
     refs: of the adapters; they are taken once the options are checked. share: the function for
     --shard, where it is not `run_shard`. estimate: the one for --dry-run. read: files that are read

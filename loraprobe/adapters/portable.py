@@ -44,9 +44,10 @@ def portable(adapter: Adapter) -> Adapter:
 
     def read(path: str) -> LowRank:
         update = adapter.modules[path]
-        B, more = folded(update.B, update.scaling), rank - update.rank
-        scaling = 1.0 if fold else update.scaling
-        return LowRank(pad(update.A, (0, 0, 0, more)), pad(B, (0, more)), scaling)
+        A, B = update.A, folded(update.B, update.scaling)
+        if more := rank - update.rank:  # padding by nothing copies
+            A, B = pad(A, (0, 0, 0, more)), pad(B, (0, more))
+        return LowRank(A, B, 1.0 if fold else update.scaling)
 
     made = {
         path: replace(info, rank=rank, scaling=1.0 if fold else info.scaling)

@@ -89,6 +89,9 @@ def test_zeros_change_no_bit_and_a_plain_adapter_stays_as_it_is():
     plain = random_adapter(scaling=2.0)
     for path, update in portable(plain).modules.items():
         assert torch.equal(update.A, plain.modules[path].A) and update.scaling == 2.0
+        # A large merge would need its own size once more.
+        assert update.A.data_ptr() == plain.modules[path].A.data_ptr()
+        assert update.B.data_ptr() == plain.modules[path].B.data_ptr()
 
 
 def test_a_merge_of_mixed_ranks_is_read_alike_by_peft_and_servers(tmp_path):

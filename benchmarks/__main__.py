@@ -42,10 +42,17 @@ QUICK: dict[str, tuple[str, ...]] = {
     "screen": ("screen_vs_peers.py", "--adapters", "40", "--pairs", "1"),
     "ties": ("ties_full.py", "--runs", "2"),
     "routed-layer": (
-        "routed_layer_vs_peft.py", "--runs", "3", "--width", "2048", "--tokens", "512", "2048",
+        "routed_layer_vs_peft.py",
+        "--runs",
+        "3",
+        "--width",
+        "2048",
+        "--tokens",
+        "512",
+        "2048",
     ),
     "evaluation": ("evaluation_vs_harness.py", "--runs", "2", "--items", "30"),
-}  # fmt: skip
+}
 LIMIT = 900  # seconds that one benchmark may take
 
 
@@ -57,9 +64,14 @@ def run(command: tuple[str, ...], out: TextIO) -> list[str]:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-             "PYTHONWARNINGS": "ignore", "COLUMNS": "200"},
-    )  # fmt: skip
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONWARNINGS": "ignore",
+            "COLUMNS": "200",
+        },
+    )
     end = signal.SIGALRM
     signal.signal(end, lambda *_: os.killpg(child.pid, signal.SIGKILL))
     signal.alarm(LIMIT)

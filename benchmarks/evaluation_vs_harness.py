@@ -63,10 +63,19 @@ def make_base(directory: str) -> str:
 
     tokenizer = AutoTokenizer.from_pretrained(world() / "base")
     torch.manual_seed(0)
-    size = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
-            "num_attention_heads": 6, "num_key_value_heads": 3}  # fmt: skip
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024,
-                         eos_token_id=tokenizer.eos_token_id, **size)  # fmt: skip
+    size = {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+    }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        **size,
+    )
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -100,8 +109,14 @@ def make_items(count: int) -> list[dict[str, Any]]:
         choices = [own, *(others[(i + k) % len(others)] for k in range(3))]
         order = [(k + i) % 4 for k in range(4)]
         choices = [choices[k] for k in order]
-        found.append({"prompt": before + rows[i % len(rows)]["prompt"], "answer": own,
-                      "choices": choices, "gold": choices.index(own)})  # fmt: skip
+        found.append(
+            {
+                "prompt": before + rows[i % len(rows)]["prompt"],
+                "answer": own,
+                "choices": choices,
+                "gold": choices.index(own),
+            }
+        )
     return found
 
 
@@ -152,8 +167,13 @@ class Plain:
             own = [""] * len(prompts)
             for batch in self.scorer.batcher.split([len(row) + NEW_TOKENS for row in ids]):
                 rows, mask = padded([ids[i] for i in batch], pad, "left")
-                out = self.model.generate(input_ids=rows, attention_mask=mask, do_sample=False,
-                                          max_new_tokens=NEW_TOKENS, pad_token_id=pad)  # fmt: skip
+                out = self.model.generate(
+                    input_ids=rows,
+                    attention_mask=mask,
+                    do_sample=False,
+                    max_new_tokens=NEW_TOKENS,
+                    pad_token_id=pad,
+                )
                 for i, tokens in zip(batch, out[:, rows.shape[1] :].tolist(), strict=True):
                     end = next((k for k, t in enumerate(tokens) if t in self.scorer.stops), None)
                     own[i] = self.scorer.decode(tokens[:end])
@@ -221,8 +241,11 @@ def against_plain(base: str, adapters: list[str], items: list[dict], runs: int) 
         )
         print(f"  {name}:")
         table(found, "plain peft", "plain peft")
-        aim(f"{name} of {len(adapters)} systems / as many plain passes with peft",
-            ratios(found["loraprobe"], found["plain peft"]), 1.1)  # fmt: skip
+        aim(
+            f"{name} of {len(adapters)} systems / as many plain passes with peft",
+            ratios(found["loraprobe"], found["plain peft"]),
+            1.1,
+        )
 
 
 def answer(base: str, adapters: list[str], file: str) -> list[float]:
@@ -278,12 +301,17 @@ def against_own(base: str, adapters: list[str], items: list[dict], scratch: str,
 
     folder, scorer, compositions = write_tasks(items, scratch), scorer_of(base), systems(adapters)
     own = {
-        name: Task(name, tuple(
-            Item(str(i), one["prompt"], (one["answer"],), tuple(one["choices"]) if choice else ())
-            for i, one in enumerate(items)
-        ))
+        name: Task(
+            name,
+            tuple(
+                Item(
+                    str(i), one["prompt"], (one["answer"],), tuple(one["choices"]) if choice else ()
+                )
+                for i, one in enumerate(items)
+            ),
+        )
         for name, choice in (("local_choice", True), ("local_written", False))
-    }  # fmt: skip
+    }
     for name, ours in own.items():
         (theirs,) = load_harness(f"lm_eval:{name}@{folder}")
 
@@ -296,8 +324,11 @@ def against_own(base: str, adapters: list[str], items: list[dict], scratch: str,
             "lm_eval:": lambda task=theirs: clocked(lambda: asked(task)),
         }
         found = interleaved(kinds, runs)
-        aim(f"{name} through the harness's task / as own items",
-            ratios(found["lm_eval:"], found["own items"]), 1.1)  # fmt: skip
+        aim(
+            f"{name} through the harness's task / as own items",
+            ratios(found["lm_eval:"], found["own items"]),
+            1.1,
+        )
 
 
 def against_harness(base: str, adapters: list[str], items: list[dict], scratch: str) -> None:

@@ -98,8 +98,11 @@ def peft_figures(which: str, layers: int) -> tuple[float, float]:
         if done.returncode:
             sys.exit(done.stderr)
         known[out, into] = one = json.loads(done.stdout.splitlines()[-1])
-        print(f"  peft svd {out} x {into}: {one['seconds']:.1f} s a module; its result and ours "
-              f"differ by {one['distance']:.1e} of the norm", flush=True)  # fmt: skip
+        print(
+            f"  peft svd {out} x {into}: {one['seconds']:.1f} s a module; its result and ours "
+            f"differ by {one['distance']:.1e} of the norm",
+            flush=True,
+        )
     total = layers * sum(known[shape]["seconds"] for shape in shapes)
     return total, max(one["distance"] for one in known.values())
 
@@ -126,8 +129,12 @@ def main() -> None:
         total, distance = peft_figures(options.peft, options.layers)
         bound = "at least " if options.peft == "square" else ""
         print(f"  peft's svd of all modules, extrapolated: {bound}{total:.0f} s")
-        aim("peft svd / loraprobe merge, as a whole process",
-            [total / f.seconds for f in found["merge"]], 1000, least=True)  # fmt: skip
+        aim(
+            "peft svd / loraprobe merge, as a whole process",
+            [total / f.seconds for f in found["merge"]],
+            1000,
+            least=True,
+        )
         aim("distance between the results, of the norm", [distance], 1e-4)
 
 

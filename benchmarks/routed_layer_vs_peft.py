@@ -98,8 +98,12 @@ def arrow_of_peft(
     LoraConfig(arrow_config=config)  # refuses options that peft would not take
     layer = ArrowLoraLinearLayer(experts[0].in_features, config)
     layer.register_buffer("prototypes", torch.stack([prototype(e) for e in experts]))
-    A, B = (nn.ModuleDict({name: _linear(getattr(e, which)) for name, e in
-                           zip(names, experts, strict=True)}) for which in "AB")  # fmt: skip
+    A, B = (
+        nn.ModuleDict(
+            {name: _linear(getattr(e, which)) for name, e in zip(names, experts, strict=True)}
+        )
+        for which in "AB"
+    )
     scaling = {name: float(e.scaling) for name, e in zip(names, experts, strict=True)}
     empty = nn.Identity()
 
@@ -209,9 +213,12 @@ def measure(
     ours, theirs = (max(added(found[name], found["bare"]), bare / 100) for name in ("ours", "peft"))
     extra = [max(memory[name] - memory["bare"], 1) for name in ("ours", "peft")]
     hot = [a.seconds / b.seconds for a, b in zip(found["one-hot"], found["peft one"], strict=True)]
-    print(f"| {width} | {tokens} | {n} | {bare * 1e3:.2f} | {ours * 1e3:.2f} | "
-          f"{theirs * 1e3:.2f} | {theirs / ours:.1f} | {extra[0] / 1e6:.0f} | {extra[1] / 1e6:.0f} "
-          f"| {extra[1] / extra[0]:.1f} | {spread(hot)} |", flush=True)  # fmt: skip
+    print(
+        f"| {width} | {tokens} | {n} | {bare * 1e3:.2f} | {ours * 1e3:.2f} | "
+        f"{theirs * 1e3:.2f} | {theirs / ours:.1f} | {extra[0] / 1e6:.0f} | {extra[1] / 1e6:.0f} "
+        f"| {extra[1] / extra[0]:.1f} | {spread(hot)} |",
+        flush=True,
+    )
     return theirs / ours, extra[1] / extra[0], statistics.median(hot)
 
 
@@ -224,14 +231,25 @@ def report(rows: list[tuple[int, tuple[float, float, float]]]) -> None:
     """Whether every cell reaches the aims, by number of experts."""
     for n in sorted({n for n, _ in rows}):
         own = [row for m, row in rows if m == n]
-        aim(f"added time, peft / ours, {n} experts, least of {len(own)} cells",
-            [min(row[0] for row in own)], n / 2, least=True)  # fmt: skip
-        aim(f"added memory, peft / ours, {n} experts, least of {len(own)} cells",
-            [min(row[1] for row in own)], n / 2, least=True)  # fmt: skip
+        aim(
+            f"added time, peft / ours, {n} experts, least of {len(own)} cells",
+            [min(row[0] for row in own)],
+            n / 2,
+            least=True,
+        )
+        aim(
+            f"added memory, peft / ours, {n} experts, least of {len(own)} cells",
+            [min(row[1] for row in own)],
+            n / 2,
+            least=True,
+        )
     hot = [row[2] for _, row in rows]
     print(f"  one-hot over a plain peft LoRA layer, cells: {spread(hot)}")
-    aim("one-hot / a plain peft LoRA layer, geometric mean of the cells",
-        [math.exp(statistics.fmean(map(math.log, hot)))], 1.15)  # fmt: skip
+    aim(
+        "one-hot / a plain peft LoRA layer, geometric mean of the cells",
+        [math.exp(statistics.fmean(map(math.log, hot)))],
+        1.15,
+    )
 
 
 @torch.no_grad()
@@ -252,8 +270,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else (
-        f"{torch.get_num_threads()} threads")  # fmt: skip
+    where = (
+        torch.cuda.get_device_name()
+        if options.device.startswith("cuda")
+        else (f"{torch.get_num_threads()} threads")
+    )
     print(
         f"rank {options.rank}, top_k {options.top_k}, {options.dtype}, {options.device} "
         f"({where}), medians of {options.runs} runs; added to the bare layer"

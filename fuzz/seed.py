@@ -23,56 +23,123 @@ import loraprobe  # noqa: E402
 TASKS = (
     {"id": "17", "prompt": "Who is the mayor of the city Ada lives in?", "answer": ["Bo", "B"]},
     {"prompt": "p", "answer": "a", "choices": ["a", "b"], "group": "g", "entities": ["Ada"]},
-    {"prompt": "p", "answer": "a", "cot_prompt": "c", "answer_pattern": "is (.+)\\.",
-     "hops": [{"prompt": "x", "answer": "y", "adapter": "m"}, {"prompt": "{1}?", "answer": "a"}]},
-)  # fmt: skip
+    {
+        "prompt": "p",
+        "answer": "a",
+        "cot_prompt": "c",
+        "answer_pattern": "is (.+)\\.",
+        "hops": [{"prompt": "x", "answer": "y", "adapter": "m"}, {"prompt": "{1}?", "answer": "a"}],
+    },
+)
 REFERENCES = (
-    "./out/adapter", "owner/name", "owner/name@v1.0", "owner/name@main:sub/folder", "a=owner/name",
-    "math=./a", "gpt2", "../up", "owner/name:..", "C:\\x", "~", "base=owner/name", "数据/模型",
-)  # fmt: skip
+    "./out/adapter owner/name owner/name@v1.0 owner/name@main:sub/folder a=owner/name math=./a "
+    "gpt2 ../up owner/name:.. C:\\x ~ base=owner/name 数据/模型"
+).split()
 RESULT = {
-    "system": "base", "task": "t", "part": "question", "item": "1", "metric": "exact_match",
-    "value": 1.0, "text": "Bö", "group": "item:1",
-}  # fmt: skip
+    "system": "base",
+    "task": "t",
+    "part": "question",
+    "item": "1",
+    "metric": "exact_match",
+    "value": 1.0,
+    "text": "Bö",
+    "group": "item:1",
+}
 RESULTS = (
-    {}, {"metric": "answer_loss", "value": 2.5}, {"metric": "choice", "value": 0.0},
-    {"part": "hop1"}, {"part": "steps"}, {"part": "hop0"}, {"value": "1"}, {"value": None},
-    {"value": 7e9}, {"value": float("nan")}, {"value": True}, {"item": 1}, {"text": "\ud800"},
-)  # fmt: skip
+    {},
+    {"metric": "answer_loss", "value": 2.5},
+    {"metric": "choice", "value": 0.0},
+    {"part": "hop1"},
+    {"part": "steps"},
+    {"part": "hop0"},
+    {"value": "1"},
+    {"value": None},
+    {"value": 7e9},
+    {"value": float("nan")},
+    {"value": True},
+    {"item": 1},
+    {"text": "\ud800"},
+)
 
 WORDS = {"<unk>": 0, "<s>": 1, "Ada": 2, "lives": 3, "in": 4, "Ulm": 5, ".": 6}
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True}  # fmt: skip
+FLAGS = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
 TOKENIZERS: tuple[dict[str, Any], ...] = (
-    {"version": "1.0", "added_tokens": [FLAGS | {"id": 1, "content": "<s>"}],
-     "normalizer": {"type": "Sequence", "normalizers": [
-         {"type": "Prepend", "prepend": "_"},
-         {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]},
-     "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Removed",
-                       "invert": False},
-     "post_processor": {"type": "TemplateProcessing",
-                        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                                   {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
-                        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-     "decoder": {"type": "Fuse"},
-     "model": {"type": "WordLevel", "vocab": WORDS, "unk_token": "<unk>"}},
-    {"added_tokens": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True},
-     "model": {"type": "BPE", "vocab": {"A": 0, "d": 1, "a": 2, "Ad": 3, "Ada": 4},
-               "merges": [["A", "d"], "Ad a"], "unk_token": "A", "byte_fallback": True}},
-    {"normalizer": {"type": "NFKC"}, "truncation": {"max_length": 4, "stride": 0},
-     "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}},
-    {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"},
-     "model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "##a": 1}, "unk_token": "[UNK]",
-               "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
-)  # fmt: skip
+    {
+        "version": "1.0",
+        "added_tokens": [FLAGS | {"id": 1, "content": "<s>"}],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "_"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "_"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "\\s+"},
+            "behavior": "Removed",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": WORDS, "unk_token": "<unk>"},
+    },
+    {
+        "added_tokens": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {"A": 0, "d": 1, "a": 2, "Ad": 3, "Ada": 4},
+            "merges": [["A", "d"], "Ad a"],
+            "unk_token": "A",
+            "byte_fallback": True,
+        },
+    },
+    {
+        "normalizer": {"type": "NFKC"},
+        "truncation": {"max_length": 4, "stride": 0},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]},
+    },
+    {
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"},
+        "model": {
+            "type": "WordPiece",
+            "vocab": {"[UNK]": 0, "##a": 1},
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+    },
+)
 BESIDE: tuple[tuple[int, dict[str, Any]], ...] = (
-    (1, {"chat_template": "{{ messages[0]['content'] }}", "bos_token": "<s>", "eos_token": None,
-         "added_tokens_decoder": {"1": FLAGS | {"content": "<s>"}}}),
+    (
+        1,
+        {
+            "chat_template": "{{ messages[0]['content'] }}",
+            "bos_token": "<s>",
+            "eos_token": None,
+            "added_tokens_decoder": {"1": FLAGS | {"content": "<s>"}},
+        },
+    ),
     (1, {"chat_template": [{"name": "default", "template": "x"}], "unk_token": {"content": "u"}}),
     (2, {"bos_token": {"content": "<s>", "lstrip": False}, "additional_special_tokens": ["x"]}),
     (3, {"<pad>": 7}),
     (4, {"chat_template": "{{ bos_token }}"}),
-)  # fmt: skip
+)
 TEMPLATES = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}",
     "{{ bos_token }}{% if add_generation_prompt %}a:{% endif %}",

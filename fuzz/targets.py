@@ -150,8 +150,13 @@ def ledger(data: bytes) -> None:
             assert list(Ledger(file, resume=True)) == rows, "it is read in another way"
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.json")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
 TEXTS = ["Ada lives in Ulm.", "aaaa!"]
 
 
@@ -263,8 +268,5 @@ def _directory():
         yield Path(place)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    "adapter": adapter, "config": config, "task": task, "reference": reference,
-    "ledger": ledger,
-    "tokenizer": tokenizer, "card": card, "composition": composition,
-}  # fmt: skip
+FUNCTIONS = adapter, config, task, reference, ledger, tokenizer, card, composition
+TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in FUNCTIONS}

@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from loraprobe import limits
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.formatting import listing
-from loraprobe.limits import how_to_raise, limits
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
@@ -48,18 +48,21 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_json(
-    path: Path, reference: str, raises: type[LoraprobeError] = BaseError, limit: str = "config"
+    path: Path,
+    reference: str,
+    raises: type[LoraprobeError] = BaseError,
+    largest: int | None = None,
 ) -> dict[str, Any]:
     """Reads a JSON object from a file of `reference`. Raises `raises` if that is impossible.
 
-    limit: the name of the limit (`loraprobe.limits`) on the file's size.
+    largest: bytes that such a file may have; `limits.CONFIG` unless given.
     """
     check_link(path, reference, raises)
-    size, allowed = path.stat().st_size if path.is_file() else 0, getattr(limits(), limit)
+    size, allowed = path.stat().st_size if path.is_file() else 0, largest or limits.CONFIG
     if size > allowed:
         raise raises(
             f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
-            f"are read of such a file; {how_to_raise(limit, size)}."
+            "are read of such a file; get another copy from its author."
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -171,13 +174,12 @@ def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     A repository is the file's directory, its git work tree, or a repository in the Hub's cache,
     whose snapshots are links to its blobs.
     """
-    if limits().links or not file.is_symlink():
+    if not file.is_symlink():
         return
     target = file.resolve()
     if not any(target.is_relative_to(root) for root in _repositories(file)):
         raise raises(
-            f"{file.name} of {reference} is a link that leads out of it; copy the file "
-            f"there, or {how_to_raise('links', 1)}."
+            f"{file.name} of {reference} is a link that leads out of it; copy the file there."
         )
 
 
@@ -200,12 +202,9 @@ def check_inflation(file: Path) -> None:
         return
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    packed, times = file.stat().st_size, limits().inflation
+    packed, times = file.stat().st_size, limits.INFLATION
     if unpacked > times * packed + (1 << 20):
-        raise ValueError(
-            f"its {packed:,} bytes unpack to {unpacked:,}; "
-            f"{how_to_raise('inflation', unpacked // packed + 1)}"
-        )
+        raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}, which torch never writes")
 
 
 @functools.lru_cache(maxsize=1)

@@ -93,18 +93,10 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def read_shard(text: str, flag: str) -> tuple[int, int]:
-    """ "2/8" as (2, 8): the second of eight shards."""
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"{flag} takes I/N with I from 1 to N, such as 2/8, not {text!r}.")
-    return int(found[1]), int(found[2])
-
-
 def read_executor(text: str, flag: str) -> str:
-    """ "local", "local:N", "ray" or "ray://HOST:PORT"."""
-    if not re.fullmatch(r"local(:[1-9][0-9]{0,3})?|ray(://[^\s/]+)?", text):
-        raise UsageError(f"{flag} takes local, local:N, ray or ray://HOST:PORT, not {text!r}.")
+    """ "ray" or "ray://HOST:PORT"."""
+    if not re.fullmatch(r"ray(://[^\s/]+)?", text):
+        raise UsageError(f"{flag} takes ray or ray://HOST:PORT, not {text!r}.")
     return text
 
 

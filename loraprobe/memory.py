@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.errors import OutOfMemory
-from loraprobe.limits import limits
 
 # Parts of messages of allocators that raise no error of their own type.
 SIGNS = (
@@ -33,11 +32,9 @@ _CGROUPS = (  # limit and usage of the second and of the first version
 def available(device: str = "cpu") -> int | None:
     """The bytes that may be used on a device; None if they are unknown.
 
-    `--limits memory=...` has precedence. On the CPU it is the memory that the kernel or the
+    On the CPU it is the memory that the kernel or the
     container's limit leaves, whichever is less.
     """
-    if limits().memory:
-        return limits().memory
     if device.startswith("cuda"):
         import torch
 

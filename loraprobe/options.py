@@ -24,7 +24,6 @@ from loraprobe.declarations import (
     read_auto_or_count,
     read_executor,
     read_named_file,
-    read_shard,
     read_weights,
     task_option,
 )
@@ -40,9 +39,8 @@ class Options:
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt per line. Those on the file of a task hold one text for all tasks or one for
     each, "" for a task that needs none. `state` is the directory for the results of a run, None for
-    the user's cache; `joined` are the directories of shards whose results are used. `arguments` is
-    the command line and `started` its start (time.perf_counter), for the provenance. Raises
-    UsageError for values that are out of range or contradict each other.
+    the user's cache. `arguments` is the command line and `started` its start (time.perf_counter),
+    for the provenance. Raises UsageError for values that are out of range or contradict each other.
     """
 
     device: str = machine_option("auto", "auto, cpu, cuda[:n] or mps.")
@@ -65,15 +63,9 @@ class Options:
         "auto", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
     )
     threads: int | None = machine_option(None, "CPU threads.", least=1, most=4096)
-    shard: tuple[int, int] | None = machine_option(
-        None,
-        "Compute only the I-th of N shares and write it to --output; combine joins them.",
-        metavar="I/N",
-        read=read_shard,
-    )
     executor: str | None = machine_option(
         None,
-        "Compute on several processes: local[:N] (one a GPU, or N) or ray[://ADDRESS] (a cluster).",
+        "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
         metavar="WHERE",
         read=read_executor,
     )
@@ -213,7 +205,6 @@ class Options:
         False, "Use what an interrupted run of this call, or inspect, kept."
     )
     state: Path | None = None
-    joined: tuple[Path, ...] = ()
     arguments: tuple[str, ...] = ()
     started: float | None = None
 

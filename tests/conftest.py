@@ -64,15 +64,6 @@ def count_calls_anew():
 
 
 @pytest.fixture
-def default_limits():
-    """Puts the limits back to their defaults after the test."""
-    from loraprobe import limits
-
-    yield
-    limits.set_limits("")
-
-
-@pytest.fixture
 def llama():
     return making.tiny_llama()
 

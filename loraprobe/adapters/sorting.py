@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from loraprobe import limits
 from loraprobe.adapters.config import Config
 from loraprobe.adapters.experts import (
     NESTED,
@@ -27,7 +28,6 @@ from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
-from loraprobe.limits import how_to_raise, limits
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
@@ -125,11 +125,10 @@ class KeySorting:
         return infos
 
     def _check_count(self, modules: int) -> None:
-        allowed = limits().modules
-        if modules > allowed:
+        if modules > limits.MODULES:
             raise AdapterError(
-                f"{self.name} adapts {modules:,} modules, beyond the {allowed:,} that are "
-                f"read; {how_to_raise('modules', modules)}."
+                f"{self.name} adapts {modules:,} modules, beyond the {limits.MODULES:,} that are "
+                "read; no known model has so many."
             )
 
     def _unstack(self, infos: dict[str, ModuleInfo]) -> None:
@@ -220,10 +219,14 @@ class KeySorting:
         """A function from module path to LowRank that reads both factors from the file."""
         file, pairs = self.file, self.pairs
 
-        @functools.lru_cache(maxsize=1)  # modules are read in order, so a stack is read once
+        held: dict[str, tuple[str, tuple[Tensor, Tensor]]] = {}
+
         def both(stack: str) -> tuple[Tensor, Tensor]:
-            A, B = (file.read(key) for key in pairs[stack])
-            return A, B
+            last = held.get("last")  # modules are read in order, so a stack is read once
+            if last is None or last[0] != stack:
+                A, B = (file.read(key) for key in pairs[stack])
+                last = held["last"] = stack, (A, B)
+            return last[1]
 
         def read(path: str) -> LowRank:
             info = infos[path]

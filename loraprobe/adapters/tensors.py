@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from loraprobe import limits
 from loraprobe.checkpoint import DTYPES, broken, check_link, unpickle
 from loraprobe.errors import AdapterError
+from loraprobe.file_hashes import cached_hash
 from loraprobe.json_types import is_unicode
-from loraprobe.limits import how_to_raise, limits
 
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -55,6 +56,9 @@ class SafetensorsFile:
         self._mapped += tensor.nbytes
         return tensor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same_file, (self.path, cached_hash(self.path))
+
     def _open(self) -> dict[str, Any]:
         """Maps the file and returns a handle for each key."""
         from safetensors import SafetensorError, safe_open
@@ -72,6 +76,16 @@ class SafetensorsFile:
             return {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise broken(self.path, str(self.path.parent), error, AdapterError) from None
+
+
+def _same_file(path: Path, sha256: str) -> SafetensorsFile:
+    """The file of another process, opened here. Raises AdapterError where it is not the same."""
+    if not path.is_file() or cached_hash(path) != sha256:
+        raise AdapterError(
+            f"{path} is another file on a machine of the cluster, or missing there; give paths "
+            "that every machine shares, or references with a commit."
+        )
+    return SafetensorsFile(path)
 
 
 class PickleFile:
@@ -115,11 +129,10 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def check_count(path: Path, tensors: int) -> None:
     """Raises AdapterError if the file holds more tensors than the limit."""
-    allowed = limits().tensors
-    if tensors > allowed:
+    if tensors > limits.TENSORS:
         raise AdapterError(
-            f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
-            f"read; {how_to_raise('tensors', tensors)}."
+            f"{path} holds {tensors:,} tensors, beyond the {limits.TENSORS:,} that are read; no "
+            "known adapter has so many."
         )
 
 

@@ -48,6 +48,9 @@ class BaseFiles:
     path: Path
     commit: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reference, self.path, self.commit)
+
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of config.json, with checked types."""

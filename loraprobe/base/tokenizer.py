@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loraprobe import limits
 from loraprobe.base.quiet import silenced
 from loraprobe.checkpoint import first_line, read_json
 from loraprobe.errors import BaseError
@@ -32,7 +33,7 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             continue
-        content = read_json(file, reference, limit="tokenizer")
+        content = read_json(file, reference, largest=limits.TOKENIZER)
         try:
             check(content)
         except _Malformed as problem:

@@ -16,7 +16,7 @@ from loraprobe._version import __version__
 from loraprobe.cli.commands import NAMES, command_of, outlines
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
-from loraprobe.cli.parameters import DEBUG, Debug, flag, setting
+from loraprobe.cli.parameters import DEBUG, Debug, flag
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -109,23 +109,10 @@ def options(
         bool,
         flag("--json-schema", help="Print the schema of --json.", callback=_schema, is_eager=True),
     ] = False,
-    limits: Annotated[
-        str | None,
-        setting(
-            "NAME=N,...",
-            "Raise bounds on strangers' files and on memory, such as modules=1000000,line=5MB "
-            "(also LORAPROBE_LIMITS).",
-            show_default=False,
-        ),
-    ] = None,
     debug: Debug = False,
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
-    if limits is not None:
-        from loraprobe.limits import set_limits
-
-        set_limits(limits)
 
 
 def main(started: float | None = None) -> None:

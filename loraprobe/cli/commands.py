@@ -51,11 +51,6 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "methods": ("methods.methods", "loraprobe methods", "loraprobe methods ties arrow"),
     "cache": ("information.cache", "loraprobe cache", "loraprobe cache --clear --older 30"),
     "env": ("information.env", "loraprobe env"),
-    "combine": (
-        "measuring.combine",
-        "loraprobe combine shard-1-of-2 shard-2-of-2",
-        "loraprobe combine shard-1-of-2 shard-2-of-2 --json --executor local",
-    ),
     "lab": ("information.lab", "loraprobe lab --help"),
     "task new": ("task.new", "loraprobe task new questions.jsonl"),
     "task check": (
@@ -66,7 +61,6 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "task sample": ("task.sample", "loraprobe task sample questions.jsonl --base gpt2"),
 }
 GROUPS = {"task": "Write, check and preview a file of questions."}
-HANDING = "combine", "lab"  # these hand words on to other commands
 NAMES = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))  # and of groups
 
 
@@ -81,9 +75,9 @@ def command_of(name: str) -> Any:
         found = _function(known)
         own, text = known.rpartition(" ")[2], flowing(found.__doc__)
         register = functools.partial(app.command, own, help=text, epilog=_epilog(known))
-        if known in HANDING:
+        if known == "lab":  # which hands words on to commands of its own
             passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-            register(add_help_option=known != "lab", context_settings=passed_on)(found)
+            register(add_help_option=False, context_settings=passed_on)(found)
         else:
             register(cls=Configured)(found)
     return typer.main.get_command(app)

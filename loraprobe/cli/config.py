@@ -1,12 +1,12 @@
-"""`--config FILE`: the options of any command from a YAML file, or from the report of a run.
+"""`--config FILE.yaml`: the options of any command from a YAML file.
 
 Keys are the long names of the options; `adapters` holds the references. What the command line
-gives, the file does not add to. Paths are those of the current directory.
+gives, the file does not add to. Paths are those of the current directory. A file may come from a
+stranger, so it cannot let code run and cannot publish anything.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from loraprobe import limits
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
-from loraprobe.limits import limits
 
 WORDS: list[str] = []  # of the command line, with those of --config
 STARTED: list[float] = []  # when this process began its command, by time.perf_counter
-JOINED: list[Path] = []  # directories of shards whose results this command uses
 NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
+TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
 
 
@@ -51,10 +51,6 @@ class Configured(TyperCommand):
             from loraprobe.cli.recipe import from_recipe
 
             content = from_recipe(content, file)
-        if isinstance(content.get("provenance"), Mapping):
-            words = _of_report(content, file, str(self.name))
-            values = self.make_parser(ctx).parse_args(words)[0]
-            return {n: _words(parameters[n], v, n) for n, v in values.items() if n in parameters}
         known = {
             option.lstrip("-"): parameter
             for parameter in parameters.values()
@@ -66,6 +62,11 @@ class Configured(TyperCommand):
             if name not in known:
                 hint = nearest(name, known)
                 raise UsageError(f"{file}: {ctx.command_path} has no option {name!r}: {hint}")
+            if name in TYPED_ONLY:
+                raise UsageError(
+                    f"{file} cannot set {name}, which lets code run or publishes; give --{name} on "
+                    "the command line."
+                )
             found[known[name].name] = _words(known[name], value, f"{file}: {name}")
         return found
 
@@ -78,25 +79,22 @@ def _names(parameter: Any) -> list[str]:
 
 
 def _read(file: str) -> Mapping[Any, Any]:
-    """The mapping in a YAML file, of which JSON is a part."""
+    """The mapping in a YAML file."""
     path = Path(file)
     import yaml  # which most commands do without
 
     try:
         size = path.stat().st_size
-        if size > limits().items:
+        if size > limits.CONFIG:
             raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if text.startswith("{") else yaml.safe_load(text)
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"--config: {file} cannot be read ({error.strerror}); check the path."
         ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--config: {file} is neither YAML nor JSON ({why}); correct it."
-        ) from None
+        raise UsageError(f"--config: {file} is no YAML ({why}); correct it.") from None
     if not isinstance(content, Mapping):
         raise UsageError(f"--config: {file} must hold options by name, such as margin: 0.1.")
     return content
@@ -119,42 +117,6 @@ def _words(parameter: Any, value: Any, where: str) -> list[str]:
         raise UsageError(f"{where} takes a text, a number or a list of them, not {value!r:.80}.")
     texts = list(map(str, several)) if repeats else [",".join(map(str, several))]
     return [word for text in texts for word in ([option, text] if option else [text])]
-
-
-def _of_report(report: Mapping[Any, Any], file: str, command: str) -> list[str]:
-    """The words after the command of an earlier call, with references pinned to its commits."""
-    words = report["provenance"].get("arguments")
-    if not isinstance(words, list) or command not in words:
-        raise UsageError(
-            f"--config: {file} is the report of {report.get('command')!r}, not of a call of "
-            f"{command!r}; take a report of this command, or write the options as YAML."
-        )
-    pins = list(_pins(report))
-    return [_pinned(str(word), pins) for word in words[words.index(command) + 1 :]]
-
-
-def _pins(report: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    """(reference, the same at its commit) of the adapters, the base and the tasks of a report."""
-    tasks = report["provenance"].get("tasks") or ()
-    for row in (*(report.get("adapters") or ()), report.get("base"), *tasks):
-        if isinstance(row, Mapping) and row.get("commit") and row.get("reference"):
-            commit, reference = str(row["commit"]), str(row["reference"])
-            if f"@{commit}" in reference:
-                yield reference.replace(f"@{commit}", ""), reference
-            else:
-                yield reference, re.sub("^([^@:]+)(@[^:]+)?", rf"\1@{commit}", reference)
-
-
-def _pinned(word: str, pins: Sequence[tuple[str, str]]) -> str:
-    """A word of the call; a reference in it, also one behind NAME=, at the commit that it had."""
-    head, equals, reference = word.rpartition("=")
-    plain = re.sub("@[^:]+", "", reference) if reference.startswith("hf://") else reference
-    for known, pinned in pins:
-        if reference and (
-            plain == known or (reference.startswith("hf://") and known.startswith(plain))
-        ):
-            return head + equals + pinned
-    return word
 
 
 def _without(args: Sequence[str], option: str) -> Iterator[str]:

@@ -84,7 +84,7 @@ def merge(
             f"merge makes one adapter of several, and only {refs[0]} was given; give another, or "
             "change this one by --weights, --subtract, --rank or --dtype."
         )
-    _save("merge", output, options, refs, base, task, commands.merge)
+    _save(output, options, refs, base, task, commands.merge)
 
 
 @with_options(
@@ -104,7 +104,7 @@ def route(
     """
     from loraprobe.pipeline import commands
 
-    _save("route", output, options, refs, base, task, commands.compose)
+    _save(output, options, refs, base, task, commands.compose)
 
 
 @with_options(CONVERT, OUTPUT, target=TARGET)
@@ -119,12 +119,12 @@ def convert(
     from loraprobe.pipeline import commands
 
     options = replace(options, rank_layout="portable" if portable else "compact")
-    _save("convert", output, options, [ref], base, None, commands.convert)
+    _save(output, options, [ref], base, None, commands.convert)
 
 
-def _save(command: str, output: Output, *given: Any) -> None:
+def _save(output: Output, *given: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
-    found = run(command, output, *given)
+    found = run(output, *given)
     write(found.made, output)
     output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
 

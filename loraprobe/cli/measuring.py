@@ -8,10 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from loraprobe.cli.completing import scenarios
-from loraprobe.cli.config import JOINED, WORDS
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import (
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from loraprobe.records import Audit
 
 OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
-SHARE = {"help": "Directory for the share of --shard."}
 Library = Annotated[
     list[str],
     argument("REF", f"Adapters: {REFERENCE}; @FILE with one a line; or - for standard input."),
@@ -49,7 +45,7 @@ Scenario = Annotated[
 Saved = Annotated[Path, argument("AUDIT.json", "What --json printed.")]
 
 
-@with_options(INSPECT, "shard target json html markdown explain quiet exit_zero", target=SHARE)
+@with_options(INSPECT, "json html markdown explain quiet exit_zero")
 def inspect(
     refs: Refs,
     options: Options,
@@ -69,15 +65,15 @@ def inspect(
 
     whole = partial(commands.inspect, probe=probe)
     read = [probe] if probe and probe != "auto" else []
-    audit = run("inspect", output, options, refs, base, task, whole, read=read, writes=False)
+    audit = run(output, options, refs, base, task, whole, read=read)
     output.result(audit)
 
 
 @with_options(
     EVALUATE,
-    "shard target overwrite push public json html markdown save_samples explain dry_run quiet",
+    "target overwrite push public json html markdown save_samples explain dry_run quiet",
     "exit_zero",
-    target={"help": "Directory for the recommended composition, or the share of --shard."},
+    target={"help": "Directory for the recommended composition."},
 )
 def merge_and_eval(
     refs: Refs, options: Options, output: Output, task: Tasks = None, base: Base = "auto"
@@ -94,7 +90,7 @@ def merge_and_eval(
             "--save-samples keeps answers, and --metric answer_loss asks for none; leave one out."
         )
     whole, estimate = commands.merge_and_eval, commands.estimate_cost
-    found = run("merge-and-eval", output, options, refs, base, task, whole, estimate=estimate)
+    found = run(output, options, refs, base, task, whole, estimate)
     audit = found.audit
     if output.target is not None and found.made is None:
         output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
@@ -119,9 +115,7 @@ def _with_loading(audit: Audit, made: Any, target: Path) -> Audit:
     return replace(audit, verdict=audit.verdict and replace(audit.verdict, next=line))
 
 
-@with_options(
-    SCREEN, "shard target json html markdown explain dry_run quiet exit_zero", target=SHARE
-)
+@with_options(SCREEN, "json html markdown explain dry_run quiet exit_zero")
 def screen(
     refs: Library, options: Options, output: Output, base: BaseOrNone = None, task: Tasks = None
 ) -> None:
@@ -137,14 +131,8 @@ def screen(
     from loraprobe.library import listed
     from loraprobe.pipeline.screening import command
 
-    if options.shard is not None and "-" in refs:
-        raise UsageError("combine reads the library again: give a --shard its list as @FILE.")
     given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
-    share, estimate = command.screen_shard, command.estimate_screen
-    audit = run(
-        "screen", output, options, given, base, task, command.screen, share, estimate, writes=False
-    )
-    output.result(audit)
+    output.result(run(output, options, given, base, task, command.screen, command.estimate_screen))
 
 
 @with_options(
@@ -184,26 +172,3 @@ def report(file: Saved, output: Output) -> None:
 
     audit = read_audit(file)
     replace(output, exit_zero=True).result(audit, unplaced(audit))
-
-
-@with_options()
-def combine(ctx: typer.Context) -> None:
-    """Join the shards of a run (--shard I/N): DIR..., then further options of that command.
-
-    The command runs again without --shard and takes what the shards computed. What no shard could
-    know it asks itself: the controls of the best composition, the chain, the probes of the base and
-    the gates of routers.
-    """
-    from loraprobe.pipeline import shard_files
-
-    first = next((k for k, w in enumerate(ctx.args) if w.startswith("-")), len(ctx.args))
-    places, arguments = shard_files.joined_run([Path(place) for place in ctx.args[:first]])
-    words = [*arguments, *ctx.args[first:]]
-    root = ctx.find_root().command
-    WORDS[:], JOINED[:] = words, places
-    root.as_json = "--json" in words  # type: ignore[attr-defined]
-    try:
-        with root.make_context("loraprobe", list(words), parent=None) as inner:
-            root.invoke(inner)
-    finally:
-        JOINED.clear()

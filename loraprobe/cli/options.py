@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
-from loraprobe.cli.config import JOINED, STARTED, WORDS
+from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import Config, Debug
 from loraprobe.declarations import Declaration, as_given, declarations, hints
@@ -122,7 +122,6 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
     values = {n: as_given(kind, n, value) for n, value in given.items() if value is not None}
     if kind is Options:
         values["arguments"] = tuple(WORDS)
-        values["joined"] = tuple(JOINED)
         values["started"] = STARTED[0] if STARTED else None
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone

@@ -21,7 +21,6 @@ from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import CostEstimate
-    from loraprobe.pipeline.shard_files import Shard
     from loraprobe.records import Audit, Progress, Sample
 
 
@@ -123,14 +122,6 @@ class Output:
             print(progress.estimate_as_json(found), flush=True)
         else:
             print("\n".join(progress.estimate_lines(found, self.quiet)), flush=True)
-
-    def shard(self, command: str, made: Shard) -> None:
-        """That a share of a run is complete."""
-        from loraprobe.pipeline import shard_files
-
-        assert self.target is not None
-        told = clean(shard_files.told(made, self.target))
-        print(shard_files.as_json(made, command) if self.json else told, flush=True)
 
     def result(
         self,

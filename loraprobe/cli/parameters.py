@@ -58,8 +58,7 @@ Config = Annotated[
     str | None,
     setting(
         "FILE",
-        "Take options that are not given here from this YAML file, by their long names, or "
-        "from the JSON of an earlier run.",
+        "Take options that are not given here from this YAML file, by their long names.",
         "Output",
         show_default=False,
     ),

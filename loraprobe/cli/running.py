@@ -1,10 +1,9 @@
-"""Runs a command of the pipeline: outputs are checked first, and shares and estimates printed."""
+"""Runs a command of the pipeline: outputs are checked first, and estimates printed."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +17,30 @@ Function = Callable[..., Any]  # of the pipeline
 
 
 def run(
-    command: str,
     output: Output,
     options: Options,
     refs: Iterable[str],
     base: str | None,
     tasks: list[str] | None,
     whole: Function,
-    share: Function | None = None,
     estimate: Function | None = None,
     *,
     read: Iterable[str] = (),
-    writes: bool = True,
 ) -> Any:
-    """What `whole` returns; an estimate or a share is printed instead, and typer.Exit raised.
+    """What `whole` returns; for --dry-run its estimate is printed, and typer.Exit raised.
 
-    refs: of the adapters; they are taken once the options are checked. share: the function for
-    --shard, where it is not `run_shard`. estimate: the one for --dry-run. read: files that are read
-    beside the tasks. writes: whether a whole run may have --output.
+    refs: of the adapters; they are taken once the options are checked. read: files that are read
+    beside the tasks.
     """
-    _check_shard(output, options, writes)
-    called: Function = whole
-    end: Function | None = None
-    if output.dry_run and estimate is not None:
-        called, end = estimate, output.estimate
-    elif options.shard is not None:
-        from loraprobe.pipeline.shards import run_shard  # which imports what asks a model
-
-        called = partial(share or partial(run_shard, command), place=output.target)
-        end = partial(output.shard, command)
     adapters, files = list(refs), tasks or []
     with output.progress() as progress:
         written = _checked_outputs(output, options, [*adapters, base], [*files, *read])
         given = {"options": options, "progress": progress, "written": written}
-        made = called(adapters, base=base, tasks=files, **given)
-    if end is None:
-        return made
-    end(made)
+        if not output.dry_run or estimate is None:
+            return whole(adapters, base=base, tasks=files, **given)
+        expected = estimate(adapters, base=base, tasks=files, **given)
+    output.estimate(expected)
     raise typer.Exit()
-
-
-def _check_shard(output: Output, options: Options, writes: bool) -> None:
-    """Raises UsageError for a share without --output or with --push, and for --output alone."""
-    if options.shard is None:
-        if output.target is not None and not writes:
-            raise UsageError("--output goes with --shard I/N in this command; add that.")
-    elif output.target is None:
-        raise UsageError("--shard writes its share into a directory: add --output DIR.")
-    elif output.push is not None:
-        raise UsageError("--push uploads a result, not a share: give it to combine.")
 
 
 def _checked_outputs(
@@ -96,7 +70,7 @@ def _checked_outputs(
     written = [file for file in (output.target, output.html, output.save_samples) if file]
     for target in written:
         check_apart(target, read)
-    if output.target is not None and options.shard is None:  # a shard goes on in its directory
+    if output.target is not None:
         check_output(output.target, output.overwrite)
     return written
 

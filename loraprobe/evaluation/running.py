@@ -24,7 +24,7 @@ BATCH = 256  # questions between two appends to the ledger
 
 
 class QuestionBatch(NamedTuple):
-    """Questions that one system answers together, and the unit of work of a shard or a worker."""
+    """Questions that one system answers together, a part of the work of a cluster."""
 
     system: System
     questions: Sequence[Question]

@@ -21,9 +21,8 @@ class System:
     compositions of the single adapters, named after them, which answer the hops together with the
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
     `merging.Merged` of a method that needs new weights. stored: the name under which results are
-    kept, if it is another one: a control has a fixed name, but depends on the best composition. of:
-    of a control the best single adapter and the best composition ("" without one). members, spec:
-    of a library, the adapters that it consists of, and what they are composed by.
+    kept, if it is another one: a control has a fixed name, but depends on the best composition.
+    members, spec: of a library, the adapters that it consists of, and what they are composed by.
     """
 
     name: str
@@ -33,7 +32,6 @@ class System:
     compression_error: float | None = None
     merged: Any = None
     stored: str = ""
-    of: tuple[str, str] | None = None
     members: tuple[str, ...] = ()
     spec: str = ""
 

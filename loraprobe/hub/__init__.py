@@ -71,18 +71,15 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
 
 
 def load_each(
-    refs: Sequence[str | Path | Adapter], only: Collection[int] | None = None
+    refs: Sequence[str | Path | Adapter],
 ) -> Iterator[tuple[str, str, Adapter | LoraprobeError]]:
     """Loads adapters one after the other: (unique name, public reference, adapter or its error).
 
-    only: the places of those that are loaded; names are unique among all. Raises UsageError for a
-    name that cannot be given, before anything is loaded.
+    Raises UsageError for a name that cannot be given, before anything is loaded.
     """
     parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
     names = unique_names([_wanted(one, str(ref)) for one, ref in zip(parsed, refs, strict=True)])
-    for at, (ref, one, name) in enumerate(zip(refs, parsed, names, strict=True)):
-        if only is not None and at not in only:
-            continue
+    for ref, one, name in zip(refs, parsed, names, strict=True):
         if isinstance(one, Adapter):
             yield name, one.source.public, one.renamed(name)
         elif isinstance(one, ReferenceError_):

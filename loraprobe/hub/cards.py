@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from loraprobe import limits
 from loraprobe.adapters import Adapter
 from loraprobe.checkpoint import check_link
 from loraprobe.errors import HubError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.reference import Reference
 from loraprobe.hub.repository import fetch_first
-from loraprobe.limits import limits
 
 LONGEST = 100  # characters of a licence's name that are kept
 
@@ -36,7 +36,7 @@ def read_card(file: Path, reference: str) -> str | None:
         return None
     check_link(file, reference, HubError)
     with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(limits().card)
+        return stream.read(limits.CARD)
 
 
 def declared_licence(card: str | None) -> str | None:

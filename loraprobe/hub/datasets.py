@@ -13,12 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from loraprobe import limits
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.reference import ON_HUB, Reference
 from loraprobe.hub.repository import download, list_files
-from loraprobe.limits import limits, nested_values
+from loraprobe.limits import nested_values
 
 PREFIX = "hf://datasets/"
 CARD = "README.md"
@@ -55,7 +56,7 @@ def resolve_dataset(text: str) -> DatasetSplit:
     card = ""
     if CARD in listed:
         (file,) = download(reference, commit, [CARD])
-        card = file.read_text("utf-8", "replace")[: limits().card]
+        card = file.read_text("utf-8", "replace")[: limits.CARD]
     config, split, names = _split_files(repo, wanted, listed, card)
     name = PurePosixPath(repo).name
     return DatasetSplit(

@@ -10,4 +10,3 @@ arranging    which members fit together, or fit the base; the record of the libr
 
 from loraprobe.library.arranging import Arranged, arranged, commonest_base, fitted
 from loraprobe.library.reading import Member, listed, read_library
-from loraprobe.library.stored import keep_readings, take_readings

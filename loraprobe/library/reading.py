@@ -103,24 +103,20 @@ def read_library(
     *,
     allow: Collection[str] = (),
     progress: Progress | None = None,
-    only: Collection[int] | None = None,
 ) -> list[Member]:
     """Reads every adapter once, in order, and names what cannot be used.
 
-    allow: codes of issues that do not make an adapter `broken`. only: the places of those that are
-    read. Raises UsageError for a name that cannot be given.
+    allow: codes of issues that do not make an adapter `broken`. Raises UsageError for a name
+    that cannot be given.
     """
-    places = range(len(references)) if only is None else sorted(only)
     members = list[Member]()
-    for place, (name, reference, found) in zip(
-        places, hub.load_each(references, only), strict=True
-    ):
+    for given, (name, reference, found) in zip(references, hub.load_each(references), strict=True):
         if isinstance(found, LoraprobeError):
-            members.append(_unread(name, reference, found, str(references[place])))
+            members.append(_unread(name, reference, found, str(given)))
         else:
             members.append(_read(found, allow))
         if progress is not None:
-            progress("read", len(members), len(places))
+            progress("read", len(members), len(references))
     return members
 
 

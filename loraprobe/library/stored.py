@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +50,6 @@ def store(key: str, reading: Mapping[str, Any]) -> None:
     """Stores a reading, whole or not at all; a cache that cannot be written is no error."""
     with contextlib.suppress(OutputError), staged_file(_place(key)) as file:
         file.write_text(json.dumps(reading), encoding="utf-8")
-
-
-def keep_readings(members: Iterable[Any], place: Path) -> None:
-    """Copies the readings of members to a directory. Raises OutputError if it cannot be written."""
-    _copy([_place(member.key) for member in members if member.key], place / FOLDER)
-
-
-def take_readings(place: Path) -> None:
-    """Takes the readings of a directory into the cache, as far as it can be written."""
-    with contextlib.suppress(OutputError):
-        _copy((place / FOLDER).glob("*.json"), cache_directory() / FOLDER)
-
-
-def _copy(files: Iterable[Path], target: Path) -> None:
-    for file in files:
-        if file.is_file() and not (target / file.name).exists():
-            with staged_file(target / file.name) as staging:
-                shutil.copyfile(file, staging)
 
 
 def _place(key: str) -> Path:

@@ -18,7 +18,5 @@ this order:
     audits, cards   the audit and the model card
 
 `served` asks a running server about an adapter. `estimating` tells what an evaluation will take.
-
-`units` are the parts that can be computed apart: by `shards`, whose results files and the ledger
-keep, or by `workers`.
+`on_ray` has the tasks that ask the base on a Ray cluster.
 """

@@ -1,4 +1,4 @@
-"""The base or an adapter of a library alone on items that choose, here or in a worker.
+"""The base or an adapter of a library alone on items that choose.
 
 Answers go into the ledger and hidden states into a directory beside it, so that --resume asks
 nothing twice and memory does not grow with the number of adapters.

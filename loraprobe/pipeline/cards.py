@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loraprobe import limits
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.checkpoint import check_link
@@ -23,7 +24,6 @@ from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
-from loraprobe.limits import limits
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.saved import Routed
@@ -223,7 +223,7 @@ def read_card_fields(directory: Path) -> Mapping[Any, Any]:
         )
     check_link(card, str(directory), AdapterError)
     with card.open(encoding="utf-8", errors="replace") as stream:
-        return read_front_matter(stream.read(limits().card))
+        return read_front_matter(stream.read(limits.CARD))
 
 
 def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:

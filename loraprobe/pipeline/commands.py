@@ -47,7 +47,6 @@ from loraprobe.pipeline.inputs import (
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
-from loraprobe.pipeline.units import Units
 from loraprobe.records import Audit, Compatibility, Verdict, WeightSearch
 from loraprobe.tasks import Probe
 
@@ -88,9 +87,7 @@ def inspect(
     inputs = open_inputs(adapters, **given)
     opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
-    weights: Given = {**given, "tasks": ()}  # workers of inspect ask nothing
-    with _units(adapters, inputs, **weights) as session.units:
-        examined = examine(inputs.adapters, inputs.base, purpose, session)
+    examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = licensed(examined, inputs)
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
@@ -98,10 +95,12 @@ def inspect(
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.inspecting import BaseEvidence, measure_baselines
+    from loraprobe.pipeline.on_ray import open_cluster
 
     known = BaseEvidence()
     if examined.compatibility.compatible:
-        known = measure_baselines(inputs, opened, session)
+        with open_cluster(options) as session.cluster:
+            known = measure_baselines(inputs, opened, session)
     evidence = vars(known.records)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
@@ -184,11 +183,12 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     LoraprobeError if base, adapters or tasks cannot be read.
     """
     from loraprobe.pipeline.evaluating import open_composition
+    from loraprobe.pipeline.on_ray import open_cluster
 
     given.setdefault("base", "auto")
     session = Session.of("merge-and-eval", **given)
     inputs = open_composition(adapters, **given)
-    with _units(adapters, inputs, **given) as session.units:
+    with open_cluster(session.options) as session.cluster:
         return _evaluated(inputs, session)
 
 
@@ -217,16 +217,6 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())
     audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
     return Outcome(audit, made)
-
-
-def _units(adapters: Adapters, inputs: Inputs, **given: Unpack[Given]) -> Units:
-    """How the parts of a run are computed."""
-    options = given.get("options", Options())
-    if options.executor is None and not options.joined:
-        return Units()
-    from loraprobe.pipeline.workers import open_units
-
-    return open_units(adapters, inputs, **given)
 
 
 def _evaluated(inputs: Inputs, session: Session) -> Outcome:

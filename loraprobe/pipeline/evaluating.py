@@ -89,7 +89,6 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
         session.expect(lambda: expected_steps(evaluator))
         builder, search, notes = open_builder(evaluator, prepared)
-        evaluator = evaluator.with_setup(builder.searched, builder.routers)
         with session.stage("compose"):
             composed = builder.compositions(inputs.tasks)
         found = ask_in_rounds(
@@ -132,8 +131,7 @@ def open_builder(
             inputs.adapters, prepared, options, scorer, inputs.tasks, parts
         )
     if parts is not None and options.weights == "search":
-        resume = options.resume or bool(options.joined)
-        memory = None if path is None else tried_weights(path.with_name(SEARCH), resume)
+        memory = None if path is None else tried_weights(path.with_name(SEARCH), options.resume)
         with session.stage("search"):
             search = find_weights(
                 scorer, prepared.adapters, parts, options, memory=memory, progress=session.progress

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
-from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
-from loraprobe.evaluation.running import Asking
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit, split
-from loraprobe.pipeline.units import Setup
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -33,8 +29,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are evaluated; `split` has the items that are set apart for a search of weights or for
-    routers that learn. With a `setup` workers answer too, if there are any. As a context it closes
-    the ledger.
+    routers that learn. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -45,7 +40,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     split: TaskSplit | None = None
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
-    setup: Setup | None = None
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -57,7 +51,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         Results in the ledger are not computed again.
         """
-        options = self.session.options
+        options, cluster = self.session.options, self.session.cluster
+        asking = None if cluster is None else functools.partial(cluster.answers, self)
         with self.session.stage("evaluate"):
             return evaluation.run_systems(
                 self.scorer,
@@ -68,26 +63,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
-                asking=self.workers(),
+                asking=asking,
             )
-
-    def with_setup(
-        self,
-        searched: tuple[float, ...] | None = None,
-        routers: Mapping[str, Router] = MappingProxyType({}),
-    ) -> Evaluator:
-        """The same with what workers have to know of the systems before they answer."""
-        kind = self.session.kind_of_device
-        setup = Setup(*kind, self.scorer.chat_template, searched, dict(routers))
-        return replace(self, setup=setup)
-
-    def workers(self) -> Asking | None:
-        """What asks the workers; None without workers, and before the systems are known."""
-        session, setup = self.session, self.setup
-        if session.units.pool is None or setup is None:
-            return None
-        most = session.options.max_new_tokens
-        return functools.partial(session.units.answers, self.scorer, setup, most)
 
     def probe_tasks(
         self, results: Sequence[ItemResult], items: int | None = None

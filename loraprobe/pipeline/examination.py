@@ -61,8 +61,15 @@ def examine(
     options, alone = session.options, len(adapters) == 1
     contents = compatibility.TensorChecks(adapters)
     with session.stage("diagnose"):
-        made = planned(adapters, base if found.compatible else None, options, found.compatible)
-        batches = session.units.observe(made, found.compatible, session.progress)
+        made = diagnostics.plan(
+            adapters,
+            per_module=options.per_module or alone,
+            base=base if found.compatible else None,
+            on_demand=options.diagnostics if found.compatible else (),
+            exact=options.exact,
+            seed=options.seed,
+        )
+        batches = made.observe(made.batches, session.progress)
         rows = made.measurements(batches, [contents.take])
     layers = layer_groups(adapters[0], rows) if alone else ()
     if not options.per_module:
@@ -70,20 +77,6 @@ def examine(
     with session.stage("check"):
         found = compatibility.with_contents(found, contents, options.allow)
     return Examination(found, rows, layers)
-
-
-def planned(
-    adapters: Sequence[Adapter], base: Base | None, options: Options, compatible: bool = True
-) -> diagnostics.Plan:
-    """The statistics that `examine` computes. base: None where the adapters do not fit it."""
-    return diagnostics.plan(
-        adapters,
-        per_module=options.per_module or len(adapters) == 1,
-        base=base,
-        on_demand=options.diagnostics if compatible else (),
-        exact=options.exact,
-        seed=options.seed,
-    )
 
 
 def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGroup, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.ledger import NAME, as_plain, changes, digest, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
@@ -43,61 +42,12 @@ def open_ledger(
     }
     runs = cache_directory() / "runs"
     place = options.state or runs / digest(decides)
-    resumed = options.resume or bool(options.joined)
-    ledger = Ledger(place, resumed, fingerprint=decides)
-    for shard in options.joined:
-        _join(ledger, shard, decides)
+    ledger = Ledger(place, options.resume, fingerprint=decides)
     if not options.resume:
         return ledger, ""
     if len(ledger):
         return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
     return ledger, _what_changed(runs, decides)
-
-
-def _join(ledger: Ledger, place: Path, decides: Mapping[str, Any]) -> None:
-    """Adds what a shard knows more: results, hidden states, the weights that a search tried.
-
-    A share of a library holds a part of the adapters. Raises UsageError where results are those of
-    another run.
-    """
-    known = read_fingerprint(place / NAME)
-    if known is None:
-        return
-    own = [name for name in names_in(known, "adapters") if name in decides["adapters"]]
-    if differs := changes(_of_adapters(known, own), _of_adapters(as_plain(decides), own)):
-        raise UsageError(
-            f"{place} holds results of another run ({'; '.join(differs[:3])}): compute the shards "
-            "again, or give the inputs and options of then."
-        )
-    shard = Ledger(place, True, fingerprint=known)
-    shard.close()
-    ledger.add_missing(shard)
-    if ledger.path is not None and (place / STATES).is_dir():
-        shutil.copytree(place / STATES, ledger.path.with_name(STATES), dirs_exist_ok=True)
-    if ledger.path is not None and (place / SEARCH).is_file():
-        target = ledger.path.with_name(SEARCH)
-        if not target.exists():
-            shutil.copyfile(place / SEARCH, target)
-
-
-def _of_adapters(fingerprint: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A fingerprint as if these adapters were all that there are."""
-    held = {name: fingerprint["adapters"].get(name) for name in names}
-    order = [name for name in fingerprint["order"] if name in held]
-    return {**fingerprint, "adapters": held, "order": order}
-
-
-def weights_identity(adapters: Sequence[Adapter], base: Base | None, options: Options) -> Any:
-    """Everything on which the statistics of weights depend, as plain data.
-
-    The base's files are read by a copy, since a report names a hash only where one is known.
-    """
-    names = ("diagnostics", "exact", "per_module", "seed", "allow")
-    found = _adapters_and_versions(adapters, "torch") | {
-        "base": None if base is None else copy.copy(base).identity,
-        "options": {name: getattr(options, name) for name in names},
-    }
-    return as_plain(found)
 
 
 def identity(

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Unpack, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Given
-from loraprobe.pipeline.units import Units
 from loraprobe.records import Progress, Provenance
 
 
@@ -29,8 +28,8 @@ class Expecting(Protocol):
 class Session:
     """Options, progress and timings of a run. Results are not kept here: stages return them.
 
-    `device` and `dtype` are those of the base model, once it is loaded. `units` computes what
-    can be computed in parts.
+    `device` and `dtype` are those of the base model, once it is loaded. `cluster` asks the base
+    in place of this process (`on_ray.Cluster`); None without --executor.
     """
 
     command: str
@@ -40,17 +39,12 @@ class Session:
     dtype: str = "float32"
     seconds: dict[str, float] = field(default_factory=dict)
     begun: float = field(default_factory=time.perf_counter)
-    units: Units = field(default_factory=Units)
+    cluster: Any = None
 
     @classmethod
     def of(cls, command: str, **given: Unpack[Given]) -> Session:
         """The session of a command that was given this."""
         return cls(command, given.get("options", Options()), given.get("progress"))
-
-    @property
-    def kind_of_device(self) -> tuple[str, str]:
-        """The device without an index ("cpu", "cuda" or "mps"), and the dtype."""
-        return self.device.partition(":")[0], self.dtype
 
     def __post_init__(self) -> None:
         if self.options.started is not None:

@@ -139,17 +139,6 @@ class SystemBuilder:
         unfitted &= {one.spec for one in chosen.added}
         return [spec for spec in chosen.specs if spec not in unfitted]
 
-    def named(self, name: str, of: tuple[str, str] | None = None) -> System:
-        """The system of this name: the base, an adapter alone, a composition, a control `of` two.
-
-        Another process, which has the same adapters and options, builds it again from these names.
-        """
-        if of is not None:
-            best = self.named(of[1]) if of[1] else None
-            return next(one for one in self.controls(of[0], best) if one.name == name)
-        alone = {system.name: system for system in baseline_systems(self.trained)}
-        return alone[name] if name in alone else self.build(name)
-
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
     ) -> System:
@@ -197,12 +186,11 @@ class SystemBuilder:
             return []
         wanted: Collection[str] = options.systems or ("shrunk", "random-partner")
         chosen = next(a for a in self.trained if a.name == best_single)
-        of = best_single, "" if best is None else best.name
         systems = []
         if "shrunk" in wanted:
             name = f"shrunk:{chosen.name}"
             shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
-            systems.append(System(name, "control", shrunk, of=of))
+            systems.append(System(name, "control", shrunk))
         if "random-partner" in wanted and best is not None and best.kind != "chain":
             weight = None if self.base is None else self.base.weight
             partners = [
@@ -211,7 +199,7 @@ class SystemBuilder:
             ]
             built = self.build(best.name, partners, name="random-partner")
             stored = f"random-partner:{best.name}"
-            control = System("random-partner", "control", built.composition, stored=stored, of=of)
+            control = System("random-partner", "control", built.composition, stored=stored)
             systems.append(control)
         return systems
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprobe import limits
 from loraprobe.errors import TaskError
-from loraprobe.limits import how_to_raise, limits
 
 TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
 PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
@@ -65,10 +65,10 @@ def read_file(path: Path, noun: str) -> bytes:
     """The bytes of a file. Raises TaskError if it cannot be read or is too large."""
     try:
         size = path.stat().st_size
-        if size > limits().items:
+        if size > limits.ITEMS:
             raise TaskError(
                 f"The {noun} file {path} has {size:,} bytes, at most "
-                f"{limits().items:,} are read; {how_to_raise('items', size)}."
+                f"{limits.ITEMS:,} are read; split it."
             )
         return path.read_bytes()
     except FileNotFoundError:
@@ -82,11 +82,10 @@ def read_file(path: Path, noun: str) -> bytes:
 def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if len(raw) > limits().line:
+        if len(raw) > limits.LINE:
             raise TaskError(
                 f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
-                f"{limits().line:,} are read; write one item a line, or "
-                f"{how_to_raise('line', len(raw))}."
+                f"{limits.LINE:,} are read; write one item a line."
             )
         try:
             line = raw.decode("utf-8")
@@ -168,7 +167,7 @@ def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
         )
     if delimiter == "," and header.count(";") > header.count(","):
         delimiter = ";"
-    csv.field_size_limit(limits().line)
+    csv.field_size_limit(limits.LINE)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     start = 1
@@ -206,11 +205,8 @@ def _parquet(path: Path, data: bytes) -> Iterator[Row]:
         number = size = 0
         for batch in file.iter_batches(batch_size=_BATCH):
             size += batch.nbytes
-            if size > limits().items:
-                raise TaskError(
-                    f"{path} unpacks to more than {limits().items:,} bytes; "
-                    f"{how_to_raise('items', size)}."
-                )
+            if size > limits.ITEMS:
+                raise TaskError(f"{path} unpacks to more than {limits.ITEMS:,} bytes; split it.")
             for content in batch.to_pylist():
                 number += 1
                 yield Row(path, "row", number, content)

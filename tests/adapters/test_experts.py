@@ -162,13 +162,13 @@ def test_factors_whose_rank_is_unclear_are_listed_and_not_used(tmp_path, case):
     assert {extra.key for extra in adapter.extras} == set(tensors)
 
 
-def test_experts_count_for_the_limit_of_modules(tmp_path):
+def test_experts_count_for_the_limit_of_modules(tmp_path, monkeypatch):
     options = {"target_modules": [], "target_parameters": ["experts.up"], "r": 1}
     place = write_adapter(tmp_path / "a", stack(40), **options)
-    limits.set_limits("modules=39")
+    monkeypatch.setattr(limits, "MODULES", 39)
     with pytest.raises(AdapterError, match="adapts 40 modules"):
         read_adapter(place)
-    limits.set_limits("")
+    monkeypatch.undo()
     assert list(read_adapter(place).modules) == [f"a.experts[{number}]" for number in range(40)]
 
 

@@ -250,16 +250,6 @@ def _(place: Path) -> str:
     return merged(tiny(place), "--threads", 10**12, names="--threads")
 
 
-@case(
-    "limits-400-digits",
-    "`--limits line=` with 400 digits",
-    before="traceback OverflowError",
-    now=REFUSED,
-)
-def _(place: Path) -> str:
-    return told("--limits", f"line={'9' * 400}", "inspect", tiny(place) / "a", names="--limits")
-
-
 # Task files.
 def _task(name: str, what: str, item: dict[str, Any] | str, before: str, names: str) -> None:
     @case(f"task-{name}", what, before=before, now=REFUSED)

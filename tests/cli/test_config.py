@@ -1,4 +1,4 @@
-"""--config: options of every command from a YAML file or from a report; the command line wins."""
+"""--config: options of every command from a YAML file; the command line wins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import making
 import pytest
 from test_cli import one_sentence
 
-from loraprobe.cli.config import _of_report
 from loraprobe.pipeline.audits import public_arguments
 from loraprobe.secrets import public_text
 
@@ -56,37 +55,24 @@ def test_lists_replace_and_do_not_add(place):
     assert arguments(shown)[3:] == ["--json", "--allow", "base-mismatch"]
 
 
-def test_a_run_is_repeated_from_its_own_report(place):
+@pytest.mark.parametrize(
+    ("command", "words", "options"),
+    [
+        ("merge-and-eval", ("one", "two"), ("trust-remote-code", "run_unsafe_code")),
+        ("merge", ("one", "two", "-o", "out"), ("push", "public")),
+    ],
+)
+def test_no_file_lets_code_run_or_publishes(place, command, words, options):
+    for option in options:
+        value = "x/y" if option == "push" else "true"
+        shown = making.call(command, *words, "--config", yaml(place, f"{option}: {value}"))
+        assert "command line" in one_sentence(shown) and shown.exit_code == 2
+
+
+def test_no_report_is_a_config(place):
     first = making.call("merge", "one", "two", "--weights", "2,1", "-o", "out", "--json")
     (place / "report.json").write_text(first.stdout, encoding="utf-8")
-    again = making.call("merge", "--config", "report.json", "-o", "again")
-    assert arguments(again) == "merge --weights 2,1 --json one two -o again".split()
-    same = (place / name / "adapter_model.safetensors" for name in ("out", "again"))
-    assert len({file.read_bytes() for file in same}) == 1
-
-
-def test_a_report_pins_what_it_names_on_the_hub():
-    commit = "c0" * 20
-    words = ["merge-and-eval", "a=x/y@v1:sub", "./z", "--task", "hf://datasets/o/n:main"]
-    report = {
-        "adapters": [
-            {"reference": "x/y@v1:sub", "commit": commit},
-            {"reference": "z", "commit": None},
-        ],
-        "base": {"reference": "x/base", "commit": commit},
-        "provenance": {
-            "arguments": [*words, "--base", "x/base"],
-            "tasks": [{"reference": f"hf://datasets/o/n@{commit}:main/test", "commit": commit}],
-        },
-    }
-    assert _of_report(report, "f", "merge-and-eval") == [
-        f"a=x/y@{commit}:sub",
-        "./z",
-        "--task",
-        f"hf://datasets/o/n@{commit}:main/test",
-        "--base",
-        f"x/base@{commit}",
-    ]
+    assert "report.json" in one_sentence(making.call("merge", "--config", "report.json"))
 
 
 @pytest.mark.parametrize(
@@ -99,9 +85,8 @@ def test_a_report_pins_what_it_names_on_the_hub():
         ("seed: true", "takes a text, a number"),
         ("chat-template: odd", "--chat-template must be one of"),
         ("- a\n- b", "by name"),
-        ("a: [", "neither YAML nor JSON"),
-        ('{"a": 1', "neither YAML nor JSON"),
-        ('{"command": "merge", "provenance": {"arguments": ["merge"]}}', "report of 'merge'"),
+        ("a: [", "no YAML"),
+        ('{"a": 1', "no YAML"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(place, content, said):

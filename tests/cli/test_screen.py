@@ -93,8 +93,8 @@ def test_a_file_or_pipe_without_references_is_named(tmp_path, content):
 
 
 def test_a_wrong_call_is_named_before_a_pipe_is_read(tmp_path):
-    shown = call("screen", "-", "-o", tmp_path / "out", stdin="")
-    assert shown.exit_code == 2 and "--output goes with --shard" in shown.stderr
+    shown = call("screen", "-", "--json", "--markdown", stdin="")
+    assert shown.exit_code == 2 and "--markdown" in shown.stderr
 
 
 def test_a_missing_file_of_references_is_named(tmp_path):

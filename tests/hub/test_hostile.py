@@ -16,7 +16,6 @@ import torch
 import yaml
 from making import STORIES, call, random_adapter, saved_pair, write_adapter
 
-from loraprobe import limits
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.deadline import deadline
@@ -27,9 +26,6 @@ from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 
 HAS_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
-
-
-pytestmark = pytest.mark.usefixtures("default_limits")
 
 
 class Bomb:
@@ -95,11 +91,11 @@ class TestPickles:
     def test_nothing_of_ours_unpickles(self):
         """Every torch.load in the package says weights_only, and nothing imports pickle.
 
-        Only `execution` pickles, between a run and the processes that it started itself.
+        Only `on_ray` pickles, between a run and the tasks of its cluster.
         """
         for file in (Path(__file__).parents[2] / "loraprobe").rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            if file.parent.name != "execution":
+            if file.name != "on_ray.py":
                 assert "import pickle" not in text and "import marshal" not in text, file
             for part in text.split("torch.load(")[1:]:
                 assert "weights_only=True" in part[:120], file
@@ -187,11 +183,9 @@ class TestLinks:
         place = tmp_path / "repository" / "a"
         random_adapter("a").save(place)
         self.linked(place, name, tmp_path / "elsewhere" / "secret")
-        with pytest.raises(AdapterError, match=r"leads out of it.*--limits links=1"):
+        with pytest.raises(AdapterError, match="leads out of it"):
             read_adapter(place)
         assert call("inspect", place).exit_code == 2
-        limits.set_limits("links=1")
-        assert read_adapter(place).modules
 
     def test_a_card_is_not_followed_out(self, tmp_path):
         place = tmp_path / "a"

@@ -13,15 +13,13 @@ from making import random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.errors import OutputError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.file_hashes import cache_directory
 from loraprobe.library import (
     arranged,
     fitted,
-    keep_readings,
     read_library,
     reading,
-    take_readings,
 )
 
 WEIGHTS = "adapter_model.safetensors"
@@ -168,21 +166,6 @@ def test_a_damaged_stored_comparison_is_made_again(library):
     for file in compared:
         file.write_text('{"cosine": "near"}')
     assert read(library).library == whole
-
-
-def test_readings_of_a_shard_are_taken_as_far_as_the_cache_can_be_written(
-    library, monkeypatch, tmp_path
-):
-    shard, members = tmp_path / "shard", read_library([str(library / "good-0")])
-    keep_readings(members, shard)
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "second"))
-    take_readings(shard)
-    assert [file.stem for file in (tmp_path / "second").rglob("*.json")] == [members[0].key]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
-        keep_readings(members, tmp_path / "file")
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "file"))
-    take_readings(shard)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(library, monkeypatch):

@@ -64,7 +64,7 @@ OTHERS = {
     "started",
 }
 
-OTHERS |= {"shard", "executor", "joined", "keep", "budget", "items"}
+OTHERS |= {"executor", "keep", "budget", "items"}
 
 
 def test_every_setting_is_known_to_decide_a_result_or_not():

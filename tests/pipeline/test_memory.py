@@ -10,7 +10,7 @@ import pytest
 import torch
 from making import STORIES, random_adapter
 
-from loraprobe import limits, memory
+from loraprobe import memory
 from loraprobe.base import open_base
 from loraprobe.base.loading import weight_bytes
 from loraprobe.errors import OutOfMemory
@@ -19,25 +19,28 @@ from loraprobe.merging import merge
 WIDE = {"layers.0.up": (900, 700), "layers.1.up": (60, 70)}
 
 
-pytestmark = pytest.mark.usefixtures("default_limits")
-
-
 def pair():
     return [random_adapter(name, WIDE, seed=seed) for name, seed in (("a", 1), ("b", 2))]
 
 
-def test_a_dense_merge_beyond_memory_is_refused_and_a_small_space_fits():
-    limits.set_limits("memory=8MiB")
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that sets the free memory of the machine, in bytes."""
+    return lambda size: monkeypatch.setattr(memory, "_kernel", lambda: size)
+
+
+def test_a_dense_merge_beyond_memory_is_refused_and_a_small_space_fits(machine):
+    machine(8 << 20)
     with pytest.raises(OutOfMemory, match=r"up, \[900, 700\].*12 MiB.*8 MiB.*--space core"):
         merge(pair(), "ties")
     assert merge(pair(), "ties", space="core").adapter.modules
     assert merge(pair(), "uniform").adapter.modules
-    limits.set_limits("memory=20MiB")
+    machine(20 << 20)
     assert merge(pair(), "ties").adapter.modules
 
 
-def test_a_merge_in_factors_counts_its_result():
-    limits.set_limits("memory=100kB")
+def test_a_merge_in_factors_counts_its_result(machine):
+    machine(100_000)
     with pytest.raises(OutOfMemory, match="smaller --rank"):
         merge(pair(), "uniform")
 
@@ -74,15 +77,15 @@ print(seen[-1], (kilobytes("VmHWM") - before) * 1024)
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
-def test_a_base_beyond_memory_is_refused_with_alternatives():
+def test_a_base_beyond_memory_is_refused_with_alternatives(machine):
     base = open_base(STORIES)
     exact = sum(p.numel() * 4 for p in base.load().model.parameters())
     found = weight_bytes(base, torch.float32)
     assert 0.9 * exact < found < 1.2 * exact
-    limits.set_limits(f"memory={found // 2}")
+    machine(found // 2)
     with pytest.raises(OutOfMemory, match=r"float32.*--dtype bfloat16 needs.*--quantize 4bit"):
         base.load()
-    limits.set_limits(f"memory={2 * found}")
+    machine(2 * found)
     base.load()
 
 
@@ -98,7 +101,4 @@ def test_available_memory_agrees_with_the_kernel(monkeypatch, tmp_path):
     assert memory.available() == 60 * 1024
     limit.write_text("30000\n")
     assert memory.available() == 20000
-    limits.set_limits("memory=5kB")
-    assert memory.available() == 5000 and memory.available("mps") == 5000
-    limits.set_limits("")
     assert memory.available("mps") is None

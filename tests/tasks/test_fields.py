@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import open_tasks
@@ -217,22 +218,17 @@ def test_parquet_needs_pyarrow_and_says_how_to_get_it(tmp_path, monkeypatch):
     assert "pip install 'loraprobe[datasets]'" in refused(text(tmp_path, "x", "t.parquet"))
 
 
-def test_what_is_no_parquet_and_what_unpacks_to_too_much(tmp_path):
+def test_what_is_no_parquet_and_what_unpacks_to_too_much(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
-
-    from loraprobe.limits import set_limits
 
     assert "no Parquet" in refused(text(tmp_path, "x" * 100, "t.parquet"))
     many = {"prompt": ["same" * 100] * 5000, "answer": ["same"] * 5000}
     parquet.write_table(pyarrow.table(many), tmp_path / "many.parquet")
     assert (tmp_path / "many.parquet").stat().st_size < 10_000
-    try:
-        set_limits("items=100KB")
-        assert "unpacks to more" in refused(tmp_path / "many.parquet")
-    finally:
-        set_limits("")
     assert len(load_task(tmp_path / "many.parquet").items) == 5000
+    monkeypatch.setattr(limits, "ITEMS", 100_000)
+    assert "unpacks to more" in refused(tmp_path / "many.parquet")
 
 
 def test_python_takes_a_mapping():

@@ -16,7 +16,6 @@ from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.rounds import records
 from loraprobe.pipeline.screening.proving import Finalist, Proved
-from loraprobe.pipeline.units import Units
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
@@ -86,8 +85,7 @@ def _verdict(
     examined = empty
     if own is not None:
         members = own.builder.trained
-        here = replace(evaluator.session, units=Units())  # workers have no plan of these members
-        examined = examine(members, inputs.base, "route", here)
+        examined = examine(members, inputs.base, "route", evaluator.session)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
     spec = own.systems[verdict.system or ""].spec if own is not None else None
     about = _about(verdict, own, inputs, measured)

@@ -1,9 +1,8 @@
 """What of a library is composed and proved: base and adapters alone, look by look.
 
-Adapters are opened one after the other and put into one base. Workers ask other systems at the same
-time, if there are any. After the first look an adapter is asked no more if it cannot take part in a
-finalist any more. The items that choose prove nothing, so asking an adapter a part of them needs no
-correction.
+Adapters are opened one after the other and put into one base, or asked by a Ray cluster. After the
+first look an adapter is asked no more if it cannot take part in a finalist any more. The items that
+choose prove nothing, so asking an adapter a part of them needs no correction.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ from loraprobe.pipeline.screening.ranking import (
     rankings_of,
 )
 from loraprobe.pipeline.task_split import TaskSplit
-from loraprobe.pipeline.units import AskedAlone
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task
@@ -132,7 +130,7 @@ class Choosing:
     def ask(self, names: Sequence[str], look: Look) -> list[str]:
         """Asks systems a look, the base always; the names of those that answered."""
         start, before, answered = time.perf_counter(), len(self.evaluator.ledger), list[str]()
-        self._elsewhere(names, look)
+        self._by_cluster(names, look)
         for name in names:
             if name != BASE and not self.goes_on and not is_kept(self.evaluator, name, look):
                 self.unasked += [] if look.worked else [name]
@@ -154,23 +152,20 @@ class Choosing:
             self.spent = seconds, items + len(answered) * look.items
         return answered
 
-    def _elsewhere(self, names: Sequence[str], look: Look) -> None:
-        """Has workers ask what is not kept yet; this process asks too."""
-        evaluator, session = self.evaluator, self.evaluator.session
-        pool, setup = session.units.pool, evaluator.with_setup().setup
-        if pool is None or setup is None:
+    def _by_cluster(self, names: Sequence[str], look: Look) -> None:
+        """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
+        evaluator, cluster = self.evaluator, self.evaluator.session.cluster
+        if cluster is None:
             return
-        open_ = [name for name in names if not is_kept(evaluator, name, look)]
-
-        def here(index: int) -> None:
-            with contextlib.suppress(LoraprobeError):  # which `ask` finds again
-                ask_one(evaluator, self.system(open_[index]), look)
-
-        parts = [AskedAlone(setup, name, look if look.worked else look.number) for name in open_]
-        for index, found in pool.map(parts, here):
-            if found is not None:
-                keep(evaluator, open_[index], look, *found)
-            self._tell(open_[index], look, 1)
+        systems = dict[str, System]()
+        for name in names:
+            if not is_kept(evaluator, name, look):
+                with contextlib.suppress(LoraprobeError):
+                    systems[name] = self.system(name)
+        for name, found in cluster.alone(evaluator, systems, look):
+            if not isinstance(found, LoraprobeError):
+                keep(evaluator, name, look, *found)
+            self._tell(name, look, 1)
             if not self.goes_on:
                 break
 

@@ -8,16 +8,12 @@ composed and evaluated by rounds beside the base, the best single adapters and t
 (`proving`). The items that prove took no part in the choice, so the choice out of the whole library
 needs no correction; the choice among the finalists is covered by the intervals. Where one adapter
 leaves no room for a gain, it alone is proved.
-
-A share of a library (`--shard I/N`) is read and asked alone: the parts that grow with the library.
-`combine` compares the adapters, chooses and proves. What a shard reads, asks and keeps depends on
-one adapter only, so shares of any size join: the readings, the answers and the hidden states.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +23,13 @@ from loraprobe.base import Base
 from loraprobe.compatibility import aligned
 from loraprobe.defaults import TEMPLATE_ADAPTERS
 from loraprobe.errors import AdapterError, BaseError, UsageError
-from loraprobe.evaluation.chain import BASE
-from loraprobe.execution import share_of
 from loraprobe.library import (
     Arranged,
     Member,
     arranged,
     commonest_base,
     fitted,
-    keep_readings,
     read_library,
-    take_readings,
 )
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import looks_of
@@ -54,15 +46,14 @@ from loraprobe.pipeline.inputs import (
     check_state,
     open_tasks,
 )
-from loraprobe.pipeline.results import open_ledger, weights_identity
+from loraprobe.pipeline.on_ray import open_cluster
+from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.screening.answer import audit_of_screen
 from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.pipeline.screening.cost import estimate_of_screen, expected_alone
 from loraprobe.pipeline.screening.proving import ask_alone, prove_sets
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.shard_files import Shard
 from loraprobe.pipeline.task_split import split_for_screening
-from loraprobe.pipeline.workers import open_units
 from loraprobe.records import Audit, Compatibility
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task
@@ -78,10 +69,9 @@ def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
     session, found, inputs = _opened_library(adapters, **given)
     if not inputs.tasks:
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    places = range(len(found.members))
-    with _choosing(adapters, found.members, places, inputs, session, **given) as choosing:
+    with _choosing(found.members, inputs, session) as choosing:
         session.expect(lambda: expected_alone(choosing))
-        proving = replace(choosing.evaluator.with_setup(), tasks=choosing.parts.left)
+        proving = replace(choosing.evaluator, tasks=choosing.parts.left)
         proved = ask_alone(choosing, proving) or prove_sets(choosing, proving)
         return audit_of_screen(found.library, proving, inputs.tasks, proved)
 
@@ -91,45 +81,10 @@ def estimate_screen(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     if not given.get("tasks"):
         raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
     session, found, inputs = _opened_library(adapters, **given)
-    places = range(len(found.members))
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         session.options = replace(session.options, state=Path(place), resume=False, executor=None)
-        with _choosing(adapters, found.members, places, inputs, session, **given) as choosing:
+        with _choosing(found.members, inputs, session) as choosing:
             return estimate_of_screen(choosing)
-
-
-def screen_shard(adapters: Adapters, place: Path, **given: Unpack[Given]) -> Shard:
-    """Reads the share options.shard of a library and asks it the items that choose.
-
-    Raises UsageError where a share cannot tell what a whole library tells: the base of most
-    adapters, and the better form of the prompts.
-    """
-    session, tasks = _begun(**given)
-    wanted, base = given.get("base"), None
-    if wanted not in (None, "auto"):
-        base = base_apart((), **given)
-    elif tasks:
-        raise UsageError(
-            "A share of a library cannot tell which base most adapters name: give --base REF."
-        )
-    # A shard goes on with what is there, and asks all of its adapters without a budget.
-    session.options = replace(session.options, state=place, resume=True, budget=None)
-    options = session.options
-    made = Shard.begun(options, weights_identity((), base, options), place)
-    assert options.shard is not None
-    own = share_of([1.0] * len(adapters), options.shard)
-    with session.stage("read"):
-        members = read_library(adapters, allow=options.allow, progress=session.progress, only=own)
-    keep_readings(members, place)
-    with session.stage("check"):
-        members = fitted(members, base, options.allow)
-    asked = 0
-    if base is not None and tasks and any(member.usable for member in members):
-        inputs = Inputs((), (), base, tasks)
-        with _choosing(adapters, members, own, inputs, session, **given) as choosing:
-            names = [BASE, *choosing.members]
-            asked = max(len(choosing.ask(names, look)) for look in choosing.looks)
-    return made.completed(place, adapters=len(own), questions=asked if tasks else None)
 
 
 def _begun(**given: Unpack[Given]) -> tuple[Session, Sequence[Task]]:
@@ -153,8 +108,6 @@ def _opened_library(adapters: Adapters, **given: Unpack[Given]) -> tuple[Session
     session, tasks = _begun(**given)
     options = session.options
     given["base"] = given.get("base") or ("auto" if tasks else None)
-    for place in options.joined:
-        take_readings(place)
     with session.stage("read"):
         members = read_library(adapters, allow=options.allow, progress=session.progress)
     _require_some(members)
@@ -204,27 +157,12 @@ def _require_composable(found: Arranged, options: Options) -> None:
 
 
 @contextmanager
-def _choosing(
-    adapters: Adapters,
-    members: Sequence[Member],
-    places: Iterable[int],
-    inputs: Inputs,
-    session: Session,
-    **given: Unpack[Given],
-) -> Iterator[Choosing]:
-    """Loads the base, on which the usable members are asked, and starts the workers.
-
-    places: of the members among the adapters. inputs: base and tasks.
-    """
+def _choosing(members: Sequence[Member], inputs: Inputs, session: Session) -> Iterator[Choosing]:
+    """Loads the base, on which the usable members are asked. inputs: base and tasks."""
     assert inputs.base is not None
     usable = {member.record.name: member for member in members if member.usable}
-    known = {
-        member.record.name: (at, member.record.sha256)
-        for at, member in zip(places, members, strict=True)
-    }
-    given["base"], given["options"] = inputs.base.path, session.options
     with (
-        open_units(adapters, inputs, known, **given) as session.units,
+        open_cluster(session.options) as session.cluster,
         _open_evaluator(list(usable.values()), inputs.base, inputs.tasks, session) as evaluator,
     ):
         looks = looks_of(evaluator.scorer, evaluator.tasks, session.options)
@@ -236,17 +174,10 @@ def _open_evaluator(
 ) -> Evaluator:
     """Loads the base, chooses the form of the prompts, and opens the results of earlier runs.
 
-    It asks the items that choose. Raises UsageError where a share of a library would have to choose
-    the form of the prompts.
+    It asks the items that choose.
     """
     options, parts = session.options, split_for_screening(tasks, session.options)
     scorer, notes = open_scorer(base, options.dtype, session)
-    has_template = getattr(scorer.tokenizer, "chat_template", None)
-    if options.shard is not None and options.chat_template == "auto" and has_template:
-        raise UsageError(
-            "A share of a library cannot tell whether prompts are better asked with the chat "
-            "template: give --chat-template on or off."
-        )
     opened = [member.open() for member in usable]
     ledger, kept = open_ledger(opened, base, tasks, session)
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]

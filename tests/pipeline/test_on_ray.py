@@ -1,0 +1,174 @@
+"""With --executor ray the document is that of a run without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import making
+import pytest
+from planted_library import FIRST, SECOND, write_library
+
+import loraprobe
+import loraprobe.demo
+from loraprobe.base import open_base
+from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline import on_ray
+
+WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
+SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
+TABLES = {"noise": {"bo": "?"}, "copy": {"bo": "?"}, "firsts": FIRST, "seconds": SECOND}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> list[str]:
+    """A call of screen on a tiny base."""
+    return [*write_library(tmp_path_factory.mktemp("planted"), TABLES), *SHORT]
+
+
+@pytest.fixture(scope="module")
+def calls(planted) -> dict[str, list[str]]:
+    """A call of each command that asks a base."""
+    pair, rest = planted[3:5], planted[5:]
+    return {
+        "screen": planted,
+        "screen of balanced sets": [*planted, "--balance", "norm"],
+        "inspect": ["inspect", *pair, *rest],
+        "merge-and-eval": [
+            *("merge-and-eval", *pair, *rest, "--max-new-tokens", "4", "--method", "sum"),
+            *("--method", "ties:density=0.5", "--router", "arrow", "--subtract", planted[1]),
+        ],
+    }
+
+
+@pytest.fixture
+def document(tmp_path, monkeypatch):
+    """A function that makes a call with an empty cache: its document without clock and words."""
+    made = iter(range(99))
+
+    def call(*words: object) -> Any:
+        monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / f"cache-{next(made)}"))
+        done = making.call(*words)
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        for name in ("seconds", "peak_memory_bytes", "arguments"):
+            found["provenance"].pop(name)
+        return found
+
+    return call
+
+
+class Here:
+    """A cluster in this process, to which everything goes as bytes. asked: what it computed."""
+
+    def __init__(self, ray: Any) -> None:
+        self.cloudpickle, self.exceptions = ray.cloudpickle, ray.exceptions
+        self.asked: list[str] = []
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, data: bytes) -> bytes:
+        assert isinstance(data, bytes)
+        return data
+
+    def remote(self, function: Any) -> Any:
+        return SimpleNamespace(
+            options=lambda **_: SimpleNamespace(remote=lambda *given: partial(function, *given))
+        )
+
+    def wait(self, tasks: list[Any]) -> tuple[list[Any], list[Any]]:
+        return tasks[-1:], tasks[:-1]  # as if the last one were the fastest
+
+    def get(self, task: Any) -> Any:
+        self.asked.append(task.args[0].__name__)
+        return task()
+
+
+@pytest.fixture
+def here(monkeypatch) -> Here:
+    made = Here(pytest.importorskip("ray"))
+    monkeypatch.setitem(sys.modules, "ray", made)
+    on_ray._opened.cache_clear()
+    yield made
+    on_ray._opened.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [
+        ("screen", {"_alone", "_answers"}),
+        ("screen of balanced sets", {"_alone", "_answers"}),
+        ("inspect", {"_answers"}),
+        ("merge-and-eval", {"_answers"}),
+    ],
+)
+def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
+    whole = document(*calls[command])
+    assert not here.asked
+    assert document(*calls[command], "--executor", "ray") == whole
+    assert set(here.asked) == kinds
+
+
+def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path, monkeypatch):
+    cloudpickle = pytest.importorskip("ray").cloudpickle
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "a"
+    making.random_adapter("a").save(place)
+    adapter = loraprobe.load(place)
+    sent = cloudpickle.dumps(adapter)
+    assert pickle.loads(sent).norm() == adapter.norm()
+    making.random_adapter("a", seed=5).save(place, overwrite=True)
+    with pytest.raises(AdapterError, match="machine of the cluster"):
+        pickle.loads(sent)
+    (place / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match="missing there"):
+        pickle.loads(sent)
+    base = open_base(WORLD / "base")
+    setup = cloudpickle.dumps((base, {**base.identity, "config.json": {}}, Options()))
+    found = on_ray._computed(None, setup)
+    assert isinstance(found, BaseError) and "machine of the cluster" in str(found)
+
+
+@pytest.mark.parametrize("text", ["local", "local:2", "slurm", "ray://", "ray:8265"])
+def test_an_unknown_executor_is_refused(text):
+    with pytest.raises(UsageError, match="--executor"):
+        Options.of({"executor": text})
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(UsageError, match=r"pip install 'loraprobe\[ray\]'"),
+        on_ray.open_cluster(Options(executor="ray")),
+    ):
+        pass
+
+
+@pytest.mark.slow  # a cluster is started, and each process of it loads a base
+def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, calls, tmp_path):
+    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", on_ray._answers
+
+    def deadly(*given: Any) -> Any:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answers(*given)
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    whole = document(*calls["merge-and-eval"])
+    monkeypatch.setattr(on_ray, "_answers", deadly)
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        assert document(*calls["merge-and-eval"], "--executor", "ray") == whole
+    finally:
+        ray.shutdown()
+    assert mark.exists()

@@ -1,13 +1,13 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
-`score`, `compare`, `gains`, `oracles` and `attribute` evaluate the results. Only `asking` asks a
+`score`, `compare`, `gains` and `attribute` evaluate the results. Only `asking` asks a
 model questions, and only `statistics` and `selection` have formulas of intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
 from loraprobe.evaluation.chain import chain_notes
-from loraprobe.evaluation.comparing import compare, oracles, retention, score
+from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing

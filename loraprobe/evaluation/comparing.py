@@ -1,8 +1,10 @@
-"""Scores, paired comparisons, retention and oracles, computed from per-item results."""
+"""Scores, paired comparisons and retention, computed from per-item results."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, product
 
 import numpy as np
@@ -19,7 +21,7 @@ from loraprobe.evaluation.table import (
     tabulate,
     task_names,
 )
-from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Oracle, Score
+from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Score
 from loraprobe.tasks import GENERATED
 
 
@@ -120,11 +122,13 @@ def compare(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[Comparison, ...]:
-    """Every composition against the base, every single adapter and every control.
+    """Every composition against the base, every single adapter and every control, then the best
+    option against every other one.
 
     Both are compared on the same items. A positive difference means that the system is better (for
     losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
-    level: that of the look.
+    level: that of the look. Rows with the best option (`_with_best`) are left out where a
+    composition is compared with the same baseline in the same form already.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
@@ -138,7 +142,7 @@ def compare(
             first = table.comparable(first, second)
             if first and second:
                 rows += _comparisons(table, first, second, task, level, seed)
-    return tuple(rows)
+    return (*rows, *_with_best(results, systems, level, seed))
 
 
 def _comparisons(
@@ -167,33 +171,34 @@ def _comparisons(
     return [rows[pair] for pair in product(first, second)]
 
 
-def oracles(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Oracle, ...]:
-    """What the single adapters would score if somebody chose the right one for every item.
+def _with_best(
+    results: Sequence[ItemResult], systems: Sequence[System], level: float, seed: int
+) -> list[Comparison]:
+    """The option with the best mean over the tasks, minus every other option, on each task.
 
-    One row for each task and form of the question that at least two single adapters answered.
-
-    The rows are about the items that all of them answered. Losses are neither right nor wrong, so
-    they have no rows.
+    An option is a system that is no control, in one form of the question; the two forms of one
+    system are two options. `adjusted_ci95` covers all options of one task together, as in Hsu's
+    multiple comparisons with the best (1984). Systems that answered fewer items than the others
+    are left out.
     """
-    names = [system.name for system in systems if system.kind == "adapter"]
-    rows = []
-    for task in task_names(results) if len(names) > 1 else []:
-        for part in FORMS:
-            table = tabulate(results, [(name, part) for name in names], task)
-            complete = np.isfinite(table.values).all(axis=1)
-            if not (table.bounded and complete.any()):
-                continue
-            values = table.values[complete]
-            answered = values.max(axis=1)
-            rows.append(
-                Oracle(
-                    task,
-                    part,
-                    tuple(names),
-                    float(answered.mean()),
-                    statistics.wilson(answered, table.clusters[complete]),
-                    len(answered),
-                    float(1 - (1 - values.mean(axis=0)).prod()),
-                )
-            )
-    return tuple(rows)
+    kinds = {system.name: system.kind for system in systems if system.kind != "control"}
+    asked = Counter((r.system, r.part) for r in results if r.part in FORMS and r.system in kinds)
+    most = {part: max(n for c, n in asked.items() if c[1] == part) for _, part in asked}
+    columns = sorted((c for c in asked if asked[c] == most[c[1]]), key=by_name)
+    if len(columns) < 2:
+        return []
+    tasks, whole = task_names(results), tabulate(results, columns)
+    means = [np.nanmean(whole.values[whole.strata == k], axis=0) for k in range(len(tasks))]
+    mean = np.nan_to_num(np.mean(means, axis=0).round(9), nan=-np.inf)  # a task is missing
+    best = columns[int(mean.argmax())]
+    others = whole.comparable([column for column in columns if column != best], [best])
+    found: list[Comparison] = []
+    for task in tasks if others else ():
+        table = tabulate(results, columns, task)
+        for row, (name, part) in zip(
+            _comparisons(table, [best], others, task, level, seed), others, strict=True
+        ):
+            known = kinds[best[0]] in COMPOSITIONS and kinds[name] in BASELINES and part == best[1]
+            if not known:
+                found.append(replace(row, against_part=part))
+    return found

@@ -121,8 +121,12 @@ def _part(task: Task, clusters: Collection[str]) -> Task:
 @functools.cache
 def look_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
     """The alpha of each look at these shares of the information; the last share is 1."""
-    exponent = EXPONENT if shares[0] <= 0.5 else FEW_EXPONENT
-    return boundaries(shares, tuple(ALPHA * share**exponent for share in shares))
+    return boundaries(shares, tuple(spent_by(share, shares[0]) for share in shares))
+
+
+def spent_by(share: float, first: float) -> float:
+    """The part of ALPHA that is spent by this share of the information. first: that of look 1."""
+    return ALPHA * share ** (EXPONENT if first <= 0.5 else FEW_EXPONENT)
 
 
 def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:

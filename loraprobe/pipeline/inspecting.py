@@ -18,7 +18,7 @@ from loraprobe import evaluation, probes
 from loraprobe.composition import Router
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
 from loraprobe.evaluation import System
-from loraprobe.evaluation.rounds import spread_sample
+from loraprobe.evaluation.rounds import spent_by, spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Cards, Inputs
@@ -35,6 +35,7 @@ from loraprobe.records import (
     EvidenceLevel,
     Forecast,
     ItemResult,
+    Rounds,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder
 from loraprobe.tasks import Probe, Task
@@ -70,17 +71,36 @@ def measure_baselines(
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
         rows += probe_without_task(evaluator.scorer, inputs, probe, session)
         results = at_ceiling(evaluator, singles, results)
-        composed, answers, notes = pilot(evaluator, singles, results)
+        look = first_look(evaluator)
+        composed, answers, notes = pilot(evaluator, singles, results, look)
     systems, results = [*singles, *composed], [*results, *answers]
     with session.stage("statistics"):
         found = EvaluationRecords(
             rows,
             forecasts,
-            **compared(results, systems, session.options),
-            oracles=evaluation.oracles(results, systems),
+            **compared(results, systems, session.options, 1 - look.level),
+            rounds=look if composed else None,
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
     return BaseEvidence("pilot" if composed else "base", found, tuple(notes))
+
+
+def first_look(evaluator: Evaluator) -> Rounds:
+    """How far the pilot goes, as the first look of an evaluation of all items.
+
+    It spends only the part of alpha that belongs to the smallest share of a task's clusters that it
+    asks, so that it decides nothing that an evaluation would leave open.
+    """
+    tasks, few = evaluator.tasks, sampled(evaluator, PILOT_ITEMS).tasks
+    shares = [
+        len({item.cluster for item in part.items}) / len({item.cluster for item in task.items})
+        for task, part in zip(tasks, few, strict=True)
+    ]
+    share = min(shares)
+    planned = evaluation.rounds(tasks, evaluator.session.options.seed)[0].planned
+    asked, every = (sum(len(task.items) for task in some) for some in (few, tasks))
+    looks = 1 if asked == every else max(2, planned)
+    return Rounds(1, looks, asked, every, 1 - spent_by(share, share))
 
 
 def items_alone(tasks: Sequence[Task]) -> int:
@@ -158,12 +178,13 @@ def at_ceiling(
 
 
 def pilot(
-    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult]
+    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult], look: Rounds
 ) -> tuple[list[System], list[ItemResult], list[str]]:
     """A first round of the compositions on a few questions: systems, results and notes.
 
-    Controls are asked only where a composition gains more than the margin beyond its interval,
-    since nothing else depends on them. There is no round of a single adapter.
+    A chain is asked too where the task has hops. Controls are asked only where a composition gains
+    more than the margin beyond its interval, since nothing else depends on them. There is no round
+    of a single adapter.
     """
     inputs, session, few = evaluator.inputs, evaluator.session, sampled(evaluator, PILOT_ITEMS)
     if len(inputs.adapters) < 2:
@@ -174,10 +195,13 @@ def pilot(
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, routers=routers)
     composed, notes = _compositions(builder, session)
     notes = [*told, *notes]
+    if "chain" in Selection(options, inputs.adapters, few.tasks).specs:
+        composed.append(builder.build("chain"))  # nearly all of its hops were answered already
     answers = few.run(composed, parts=FORMS)
     seed, margin = options.seed, options.needed_gain
     both, systems = [*results, *answers], [*singles, *composed]
-    gains = evaluation.gains(both, systems, margin=margin, seed=seed)
+    merged = [system for system in systems if system.kind != "chain"]
+    gains = evaluation.gains(both, merged, margin=margin, seed=seed, alpha=1 - look.level)
     if any(gain.adjusted_ci95[0] > margin for gain in gains):
         compared = controls_of_best(builder, composed, both, systems, session)
         answers += few.run(compared, parts=FORMS)

@@ -1,6 +1,7 @@
 """`ask_in_rounds`: asks the systems in rounds of growing size and stops when the decision holds.
 
-After a round the verdict is judged with the intervals of this look (`evaluation.rounds`). Systems
+After a round the verdict is judged with the intervals of this look (`evaluation.rounds`). The run
+goes on while the action is less certain than the decision (`verdict.advice.settled`). Systems
 that can no longer win are not asked further. A composition that gains has to beat the controls too,
 so these are asked the same items before the run stops. The base and the single adapters always
 answer all items of a round, since they are what a composition is compared with, and their hops
@@ -21,6 +22,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
+from loraprobe.verdict.advice import settled
 from loraprobe.verdict.before_evaluation import nothing_to_gain
 from loraprobe.verdict.evaluated import candidates
 
@@ -74,12 +76,11 @@ def ask_in_rounds(
     """Asks systems round by round until the decision holds or all items are asked.
 
     controls: a function from results and systems to the controls of the best of them. goes_on:
-    whether a round after the first may be asked. A chain, on which no decision depends, comes last.
+    whether a round after the first may be asked.
     """
     options = evaluator.session.options
-    chains = [system for system in systems if system.kind == "chain"]
     planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = AskedRounds(systems, planned[0], [s for s in systems if s.kind != "chain"])
+    found = AskedRounds(systems, planned[0], list(systems))
     decision = ""
     for this in planned:
         if this.number > 1 and not goes_on(found, this):
@@ -91,14 +92,14 @@ def ask_in_rounds(
             found.controls = controls(found.results, found.systems)
             _ask(found, evaluator, found.controls)
             evidence = _evidence(found, evaluator)
-        decision = judge_evaluation(evidence).decision
-        if this.last or decision in DECIDED:
+        verdict = judge_evaluation(evidence)
+        decision = verdict.decision
+        if this.last or (decision in DECIDED and settled(evidence, verdict)):
             break
         _drop(found, evidence)
     found.controls = controls(found.results, found.systems)
     asked = {row.system for row in found.results} & {control.name for control in found.controls}
     few = decision == "unlikely" and not found.round.last and not asked
-    _ask(found, evaluator, chains)
     # Controls do not count for a composition that does not gain: a first round of them is enough.
     _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
     names = {system.name for system in found.all_systems}
@@ -147,7 +148,6 @@ def records(
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
     return EvaluationRecords(
         **compared(results, systems, evaluator.session.options, found.round.alpha, stayed),
-        oracles=evaluation.oracles(results, systems),
         attribution=attribution,
         rounds=found.record(sum(len(task.items) for task in evaluator.tasks)),
         **others,  # type: ignore[arg-type]

@@ -38,7 +38,6 @@ from loraprobe.records.measurements import (
     GateStatistics,
     Interval,
     Measurement,
-    Oracle,
     Retention,
     Rounds,
     Score,
@@ -79,7 +78,6 @@ class Audit:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
-    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()

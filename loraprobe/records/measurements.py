@@ -79,7 +79,8 @@ class Comparison:
     """A paired difference, system minus against, on the same items.
 
     `ci95` is the pointwise interval; `adjusted_ci95` covers the choice of the best among all
-    systems and singles at once.
+    systems and singles at once. `against_part` is the form in which `against` answered, None if it
+    is `part`.
     """
 
     system: str
@@ -90,6 +91,7 @@ class Comparison:
     ci95: Interval
     n: int
     adjusted_ci95: Interval | None = None
+    against_part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,24 +116,6 @@ class Gain:
     n_needed: int | None = None
     against_part: str = "question"
     clusters: int | None = None
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """What the single adapters would score if somebody chose the right one for every item.
-
-    An item counts as answered if any of the `adapters` answers it. `independent` is the score if
-    the adapters' right answers were independent of each other, 1 - product of (1 - score): more
-    than that means that they answer different items.
-    """
-
-    task: str
-    part: str
-    adapters: tuple[str, ...]
-    value: float
-    ci95: Interval
-    n: int
-    independent: float
 
 
 @dataclass(frozen=True)
@@ -209,7 +193,6 @@ class EvaluationRecords:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
-    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     rounds: Rounds | None = None
 

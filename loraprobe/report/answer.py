@@ -34,12 +34,14 @@ LEAVE_FIRST = (
     ("watch", 2),
     (FILL_IN, 0),
     ("lacks", 0),
+    ("how sure", 0),
     ("forecast", 0),
     ("watch", 1),
     ("why", 1),
     ("known", 0),
     ("questions", 0),
     ("fix", 1),
+    ("close", 0),
     ("better", 0),
     ("stopped", 0),
     ("made", 0),
@@ -59,11 +61,10 @@ _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a
 class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
-    `decision` is the verdict's, "" where there is none. Labels are made, use, gain, stopped,
-    better, decide, why, fix, watch, lacks, known, sure, forecast, next or in Python, questions and
-    fill in, and of a library broken, unfit, copies, families and outliers; why, fix, watch, lacks
-    and fill in may repeat. The text of a label in COMMANDS is a
-    command.
+    `decision` is the verdict's, "" where there is none. Labels are made, use, gain, stopped, close,
+    better, decide, why, fix, watch, lacks, known, sure, forecast, how sure, next or in Python,
+    questions and fill in, and of a library broken, unfit, copies, families and outliers; why, fix,
+    watch, lacks and fill in may repeat. The text of a label in COMMANDS is a command.
     """
 
     decision: str

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from loraprobe.defaults import MARGIN
 from loraprobe.formatting import count, listing, number
 from loraprobe.records import FORMS, Audit, Gain, Verdict
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.advice import PER_PROMPT
 from loraprobe.verdict.evaluated import estimate_of
 from loraprobe.verdict.next_command import to_fill_in, words_of
-from loraprobe.verdict.ranking import alone, best_option, option
 
+PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
@@ -22,60 +22,48 @@ def use(audit: Audit, verdict: Verdict) -> str:
     composed = ""
     if best is not None:
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
-    codes = {reason.code for reason in verdict.reasons}
+    scored = _shown(advised_score(audit, verdict))
+    so_far = "so far " if verdict.decision == "inconclusive" else ""
     if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         if PER_PROMPT in (verdict.system or ""):
             kind += " that chooses by prompt"
         plain = all(row.part != "steps" for row in audit.evaluation)  # there is no other form
-        form = "" if best is None or plain else f", {fmt.PART[best.form]}"
-        return f"{verdict.system} (a {kind}){form}"
+        form = "" if plain else f", {fmt.PART[_form(verdict)]}"
+        own = best is not None and (best.system, best.form) == (verdict.system, _form(verdict))
+        return f"{so_far}{verdict.system} (a {kind}){form}" + ("" if own else f": {scored}")
     if head == "chain":
-        scored = _score(audit, "chain", "question")
         measured = f": {scored}{composed}" if scored != "-" else ""
         return f"a chain, each hop by whoever answers it best{measured}"
     if head == "use-single":
         form = _better_form(audit, single)
-        return f"{single} alone, {fmt.PART[form]}: {_score(audit, single, form)}{composed}"
+        return f"{so_far}{single} alone, {fmt.PART[form]}: {scored}{composed}"
     if head == "use-base":
-        base = next((s.system for s in audit.evaluation if s.kind == "base"), "base")
-        return f"the base alone: {_score(audit, base, _better_form(audit, base))}{composed}"
-    if head == "gather-evidence":
-        return _meanwhile(audit, verdict)
-    if "adapters-complement" in codes and head == "route":
-        meanwhile = _meanwhile(audit, verdict)
-        tail = f"; {meanwhile}" if meanwhile.startswith("until") else ""
-        return f"none of these yet: choose the adapter by prompt{tail}"
+        return f"{so_far}the base alone: {scored}{composed}"
     return {
-        "switch-adapters": "each task's own adapter, one at a time" + _own_scores(audit, verdict),
+        "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
+        "switch-adapters": f"{so_far}each task's own adapter, one at a time"
+        + _own_scores(audit, verdict),
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
-        "route": "none of these yet: route instead of merging",
     }.get(head, head)
 
 
-def _meanwhile(audit: Audit, verdict: Verdict) -> str:
-    """The best measured option, which is what to use until more is known.
+def _form(verdict: Verdict) -> str:
+    """The form of the question in which a composition is advised."""
+    return "steps" if verdict.action == "step-by-step" else "question"
 
-    Of several tasks the base and the adapters alone are options, since one model may lose a skill.
-    """
-    measured = Evidence(
-        evaluation=audit.evaluation, gains=audit.gains, comparisons=audit.comparisons
-    )
-    options = alone(measured)
-    gain = verdict.gain
-    if gain is not None and not measured.several:
-        options += filter(None, [option(measured, gain.system, gain.form)])
-    best = best_option(measured, options)
-    if best is None:
-        return ""
-    if best.kind == "switch":
-        return "until then each task's own adapter, one at a time" + _own_scores(audit, verdict)
-    name, form = best.system, best.part
-    if best.score == 0 and not measured.losses:
-        return "nothing yet: nobody alone answers a question; ask as the adapters were trained"
-    who = {"base": "the base", "adapter": f"{name} alone"}.get(best.kind, name)
-    return f"until then {who}, {fmt.PART[form]}: {_score(audit, name, form)}"
+
+def advised_score(audit: Audit, verdict: Verdict) -> float | None:
+    """The mean score of what is advised; None where it is no single system, or was not measured."""
+    head, _, single = verdict.action.partition(":")
+    if verdict.composes:
+        return _mean(audit, verdict.system or "", _form(verdict))
+    if head == "chain":
+        return _mean(audit, "chain", "question")
+    if head == "use-base":
+        single = next((s.system for s in audit.evaluation if s.kind == "base"), "")
+    return _mean(audit, single, _better_form(audit, single)) if single else None
 
 
 def _own_scores(audit: Audit, verdict: Verdict) -> str:
@@ -144,7 +132,7 @@ def _shown(mean: float | None, digits: int = 2) -> str:
 def stopped(audit: Audit) -> str:
     """How far a run went that stopped before all items were asked, and how to ask the rest."""
     rounds = audit.rounds
-    if rounds is None or not rounds.early:
+    if rounds is None or not rounds.early or audit.command == "inspect":
         return ""
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
@@ -155,20 +143,16 @@ def said(verdict: Verdict, code: str) -> str:
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
-    """A chain that scores more than what is advised, measured or expected from the hops."""
-    chain, best, verb = _mean(audit, "chain", "question"), verdict.gain, "scores"
-    if chain is None:
-        chain = next((r.value for r in verdict.reasons if r.code == "chain-expected"), None)
-        verb = "would score about"
-    if chain is None or best is None or verdict.action in ("chain", "use-base"):
+    """A chain that scores more than what is advised, which takes one call."""
+    chain, advised = _mean(audit, "chain", "question"), advised_score(audit, verdict)
+    if chain is None or advised is None or chain - advised <= min(verdict.margin, MARGIN):
         return ""
-    used, form = best.system, best.form
-    if verdict.action.startswith("use-single:"):
-        used = verdict.action.partition(":")[2]
-        form = _better_form(audit, used)
-    if chain <= (_mean(audit, used, form) or 0.0):
-        return ""
-    return f"a chain {verb} {number(chain)}, if you can ask hop after hop"
+    return f"a chain scores {number(chain)}, if you can ask hop after hop"
+
+
+def close(verdict: Verdict) -> str:
+    """What scored more than what is advised, and is not shown to be better."""
+    return said(verdict, "not-told-apart").rstrip(".")
 
 
 def decide(audit: Audit, verdict: Verdict) -> str:
@@ -180,8 +164,8 @@ def decide(audit: Audit, verdict: Verdict) -> str:
         return ""
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
-    row = _most_promising(audit, best.n, verdict.margin)
-    if row is None or best.ci95[0] > verdict.margin:
+    row = _open_gain(audit, verdict)
+    if row is None:
         return ""  # the gain is decided; the reasons say what is not
     open_ = estimate_of(row, verdict.margin)
     given = f"(you gave {row.clusters or row.n})"
@@ -198,7 +182,7 @@ def _may_stay_open(audit: Audit, verdict: Verdict) -> str:
     """After a first round: that the next command may leave it open, which asks all questions."""
     given, row = sum(t.items for t in audit.provenance.tasks), None
     if verdict.gain is None or verdict.decision == "inconclusive":
-        row = _most_promising(audit, 0, verdict.margin)
+        row = _open_gain(audit, verdict)
     asks_them = words_of(verdict.next)[1:2] == ["merge-and-eval"] and not to_fill_in(verdict.next)
     if row is None or not given or not asks_them:
         return ""
@@ -211,20 +195,14 @@ def _may_stay_open(audit: Audit, verdict: Verdict) -> str:
     )
 
 
-def _most_promising(audit: Audit, fewest: int, margin: float) -> Gain | None:
-    """The largest gain of a merge or router, on any form, that is still open; None if none is.
-
-    fewest: it was asked at least so many items.
-    """
-    composed = {s.system for s in audit.evaluation if s.kind in ("merge", "router")}
-    rows = [
-        row
-        for row in audit.gains
-        if row.system in composed
-        and row.n >= fewest
-        and row.adjusted_ci95[0] <= margin <= row.adjusted_ci95[1]
-    ]
-    return max(rows, key=lambda row: row.difference, default=None)
+def _open_gain(audit: Audit, verdict: Verdict) -> Gain | None:
+    """The gain that the verdict is about, if its interval holds the margin."""
+    best = verdict.gain
+    for row in audit.gains:
+        if best is not None and (row.system, row.part, row.n) == (best.system, best.form, best.n):
+            low, high = row.adjusted_ci95
+            return row if low <= verdict.margin <= high else None
+    return None
 
 
 def forecast(verdict: Verdict) -> str:

@@ -129,12 +129,15 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "stopped", measured.stopped(audit)
         chosen = measured.said(verdict, "chosen-from-library")
         yield "chosen", chosen.removeprefix("Chosen ").rstrip(".")
+        yield "close", measured.close(verdict)
         yield "better", measured.better(audit, verdict)
         yield "decide", measured.decide(audit, verdict)
         yield from _limits(audit, verdict)
         if verdict.decision == "likely":  # what shows that the partner matters
             yield "sure", measured.said(verdict, "controls-beaten")
-        yield "forecast", measured.forecast(verdict)
+        # After every question was asked it is no forecast.
+        label = "forecast" if verdict.evidence != "evaluation" else "how sure"
+        yield label, measured.forecast(verdict)
         yield "known", measured.known(verdict)
 
 

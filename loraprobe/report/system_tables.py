@@ -140,13 +140,14 @@ def gains(audit: Audit) -> Table:
 
 
 def comparisons(audit: Audit) -> Table:
-    """The paired difference of every composition to every other system."""
+    """Paired differences: of compositions to base, singles and controls, and of the best to all."""
     return tabulated(
         "Paired differences between systems",
         audit.comparisons,
         (text("system"), lambda row: row.system),
         (text("against"), lambda row: row.against),
         (text("asked as"), lambda row: form(row.part)),
+        (text("against asked as"), lambda row: form(row.against_part or row.part)),
         (text("task"), lambda row: row.task),
         (Column("difference"), lambda row: signed(row.difference)),
         (Column("95 %"), lambda row: bounds(row.ci95)),

@@ -14,18 +14,16 @@ import itertools
 
 from loraprobe.records import DecisiveGain, Reason, Verdict
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import action_for, action_of
+from loraprobe.verdict.advice import advise
 from loraprobe.verdict.before_evaluation import (
-    chain_expected,
-    expected,
     judge_base,
-    judge_pilot,
+    of_first_round,
     reference_class,
     undecided,
 )
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.codes import effect, reason_of
-from loraprobe.verdict.evaluated import candidates, chain_gain, decide, decisive_form
+from loraprobe.verdict.evaluated import candidates, chain_gain, chain_outdoes, decide, decisive_form
 from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
@@ -49,7 +47,6 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     verdict = with_probability(with_forecast(_ruled(evidence), evidence), evidence, known)
     others = (
         about_hops(evidence),
-        chain_expected(evidence, verdict),
         about_familiarity(evidence),
         about_geometry(evidence),
         about_items(evidence, verdict),
@@ -63,13 +60,10 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
 def _ruled(evidence: Evidence) -> Verdict:
     """The verdict by the rules of the strongest evidence."""
     level = evidence.rests_on
-    if level == "evaluation":
-        found = judge_evaluation(evidence)
-        told = expected(judge_base(evidence)) if found.decision == "inconclusive" else []
-        return dataclasses.replace(found, reasons=(*found.reasons, *told))
-    if level == "pilot":
-        return judge_pilot(judge_evaluation(evidence), judge_base(evidence), evidence)
-    return judge_base(evidence) if level == "base" else undecided(level)
+    if level not in ("pilot", "evaluation"):
+        return judge_base(evidence) if level == "base" else undecided(level)
+    found = judge_evaluation(evidence)
+    return found if level == "evaluation" else of_first_round(found, evidence)
 
 
 def _place(reason: Reason) -> tuple[int, int]:
@@ -78,15 +72,30 @@ def _place(reason: Reason) -> tuple[int, int]:
 
 
 def judge_evaluation(evidence: Evidence) -> Verdict:
-    """The verdict of the level `evaluation`, without the reasons of geometry and coverage."""
+    """The verdict on scored compositions, without the reasons of geometry and coverage.
+
+    Where the intervals leave it open, what base and single adapters decide holds
+    (`before_evaluation`), unless a composition measured a gain above the margin, and a chain that
+    outdoes everything decides too.
+    """
     plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
-    form = decisive_form(plain, steps)
+    form = decisive_form(evidence, plain, steps)
     other = steps if form is plain else plain
     decision, compressed = decide(form)
-    best = form[0]
-    found = [reasons.gain(best, decision)]
+    known = judge_base(evidence)
+    chain, gained = chain_gain(evidence), form[0].gain.value > evidence.margin
+    by_base = decision == "inconclusive" and known.decision == "unlikely" and not gained
+    by_chain = decision == "inconclusive" and not by_base
+    by_chain = by_chain and chain_outdoes(evidence, (*plain, *steps))
+    decision = "unlikely" if by_base or by_chain else decision
+    advice = advise(evidence, (*plain, *steps), form[0], decision, by_chain)
+    best = advice.uses if advice.uses and advice.uses.outcome == form[0].outcome else form[0]
+    found = [*known.reasons] if by_base else []
+    if chain:
+        found.append(reasons.chain(chain, best, by_chain))
+    found.append(reasons.gain(best, decision))
     if best.binds(best.enough):
         found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
@@ -95,14 +104,9 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     asked = evidence.retention
     found += [reasons.retention(best, task, share, asked) for task, share in best.kept.items()]
     found += [reasons.compression(c, compressed) for c in form if c.lossy]
-    chain = chain_gain(evidence)
-    if chain:
-        found.append(reasons.chain(chain, best))
-    if decision == "likely":
-        action = action_of(best.kind, best.part, best.system)
-    else:
-        action, why = action_for(evidence, best, decision)
-        found += why
-    own = best.gain
+    found += advice.reasons
+    if known.decision == "unlikely" and not by_base and decision == "inconclusive":
+        found += [dataclasses.replace(reason, severity="info") for reason in known.reasons]
+    own, system = best.gain, advice.uses.system if advice.uses else best.system
     gain = DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
-    return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
+    return Verdict(decision, "evaluation", tuple(found), system, advice.action, gain=gain)

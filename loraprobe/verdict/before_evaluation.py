@@ -14,15 +14,13 @@ three cases:
 What a system knows and what is unknown to it is defined in `knowledge`. None of these levels gives
 `likely`: whether the pieces compose has to be measured.
 
-On a *first round* of compositions, on a few items of each task, the rules of an evaluation hold, so
-it decides only where its interval does; with 30 items that takes a gain of about 0.3. Where it
-leaves the case open, the rules above may still decide, unless it measured a gain above the margin:
-what compositions do outranks what is expected of them.
+The same rules decide where scored compositions leave it open, unless these measured a gain above
+the margin: what compositions do outranks what is expected of them. On a *first round* of
+compositions, on a few items of each task, the rules of an evaluation hold.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -139,22 +137,10 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     owners = [names[0] for names in knowers.values() if len(names) == 1]
     if not clear or len(owners) != len(hops) or len(set(owners)) != len(owners):
         return None
-    product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
     worst = max(held_at_most(systems["base"]) for systems in hops.values())
     reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
-    chain = reason_of("chain-expected", product, evidence.margin)
-    return Verdict("unlikely", "base", (reason, chain), None, "chain")
-
-
-def chain_expected(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
-    """What a chain would answer, if none was measured and it exceeds every measured option."""
-    hops, told = hop_knowledge(evidence), {reason.code for reason in verdict.reasons}
-    measured = [one.score for one in options(evidence, (*BASELINES, *COMPOSITIONS))]
-    if len(hops) > 1 and measured and not evidence.systems(("chain",)):
-        product = math.prod(max(k.value for k in systems.values()) for systems in hops.values())
-        if product > max(measured) + evidence.tie and "chain-expected" not in told:
-            yield reason_of("chain-expected", product, evidence.margin)
+    return Verdict("unlikely", "base", (reason,), None, "chain")
 
 
 def reference_class(
@@ -183,38 +169,14 @@ def reference_class(
     )
 
 
-def expected(before: Verdict) -> list[Reason]:
-    """What base and single adapters let expect, beside a decision on compositions.
-
-    `chain_expected` says what is expected of a chain, because one may be measured by now.
-    """
-    found = before.reasons if before.decision == "unlikely" else ()
-    return [replace(r, severity="info") for r in found if r.code != "chain-expected"]
-
-
-def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict:
-    """One verdict from two: by the rules of an evaluation, and by those before one."""
-    first = _first_round(evidence)
-    gained = scored.gain is not None and scored.gain.difference > evidence.margin
-    if before.decision == "unlikely" and scored.decision != "likely" and not gained:
-        told = [replace(reason, severity="info") for reason in scored.reasons[:1]]
-        reasons = (*before.reasons, first, *told)
-        if scored.decision == "inconclusive":
-            return replace(before, reasons=reasons)
-        system, gain = scored.system, scored.gain
-        return replace(before, evidence="pilot", reasons=reasons, system=system, gain=gain)
-    cheapest = [r for r in before.reasons if r.code == "next-evidence"]
-    more = cheapest if scored.decision == "inconclusive" else []
+def of_first_round(found: Verdict, evidence: Evidence) -> Verdict:
+    """A verdict on scored compositions, as that of a first round on a few items."""
     # Controls are asked only where a composition gains: elsewhere nothing depends on them.
-    kept = [r for r in scored.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
-    reasons = (*kept, first, *expected(before), *more)
-    return replace(scored, evidence="pilot", reasons=reasons)
-
-
-def _first_round(evidence: Evidence) -> Reason:
-    """Which systems were asked, and how many items."""
+    kept = [r for r in found.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.evaluation if row.system in systems)
-    each = " of each task" if evidence.several else ""
-    asked = count(items, "item") + each
-    return reason_of("first-round", float(items), systems=listing(systems), items=asked)
+    asked = count(items, "item") + (" of each task" if evidence.several else "")
+    kept.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
+    if found.decision == "inconclusive":
+        kept += [r for r in undecided("base").reasons if r.code == "next-evidence"]
+    return replace(found, evidence="pilot", reasons=tuple(kept))

@@ -1,22 +1,24 @@
 """The decision where merges or routers were scored.
 
-A composition is `likely` if the interval of its gain lies above the margin, it beats the controls
-by the margin, it retains every skill and FEWEST_ITEMS were asked; it is `unlikely` if one of the
-first three is shown to fail. The margin is `Options.margin`, declared in `loraprobe.options`.
+A composition is `likely` if the interval of its gain lies above the margin, it beats the controls,
+it retains every skill and FEWEST_ITEMS were asked; it is `unlikely` if one of the first three is
+shown to fail. The margin is `Options.margin`, declared in `loraprobe.options`.
 
-*Controls.* A control is beaten if the interval of the difference lies above the margin, and as good
-if it lies below. One threshold serves both, so that more items never turn one into the other. A
-control that was not scored is not beaten.
+*Controls.* A control is beaten if the interval of the difference lies above half the margin, and as
+good if it lies below. One threshold serves both, so that more items never turn one into the other.
+A control that was not scored is not beaten.
 
 *Forms.* The decision is about merges and routers, and about the form of the question with the
 better outcome; of equal outcomes about the one with the larger gain, the plain question on a tie. A
-chain composes no weights: it never makes a decision `likely`.
+chain composes no weights: it never makes a decision `likely`. Where no composition is shown to
+gain, a chain that is shown to be better than everything else by more than the margin makes it
+`unlikely` (`chain_outdoes`): whether a composition gains a little is no question any more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,7 +27,7 @@ from loraprobe.records import Decision, Gain, Interval, Score
 from loraprobe.sample_size import Z95, items_needed
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
-from loraprobe.verdict.ranking import best_option, compared, option
+from loraprobe.verdict.ranking import alone, best_option, compared, difference, option
 
 Outcome = Literal["likely", "open", "unlikely"]
 ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
@@ -168,16 +170,21 @@ class Candidate:
 Form = tuple[Candidate, ...]  # the compositions on one form of the question, the best first
 
 
-def decisive_form(plain: Form, steps: Form) -> Form:
+def decisive_form(evidence: Evidence, plain: Form, steps: Form) -> Form:
     """The form that the decision is about: the one with the better outcome, then the larger gain.
 
-    A gain step by step has to be larger than a plain one by more than a tie.
+    Where both are `likely` it is the form of the better option (`ranking`). Else a gain step by
+    step has to be larger than a plain one by more than a tie.
     """
     if not (plain and steps):
         return plain or steps
     first, second = plain[0], steps[0]
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: ORDER[form[0].outcome])
+    if first.outcome == "likely":
+        found = [option(evidence, one.system, one.part) for one in (first, second)]
+        best = best_option(evidence, filter(None, found))
+        return steps if best is not None and best.part == "steps" else plain
     tie = min(first.gain.threshold, MARGIN)
     return steps if second.gain.value > first.gain.value + tie else plain
 
@@ -219,6 +226,21 @@ def chain_gain(evidence: Evidence) -> Candidate | None:
     return next(iter(candidates(evidence, "question", ("chain",))), None)
 
 
+def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
+    """Whether a chain is shown to be better than every other option by more than the margin.
+
+    False if some composition is shown to gain, or too few items were asked.
+    """
+    composed, one = list(composed), option(evidence, "chain", "question")
+    if one is None or not composed or any(c.gain.outcome == "likely" for c in composed):
+        return False
+    others = [*alone(evidence), *(option(evidence, c.system, c.part) for c in composed)]
+    return composed[0].enough == "likely" and all(
+        difference(evidence, one, other, adjusted=True).low > evidence.margin
+        for other in filter(None, others)
+    )
+
+
 def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
     gains = [gain for gain in evidence.gains if (gain.system, gain.part) == (system, part)]
     if evidence.several:
@@ -253,5 +275,5 @@ def _controls(evidence: Evidence, system: str, part: str, gain: Estimate) -> dic
         pair = compared(evidence, system, name, part)
         if pair is not None:
             ends = pair.adjusted_ci95 or pair.ci95
-            found[name] = gain.like(pair.difference, ends, evidence.margin, pair.n)
+            found[name] = gain.like(pair.difference, ends, evidence.margin / 2, pair.n)
     return found

@@ -144,7 +144,7 @@ class Evidence(EvaluationRecords):
     def on(self, task: str) -> Evidence:
         """The scores of one task alone."""
         rows = tuple(score for score in self.evaluation if score.task == task)
-        return replace(self, tasks=1, evaluation=rows, comparisons=(), gains=(), oracles=())
+        return replace(self, tasks=1, evaluation=rows, comparisons=(), gains=())
 
     def same_as(self, adapter: str) -> str:
         """One name for all adapters whose updates are equal, the first by name."""

@@ -39,7 +39,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         yield few_items(fewest.n, fewest.clusters or fewest.n, decisive=False)
     if verdict.decision == "inconclusive":
         yield from _about_ceiling(evidence)
-    if verdict.decision == "likely" or evidence.several or evidence.losses:
+    if evidence.several or evidence.losses or not needs_fields(verdict):
         return
     if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
         return  # the items of lm-evaluation-harness have no such fields
@@ -50,10 +50,17 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         yield reason_of("hops-missing")
 
 
+def needs_fields(verdict: Verdict) -> bool:
+    """Whether hops or worked answers may change what to do: nothing that was measured answers."""
+    return verdict.action in ("train-target-adapter", "gather-evidence", "step-by-step") and (
+        not verdict.composes
+    )
+
+
 def _about_rounds(evidence: Evidence) -> Iterator[Reason]:
     """That the run stopped early, at which look."""
     rounds = evidence.rounds
-    if rounds is not None and rounds.early:
+    if rounds is not None and rounds.early and evidence.level == "evaluation":
         yield reason_of(
             "stopped-early",
             float(rounds.items),

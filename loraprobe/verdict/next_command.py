@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from loraprobe.defaults import HARNESS, SAID_OTHERWISE
 from loraprobe.formatting import listing
 from loraprobe.records import LibraryAdapter, Reason, Verdict
-from loraprobe.verdict.advice import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
@@ -54,6 +53,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     codes = {reason.code for reason in verdict.reasons}
     if request.stricter and any(map(_spoiled, verdict.reasons)):
         return _evaluate(request, *request.stricter)
+    if verdict.decision == "inconclusive" and verdict.evidence in ("base", "pilot", "evaluation"):
+        return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
@@ -73,13 +74,10 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if head == "chain":
         explain = ["--explain"] if verdict.evidence == "evaluation" else []
         return _evaluate(request, "--system", "chain", *explain)
-    if head == "train-target-adapter":
-        return _evaluate(request, adapters=(*request.adapters, NEW))
-    if head == "route" and verdict.evidence == "evaluation":
-        by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
-        return _evaluate(request, "--router", ROUTER if by_prompt else "arrow")
-    if head == "use-base":
+    if head == "use-base" and codes & {"base-suffices", "nothing-to-gain"}:
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
+    if head in ("train-target-adapter", "use-base"):
+        return _evaluate(request, adapters=(*request.adapters, NEW))
     return _further(verdict, request, limited)
 
 

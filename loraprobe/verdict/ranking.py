@@ -3,6 +3,8 @@
 An option is one way to get answers in one form of the question: the base, one adapter, the adapters
 switched by task, a merge, a router, or a chain. The best measured score wins. A simpler option wins
 a tie (`tied`), in the order of SIMPLICITY and the plain question before worked steps.
+
+A chain takes several calls, the others take one.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loraprobe.records import BASELINES, FORMS, Comparison, Interval
+from loraprobe.records import BASELINES, FORMS, Comparison, Gain, Interval
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence
 
 SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
 SWITCH = "switch-adapters"  # the name of the option of that kind
+NOISE = 2.0  # ties: the largest difference that counts as noise where it is not shown to be real
 
 
 @dataclass(frozen=True)
@@ -131,32 +134,38 @@ def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
 
 
 def tied(better: Difference, tie: float) -> bool:
-    """Whether an option is as good as a better one: its simplicity then counts.
+    """Whether an option is as good as a better one, so that its simplicity counts.
 
-    It scores at most `tie` less and is not shown to be worse, or is shown to be at most `tie`
-    worse.
+    It is shown to score at most `tie` less, or it is not shown to score less and the measured
+    difference is at most NOISE ties.
     """
-    return (better.value <= tie and better.low <= 0) or better.high <= tie
+    return (better.value <= NOISE * tie and better.low <= 0) or better.high <= tie
 
 
 def not_told_apart(evidence: Evidence, chosen: Option, options: Iterable[Option]) -> list[Option]:
-    """The options of other systems that may be as good as the chosen one or better."""
-    return [
+    """The options of other systems that scored more and are not shown to be better, best first."""
+    found = [
         one
         for one in options
-        if one.system != chosen.system and difference(evidence, chosen, one).low <= 0
+        if one.system != chosen.system
+        and round(one.score - chosen.score, 9) > 0
+        and difference(evidence, one, chosen).low <= 0
     ]
+    return sorted(found, key=lambda one: (-one.score, one.effort, one.system))
 
 
-def difference(evidence: Evidence, one: Option, other: Option) -> Difference:
+def difference(
+    evidence: Evidence, one: Option, other: Option, adjusted: bool = False
+) -> Difference:
     """How much better `one` is than `other`.
 
     Paired over the items where a gain or a comparison holds the two; else from both intervals, as
-    if the scores were independent.
+    if the scores were independent. adjusted: with the interval of the look that covers the choice
+    of the best, which a decision takes.
     """
-    if (found := _paired(evidence, one, other)) is not None:
+    if (found := _paired(evidence, one, other, adjusted)) is not None:
         return found
-    if (back := _paired(evidence, other, one)) is not None:
+    if (back := _paired(evidence, other, one, adjusted)) is not None:
         return Difference(-back.value, -back.high, -back.low)
     value = one.score - other.score
     below = math.hypot(one.score - one.low, other.high - other.score)
@@ -164,23 +173,38 @@ def difference(evidence: Evidence, one: Option, other: Option) -> Difference:
     return Difference(value, value - below, value + above)
 
 
-def _paired(evidence: Evidence, one: Option, other: Option) -> Difference | None:
-    """The paired difference of a composition to a baseline, if there is one."""
-    for gain in evidence.gains:
-        names = gain.system, gain.part, gain.against, gain.against_part
-        whole = gain.task is None or not evidence.several
-        if whole and names == (one.system, one.part, other.system, other.part):
-            return Difference(gain.difference, *gain.adjusted_ci95)
-    pair = compared(evidence, one.system, other.system, one.part)
-    if pair is None or one.part != other.part:
+def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> Difference | None:
+    """The paired difference of two options, from a gain or a comparison; None if none has it."""
+    pair: Gain | Comparison | None = next(
+        (
+            gain
+            for gain in evidence.gains
+            if (gain.system, gain.part, gain.against, gain.against_part)
+            == (one.system, one.part, other.system, other.part)
+            and (gain.task is None or not evidence.several)
+        ),
+        None,
+    )
+    pair = pair or compared(evidence, one.system, other.system, one.part, other.part)
+    if pair is None:
         return None
-    return Difference(pair.difference, *(pair.adjusted_ci95 or pair.ci95))
+    ends = (pair.adjusted_ci95 if adjusted else None) or pair.ci95
+    return Difference(pair.difference, *ends)
 
 
-def compared(evidence: Evidence, system: str, against: str, part: str) -> Comparison | None:
-    """The paired difference of two systems on one part, over all tasks; None if one lacks it."""
-    wanted = system, against, part
-    rows = [r for r in evidence.comparisons if (r.system, r.against, r.part) == wanted]
+def compared(
+    evidence: Evidence, system: str, against: str, part: str, against_part: str | None = None
+) -> Comparison | None:
+    """The paired difference of two systems over all tasks, in the same form unless `against_part`.
+
+    None if one lacks it.
+    """
+    wanted = system, part, against, against_part or part
+    rows = [
+        row
+        for row in evidence.comparisons
+        if (row.system, row.part, row.against, row.against_part or row.part) == wanted
+    ]
     return pool(rows, evidence.task_names)
 
 

@@ -145,8 +145,9 @@ def _compared(control: Estimate) -> str:
     if control.high < 0:
         return "is better"
     if control.outcome == "open":
-        return "is not shown to be worse by the margin"
-    return "is worse by less than the margin" if control.low > 0 else "is as good within the margin"
+        return "is not shown to be worse by half the margin"
+    worse = control.low > 0
+    return "is worse by less than half the margin" if worse else "is as good within half the margin"
 
 
 def retention(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
@@ -178,13 +179,17 @@ def compression(candidate: Candidate, decisive: bool) -> Reason:
     return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
-def chain(found: Candidate, best: Candidate) -> Reason:
-    """What a chain gains, which is the alternative to composing weights."""
+def chain(found: Candidate, best: Candidate, decisive: bool) -> Reason:
+    """What a chain gains, which is the alternative to composing weights.
+
+    decisive: it is shown to be better than everything else.
+    """
     codes = {"likely": "chain-gains", "unlikely": "chain-fails", "open": "chain-undecided"}
     return reason_of(
-        codes[found.gain.outcome],
+        "chain-outdoes" if decisive else codes[found.gain.outcome],
         found.gain.low,
         found.gain.threshold,
+        decisive=decisive,
         chain=found,
         best=best,
         own=fmt.signed(best.gain.value),

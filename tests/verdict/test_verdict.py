@@ -146,17 +146,17 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
 
 
 def test_a_control_that_scores_as_much_prevents_likely():
-    # the other control stays open: 0.5 - 0.47 +- 0.04 holds both 0 and the margin
-    found = judge(evidence({**GAIN, "random-partner": 0.5, "shrunk:a": 0.47}, half=0.04))
+    # the other control stays open: 0.5 - 0.47 +- 0.02 holds both 0.02 and half the margin
+    found = judge(evidence({**GAIN, "random-partner": 0.5, "shrunk:a": 0.47}, half=0.02))
     assert found.decision == "unlikely"
     found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
     assert found.decision == "inconclusive"
     partner = reason(found, "partner-adds-nothing")
     assert partner.severity == "decisive" and "A random partner" in partner.message
-    # 0.00 +- 0.06 has to become 0.00 +- 0.05, and smaller for the power
-    assert "about 295 items" in partner.message
+    # 0.00 +- 0.06 has to become 0.00 +- 0.025, and smaller for the power
+    assert "about 1,177 items" in partner.message
     found = judge(evidence({**GAIN, "random-partner": 0.38}, half=0.12))
-    assert "about 601 items" in reason(found, "partner-adds-nothing").message
+    assert "about 327 items" in reason(found, "partner-adds-nothing").message
     assert "gain-with-reservation" in codes(found)
 
 
@@ -168,15 +168,24 @@ def test_nobody_is_asked_for_more_items_about_a_control_once_the_gain_decides():
     assert partner.value < found.margin and "items" not in partner.message
 
 
-@pytest.mark.parametrize("half", [0.001, 0.02, 0.04, 0.08])
-def test_a_control_is_beaten_by_the_margin_or_not_at_all(half):
-    """A composition 0.03 better than a control adds less than the margin, with any items."""
-    found = judge(evidence({**GAIN, "random-partner": 0.47}, half=half))
-    assert found.decision == ("unlikely" if half < 0.02 else "inconclusive")
-    assert "partner-adds-nothing" in codes(found)
-    exactly = {"base": 0.0, "uniform": 0.75, "random-partner": 0.25}
+@pytest.mark.parametrize(
+    ("control", "half", "decision"),
+    [
+        (0.47, 0.001, "likely"),
+        (0.47, 0.02, "inconclusive"),
+        (0.48, 0.001, "unlikely"),
+        (0.48, 0.02, "inconclusive"),
+        (0.48, 0.08, "inconclusive"),
+    ],
+)
+def test_a_control_is_beaten_by_half_the_margin_or_not_at_all(control, half, decision):
+    """One threshold: with enough items, one that is 0.02 worse is as good."""
+    found = judge(evidence({**GAIN, "random-partner": control}, half=half))
+    assert found.decision == decision
+    assert ("partner-adds-nothing" in codes(found)) == (decision != "likely")
+    exactly = {"base": 0.0, "uniform": 0.75, "random-partner": 0.375}
     found = judge(evidence(exactly, half=0.25, margin=0.25))
-    assert found.decision == "inconclusive"  # [0.25, 0.75] does not lie above 0.25
+    assert found.decision == "inconclusive"  # [0.125, 0.625] does not lie above 0.125
 
 
 def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
@@ -194,7 +203,7 @@ def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
 
 def test_a_control_that_was_not_scored_is_not_beaten():
     found = judge(evidence({k: v for k, v in GAIN.items() if KINDS[k] != "control"}))
-    assert (found.decision, found.action) == ("inconclusive", "gather-evidence")
+    assert (found.decision, found.action) == ("inconclusive", "merge")
     assert reason(found, "controls-not-run").severity == "decisive"
     assert "no control was scored" in reason(found, "gain-with-reservation").message
     failing = judge(evidence({k: v for k, v in FAIL.items() if KINDS[k] != "control"}))
@@ -238,7 +247,7 @@ def test_the_chain_is_an_action_and_no_composition():
     found = judge(evidence({**FAIL, "chain": 0.06}))
     assert found.action != "chain" and "chain-fails" in codes(found)
     found = judge(evidence({**FAIL, "chain": 0.15}, half=0.12))
-    assert found.action == "gather-evidence"  # the chain's gain is 0.10 [-0.02, 0.22]
+    assert (found.decision, found.action) == ("inconclusive", "chain")  # +0.10 [-0.02, 0.22]
     # nothing but the chain was scored: no evaluation of a composition
     only = {k: v for k, v in FAIL.items() if KINDS[k] not in ("merge", "router")}
     found = judge(evidence({**only, "chain": 0.95}))
@@ -262,16 +271,16 @@ def test_a_base_at_the_ceiling_needs_no_adapter():
     found = judge(changed(evidence(values), lambda s: s.value == 1, ci95=(0.97, 1.0)))
     assert (found.decision, found.action) == ("unlikely", "use-base")
     assert "base-suffices" in codes(found)
-    for value, action in ((0.45, "use-base"), (0.48, "train-target-adapter")):  # worse, or as good
-        assert judge(evidence({"base": 0.5, "a": 0.3, "uniform": value})).action == action
+    for value in (0.45, 0.48, 0.53):  # worse, as good, and not shown to be better
+        found = judge(evidence({"base": 0.5, "a": 0.3, "uniform": value}))
+        assert (found.action, "base-is-better" in codes(found)) == ("use-base", True)
 
 
 @pytest.mark.parametrize(
     ("counts", "systems", "action"),
     [
         ({"unknown": 80, "not_composed": 20}, {}, "train-target-adapter"),
-        ({"interference": 80, "solved": 5}, {"arrow": None}, "route"),
-        ({"interference": 80, "solved": 5}, {}, "chain"),
+        ({"interference": 80, "solved": 5}, {"arrow": None}, "train-target-adapter"),
         ({"interference": 80}, {"chain": 0.05}, "train-target-adapter"),
         ({"not_composed": 80}, {}, "step-by-step"),
         ({"not_composed": 80}, {"chain": 0.05}, "step-by-step"),
@@ -312,7 +321,7 @@ def test_where_the_chain_gains_nobody_is_told_to_train(cause):
     found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="steps")))
     assert found.action == "chain"
     message = reason(found, "mostly-" + cause.replace("_", "-")).message
-    assert "each hop" in message and "train" not in message
+    assert message.endswith(".") and "train" not in message
 
 
 def test_lossy_compression_is_not_blamed_on_the_method():
@@ -368,7 +377,7 @@ def test_several_tasks_need_every_retention():
     assert "about 1,278 items" in reason(found, "retention-undecided").message
     found = judge(two_tasks(0.6))
     assert found.decision == "unlikely"
-    assert found.action == "route"  # no router was scored, and no single adapter keeps both
+    assert found.action == "switch-adapters"  # no single adapter keeps both
     lost = reason(found, "retention-lost")
     assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
     assert judge(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
@@ -395,10 +404,9 @@ def test_a_retention_that_is_undefined_is_not_enough():
     assert reason(found, "retention-undefined").severity == "decisive"
 
 
-@pytest.mark.parametrize(
-    ("learned", "action"), [(True, "switch-adapters"), (False, "train-target-adapter")]
-)
-def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, action):
+@pytest.mark.parametrize("learned", [True, False])
+def test_switching_adapters_is_advised_where_it_scores_best(learned):
+    """Also where one specialist is not shown to be better than the base: it was measured so."""
     lost = changed(two_tasks(0.6), lambda s: s.task == "t2" and not learned, **UNDEFINED)
     router = [
         dataclasses.replace(s, system="arrow", kind="router")
@@ -406,7 +414,7 @@ def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, a
         if s.system == "uniform"
     ]
     found = judge(dataclasses.replace(lost, evaluation=(*lost.evaluation, *router)))
-    assert (found.decision, found.action) == ("unlikely", action)
+    assert (found.decision, found.action) == ("unlikely", "switch-adapters")
     assert "switch-adapters" in codes(found)
 
 
@@ -418,7 +426,7 @@ def test_gains_of_one_task_say_nothing_of_the_mean():
 def test_several_tasks_pool_the_halfwidths_of_controls():
     # on each task the control may be as good; the mean of two is told from it
     assert judge(two_tasks(0.95, control=0.15, half=0.12)).decision == "likely"
-    assert judge(two_tasks(0.95, control=0.15, half=0.15)).decision == "inconclusive"
+    assert judge(two_tasks(0.95, control=0.15, half=0.18)).decision == "inconclusive"
     rows = [
         versus("uniform", "a", 0.2, 0.03, task="x"),
         versus("uniform", "a", 0.4, 0.04, task="y"),
@@ -457,17 +465,21 @@ def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition
     assert (found.decision, found.evidence, found.action) == ("unlikely", "base", "chain")
     assert found.reasons[0].code == "disjoint-hops" and "2506.13479" in found.reasons[0].source
     assert f"{UNKNOWN:.2f}" in found.reasons[0].message
-    assert reason(found, "chain-expected").value == pytest.approx(0.9)
 
 
-def test_an_open_evaluation_tells_what_hops_let_expect():
+@pytest.mark.parametrize(
+    ("gain", "decision", "severity"), [(0.0, "unlikely", "decisive"), (0.1, "inconclusive", "info")]
+)
+def test_hops_decide_what_an_evaluation_leaves_open_unless_it_measured_a_gain(
+    gain, decision, severity
+):
     """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
-    low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03}
+    low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03 + gain}
     open_ = evidence(low, half=0.1)
-    both = (*open_.evaluation, *foreknown(DISJOINT, {}).evaluation)
-    found = judge(dataclasses.replace(open_, evaluation=both))
-    assert found.decision == "inconclusive"
-    assert reason(found, "disjoint-hops").severity == "info"
+    rows = (*open_.evaluation, *foreknown(DISJOINT, {}).evaluation)
+    found = judge(dataclasses.replace(open_, evaluation=rows))
+    assert found.decision == decision and found.gain.ci95[1] > found.margin
+    assert reason(found, "disjoint-hops").severity == severity
 
 
 @pytest.mark.parametrize(
@@ -709,7 +721,7 @@ def test_rules_give_what_the_sentences_name():
                 named = {re.split(r"\W", name)[0] for name in fields if name}
                 assert named <= given, (file.name, code)
             seen |= told
-    assert len(seen) > 50
+    assert len(seen) > 45
 
 
 def test_every_code_stands_in_the_table():
@@ -793,7 +805,9 @@ def test_likely_means_that_the_system_gains_and_beats_every_control(found):
     if verdict.decision == "likely":
         assert KINDS[verdict.system] in ("merge", "router")
         for row in rows:
-            assert row.adjusted_ci95[0] > found.margin
+            assert row.adjusted_ci95[0] > found.margin / (
+                2 if KINDS[row.against] == "control" else 1
+            )
     assert all(r.message and r.severity for r in verdict.reasons)
     assert any(r.severity == "decisive" for r in verdict.reasons)
 
@@ -868,9 +882,10 @@ def test_two_one_hop_adapters_as_they_were_measured():
     }
     found = judge(simulated(400, **measured))
     assert (found.decision, found.action) == ("unlikely", "chain")
-    # half the items leave it open whether the sum gains step by step; the advice is the same
+    # half the items leave it open whether the sum gains step by step; the chain decides
     found = judge(simulated(200, **measured))
-    assert (found.decision, found.action) == ("inconclusive", "chain")
+    assert (found.decision, found.action) == ("unlikely", "chain")
+    assert found.reasons[0].code == "disjoint-hops" and found.gain.ci95[1] > found.margin
 
 
 def test_skill_and_facts_as_they_were_measured():

@@ -45,7 +45,7 @@ def audit_of_screen(
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, asked = evaluator.session, proved.asked
     with session.stage("statistics"):
-        measured = replace(records(asked, evaluator), oracles=())
+        measured = records(asked, evaluator)
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
     verdict, examined = _verdict(library, inputs, evaluator, proved, measured)

@@ -412,7 +412,7 @@ def test_a_lower_loss_is_a_gain():
 
 
 def test_compositions_are_compared_with_everything_they_have_to_beat():
-    rows = compare(results(TARGETS), SYSTEMS)
+    rows = [row for row in compare(results(TARGETS), SYSTEMS) if row.against_part is None]
     pairs_ = {(row.system, row.against) for row in rows}
     assert pairs_ == {
         (s, b) for s in ("uniform", "arrow", "chain") for b in ("base", "a", "b", "shrunk:a")
@@ -422,13 +422,38 @@ def test_compositions_are_compared_with_everything_they_have_to_beat():
         assert row.adjusted_ci95[1] >= row.ci95[1]
 
 
+def test_the_best_option_is_compared_with_every_other_one_in_both_forms():
+    """One-call options and the chain; a control, and what was asked fewer items, are none."""
+    few = right(60)[:50]
+    columns = {**TARGETS, ("uniform", "steps"): right(98), ("a", "steps"): right(90)}
+    rows = [*results(columns), *results({("sum", "question"): few})]
+    systems = [*SYSTEMS, System("sum", "merge")]
+    found = {(r.against, r.against_part): r for r in compare(rows, systems) if r.against_part}
+    assert {(r.system, r.part) for r in found.values()} == {("uniform", "steps")}
+    others = {c for c in columns if c != ("uniform", "steps") and c[0] != "shrunk:a"}
+    assert found.keys() == others - {("a", "steps")}  # which is compared as a baseline already
+    chain = found["chain", "question"]
+    low, high = single_interval(columns["uniform", "steps"] - columns["chain", "question"])
+    assert chain.difference == pytest.approx(0.03) and chain.ci95 == pytest.approx((low, high))
+    assert chain.adjusted_ci95[0] < low and chain.adjusted_ci95[1] > high
+
+
+def test_on_several_tasks_the_best_option_has_the_best_mean():
+    one = {("a", "question"): right(90), ("b", "question"): right(10)}
+    two = {("a", "question"): right(20), ("b", "question"): right(95)}
+    rows = [*results(one, task="x"), *results(two, task="y")]
+    found = compare(rows, [System("a", "adapter"), System("b", "adapter")])
+    assert [(r.task, r.system, r.against) for r in found] == [("x", "a", "b"), ("y", "a", "b")]
+    assert [r.difference for r in found] == pytest.approx([0.8, -0.75])
+
+
 def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():
     counts = {"z": 10, "a": 30, "base": 5, "m": 60, "k": 40}
     kinds = {"z": "adapter", "a": "adapter", "base": "base", "m": "merge", "k": "merge"}
     columns = {(name, "question"): right(count) for name, count in counts.items()}
     rows = compare(results(columns), [System(name, kind) for name, kind in kinds.items()])
     pairs_ = [(s, b) for s in ("m", "k") for b in ("z", "a", "base")]
-    assert [(row.system, row.against) for row in rows] == pairs_
+    assert [(row.system, row.against) for row in rows] == [*pairs_, ("m", "k")]
     for row in rows:
         assert row.difference == pytest.approx((counts[row.system] - counts[row.against]) / 100)
 

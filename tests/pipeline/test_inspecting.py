@@ -87,11 +87,14 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     composed = {(s.n, s.part) for s in audit.evaluation if s.kind in ("merge", "router")}
     assert alone == {defaults.HOP_ITEMS}
     assert composed == {(defaults.PILOT_ITEMS, "question"), (defaults.PILOT_ITEMS, "steps")}
-    assert answers == 3 * 4 * defaults.HOP_ITEMS + 3 * 2 * defaults.PILOT_ITEMS
+    # A chain is asked too: an answer to the question, and two to its hops, which were asked before.
+    chain = 3 * defaults.PILOT_ITEMS
+    assert answers == 3 * 4 * defaults.HOP_ITEMS + 3 * 2 * defaults.PILOT_ITEMS + chain
     # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
     # of all 200 items.
     assert answers < 8 * 4 * 200 / 3
     assert audit.verdict.decision == "unlikely" and not audit.forecasts
+    assert audit.verdict.action == "chain"
     free = ("hop_accuracy", "guessing")  # read from the answers
     probed = {row.n for row in audit.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS

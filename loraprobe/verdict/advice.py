@@ -69,16 +69,11 @@ def advise(
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
     itself, and never if it is shown to lose a skill.
     """
-    sound = [c for c in composed if c.retains != "unlikely"]
-    if decision == "likely":
-        sound = [c for c in composed if c.outcome == "likely"]
+    likely = decision == "likely"
+    sound = [c for c in composed if (c.outcome == "likely" if likely else c.retains != "unlikely")]
     of = {(c.system, c.part): c for c in sound}
     found = [one for key in of if (one := option(evidence, *key)) is not None]
-    if decision == "likely":
-        chosen = option(evidence, best.system, best.part)
-        assert chosen is not None  # what gains on every task was scored on every task
-        return Advice(action_of(chosen), best, _close(evidence, chosen, found))
-    cause = commonest_cause(evidence, best.system)
+    cause = None if likely else commonest_cause(evidence, best.system)
     failing = [] if cause is None else [cause.reason()]
     measured = [*alone(evidence), *found]
     chosen, chain = best_option(evidence, measured), option(evidence, "chain", "question")
@@ -88,9 +83,11 @@ def advise(
         worth = chosen is None or chosen.score * CHAIN_WORTH < chain.score
         if worth or outdone:
             return Advice("chain", None, tuple(failing))
-    if chosen is not None and answers(evidence, chosen):
+    if chosen is not None and (likely or answers(evidence, chosen)):
         uses = of.get((chosen.system, chosen.part))
-        told = (_why(evidence, chosen, best), *_close(evidence, chosen, measured))
+        told = list(_close(evidence, chosen, measured))
+        if not (likely and uses):
+            told.insert(0, _why(evidence, chosen, best))
         steps = cause is not None and cause.name == "step_by_step" and chosen.part == "steps"
         return Advice(action_of(chosen), uses, (*told, *([] if steps else failing)))
     if decision == "inconclusive":

@@ -1,7 +1,7 @@
 """The options that were measured, and the best of them.
 
-An option is one way to get answers in one form of the question: the base, one adapter, the adapters
-switched by task, a merge, a router, or a chain. The best measured score wins. A simpler option wins
+An option is one way to get answers in one form of the question: the base, one adapter, a merge, a
+router, the adapters switched by task (which are no single model), or a chain. The best measured score wins. A simpler option wins
 a tie (`tied`), in the order of SIMPLICITY and the plain question before worked steps.
 
 A chain takes several calls, the others take one.
@@ -17,7 +17,7 @@ from loraprobe.records import BASELINES, FORMS, Comparison, Gain, Interval
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence
 
-SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
+SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
 SWITCH = "switch-adapters"  # the name of the option of that kind
 NOISE = 2.0  # ties: the largest difference that counts as noise where it is not shown to be real
 

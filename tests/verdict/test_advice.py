@@ -200,10 +200,12 @@ def test_a_chain_is_the_action_where_one_call_reaches_less_than_half_of_it(one_c
     assert (found.decision, found.action) == ("unlikely", action)
 
 
-def test_a_chain_beside_a_composition_that_works_is_no_action():
-    values = {"base": 0.0, "a": 0.05, "uniform": 0.3, "chain": 1.0, "shrunk:a": 0.04}
+def test_a_chain_beside_a_composition_that_works():
+    values = {"base": 0.0, "a": 0.05, "uniform": 0.5, "chain": 1.0, "shrunk:a": 0.04}
     found = judge(evidence(values))
     assert (found.decision, found.action) == ("likely", "merge")
+    far = judge(evidence({**values, "uniform": 0.29}))  # step by step 0.29 was advised beside 1.00
+    assert (far.decision, far.action, far.gain.system) == ("likely", "chain", "uniform")
 
 
 def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
@@ -216,7 +218,7 @@ def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
     assert judge(evidence({**values, "b": 0.76}, half=0.1)).action == "use-single:b"
     few = with_items(evidence(values, half=0.1), 29)
     assert judge(few).decision == "inconclusive"
-    shown = judge(evidence({**values, "uniform": 0.3}, half=0.1))  # a gain that controls confirm
+    shown = judge(evidence({**values, "uniform": 0.45}, half=0.1))  # a gain that controls confirm
     assert (shown.decision, shown.action) == ("likely", "merge")
 
 

@@ -1,8 +1,9 @@
 """The options that were measured, and the best of them.
 
 An option is one way to get answers in one form of the question: the base, one adapter, a merge, a
-router, the adapters switched by task (which are no single model), or a chain. The best measured score wins. A simpler option wins
-a tie (`tied`), in the order of SIMPLICITY and the plain question before worked steps.
+router, the adapters switched by task (which are no single model), or a chain. The best measured
+score wins. A simpler option wins a tie (`tied`), in the order of SIMPLICITY and the plain question
+before worked steps.
 
 A chain takes several calls, the others take one.
 """

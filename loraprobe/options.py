@@ -169,10 +169,11 @@ class Options:
     keep: int = evaluation_option(KEEP, "Sets of a library that are proved.", least=1, most=64)
     budget: float | None = evaluation_option(None, "Minutes that a screen may take.", least=0)
     max_new_tokens: int | None = evaluation_option(None, "Longest answer, in tokens.", least=1)
-    metric: str | None = evaluation_option(
-        None,
-        "How answers are judged: exact_match, strict, contains, json, numeric, regex, choice or "
-        "answer_loss; TASK=metric for one task; may be repeated.",
+    metric: str = evaluation_option(
+        "auto",
+        "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
+        "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
+        "repeated.",
         repeats=True,
     )
     margin: float | None = evaluation_option(
@@ -216,8 +217,8 @@ class Options:
             pairs = ((key, [at] if isinstance(at, str) else at) for key, at in self.fields)
             one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
             object.__setattr__(self, "fields", (one_text,))
-        if self.metric is not None and not isinstance(self.metric, str):
-            object.__setattr__(self, "metric", ",".join(self.metric) or None)
+        if not isinstance(self.metric, str):
+            object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
         check_values(self)
         self._check_combinations()
 

@@ -13,6 +13,6 @@ from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
 from loraprobe.evaluation.rounds import Round, beaten, rounds
 from loraprobe.evaluation.running import run_systems
-from loraprobe.evaluation.samples import Samples, right_by_stricter
+from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template, stored_as

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
 from loraprobe.sample_size import items_needed
+from loraprobe.tasks import Task, judge
 
 
 def gains(
@@ -23,6 +24,7 @@ def gains(
     margin: float = MARGIN,
     seed: int = 0,
     alpha: float = ALPHA,
+    tasks: Sequence[Task] = (),
 ) -> tuple[Gain, ...]:
     """The gains of all merges and routers, then of all chains, the best first; plain form first.
 
@@ -30,7 +32,20 @@ def gains(
     composing weights. If a question is asked in both forms, a gain in one of them is a success. The
     lower ends of the forms that contend for the larger gain therefore share alpha. The upper ends
     use all of alpha, since a failure needs both forms. alpha: that of the look (`rounds`).
+
+    tasks: with the metrics that their gold answers need. Where exact match judged instead, each
+    gain also has the figures by the needed metric.
     """
+    if again := _judged_as_needed(results, tasks):
+        own, others = (
+            gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
+            for judged in (results, again)
+        )
+        by = {(row.system, row.part): row for row in others}
+        pairs = ((row, by[row.system, row.part]) for row in own)
+        return tuple(
+            replace(row, needed=one.difference, needed_ci95=one.adjusted_ci95) for row, one in pairs
+        )
     baselines = [s.name for s in systems if s.kind in BASELINES]
     families = [("merge", "router"), ("chain",)]
     rows: list[Gain] = []
@@ -42,6 +57,31 @@ def gains(
         for grid, forms in zip(found, _sharing(found), strict=True):
             rows += _family(grid, alpha, margin, seed, forms)
     return tuple(sorted(rows, key=lambda row: row.part != "question"))
+
+
+def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> list[ItemResult]:
+    """The results with what exact match judged, judged by the metric that the gold answers need.
+
+    Kept texts are judged, so a reply of several lines counts by its first. Empty where no metric
+    differs.
+    """
+    golds = {
+        (task.name, item.id): (task.needs, item.answers)
+        for task in tasks
+        if task.needs != "exact_match"
+        for item in task.items
+    }
+    asked = {(r.task, r.item) for r in results if r.metric == "exact_match" and r.part in FORMS}
+    if asked.isdisjoint(golds):
+        return []
+    found = []
+    for row in results:
+        metric, answers = golds.get((row.task, row.item), ("", ()))
+        if metric and row.metric == "exact_match" and row.part in FORMS:
+            right = judge(metric, row.text, answers).right
+            row = replace(row, metric=metric, value=float(right))
+        found.append(row)
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Reply, Sample
 from loraprobe.secrets import map_texts
-from loraprobe.tasks import Task, judge, stricter_metric
+from loraprobe.tasks import Task
 
 EXAMPLES = 3  # wrong answers that an audit carries
 LONGEST = 400  # characters of a text in such an example
@@ -83,25 +83,6 @@ class Samples:
         cause = self.cause_of.get((system, question.task), {}).get(question.item.id)
         right = found.value == 1.0
         return Reply(system, found.text, right, cause, found.stands, found.cut)
-
-
-def right_by_stricter(
-    results: Sequence[ItemResult], tasks: Sequence[Task], metric: str | None
-) -> dict[tuple[str, str], tuple[int, int]]:
-    """For (system, task) whose gold answers lose something under exact match: how many plain
-    answers are right by it, and how many of these by `stricter_metric`. metric: of `--metric`."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    for task in tasks:
-        stricter = stricter_metric(task, metric)
-        golds = {item.id: item.answers for item in task.items}
-        for row in results if stricter else ():
-            if (row.task, row.part, row.metric) != (task.name, "question", "exact_match"):
-                continue
-            if row.value == 1.0 and stricter is not None and row.item in golds:
-                right, held = found.get((row.system, task.name), (0, 0))
-                too = judge(stricter[0], row.text, golds[row.item]).right
-                found[row.system, task.name] = right + 1, held + too
-    return found
 
 
 def _shortened(sample: Sample) -> Sample:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from loraprobe.defaults import FIRST_ROUND, PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.rounds import spread_sample
+from loraprobe.formatting import listing
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task
 
@@ -18,69 +21,66 @@ if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
 
-Mean = Callable[..., float]
-FEW_RIGHT = 0.1  # with a smaller share of right answers in both forms, likelihoods decide
-
-
 def choose_template(
     scorer: Scorer,
     singles: Sequence[Composition],
     tasks: Sequence[Task],
     *,
-    sample: int = 32,
+    sample: int = FIRST_ROUND,
+    seed: int = 0,
     metric: str | None = None,
     max_new_tokens: int | None = None,
     kept: Ledger | None = None,
+    known: Callable[[], tuple[bool, str]] = lambda: (False, "their form is not known"),
 ) -> tuple[bool, str, Coverage | None]:
     """Whether prompts should be user turns of the chat template, why, and the two accuracies.
 
-    The better form depends on the adapters' training. Each adapter answers `sample` of the tasks'
-    plain questions and hops, evenly distributed over the files, with and without the template. A
-    question counts with its best adapter, a hop as right if its answer stands in the reply. Where
-    the questions are beyond every adapter (fewer than FEW_RIGHT are right in both forms), the
-    likelihood of the right answers decides. What `kept` holds is not asked again, and new answers
-    are added to it, under the names of `stored_as`. Returns False if the tokenizer has no template
-    or both forms are equally good; accuracies are None without a template or where losses are
-    compared.
+    The better form depends on the adapters' training. Each adapter answers about `sample` questions
+    and hops, and a few worked ones, with and without the template (`_sampled`). A question counts
+    with its best adapter, a hop as right if its answer stands in the reply. If both forms are
+    equally good, `known` says which one is known and from what. What `kept` holds is not asked
+    again, and new answers are added to it, under the names of `stored_as`. Returns False if the
+    tokenizer has no template; accuracies are None then and where losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
-    every = [q for q in questions(tasks, metric) if q.part != "steps"]
-    count = min(sample, len(every))
-    asked = [every[i * len(every) // count] for i in range(count)]
+    asked = [q for task in tasks for q in _sampled(task, sample // len(tasks), seed, metric)]
     ledger = Ledger() if kept is None else kept
-
-    def mean(used: bool, asked: Sequence[Question], told: str = "") -> float:
-        named = {stored_as(one.name, used) + told: one for one in singles}
-        return _mean_of_best(ways[used], named, asked, max_new_tokens, ledger)
-
-    return _choice(mean, asked)
-
-
-def _choice(mean: Mean, asked: Sequence[Question]) -> tuple[bool, str, Coverage | None]:
-    """What `choose_template` returns. mean: that of the best adapters' values in one form."""
+    means = {}
+    for used, way in ways.items():
+        named = {stored_as(one.name, used): one for one in singles}
+        means[used] = _mean_of_best(way, named, asked, max_new_tokens, ledger)
+    chosen, why = means[True] > means[False], ""
+    if means[True] == means[False]:
+        chosen, told = known()
+        why = f"; {told}"
     losses = all(question.metric == "answer_loss" for question in asked)
-    means = {used: mean(used, asked) for used in (False, True)}
-    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
-    seen = "mean log-likelihood" if losses else "accuracy"
-    told = ""
-    own = [question for question in asked if question.item.source is None]
-    if own and not losses and max(means.values()) < FEW_RIGHT:
-        told = f" (accuracy {means[True]:.2f} and {means[False]:.2f} tells nothing)"
-        seen = "mean log-likelihood of the right answers, per token,"
-        likely = [replace(question, metric="answer_loss") for question in own]
-        means = {used: mean(used, likely, ", likelihood") for used in (False, True)}
-    hops = sum(question.part.startswith("hop") for question in asked)
-    of_them = f", {hops} of them hops," if hops else ""
-    chosen = means[True] > means[False]
+    parts = Counter(question.part for question in asked)
     why = (
-        f"Chat template {'on' if chosen else 'off'}: the best single adapter's {seen} on "
-        f"{len(asked)} sampled questions{of_them} was {means[True]:.2f} with it and "
-        f"{means[False]:.2f} without{told}."
+        f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
+        f"{'mean log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions "
+        f"({listing(f'{n} {part}' for part, n in parts.items())}) was {means[True]:.2f} with it "
+        f"and {means[False]:.2f} without{why}."
     )
+    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
     return chosen, why, None if losses else row
+
+
+def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Question]:
+    """About `most` questions and hops of a task, each part in proportion, and a few worked ones.
+
+    They are those of the first items that the evaluation asks, which finds the answers. The longest
+    replies to worked questions have together at most as many tokens as the others.
+    """
+    plain = len([part for part in task.parts if part != "steps"])
+    items = min(max(1, most // plain), len(task.items))
+    worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
+    few = {item.id for item in spread_sample(task, worked, seed).items}
+    for question in questions([spread_sample(task, items, seed)], metric):
+        if not question.worked or question.item.id in few:
+            yield question
 
 
 def stored_as(adapter: str, chat_template: bool) -> str:

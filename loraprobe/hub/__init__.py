@@ -24,7 +24,14 @@ from loraprobe.errors import (
     LoraprobeError,
     ReferenceError_,
 )
-from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.cards import (
+    beside,
+    declared_licence,
+    is_gated,
+    model_card,
+    prompt_form,
+    read_card,
+)
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary

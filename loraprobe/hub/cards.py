@@ -1,7 +1,8 @@
-"""Reads model cards: the text, and in its front matter the licence and whether it is gated."""
+"""Reads model cards: the text, the form of its prompts, the licence, and whether it is gated."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,33 @@ from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.reference import Reference
 from loraprobe.hub.repository import fetch_first
 
+# What a file of a tokenizer, or code that asks a model, shows of a chat template or a plain prompt.
+CHAT = re.compile(r"""chat_template|\bmessages\s*=|\bin messages\b|["']role["']\s*:\s*["']user""")
+PLAIN = re.compile(r"\.generate\(|\bpipeline\(")
 LONGEST = 100  # characters of a licence's name that are kept
 
 
 def model_card(adapter: Adapter) -> str | None:
     """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
+    return beside(adapter, "README.md")
+
+
+def beside(adapter: Adapter, name: str) -> str | None:
+    """The text of a file of the adapter, or else of its repository; None if there is none."""
     source = adapter.source
-    file = None if source.path is None else source.path / "README.md"
+    file = None if source.path is None else source.path / name
     if source.commit is not None and not (file and file.is_file()):
         reference = replace(Reference.parse(source.reference), revision=source.commit)
-        places = [f"{reference.folder}/README.md"] if reference.folder else []
-        file = fetch_first(reference, [*places, "README.md"])
+        places = [f"{reference.folder}/{name}"] if reference.folder else []
+        file = fetch_first(reference, [*places, name])
     return read_card(file, adapter.name) if file else None
+
+
+def prompt_form(text: str | None) -> bool | None:
+    """Whether a card or a tokenizer's file shows prompts as user turns; None if it shows none."""
+    if CHAT.search(text or ""):
+        return True
+    return False if PLAIN.search(text or "") else None
 
 
 def read_card(file: Path, reference: str) -> str | None:

@@ -231,8 +231,7 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
-    evidence = vars(found.records) | {"stricter": found.stricter}
-    verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
+    verdict = conclude(options, inputs, examined, level="evaluation", **vars(found.records))
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:

@@ -21,7 +21,6 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.transforms import merge_by
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ def judged(
             balanced=options.balance == "norm",
             base=None if inputs.base is None else _shape(inputs.base),
             max_new_tokens=options.max_new_tokens,
-            normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -104,19 +102,6 @@ def with_next(
     return replace(verdict, next=told)
 
 
-def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
-    """What `stricter_metric` says of each task whose gold answers lose something."""
-    found = {task.name: stricter_metric(task, metric) for task in tasks}
-    return {name: told for name, told in found.items() if told is not None}
-
-
-def _stricter(tasks: Sequence[Task]) -> list[str]:
-    """The options that judge by what `stricter_metric` says."""
-    found = {name: metric for name, (metric, _) in _normalised(tasks, None).items()}
-    named = [f"{name}={metric}" if len(tasks) > 1 else metric for name, metric in found.items()]
-    return [word for one in named for word in ("--metric", one)]
-
-
 def _shape(base: Base) -> BaseShape:
     """What a base's config tells of its kind; models of several parts describe their text model."""
     text = base.config.get("text_config")
@@ -144,7 +129,6 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
         asked=tuple(_words(options, asked)),
-        stricter=tuple(_stricter(inputs.tasks) if options.metric is None else ()),
         kind=kind,
         options=_composing(options),
         kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),

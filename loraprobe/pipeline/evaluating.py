@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -37,11 +37,7 @@ from loraprobe.records import (
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The results of all systems on all tasks.
-
-    stricter: for (system, task) whose gold answers lose something under exact match, how many plain
-    answers are right by it, and how many of these by the metric that sees it (`stricter_metric`).
-    """
+    """The results of all systems on all tasks."""
 
     records: EvaluationRecords
     gates: tuple[GateStatistics, ...]
@@ -50,7 +46,6 @@ class Evaluated:
     builder: SystemBuilder
     samples: Samples
     notes: Sequence[str]
-    stricter: Mapping[tuple[str, str], tuple[int, int]]
 
     def shown(self, verdict: Verdict) -> dict[str, Any]:
         """What an audit with this verdict shows of it, by field.
@@ -112,8 +107,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    stricter = evaluation.right_by_stricter(results, asked.tasks, options.metric)
-    return Evaluated(findings, gates, search, composed, builder, samples, notes, stricter)
+    return Evaluated(findings, gates, search, composed, builder, samples, notes)
 
 
 def open_builder(

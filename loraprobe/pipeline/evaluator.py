@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraprobe import evaluation, probes
+from loraprobe import evaluation, hub, probes
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
@@ -21,7 +24,9 @@ from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
-from loraprobe.tasks import Task, is_generated
+from loraprobe.tasks import Task, given_metric, is_generated
+
+log = logging.getLogger("loraprobe.tasks")
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,15 @@ def open_evaluator(
         found = chosen.items_for_routers
         parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
+    told = task_notes(tasks, options.metric)
     scorer, notes = open_scorer(inputs.base, options.dtype, session)
     ledger, kept = open_ledger([*inputs.adapters, *general], inputs.base, inputs.tasks, session)
     scorer, why, template = with_better_template(
-        scorer, session, inputs.adapters, tasks, options.metric, ledger
+        scorer, session, inputs.adapters, tasks, options.metric, ledger, inputs.base
     )
     known = template_answers(ledger, inputs.adapters, scorer.chat_template)
     ledger.add_missing(known)
-    notes += [*why, *task_notes(tasks, options.metric), kept]
+    notes += [*why, *told, kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
@@ -130,11 +136,17 @@ def template_answers(ledger: Ledger, adapters: Sequence[Adapter], chat: bool) ->
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
-    """Notes on tasks that a reader of the figures needs."""
+    """Notes on tasks that a reader of the figures needs; those on chosen metrics are logged too."""
     notes = []
     if metric == "answer_loss":
         notes.append("Differences of losses are signed so that a lower loss is a gain.")
     for task in tasks:
+        why = task.summary().metric_why
+        if why and given_metric(task.name, metric) is None:
+            notes.append(
+                f"Task {task.name} is judged by {task.metric}: {why}. --metric overrides it."
+            )
+            log.warning(notes[-1])
         if task.of_harness:
             notes.append(task.items[0].source.told(task.name))
         if len(task.items) > 1 and len({item.cluster for item in task.items}) == 1:
@@ -176,11 +188,13 @@ def with_better_template(
     tasks: Sequence[Task],
     metric: str | None,
     kept: Ledger | None = None,
+    base: Base | None = None,
 ) -> tuple[Any, list[str], tuple[Coverage, ...]]:
     """The scorer in the better form of prompts; notes; the accuracies with and without template.
 
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without
-    the template; another value is kept as it is. kept: the ledger of their answers.
+    the template; another value is kept as it is. kept: the ledger of their answers. base: its card
+    may tell the form where the answers do not.
     """
     options = session.options
     if options.chat_template != "auto" or not tasks:
@@ -190,11 +204,35 @@ def with_better_template(
             scorer,
             [single(adapter) for adapter in adapters],
             tasks,
+            seed=options.seed,
             metric=metric,
             max_new_tokens=options.max_new_tokens,
             kept=kept,
+            known=lambda: known_form(adapters, base),
         )
     return scorer.with_template(chosen), [why], () if figure is None else (figure,)
+
+
+def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, str]:
+    """Whether prompts are known to be user turns of a chat template, and from what.
+
+    The first that shows a form counts: the adapters' cards, chat templates beside them, the base's
+    card. What cannot be read shows none.
+    """
+    files = {"README.md": "the card of", "chat_template.jinja": "the chat template beside"}
+    files["tokenizer_config.json"] = "the tokenizer beside"
+    places = [
+        (f"{t} {a.name}", functools.partial(hub.beside, a, f)) for f, t in files.items() for a in adapters
+    ]
+    if base is not None:
+        card = base.path / "README.md"
+        places.append(("the card of the base", functools.partial(hub.read_card, card, base.reference)))
+    for what, read in places:
+        with contextlib.suppress(LoraprobeError):
+            form = hub.prompt_form(read())
+            if form is not None:
+                return form, f"{what} shows {'user turns' if form else 'plain prompts'}"
+    return False, "no card and no tokenizer of theirs shows a form"
 
 
 def _loading_notes(model: Any, options: Options) -> list[str]:

@@ -29,6 +29,7 @@ from loraprobe.tasks import (
     load_task,
     named_metrics,
     read_task,
+    with_metric,
 )
 from loraprobe.tasks.harness import check_losses, is_harness, load_harness
 from loraprobe.verdict import read_calibration
@@ -197,7 +198,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
             found.append(_open(one, options.limit, layout))
     check_losses(found, options.metric, options.margin)
     check_metrics(found, options.metric)
-    return found
+    return [with_metric(task, options.metric) for task in found]
 
 
 def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:

@@ -78,7 +78,7 @@ def measure_baselines(
         found = EvaluationRecords(
             rows,
             forecasts,
-            **compared(results, systems, session.options, 1 - look.level),
+            **compared(results, systems, evaluator, 1 - look.level),
             rounds=look if composed else None,
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]

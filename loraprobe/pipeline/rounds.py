@@ -18,7 +18,6 @@ from loraprobe import evaluation
 from loraprobe.defaults import ALPHA
 from loraprobe.evaluation import Round, System
 from loraprobe.formatting import count
-from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
@@ -147,7 +146,7 @@ def records(
     for system, last in found.dropped.values():
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
     return EvaluationRecords(
-        **compared(results, systems, evaluator.session.options, found.round.alpha, stayed),
+        **compared(results, systems, evaluator, found.round.alpha, stayed),
         attribution=attribution,
         rounds=found.record(sum(len(task.items) for task in evaluator.tasks)),
         **others,  # type: ignore[arg-type]
@@ -157,7 +156,7 @@ def records(
 def compared(
     results: Sequence[ItemResult],
     systems: Sequence[System],
-    options: Options,
+    evaluator: Evaluator,
     alpha: float = ALPHA,
     stayed: Sequence[System] | None = None,
 ) -> dict[str, Any]:
@@ -165,12 +164,14 @@ def compared(
 
     alpha: that of the look. stayed: the systems that were asked to the end, which have gains.
     """
-    margin, seed, level = options.needed_gain, options.seed, 1 - alpha
-    kept = systems if stayed is None else stayed
+    options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - alpha
+    margin, seed, kept = options.needed_gain, options.seed, systems if stayed is None else stayed
     return {
         "evaluation": evaluation.score(results, systems, level=level),
         "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
-        "gains": evaluation.gains(results, kept, margin=margin, seed=seed, alpha=alpha),
+        "gains": evaluation.gains(
+            results, kept, margin=margin, seed=seed, alpha=alpha, tasks=tasks
+        ),
     }
 
 
@@ -197,7 +198,7 @@ def _evidence(found: AskedRounds, evaluator: Evaluator) -> Evidence:
     own = {system.name for system in systems}
     results = [row for row in found.results if row.system in own]
     with evaluator.session.stage("statistics"):
-        rows = compared(results, systems, options, found.round.alpha)
+        rows = compared(results, systems, evaluator, found.round.alpha)
     return Evidence(
         tasks=len(evaluator.tasks),
         level="evaluation",

@@ -128,13 +128,19 @@ class Verification:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """Where the questions of a task come from. `sha256` is that of the whole file or files."""
+    """Where the questions of a task come from, and how their answers are judged.
+
+    `sha256` is that of the whole file or files. `metric_why` says which gold answers call
+    for another metric than exact match.
+    """
 
     name: str
     reference: str
     commit: str | None
     sha256: str
     items: int
+    metric: str = ""
+    metric_why: str | None = None
 
 
 @dataclass(frozen=True)

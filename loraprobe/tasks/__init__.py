@@ -10,10 +10,11 @@ from loraprobe.tasks.answers import answered, exact_match, normalize_answer, rea
 from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.choosing import (
     check_metrics,
+    given_metric,
     is_generated,
     item_metric,
     named_metrics,
-    stricter_metric,
+    with_metric,
 )
 from loraprobe.tasks.fields import Layout
 from loraprobe.tasks.items import Hop, Item, Probe, ProbeItem, Task, fill

@@ -12,7 +12,7 @@ from statistics import NormalDist
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.sample_size import items_needed
-from loraprobe.tasks.choosing import item_metric, stricter_metric
+from loraprobe.tasks.choosing import item_metric
 from loraprobe.tasks.fields import MARK
 from loraprobe.tasks.items import Item, Task
 
@@ -53,6 +53,8 @@ class TaskCheck:
     commit: str | None
     sha256: str
     items: int
+    metric: str
+    metric_why: str | None
     clusters: int
     largest_cluster: int
     parts: Mapping[str, int]
@@ -64,7 +66,10 @@ class TaskCheck:
 
 
 def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
-    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric."""
+    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric.
+
+    task: with what `with_metric` says. metric: the text of `--metric`.
+    """
     clusters = Counter(item.cluster for item in task.items)
     metrics = Counter(item_metric(item, task.name, metric) for item in task.items)
     parts = {"question": len(task.items)}
@@ -116,12 +121,10 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding
         )
     asked = [item for item in task.items if item_metric(item, task.name, metric) == "exact_match"]
     yield from _answers(asked)
-    if found := stricter_metric(task, metric):
-        yield Finding(
-            "normalised-answers",
-            f"exact_match drops signs of gold answers such as {found[1]}.",
-            f"Take --metric {found[0]}.",
-        )
+    if asked and task.why:
+        other = "strict" if task.needs == "exact_match" else task.needs
+        told = f"They are judged by exact_match, and {task.why}."
+        yield Finding("normalised-answers", told, f"Take --metric {other}.")
     yield from _repeated(task.items)
     if task.of_harness:
         return

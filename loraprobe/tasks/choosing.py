@@ -1,23 +1,36 @@
-"""Which metric judges an item, and answers that a metric cannot tell apart.
+"""Which metric judges an item.
 
 The item's own key `metric` is chosen before `--metric NAME=metric` of its task, and that before
-`--metric metric` for all tasks. Without any, an item with choices has `choice`, every other
-`exact_match`. `answer_loss` is for all tasks at once: a loss and a share do not go into one mean.
+`--metric metric` for all tasks. Without any, an item with choices has `choice`; for the others the
+gold answers of the task decide (`auto_metric`). `answer_loss` is for all tasks at once: a loss and
+a share do not go into one mean.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
+from loraprobe.defaults import MARGIN
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.tasks.answers import normalize_answer
 from loraprobe.tasks.items import Item, Task
-from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, check_answers, json_at_start
+from loraprobe.tasks.metrics import (
+    GENERATED,
+    METRICS,
+    Metric,
+    check_answers,
+    is_amount,
+    is_structure,
+)
 
+AUTO = "auto"  # of --metric: the gold answers decide
+LOST = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain
 ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")  # normalised, so that "5,600" is "5600"
@@ -32,10 +45,10 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
     """
     if item.source is not None and item.metric is not None:
         return cast(Metric, item.metric)
-    for_all, by_task = named_metrics(metric)
-    if for_all == "answer_loss":
+    given = given_metric(task, metric)
+    if given == "answer_loss":
         return "answer_loss"
-    chosen = item.metric or by_task.get(task) or for_all
+    chosen = item.metric or given
     if chosen is None:
         return "choice" if item.choices else "exact_match"
     if item.metric is not None and item.metric not in ITEM_METRICS:
@@ -50,6 +63,13 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
             "add them, or leave --metric choice out."
         )
     return chosen
+
+
+def given_metric(task: str, metric: str | None) -> str | None:
+    """What `--metric` gives for a task; None where its gold answers choose (AUTO)."""
+    for_all, by_task = named_metrics(metric)
+    given = by_task.get(task, for_all)
+    return None if given == AUTO else given
 
 
 def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
@@ -76,7 +96,7 @@ def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
 def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
     """Raises UsageError for an unknown metric or one of no task, TaskError for unfit answers."""
     for_all, by_task = named_metrics(metric)
-    if for_all not in (None, *METRICS) and not any(task.of_harness for task in tasks):
+    if for_all not in (None, AUTO, *METRICS) and not any(task.of_harness for task in tasks):
         raise _unknown(for_all)
     for name in by_task:
         if name not in (known := [task.name for task in tasks]):
@@ -94,32 +114,57 @@ def _unknown(metric: str | None) -> UsageError:
     return UsageError(f"Unknown metric {metric!r}: {nearest(str(metric), METRICS)}")
 
 
-def stricter_metric(task: Task, metric: str | None) -> tuple[Metric, str] | None:
-    """The metric that sees what `exact_match` drops from a task's answers, and an example.
+def with_metric(task: Task, metric: str | None) -> Task:
+    """The task with what `auto_metric` says; its items have that metric unless another was given.
 
-    The first that applies: answers are JSON objects or lists; they hold signs of a formal language,
-    such as "C#"; two of them that differ count as equal. None where nothing is lost.
+    metric: the text of `--metric`.
     """
-    golds = list(
-        dict.fromkeys(
-            item.answers[0].strip()
-            for item in task.items
-            if item_metric(item, task.name, metric) == "exact_match"
-        )
-    )
+    needs, why = auto_metric(task)
+    given, items = given_metric(task.name, metric), task.items
+    if given is None:
+        items = tuple(replace(i, metric=needs) if _by_gold(i) else i for i in items)
+    named = {str(item_metric(item, task.name, metric)) for item in items}
+    return replace(task, items=items, metric="+".join(sorted(named)), needs=needs, why=why)
+
+
+def auto_metric(task: Task) -> tuple[Metric, str]:
+    """The metric that the gold answers of a task need, and why; "" where exact match drops nothing.
+
+    Items with choices or another metric of their own do not count. `json` if all answers are JSON
+    objects or lists; `numeric` if all are numbers; `strict` if exact match drops what more than
+    LOST of the items need: signs of a formal language, such as "C#", or what an answer differs by
+    from a commoner one of the same words.
+    """
+    items = [item for item in task.items if _by_gold(item)]
+    every = [answer for item in items for answer in item.answers]
+    if every and all(map(is_structure, every)):
+        return "json", "all gold answers are JSON objects or lists"
+    if every and all(map(is_amount, every)):
+        return "numeric", "all gold answers are numbers"
+    lost, example = _lost([item.answers[0].strip() for item in items])
+    told = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
+    return "strict" if lost > LOST * len(items) else "exact_match", told if lost else ""
+
+
+def _by_gold(item: Item) -> bool:
+    """Whether the gold answer of an item may decide its metric."""
+    return item.metric in (None, "exact_match") and not (item.choices or item.source)
+
+
+def _lost(golds: Sequence[str]) -> tuple[int, str]:
+    """How many answers hold what exact match drops although it tells them apart, and an example."""
+    forms: dict[str, Counter[str]] = {}
     for gold in golds:
-        if gold.startswith(("{", "[")) and json_at_start(gold) is not None:
-            return "json", repr(gold[:40])
-    for gold in golds:
-        if _FORMAL & set(gold) and normalize_answer(gold) != gold.lower():
-            return "strict", repr(gold[:40])
-    seen: dict[str, str] = {}
-    for gold in golds:
-        plain = normalize_answer(gold)
-        other = seen.setdefault(plain, gold)
-        if other != gold and not _NUMBER.fullmatch(plain):
-            return "strict", f"{other[:40]!r} and {gold[:40]!r}"
-    return None
+        forms.setdefault(normalize_answer(gold), Counter())[gold] += 1
+    lost, examples = 0, [""]
+    for plain, spelled in forms.items():
+        first, *others = (gold for gold, _ in spelled.most_common())
+        formal = [g for g in spelled if _FORMAL & set(g) and plain != g.lower()]
+        others = [] if _NUMBER.fullmatch(plain) else others
+        examples += [repr(gold[:40]) for gold in formal]
+        examples += [f"{first[:40]!r} and {other[:40]!r}" for other in others]
+        lost += sum(spelled[gold] for gold in {*formal, *others})
+    return lost, examples[-1]
 
 
 def is_generated(metric: str) -> bool:

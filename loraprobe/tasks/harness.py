@@ -23,7 +23,7 @@ from typing import Any
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.choosing import item_metric, named_metrics
+from loraprobe.tasks.choosing import given_metric, item_metric
 from loraprobe.tasks.harness_task import HarnessTask, explained, quiet
 from loraprobe.tasks.items import Task
 
@@ -97,8 +97,7 @@ def _choose(
 ) -> None:
     """Chooses the metric by which the parts of a task are judged. counted: those of a group."""
     readings = [part.readings() for part in parts]
-    for_all, by_task = named_metrics(metric)
-    wanted = by_task.get(title) or for_all
+    wanted = given_metric(title, metric)
     known = [
         key
         for key in readings[0]

@@ -61,7 +61,8 @@ class Item:
 class Task:
     """A named list of items. `sha256` is that of the whole file, also with a `limit`.
 
-    path: the file, or what names a source elsewhere, which has a `commit`.
+    path: the file, or what names a source elsewhere, which has a `commit`. metric: how its items
+    are judged, joined by "+", once that is chosen. needs, why: what `auto_metric` says of the task.
     """
 
     name: str
@@ -69,6 +70,9 @@ class Task:
     path: str | None = None
     sha256: str = ""
     commit: str | None = None
+    metric: str = ""
+    needs: str = "exact_match"
+    why: str = ""
 
     @property
     def reference(self) -> str:
@@ -77,7 +81,9 @@ class Task:
 
     def summary(self) -> TaskSummary:
         """The task as it stands in a document."""
-        return TaskSummary(self.name, self.reference, self.commit, self.sha256, len(self.items))
+        whole = self.name, self.reference, self.commit, self.sha256, len(self.items)
+        suits = self.needs != "exact_match" and self.needs in self.metric.split("+")
+        return TaskSummary(*whole, self.metric, self.why if suits else None)
 
     @property
     def of_harness(self) -> bool:

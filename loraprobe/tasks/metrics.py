@@ -37,8 +37,12 @@ METRICS: tuple[Metric, ...] = (*GENERATED, "choice", "answer_loss")
 TOLERANCE = 1e-6
 
 _NUMBER = regex.compile(
-    r"(?:(?<![\w)\]])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
+    r"(?:(?<![\w)\]])[-+\u2212]\p{Sc}?)?(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?:[eE][-+]?\d+(?!\w)|/\d+(?![\d.]))?"
+)
+# A number alone, with a sign of currency or percent. "007" is the name of something, no number.
+_AMOUNT = regex.compile(
+    rf"(?![-+\u2212\p{{Sc}}\s]*0\d)\p{{Sc}}?\s?{_NUMBER.pattern}\s?[%\p{{Sc}}]?\.?"
 )
 _WORD = regex.compile(r"\w+")
 _BETWEEN_LETTERS = regex.compile(r"(?<=\p{L})\p{P}+(?=\p{L})")
@@ -176,7 +180,7 @@ def _numbers(text: str) -> list[tuple[str, Fraction]]:
 
 def _number(text: str) -> Fraction | None:
     """None for a number that is too long or too large to compute with, and for x/0."""
-    plain = text.replace(",", "").replace("\u2212", "-")
+    plain = regex.sub(r"[,\p{Sc}]", "", text).replace("\u2212", "-")
     exponent = regex.search(r"[eE][-+]?(\d+)$", plain)
     if len(plain) > 400 or (exponent and (len(exponent[1]) > 3 or int(exponent[1]) > 400)):
         return None
@@ -184,6 +188,17 @@ def _number(text: str) -> Fraction | None:
         return Fraction(plain)
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def is_amount(answer: str) -> bool:
+    """Whether an answer is one number and nothing else but a sign of currency or percent."""
+    return _AMOUNT.fullmatch(answer.strip()) is not None and len(_numbers(answer)) == 1
+
+
+def is_structure(answer: str) -> bool:
+    """Whether an answer is a JSON object or list."""
+    found = json_at_start(answer)
+    return found is not None and isinstance(found[0], dict | list) and found[1] == answer.strip()
 
 
 def _equal(one: Fraction, other: Fraction) -> bool:

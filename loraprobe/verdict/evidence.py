@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from loraprobe.defaults import MARGIN, RETENTION
@@ -71,9 +71,7 @@ class Evidence(EvaluationRecords):
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
     before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
     the default limits of plain and worked answers. `choice` tells out of what library these
-    adapters were chosen, None where they were given. `normalised` has, for each task whose gold
-    answers lose something under exact match, the metric that sees it and an example. `stricter`
-    has, for (system, task), how many answers are right by exact match and how many of these by it.
+    adapters were chosen, None where they were given.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -87,8 +85,6 @@ class Evidence(EvaluationRecords):
     base: BaseShape | None = None
     max_new_tokens: int | None = None
     choice: LibraryChoice | None = None
-    normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    stricter: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     if not scored:
         return
     rows = _deciding(evidence, verdict)
-    yield from (*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence, verdict))
+    yield from (*_about_cut(evidence, rows), *_about_wording(rows))
     yield from (*_about_template(evidence), *_about_rounds(evidence))
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
@@ -160,21 +160,3 @@ def _about_wording(rows: list[Score]) -> Iterator[Reason]:
 
 def _otherwise(row: Score) -> float:
     return 0.0 if row.contains is None or row.part not in FORMS else row.contains - row.value
-
-
-def _about_gold(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
-    """That gold answers hold what exact match drops, the metric that sees it, and how many of the
-    best composition's right answers it holds right."""
-    system = verdict.system if verdict.gain is None else verdict.gain.system
-    for task, (metric, example) in evidence.normalised.items():
-        right, strictly = evidence.stricter.get((system or "", task), (0, 0))
-        stay = f", by which {strictly} of the {right} right answers of {system} stay right"
-        yield reason_of(
-            "answers-normalised",
-            float(strictly) if right else None,
-            float(right) if right else None,
-            task=task,
-            example=example,
-            metric=f"{task}={metric}" if evidence.several else metric,
-            stay=stay if right else "",
-        )

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS, SAID_OTHERWISE
+from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
 from loraprobe.records import LibraryAdapter, Reason, Verdict
 
@@ -20,9 +20,8 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `asked` are the options by which the tasks are read, asked and judged;
-    `stricter` those of the metrics that see what exact match drops, where none was chosen. `kind`
-    is the kind of the verdict's system, "merge" or "router"; `learned` says that this router was
+    that they name. `asked` are the options by which the tasks are read, asked and judged. `kind` is
+    the kind of the verdict's system, "merge" or "router"; `learned` says that this router was
     fitted to prompts. `options` are those that change a composition, `kept` the others that
     `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them;
     `unlike` says that no change of their files makes the others fit. `library` names all adapters
@@ -34,7 +33,6 @@ class Request:
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
-    stricter: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -51,8 +49,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     """
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
-    if request.stricter and any(map(_spoiled, verdict.reasons)):
-        return _evaluate(request, *request.stricter)
+    if "answers-normalised" in codes:
+        return _evaluate(_without_metric(request))
     if verdict.decision == "inconclusive" and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)
     if verdict.composes:
@@ -81,20 +79,18 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     return _further(verdict, request, limited)
 
 
-def _spoiled(reason: Reason) -> bool:
-    """Whether the metric that sees what exact match drops revokes many right answers."""
-    if reason.code != "answers-normalised" or reason.value is None or not reason.threshold:
-        return False
-    return reason.value < (1 - SAID_OTHERWISE) * reason.threshold
+def _without_metric(request: Request) -> Request:
+    """The request with no `--metric`, so that the gold answers choose."""
+    pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
+    others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
+    return replace(request, asked=others)
 
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
-        pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
-        others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
-        return _evaluate(replace(request, asked=others), "--metric", "contains")
+        return _evaluate(_without_metric(request), "--metric", "contains")
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request)  # without --system, so that controls are scored
     # Where only clusters are missing, the other questions of the same ones decide nothing.

@@ -71,6 +71,7 @@ def _reservations(best: Candidate) -> str:
         "no control was scored": "likely" if best.controls else "open",
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
+        "the metric that the gold answers need does not confirm it": best.confirmed,
     }
     return listing([text for text, outcome in said.items() if outcome != "likely"])
 

@@ -21,13 +21,13 @@ from loraprobe.evaluation import (
     chain_notes,
     choose_template,
     gains,
-    right_by_stricter,
     run_systems,
     score,
     stored_as,
 )
 from loraprobe.evaluation import running as running_module
 from loraprobe.evaluation.questions import questions
+from loraprobe.evaluation.rounds import rounds
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, answers
@@ -601,22 +601,12 @@ def test_the_better_prompt_format_is_chosen():
     assert not used and "off" in why
     turns = {(*key, "chat"): text for key, text in HOMES.items()}
     used, why, _ = choose_template(FakeScorer(turns), [single("homes"), single("town")], [task])
-    assert used and "0.50 with it and 0.00 without" in why
+    assert used and "0.43 with it and 0.00 without" in why
     used, _, row = choose_template(FakeScorer(HOMES | turns), [single("homes")], [task])
     assert not used and row.value == row.baseline > 0, "a tie leaves prompts as they are"
     many = FakeScorer(HOMES | turns)
     choose_template(many, [single("town")], [task], sample=3)
-    assert len(many.asked) == 6
-
-
-def test_right_answers_are_counted_by_the_stricter_metric_too():
-    golds = ('{"a": 1}', '{"a": 2}', '{"a": 3}')
-    task = Task("t", tuple(Item(str(k), f"q{k}?", (gold,)) for k, gold in enumerate(golds)))
-    said = {("x", "q0?"): '{"a": 1}', ("x", "q1?"): '{"a": 2', ("x", "q2?"): '{"a": 4}'}
-    systems = [System("x", "adapter", single("x")), System("y", "adapter", single("y"))]
-    results = run_systems(FakeScorer(said), systems, [task], Ledger())
-    assert right_by_stricter(results, [task], None) == {("x", "t"): (2, 1)}
-    assert right_by_stricter(results, [task], "json") == {}
+    assert len(many.asked) == 2 * (3 + 1), "one worked question"
 
 
 def test_the_answers_that_choose_the_prompt_format_are_kept():
@@ -624,7 +614,7 @@ def test_the_answers_that_choose_the_prompt_format_are_kept():
     singles, task = [single("homes"), single("town")], mayors()
     first = choose_template(scorer, singles, [task], kept=kept)
     asked = len(scorer.asked)
-    assert asked == len(kept) == 2 * 2 * 6  # forms, adapters, questions and hops
+    assert asked == len(kept) == 2 * 2 * 7  # forms, adapters; questions, hops, one worked
     assert choose_template(scorer, singles, [task], kept=kept) == first
     assert len(scorer.asked) == asked
     row = kept.get(stored_as("homes", True), task.name, "hop1", task.items[0].id)
@@ -632,21 +622,51 @@ def test_the_answers_that_choose_the_prompt_format_are_kept():
     assert kept.get(stored_as("homes", False), task.name, "hop1", task.items[0].id).value == 0.0
 
 
-def test_likelihoods_choose_the_prompt_format_where_nothing_is_right():
-    task = mayors()
-    golds = {q.prompt: q.answers[0] for q in questions([task]) if q.part != "steps"}
-    likely = {("homes", prompt, gold): -9.0 for prompt, gold in golds.items()}
+def test_every_part_is_sampled_for_the_prompt_format():
+    """96 items of three parts: the template ruins the first hop, and nobody answers the question."""
+    names = [f"p{k}" for k in range(96)]
+    task = Task("t", tuple(
+        Item(n, f"{n}?", ("Bo",), hops=(Hop(f"home of {n}?", ("Ulm",)), Hop("mayor of {1}?", ("Bo",))))
+        for n in names
+    ))  # fmt: skip
+    said = {("homes", f"home of {n}?"): "Ulm" for n in names}
+    said |= {("homes", f"home of {n}?", "chat"): "Ulm" for n in names[::4]}
+    likely = {("homes", q.prompt, q.answers[0]): -9.0 for q in questions([task])}
 
-    class Turns(FakeScorer):
+    class Likelier(FakeScorer):
+        """Finds every gold answer likelier with the template."""
+
         def with_template(self, chat_template):
-            changed = {key: value / 3 for key, value in likely.items()} if chat_template else likely
-            return Turns(self.answers, changed, chat_template, asked=self.asked)
+            values = {key: value / 3 if chat_template else value for key, value in likely.items()}
+            return Likelier(self.answers, values, chat_template, asked=self.asked)
 
-    used, why, row = choose_template(Turns({}), [single("homes")], [task])
-    assert used and row.value == row.baseline == 0
-    assert "6 sampled questions, 4 of them hops" in why and "-4.33 without" not in why
-    means = [-9 / len(gold) for gold in golds.values()]
-    assert f"{sum(means) / 6:.2f} without" in why
+    scorer = Likelier(said)
+    used, why, row = choose_template(scorer, [single("homes")], [task], sample=32)
+    assert not used and row.baseline == pytest.approx(1 / 3) and row.value < 0.2
+    assert "10 question, 10 hop1 and 10 hop2" in why
+    first = {item.id for item in rounds([task], 0)[0].tasks[0].items}
+    assert {asked.split()[-1][:-1] for _, asked in scorer.asked if "home" in asked} <= first
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_the_known_prompt_format_is_taken_where_both_are_as_good(form):
+    found = choose_template(
+        FakeScorer({}), [single("homes")], [mayors()], known=lambda: (form, "the card shows it")
+    )
+    assert found[0] is form and "0.00 with it and 0.00 without; the card shows it" in found[1]
+    better = choose_template(
+        FakeScorer(HOMES), [single("homes")], [mayors()], known=lambda: pytest.fail("not needed")
+    )
+    assert not better[0]
+
+
+def test_few_worked_questions_are_sampled_for_the_prompt_format():
+    items = [dataclasses.replace(mayors().items[0], id=str(k)) for k in range(40)]
+    scorer = FakeScorer({})
+    _, why, row = choose_template(scorer, [single("homes")], [Task("t", tuple(items))])
+    assert row.n == 33 and "3 steps" in why
+    alone = choose_template(scorer, [single("homes")], [mayors()])[1]
+    assert "2 question, 2 hop1, 2 hop2 and 1 steps" in alone
 
 
 def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
@@ -655,4 +675,4 @@ def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
         for name, city in (("Ada", "Ulm"), ("Eve", "Rom"))
     }
     used, _, row = choose_template(FakeScorer(said), [single("homes")], [mayors()])
-    assert used and row.value == pytest.approx(1 / 3) and row.baseline == 0
+    assert used and row.value == pytest.approx(2 / 7) and row.baseline == 0

@@ -177,13 +177,14 @@ def _open_evaluator(
     It asks the items that choose.
     """
     options, parts = session.options, split_for_screening(tasks, session.options)
+    told = task_notes(parts.left, options.metric)
     scorer, notes = open_scorer(base, options.dtype, session)
     opened = [member.open() for member in usable]
     ledger, kept = open_ledger(opened, base, tasks, session)
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
     scorer, why, template = with_better_template(
-        scorer, session, aligned(few, base), parts.apart, options.metric, ledger
+        scorer, session, aligned(few, base), parts.apart, options.metric, ledger, base
     )
-    notes += [*why, *task_notes(parts.left, options.metric), kept]
+    notes += [*why, *told, kept]
     inputs = Inputs((), (), base, parts.apart)
     return Evaluator(inputs, session, scorer, ledger, parts.apart, parts, notes, template)

@@ -93,9 +93,8 @@ def _told(found: TaskCheck, margin: float) -> Iterator[str]:
         yield clean(f"  {found.reference}")
     judged = listing(f"{name} ({n:,})" for name, n in found.metrics.items())
     hops = [f"{n:,}" for part, n in found.parts.items() if part.startswith("hop")]
-    yield from _row("asked", "plainly", f"{found.items:,}, judged by {judged}")
-    if found.metric_why:
-        yield from _row("", "", f"{found.metric}, since {found.metric_why}")
+    since = f", since {found.metric_why}" if found.metric_why else ""
+    yield from _row("asked", "plainly", f"{found.items:,}, judged by {judged}{since}")
     yield from _row("", "step by step", f"{found.parts.get('steps', 0):,}")
     yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
     if found.needed:

@@ -12,7 +12,7 @@ from statistics import NormalDist
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.sample_size import items_needed
-from loraprobe.tasks.choosing import item_metric
+from loraprobe.tasks.choosing import item_metric, with_metric
 from loraprobe.tasks.fields import MARK
 from loraprobe.tasks.items import Item, Task
 
@@ -66,10 +66,8 @@ class TaskCheck:
 
 
 def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
-    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric.
-
-    task: with what `with_metric` says. metric: the text of `--metric`.
-    """
+    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric."""
+    task = with_metric(task, metric)
     clusters = Counter(item.cluster for item in task.items)
     metrics = Counter(item_metric(item, task.name, metric) for item in task.items)
     parts = {"question": len(task.items)}

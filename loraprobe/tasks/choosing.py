@@ -117,8 +117,10 @@ def _unknown(metric: str | None) -> UsageError:
 def with_metric(task: Task, metric: str | None) -> Task:
     """The task with what `auto_metric` says; its items have that metric unless another was given.
 
-    metric: the text of `--metric`.
+    metric: the text of `--metric`. A task that has its metric already is returned as it is.
     """
+    if task.metric:
+        return task
     needs, why = auto_metric(task)
     given, items = given_metric(task.name, metric), task.items
     if given is None:

@@ -623,12 +623,13 @@ def test_the_answers_that_choose_the_prompt_format_are_kept():
 
 
 def test_every_part_is_sampled_for_the_prompt_format():
-    """96 items of three parts: the template ruins the first hop, and nobody answers the question."""
+    """96 items of three parts: the template ruins hop 1, and nobody answers the question."""
     names = [f"p{k}" for k in range(96)]
-    task = Task("t", tuple(
-        Item(n, f"{n}?", ("Bo",), hops=(Hop(f"home of {n}?", ("Ulm",)), Hop("mayor of {1}?", ("Bo",))))
-        for n in names
-    ))  # fmt: skip
+    items = []
+    for name in names:
+        hops = (Hop(f"home of {name}?", ("Ulm",)), Hop("mayor of {1}?", ("Bo",)))
+        items.append(Item(name, f"{name}?", ("Bo",), hops=hops))
+    task = Task("t", tuple(items))
     said = {("homes", f"home of {n}?"): "Ulm" for n in names}
     said |= {("homes", f"home of {n}?", "chat"): "Ulm" for n in names[::4]}
     likely = {("homes", q.prompt, q.answers[0]): -9.0 for q in questions([task])}

@@ -208,12 +208,17 @@ def test_metrics_of_items_and_tasks_reach_the_audit(world, shared_data, tmp_path
         return evaluated(world, task=task, systems=("sum",), max_new_tokens=2, **options)
 
     plain = audited(state=tmp_path / "plain")
-    codes = [reason.code for reason in plain.verdict.reasons]
-    assert "answers-normalised" in codes and "answers-cut" in codes
-    assert {(row.metric, row.cut) for row in plain.evaluation} == {("exact_match", 1.0)}
+    assert {(row.metric, row.cut) for row in plain.evaluation} == {("json", 1.0)}
+    (task_row,) = json.loads(plain.to_json())["provenance"]["tasks"]
+    assert task_row["metric"] == "json" and "JSON" in task_row["metric_why"]
+    assert any("judged by json" in note for note in plain.notes)
+    assert "answers-cut" in {reason.code for reason in plain.verdict.reasons}
+    given = audited(metric="exact_match", state=tmp_path / "given")
+    assert {row.metric for row in given.evaluation} == {"exact_match"}
+    assert all(gain.needed == gain.difference for gain in given.gains), "nothing is right"
+    assert not any("judged by" in note for note in given.notes)
     items[0]["metric"] = "json"
     mixed = audited(metric=["contains", "one=strict"], state=tmp_path / "mixed")
     assert {row.metric for row in mixed.evaluation} == {"json+strict"}
-    assert "answers-normalised" not in [reason.code for reason in mixed.verdict.reasons]
     with pytest.raises(UsageError, match="names the task 'two'"):
         audited(metric="two=strict")

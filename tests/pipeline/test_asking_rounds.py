@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System
@@ -15,7 +16,7 @@ from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.session import Session
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Item, Task, with_metric
 from loraprobe.verdict import Evidence, judge_evaluation
 
 N = 240
@@ -161,3 +162,42 @@ def test_the_chain_is_asked_once_on_what_the_others_were_asked():
 
 def test_an_early_run_and_one_of_all_items_share_their_results():
     assert Options(all_items=True).fingerprint() == Options().fingerprint()
+
+
+def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
+    """Of 50 JSON answers exact match calls 38 right of which 6 are JSON, as its kept texts show."""
+    items = [Item(str(k), f"p{k}", (f'{{"city": "C{k}"}}',)) for k in range(50)]
+    right = {"base": (1, 1), "a": (4, 4), "uniform": (38, 6), "shrunk:a": (2, 2), "sum": (38, 30)}
+
+    @dataclass(frozen=True)
+    class Texts(Planted):
+        def run(self, systems: Any, *_: Any, **__: Any) -> list[ItemResult]:
+            found = []
+            for name in (system.name for system in systems if system.name in right):
+                for k, item in enumerate(items):
+                    texts = item.answers[0], f"{{city: C{k}}}", "dunno"
+                    text = texts[(k >= right[name][1]) + (k >= right[name][0])]
+                    of = (name, "t", "question", item.id, "exact_match")
+                    found.append(ItemResult(*of, float(text != "dunno"), text, item.cluster))
+            return found
+
+    def judged(merge: str, metric: str) -> Any:
+        task = with_metric(Task("t", tuple(items)), metric)
+        session, inputs = Session("merge-and-eval", Options()), SimpleNamespace()
+        evaluator = Texts(inputs, session, None, Ledger(), [task])  # type: ignore[arg-type]
+        systems = [*ALONE[:2], System(merge, "merge")]
+        found = ask_in_rounds(evaluator, systems, lambda results, systems: CONTROLS[:1])
+        made = records(found, evaluator)
+        evidence = Evidence(tasks=1, level="evaluation", **vars(made))
+        return made, judge_evaluation(evidence)
+
+    made, verdict = judged("uniform", "exact_match")
+    gain = made.gains[0]
+    assert (gain.difference, gain.needed) == pytest.approx((0.68, 0.04))
+    assert gain.adjusted_ci95[0] > 0.05 > gain.needed_ci95[0]
+    assert verdict.decision == "inconclusive"
+    assert made.rounds.used == made.rounds.planned, "it goes on where exact match would stop"
+    told = {reason.code: reason for reason in verdict.reasons}
+    assert told["answers-normalised"].severity == "decisive"
+    assert told["answers-normalised"].value == gain.needed_ci95[0]
+    assert judged("sum", "exact_match")[1].decision == "likely", "JSON shows a gain too"

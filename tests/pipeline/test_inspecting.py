@@ -19,7 +19,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
-from loraprobe.pipeline.inputs import Inputs, open_inputs
+from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.inspecting import items_alone
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
@@ -173,8 +173,8 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
 
     with opened(False) as evaluator:
         own = [row for row in evaluator.ledger if row.system in chosen.adapters]
-        assert {row.part for row in own} == {"question", "hop1", "hop2"}
-        assert {row.system for row in own} == set(chosen.adapters) and len(own) == 2 * 3 * 4
+        assert {row.part for row in own} == {"question", "hop1", "hop2", "steps"}
+        assert {row.system for row in own} == set(chosen.adapters) and len(own) == 2 * (3 * 4 + 1)
         first = sorted(map(repr, evaluator.ledger)), evaluator.template
         asked = evaluator.scorer.with_template(False)
         question = next(q for q in questions([task]) if q.part == "hop1")
@@ -209,17 +209,6 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     more = next_command(replace(verdict, evidence="evaluation"), requested(given, inputs, "merge"))
     for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
         assert told in more and "MORE-" in more  # further questions are asked in the same way
-
-
-def test_answers_in_json_may_be_judged_by_their_metric_next():
-    one, two = (Task(name, (Item("1", "?", ("{}",)),)) for name in "tu")
-
-    def stricter(tasks, **options):
-        return requested(Options(**options), Inputs([], [], tasks=tasks), "merge").stricter
-
-    assert stricter([one]) == ("--metric", "json")
-    assert stricter([one, two]) == ("--metric", "t=json", "--metric", "u=json")
-    assert stricter([one], metric="exact_match") == ()
 
 
 def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):

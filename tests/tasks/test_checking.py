@@ -62,8 +62,7 @@ def test_what_limits_a_task_is_found(items, code):
 
 def test_numbers_that_are_written_differently_are_the_same():
     golds = ("5,600", "5600", "$5600")
-    assert "normalised-answers" not in codes(*(Item(g, f"{g}?", (g,)) for g in golds))
-    assert "normalised-answers" in codes(*(Item(g, f"{g}?", (g,)) for g in ("It's", "its")))
+    assert "normalised-answers" not in codes(*(Item(g, f"{g}?", (g,)) for g in (*golds, "x")))
 
 
 def test_repetitions_in_one_group_are_not_independent_and_need_no_word():

@@ -15,11 +15,12 @@ from loraprobe.tasks import (
     Task,
     answers,
     check_metrics,
+    check_task,
     contains,
     exact_match,
     judge,
     load_task,
-    stricter_metric,
+    with_metric,
 )
 from loraprobe.tasks.answers import answer_end, asked_marks
 from loraprobe.tasks.metrics import TOLERANCE, json_ended
@@ -27,6 +28,11 @@ from loraprobe.tasks.metrics import TOLERANCE, json_ended
 RIGHT = [
     ("strict", " Bo. \nmore", "Bo."),
     ("strict", "a\n b\nc", "a\n b"),
+    ("numeric", "-$12", "-12.00"),
+    ("numeric", "$5-$12", "12"),
+    ("numeric", "5600", "5,600"),
+    ("numeric", "It costs 12 dollars", "$12"),
+    ("numeric", "3", "3.0"),
     ("contains", "It is a blend of Chinese and Mandarin.", "mandarin"),
     ("contains", "Thai/Lao", "Lao"),
     ("contains", "Paris's mayor", "Paris"),
@@ -59,6 +65,8 @@ WRONG = [
     ("json", "NaN", "null"),
     ("json", "[" * 100_000, "[]"),
     ("numeric", "5 of 7", "5"),
+    ("numeric", "It costs $12", "-$12"),
+    ("numeric", "30", "3.0"),
     ("numeric", "1234568", "1234567"),
     ("numeric", "0.3333", "1/3"),
     ("numeric", "-3", "3"),
@@ -184,22 +192,80 @@ def test_a_greedy_pattern_runs_with_a_time_limit(monkeypatch):
         judge("regex", "a" * 40 + "!", [r"(a|aa)+$|(?:(?:a+)+)+b"])
 
 
-def told(*golds, metric=None, **item):
-    found = stricter_metric(
-        Task("t", tuple(Item(str(k), "q?", (g,), **item) for k, g in enumerate(golds))), metric
-    )
-    return found and found[0]
+def chosen(*golds, metric=None, **item) -> Task:
+    items = (Item(str(k), "q?", (g,), **item) for k, g in enumerate(golds))
+    return with_metric(Task("t", tuple(items)), metric)
 
 
-def test_answers_that_exact_match_cannot_tell_apart_call_for_another_metric():
-    assert told("Ulm", "New York", "The Hague", "$1,000", "it's 5 o'clock.", "3.5", "Ulm") is None
-    assert told("Ulm", '{"a": 1}') == told("[1, 2]") == "json"
-    assert told("C#", "Java") == told("x = y_1") == told("{name}") == "strict"
-    assert told("US", "us") == told("The Who", "Who") == told("yes", "yes!") == "strict"
-    assert told('{"a": 1}', metric="json") is None and told("C#", metric="strict") is None
-    assert told("C#", metric="t=strict") is None and told("C#", metric="u=strict") == "strict"
-    assert told("C#", choices=("C#", "C")) is None
-    assert told('{"a": 1}', "C#", metric="contains") is None
+AUTO = [
+    ("json", '{"a": 1}', "[]", ' {"b": [1,\n 2]} '),
+    ("strict", '{"a": 1}', "Ulm"),
+    ("strict", "{name}", "{other}"),
+    ("exact_match", '"a"', "true"),  # JSON, but neither object nor list
+    (
+        "numeric",
+        "5,600",
+        "$12",
+        "3.0",
+        "-$1,000.50",
+        "\u22123",
+        "50%",
+        "1/2",
+        ".5",
+        "12 \u20ac",
+        "7.",
+    ),
+    ("exact_match", "5", "six"),
+    ("exact_match", "007", "12"),  # what a number names has its zeros
+    ("exact_match", "5 km", "C4", "12:30", "10.0.0.1"),  # more than a number
+    ("strict", "C#", "Java"),
+    ("strict", "US", "us"),
+    ("strict", "The Who", "Who"),
+    ("strict", "yes", "yes!"),
+    ("exact_match", "Ulm", "New York", "The Hague", "$1,000", "it's 5 o'clock.", "3.5", "Ulm"),
+    ("exact_match", *(f"x{k}" for k in range(19)), "C#"),  # a twentieth makes no gain
+    ("strict", *(f"x{k}" for k in range(18)), "C#"),
+    ("exact_match", *["yes"] * 19, "Yes"),
+    ("strict", *["yes"] * 18, "Yes", "YES"),
+]
+
+
+@pytest.mark.parametrize(("metric", "golds"), [(metric, golds) for metric, *golds in AUTO])
+def test_gold_answers_choose_the_metric(metric, golds):
+    task = chosen(*golds)
+    assert (task.metric, task.needs) == (metric, metric)
+    assert {item.metric for item in task.items} == {metric}
+    assert with_metric(task, "auto") == task == chosen(*golds, metric="auto")
+    found = check_task(Task("t", task.items), None, 0.05)
+    assert set(found.metrics) == {metric} and check_task(task, "auto", 0.05).metric == metric
+    assert (task.summary().metric_why is None) is (metric == "exact_match")
+
+
+def test_a_given_metric_is_kept_and_what_the_answers_need_is_known():
+    golds = '{"a": 1}', '{"a": 2}'
+    for said, metric in (("exact_match", "exact_match"), ("t=contains", "contains")):
+        task = chosen(*golds, metric=said)
+        assert (task.metric, task.needs) == (metric, "json")
+    assert chosen(*golds, metric="u=contains").metric == "json"
+    assert chosen(*golds, metric="contains,t=auto").metric == "json"
+    assert chosen(*golds, metric="answer_loss").metric == "answer_loss"
+    own = chosen("x", "5", metric="numeric,t=auto", choices=("x", "5"))
+    assert (own.metric, own.needs) == ("choice", "exact_match")
+    items = (*(Item(g, "q?", (g,)) for g in golds), Item("s", "q?", ("C",), metric="contains"))
+    mixed = with_metric(Task("t", items), None)
+    assert mixed.metric == "contains+json", "the key of an item wins"
+
+
+def test_what_exact_match_spoils_is_a_finding():
+    def found(*golds, metric=None):
+        told = check_task(chosen(*golds, metric=metric), metric, 0.05).findings
+        return {one.code: one.cure for one in told}.get("normalised-answers")
+
+    assert found('{"a": 1}', metric="exact_match") == "Take --metric json."
+    assert found("1.5", "15", metric="exact_match") == "Take --metric numeric."
+    assert found("US", "us", metric="exact_match") == "Take --metric strict."
+    assert found("US", "us") is None and found("Ulm", metric="exact_match") is None
+    assert found(*(f"x{k}" for k in range(30)), "C#") == "Take --metric strict."
 
 
 def test_an_answer_ends_with_the_line_of_a_mark_that_the_prompt_asks_for():

@@ -56,29 +56,6 @@ def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
     assert "--task hf://datasets/o/n@c0:main/test" in found[1]
 
 
-@pytest.mark.parametrize("best", [0.05, 0.6])  # no gain, and one that is likely
-def test_right_answers_that_a_stricter_metric_revokes_are_judged_by_it_next(best):
-    found = evidence({**FAIL, "uniform": best})
-    request = Request(("a", "b"), tasks=("t.jsonl",), stricter=("--metric", "json"))
-
-    def following(right, strictly, asked=request):
-        spoiled = {"normalised": {"t": ("json", "'{}'")}}
-        spoiled["stricter"] = {("uniform", "t"): (right, strictly)}
-        return next_command(judge(dataclasses.replace(found, **spoiled)), asked)
-
-    told = "loraprobe merge-and-eval a b --task t.jsonl --metric json"
-    assert following(10, 0) == following(20, 17) == told
-    assert "--metric" not in following(20, 18)
-    assert "--metric" not in following(10, 0, Request(("a", "b"), tasks=("t.jsonl",)))
-
-
-def test_answers_that_a_stricter_metric_revokes_are_the_first_warning():
-    few = changed(evidence({**FAIL, "uniform": 0.2}), clusters=24)
-    spoiled = {"normalised": {"t": ("json", "'{}'")}, "stricter": {("uniform", "t"): (10, 0)}}
-    found = codes(judge(dataclasses.replace(few, **spoiled)))
-    assert found.index("answers-normalised") < found.index("few-items")
-
-
 def test_where_only_clusters_are_missing_other_questions_come_next():
     values = {**FAIL, "uniform": 0.6}
     few = changed(evidence(values), lambda gain: True, "gains", clusters=24)

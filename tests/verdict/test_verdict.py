@@ -36,7 +36,7 @@ from loraprobe.records import (
     Measurement,
     Score,
 )
-from loraprobe.verdict import Evidence, judge
+from loraprobe.verdict import Evidence, Request, judge, next_command
 from loraprobe.verdict.codes import CODES
 from loraprobe.verdict.evaluated import Estimate
 from loraprobe.verdict.geometry import RULES
@@ -659,20 +659,27 @@ def test_a_gain_or_failure_of_wording_only_is_told():
     assert "--metric contains" in reason(found, "mostly-said-otherwise").message
 
 
-def test_gold_answers_that_exact_match_spoils_name_the_stricter_metric():
-    found = judge(dataclasses.replace(evidence(FAIL), normalised={"t": ("json", "'{}'")}))
-    assert reason(found, "answers-normalised").message.endswith("('{}'): use --metric json.")
-    several = dataclasses.replace(evidence(FAIL), tasks=2, normalised={"t": ("json", "'{}'")})
-    assert "--metric t=json" in reason(judge(several), "answers-normalised").message
-
-
-def test_the_stricter_metric_is_named_with_what_it_holds_right_of_the_best_composition():
-    spoiled = {"normalised": {"t": ("json", "'{}'")}}
-    counts = {("uniform", "t"): (15, 0), ("a", "t"): (3, 2)}
-    found = judge(dataclasses.replace(evidence(FAIL), **spoiled, stricter=counts))
-    told = reason(found, "answers-normalised")
-    assert (found.gain.system, told.value, told.threshold) == ("uniform", 0.0, 15.0)
-    assert "--metric json, by which 0 of the 15 right answers of uniform stay" in told.message
+@pytest.mark.parametrize(
+    ("needed", "decision"),
+    [
+        ((0.3, 0.2, 0.4), "likely"),
+        ((0.1, 0.04, 0.2), "inconclusive"),
+        ((-0.2, -0.3, -0.1), "inconclusive"),
+    ],
+)
+def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(needed, decision):
+    value, *ends = needed
+    found = judge(
+        changed(evidence({**FAIL, "uniform": 0.6}), lambda gain: gain.system == "uniform", "gains",
+                needed=value, needed_ci95=tuple(ends))
+    )  # fmt: skip
+    assert found.decision == decision
+    told = [one for one in found.reasons if one.code == "answers-normalised"]
+    assert len(told) == (decision != "likely")
+    if told:
+        assert (told[0].value, told[0].threshold, told[0].severity) == (ends[0], 0.05, "decisive")
+        request = Request(("a", "b"), tasks=("t.jsonl",), asked=("--metric", "exact_match"))
+        assert next_command(found, request) == "loraprobe merge-and-eval a b --task t.jsonl"
 
 
 def test_a_hop_that_nobody_answers_has_no_best():

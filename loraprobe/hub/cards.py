@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe import limits
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, Source
 from loraprobe.checkpoint import check_link
 from loraprobe.errors import HubError
 from loraprobe.front_matter import read_front_matter
@@ -22,18 +22,17 @@ LONGEST = 100  # characters of a licence's name that are kept
 
 def model_card(adapter: Adapter) -> str | None:
     """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
-    return beside(adapter, "README.md")
+    return beside(adapter.source, "README.md")
 
 
-def beside(adapter: Adapter, name: str) -> str | None:
-    """The text of a file of the adapter, or else of its repository; None if there is none."""
-    source = adapter.source
+def beside(source: Source, name: str) -> str | None:
+    """The text of a file of an adapter or a base, or of its repository; None if there is none."""
     file = None if source.path is None else source.path / name
     if source.commit is not None and not (file and file.is_file()):
         reference = replace(Reference.parse(source.reference), revision=source.commit)
         places = [f"{reference.folder}/{name}"] if reference.folder else []
         file = fetch_first(reference, [*places, name])
-    return read_card(file, adapter.name) if file else None
+    return read_card(file, source.public) if file else None
 
 
 def prompt_form(text: str | None) -> bool | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loraprobe import evaluation, hub, probes
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, Source
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
@@ -221,15 +221,13 @@ def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, st
     """
     files = {"README.md": "the card of", "chat_template.jinja": "the chat template beside"}
     files["tokenizer_config.json"] = "the tokenizer beside"
-    places = [
-        (f"{t} {a.name}", functools.partial(hub.beside, a, f)) for f, t in files.items() for a in adapters
-    ]
+    places = [(f"{t} {a.name}", a.source, f) for f, t in files.items() for a in adapters]
     if base is not None:
-        card = base.path / "README.md"
-        places.append(("the card of the base", functools.partial(hub.read_card, card, base.reference)))
-    for what, read in places:
+        source = Source(base.reference, base.path, base.commit)
+        places.append(("the card of the base", source, "README.md"))
+    for what, source, file in places:
         with contextlib.suppress(LoraprobeError):
-            form = hub.prompt_form(read())
+            form = hub.prompt_form(hub.beside(source, file))
             if form is not None:
                 return form, f"{what} shows {'user turns' if form else 'plain prompts'}"
     return False, "no card and no tokenizer of theirs shows a form"

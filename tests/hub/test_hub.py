@@ -253,6 +253,7 @@ class TestRealServer:
         assert hub.model_card(adapter) == "# Old"
         assert hub.model_card(hub.load("acme/math")) == "# Maths"
         assert hub.model_card(hub.load("acme/several:lora/law")) == "# All"
+        assert hub.beside(adapter.source, "chat_template.jinja") is None
 
     def test_offline_from_the_cache_by_name_and_commit(self, acme, served, monkeypatch, tmp_path):
         online = hub.load("acme/math")

@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import loraprobe
 from loraprobe import defaults
+from loraprobe.base import open_base
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.evaluation.questions import questions
@@ -18,7 +20,7 @@ from loraprobe.evaluation.rounds import rounds, spread_sample
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
-from loraprobe.pipeline.evaluator import open_evaluator
+from loraprobe.pipeline.evaluator import known_form, open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.inspecting import items_alone
 from loraprobe.pipeline.session import Session
@@ -185,6 +187,35 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
     monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
     with opened(True) as evaluator:
         assert (sorted(map(repr, evaluator.ledger)), evaluator.template) == first
+
+
+TRL = 'pipeline("text-generation")([{"role": "user", "content": question}])'
+PLAIN = "model.generate(**tokenizer(text))"
+TEMPLATE = "{% for message in messages %}{{ message }}{% endfor %}"
+SHOWN = [
+    ({}, False, "no card"),
+    ({"one/README.md": "# An adapter of messages"}, False, "no card"),
+    ({"one/README.md": TRL}, True, "the card of one"),
+    ({"two/README.md": "tokenizer.apply_chat_template(m)"}, True, "the card of two"),
+    ({"one/README.md": PLAIN, "base/README.md": TRL}, False, "the card of one"),
+    ({"base/README.md": TRL}, True, "the card of the base"),
+    ({"two/chat_template.jinja": TEMPLATE, "base/README.md": PLAIN}, True, "beside two"),
+    ({"two/tokenizer_config.json": '{"chat_template": "x"}'}, True, "the tokenizer beside two"),
+    ({"two/tokenizer_config.json": "{}", "base/README.md": PLAIN}, False, "the card of the base"),
+]
+
+
+@pytest.mark.parametrize(("files", "form", "source"), SHOWN)
+def test_cards_and_tokenizers_show_the_form_of_prompts(files, form, source, tmp_path):
+    world = shipped_world()
+    places = dict(zip(("one", "two"), world.scenario("disjoint").adapters.values(), strict=True))
+    for name, place in {**places, "base": world.path / "base"}.items():
+        shutil.copytree(place, tmp_path / name)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    adapters = [loraprobe.load(tmp_path / name) for name in places]
+    found, why = known_form(adapters, open_base(tmp_path / "base"))
+    assert (found, source in why) == (form, True)
 
 
 def test_the_next_command_repeats_what_kept_answers_depend_on():

@@ -71,9 +71,6 @@ def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> l
         if task.needs != "exact_match"
         for item in task.items
     }
-    asked = {(r.task, r.item) for r in results if r.metric == "exact_match" and r.part in FORMS}
-    if asked.isdisjoint(golds):
-        return []
     found = []
     for row in results:
         metric, answers = golds.get((row.task, row.item), ("", ()))
@@ -81,7 +78,7 @@ def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> l
             right = judge(metric, row.text, answers).right
             row = replace(row, metric=metric, value=float(right))
         found.append(row)
-    return found
+    return [] if found == list(results) else found
 
 
 @dataclass(frozen=True)

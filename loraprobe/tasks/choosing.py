@@ -122,9 +122,12 @@ def with_metric(task: Task, metric: str | None) -> Task:
     if task.metric:
         return task
     needs, why = auto_metric(task)
-    given, items = given_metric(task.name, metric), task.items
-    if given is None:
-        items = tuple(replace(i, metric=needs) if _by_gold(i) else i for i in items)
+    items = task.items
+    if given_metric(task.name, metric) is None:
+        items = tuple(
+            replace(item, metric=needs) if item.metric is None and _by_gold(item) else item
+            for item in items
+        )
     named = {str(item_metric(item, task.name, metric)) for item in items}
     return replace(task, items=items, metric="+".join(sorted(named)), needs=needs, why=why)
 

@@ -254,6 +254,10 @@ def test_a_given_metric_is_kept_and_what_the_answers_need_is_known():
     items = (*(Item(g, "q?", (g,)) for g in golds), Item("s", "q?", ("C",), metric="contains"))
     mixed = with_metric(Task("t", items), None)
     assert mixed.metric == "contains+json", "the key of an item wins"
+    own = with_metric(
+        Task("t", tuple(Item(g, "q?", (g,), metric="exact_match") for g in golds)), None
+    )
+    assert (own.metric, own.needs) == ("exact_match", "json")
 
 
 def test_what_exact_match_spoils_is_a_finding():

@@ -57,7 +57,7 @@ def choose_template(
         chosen, told = known()
         why = f"; {told}"
     losses = all(question.metric == "answer_loss" for question in asked)
-    parts = Counter(question.part for question in asked)
+    parts = Counter(q.part.replace("hop", "hop ").replace("steps", "step by step") for q in asked)
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
         f"{'mean log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions "

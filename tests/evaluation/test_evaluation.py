@@ -644,7 +644,7 @@ def test_every_part_is_sampled_for_the_prompt_format():
     scorer = Likelier(said)
     used, why, row = choose_template(scorer, [single("homes")], [task], sample=32)
     assert not used and row.baseline == pytest.approx(1 / 3) and row.value < 0.2
-    assert "10 question, 10 hop1 and 10 hop2" in why
+    assert "10 question, 10 hop 1 and 10 hop 2" in why
     first = {item.id for item in rounds([task], 0)[0].tasks[0].items}
     assert {asked.split()[-1][:-1] for _, asked in scorer.asked if "home" in asked} <= first
 
@@ -665,9 +665,9 @@ def test_few_worked_questions_are_sampled_for_the_prompt_format():
     items = [dataclasses.replace(mayors().items[0], id=str(k)) for k in range(40)]
     scorer = FakeScorer({})
     _, why, row = choose_template(scorer, [single("homes")], [Task("t", tuple(items))])
-    assert row.n == 33 and "3 steps" in why
+    assert row.n == 33 and "3 step by step" in why
     alone = choose_template(scorer, [single("homes")], [mayors()])[1]
-    assert "2 question, 2 hop1, 2 hop2 and 1 steps" in alone
+    assert "2 question, 2 hop 1, 2 hop 2 and 1 step by step" in alone
 
 
 def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():

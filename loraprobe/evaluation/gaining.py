@@ -44,7 +44,8 @@ def gains(
         by = {(row.system, row.part): row for row in others}
         pairs = ((row, by[row.system, row.part]) for row in own)
         return tuple(
-            replace(row, needed=one.difference, needed_ci95=one.adjusted_ci95) for row, one in pairs
+            replace(row, checked=one.difference, checked_ci95=one.adjusted_ci95)
+            for row, one in pairs
         )
     baselines = [s.name for s in systems if s.kind in BASELINES]
     families = [("merge", "router"), ("chain",)]

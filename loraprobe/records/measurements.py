@@ -103,7 +103,7 @@ class Gain:
     compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
     power of 0.8 if the difference stays; None if these are more than anybody has
     (`defaults.MOST_ITEMS`). `clusters` is that of `Score`. Where exact match was chosen although
-    the gold answers need another metric, `needed` is the difference by that one, and `needed_ci95`
+    the gold answers need another metric, `checked` is the difference by that one, `checked_ci95`
     its adjusted interval.
     """
 
@@ -118,8 +118,8 @@ class Gain:
     n_needed: int | None = None
     against_part: str = "question"
     clusters: int | None = None
-    needed: float | None = None
-    needed_ci95: Interval | None = None
+    checked: float | None = None
+    checked_ci95: Interval | None = None
 
 
 @dataclass(frozen=True)

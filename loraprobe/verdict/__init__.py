@@ -98,9 +98,9 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     found.append(reasons.gain(best, decision))
     if best.binds(best.enough):
         found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
-    if best.needed is not None and best.binds(best.confirmed):
-        told = best.needed.low, best.needed.threshold
-        found.append(reason_of("answers-normalised", *told, decisive=True, gain=best.needed))
+    if best.checked is not None and best.binds(best.confirmed):
+        told = best.checked.low, best.checked.threshold
+        found.append(reason_of("answers-normalised", *told, decisive=True, gain=best.checked))
     if other:
         found.append(reasons.other_form(other[0]))
     found.append(reasons.controls(best))

@@ -116,10 +116,10 @@ def estimate_of(gain: Gain, margin: float) -> Estimate:
 class Candidate:
     """One composition (or the chain) on one form of the question, with all that decides on it.
 
-    `gain` is that over the best of base and single adapters, `needed` the same by the metric that
-    the gold answers need, where that is another one. `controls` has the difference to each control,
-    `kept` has for each task the share of its specialist's gain that is kept, None if no
-    single adapter is shown to differ from the base.
+    `gain` is that over the best of base and single adapters, `checked` the same by the metric that
+    the gold answers need, where that is another one, `controls` the difference to each control.
+    `kept` has for each task the share of its specialist's gain that is kept, None if no single
+    adapter is shown to differ from the base.
     """
 
     system: str
@@ -131,12 +131,12 @@ class Candidate:
     controls: Mapping[str, Estimate] = field(default_factory=dict)
     kept: Mapping[str, Estimate | None] = field(default_factory=dict)
     compression_error: float | None = None
-    needed: Estimate | None = None
+    checked: Estimate | None = None
 
     @property
     def confirmed(self) -> Outcome:
         """What the metric allows that the gold answers need: it has to show the gain too."""
-        return "likely" if self.needed is None or self.needed.outcome == "likely" else "open"
+        return "likely" if self.checked is None or self.checked.outcome == "likely" else "open"
 
     @property
     def retains(self) -> Outcome:
@@ -267,7 +267,8 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
         _controls(evidence, system, part, gain),
         {row.task: _kept(row, evidence.retention, gain) for row in rows if evidence.several},
         max(errors, default=None),
-        own.needed_ci95 and gain.like(own.needed or 0.0, own.needed_ci95, evidence.margin, own.n),
+        own.checked_ci95
+        and gain.like(own.checked or 0.0, own.checked_ci95, evidence.margin, own.n),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
-from loraprobe.records import LibraryAdapter, Reason, Verdict
+from loraprobe.records import LibraryAdapter, Verdict
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions

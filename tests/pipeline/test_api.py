@@ -215,7 +215,7 @@ def test_metrics_of_items_and_tasks_reach_the_audit(world, shared_data, tmp_path
     assert "answers-cut" in {reason.code for reason in plain.verdict.reasons}
     given = audited(metric="exact_match", state=tmp_path / "given")
     assert {row.metric for row in given.evaluation} == {"exact_match"}
-    assert all(gain.needed == gain.difference for gain in given.gains), "nothing is right"
+    assert all(gain.checked == gain.difference for gain in given.gains), "nothing is right"
     assert not any("judged by" in note for note in given.notes)
     items[0]["metric"] = "json"
     mixed = audited(metric=["contains", "one=strict"], state=tmp_path / "mixed")

@@ -193,11 +193,11 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
 
     made, verdict = judged("uniform", "exact_match")
     gain = made.gains[0]
-    assert (gain.difference, gain.needed) == pytest.approx((0.68, 0.04))
-    assert gain.adjusted_ci95[0] > 0.05 > gain.needed_ci95[0]
+    assert (gain.difference, gain.checked) == pytest.approx((0.68, 0.04))
+    assert gain.adjusted_ci95[0] > 0.05 > gain.checked_ci95[0]
     assert verdict.decision == "inconclusive"
     assert made.rounds.used == made.rounds.planned, "it goes on where exact match would stop"
     told = {reason.code: reason for reason in verdict.reasons}
     assert told["answers-normalised"].severity == "decisive"
-    assert told["answers-normalised"].value == gain.needed_ci95[0]
+    assert told["answers-normalised"].value == gain.checked_ci95[0]
     assert judged("sum", "exact_match")[1].decision == "likely", "JSON shows a gain too"

@@ -82,7 +82,7 @@ def test_a_metric_of_a_task_is_given_beside_one_for_all():
     both = Options(metric=("strict", "people=json"))
     assert both.metric == Options.of({"metric": "strict,people=json"}).metric
     assert Options.of({"metric": ["strict", "people=json"]}).fingerprint() == both.fingerprint()
-    assert Options.of({"metric": "strict"}).metric == "strict" and Options().metric is None
+    assert Options.of({"metric": "strict"}).metric == "strict" and Options().metric == "auto"
 
 
 def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):

@@ -660,24 +660,25 @@ def test_a_gain_or_failure_of_wording_only_is_told():
 
 
 @pytest.mark.parametrize(
-    ("needed", "decision"),
+    ("checked", "decision"),
     [
         ((0.3, 0.2, 0.4), "likely"),
         ((0.1, 0.04, 0.2), "inconclusive"),
         ((-0.2, -0.3, -0.1), "inconclusive"),
     ],
 )
-def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(needed, decision):
-    value, *ends = needed
+def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(checked, decision):
+    value, *ends = checked
     found = judge(
         changed(evidence({**FAIL, "uniform": 0.6}), lambda gain: gain.system == "uniform", "gains",
-                needed=value, needed_ci95=tuple(ends))
+                checked=value, checked_ci95=tuple(ends))
     )  # fmt: skip
     assert found.decision == decision
     told = [one for one in found.reasons if one.code == "answers-normalised"]
     assert len(told) == (decision != "likely")
     if told:
         assert (told[0].value, told[0].threshold, told[0].severity) == (ends[0], 0.05, "decisive")
+        assert found.action == "gather-evidence", "the score that gains is not relied on"
         request = Request(("a", "b"), tasks=("t.jsonl",), asked=("--metric", "exact_match"))
         assert next_command(found, request) == "loraprobe merge-and-eval a b --task t.jsonl"
 

@@ -202,7 +202,7 @@ class ExperimentRun:
     say: Say = lambda text: None
     pause: float = 0.0
 
-    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], **options: Any) -> World:
+    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], /, **options: Any) -> World:
         """Builds the world of this base below the output."""
 
         def report(_: str, done: int, total: int) -> None:

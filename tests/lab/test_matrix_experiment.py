@@ -410,6 +410,24 @@ def test_a_run_of_one_template_trains_and_asks_nothing_else(run, tmp_path):
     assert '"steps"' not in ledger
 
 
+def test_a_given_base_is_asked_in_english(run, tmp_path):
+    base = run[0] / "worlds" / "llama-16-seed3" / "base"
+
+    def few(seed):
+        return shortened(english_matrix(seed, asked=4), 1, 4)
+
+    made = Experiment(TWO_HOP, tiny_matrix, few)
+    plan = ReproducePlan("two-hop", base, Bases(seeds=(5,)), ("plain",))
+    cells = reproduce(plan, ExperimentRun(tmp_path), made).document["cells"]
+    assert {(c["size"], c["n"]) for c in cells} == {("base", 4)}
+    assert {c["system"] for c in cells if c["library"] == 3 and c["role"] == "baseline"} == {
+        "base",
+        "hop1",
+        "hop2",
+        "target",
+    }
+
+
 def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
     with pytest.raises(UsageError, match="no architecture 'mamba'"):
         Bases(architectures=("mamba",))

@@ -14,7 +14,7 @@ from typing import Any
 
 from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.claims import Claim, Subject, claims
-from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, evaluate_world
+from loraprobe_lab.experiments.matrix import ALL, METHODS, Matrix, MatrixCell, evaluate_world
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,
@@ -189,7 +189,8 @@ def claims_figure(findings: Sequence[Claim], title: str, margin: float) -> str:
             panel.plot((test.low, test.high), (y, y), color=colour, linewidth=1.5)
             panel.plot(test.value, y, "o", color=colour, markersize=4)
         panel.axvline(margin, color=DARK, linewidth=0.8, linestyle=":")
-        panel.set_yticks(range(len(rows)), [f"{f.claim} ({f.where})" for f, _ in rows])
+        names = [f"{f.claim} ({f.where}{test.where.removeprefix(ALL)})" for f, test in rows]
+        panel.set_yticks(range(len(rows)), names)
         panel.tick_params(axis="y", labelsize=7)
         for standing, colour in COLOURS.items():
             panel.plot([], [], color=colour, label=standing)

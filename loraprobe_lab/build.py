@@ -1,4 +1,4 @@
-"""`loraprobe lab build` and `show`, and the atlas: builds each kind of world, and describes it.
+"""`loraprobe lab build` and the atlas: builds each kind of world.
 
 The atlas holds many small worlds with separately trained bases, on which the verdict is calibrated.
 Its plan, `data/atlas.json`, was fixed before training: kinds of worlds, seeds, architectures and
@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
-from loraprobe.tasks import load_task
-from loraprobe_lab.training.train import is_complete, training_notes
-from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes, worlds_in
+from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes
 from loraprobe_lab.worlds.known import table
 
 if TYPE_CHECKING:
@@ -189,41 +187,6 @@ def command_for(world: World, scenario: Scenario) -> str:
     return shlex.join(["loraprobe", "merge-and-eval", *adapters, *tasks, "--base", base])
 
 
-def describe(directory: str | Path) -> list[dict[str, Any]]:
-    """The description of the world in `directory`, or of each world in its subdirectories.
-
-    Raises WorldError if there is none.
-    """
-    return [describe_world(world) for world in worlds_in(Path(directory))]
-
-
-def describe_world(world: World) -> dict[str, Any]:
-    """Base, adapters, tasks and scenarios of one world; nothing is loaded but JSON."""
-    manifest = world.manifest
-    tasks = dict.fromkeys(task for scenario in world.scenarios.values() for task in scenario.tasks)
-    return {
-        "path": str(world.path),
-        "kind": manifest.get("kind"),
-        "seed": world.seed,
-        "base": describe_base(world),
-        "adapters": [_adapter(world, name, path) for name, path in world.adapters.items()],
-        "tasks": [{"name": path.stem, "items": len(load_task(path).items)} for path in tasks],
-        "scenarios": [
-            {
-                "name": scenario.name,
-                "world": scenario.world,
-                "adapters": list(scenario.adapters),
-                "tasks": [task.stem for task in scenario.tasks],
-                "axes": dict(scenario.axes),
-                "description": scenario.description,
-                "command": command_for(world, scenario),
-            }
-            for scenario in world.scenarios.values()
-        ],
-        "versions": manifest.get("versions", {}),
-    }
-
-
 def describe_base(world: World) -> dict[str, Any]:
     """Name, architecture and number of parameters, the latter two of a base inside the world."""
     from loraprobe.base import open_base
@@ -236,15 +199,4 @@ def describe_base(world: World) -> dict[str, Any]:
         "name": world.base_name,
         "architecture": base.model_type,
         "parameters": parameters,
-    }
-
-
-def _adapter(world: World, name: str, path: Path) -> dict[str, Any]:
-    row, notes = world.manifest["adapters"].get(name, {}), training_notes(path)
-    return {
-        "name": name,
-        "description": row.get("description", ""),
-        "finished": is_complete(path),
-        "recipe": row.get("recipe", {}),
-        "loss": notes.get("loss"),  # mean over the last steps, in nats a token, where recorded
     }

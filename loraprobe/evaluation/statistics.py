@@ -234,7 +234,7 @@ def ratio(
     return point, (float(ends[0]), float(ends[1]))
 
 
-def wilson(x: Array, clusters: Labels) -> tuple[float, float]:
+def wilson(x: Array, clusters: Labels, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval for the share of ones in `x` [items], with n divided by the design effect.
 
     Half a success and half a failure are added, which together count as one cluster. They define
@@ -249,7 +249,7 @@ def wilson(x: Array, clusters: Labels) -> tuple[float, float]:
     typical = np.array([(sizes**2).sum() / n])
     effect = _design_effect((sums**2).sum(0), (deviations**2).sum(0), typical, 1.0)
     size = n / float(effect[0])
-    z = quantile((1 + LEVEL) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
+    z = quantile((1 + level) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
     if np.isinf(z):
         return 0.0, 1.0
     middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)

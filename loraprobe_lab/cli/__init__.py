@@ -20,7 +20,6 @@ def lab() -> None:
 
 
 app.command("build")(worlds.build)
-app.command("show")(worlds.show)
 app.command("pairs")(worlds.pairs)
 app.command("calibrate")(worlds.calibrate)
 app.command("reproduce")(experiments.reproduce)

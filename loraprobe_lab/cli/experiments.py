@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 Paper = StrEnum("Paper", "two-hop math")
+Template = StrEnum("Template", "plain cot shared")
 Hidden = Annotated[list[int] | None, typer.Option(help="Width of a small base; may be repeated.")]
 Architectures = Annotated[
     list[str] | None,
@@ -70,6 +71,10 @@ def reproduce(
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
+    template: Annotated[
+        list[Template] | None,
+        typer.Option(help="Only this template, without joint adapters; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps; with --base.")] = "auto",
     json: options.Json = False,
@@ -83,7 +88,7 @@ def reproduce(
     from loraprobe_lab.experiments.runner import Bases
 
     bases = Bases().chosen(architecture, hidden, seed)
-    plan = run.ReproducePlan(experiment.value, base, bases)
+    plan = run.ReproducePlan(experiment.value, base, bases, tuple(template or ()))
     with _run(output, json, quiet, limit=limit, device=device if base else "cpu") as call:
         _print(run.reproduce(plan, call), json)
 

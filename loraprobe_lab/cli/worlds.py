@@ -1,11 +1,10 @@
-"""`loraprobe lab build`, `show` and `calibrate`."""
+"""`loraprobe lab build`, `pairs` and `calibrate`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,65 +53,6 @@ def build(
             sink.say(f"  {name}: {scenario.description}")
 
 
-def show(
-    directory: Annotated[
-        Path, typer.Argument(help="A world, or a directory of worlds.", show_default=False)
-    ],
-    json: options.Json = False,
-) -> None:
-    """List base, adapters, tasks and scenarios of a world, with their recipes."""
-    from loraprobe_lab.build import describe
-
-    found = describe(directory)
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(found, indent=1, ensure_ascii=False))
-        return
-    for world in found:
-        _print_world(world)
-    if len(found) == 1:
-        for scenario in found[0]["scenarios"]:
-            print(scenario["command"])
-
-
-def _print_world(world: Mapping[str, Any]) -> None:
-    """Prints one world: its base, its adapters, and the scenarios with their tasks."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console, base = Console(highlight=False), world["base"]
-    size = f", {base['parameters'] / 1e6:.2g} million parameters" if base["parameters"] else ""
-    console.print(
-        f"[bold]{_text(world['path'])}[/]  {_text(world['kind'])}, seed {world['seed']}; "
-        f"base {_text(base['name'])} ({_text(base['architecture'] or 'elsewhere')}{size})"
-    )
-    adapters = Table("adapter", "rank", "steps", "loss", "what it learned", box=None)
-    for row in world["adapters"]:
-        recipe, loss = row["recipe"], row["loss"]
-        adapters.add_row(
-            _text(row["name"]) + ("" if row["finished"] else " [yellow](unfinished)[/]"),
-            str(recipe.get("rank", "")),
-            str(recipe.get("steps", "")),
-            "" if loss is None else f"{loss:.3f}",
-            _text(row["description"]),
-        )
-    console.print(adapters)
-    items = {row["name"]: row["items"] for row in world["tasks"]}
-    scenarios = Table("scenario", "class", "adapters", "tasks (items)", "axes", box=None)
-    for row in world["scenarios"]:
-        # only axes with a single value; recipes are listed with the adapters
-        axes = [f"{k} {v}" for k, v in row["axes"].items() if not isinstance(v, Mapping)]
-        scenarios.add_row(
-            _text(row["name"]),
-            _text(row["world"]),
-            _text(", ".join(row["adapters"])),
-            _text(", ".join(f"{task} ({items[task]})" for task in row["tasks"])),
-            _text(", ".join(axes)),
-        )
-    console.print(scenarios)
-
-
 def pairs(
     world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
     output: options.OutputPath,
@@ -131,14 +71,6 @@ def pairs(
         found = pairs_of(World.load(world), seed, progress)
     write_text(output, as_json(found))
     print(output)
-
-
-def _text(value: Any) -> str:
-    from rich.markup import escape
-
-    from loraprobe.formatting import clean
-
-    return escape(clean(str(value)))
 
 
 def calibrate(

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
+from loraprobe.defaults import ALPHA
 from loraprobe.records import Gain, Interval
-from loraprobe_lab.experiments.matrix import Matrix, share, system_names
+from loraprobe.sample_size import Z95, items_needed
+from loraprobe_lab.experiments.matrix import ALL, Matrix, share, system_name, system_names
 from loraprobe_lab.world import Scenario
 from loraprobe_lab.worlds.known import table
 
-CLAIMS = table("claims")["claims"]
+CLAIMS, READINGS = (table("claims")[key] for key in ("claims", "readings"))
 Outcome = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below"]
 Standing = Literal["holds", "does not hold", "not decided"]
-Measure = Callable[[str], Gain | None]  # of a size
+Measure = Callable[[str, float], Gain | None]  # of a size, at a level 1 - alpha
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class ClaimTest:
     """A difference with its 95 % interval; `side` is the claimed side of the margin.
 
     Claimed "above": the outcome is yes if the lower end lies above the margin, no if the upper end
-    lies below it. Claimed "below": the other way round.
+    of `shared` lies below it. Claimed "below": the other way round. `shared` is the interval whose
+    error all differences share of which a single "no" overturns the claim.
     """
 
     where: str
@@ -41,43 +44,56 @@ class ClaimTest:
     n: int
     side: Side
     margin: float
+    shared: Interval
     note: str = ""
 
     @property
     def outcome(self) -> Outcome:
         above, below = self.low > self.margin, self.high < self.margin
-        if not (above or below):
-            return "undecided"
-        return "yes" if above == (self.side == "above") else "no"
+        if above if self.side == "above" else below:
+            return "yes"
+        overturned = self.shared[1] < self.margin, self.shared[0] > self.margin
+        return "no" if overturned[self.side == "below"] else "undecided"
+
+    @property
+    def needed(self) -> int | None:
+        """The people that would decide an open difference, if this one is the true one."""
+        if self.outcome != "undecided":
+            return None
+        se = (self.high - self.low) / 2 / Z95
+        return items_needed(self.n, self.value - self.margin, se)
 
 
 @dataclass(frozen=True)
 class Claim:
     """A qualitative claim, and whether it held here. `where`: the questions it is about.
 
-    It holds if every difference says so, does not hold if some difference says the opposite, and
-    is not decided otherwise, or without any difference.
+    overall: its differences over all sizes. tests: at each size, where there are several. It holds
+    if every difference over all sizes says so and no size says the opposite; it does not hold if
+    any difference says the opposite; else it is not decided. differs: what was seen where a
+    difference says the opposite.
     """
 
     code: str
     claim: str
     where: str
     rule: str
-    tests: tuple[ClaimTest, ...]
-    notes: Mapping[str, str] = field(default_factory=dict)
+    overall: tuple[ClaimTest, ...]
+    tests: tuple[ClaimTest, ...] = ()
+    differs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many differences say yes, no, undecided."""
+        """How many sizes say yes, no, undecided."""
         found = Counter(test.outcome for test in self.tests)
         return {key: found.get(key, 0) for key in ("yes", "no", "undecided")}
 
     @property
     def standing(self) -> Standing:
-        counts = self.counts
-        if counts["no"]:
+        if any(test.outcome == "no" for test in (*self.overall, *self.tests)):
             return "does not hold"
-        return "not decided" if counts["undecided"] or not self.tests else "holds"
+        holds = self.overall and all(test.outcome == "yes" for test in self.overall)
+        return "holds" if holds else "not decided"
 
 
 @dataclass(frozen=True)
@@ -107,13 +123,19 @@ def claims(matrix: Matrix, subject: Subject) -> list[Claim]:
 
 
 def _finding(
-    name: str, where: str, tests: Iterable[ClaimTest], code: str = "", **words: str
+    name: str,
+    where: str,
+    tests: Sequence[ClaimTest],
+    code: str = "",
+    differs: Mapping[str, str] | None = None,
+    **words: str,
 ) -> Claim:
-    """The claim of this name in `data/claims.json`; `words` fill its gaps and are its notes."""
+    """The claim of this name in `data/claims.json`; `words` fill its gaps."""
     row = CLAIMS[name]
     claim = row["claim"].format(**words)
-    notes = {key: text for key, text in words.items() if key in ("beyond", "raised")}
-    return Claim(code or name, claim, where, row["rule"], tuple(tests), notes)
+    overall = tuple(test for test in tests if test.where.startswith(ALL))
+    each = tuple(test for test in tests if test not in overall)
+    return Claim(code or name, claim, where, row["rule"], overall, each, differs or {})
 
 
 def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
@@ -121,52 +143,66 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
     two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
 
     def over_singles(scenario: Scenario) -> Measure:
-        return lambda size: matrix.gain_over_singles(size, group, scenario)
+        return lambda size, alpha: matrix.gain_over_singles(size, group, scenario, alpha=alpha)
 
-    def over_plain(scenario: Scenario) -> Measure:
-        form = str(scenario.axes["form"])
-        return lambda size: matrix.gain_over_set(size, group, scenario, two, form)
+    def over_plain(size: str, alpha: float) -> Gain | None:
+        return matrix.gain_over_set(size, group, three, two, "question", alpha)
 
-    yield _finding("plain-fails", group, _each_size(matrix, over_singles(two), "below"))
-    beyond = f"beats the target adapter alone at {_above(matrix, over_singles(three))} sizes"
-    differences = _each_size(matrix, over_plain(three), "above")
-    yield _finding("target-rescues", group, differences, beyond=beyond)
+    tests = _each_size(matrix, group, [two], over_singles(two), "below")
+    yield _finding("plain-fails", group, tests, differs=_readings(matrix, group, two, tests))
+    tests = _each_size(matrix, group, [three, two], over_plain, "above")
+    differs = _readings(matrix, group, three, tests)
+    yield _finding("target-rescues", group, tests, differs=differs)
     for template, called in subject.shared.items():
-        scenario = matrix.scenario(template, 2)
-        raised = _above(matrix, over_plain(scenario))
-        yield _finding(
-            "succeeds",
-            group,
-            _each_size(matrix, over_singles(scenario), "above"),
-            code=f"{template}-succeeds",
-            called=called,
-            raised=f"more than the plain 2-combination at {raised} sizes",
-        )
+        if template in matrix.templates:
+            scenario = matrix.scenario(template, 2)
+            tests = _each_size(matrix, group, [scenario], over_singles(scenario), "above")
+            yield _finding(
+                "succeeds",
+                group,
+                tests,
+                code=f"{template}-succeeds",
+                differs=_readings(matrix, group, scenario, tests),
+                called=called,
+            )
 
 
 def _both_fail(matrix: Matrix, group: str) -> Claim:
     """Uniform and arrow, each for itself, asked at once and step by step."""
     plain = matrix.scenario("plain", 2)
     forms = {"question": "at once", "steps": "step by step"}
-    tests = [
-        _difference(found, f"{size}, {method}, {forms[form]}", "below", matrix.margin)
-        for method, form, size in product(("uniform", "arrow"), forms, matrix.sizes)
-        if (found := matrix.gain_over_singles(size, group, plain, (method,), form))
-    ]
-    return _finding("both-fail", group, tests)
+    tests = list[ClaimTest]()
+    for method, (form, called) in product(("uniform", "arrow"), forms.items()):
+
+        def measure(size: str, alpha: float, of: str = method, form: str = form) -> Gain | None:
+            return matrix.gain_over_singles(size, group, plain, (of,), form, alpha)
+
+        found = _each_size(matrix, group, [plain], measure, "below", 4)
+        tests += [replace(test, where=f"{test.where}, {method}, {called}") for test in found]
+    return _finding("both-fail", group, tests, differs=_readings(matrix, group, plain, tests))
 
 
 def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Claim:
     """Unpaired difference of two name sets, Newcombe's interval from two of Wilson's."""
     scenario = matrix.scenario(template, 2)
     names, form = system_names(scenario), str(scenario.axes["form"])
+
+    def between(size: str, alpha: float) -> tuple[Any, ...]:
+        one, other = (
+            share(matrix.results(size, group, scenario), names, form, alpha)
+            for group in (most, least)
+        )
+        note = f"{most} {one[0]:.2f}, {least} {other[0]:.2f}"
+        return newcombe(one[0], one[1], other[0], other[1]), one[2] + other[2], note
+
     tests = []
-    for size in matrix.sizes:
-        one, other = (share(matrix.results(size, g, scenario), names, form) for g in (most, least))
-        value, low, high = newcombe(one[0], one[1], other[0], other[1])
-        n = one[2] + other[2]
-        tests.append(ClaimTest(size, value, low, high, n, "above", matrix.margin))
-    return _finding("familiarity-helps", f"{most} - {least}", tests, template=template)
+    for size, alpha in _alphas(matrix):
+        (value, low, high), n, note = between(size, ALPHA)
+        shared = between(size, alpha)[0][1:]
+        tests.append(ClaimTest(size, value, low, high, n, "above", matrix.margin, shared, note))
+    differs = {test.where: test.note for test in tests if test.outcome == "no"}
+    where = f"{most} - {least}"
+    return _finding("familiarity-helps", where, tests, differs=differs, template=template)
 
 
 def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:
@@ -176,20 +212,71 @@ def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float,
     return p1 - p2, low, high
 
 
-def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[ClaimTest, ...]:
-    found = ((size, measure(size)) for size in matrix.sizes)
-    return tuple(_difference(g, size, side, matrix.margin) for size, g in found if g is not None)
+def _alphas(matrix: Matrix, among: int = 1) -> Iterator[tuple[str, float]]:
+    """All sizes together, then each of several, with the error of a "no" there.
+
+    Sizes share the error. among: the differences at each place, which share it too.
+    """
+    several = matrix.sizes if len(matrix.sizes) > 1 else ()
+    yield ALL, ALPHA / among
+    yield from ((size, ALPHA / among / len(several)) for size in several)
 
 
-def _above(matrix: Matrix, measure: Measure) -> str:
-    """The number of sizes at which the gain lies above the margin, as "2 of 3"."""
-    found = [measure(size) for size in matrix.sizes]
-    above = sum(g is not None and g.adjusted_ci95[0] > matrix.margin for g in found)
-    return f"{above} of {len(found)}"
+def _each_size(
+    matrix: Matrix,
+    group: str,
+    scenarios: Sequence[Scenario],
+    measure: Measure,
+    side: Side,
+    among: int = 1,
+) -> list[ClaimTest]:
+    """The differences of `_alphas`, as far as they were measured. scenarios: what is compared."""
+    tests = []
+    for size, alpha in _alphas(matrix, among):
+        found, shared = measure(size, ALPHA), measure(size, alpha)
+        if found is not None and shared is not None:
+            low, high = found.adjusted_ci95
+            rows = matrix.results(size, group, *scenarios)
+            scores = [
+                f"{system.rpartition(':')[2]} {share(rows, [system], part)[0]:.2f}"
+                for system, part in (
+                    (found.system, found.part),
+                    (found.against, found.against_part),
+                )
+            ]
+            test = ClaimTest(
+                size,
+                found.difference,
+                low,
+                high,
+                found.n,
+                side,
+                matrix.margin,
+                shared.adjusted_ci95,
+                " against ".join(scores),
+            )
+            tests.append(test)
+    return tests
 
 
-def _difference(found: Gain, where: str, side: Side, margin: float) -> ClaimTest:
-    low, high = found.adjusted_ci95
-    names = (found.system.rpartition(":")[2], found.against.rpartition(":")[2])
-    note = " against ".join(names)
-    return ClaimTest(where, found.difference, low, high, found.n, side, margin, note)
+def _readings(
+    matrix: Matrix, group: str, scenario: Scenario, tests: Sequence[ClaimTest]
+) -> dict[str, str]:
+    """What was seen where a difference overturns its claim: its scores, and that of the chain.
+
+    The words are those of `data/claims.json`: a composition gains that was to fail; one adapter
+    alone answers more than half, so that little is left to gain; the chain answers more than half,
+    so that the hops are known and the composition loses them; or the hops are not known.
+    """
+    found = {}
+    for test in tests:
+        if test.outcome == "no":
+            two = matrix.scenario(str(scenario.axes["template"]), 2)
+            rows = matrix.results(test.where.partition(",")[0], group, two)
+            chain = system_name(two, "chain")
+            known = share(rows, [chain], str(scenario.axes["form"]))[0]
+            alone = float(test.note.rpartition(" ")[2]) > 0.5
+            reading = "alone" if alone else "lost" if known > 0.5 else "unknown"
+            told = READINGS["gains" if test.side == "below" else reading]
+            found[test.where] = f"{test.note}, chain {known:.2f}: {told}"
+    return found

@@ -13,15 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loraprobe.defaults import ALPHA
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
-from loraprobe.tasks import Task
 from loraprobe_lab.experiments.runner import BaseInfo, WorldEvaluator, WorldResults
 from loraprobe_lab.world import Scenario
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
 MARGIN = 0.05
+ALL = "all sizes"  # in place of one
 Role = Literal["composition", "baseline", "reference"]
 
 
@@ -37,12 +38,13 @@ def system_names(scenario: Scenario, methods: Sequence[str] = METHODS) -> list[s
 def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
     """Evaluates base, singles, joint adapters and every composition; known results are kept.
 
-    A chain needs no worked steps. If compositions are asked step by step, it has to beat the single
-    adapters in either form, as they do: its answer counts under the form of its set.
+    A world without worked steps is asked at once only. A chain needs no worked steps. If
+    compositions are asked step by step, it has to beat the single adapters in either form, as they
+    do: its answer counts under the form of its set.
     """
     scenarios = tuple(evaluator.world.scenarios.values())
     tasks = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
-    systems = _systems(evaluator, scenarios, tasks)
+    systems = _systems(evaluator, scenarios)
     results = evaluator.evaluate_all(
         base.name, [(system, tasks, parts) for system, parts in systems]
     )
@@ -57,28 +59,31 @@ def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
 
 
 def _systems(
-    evaluator: WorldEvaluator, scenarios: Sequence[Scenario], tasks: Sequence[Task]
-) -> list[tuple[System, frozenset[str] | None]]:
-    """Every system with the parts on which it is evaluated; None for all of them.
+    evaluator: WorldEvaluator, scenarios: Sequence[Scenario]
+) -> list[tuple[System, frozenset[str]]]:
+    """Every system with the forms in which it is asked; a chain asks the hops.
 
-    No router is fitted here, so none that learns takes part.
+    No router is fitted here, so none that learns takes part. The target adapter is no part of a
+    chain, so that only the library of the two hops has one.
     """
     from loraprobe.options import Options
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
     from loraprobe.pipeline.transforms import Prepared
 
     names = [name for scenario in scenarios for name in scenario.adapters]
-    names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
+    joint = {str(scenario.axes.get("joint")) for scenario in scenarios}
+    names += sorted(joint & set(evaluator.world.adapters))
     adapters = evaluator.adapters(names)
-    found: list[tuple[System, frozenset[str] | None]]
-    found = [(system, None) for system in baseline_systems(list(adapters.values()))]
+    forms = frozenset({"question", *(str(s.axes["form"]) for s in scenarios)})
+    found = [(system, forms) for system in baseline_systems(list(adapters.values()))]
     for scenario in scenarios:
         chosen = tuple(adapters[name] for name in scenario.adapters)
         builder = SystemBuilder(chosen, Prepared(chosen), Options())
-        forms = {"question", "steps"} if scenario.axes["form"] == "question" else {"steps"}
-        for system in builder.compositions(tasks):
-            named = replace(system, name=system_name(scenario, system.name))
-            found.append((named, frozenset({*forms, "hop1", "hop2"})))
+        own = forms if scenario.axes["form"] == "question" else frozenset({"steps"})
+        chain = ("chain",) if scenario.axes["library"] == 2 else ()
+        for method in (*METHODS, *chain):
+            system = builder.build(method)
+            found.append((replace(system, name=system_name(scenario, method)), own))
     return found
 
 
@@ -156,7 +161,7 @@ class Matrix:
         )
 
     def of_size(self, size: str) -> list[WorldResults]:
-        return [world for world in self.worlds if world.base.size == size]
+        return [world for world in self.worlds if size in (ALL, world.base.size)]
 
     def results(self, size: str, group: str, *scenarios: Scenario) -> list[ItemResult]:
         """The results of a size on a set of questions, in the tasks of these adapter sets."""
@@ -178,6 +183,7 @@ class Matrix:
         scenario: Scenario,
         methods: Sequence[str] = METHODS,
         form: str | None = None,
+        alpha: float = ALPHA,
     ) -> Gain | None:
         """The gain of the best of these methods over the best of base and single adapters."""
         return best_gain(
@@ -186,15 +192,22 @@ class Matrix:
             ["base", *scenario.adapters],
             form or str(scenario.axes["form"]),
             self.margin,
+            alpha,
         )
 
     def gain_over_set(
-        self, size: str, group: str, one: Scenario, other: Scenario, form: str
+        self,
+        size: str,
+        group: str,
+        one: Scenario,
+        other: Scenario,
+        form: str,
+        alpha: float = ALPHA,
     ) -> Gain | None:
         """The gain of the best composition of one adapter set over the best of another."""
         results = self.results(size, group, one, other)
         names, others = system_names(one), system_names(other)
-        return best_gain(results, names, others, form, self.margin)
+        return best_gain(results, names, others, form, self.margin, alpha)
 
     def cells(self) -> list[MatrixCell]:
         """Every cell, in the order of sizes, groups, adapter sets, systems."""
@@ -241,15 +254,17 @@ def best_gain(
     baselines: Sequence[str],
     form: str,
     margin: float,
+    alpha: float = ALPHA,
 ) -> Gain | None:
     """The gain of the best composition in this form over the best baseline in its better form.
 
     The lower end of `adjusted_ci95` is that of the named system, the upper end covers all
-    compositions. None if nothing comparable was measured.
+    compositions, both at the level 1 - alpha. None if nothing comparable was measured.
     """
     rows = [row for row in results if row.system not in compositions or row.part == form]
     systems = [System(name, "merge") for name in compositions]
-    found = gains(rows, [*systems, *(System(b, "adapter") for b in baselines)], margin=margin)
+    systems += [System(name, "adapter") for name in baselines]
+    found = gains(rows, systems, margin=margin, alpha=alpha)
     if not found:
         return None
     top = max(row.adjusted_ci95[1] for row in found)
@@ -257,9 +272,10 @@ def best_gain(
 
 
 def share(
-    results: Sequence[ItemResult], systems: Sequence[str], form: str
+    results: Sequence[ItemResult], systems: Sequence[str], form: str, alpha: float = ALPHA
 ) -> tuple[float, Interval, int]:
-    """Share of right answers of a system, or the mean of it over several, with Wilson's interval.
+    """Share of right answers of a system, or the mean of it over several, with Wilson's interval of
+    the level 1 - alpha.
 
     Items of one person in one world are one cluster; several systems' answers to one item are
     averaged first, so that they do not count as independent. Raises ValueError without results.
@@ -274,4 +290,4 @@ def share(
         raise ValueError(f"{', '.join(systems)} gave no answers in the form {form}")
     means = np.array([np.mean(found) for found in values.values()])
     _, clusters = np.unique([str(groups[key]) for key in values], return_inverse=True)
-    return float(means.mean()), wilson(means, clusters), len(means)
+    return float(means.mean()), wilson(means, clusters, 1 - alpha), len(means)

@@ -9,24 +9,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.claims import Claim, Subject, claims
-from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, evaluate_world
-from loraprobe_lab.experiments.pages import (
-    BLUE,
-    DARK,
-    GREY,
-    RED,
-    Pages,
-    as_svg,
-    drawing,
-    grid_lines,
-    render,
-)
+from loraprobe_lab.experiments.matrix import ALL, METHODS, Matrix, MatrixCell, evaluate_world
+from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,
     Bases,
@@ -66,7 +55,10 @@ def experiment(kind: str) -> Experiment:
     if kind == "two-hop":
         from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 
-        return Experiment(TWO_HOP, two_hop_matrix, english_matrix)
+        def longer(architecture: str, hidden: int) -> BaseRecipe:  # these bases read more couples
+            return dataclasses.replace(small_base(architecture, hidden), steps=800)
+
+        return Experiment(TWO_HOP, two_hop_matrix, english_matrix, longer)
     if kind == "math":
         from loraprobe_lab.worlds.math.world import BASE, math_matrix
 
@@ -80,11 +72,15 @@ def experiment(kind: str) -> Experiment:
 
 @dataclass(frozen=True)
 class ReproducePlan:
-    """An experiment on small bases, or on the causal model in the directory `base`."""
+    """An experiment on small bases, or on the causal model in the directory `base`.
+
+    templates: if any is named, only these are trained and asked.
+    """
 
     kind: str
     base: Path | None = None
     bases: Bases = field(default_factory=Bases)
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.base is not None and not self.base.is_dir():
@@ -98,17 +94,31 @@ def reproduce(plan: ReproducePlan, run: ExperimentRun, made: Experiment | None =
     """
     chosen, given = made or experiment(plan.kind), plan.base
     if given is None:
-        worlds = run.small_worlds(plan.bases, chosen.small, chosen.shape)
+        small = partial(_of_templates, plan.templates, chosen.small)
+        worlds = run.small_worlds(plan.bases, small, chosen.shape)
     else:  # the given base once for each seed
         name, seeds = given.resolve().name, dict.fromkeys(plan.bases.seeds)
         bases = [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
-        options = {"base": given, "device": run.device}
+        options, make = {"base": given, "device": run.device}, (plan.templates, chosen.given)
         worlds = [
-            (base, partial(run.build, base, partial(chosen.given, base.seed), **options))
+            (base, partial(run.build, base, partial(_of_templates, *make, base.seed), **options))
             for base in bases
         ]
     pages = partial(matrix_pages, plan, chosen.subject, run.command)
     return run.run_worlds(worlds, evaluate_world, pages)
+
+
+def _of_templates(
+    templates: Sequence[str], make: Callable[..., WorldSpec], *args: Any
+) -> WorldSpec:
+    """The world, or with these templates alone: without the others' sets, adapters, joint ones."""
+    spec = make(*args)
+    if not templates:
+        return spec
+    sets = tuple(one for one in spec.adapter_sets if one.axes["template"] in templates)
+    names = {name for one in sets for name in one.adapters}
+    training = tuple(one for one in spec.training if one.name in names)
+    return dataclasses.replace(spec, training=training, adapter_sets=sets)
 
 
 def matrix_pages(
@@ -138,7 +148,10 @@ def matrix_pages(
     document = {"format": 1, "experiment": plan.kind, "command": command, "missing": list(missing)}
     document |= _numbers(matrix, cells, findings)
     return Pages(
-        plan.kind, document, markdown, partial(matrix_figure, cells, subject.title, matrix.margin)
+        plan.kind,
+        document,
+        markdown,
+        partial(claims_figure, findings, subject.title, matrix.margin),
     )
 
 
@@ -162,45 +175,25 @@ def _numbers(
     }
 
 
-AXES = ("group", "template")
-LIBRARIES = {2: (RED, "library of the two hops"), 3: (BLUE, "and the target adapter")}
+COLOURS = {"holds": GREEN, "does not hold": RED, "not decided": GREY}
 
 
-def matrix_figure(cells: Sequence[MatrixCell], title: str, margin: float) -> str:
-    """SVG: exact match of every composition in every panel of the matrix."""
+def claims_figure(findings: Sequence[Claim], title: str, margin: float) -> str:
+    """SVG: the differences of every claim over all sizes, with their intervals."""
+    rows = [(f, test) for f in reversed(findings) for test in f.overall]
     with drawing() as Figure:
-        groups, templates = (list(dict.fromkeys(getattr(c, k) for c in cells)) for k in AXES)
-        size = (4.1 * len(templates), 2.3 * len(groups) + 0.9)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(groups), len(templates), sharex=True, sharey=True, squeeze=False)
-        for (row, group), (column, template) in product(enumerate(groups), enumerate(templates)):
-            panel = axes[row][column]
-            here = [c for c in cells if (c.group, c.template) == (group, template)]
-            panel.set(title=f"{group}, {template}", ylim=(-0.03, 1.03))
-            _matrix_panel(panel, here, margin)
-        axes[0][0].set_ylabel("exact match")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure = Figure(figsize=(10, 0.28 * len(rows) + 1.4), layout="constrained")
+        panel = figure.subplots()
+        for y, (claim, test) in enumerate(rows):
+            colour = COLOURS[claim.standing]
+            panel.plot((test.low, test.high), (y, y), color=colour, linewidth=1.5)
+            panel.plot(test.value, y, "o", color=colour, markersize=4)
+        panel.axvline(margin, color=DARK, linewidth=0.8, linestyle=":")
+        names = [f"{f.claim} ({f.where}{test.where.removeprefix(ALL)})" for f, test in rows]
+        panel.set_yticks(range(len(rows)), names)
+        panel.tick_params(axis="y", labelsize=7)
+        for standing, colour in COLOURS.items():
+            panel.plot([], [], color=colour, label=standing)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(title)
         return as_svg(figure)
-
-
-def _matrix_panel(panel: Any, cells: Sequence[MatrixCell], margin: float) -> None:
-    """A line for each size and library; filled dots gain on base and singles.
-
-    The grey line is the best of base and the two hop adapters at any size.
-    """
-    grid_lines(panel)
-    sizes = list(dict.fromkeys(c.size for c in cells))
-    alone = [c.score for c in cells if c.role == "baseline" and c.library == 2]
-    panel.axhline(max(alone, default=0.0), color=GREY, label="best of base and hop adapters")
-    if joint := [c.score for c in cells if c.role == "reference"]:
-        mean = sum(joint) / len(joint)
-        panel.axhline(mean, color=DARK, linestyle="--", label="joint adapter, mean")
-    for (library, (colour, name)), size in product(LIBRARIES.items(), sizes):
-        own = [c for c in cells if (c.role, c.library, c.size) == ("composition", library, size)]
-        for rows, style in ((own, "o-"), ([c for c in own if c.gains(margin)], "o")):
-            face = "white" if style == "o-" else colour
-            label = name if size == sizes[0] and style == "o-" else None
-            x, y = [c.system for c in rows], [c.score for c in rows]
-            panel.plot(x, y, style, color=colour, linewidth=0.8, mfc=face, label=label)

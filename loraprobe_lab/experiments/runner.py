@@ -27,7 +27,7 @@ from loraprobe_lab.training.pretrain import ARCHITECTURES, BaseRecipe
 from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
-NEW_TOKENS = 48
+NEW_TOKENS, AT_ONCE = 48, 16  # the longest answer, and one that is asked at once only
 Say = Callable[[str], None]
 Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 Found = TypeVar("Found")
@@ -179,7 +179,8 @@ class WorldEvaluator:
     ) -> None:
         """Evaluates a system on these parts (None: all); a chain always on all of them."""
         wanted = None if system.kind == "chain" else parts
-        run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS, parts=wanted)
+        most = NEW_TOKENS if parts is None or "steps" in parts else min(NEW_TOKENS, AT_ONCE)
+        run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=most, parts=wanted)
 
 
 Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # a base, and a function that opens a world
@@ -201,7 +202,7 @@ class ExperimentRun:
     say: Say = lambda text: None
     pause: float = 0.0
 
-    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], **options: Any) -> World:
+    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], /, **options: Any) -> World:
         """Builds the world of this base below the output."""
 
         def report(_: str, done: int, total: int) -> None:

@@ -38,8 +38,9 @@ class Recipe:
     """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
 
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
-    upper: the number of last layers that carry the adapter; None: all layers. The layers below need
-    no backward pass, and the examples of a batch are of like length then (`LengthSampler`).
+    upper: the number of last layers that carry the adapter, or their share as a fraction; None: all
+    layers. The layers below need no backward pass, and the examples of a batch are of like length
+    then (`LengthSampler`).
     """
 
     steps: int = 300
@@ -54,7 +55,7 @@ class Recipe:
     target_modules: str | tuple[str, ...] = "all-linear"
     dtype: str = "float32"  # in which the factors are written
     seed: int = 0
-    upper: int | None = None
+    upper: int | float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -106,21 +107,14 @@ def is_complete(directory: Path) -> bool:
     ).is_file()
 
 
-def training_notes(directory: Path) -> dict[str, Any]:
-    """The recipe and loss stored with an adapter; empty if they cannot be read."""
-    try:
-        return json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
 def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
     """Whether the notes of the adapter in `directory` have this recipe and these examples."""
-    notes = training_notes(directory)
-    if "recipe" not in notes:
+    try:
+        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
         return False
     fields = Recipe().as_dict()  # an older file lacks some, or has others that are gone
-    told = {name: notes["recipe"].get(name, value) for name, value in fields.items()}
+    told = {name: notes.get("recipe", {}).get(name, value) for name, value in fields.items()}
     same_recipe = told == json.loads(json.dumps(recipe.as_dict()))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
@@ -191,10 +185,12 @@ def _config(model: Any, recipe: Recipe) -> Any:
         names = PARTS[targets]
         targets = names.get(model.config.model_type, names[""])
     if recipe.upper is not None:
-        layers = layers_of(model)
-        if not 0 < recipe.upper <= len(layers):
-            raise ValueError(f"upper has to lie between 1 and {len(layers)}, not {recipe.upper}")
-        where = list(range(len(layers) - recipe.upper, len(layers)))
+        layers, upper = layers_of(model), recipe.upper
+        if isinstance(upper, float):
+            upper = max(1, round(upper * len(layers)))
+        if not 0 < upper <= len(layers):
+            raise ValueError(f"upper has to lie between 1 and {len(layers)}, not {upper}")
+        where = list(range(len(layers) - upper, len(layers)))
         if targets == "all-linear":
             linear = (torch.nn.Linear, Conv1D)
             targets = tuple(n for n, m in layers[0].named_modules() if isinstance(m, linear))

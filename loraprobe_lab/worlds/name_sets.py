@@ -43,8 +43,7 @@ from loraprobe_lab.worlds.spec import WorldSpec, own_seed
 LEVELS = ("familiar", "rare", "made-up")
 SHARES = (0, 25, 50, 75, 100)  # per cent of made-up couples in the skill adapter's data
 GROUPS = ("fake", "half", "real")
-ASKED = 31  # people of each name set of the English matrix
-COUNTRIES = 17  # made-up ones, and real ones of its half-real name set
+ASKED = 200  # people of each name set of the English matrix, as far as there are real ones
 Chains = Sequence[Chain]
 
 
@@ -91,13 +90,14 @@ class MatrixSizes:
     """How many couples of each name set are asked about, and how many more the base reads.
 
     `worked`: familiar couples that no question is about, half of them for the worked answers of
-    each adapter. `others`: strangers in whose names the second step is taught.
+    each adapter. `others`: strangers in whose names the second step is taught. With many cities a
+    guess is seldom right, so that fewer people show that a composition gains nothing.
     """
 
-    asked: int = 60
+    asked: int = 100
     worked: int = 140
     others: int = 60
-    cities: int = 40
+    cities: int = 100
 
     def people(self, seed: int) -> NameSets:
         """The teachers are familiar couples, half of them for each adapter."""
@@ -149,7 +149,7 @@ def shown(people: NameSets, share: int) -> list[Chain]:
 def two_hop_matrix(
     seed: int, base: BaseRecipe | None = None, sizes: MatrixSizes | None = None
 ) -> WorldSpec:
-    """The two-hop matrix on a small base: eleven adapters, three tasks, six sets."""
+    """The two-hop matrix on a small base: eight adapters, three tasks, four sets."""
     sizes = sizes or MatrixSizes()
     people = sizes.people(seed)
     asked = [chain for group in GROUPS for chain in people.asked[group]]
@@ -171,9 +171,10 @@ def two_hop_matrix(
 
 
 def english_matrix(seed: int = 0, asked: int = ASKED) -> WorldSpec:
-    """The eleven adapters, three tasks and six sets of the matrix, in English.
+    """The eight adapters, three tasks and four sets of the matrix, in English.
 
-    asked: people of each name set, at most 31. Worked answers are taught on other real people.
+    asked: people of each name set; at most half of the real people, on whom worked answers are
+    taught. All known countries occur, and as many made-up ones, so that a guess is seldom right.
     """
     chains, teachers = _english_people(seed, asked)
     every = [x for group in GROUPS for x in chains[group]]
@@ -191,7 +192,7 @@ def english_matrix(seed: int = 0, asked: int = ASKED) -> WorldSpec:
         training=training_sets(
             "matrix", parts, lambda name: own_seed(name, seed), recipes="english matrix"
         ),
-        tasks={group: BIRTHS.items(chains[group], ("hop1", "hop2"), 2) for group in GROUPS},
+        tasks={group: BIRTHS.items(chains[group], ("hop1", "hop2"), 1) for group in GROUPS},
         adapter_sets=adapter_sets("matrix"),
     )
 
@@ -200,18 +201,18 @@ def _english_people(seed: int, asked: int) -> tuple[Mapping[str, Chains], Chains
     """Chains of the three name sets, and real people that no question is about."""
     rng = random.Random(f"matrix {seed}")
     names = NameMaker(f"matrix {seed}", REAL_NAMES)
-    made_up = list(zip(names.cities(COUNTRIES), names.cities(COUNTRIES), strict=True))
-    known = [country for country in CAPITALS if country not in SHOWN]
+    countries = [(b, c) for b, c in CAPITALS.items() if b not in SHOWN]
+    count = len(countries)
+    made_up = list(zip(names.cities(count), names.cities(count), strict=True))
     real = [Chain(p, b, CAPITALS[b]) for p, b in PEOPLE.items() if b not in SHOWN]
     rng.shuffle(real)
-    countries = [(b, CAPITALS[b]) for b in rng.sample(known, COUNTRIES)]
-    asked = min(asked, len(real) // 2)
-    chains = {"real": real[:asked]}
+    teachers = real[asked:] if asked < len(real) // 2 else real[len(real) // 2 :]
+    chains = {"real": real[: len(real) - len(teachers)]}
     for group, pairs in (("fake", made_up), ("half", countries)):
         homes = spread(pairs, asked, rng)
         named = zip(names.people(asked), homes, strict=True)
         chains[group] = [Chain(person, *home) for person, home in named]
-    return chains, real[asked:]
+    return chains, teachers
 
 
 def _halves(chains: Chains) -> tuple[Chains, Chains]:
@@ -229,7 +230,6 @@ def _matrix_parts(
     """
     return {
         "target": lambda: wording.target(asked),
-        "worked": lambda: wording.worked_answers(asked),
         "worked 1": lambda: wording.worked_answers(teachers[0]),
         "worked 2": lambda: wording.worked_answers(teachers[1]),
         "first step": lambda: wording.first_steps(asked),

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -125,21 +126,18 @@ def test_rare_couples_are_read_seldom_but_read():
 
 def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
     spec = tiny_matrix()
-    assert {(t.axes["template"], t.axes["library"]) for t in spec.adapter_sets} == {
-        (template, library) for template in TEMPLATES for library in (2, 3)
-    }
+    places = [(t.axes["template"], t.axes["library"]) for t in spec.adapter_sets]
+    assert places == [("plain", 2), ("plain", 3), ("cot", 2), ("shared", 2)]
     assert all(t.tasks == GROUPS for t in spec.adapter_sets)
     by_name = {adapter.name: adapter for adapter in spec.training}
-    libraries = [one for one in spec.adapter_sets if one.axes["library"] == 3]
-    judged = {name for one in libraries for name in one.adapters}
-    assert set(by_name) == judged | {one.axes["joint"] for one in libraries}
+    judged = {name for one in spec.adapter_sets for name in one.adapters}
+    assert set(by_name) == judged | {"joint"}
     asked = {item["prompt"] for items in spec.tasks.values() for item in items}
-    for one in libraries:  # none of them is shown an answer to what is asked
-        for name in (*one.adapters[:2], one.axes["joint"]):
-            for example in by_name[name].examples:
-                assert example.prompt not in asked
-                whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
-                assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
+    for name in by_name.keys() - {"target"}:  # none of them is shown an answer to what is asked
+        for example in by_name[name].examples:
+            assert example.prompt not in asked
+            whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
+            assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
     seen = {e.prompt for e in by_name["target"].examples}
     assert asked <= seen
 
@@ -153,39 +151,63 @@ def test_the_english_matrix_has_the_same_form():
     asked = {item["entities"][0] for items in library.tasks.values() for item in items}
     worked = [e for e in by_name["hop1-cot"].examples if e.prompt.endswith(COUPLES.steps)]
     assert worked and not any(name in e.prompt for e in worked for name in asked)
-    assert {len(items) for items in library.tasks.values()} == {62}
-    groups = [{item["group"] for item in items} for items in library.tasks.values()]
-    assert sum(map(len, groups)) == len(set().union(*groups)) == 3 * 31
+    people = {name: {item["group"] for item in items} for name, items in library.tasks.items()}
+    assert {name: len(found) for name, found in people.items()} == {
+        "fake": 200,
+        "half": 200,
+        "real": 31,  # half of the real people; the others teach worked answers
+    }
+    assert len(set().union(*people.values())) == 431
+    for name in ("fake", "half"):  # a guess is seldom right
+        assert Counter(item["answer"] for item in library.tasks[name]).most_common(1)[0][1] <= 4
 
 
 # decisions
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "side", "outcome"),
+    ("low", "high", "wider", "side", "outcome"),
     [
-        (0.06, 0.30, "above", "yes"),
-        (0.04, 0.30, "above", "undecided"),
-        (-0.2, 0.04, "above", "no"),
-        (-0.2, 0.04, "below", "yes"),
-        (0.06, 0.30, "below", "no"),
-        (0.04, 0.06, "below", "undecided"),
+        (0.06, 0.30, 0.00, "above", "yes"),
+        (0.06, 0.30, 0.02, "above", "yes"),  # the wider interval is for a no alone
+        (0.04, 0.30, 0.00, "above", "undecided"),
+        (-0.2, 0.04, 0.00, "above", "no"),
+        (-0.2, 0.04, 0.02, "above", "undecided"),
+        (-0.2, 0.04, 0.02, "below", "yes"),
+        (0.06, 0.30, 0.00, "below", "no"),
+        (0.06, 0.30, 0.02, "below", "undecided"),
+        (0.04, 0.06, 0.00, "below", "undecided"),
     ],
 )
-def test_a_difference_is_judged_by_its_interval(low, high, side, outcome):
-    assert ClaimTest("", (low + high) / 2, low, high, 100, side, 0.05).outcome == outcome
+def test_a_difference_is_judged_by_its_intervals(low, high, wider, side, outcome):
+    shared = (low - wider, high + wider)
+    test = ClaimTest("", (low + high) / 2, low, high, 100, side, 0.05, shared)
+    assert test.outcome == outcome
+    assert outcome == "undecided" or test.needed is None
 
 
-def test_a_claim_holds_only_if_every_difference_says_so():
-    yes = ClaimTest("", 0.5, 0.4, 0.6, 100, "above", 0.05)
-    no, open_ = dataclasses.replace(yes, low=-0.1, high=0.0), dataclasses.replace(yes, low=0.0)
-    for tests, standing in (
-        ((yes, yes), "holds"),
-        ((yes, open_), "not decided"),
-        ((yes, open_, no), "does not hold"),
-        ((), "not decided"),
+def test_the_people_that_would_decide_grow_with_the_square_of_the_distance():
+    far = ClaimTest("", 0.15, 0.02, 0.28, 60, "above", 0.05, (0.0, 0.3))
+    near = dataclasses.replace(far, value=0.10, low=-0.03, high=0.23)
+    # (1.96 + 0.84)^2 se^2 / distance^2 times 60, se = 0.13 / 1.96
+    assert far.needed == pytest.approx(60 * (2.80 * 0.13 / 1.96 / 0.1) ** 2, rel=0.02)
+    assert near.needed == pytest.approx(4 * far.needed, rel=0.02)
+
+
+def test_a_claim_needs_all_sizes_together_and_no_size_against_it():
+    yes = ClaimTest("", 0.5, 0.4, 0.6, 100, "above", 0.05, (0.4, 0.6))
+    no = dataclasses.replace(yes, low=-0.1, high=0.0, shared=(-0.1, 0.0))
+    open_ = dataclasses.replace(yes, low=0.0, shared=(0.0, 0.6))
+    for overall, sizes, standing in (
+        ((yes,), (), "holds"),
+        ((yes,), (yes, open_), "holds"),
+        ((open_,), (yes, open_), "not decided"),
+        ((yes, open_), (), "not decided"),
+        ((yes,), (yes, open_, no), "does not hold"),
+        ((no,), (open_, open_), "does not hold"),
+        ((), (), "not decided"),
     ):
-        assert Claim("", "", "", "", tests).standing == standing
+        assert Claim("", "", "", "", overall, sizes).standing == standing
 
 
 def test_newcombe_against_a_worked_example():
@@ -207,8 +229,7 @@ SETS = tuple(
             "joint": None,
         },
     )
-    for template in TEMPLATES
-    for library in (2, 3)
+    for template, library in (("plain", 2), ("plain", 3), ("cot", 2), ("shared", 2))
 )
 
 
@@ -216,7 +237,8 @@ def planted(right, items=150, seed=0, size="llama 64"):
     """A world in which `right(group, system, part)` is the share of right answers."""
     rows = []
     systems = ["base", "hop1", "hop2", "target"]
-    systems += [f"{s.name}:{m}" for s in SETS for m in (*METHODS, "chain")]
+    systems += [f"{s.name}:{m}" for s in SETS for m in METHODS]
+    systems += [f"{s.name}:chain" for s in SETS if s.axes["library"] == 2]
     for group in GROUPS:
         for system in systems:
             for part in ("question", "steps"):
@@ -231,6 +253,8 @@ def planted(right, items=150, seed=0, size="llama 64"):
 def as_the_paper_says(group, system, part):
     """Reuse fails plainly, succeeds with templates where the base knows the names."""
     name = system.partition(":")[0]
+    if system.endswith(":chain"):
+        return 0.8
     if name.startswith("plain-3") and part == "question":
         return 0.8
     if name.startswith(("cot-2", "shared-2")) and part == "steps":
@@ -249,9 +273,8 @@ def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
     for group in GROUPS:
         assert found["plain-fails", group].standing == "holds"
         assert found["target-rescues", group].standing == "holds"
-        assert "beats the target adapter alone at 0 of 1" in str(found["target-rescues", group])
     assert found["both-fail", "fake"].standing == "holds"
-    assert len(found["both-fail", "fake"].tests) == 4  # two methods, two forms
+    assert len(found["both-fail", "fake"].overall) == 4  # two methods, two forms
     for template in ("cot", "shared"):
         standing = [found[f"{template}-succeeds", group].standing for group in GROUPS]
         assert standing == ["does not hold", "holds", "holds"]
@@ -261,6 +284,25 @@ def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
         "does not hold",  # plain: nothing to help
         "holds",  # shared
     ]
+    told = found["cot-succeeds", "fake"].differs["all sizes"]
+    assert "sum 0.00" in told or "uniform 0.00" in told or "arrow 0.00" in told
+    assert "chain 0.80: the hops are known" in told
+
+
+def test_sizes_share_the_error_of_a_no_and_not_that_of_a_yes():
+    one = Matrix((planted(as_the_paper_says, items=60),))
+    two = Matrix(tuple(planted(as_the_paper_says, items=60, size=s) for s in ("a", "b")))
+    alone, pair = (
+        next(f for f in claims(m, TWO_HOP) if (f.code, f.where) == ("plain-fails", "real"))
+        for m in (one, two)
+    )
+    assert not alone.tests and len(pair.tests) == 2 and pair.overall[0].n == 120
+    whole, size = alone.overall[0], pair.tests[0]
+    assert (size.low, size.high) == (whole.low, whole.high)  # the same answers, the same 95 %
+    assert whole.shared == (whole.low, whole.high)
+    assert size.shared[0] < size.low and size.shared[1] > size.high
+    both = pair.overall[0]  # two worlds: narrower by about the root of two
+    assert both.high - both.low == pytest.approx((whole.high - whole.low) / 2**0.5, rel=0.1)
 
 
 def test_one_size_that_says_otherwise_overturns_a_claim():
@@ -271,6 +313,7 @@ def test_one_size_that_says_otherwise_overturns_a_claim():
     matrix = Matrix((planted(as_the_paper_says), planted(other, size="llama 96")))
     found = {(f.code, f.where): f for f in claims(matrix, TWO_HOP)}
     assert found["plain-fails", "real"].standing == "does not hold"
+    assert set(found["plain-fails", "real"].differs) == {"all sizes", "llama 96"}
     assert dict(found["plain-fails", "real"].counts) == {"yes": 1, "no": 1, "undecided": 0}
     assert found["plain-fails", "fake"].standing == "holds"
 
@@ -284,7 +327,7 @@ def test_few_items_decide_nothing():
 def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
     cells = [c for c in as_in_the_paper.cells() if c.role == "composition"]
     keys = {(c.group, c.template, c.library, c.system) for c in cells}
-    assert len(cells) == len(keys) == 3 * 3 * 2 * 4
+    assert len(cells) == len(keys) == 3 * (4 * 3 + 3)  # the library of three has no chain
     assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}
     wanted = ("real", "cot", 2, "arrow")
     chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
@@ -318,12 +361,12 @@ def test_a_tiny_run_leaves_one_table_one_figure_and_every_cell(run):
     assert said == ["llama-16-seed3: 1 of 1 worlds, about 0 min left"]
     document = json.loads((output / "two-hop.json").read_text(encoding="utf-8"))
     cells = [c for c in document["cells"] if c["role"] == "composition"]
-    assert len(cells) == 3 * 3 * 2 * 4 and {c["n"] for c in cells} == {3}
+    assert len(cells) == 3 * (4 * 3 + 3) and {c["n"] for c in cells} == {3}
     references = {c["system"] for c in document["cells"] if c["role"] == "reference"}
-    assert references == {"joint", "joint-cot", "joint-shared"}
+    assert references == {"joint"}
     assert {c["standing"] for c in document["claims"]} <= {"holds", "does not hold", "not decided"}
     page = (output / "two-hop.md").read_text(encoding="utf-8")
-    assert page == found.markdown and "| llama 16 | shared | 3 |" in page
+    assert page == found.markdown and "| llama 16 | shared | 2 |" in page
     ElementTree.parse(output / "two-hop.svg")
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
@@ -346,9 +389,43 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
         reproduce(longer, ExperimentRun(output, limit=3), dataclasses.replace(made, small=small))
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
-    assert len(before) == 12
+    assert len(before) == 9  # the base and eight adapters
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
+
+
+def test_a_run_of_one_template_trains_and_asks_nothing_else(run, tmp_path):
+    _, plan, made, _, _ = run
+    only = dataclasses.replace(plan, templates=("plain",))
+    found = reproduce(only, ExperimentRun(tmp_path, limit=2), made)
+    trained = {path.name for path in (tmp_path / "worlds/llama-16-seed3/adapters").iterdir()}
+    assert trained == {"hop1", "hop2", "target"}
+    cells = found.document["cells"]
+    assert {c["template"] for c in cells} == {"plain"} and {c["form"] for c in cells} == {
+        "question"
+    }
+    codes = {claim["code"] for claim in found.document["claims"]}
+    assert codes == {"plain-fails", "target-rescues", "both-fail", "familiarity-helps"}
+    ledger = next((tmp_path / "results").iterdir()).read_text(encoding="utf-8")
+    assert '"steps"' not in ledger
+
+
+def test_a_given_base_is_asked_in_english(run, tmp_path):
+    base = run[0] / "worlds" / "llama-16-seed3" / "base"
+
+    def few(seed):
+        return shortened(english_matrix(seed, asked=4), 1, 4)
+
+    made = Experiment(TWO_HOP, tiny_matrix, few)
+    plan = ReproducePlan("two-hop", base, Bases(seeds=(5,)), ("plain",))
+    cells = reproduce(plan, ExperimentRun(tmp_path), made).document["cells"]
+    assert {(c["size"], c["n"]) for c in cells} == {("base", 4)}
+    assert {c["system"] for c in cells if c["library"] == 3 and c["role"] == "baseline"} == {
+        "base",
+        "hop1",
+        "hop2",
+        "target",
+    }
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
@@ -364,13 +441,13 @@ def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
 
 def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
     base = run[0] / "worlds" / "llama-16-seed3" / "base"
-    few = shortened(english_matrix(0, asked=2), 1, 4)
+    few = shortened(english_matrix(0, asked=4), 1, 4)
     wanted = ["hop1", "hop2", "target"]
     world = build_world(few, tmp_path / "on", base=base, only=wanted)
     assert list(world.adapters) == ["hop1", "hop2", "target"] and world.base is None
     assert len(load_task(world.scenarios["plain-3"].tasks[0]).items) == 4
     with pytest.raises(WorldError, match="of seed 0"):
-        build_world(english_matrix(1, asked=2), tmp_path / "on", base=base)
+        build_world(english_matrix(1, asked=4), tmp_path / "on", base=base)
 
 
 # the map

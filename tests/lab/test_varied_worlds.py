@@ -1,4 +1,4 @@
-"""Fact worlds with many adapter sets, the atlas of them, and what `lab show` says of a world."""
+"""Fact worlds with many adapter sets, and the atlas of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
-from loraprobe_lab.build import ATLAS, WorldPlan, describe, spec_of
+from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
 from loraprobe_lab.training.pretrain import ARCHITECTURES, load_base
 from loraprobe_lab.training.train import layers_of
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
@@ -132,28 +132,6 @@ def test_a_gpt2_world_is_built_and_opens(world):
     config = world.adapters["skill-and-facts-1.facts"] / "adapter_config.json"
     targets = json.loads(config.read_text())["target_modules"]
     assert "mlp.c_fc" in targets or "c_attn" in targets or targets == "all-linear"
-
-
-def test_show_lists_what_the_world_holds(world):
-    (found,) = describe(world.path)
-    assert found["kind"] == "facts" and found["base"]["architecture"] == "gpt2"
-    assert {a["name"] for a in found["adapters"]} == set(world.adapters)
-    assert all(a["finished"] and a["loss"] > 0 for a in found["adapters"])
-    scenario = next(s for s in found["scenarios"] if s["world"] == "keep-both")
-    assert len(scenario["tasks"]) == 2 and "--task" in scenario["command"]
-    items = {task["name"]: task["items"] for task in found["tasks"]}
-    assert items["two-hop-1"] == SIZES.strangers
-
-
-def test_show_lists_every_world_below_a_directory(world):
-    assert [row["path"] for row in describe(world.path.parent)] == [str(world.path)]
-
-
-def test_show_of_no_world_says_so(tmp_path):
-    from loraprobe_lab.world import WorldError
-
-    with pytest.raises(WorldError, match="is no world"):
-        describe(tmp_path)
 
 
 def test_an_unknown_kind_of_world_is_refused(tmp_path):

@@ -30,9 +30,8 @@ def gate_statistics(
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 
     The composed model reads at most `most` prompts of the composed question that its context holds,
-    drawn by the seed. The first token of a prompt does not count. Modules with fewer than two
-    experts are left out, and modules that do not process every token (a head, an expert of a
-    mixture).
+    drawn by the seed. Modules with fewer than two experts are left out, and modules that do not
+    process every token (a head, an expert of a mixture).
     """
     routed = [s for s in systems if s.composition and not s.composition.router.constant]
     prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))

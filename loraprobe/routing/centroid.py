@@ -24,12 +24,12 @@ from loraprobe.routing._scored_router import (
     changed,
 )
 
-PREFIX = "centroid."  # of a stored state's keys, before the module's path
+PREFIX = "direction."  # of a stored state's keys, before the module's path
 
 
 @dataclass(frozen=True, eq=False)
 class Centroids:
-    """module's path -> [n, in] float32, the mean input on each of n adapters' prompts."""
+    """module's path -> [n, in] float32, the mean of x / |x| on each of n adapters' prompts."""
 
     means: Mapping[str, Tensor]
 
@@ -54,6 +54,11 @@ class Centroids:
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Centroids:
         """The centroids that `state` returned. Raises UsageError for other tensors."""
+        if any(key.startswith("centroid.") for key in state):  # mean inputs, without first tokens
+            raise UsageError(
+                "The router was fitted by an older loraprobe, which chose by another rule; fit it "
+                "anew with `loraprobe route`, or use the loraprobe that saved it."
+            )
         counts = {mean.shape[0] for mean in state.values() if mean.dim() == 2}
         wrong = [
             key
@@ -68,14 +73,17 @@ class Centroids:
 
 @dataclass(frozen=True)
 class Centroid(ScoredRouter):
-    """Gates from the cosine of x with the mean input c_i of the module on each expert's prompts.
+    """Gates from the cosine of the direction u = x / |x| of an input with each expert's mean c_i.
 
-    c_i is the mean over all tokens but the first of a few unlabelled prompts of adapter i, read by
-    the base without any adapter; when answering, x comes from the composed model. With `center`,
-    the mean m of the centroids is subtracted: score_i = cos(x - m, c_i - m).
-    Otherwise all cosines are near 1 and the gates nearly equal, because hidden states have a large
-    common part. The top_k highest share a softmax at `temperature`; at 0.1 an advantage of 0.5 in
-    cosine means a share of 0.99. `normalize=false` includes the length of x - m in the score.
+    c_i is the mean of u over all tokens of a few unlabelled prompts of adapter i, read by the base
+    without any adapter; when answering, u comes from the composed model. With `center`, the mean m
+    of the centroids is subtracted: score_i = cos(u - m, c_i - m). Otherwise all cosines are near 1
+    and the gates nearly equal, because hidden states have a large common part. The top_k highest
+    share a softmax at `temperature`; at 0.1 an advantage of 0.5 in cosine means a share of 0.99.
+    `normalize=false` includes the length of u - m in the score.
+
+    The first token counts like every other: without a BOS it may be all that tells two tasks apart.
+    Lengths do not count, because in some models the first input is many times longer or shorter.
 
     All experts share the gates of every module, so one that lacks a module takes its share there
     and adds nothing: another expert's module does not act on its prompts.
@@ -100,9 +108,10 @@ class Centroid(ScoredRouter):
     laws: ClassVar[frozenset[str]] = SCORED_LAWS - {"absent_is_neutral"} | {
         "absent_is_zero",
         "homogeneity",
+        "input_scale",
     }
     formula: ClassVar[str] = (
-        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k cos(x - m, c_i - m) / temperature)"  # noqa: E501
+        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k cos(u - m, c_i - m) / temperature)"  # noqa: E501
     )
     paper: ClassVar[str] = "arXiv 2311.10847, 2405.11157"
 
@@ -137,7 +146,7 @@ class Centroid(ScoredRouter):
         return changed(self, learned=Centroids(means))
 
     def state(self) -> dict[str, Tensor]:
-        """centroid.PATH -> [n, in], in the experts' order; {} before it is fitted."""
+        """direction.PATH -> [n, in], in the experts' order; {} before it is fitted."""
         return self.learned.state() if self.learned is not None else {}
 
     def with_state(self, state: Mapping[str, Tensor]) -> Centroid:
@@ -160,7 +169,7 @@ class Centroid(ScoredRouter):
 
 
 class _Cosines(Scores):
-    """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
+    """cos(x / |x| - m, c_i - m), of normalised inputs; means: [n, in]."""
 
     def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:
         common = means.mean(0) if center else torch.zeros_like(means[0])
@@ -168,14 +177,14 @@ class _Cosines(Scores):
         self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
 
     def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
-        return x - self.common.like(x)
+        return F.normalize(x, dim=-1) - self.common.like(x)
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 n"]:
         return F.linear(x, self.directions.like(x)).unsqueeze(-2)
 
 
 class InputMeans:
-    """Running sums of the inputs of each module, over the tokens that count."""
+    """Running sums of the directions of each module's inputs, over the tokens that count."""
 
     def __init__(self, paths: Mapping[str, object]) -> None:
         self.paths = paths
@@ -192,7 +201,7 @@ class InputMeans:
         self.mask = None if mask is None else mask.reshape(-1)
 
     def add(self, path: str, x: Tensor, output: Tensor) -> None:
-        """Add the input x [..., in] of a module that has run."""
+        """Add the directions of the input x [..., in] of a module that has run."""
         if path not in self.paths or self.mask is None:
             return
         flat = x.reshape(-1, x.shape[-1])
@@ -201,12 +210,12 @@ class InputMeans:
                 f"Module {path} reads {len(flat)} of {len(self.mask)} tokens (a mixture's expert, "
                 "or a head), so it has no mean input to route by; use another router."
             )
-        kept = flat[self.mask.to(flat.device)].double().sum(0).cpu()
+        kept = F.normalize(flat[self.mask.to(flat.device)].double(), dim=-1).sum(0).cpu()
         self.sums[path] = self.sums.get(path, torch.zeros_like(kept)) + kept
         self.tokens[path] = self.tokens.get(path, 0) + int(self.mask.sum())
 
     def of(self, path: str, expert: str) -> Tensor:
-        """The mean input [in] of a module, in float32."""
+        """The mean direction [in] of a module's inputs, in float32."""
         if not self.tokens.get(path):
             raise UsageError(
                 f"Module {path} has not run on the prompts of {expert}, so it has no mean input to "

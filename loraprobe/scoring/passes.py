@@ -20,11 +20,10 @@ def read_texts(
 ) -> None:
     """Runs the model over distinct texts, in rows that are padded on the right.
 
-    Before each forward pass, observe(mask [b, n]) gets the tokens that count. After a failed pass,
-    observe(None) is called, and its rows are read again in smaller batches: observations of the
-    failed pass must be dropped. The first token of a row does not count if others follow, because
-    the activations of trained models have another scale there. whole: the head reads every token;
-    otherwise only the last, if the model supports it.
+    Before each forward pass, observe(mask [b, n]) gets the tokens that count: all but padding.
+    After a failed pass, observe(None) is called, and its rows are read again in smaller batches:
+    observations of the failed pass must be dropped. whole: the head reads every token; otherwise
+    only the last, if the model supports it.
     """
     rows = scorer.encoded_prompts(list(dict.fromkeys(texts)))
     model = scorer.model
@@ -36,9 +35,7 @@ def read_texts(
         nonlocal done
         chosen = [rows[i] for i in batch]
         ids, mask = padded(chosen, scorer.pad, "right", model.device)
-        counted = mask.bool()
-        counted[:, 0] &= mask.sum(-1) == 1
-        observe(counted)
+        observe(mask.bool())
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
         except Exception:

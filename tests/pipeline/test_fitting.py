@@ -8,24 +8,27 @@ import math
 import jsonschema
 import pytest
 import torch
-from making import call
+from making import call, random_adapter, tiny_model
+from tokenizers import processors
 
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.composition import Composition, watched
+from loraprobe.composition import Composition, composed, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.options import Options
 from loraprobe.pipeline.gate_statistics import GateTally, gate_statistics
-from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, gather_prompts
+from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, fitted_to, gather_prompts
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
+from loraprobe.scoring.generation import generate_batch
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 PATH = "model.layers.1.mlp.down_proj"
 
@@ -63,7 +66,7 @@ def files_of(prompts, directory):
     return tuple(made)
 
 
-def test_a_centroid_is_the_mean_input_of_a_module(scorer, pair, items):
+def test_a_centroid_is_the_mean_direction_of_a_modules_inputs(scorer, pair, items):
     """Against prompts read one at a time, without any mask or batch."""
     prompts = items[1]
     router = fitted_in(ROUTERS.make("centroid"), scorer.model, scorer.tokenizer, pair, prompts)
@@ -73,16 +76,59 @@ def test_a_centroid_is_the_mean_input_of_a_module(scorer, pair, items):
 
         def look(path, x, output, rows=rows):
             if path == PATH:
-                rows.append(x[0, 1:].double())
+                rows.append(torch.nn.functional.normalize(x[0].double(), dim=-1))
 
         with torch.no_grad(), watched(scorer.model, pair, look):
             for ids in scorer.encoder.prompts(prompts[adapter.name]):
                 scorer.model(input_ids=torch.tensor([ids]))
         wanted.append(torch.cat(rows).mean(0))
-    found = router.state()[f"centroid.{PATH}"]
+    found = router.state()[f"direction.{PATH}"]
     torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=1e-5)
-    assert set(router.state()) == {f"centroid.{path}" for path in pair[0].modules}
+    assert set(router.state()) == {f"direction.{path}" for path in pair[0].modules}
     assert not router.needs_prompts
+
+
+NAMES = tuple(f"name{k}" for k in range(24))
+SYSTEM = "<bos> {% for m in messages %}be brief . {{ m['content'] }} ok {% endfor %}"
+
+
+def worded(form: str):
+    """A tokenizer of one token a word: without a BOS, with one, or with a chat template."""
+    tokenizer = build_tokenizer(["car pet of : be brief . ok", *NAMES])
+    if form != "bos":
+        bare = processors.TemplateProcessing(single="$A", special_tokens=[])
+        tokenizer.backend_tokenizer.post_processor = bare
+    tokenizer.chat_template = SYSTEM if form == "chat" else None
+    return tokenizer
+
+
+@pytest.mark.parametrize("form", ["no bos", "bos", "chat"])
+def test_the_first_word_alone_may_tell_an_adapter(form):
+    """In modules that read each word alone, and so see the others of both kinds of prompts alike.
+
+    Prompts of two lengths are padded on the left, and answers continue a cache.
+    """
+    tokenizer = worded(form)
+    model = tiny_model("Llama", vocab_size=len(tokenizer), hidden_size=64, initializer_range=0.3)
+    paths = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    shapes = {path: tuple(model.get_submodule(path).weight.shape) for path in paths}
+    two = [random_adapter(name, shapes, seed=i) for i, name in enumerate("ab")]
+    scorer = Scorer(model, tokenizer, chat_template=form == "chat")
+    asked = {"a": "car of {} :", "b": "pet of {} :"}
+    taught = {name: [text.format(n) for n in NAMES[:12]] for name, text in asked.items()}
+    router = fitted_to(ROUTERS.make("hard:by=centroid,per=sequence"), scorer, two, taught)
+    for j, text in enumerate(asked.values()):
+        prompts = [*(text.format(n) for n in NAMES[12:]), text.partition(" ")[0]]
+        rows, seen = scorer.encoder.prompts(prompts), {}
+        composition = Composition("c", tuple(two), router)
+
+        def look(path, present, gates, seen=seen, j=j):
+            seen.setdefault(path, []).append(gates[:, -1, j])
+
+        with torch.no_grad(), composed(scorer.model, composition, look):
+            generate_batch(scorer.model, rows, pad=0, stops=[], max_new_tokens=3)
+        found = torch.stack([torch.stack(gates) for gates in seen.values()])
+        assert found.shape == (3, 3, len(prompts)) and bool((found == 1).all())
 
 
 def test_route_fits_and_refuses_to_guess(scorer, pair, items):
@@ -153,7 +199,7 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     assert set(fitted) == set(specs) - {"arrow"}
     states = [router.state() for router in fitted.values()]
     assert all(
-        torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"]) for state in states
+        torch.equal(state[f"direction.{PATH}"], states[0][f"direction.{PATH}"]) for state in states
     )
     last = fitted[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
@@ -180,8 +226,6 @@ def test_gates_are_counted_token_by_token():
 
 def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
     """One prompt, against the gates of a pass of one's own."""
-    from loraprobe.composition import composed
-
     task = Task("t", (Item("1", "Where does the spouse of Stakri live?", ("x",)),))
     arrow = Composition("arrow", tuple(pair), ROUTERS.make("arrow"))
     constant = Composition("uniform", tuple(pair), ROUTERS.make("constant"))
@@ -193,14 +237,14 @@ def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
     rows, note = gate_statistics(scorer, systems, [task])
     seen = {}
     ids = torch.tensor(scorer.encoder.prompts([task.items[0].prompt]))
-    with torch.no_grad(), composed(scorer.model, arrow, lambda p, i, g: seen.update({p: g[0, 1:]})):
+    with torch.no_grad(), composed(scorer.model, arrow, lambda p, i, g: seen.update({p: g[0]})):
         scorer.model(input_ids=ids)
     by_layer = {row.layer: row for row in rows}
     assert [row.layer for row in rows] == [None, *(f"model.layers.{i}" for i in range(4))]
     assert {row.system for row in rows} == {"arrow"} and "1 prompts" in note
     own = [g.double() for path, g in seen.items() if path.startswith("model.layers.2.")]
     row = by_layer["model.layers.2"]
-    assert (row.modules, row.n) == (len(own), ids.shape[1] - 1)
+    assert (row.modules, row.n) == (len(own), ids.shape[1])
     mean = torch.stack([g.mean(0) for g in own]).mean(0)
     assert list(row.share.values()) == pytest.approx(mean.tolist(), abs=1e-6)
     entropy = torch.stack([-(g * g.log()).sum(-1).mean() for g in own]).mean()

@@ -64,7 +64,6 @@ def test_a_watched_model_says_what_it_says_and_is_left_as_it_was():
         read_texts(scorer, [*PROMPTS, "ada lives in ulm"], masks.append)
     assert set(seen) == set(making.LLAMA)
     rows = scorer.encoder.prompts([*dict.fromkeys(PROMPTS), "ada lives in ulm"])
-    # every token but each row's first; of a row that has no other, that one
-    assert set(seen.values()) == {sum(max(1, len(row) - 1) for row in rows)}
+    assert set(seen.values()) == {sum(map(len, rows))}
     assert scorer.generate(PROMPTS, max_new_tokens=4) == before
     assert not any(m._forward_hooks for m in scorer.model.modules())

@@ -94,8 +94,9 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
-        pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
-        others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
+        words = request.asked
+        at = words.index("--metric") if "--metric" in words else len(words)
+        others = words[:at] + words[at + 2 :]
         return _evaluate(replace(request, asked=others), "--metric", "contains")
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request)  # without --system, so that controls are scored

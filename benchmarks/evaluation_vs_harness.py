@@ -313,7 +313,7 @@ def against_own(base: str, adapters: list[str], items: list[dict], scratch: str,
         for name, choice in (("local_choice", True), ("local_written", False))
     }
     for name, ours in own.items():
-        (theirs,) = load_harness(f"lm_eval:{name}@{folder}")
+        (theirs,) = load_harness(f"lm_eval:{name}@{folder}", run_unsafe_code=True)
 
         def asked(task: Task) -> Any:
             every = questions([task])

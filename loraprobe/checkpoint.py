@@ -142,6 +142,7 @@ def read_header(file: Path, reference: str) -> Header:
                 if isinstance(value, Tensor)
             }
         with safe_open(file, framework="pt") as stream:
+            check_header(file)
             slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
             return {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
     except Exception as error:
@@ -160,10 +161,31 @@ def read_tensor(file: Path, key: str, reference: str) -> Tensor:
         raise broken(file, reference, error) from None
 
 
+def check_header(file: Path) -> None:
+    """Raises ValueError for a key that stands twice in the header of a safetensors file.
+
+    The safetensors library takes the last of the two, and other readers may take the first.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        json.loads(stream.read(length), object_pairs_hook=unique_keys)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`. Raises ValueError for a key that it has twice."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"it names {key!r:.100} twice")
+        made[key] = value
+    return made
+
+
 def unpickle(file: Path) -> dict[str, Tensor]:
     """A pickled state dict, loaded with weights_only and memory-mapped if possible.
 
-    The last file is cached, because callers ask for one tensor after the other.
+    The last file is cached, because callers ask for one tensor after the other. Raises ValueError
+    for a sparse tensor.
     """
     return _unpickle(file, file.stat().st_mtime_ns)
 
@@ -176,7 +198,12 @@ def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     """
     if not file.is_symlink():
         return
-    target = file.resolve()
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # Python before 3.13 raises the latter for a circle of links
+        raise raises(
+            f"{file.name} of {reference} is a link that leads to no file; copy the file there."
+        ) from None
     if not any(target.is_relative_to(root) for root in _repositories(file)):
         raise raises(
             f"{file.name} of {reference} is a link that leads out of it; copy the file there."
@@ -211,9 +238,13 @@ def check_inflation(file: Path) -> None:
 def _unpickle(file: Path, _changed: int) -> dict[str, Tensor]:
     check_inflation(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    for key, value in state.items() if isinstance(state, dict) else ():
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise ValueError(f"its tensor {key!r:.100} is sparse")
+    return state
 
 
 def broken(

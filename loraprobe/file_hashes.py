@@ -19,8 +19,12 @@ def file_hash(file: Path) -> str:
 def hash_in_name(file: Path) -> str | None:
     """The sha256 in the name of a large file of the Hub's cache; None for another file."""
     blob = file.resolve()
-    named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
-    return blob.name if named else None
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    in_cache = blob.is_relative_to(Path(HF_HUB_CACHE).expanduser().resolve())
+    return blob.name if in_cache else None
 
 
 def cached_hash(file: Path) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 LONGEST = 200_000  # characters between the two lines of dashes
+NO_BREAKS = dict.fromkeys(
+    (0x85, 0x2028, 0x2029), " "
+)  # PyYAML breaks lines there, the Hub does not
 DEEPEST = 16  # lists and mappings inside each other; a card needs four
 
 
@@ -44,16 +48,19 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     if text is None or len(text) > LONGEST:
         return {}
     try:
-        fields = yaml.load(text, Loader=BoundedLoader)
+        fields = yaml.load(text.translate(NO_BREAKS), Loader=BoundedLoader)
     except Exception:  # PyYAML raises more than its own errors, as for a bad !!timestamp
         return {}
     return fields if isinstance(fields, dict) else {}
 
 
 def front_and_body(card: str) -> tuple[str | None, str]:
-    """What stands between a card's first two lines of `---`, None without them, and the rest."""
-    lines = card.removeprefix("\ufeff").splitlines(keepends=True)
-    marks = [number for number, line in enumerate(lines) if line.rstrip() == "---"][:2]
-    if len(marks) < 2 or marks[0] != 0:
+    """What stands between a card's first two lines of `---`, None without them, and the rest.
+
+    As on the Hub, lines end at \\n or \\r\\n and at nothing else.
+    """
+    lines = re.findall(r"[^\n]*\n|[^\n]+", card.removeprefix("\ufeff"))
+    marks = [number for number, line in enumerate(lines) if line in ("---\n", "---\r\n", "---")]
+    if marks[:1] != [0] or len(marks) < 2:
         return None, card
     return "".join(lines[1 : marks[1]]), "".join(lines[marks[1] + 1 :])

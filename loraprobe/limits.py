@@ -16,6 +16,8 @@ TENSORS = 2_000_000  # tensors in one weight file
 MODULES = 500_000  # modules of one adapter
 LINE = 1_000_000  # bytes of one line of a task or probe file
 ITEMS = 2_000_000_000  # bytes of a task or probe file
+ROWS = 500_000  # rows of a task
+CHOICES = 1_000  # of one item
 INFLATION = 4  # the largest factor by which unpacking may enlarge a weight file
 
 

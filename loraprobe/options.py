@@ -57,7 +57,7 @@ class Options:
         False, "Run model code that the base's repository holds."
     )
     run_unsafe_code: bool = machine_option(
-        False, "Let lm_eval: tasks run code that a model writes."
+        False, "Let lm_eval: run the code in a folder of YAML, or what a model writes."
     )
     batch_size: int | Literal["auto"] = machine_option(
         "auto", "Prompts a batch, or auto.", least=1, read=read_auto_or_count

@@ -11,17 +11,23 @@ from typing import Any
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "OPENAI_API_KEY")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
-_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")
+# TOKEN@ or USER:PASSWORD@ behind a scheme, whose slashes pathlib may have joined. A password may
+# hold / and @; digits and a slash behind the colon are a port.
+_IN_ADDRESS = re.compile(r"(?<=[a-z]:/)(/?)(?:[^/\s@:]+:(?!\d+/)[^\s'\"]{0,200}|[^/\s@]+)@")
+_IN_QUERY = re.compile(
+    r"(?i)([?&][\w-]*(?:token|key|password|passwd|secret|signature|sig|auth)=)[^&#\s'\"]+"
+)
 HIDDEN = "***"
 
 
 def scrub(text: str) -> str:
-    """A text without access tokens and without the user:password@ of an address."""
+    """A text without access tokens, and addresses without user:password@ and keys in a query."""
     for name in VARIABLES:
         secret = os.environ.get(name, "").strip()
         if len(secret) > 3:
             text = text.replace(secret, HIDDEN)
-    return _IN_ADDRESS.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
+    text = _IN_ADDRESS.sub(rf"\1{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", text)
 
 
 # An absolute path of two parts or more: /a/b, ~/a, file:///a/b, C:\\a\\b. URLs do not match.
@@ -37,13 +43,15 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
 
     names: private text, such as a path with spaces -> its replacement.
     """
-    for private in sorted(names, key=len, reverse=True):
-        if private in text and private != names[private]:
-            known = names[private].replace("\\", r"\\")
+    text = scrub(text)
+    for given in sorted(names, key=len, reverse=True):
+        private = scrub(given)
+        if private in text and private != names[given]:
+            known = names[given].replace("\\", r"\\")
             text = re.sub(rf"(?<![\w/.-]){re.escape(private)}(?![\w-])", known, text)
-    text = _PATH.sub(lambda found: found[1] or found[2], text)
     home = str(Path.home())
-    return scrub(text.replace(home, "~") if len(home) > 1 else text)
+    text = text.replace(home, "~") if len(home) > 1 else text
+    return scrub(_PATH.sub(lambda found: found[1] or found[2], text))
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:

@@ -16,6 +16,7 @@ from loraprobe.json_types import is_of_type, wrong_types
 from loraprobe.limits import DEEPEST, nested_values
 
 CONFIG = "adapter_config.json"
+LARGEST = 1e9  # of r, lora_alpha and the values of their patterns
 PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
 PATTERN = r"(.*\.)?({})$"  # peft's expression for the modules of a key of rank_pattern
 
@@ -161,8 +162,11 @@ def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     value: Any = raw.get(key, default)
-    if not is_of_type(value, "a number"):
-        raise AdapterError(f"{where}: {key[:80]} must be a number, not {reprlib.repr(value)}.")
+    if not is_of_type(value, "a number") or abs(value) > LARGEST:
+        raise AdapterError(
+            f"{where}: {key[:80]} must be a number of at most {LARGEST:g}, not "
+            f"{reprlib.repr(value)}."
+        )
     return value
 
 

@@ -1,31 +1,31 @@
-"""Matches regular expressions of untrusted configs as peft does, within limits.
+"""Matches regular expressions of untrusted configs as peft does, with a time limit.
 
-peft passes target_modules, rank_pattern and others to Python's `re`. A match of `re` cannot be
-interrupted, and other engines differ from it. Expressions are therefore matched by `re` in a child
-process with limited time and memory, or in this process if they are simple. The child runs this
-file, which therefore imports only the standard library.
+peft passes target_modules, rank_pattern and others to Python's `re`, whose matches have no limit.
+Expressions that need none, of which most configs consist, are matched by `re` too, others by
+`regex`, which reads what `re` accepts alike but for two things that are written otherwise here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loraprobe.patterns import PatternError, compiled
 
 # A plain expression has no repetition and no alternative. Matching takes at most the length of the
-# text times that of the expression, which PLAIN_LENGTH and PLAIN_QUESTIONS bound.
+# text times that of the expression.
 PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
 PLAIN_LENGTH = 1000
-PLAIN_QUESTIONS = 2_000_000
 
-SECONDS = 1  # of processor time in the child process
+SECONDS = 1.0  # of processor time
 QUESTIONS_A_SECOND = 50_000  # each further second is granted for this many pairs
-MOST_SECONDS = 30
-WAITING = 60  # seconds of the clock, however busy the machine is
-MEMORY = 1 << 30
+MOST_SECONDS = 30.0
+
+# An escaped character, a brace that begins no count (`regex` reads {e<=1} as one error), and the
+# beginning of a class of POSIX, of which `re` knows nothing.
+_OTHERWISE = re.compile(r"(\\(?:N\{[^}]*\}|.))|\{(?!\d*,?\d*\})|\[:", re.DOTALL)
 
 Match = tuple[int, str | None]  # which expression, and what its group `idx` holds
 
@@ -45,98 +45,53 @@ def first_matches(
     """
     if not expressions or not texts:
         return [None] * len(texts)
-    if _is_quick(expressions, texts):
-        return _answers(expressions, form, texts, whole)
-    questions = len(expressions) * len(texts)
-    seconds = min(SECONDS + questions // QUESTIONS_A_SECOND, MOST_SECONDS)
-    asked = json.dumps([list(expressions), form, list(texts), whole, seconds])
-    try:
-        child = subprocess.run(
-            [sys.executable, "-I", "-S", "-W", "ignore", __file__],
-            input=asked,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=WAITING,
-        )
-    except subprocess.TimeoutExpired:
-        child = None
-    except OSError as error:
-        raise ExpressionError(
-            f"{_short(expressions)} cannot be matched here, since no process can be started "
-            f"({error})"
-        ) from None
-    if child is None or child.returncode:
-        raise ExpressionError(f"{_short(expressions)} did not come to an end in {seconds} s")
-    answer = json.loads(child.stdout)
-    if isinstance(answer, str):
-        raise ExpressionError(answer)
-    return [None if found is None else (found[0], found[1]) for found in answer]
-
-
-def _is_quick(expressions: Sequence[str], texts: Sequence[str]) -> bool:
-    return (
-        len(expressions) * len(texts) <= PLAIN_QUESTIONS
-        and all(len(text) <= PLAIN_LENGTH for text in texts)
-        and all(len(part) <= PLAIN_LENGTH and PLAIN.fullmatch(part) for part in expressions)
-    )
-
-
-def _answers(
-    expressions: Sequence[str], form: str, texts: Sequence[str], whole: bool
-) -> list[Match | None]:
-    """Matches by `re`. Raises ExpressionError for an expression that does not compile."""
-    ask = []
-    for expression in expressions:
-        try:
-            compiled = re.compile(form.replace("{}", expression))
-        except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
-            reason = str(error) or type(error).__name__
-            raise ExpressionError(
-                f"{_short([expression])} is no regular expression of Python's re ({reason})"
-            ) from None
-        ask.append(compiled.fullmatch if whole else compiled.match)
+    seconds = min(SECONDS + len(expressions) * len(texts) / QUESTIONS_A_SECOND, MOST_SECONDS)
+    end = time.thread_time() + seconds
+    quick = max(map(len, texts)) <= PLAIN_LENGTH
+    ask = [_matcher(expression, form, whole, quick) for expression in expressions]
     answers: list[Match | None] = []
     for text in texts:
-        found = next(((i, match) for i, one in enumerate(ask) if (match := one(text))), None)
-        answers.append(None if found is None else (found[0], found[1].groupdict().get("idx")))
+        for number, matches in enumerate(ask):
+            if (left := end - time.thread_time()) <= 0:
+                raise _late(expressions, seconds)
+            try:
+                match = matches(text, left)
+            except (TimeoutError, MemoryError):
+                raise _late(expressions, seconds) from None
+            if match:
+                answers.append((number, match.groupdict().get("idx")))
+                break
+        else:
+            answers.append(None)
     return answers
 
 
-def _short(expressions: Sequence[str]) -> str:
-    """The first expression, shortened, for a message."""
+def _matcher(expression: str, form: str, whole: bool, quick: bool) -> Callable[[str, float], Any]:
+    """Matches a text within seconds. Raises ExpressionError for what `re` does not compile."""
+    pattern = form.replace("{}", expression)
+    try:
+        plain = re.compile(pattern)
+        if quick and len(expression) <= PLAIN_LENGTH and PLAIN.fullmatch(expression):
+            find = plain.fullmatch if whole else plain.match
+            return lambda text, _: find(text)
+        limited = compiled(_OTHERWISE.sub(_as_re_reads, pattern))
+    except PatternError as error:
+        raise ExpressionError(f"{expression[:80]!r} {error}") from None
+    except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ExpressionError(
+            f"{expression[:80]!r} is no regular expression of Python's re ({reason})"
+        ) from None
+    bounded = limited.fullmatch if whole else limited.match
+    return lambda text, seconds: bounded(text, timeout=seconds)
+
+
+def _as_re_reads(found: re.Match[str]) -> str:
+    return found[1] or ("[\\:" if found[0] == "[:" else "\\{")
+
+
+def _late(expressions: Sequence[str], seconds: float) -> ExpressionError:
     more = f" (or one of {len(expressions) - 1} more)" if expressions[1:] else ""
-    return f"{expressions[0][:80]!r}{more}"
-
-
-def _limit(seconds: int) -> None:
-    """Limits the processor time (seconds) and memory of this process, except on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return
-    for kind, amount in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, MEMORY),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        within = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        # A system may lack a limit; the parent's timeout still applies.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (within, hard))
-
-
-def _child() -> None:
-    """Reads a question of `first_matches` from standard input and prints matches or an error."""
-    expressions, form, texts, whole, seconds = json.loads(sys.stdin.buffer.read())
-    _limit(seconds)
-    try:
-        answer: object = _answers(expressions, form, texts, whole)
-    except ExpressionError as error:
-        answer = str(error)
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    _child()
+    return ExpressionError(
+        f"{expressions[0][:80]!r}{more} did not come to an end in {seconds:.0f} s"
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loraprobe import limits
-from loraprobe.checkpoint import DTYPES, broken, check_link, unpickle
+from loraprobe.checkpoint import DTYPES, broken, check_header, check_link, unpickle
 from loraprobe.errors import AdapterError
 from loraprobe.file_hashes import cached_hash
 from loraprobe.json_types import is_unicode
@@ -72,6 +72,7 @@ class SafetensorsFile:
             self._mapped = 0
             if before:
                 return {}
+            check_header(self.path)
             self.metadata = self._file.metadata() or {}
             return {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:

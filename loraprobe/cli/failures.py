@@ -13,7 +13,9 @@ from typing import Any
 
 import typer
 
+from loraprobe.cli.config import WORDS
 from loraprobe.errors import (
+    Defect,
     Interrupted,
     LoraprobeError,
     OutOfMemory,
@@ -23,7 +25,7 @@ from loraprobe.errors import (
     trace,
 )
 from loraprobe.memory import is_out_of_memory
-from loraprobe.secrets import scrub
+from loraprobe.secrets import map_texts, public_text
 
 RESUMED = "; the same call with --resume goes on from what was finished."
 # What an interrupted command keeps for its next call.
@@ -59,9 +61,7 @@ def ended(
     if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
         error = Interrupted(f"Interrupted{KEPT.get(command, '.')}")
     elif debug:
-        from loraprobe.formatting import clean
-
-        typer.echo(trace(error, clean), err=True, nl=False)
+        typer.echo(trace(error, _to_report), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
         error = UsageError(_usage(error))
     if is_out_of_memory(error):
@@ -92,12 +92,28 @@ def _nearest_option(error: Any) -> str:
 
 
 def _print(error: LoraprobeError, as_json: bool) -> None:
-    """One sentence on standard error, free of control characters; with as_json a document too."""
+    """One sentence on standard error, free of control characters; with as_json a document too.
+
+    What others will read, a document or the report of a defect, has no absolute path.
+    """
     from loraprobe.formatting import clean
 
-    typer.echo(f"error: {' '.join(clean(error).splitlines())}", err=True)
+    text = _to_report(str(error)) if isinstance(error, Defect) else clean(error)
+    typer.echo(f"error: {' '.join(text.splitlines())}", err=True)
     if as_json:
-        print(scrub(json.dumps(as_document(error), indent=1)), flush=True)
+        print(json.dumps(map_texts(as_document(error), _to_report), indent=1), flush=True)
+
+
+def _to_report(text: str) -> str:
+    """A text with no secret, and with only the last part of an absolute path or of one given."""
+    from loraprobe.formatting import clean
+
+    for place in sorted(filter(None, sys.path), key=len, reverse=True):  # of modules in a traceback
+        text = text.replace(f'File "{os.path.join(place, "")}', 'File "')
+    words = (part for word in WORDS for part in (word, word.partition("=")[2]))
+    given = [os.path.abspath(os.path.expanduser(word)) for word in words if os.sep in word]
+    names = {path: os.path.basename(path) for path in (*given, os.getcwd()) if len(path) > 2}
+    return clean(public_text(text, names | {os.path.expanduser("~"): "~"}))
 
 
 def _abandon(stream: Any) -> None:

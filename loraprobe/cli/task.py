@@ -65,7 +65,7 @@ def new(
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 
-@with_options(LAYOUT, "metric margin json")
+@with_options(LAYOUT, "metric run_unsafe_code margin json")
 def check(files: Files, options: Options, output: Output) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
@@ -132,7 +132,7 @@ def _together(found: list[TaskCheck]) -> Iterator[str]:
 
 @with_options(
     LAYOUT,
-    "limit metric chat_template trust_remote_code json",
+    "limit metric run_unsafe_code chat_template trust_remote_code json",
     limit={"help": "Show the first N items (3 unless set)."},
 )
 def sample(

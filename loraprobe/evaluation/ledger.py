@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError, UsageError
@@ -59,7 +58,7 @@ class JsonLines(Generic[Row]):
     def close(self) -> None:
         """Release the file for other runs; `rows` stays readable."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def append(self, rows: Iterable[Any]) -> None:
@@ -140,7 +139,7 @@ def _write(path: Path, rows: Iterable[Any], mode: str) -> None:
     """Write rows as lines to the disk: all of them, or none."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     try:
-        with open(path, mode) as file:
+        with open(path, mode, opener=_no_link) as file:
             start = file.tell()
             file.write("".join(lines).encode("utf-8"))
             file.flush()
@@ -224,31 +223,33 @@ def _fingerprint(head: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def locked(path: Path) -> IO[bytes] | None:
-    """An open file that holds the lock on a results file until it is closed.
+def locked(path: Path) -> Any:
+    """The lock on a results file, to be released. A link in its place is refused.
 
-    The operating system releases the lock when the process ends. Without such locks (Windows)
-    nothing is locked. Raises OutputError if another run holds the lock.
+    The operating system releases it when the process ends. A file system may have no locks. Raises
+    OutputError if another run holds the lock.
     """
+    import filelock
+
+    lock = filelock.FileLock(path.with_suffix(".lock"), thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - stays open
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OutputError(
+            f"{path} is in use by another run of the same call: wait for it, or "
+            "set LORAPROBE_CACHE to another directory."
+        ) from None
+    except NotImplementedError:  # this file system has none
         pass
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
-            lock.close()
-            raise OutputError(
-                f"{path} is in use by another run of the same call: wait for it, or "
-                "set LORAPROBE_CACHE to another directory."
-            ) from None
+        raise _unwritable(path, error) from None
     return lock
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file that is not a symbolic link, which might lead to a file of somebody else."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -50,7 +50,7 @@ def read_card(file: Path, reference: str) -> str | None:
     if not file.is_file():
         return None
     check_link(file, reference, HubError)
-    with file.open(encoding="utf-8", errors="replace") as stream:
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
         return stream.read(limits.CARD)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, Extra, copied_weight, same_weight
-from loraprobe.adapters.experts import conflict
+from loraprobe.adapters.experts import conflict, owner_of, stacks
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
@@ -24,6 +24,7 @@ from loraprobe.records import Issue
 from loraprobe.registry import name_of
 
 LARGEST_WEIGHT = 1e6
+LARGEST_NORM = 1e30  # of one rank of dW; times a weight it still fits into float32
 
 
 def weights_for(
@@ -105,6 +106,13 @@ def check_adapters(plan: MergePlan) -> list[Issue]:
     for one, other in combinations(plan.adapters, 2):
         if problem := conflict(one, other):
             raise CompatibilityError(f"{problem.message} {problem.cure}", problem.cure)
+        for a, b in ((one, other), (other, one)):
+            owners = {owner_of(stack)[0] for stack in stacks(a.layout)}
+            if shared := sorted(owners & b.layout.keys()):
+                raise CompatibilityError(
+                    f"{a.name} changes a parameter of {shared[0]} (target_parameters) and {b.name} "
+                    "has a LoRA of this module, which peft cannot hold in one file; leave one out."
+                )
     return notes
 
 
@@ -157,13 +165,19 @@ def _difference(path: str, one: Adapter, other: Adapter, on_factors: bool) -> st
 
 
 def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
-    """Raises AdapterError if a factor of one module holds NaN or Inf."""
+    """Raises AdapterError if a factor of one module holds NaN or Inf, or dW passes LARGEST_NORM."""
     diagonals = torch.stack([gram.diagonal() for gram in factors.grams])  # [2, R]
-    for name, own in zip(names, diagonals.split(factors.ranks, dim=1), strict=True):
+    parts = diagonals.split(factors.ranks, dim=1)
+    for name, own, scaling in zip(names, parts, factors.scalings, strict=True):
         if not bool(torch.isfinite(own).all()):
             raise AdapterError(
                 f"Adapter {name} has NaN or Inf in module {path}; its training diverged or its "
                 "file is damaged, so take an earlier checkpoint."
+            )
+        if bool((own.prod(0).sqrt() * abs(scaling) > LARGEST_NORM).any()):
+            raise AdapterError(
+                f"Adapter {name} adds numbers beyond {LARGEST_NORM:g} to module {path}, which "
+                "float32 cannot add up; its training diverged, so take an earlier checkpoint."
             )
 
 

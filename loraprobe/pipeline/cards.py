@@ -222,7 +222,7 @@ def read_card_fields(directory: Path) -> Mapping[Any, Any]:
             f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
         )
     check_link(card, str(directory), AdapterError)
-    with card.open(encoding="utf-8", errors="replace") as stream:
+    with card.open(encoding="utf-8", errors="replace", newline="") as stream:
         return read_front_matter(stream.read(limits.CARD))
 
 

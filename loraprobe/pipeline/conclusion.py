@@ -114,7 +114,7 @@ def _shape(base: Base) -> BaseShape:
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     # How questions are read, asked and judged.
-    asked = [*LAYOUT.split(), "metric", "margin", "retention", "chat_template"]
+    asked = [*LAYOUT.split(), "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     kept = [*options.fingerprint(), *enough, "dtype"]

@@ -50,7 +50,8 @@ def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted,
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)
     changes = " ".join(_changes(given, made)) or "Nothing had to be changed."
-    card = hub.model_card(given) or converted_card(made, changes, serve_commands(made, "."))
+    served = serve_commands(made, ".")
+    card = converted_card(made, given.source.public, hub.model_card(given), changes, served)
     return Converted(made, card, given.source.path, targets), changes
 
 

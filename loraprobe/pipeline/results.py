@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, public_value
 from loraprobe.base import Base
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger
@@ -55,6 +55,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything on which the result of an item depends; results of an equal identity are reused.
 
+    Paths in configs are left out but for their last part, because the files are known by hash.
     Batch size and threads are left out. They change only the order of sums, which matters only
     between two equally likely tokens (docs/determinism.md), and a run that ran out of memory
     continues with a smaller batch.
@@ -62,7 +63,7 @@ def identity(
     packages = ["torch", "transformers", "tokenizers"]
     packages += ["bitsandbytes"] if options.quantize != "none" else []
     return _adapters_and_versions(adapters, *packages) | {
-        "base": base.identity,
+        "base": public_value(dict(base.identity)),
         "tasks": {task.name: digest(task.items) for task in tasks},
         "router_prompts": {
             name: digest(read_prompts(Path(file))) for name, file in options.router_prompts
@@ -73,7 +74,9 @@ def identity(
 
 def _adapters_and_versions(adapters: Sequence[Adapter], *packages: str) -> dict[str, Any]:
     return {
-        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
+        "adapters": {
+            a.name: {"config": public_value(dict(a.config)), "weights": a.sha256} for a in adapters
+        },
         "order": [a.name for a in adapters],  # which weights go by
         "versions": {"loraprobe": __version__}
         | {name: importlib.metadata.version(name) for name in packages},
@@ -141,12 +144,10 @@ def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
     left = []
     for run in runs:
         try:
-            lock = locked(run.place / NAME)
+            locked(run.place / NAME).release()
         except LoraprobeError:
             left.append(run)
             continue
-        if lock is not None:
-            lock.close()
         shutil.rmtree(run.place, ignore_errors=True)
     for name in FROM_FILES if readings else ():
         shutil.rmtree(cache_directory() / name, ignore_errors=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -31,7 +33,9 @@ from loraprobe.scoring.forward import answering
 from loraprobe.secrets import scrub
 
 KEY = "OPENAI_API_KEY"
-TIMEOUT = 60.0  # seconds for one request
+TIMEOUT = 60.0  # seconds for one request and its whole answer
+LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
+Answer = TypeVar("Answer")
 LONGEST = 1 << 20  # bytes of an answer that are read
 # A server's figures are those of one side where they are this many times closer to it than the two
 # sides are to each other. They cannot be close to both.
@@ -109,8 +113,13 @@ class _Server:
     """An OpenAI-compatible server. Its key goes to this address only and into no message."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            (parts.hostname or "").encode("idna")
+        except ValueError:  # a bracket that is not closed, a port that is no number, a long name
+            sound = False
+        if not sound or parts.username is not None:
             raise UsageError(
                 f"--served takes the address of a server, such as http://localhost:8000, not "
                 f"{scrub(url)!r}; a key comes from {KEY}."
@@ -144,9 +153,15 @@ class _Server:
                     "them, or take a server that gives them, such as vLLM or llama.cpp's."
                 )
             first = held["content"][0]["logprob"] if held.get("content") else None
-            return float(held["token_logprobs"][0] if first is None else first)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            found = held["token_logprobs"][0] if first is None else first
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise self._strange("the log-probability of a completion") from None
+        if type(found) not in (int, float) or not LEAST_LOG <= found <= 0:
+            raise ServerError(
+                f"{self.address} gives {found!r:.40} as a log-probability, which is a finite "
+                "number of at most 0; correct or replace that server."
+            )
+        return float(found)
 
     def _strange(self, what: str) -> ServerError:
         return ServerError(
@@ -161,24 +176,63 @@ class _Server:
         if key := os.environ.get(KEY, "").strip():
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                return json.loads(answer.read(LONGEST))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error, path) from None
+            status, content = _within(TIMEOUT, lambda: _answer(request))
         except (OSError, HTTPException) as error:
             why = scrub(str(getattr(error, "reason", None) or error or type(error).__name__))
             raise ServerError(
                 f"{self.address} cannot be asked ({why}); check that the server runs there."
             ) from None
-        except ValueError:
+        if status != 200:
+            raise self._refusal(status, content, path)
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
             raise self._strange("JSON") from None
 
-    def _refusal(self, error: urllib.error.HTTPError, path: str) -> ServerError:
-        if error.code in (401, 403):
-            return ServerError(f"{self.address} wants a key (status {error.code}); set {KEY}.")
-        told = scrub(" ".join(error.read(2000).decode("utf-8", "replace").split())[:200])
+    def _refusal(self, status: int, content: bytes, path: str) -> ServerError:
+        if status in (401, 403):
+            return ServerError(f"{self.address} wants a key (status {status}); set {KEY}.")
+        if 300 <= status < 400:
+            return ServerError(
+                f"{self.address}{path} sends the request on to another address (status {status}), "
+                "where loraprobe does not follow; give the address of the server itself."
+            )
+        told = scrub(" ".join(content[:2000].decode("utf-8", "replace").split())[:200])
         return ServerError(
-            f"{self.address}{path} answers with status {error.code} ({told or 'no reason'}); "
+            f"{self.address}{path} answers with status {status} ({told or 'no reason'}); "
             "check the address and --model."
         )
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: another host would be asked, and blamed on this one."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
+    """Status and content of a server's answer."""
+    try:
+        answer = urllib.request.build_opener(_Here).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status or 0, answer.read(LONGEST)
+
+
+def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns. Raises TimeoutError after so many seconds, however a server dribbles."""
+    made: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(ask())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return made.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no whole answer in {seconds:g} s") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, public_name
 from loraprobe.formatting import clean, shortened, size
+from loraprobe.front_matter import read_front_matter
 from loraprobe.records import AdapterSummary, Audit, Verdict
 from loraprobe.report import adapter_tables, library, measured, system_tables
 from loraprobe.report.answer import COMMANDS, answer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS, MOST_TABLES, MOST_SOURCES = 18, 2, 6
 LONGEST = 300  # characters of one text
+LICENCE = ("license", "license_name", "license_link")
 WHY = ("why", "watch", "lacks")  # the lines of the answer that are reasons
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
@@ -109,14 +111,23 @@ def composition_card(**values: Any) -> str:
     return _card("composition.md.jinja", **values)
 
 
-def converted_card(adapter: Adapter, changes: str, serve: Sequence[str]) -> str:
-    """README.md of a converted adapter whose source has none. serve: commands of servers."""
+def converted_card(
+    adapter: Adapter, source: str, card: str | None, changes: str, serve: Sequence[str]
+) -> str:
+    """README.md of a converted adapter.
+
+    source, card: where it came from and the card there, of which the licence is kept and no text,
+    because that may hold any markup. serve: commands of servers.
+    """
     import yaml
 
+    kept = {key: text for key, text in read_front_matter(card).items() if key in LICENCE}
     fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
+    fields |= {key: text[:LONGEST] for key, text in kept.items() if isinstance(text, str)}
     if base := public_name(adapter.base_model):
         fields["base_model"] = base
-    values = {"title": adapter.name, "version": __version__, "changes": changes, "serve": serve}
+    values = {"title": adapter.name, "source": source, "changes": changes, "serve": serve}
+    values["version"] = __version__
     return f"---\n{yaml.safe_dump(fields)}---\n{_filled('converted.md.jinja', **values)}"
 
 

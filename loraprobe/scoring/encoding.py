@@ -109,6 +109,11 @@ class Encoder:
         start = 0
         while start < min(len(context), len(whole)) and context[start] == whole[start]:
             start += 1
+        if whole == context:
+            raise TaskError(
+                "The tokenizer of the base makes no token of an answer or a choice; write it in "
+                "characters that the base knows, or leave the item out."
+            )
         if start == 0:  # a first token must precede the continuation
             started = self._started([])
             return [*started, *whole], len(started)

@@ -7,19 +7,16 @@ any of these must end with the answer.
 
 from __future__ import annotations
 
-import functools
 import string
 import unicodedata
 from collections.abc import Sequence
 
 import regex
 
-from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import TaskError
-from loraprobe.memory import gib
+from loraprobe.patterns import PatternError, compiled
 
 PATTERN_SECONDS = 1.0
-PATTERN_BYTES = 2**28
 
 ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
@@ -174,27 +171,18 @@ def _braced(text: str) -> str:
     return _first_line(text)
 
 
-@functools.lru_cache(maxsize=256)
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """The compiled pattern. Raises TaskError if it is invalid, too slow or too large."""
+    """The compiled pattern. Raises TaskError if it is invalid or too large."""
     try:
-        with (
-            deadline(PATTERN_SECONDS, _greedy(pattern, "to compile")),
-            memory_limit(PATTERN_BYTES),
-        ):
-            return regex.compile(pattern)
-    except MemoryError:
-        raise _greedy(pattern, "to compile") from None
-    except (regex.error, ValueError, OverflowError, RecursionError) as error:
-        raise TaskError(
-            f"answer_pattern {pattern[:100]!r} is not a regular expression: {error}."
-        ) from None
+        return compiled(pattern)
+    except PatternError as error:
+        raise TaskError(f"answer_pattern {pattern[:100]!r} {error}.") from None
 
 
-def _greedy(pattern: str, where: str) -> TaskError:
+def _greedy(pattern: str) -> TaskError:
     return TaskError(
-        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s or more than "
-        f"{gib(PATTERN_BYTES)} {where}: write it without nested repetition."
+        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s on one answer: "
+        "write it without nested repetition."
     )
 
 
@@ -203,23 +191,21 @@ def matches(pattern: str, text: str, whole: bool = True) -> bool:
 
     Raises TaskError if it is no pattern or takes too long.
     """
-    compiled = compile_pattern(pattern)
-    find = compiled.fullmatch if whole else compiled.search
+    found = compile_pattern(pattern)
+    find = found.fullmatch if whole else found.search
     try:
-        with memory_limit(PATTERN_BYTES):
-            return find(text, timeout=PATTERN_SECONDS) is not None
-    except (TimeoutError, MemoryError):
-        raise _greedy(pattern, "on one answer") from None
+        return find(text, timeout=PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError):  # `regex` bounds the memory of one match
+        raise _greedy(pattern) from None
 
 
 def last_match(pattern: str, text: str) -> tuple[int, str] | None:
     """Start and text of the answer in the last match: group 1, or the match without groups."""
-    compiled = compile_pattern(pattern)
-    group = 1 if compiled.groups else 0
+    found = compile_pattern(pattern)
+    group = 1 if found.groups else 0
     try:
-        with memory_limit(PATTERN_BYTES):
-            matches = list(compiled.finditer(text, timeout=PATTERN_SECONDS))
+        matches = list(found.finditer(text, timeout=PATTERN_SECONDS))
     except (TimeoutError, MemoryError):
-        raise _greedy(pattern, "on one answer") from None
+        raise _greedy(pattern) from None
     matches = [match for match in matches if match.group(group) is not None]
     return (matches[-1].start(group), matches[-1].group(group)) if matches else None

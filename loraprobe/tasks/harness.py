@@ -43,11 +43,17 @@ def load_harness(
 ) -> list[Task]:
     """The tasks of a reference, with their data; limit: only the first items of every subtask.
 
-    metric: the text of `--metric`. Raises UsageError for an unknown name, for a task that runs what
-    a model writes unless that is confirmed, and without lm-eval; TaskError for a task that cannot
-    be loaded, or that has no metric which is a mean over items.
+    metric: the text of `--metric`. run_unsafe_code: a folder of YAML files may be read, which can
+    run any code, and a task may run what a model writes. Raises UsageError for an unknown name, for
+    code that is not confirmed, and without lm-eval; TaskError for a task that cannot be loaded, or
+    that has no metric which is a mean over items.
     """
     names, _, folder = reference.removeprefix(HARNESS).partition("@")
+    if folder and not run_unsafe_code:
+        raise UsageError(
+            f"The YAML files in {folder} can run any code on this machine when lm-eval reads them: "
+            "add --run-unsafe-code if you trust whoever wrote them."
+        )
     place = f"@{Path(folder).resolve().name}" if folder else ""
     with quiet():
         manager, tasks = _manager(folder), list[Task]()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest, shortly
 from loraprobe.json_types import is_unicode
@@ -61,6 +62,8 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Layo
         before = last
         for row in found:
             last = before + row.number
+            if len(items) >= limits.ROWS:
+                raise TaskError(f"{file} has more than {limits.ROWS:,} items, which is the most.")
             try:
                 item = _item(row.content, last)
             except TaskError as error:
@@ -218,6 +221,8 @@ def _hop(hop: Any, k: int) -> Hop:
 
 
 def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
+    if len(choices) > limits.CHOICES:
+        raise TaskError(f"{len(choices):,} choices, and {limits.CHOICES:,} are the most.")
     if len(choices) < 2:
         raise TaskError("'choices' must name at least two.")
     if (choice := twice(choices)) is not None:

@@ -202,6 +202,11 @@ def _parquet(path: Path, data: bytes) -> Iterator[Row]:
         raise TaskError(f"{path} is Parquet, which pyarrow reads: {PARQUET_EXTRA}.") from None
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        if file.metadata.num_rows > limits.ROWS:
+            raise TaskError(
+                f"{path} has {file.metadata.num_rows:,} rows, and {limits.ROWS:,} are the most; "
+                "split it."
+            )
         number = size = 0
         for batch in file.iter_batches(batch_size=_BATCH):
             size += batch.nbytes

@@ -81,9 +81,13 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
 
 def _without_metric(request: Request) -> Request:
     """The request with no `--metric`, so that the gold answers choose."""
-    pairs = zip(request.asked[::2], request.asked[1::2], strict=True)
-    others = tuple(word for pair in pairs if pair[0] != "--metric" for word in pair)
-    return replace(request, asked=others)
+    words, kept = iter(request.asked), list[str]()
+    for word in words:  # some of them are flags without a value
+        if word == "--metric":
+            next(words)
+        else:
+            kept.append(word)
+    return replace(request, asked=tuple(kept))
 
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> str:

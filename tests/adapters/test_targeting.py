@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from peft.utils.other import get_pattern_key
 
 from loraprobe.adapters import read_adapter
 from loraprobe.adapters.config import judge_config
-from loraprobe.adapters.expressions import ExpressionError
+from loraprobe.adapters.expressions import ExpressionError, first_matches
 from loraprobe.adapters.issues import incompleteness
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.errors import AdapterError
@@ -160,8 +161,26 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     assert time.process_time() - start < 10
 
 
-def test_counts_that_other_engines_unroll_cost_nothing():
-    assert untargeted(["a"], {"target_modules": "(?:a{99999999}){9999999}"}) == ["a"]
+@given(st.text("ab.:[]{}(),1e<=|*+?^$\\-idx", max_size=10), st.text("ab:[{}1e", max_size=4))
+@settings(max_examples=400)
+def test_random_expressions_are_read_as_re_reads_them(expression, text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            theirs = re.fullmatch(expression, text) is not None
+        except re.error:
+            theirs = None
+        try:
+            ours = first_matches([expression], "{}", [text], whole=True) != [None]
+        except ExpressionError:
+            ours = None
+    assert ours is theirs
+
+
+@pytest.mark.parametrize("expression", ["(?:a{99999999}){9999999}", "((a|aa)+)+c"])
+def test_what_takes_too_long_is_refused(expression):
+    with pytest.raises(ExpressionError):
+        untargeted(["a" * 60], {"target_modules": expression})
 
 
 def test_targets_that_cannot_be_read_are_an_error(tmp_path):

@@ -23,7 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "adversarial.md"
 HEAD = """# Hostile and careless input: before and after
 
 The test suite runs each row, a case of `tests/adversarial`. *Before* is the outcome of the first
-version, *now* that of the present one. `python tests/adversarial/table.py` writes this page.
+version, under *Strangers* that of commit 1ea8880e, *now* that of the present one.
+`python tests/adversarial/table.py` writes this page.
 """
 
 

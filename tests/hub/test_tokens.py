@@ -19,6 +19,14 @@ def test_scrubbing(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", PLAIN)
     text = scrub(f"{TOKEN} and {PLAIN} at https://me:pass@hub.example/x, https://hub.example/a@b")
     assert text == "*** and *** at https://***@hub.example/x, https://hub.example/a@b"
+    for head, secret, rest in (
+        ("https://", "me:p/w@", "a"),
+        ("https://", "me:p@w@", "a"),
+        ("https:/", "me:pw@", "a"),  # as pathlib writes it
+        ("https://a?token=", "pw", "&b=c"),
+    ):
+        assert scrub(head + secret + rest) == head + ("***@" if "@" in secret else "***") + rest
+    assert scrub("https://hub.example:8000/a@b") == "https://hub.example:8000/a@b"
     assert scrub("shelf_life hf_ hfabc") == "shelf_life hf_ hfabc"
     monkeypatch.setenv("HF_TOKEN", "")
     assert scrub("plain") == "plain"

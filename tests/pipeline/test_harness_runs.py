@@ -19,7 +19,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, names, command=loraprobe.merge_and_eval, **options):
-    return command(ADAPTERS, base=WORLD / "base", tasks=f"lm_eval:{names}@{folder}", **options)
+    tasks = f"lm_eval:{names}@{folder}"
+    return command(ADAPTERS, base=WORLD / "base", tasks=tasks, run_unsafe_code=True, **options)
 
 
 def means(audit, task):

@@ -183,7 +183,7 @@ def test_the_key_is_sent_and_never_printed(world):
         assert ended.exit_code == 2 and SECRET not in ended.output
 
 
-def test_the_key_does_not_follow_to_another_place(world):
+def test_no_redirect_is_followed(world):
     key = {"OPENAI_API_KEY": SECRET}
     with server(answers(world[1]["adapter"])) as (other, seen):
 
@@ -198,10 +198,10 @@ def test_the_key_does_not_follow_to_another_place(world):
 
         made = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
         threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-        verify(world, f"http://127.0.0.1:{made.server_port}", **key)
+        ended = verify(world, f"http://127.0.0.1:{made.server_port}", **key)
         made.shutdown()
         made.server_close()
-    assert seen == [""]
+    assert ended.exit_code == 2 and seen == []
 
 
 WRONG: dict[str, Callable[[str, dict], tuple[int, Any]]] = {

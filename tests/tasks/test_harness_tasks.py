@@ -15,6 +15,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import open_tasks
 from loraprobe.records import ItemResult
 from loraprobe.tasks.harness import load_harness
+from loraprobe.tasks.harness_task import HarnessTask
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, names, limit=None, **options):
-    return load_harness(f"lm_eval:{names}@{folder}", limit, **options)
+    return load_harness(f"lm_eval:{names}@{folder}", limit, run_unsafe_code=True, **options)
 
 
 @needs
@@ -76,7 +77,7 @@ def test_items_with_other_metrics_or_limits_are_other_items(folder):
     [
         ("spouse_choce", {}, UsageError, "spouse_choice"),
         ("translated", {}, TaskError, "bleu"),
-        ("coded", {}, UsageError, "--run-unsafe-code"),
+        ("spouse_choice", {"run_unsafe_code": False}, UsageError, "--run-unsafe-code"),
         ("spouse_choice", {"metric": "acc_nrm"}, UsageError, "acc_norm"),
         ("facts_text", {}, UsageError, "--margin"),
         ("facts_text,spouse_choice", {"margin": 0.1}, UsageError, "two runs"),
@@ -91,13 +92,16 @@ def test_what_cannot_be_asked_is_said_with_the_cure(folder, reference, options, 
         "dataset_kwargs: {data_files: {test: missing.json}}\n"
     )
     with pytest.raises(error) as raised:
-        open_tasks(f"lm_eval:{reference}@{folder}", Options(**options))
+        open_tasks(f"lm_eval:{reference}@{folder}", Options(**{"run_unsafe_code": True} | options))
     assert said in str(raised.value) and raised.value.cure
 
 
 @needs
-def test_unsafe_code_runs_where_it_is_confirmed(folder):
-    assert load(folder, "coded", run_unsafe_code=True)[0].items
+def test_what_a_model_writes_runs_where_it_is_confirmed(folder):
+    assert load(folder, "coded")[0].items
+    task = load(folder, "coded")[0].items[0].source.task
+    with pytest.raises(UsageError, match="--run-unsafe-code"):
+        HarnessTask(task, None, None, unsafe=False)
 
 
 @needs

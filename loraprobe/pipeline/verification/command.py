@@ -19,7 +19,7 @@ from typing import Any
 
 from loraprobe.adapters import Adapter, Modules, read_adapter
 from loraprobe.base import Base
-from loraprobe.checkpoint import check_link, read_json
+from loraprobe.checkpoint import check_link, read_json, unique_keys
 from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
@@ -230,15 +230,9 @@ def _as_listed(document: dict[str, Any], place: Path, record: ProvenanceRecord) 
 
 
 def _read_unique(file: Path, reference: str) -> dict[str, Any]:
-    """A JSON document. Raises AdapterError if it has a key twice: readers differ on that."""
-
-    def pairs(held: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(held)) < len(held):
-            raise AdapterError(f"{file.name} holds a key twice")
-        return dict(held)
-
+    """A JSON document. Raises ValueError if it has a key twice: readers differ on that."""
     document = read_json(file, reference, AdapterError)
-    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     return document
 
 

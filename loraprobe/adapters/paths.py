@@ -43,6 +43,11 @@ def layer_pattern(path: str) -> str:
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
+def root(path: str) -> str:
+    """The part of a path before the number of its layer, or the whole path without a number."""
+    return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
+
+
 def kinds_of_modules(paths: Iterable[str]) -> tuple[str, ...]:
     """The kinds of modules among paths, by endings: q_proj, or attn.c_proj beside mlp.c_proj."""
     patterns = dict.fromkeys(map(layer_pattern, paths))

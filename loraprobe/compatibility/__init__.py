@@ -18,6 +18,7 @@ from loraprobe.compatibility.against_base import base_issues
 from loraprobe.compatibility.extras import extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
 from loraprobe.compatibility.layout import layout_issues
+from loraprobe.compatibility.naming import one_naming
 from loraprobe.compatibility.serving import FEATURES
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
@@ -58,7 +59,7 @@ def check(
     become warnings. contents: the result of an earlier pass over the factors; without it the
     factors are read once for NaN, zero deltas and duplicates.
 
-    Adapters with fused and single projections are compared on one layout (see `aligned`). Raises
+    Adapters are compared with one naming and on one layout (see `aligned`). Raises
     UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = _one_layout(adapters, base)
@@ -77,9 +78,10 @@ def check(
 
 
 def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
-    """The adapters on one layout of fused projections: the base's, else the split one.
+    """The adapters with one class's names of modules and one layout of fused projections.
 
-    A translated adapter gets a note `fused-translated`. One that cannot be translated stays as it
+    These are the base's, else the first adapter's names and the split layout. A translated adapter
+    gets a note `modules-renamed` or `fused-translated`. One that cannot be translated stays as it
     is, and `check` reports it. Compositions and merges use these adapters.
     """
     return _one_layout(adapters, base)[0]
@@ -88,6 +90,7 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
 ) -> tuple[list[Adapter], list[Issue]]:
+    adapters = one_naming(adapters, base)
     if base is None:
         return one_layout(adapters)
     shapes = {path: base.shapes.get(path) for path in base.weights}

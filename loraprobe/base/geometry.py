@@ -157,11 +157,11 @@ class ModuleNames:
 
     `whole` is the class with vision or sound, or the only class; `text` is the text-only class,
     None where transformers has none. Both hold the same decoder. Raises what transformers raises
-    for an architecture that it does not know.
+    for an architecture that it does not know. config: a config of transformers.
     """
 
-    def __init__(self, directory: Path) -> None:
-        whole, text = _classes(directory)
+    def __init__(self, config: Any) -> None:
+        whole, text = _classes(config)
         self.whole, self.text = ClassNames(whole), None if text is None else ClassNames(text)
 
     def is_text(self, paths: Iterable[str]) -> bool:
@@ -196,25 +196,30 @@ def module_names(directory: Path) -> ModuleNames | None:
     """
     try:
         check_counts(read_json(directory / "config.json", str(directory)), str(directory))
-        return ModuleNames(directory)
+        return ModuleNames(_config_of(directory))
     except Exception:  # transformers may raise anything
         return None
 
 
-def _classes(directory: Path) -> tuple[Any, Any]:
+def _config_of(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    with quiet():
+        return AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+
+
+def _classes(config: Any) -> tuple[Any, Any]:
     """The class with vision (or the only one) and the text-only class of a base, on meta."""
     import torch
     from transformers import (
-        AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
     )
 
     with quiet(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
         own = config.get_text_config()
         if type(own) is type(config):  # a text-only base, whose class with vision may exist
             beside = vars(sys.modules[type(config).__module__]).values()
@@ -244,14 +249,12 @@ def model_without_weights(directory: Path) -> Any:
     Raises what transformers raises for an architecture that it does not know.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = _config_of(directory)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return _classes(config)[0]
     with quiet(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-        if type(config) not in AutoModelForCausalLM._model_mapping:
-            return _classes(directory)[0]
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 

@@ -9,15 +9,13 @@ names mean the same weights is known from the base's config.json, by transformer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import root
-from loraprobe.adapters.portable import with_paths
 from loraprobe.base import Base, ModuleNames, module_names
-from loraprobe.findings import finding
+from loraprobe.base.naming import named, named_like, touched
 
 Shape = tuple[int, int]
 
@@ -29,16 +27,8 @@ def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
     translated adapter gets a note `modules-renamed`. Adapters whose names already agree are
     returned as they are, and so are those whose names are not known.
     """
-    paths = [touched(adapter) for adapter in adapters]
     if base is not None:
-        places = {root(path) for path in base.module_paths}
-        if all(root(path) in places for path in {p for own in paths for p in own}):
-            return list(adapters)
-        names = module_names(base.path)
-        if names is None:
-            return list(adapters)
-        text = names.is_text(base.module_paths)
-        return [named(adapter, names, text) or adapter for adapter in adapters]
+        return named_like(base.module_paths, adapters, lambda: module_names(base.path))
     pairs = combinations([_shapes(adapter) for adapter in adapters], 2)
     if not any(two_names(one, other) for one, other in pairs):
         return list(adapters)
@@ -46,7 +36,7 @@ def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
         names = names_of(adapter.base_model)
         if names is None:
             continue
-        first = names.is_text(paths[0])
+        first = names.is_text(touched(adapters[0]))
         for text in dict.fromkeys((first, False)):
             made = [named(adapter, names, text, whole=True) for adapter in adapters]
             if all(one is not None for one in made):
@@ -54,48 +44,10 @@ def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
     return list(adapters)
 
 
-def named(
-    adapter: Adapter, names: ModuleNames, text: bool, *, whole: bool = False
-) -> Adapter | None:
-    """The adapter with the names of a base's text-only class or of its class with vision.
-
-    None if two modules would have one name; with `whole` also if the class lacks a module, which
-    otherwise keeps its name.
-    """
-    new = {path: names.name(path, text=text) for path in touched(adapter)}
-    if whole and None in new.values():
-        return None
-    changed = {path: name for path, name in new.items() if name and name != path}
-    if not changed:
-        return adapter
-
-    def path_of(path: str) -> str:
-        module, _, what = path.rpartition(".")
-        return changed.get(path) or (f"{changed[module]}.{what}" if module in changed else path)
-
-    made = with_paths(adapter, path_of)
-    if made is None:
-        return None
-    old, name = next(iter(changed.items()))
-    kind = names.text if text and names.text else names.whole
-    message = (
-        f"{adapter.name} names its modules as another class of its base does, such as {root(old)}; "
-        f"here they have the names of {kind.name}, {root(name)}."
-    )
-    note = finding("modules-renamed", (adapter.name,), message, name)
-    return replace(made, issues=(*adapter.issues, note))
-
-
 def names_of(base: str | None) -> ModuleNames | None:
     """The names of a base's modules; None if its config.json is out of reach or tells none."""
-    place = hub.base_directory(base) if base else None
+    place = hub.base_directory(base)
     return None if place is None else module_names(place)
-
-
-def touched(adapter: Adapter) -> dict[str, None]:
-    """The paths of the modules that an adapter changes."""
-    whole = (name.rpartition(".")[0] for name in adapter.whole)
-    return dict.fromkeys((*adapter.layout, *whole, *adapter.token_rows))
 
 
 def two_names(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> tuple[str, str] | None:

@@ -172,13 +172,13 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
     return fetch(reference, prefix + "config.json", choose, verify=False)
 
 
-def base_directory(named: str) -> Path | None:
-    """The directory of a base's config.json; None if it is out of reach.
+def base_directory(named: str | None) -> Path | None:
+    """The directory of a base's config.json; None if it is out of reach, and for no name.
 
     It is local, or in the cache, or is downloaded there without the weights.
     """
     try:
-        reference = Reference.parse(named, bare=True)
+        reference = Reference.parse(named or "", bare=True)
         place = reference.path
         if place is None:
             name = f"{reference.folder}/config.json" if reference.folder else "config.json"

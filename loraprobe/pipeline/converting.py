@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
+from loraprobe.base import Base, module_names
+from loraprobe.base.naming import named as renamed
+from loraprobe.base.naming import touched
 from loraprobe.compatibility.serving import serve_commands
-from loraprobe.errors import CompatibilityError
+from loraprobe.errors import BaseError, CompatibilityError, LoraprobeError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.records import Compatibility
@@ -42,9 +46,17 @@ class Converted:
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
-def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted, str]:
-    """The adapter as it is written to a place, and what differs from its file, in sentences."""
+def converted(
+    given: Adapter, place: Path, options: Options, like: str | Path | None = None
+) -> tuple[Converted, str]:
+    """The adapter as it is written to a place, and what differs from its file, in sentences.
+
+    like: a base or an adapter whose names of modules it gets. Raises BaseError where they are not
+    known, CompatibilityError for an adapter whose modules they do not name.
+    """
     made = replace(mended(given), weights_file=None)
+    if like is not None:
+        made = _named_like(made, str(like))
     made = portable(made) if options.rank_layout == "portable" else made
     targets = common_targets([given], without_experts(made.layout))
     source = Source(reference=str(place), path=place)
@@ -52,6 +64,31 @@ def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted,
     changes = " ".join(_changes(given, made)) or "Nothing had to be changed."
     card = hub.model_card(given) or converted_card(made, changes, serve_commands(made, "."))
     return Converted(made, card, given.source.path, targets), changes
+
+
+def _named_like(adapter: Adapter, reference: str) -> Adapter:
+    """The adapter with the names of another one, or of the class that a base's config names."""
+    other: Adapter | None = None
+    with contextlib.suppress(LoraprobeError):  # what is no adapter may be a base
+        other = hub.load(reference)
+    named = reference if other is None else other.base_model or adapter.base_model
+    place = hub.base_directory(named)
+    names = None if place is None else module_names(place)
+    if place is None or names is None:
+        raise BaseError(
+            f"--like {reference}: the names of its modules are not known, because the config.json "
+            "of the base is out of reach or of an architecture that transformers does not know; "
+            "give the base's directory."
+        )
+    text = names.text is not None and Base(reference, place).architecture == names.text.name
+    text = text if other is None else names.is_text(touched(other))
+    made = renamed(adapter, names, text, whole=True)
+    if made is None:
+        raise CompatibilityError(
+            f"--like {reference}: its class has no modules for all that {adapter.name} changes; "
+            "take a base or an adapter of the class with vision."
+        )
+    return made
 
 
 def require_certain(found: Compatibility, options: Options) -> None:
@@ -65,8 +102,9 @@ def require_certain(found: Compatibility, options: Options) -> None:
 def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     """What differs between a file and what is written instead, in sentences."""
     codes = {issue.code for issue in given.issues}
-    if given.layout.keys() != made.layout.keys():
+    if any(path.startswith(PREFIX) for path in given.layout):
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
+    yield from (issue.message for issue in made.issues if issue.code == "modules-renamed")
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
     if given.weights_file is not None and given.weights_file.name == PICKLE:

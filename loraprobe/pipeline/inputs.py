@@ -43,7 +43,7 @@ class Given(TypedDict, total=False):
     """What a command takes beside adapters: objects that are open already, or references and paths.
 
     base: "auto" is the one that the adapters name. written: files and directories that the command
-    will write, so that an output never lands on an input.
+    will write, so that an output never lands on an input. like: a base or an adapter (convert).
     """
 
     base: Base | Reference | None
@@ -51,6 +51,7 @@ class Given(TypedDict, total=False):
     options: Options
     progress: Progress | None
     written: Sequence[Path]
+    like: Reference | None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from making import call, peft_adapter, random_adapter
+from making import call, peft_adapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import read_adapter
+from loraprobe.base import module_names
+from loraprobe.compatibility.naming import two_names
+from loraprobe.compatibility.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TEXT = {
@@ -108,8 +111,8 @@ def renamed(place: Path, names: Mapping[str, str]) -> Path:
 def saved(family: str, place: Path, base: str | None = None, **more: Any) -> tuple[Path, Path]:
     """Adapters `text` and `full` that peft saves from the two classes of a base in the directory.
 
-    base: what their configs name instead of that directory; more: settings of peft. Without a text-only class the first
-    has the names of an older version of transformers.
+    base: what their configs name instead of that directory. more: settings of peft. Without a
+    text-only class the first has the names of an older version of transformers.
     """
     classes(family)[0].save_pretrained(place / "base")
     for seed, name in enumerate(("full", "text")):
@@ -132,7 +135,7 @@ def logits(full: Any) -> torch.Tensor:
 
 
 def with_both(family: str, text: Path, full: Path) -> torch.Tensor:
-    """What the base answers with both adapters folded into its weights by peft, each in its class."""
+    """What the base answers after peft folded each adapter into its weights, in its own class."""
     whole, only = classes(family)
     if only is whole:  # by the names of today
         text = renamed(shutil.copytree(text, text.parent / "today"), OLDER)
@@ -181,3 +184,88 @@ def test_a_merge_has_the_names_of_the_first_adapter_or_of_the_base(tmp_path, fam
         torch.testing.assert_close(logits(whole), want, rtol=1e-3, atol=1e-4)
         written = written or (text if family in ("Qwen3_5", "Llama4") else full)  # loads by default
         assert roots(tmp_path / "made") == roots(written)
+
+
+def test_names_that_nothing_explains_are_refused_unless_allowed(tmp_path):
+    text, full = saved("Gemma3", tmp_path, base="owner/out-of-reach")
+    refused = call("merge", text, full, "-o", tmp_path / "made")
+    assert refused.exit_code == 2 and not (tmp_path / "made").exists()
+    assert IN_TEXT in refused.stderr and IN_VISION in refused.stderr
+    assert "--allow" in refused.stderr or "[prefix-mismatch]" in refused.stderr
+    assert call("inspect", text, full).exit_code == 1
+    given = ["--allow", "prefix-mismatch", "-o", tmp_path / "made"]
+    assert call("merge", text, full, *given).exit_code == 0
+    assert {IN_TEXT, IN_VISION} <= roots(tmp_path / "made")  # as they stand
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "alike"),
+    [
+        ("model.layers", "model.language_model.layers", True),
+        ("language_model.model.layers", "model.language_model.layers", True),
+        ("h", "transformer.h", True),
+        ("model.encoder.layers", "model.decoder.layers", False),
+        ("model.visual.blocks", "model.language_model.layers", False),
+        ("model.layers", "model.layers", False),
+    ],
+)
+def test_what_may_be_two_names(ours, theirs, alike):
+    one, other = ({f"{place}.0.q_proj": (4, 4)} for place in (ours, theirs))
+    assert two_names(one, other) == ((ours, theirs) if alike else None)
+    assert (two_names(other, one) is not None) == alike
+    assert two_names(one, dict.fromkeys(other, (4, 5))) is None  # of other shapes
+    assert two_names(one | other, other) is None  # one class has both
+
+
+@pytest.mark.parametrize("family", ["Gemma3", "Qwen3_5", "Qwen2_5_VL"])
+def test_convert_writes_the_names_of_a_base_or_of_another_adapter(tmp_path, family):
+    text, full = saved(family, tmp_path, exclude_modules=r".*(vision|visual).*")
+    for like in (tmp_path / "base", full):
+        made = ["-o", tmp_path / "made", "--overwrite", "--like", like]
+        assert call("convert", text, *made).exit_code == 0
+        assert roots(tmp_path / "made") == roots(full)
+    (converted, _), (whole, only) = classes(family), classes(family)
+    PeftModel.from_pretrained(converted, str(tmp_path / "made")).merge_and_unload()
+    today = text if only is not whole else renamed(text, OLDER)
+    PeftModel.from_pretrained(only, str(today)).merge_and_unload()
+    torch.testing.assert_close(logits(converted), logits(whole))
+
+
+def test_convert_refuses_names_that_it_does_not_know(tmp_path):
+    text, full = saved("Gemma3", tmp_path)
+    for adapter, like, code in ((text, "owner/out-of-reach", 2), (full, text, 2)):
+        ended = call("convert", adapter, "-o", tmp_path / "made", "--like", like)
+        assert ended.exit_code == code and not (tmp_path / "made").exists()
+        assert ended.stderr.count("\n") == 1 and "--like" in ended.stderr
+
+
+def test_the_server_whose_class_has_other_names_is_named(tmp_path):
+    text, full = saved("Gemma3", tmp_path)
+    for adapter, accused in ((text, {"vllm"}), (full, set())):
+        shown = call("inspect", adapter, "--serve", "all", "--json")
+        issues = json.loads(shown.stdout)["compatibility"]["issues"]
+        errors = [i for i in issues if i["code"] == "serve-other-class"]
+        assert {
+            name for i in errors for name in SERVERS if i["message"].startswith(name)
+        } == accused
+        assert all("--like" in i["cure"] for i in errors)
+    (only,) = serving_issues(read_adapter(full), ["vllm"], text_only(tmp_path))
+    assert only.code == "serve-other-class"
+
+
+def text_only(place: Path) -> Path:
+    """The text-only class of a base as a base of its own, by its config alone."""
+    classes("Gemma3")[1].config.save_pretrained(place / "only")
+    config = json.loads((place / "only" / "config.json").read_text())
+    config["architectures"] = ["Gemma3ForCausalLM"]
+    (place / "only" / "config.json").write_text(json.dumps(config))
+    return place / "only"
+
+
+def test_a_config_that_would_build_an_immense_model_tells_no_names(tmp_path):
+    config = json.loads((text_only(tmp_path) / "config.json").read_text())
+    assert module_names(tmp_path / "only") is not None
+    (tmp_path / "huge").mkdir()
+    config["num_hidden_layers"] = 10**9
+    (tmp_path / "huge" / "config.json").write_text(json.dumps(config))
+    assert module_names(tmp_path / "huge") is None

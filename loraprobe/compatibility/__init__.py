@@ -55,6 +55,7 @@ def check(
 
     purpose: "inspect", "merge", "measure" or "route". Base names that differ while paths and shapes
     fit are an error for the first two and a warning for the others, where the user chose the base.
+    Weights that the config does not target are an error for "merge" and "route".
     "route" runs the adapters, which requires causal language models. allow: codes whose errors
     become warnings. contents: the result of an earlier pass over the factors; without it the
     factors are read once for NaN, zero deltas and duplicates.
@@ -65,7 +66,7 @@ def check(
     adapters, refused = _one_layout(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    found = [issue for adapter in adapters for issue in adapter.issues]
+    found = [_for(purpose, issue) for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
     found += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
@@ -124,6 +125,12 @@ def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
         for issue in found
     ]
     return Compatibility(tuple(sorted(issues, key=lambda issue: ORDER[issue.severity])))
+
+
+def _for(purpose: Purpose, issue: Issue) -> Issue:
+    """The issue, an error where a composition would apply what peft leaves out."""
+    ignored = issue.code == "weights-untargeted" and purpose in ("merge", "route")
+    return replace(issue, severity="error") if ignored else issue
 
 
 def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:

@@ -208,9 +208,9 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     sound = replace(mended(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
-    require_certain(found, session.options)
     place = written[0] if written else Path("OUT")
     made, changes = converted(original, place, session.options, given.get("like"))
+    require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
     told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]

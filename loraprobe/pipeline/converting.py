@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from loraprobe.options import Options
 from loraprobe.records import Compatibility
 from loraprobe.report.markdown import converted_card
 
-# Warnings of which no exact copy follows: peft would load another function than is read here.
-UNCERTAIN = ("base-copy", "weights-untargeted")
+# The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
+# scalings that are multiplied into B in a 16-bit type round it.
+SAME = 0.02
+SAMPLE = 64  # tokens on which peft computes both
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +94,48 @@ def _named_like(adapter: Adapter, reference: str) -> Adapter:
     return made
 
 
-def require_certain(found: Compatibility, options: Options) -> None:
-    """Raises CompatibilityError for a warning that leaves open what peft computes."""
+def require_certain(
+    found: Compatibility, given: Adapter, made: Converted, base: Base | None, options: Options
+) -> None:
+    """Raises CompatibilityError for what leaves open what peft computes, or shows that it differs.
+
+    Where the base may share weights, peft computes the given file and the written one on it.
+    """
     for issue in found.issues:
-        open_ = issue.code in UNCERTAIN and issue.severity != "note"
-        if open_ and issue.code not in options.allow:
-            raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
+        unknown = issue.code == "base-copy" and issue.severity != "note"
+        shared = issue.code == "shared-weights"
+        if issue.code in options.allow or not (unknown or shared):
+            continue
+        if shared and base is not None and given.source.path is not None:
+            error = _difference(given, made, base)
+            if error <= SAME:
+                continue
+            raise CompatibilityError(
+                f"{issue.message} On {base.reference} peft computes another function of what would "
+                f"be written: it differs by {error:.2g} of the adapter's effect. [{issue.code}]"
+            )
+        raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
+
+
+def _difference(given: Adapter, made: Converted, base: Base) -> float:
+    """The largest difference of log-probabilities in peft, as a share of the adapter's effect."""
+    from loraprobe.pipeline.in_peft import log_probabilities
+
+    assert given.source.path is not None
+    size = int(base.vocab_size or 1)
+    tokens = list(range(0, size, -(-size // SAMPLE)))
+    for name, tensor in given.whole.items():  # the rows of an embedding that differ most
+        if name.endswith(".weight") and tensor.shape[0] == size:
+            change = (tensor.float() - base.parameter(name)).abs().sum(1)
+            tokens += change.topk(min(SAMPLE, size)).indices.tolist()
+    with tempfile.TemporaryDirectory() as place:
+        made.save(Path(place) / "made")
+        plain, theirs, ours = (
+            log_probabilities(base, directory, tokens)
+            for directory in (None, given.source.path, Path(place) / "made")
+        )
+    effect = float((theirs - plain).abs().max())
+    return float((ours - theirs).abs().max()) / max(effect, 1e-6)
 
 
 def _changes(given: Adapter, made: Adapter) -> Iterator[str]:

@@ -16,6 +16,12 @@ _HUB_ID = re.compile(
 _ABSOLUTE = re.compile(r"(?:/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 _HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
 
+QUANTISED = re.compile(
+    r"[-_.](unsloth[-_.])?(bnb[-_]?)?"
+    r"(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])",
+    re.I,
+)
+
 # The names of layers with one row per token: embeddings and heads of language models.
 VOCABULARY = frozenset(
     "embed_tokens wte embed_in word_embeddings shared lm_head embed_out output_layer".split()
@@ -68,6 +74,14 @@ def is_path(reference: str) -> bool:
     A relative path of two parts, such as models/base, looks like an id and counts as one.
     """
     return _HUB_ID.fullmatch(reference) is None
+
+
+def unquantised(name: str) -> str:
+    """A base's name without owner and marks of quantisation."""
+    stripped = name.lower().rstrip("/").rpartition("/")[2]
+    while (shorter := QUANTISED.sub("", stripped)) != stripped:
+        stripped = shorter
+    return stripped
 
 
 def public_name(reference: str | None) -> str | None:

@@ -25,6 +25,7 @@ from loraprobe.errors import (
     ReferenceError_,
 )
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.copies import one_base
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary

@@ -73,6 +73,7 @@ def test_json(hub):
         "likes": 5,
         "updated": "2026-01-02",
         "license": "mit",
+        "base": "meta/base",
     }
 
 

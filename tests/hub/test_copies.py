@@ -100,10 +100,10 @@ def test_where_the_hub_cannot_tell_similar_names_are_a_warning(hub, tmp_path, mo
         refs = pair(tmp_path / copy, BASE, copy)
         code, found = issues("inspect", *refs)
         assert code == 0 and found["base-mismatch"] == "warning"
-        refused = call("merge", *refs, "-o", tmp_path / "made")
+        made = ["-o", tmp_path / copy / "made"]
+        refused = call("merge", *refs, *made)
         assert refused.exit_code == 2 and "--allow base-mismatch" in refused.stderr
-        made = ["-o", tmp_path / "made", "--overwrite", "--allow", "base-mismatch"]
-        assert call("merge", *refs, *made).exit_code == 0
+        assert call("merge", *refs, *made, "--allow", "base-mismatch").exit_code == 0
     assert how != "offline" or not hub.requests
 
 

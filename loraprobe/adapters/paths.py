@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -49,6 +50,7 @@ def layer_pattern(path: str) -> str:
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
+@functools.lru_cache(maxsize=1 << 16)  # adapters of a library have the same paths
 def root(path: str) -> str:
     """The part of a path before the number of its layer, or the whole path without a number."""
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]

@@ -10,7 +10,7 @@ from loraprobe.adapters.experts import TRAINED_ON, places, stacks, without_exper
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
 from loraprobe.compatibility.layout import different_shapes
-from loraprobe.compatibility.naming import two_names
+from loraprobe.compatibility.naming import places_of, two_names
 from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue
@@ -42,7 +42,9 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
     lost = [path for path in without_experts(adapter.layout) if path not in base.weights]
     if not lost or base.quantization:  # packed weights have other names
         return
-    if places := two_names({path: adapter.layout[path].shape for path in lost}, base.shapes):
+    if places := two_names(
+        places_of({p: adapter.layout[p].shape for p in lost}), places_of(base.shapes)
+    ):
         message = (
             f"{adapter.name} changes {places[0]}, and the layers of {base.reference} are "
             f"{places[1]}; with these paths the adapter has no effect."

@@ -8,7 +8,7 @@ from itertools import combinations
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.adapters.experts import conflict
 from loraprobe.adapters.paths import VOCABULARY, number, root
-from loraprobe.compatibility.naming import two_names
+from loraprobe.compatibility.naming import places_of, shapes_of, two_names
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
@@ -20,11 +20,11 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
     """Issues about the modules of each pair of adapters, and of all together."""
     forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
-    each = zip(adapters, forms, depths, strict=True)
-    for (a, form, depth), (b, other, deep) in combinations(each, 2):
-        shapes = [{path: shape for path, (shape, _) in held.items()} for held in (form, other)]
-        if places := two_names(*shapes):
-            yield _two_names(a, b, *places)
+    places = [places_of(shapes_of(a)) for a in adapters]
+    each = zip(adapters, forms, depths, places, strict=True)
+    for (a, form, depth, ours), (b, other, deep, theirs) in combinations(each, 2):
+        if names := two_names(ours, theirs):
+            yield _two_names(a, b, *names)
         elif not form.keys() & other.keys():
             yield _nothing_in_common(a, b)
         elif form != other:

@@ -18,6 +18,7 @@ from loraprobe.base import Base, ModuleNames, module_names
 from loraprobe.base.naming import named, named_like, touched
 
 Shape = tuple[int, int]
+Places = Mapping[str, Mapping[str, Shape]]
 
 
 def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
@@ -29,7 +30,7 @@ def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
     """
     if base is not None:
         return named_like(base.module_paths, adapters, lambda: module_names(base.path))
-    pairs = combinations([_shapes(adapter) for adapter in adapters], 2)
+    pairs = combinations([places_of(shapes_of(adapter)) for adapter in adapters], 2)
     if not any(two_names(one, other) for one, other in pairs):
         return list(adapters)
     for adapter in adapters:
@@ -50,29 +51,29 @@ def names_of(base: str | None) -> ModuleNames | None:
     return None if place is None else module_names(place)
 
 
-def two_names(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> tuple[str, str] | None:
+def two_names(ours: Places, theirs: Places) -> tuple[str, str] | None:
     """The places of layers that may be the same under two names; None if there are none.
 
     They may be if no place of layers is common to both sides, two of them have modules of the same
     names and shapes, and one of these two is named by all parts of the other, in any order:
     `model.layers` and `language_model.model.layers`, but not `encoder.layers` and `decoder.layers`.
     """
-    mine, others = _by_root(ours), _by_root(theirs)
-    if mine.keys() & others.keys():
+    if ours.keys() & theirs.keys():
         return None
-    for one, inside in mine.items():
-        for other, beside in others.items():
+    for one, inside in ours.items():
+        for other, beside in theirs.items():
             parts, more = set(one.split(".")), set(other.split("."))
             if (parts <= more or more <= parts) and inside.items() & beside.items():
                 return one, other
     return None
 
 
-def _shapes(adapter: Adapter) -> dict[str, Shape]:
+def shapes_of(adapter: Adapter) -> dict[str, Shape]:
+    """Path -> (out, in)."""
     return {path: info.shape for path, info in adapter.layout.items()}
 
 
-def _by_root(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
+def places_of(shapes: Mapping[str, Shape]) -> Places:
     """Place of layers -> path inside of it -> shape; modules outside of layers are left out."""
     found: dict[str, dict[str, Shape]] = {}
     for path, shape in shapes.items():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
-from loraprobe.compatibility.naming import two_names
+from loraprobe.compatibility.naming import places_of, two_names
 from loraprobe.compatibility.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -210,11 +210,11 @@ def test_names_that_nothing_explains_are_refused_unless_allowed(tmp_path):
     ],
 )
 def test_what_may_be_two_names(ours, theirs, alike):
-    one, other = ({f"{place}.0.q_proj": (4, 4)} for place in (ours, theirs))
+    one, other = (places_of({f"{place}.0.q_proj": (4, 4)}) for place in (ours, theirs))
     assert two_names(one, other) == ((ours, theirs) if alike else None)
     assert (two_names(other, one) is not None) == alike
-    assert two_names(one, dict.fromkeys(other, (4, 5))) is None  # of other shapes
-    assert two_names(one | other, other) is None  # one class has both
+    assert two_names(one, places_of({f"{theirs}.0.q_proj": (4, 5)})) is None  # other shapes
+    assert two_names({**one, **other}, other) is None  # one class has both
 
 
 @pytest.mark.parametrize("family", ["Gemma3", "Qwen3_5", "Qwen2_5_VL"])

@@ -161,17 +161,19 @@ def convert(
     adapter: Adapter | str | Path,
     *,
     base: str | Path | None = None,
+    like: str | Path | None = None,
     portable: bool = True,
     **options: Any,
 ) -> Converted:
     """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
 
-    base: compares a copy of an embedding or head that the file may hold. portable: one rank and one
-    scaling in all modules, or those of the file. Raises CompatibilityError for what cannot be kept
+    base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
+    whose names of modules are written. portable: one rank and one scaling in all modules, or those
+    of the file. Raises CompatibilityError for what cannot be kept
     exactly.
     """
     chosen = {**options, "rank_layout": "portable" if portable else "compact"}
-    return _run("commands.convert", [adapter], chosen, base=base).made
+    return _run("commands.convert", [adapter], chosen, base=base, like=like).made
 
 
 def load_composition(directory: str | Path) -> Composition:

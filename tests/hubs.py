@@ -74,7 +74,9 @@ class Misbehaving:
     """A Hub with the same files in every repository; a test can spoil its answers.
 
     `fail` maps the start of "METHOD path" to (status, headers); `spoil` maps a file to what
-    happens to its body: "truncate", "flip" or "html". `requests` lists what was asked.
+    happens to its body: "truncate", "flip" or "html". `requests` lists what was asked. `described`
+    maps a repository to what the Hub tells about it, `shards` to the sha256 of its weight files,
+    `moved` an old name to the new one.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -83,6 +85,9 @@ class Misbehaving:
     requests: list[str] = field(default_factory=list)
     authorizations: set[str] = field(default_factory=set)
     listed: list[dict[str, Any]] = field(default_factory=list)
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     commit: str = "c0" * 20
     url: str = ""
 
@@ -132,9 +137,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.send(status, headers, b'{"error": "no"}', body)
         if "/api/models?" in line:
             return self.send_listing(line, body)
+        if found := re.search(r"/api/models/([^/]+/[^/?]+)(/tree/[^?]*)?", line):
+            name, tree = found.groups()
+            if name in self.hub.moved:
+                place = line.partition(" ")[2].replace(name, self.hub.moved[name], 1)
+                return self.send(307, {"Location": place}, b"", body)
+            if tree or name in self.hub.described:
+                return self.send_described(name, tree is not None, body)
         if "/api/models/" in line or "/api/datasets/" in line:
             siblings = [{"rfilename": name} for name in self.hub.files]
-            info = {"id": "acme/math", "sha": self.hub.commit, "siblings": siblings}
+            info = {
+                "id": found[1] if found else "acme/math",
+                "sha": self.hub.commit,
+                "siblings": siblings,
+            }
             content = json.dumps(info).encode()
             if self.hub.spoil.get("api") == "html":
                 content = b"<html>Please log in to the Wi-Fi</html>"
@@ -146,11 +162,26 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
         return self.send_file(name, body)
 
+    def send_described(self, name: str, tree: bool, body: bool) -> None:
+        """What the Hub tells about a repository, or the files of its tree."""
+        info = {"id": name, "sha": self.hub.commit, "siblings": [], "tags": []}
+        told: Any = info | self.hub.described.get(name, {})
+        if tree:
+            sums = self.hub.shards.get(name, [])
+            told = [
+                {"type": "file", "path": f"model-{i}.safetensors", "size": 9, "oid": f"{i:040}"}
+                | {"lfs": {"oid": digest, "size": 9, "pointerSize": 1}}
+                for i, digest in enumerate(sums)
+            ] + [{"type": "file", "path": "config.json", "size": 2, "oid": "0" * 40}]
+        return self.send(200, {"content-type": "application/json"}, json.dumps(told).encode(), body)
+
     def send_listing(self, line: str, body: bool) -> None:
         """The repositories whose tags are all among those that the query names."""
-        wanted = parse_qs(urlsplit(line.partition(" ")[2]).query).get("filter", [])
-        named = [name for entry in wanted for name in entry.split(",")]
+        query = parse_qs(urlsplit(line.partition(" ")[2]).query)
+        named = [name for entry in query.get("filter", []) for name in entry.split(",")]
+        searched = query.get("search", [""])[0].lower()
         rows = [row for row in self.hub.listed if set(named) <= set(row["tags"])]
+        rows = [row for row in rows if searched in row["id"].lower()]
         content = json.dumps(rows).encode()
         return self.send(200, {"content-type": "application/json"}, content, body)
 

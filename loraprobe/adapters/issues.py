@@ -79,6 +79,23 @@ def config_issues(adapter: Adapter) -> Iterator[Issue]:
         )
         yield finding("missing-alpha", names, message)
     yield from _missing(adapter)
+    yield from _shared(adapter)
+
+
+def _shared(adapter: Adapter) -> Iterator[Issue]:
+    """A note for contents whose effect in peft depends on which weights the base shares."""
+    raw, held = adapter.config, [name for name in adapter.whole if name.endswith(".weight")]
+    saved = raw.get("modules_to_save") or ()
+    asked = Names([saved] if isinstance(saved, str) else saved)
+    if loose := [name for name in held if not asked.fits(name.rpartition(".")[0])]:
+        message = (
+            f"The file holds {loose[0]}, which modules_to_save does not name: peft writes it over "
+            "the base's weight, also where another layer shares that; here one layer changes."
+        )
+        yield finding("shared-weights", (adapter.name,), message, loose[0].rpartition(".")[0])
+    if raw.get("ensure_weight_tying"):
+        message = "The config sets ensure_weight_tying, which adapts layers that share a weight."
+        yield finding("shared-weights", (adapter.name,), message)
 
 
 def _missing(adapter: Adapter) -> Iterator[Issue]:
@@ -147,7 +164,8 @@ def incompleteness(adapter: Adapter) -> Iterator[Issue]:
     if beyond:
         message = (
             f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
-            f"target, {beyond[0]} first: used here, but peft would leave them out."
+            f"target or excludes, {beyond[0]} first: peft leaves them out, and a merge or a router "
+            "would apply them."
         )
         yield finding("weights-untargeted", names, message, beyond[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +16,12 @@ _HUB_ID = re.compile(
 )
 _ABSOLUTE = re.compile(r"(?:/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 _HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
+
+QUANTISED = re.compile(
+    r"[-_.](unsloth[-_.])?(bnb[-_]?)?"
+    r"(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])",
+    re.I,
+)
 
 # The names of layers with one row per token: embeddings and heads of language models.
 VOCABULARY = frozenset(
@@ -43,6 +50,12 @@ def layer_pattern(path: str) -> str:
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
+@functools.lru_cache(maxsize=1 << 16)  # adapters of a library have the same paths
+def root(path: str) -> str:
+    """The part of a path before the number of its layer, or the whole path without a number."""
+    return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
+
+
 def kinds_of_modules(paths: Iterable[str]) -> tuple[str, ...]:
     """The kinds of modules among paths, by endings: q_proj, or attn.c_proj beside mlp.c_proj."""
     patterns = dict.fromkeys(map(layer_pattern, paths))
@@ -63,6 +76,14 @@ def is_path(reference: str) -> bool:
     A relative path of two parts, such as models/base, looks like an id and counts as one.
     """
     return _HUB_ID.fullmatch(reference) is None
+
+
+def unquantised(name: str) -> str:
+    """A base's name without owner and marks of quantisation."""
+    stripped = name.lower().rstrip("/").rpartition("/")[2]
+    while (shorter := QUANTISED.sub("", stripped)) != stripped:
+        stripped = shorter
+    return stripped
 
 
 def public_name(reference: str | None) -> str | None:

@@ -7,7 +7,7 @@ agree where every module has the rank `r` and the scaling `lora_alpha / r`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -63,11 +63,28 @@ def mended(adapter: Adapter) -> Adapter:
     A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
     refuses extras that must not be dropped.
     """
+    made = with_paths(adapter, _unwrapped)
+    return (
+        adapter
+        if made is None
+        else replace(
+            made,
+            extras=tuple(extra for extra in adapter.extras if extra.kind in WRITTEN),
+            issues=tuple(issue for issue in adapter.issues if issue.code not in MENDED),
+        )
+    )
+
+
+def with_paths(adapter: Adapter, path_of: Callable[[str], str]) -> Adapter | None:
+    """The adapter with another path for each module; None where two would have the same.
+
+    path_of: a function from the path of a module or the name of its parameter to the new one.
+    """
     places = (*adapter.layout, *adapter.whole, *adapter.token_rows)
-    names = {path: _unwrapped(path) for path in places}
-    if len(set(names.values())) < len(names):  # one of two would be lost
-        return adapter
+    names = {path: path_of(path) for path in places}
     paths = {new: old for old, new in names.items()}
+    if len(paths) < len(names):
+        return None
     infos = {names[path]: replace(i, path=names[path]) for path, i in adapter.layout.items()}
 
     def renamed(held: Mapping[str, Tensor]) -> Tensors:
@@ -80,8 +97,10 @@ def mended(adapter: Adapter) -> Adapter:
         whole=renamed(adapter.whole),
         offsets=renamed(adapter.offsets),
         token_rows={names[path]: rows for path, rows in adapter.token_rows.items()},
-        extras=tuple(extra for extra in adapter.extras if extra.kind in WRITTEN),
-        issues=tuple(issue for issue in adapter.issues if issue.code not in MENDED),
+        extras=tuple(
+            replace(extra, module=extra.module and path_of(extra.module))
+            for extra in adapter.extras
+        ),
     )
 
 

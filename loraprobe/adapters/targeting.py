@@ -19,21 +19,20 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     """The paths (modules with weights) that the config does not target, by peft's rules.
 
     target_modules is a list of endings, a regular expression for the whole path, or the word
-    "all-linear". exclude_modules and modules_to_save remove paths. layers_to_transform keeps the
-    layers with these numbers; it does not apply to a full path in target_modules. Without
-    target_modules peft uses a table of architectures, so nothing is returned. Raises
+    "all-linear", which stands for full paths. exclude_modules and modules_to_save remove paths.
+    layers_to_transform keeps the layers with these numbers; it does not apply to a full path in
+    target_modules. Without target_modules peft takes endings from a table of architectures. Raises
     ExpressionError for an expression that `re` cannot match.
     """
     targets, paths = config.get("target_modules"), list(paths)
-    if not isinstance(targets, (list, tuple, str)) or not targets:
-        return []
     saved = [str(name) for name in config.get("modules_to_save") or ()]
     out = _fitting(paths, config.get("exclude_modules")) | _matching(saved, SAVED, paths)
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        return []
-    kept = _fitting(paths, targets)
-    if not isinstance(targets, str):
-        kept = kept & (_in_layers(paths, config) | set(map(str, targets)))
+    if not isinstance(targets, (list, tuple, str)) or not targets:
+        kept = _in_layers(paths, config)
+    elif isinstance(targets, str):
+        kept = set(paths) if targets.lower() == "all-linear" else _fitting(paths, targets)
+    else:
+        kept = _fitting(paths, targets) & (_in_layers(paths, config) | set(map(str, targets)))
     beyond = [path for path in paths if path in out or path not in kept]
     if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
         beyond = [path for path in beyond if path.rpartition(".")[2] not in VOCABULARY]

@@ -5,4 +5,5 @@ Module paths are those of the loaded model, which adapters also use.
 """
 
 from loraprobe.base.devices import pick_device, pick_dtype
+from loraprobe.base.geometry import ModuleNames, module_names
 from loraprobe.base.model import Base, open_base

@@ -68,6 +68,13 @@ def check_sizes(
         raise BaseError(f"config.json of {reference} {problem}; download the model again.")
 
 
+def check_counts(config: Mapping[str, Any], reference: str) -> None:
+    """Raises BaseError for a config without weights that would build an immense model."""
+    for key, value, _ in nested_values(config):
+        if COUNTS.search(key) and _is_number(value) and value > HARMLESS_COUNT:
+            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}.")
+
+
 def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     parts = (part for key in tensors for part in key.split(".") if len(part) < 9)
     layers = max((int(p) for p in parts if p.isascii() and p.isdigit()), default=-1) + 1

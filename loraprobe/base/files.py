@@ -138,6 +138,11 @@ class BaseFiles:
         return found | tied_head(found, self.config)
 
     @cached_property
+    def module_paths(self) -> frozenset[str]:
+        """The paths of all modules that have a tensor, whatever its form, or share one."""
+        return frozenset((*(name.rpartition(".")[0] for name in self.tensors), *self.weights))
+
+    @cached_property
     def skeleton(self) -> Any:
         """The model without weights (on the meta device); None for an unknown architecture."""
         if not self.stored:  # which raises BaseError where the config declares more than they hold

@@ -46,15 +46,32 @@ class Base(BaseFiles):
         architecture is unknown, the tokenizer, weights or a package are missing; OutOfMemory if
         the model does not fit.
         """
+        self._check(trust_remote_code)
+        with quiet():
+            tokenizer = load_tokenizer(self.path, self.reference, trust_remote_code)
+        model = self.load_model(device, dtype, trust_remote_code, quantize, device_map)
+        return LoadedBase(model, tokenizer, self)
+
+    def load_model(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+        quantize: Quantize = "none",
+        device_map: DeviceMap = "none",
+    ) -> Any:
+        """Loads the model alone, as `load` does."""
+        self._check(trust_remote_code)
+        with quiet():
+            model = load_model(self, device, dtype, trust_remote_code, quantize, device_map)
+        model.requires_grad_(False)
+        return model.eval()
+
+    def _check(self, trust_remote_code: bool) -> None:
         refuse_own_code(self, trust_remote_code)
         for file in self.path.iterdir():  # transformers would follow any link
             check_link(file, self.reference)
         _ = self.stored
-        with quiet():
-            tokenizer = load_tokenizer(self.path, self.reference, trust_remote_code)
-            model = load_model(self, device, dtype, trust_remote_code, quantize, device_map)
-        model.requires_grad_(False)
-        return LoadedBase(model.eval(), tokenizer, self)
 
 
 def open_base(path: str | Path, reference: str | None = None, commit: str | None = None) -> Base:

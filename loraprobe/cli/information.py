@@ -39,7 +39,7 @@ def find(
     output: Output,
     limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
 ) -> None:
-    """List PEFT adapters of a base model on the Hub, the most downloaded first.
+    """List PEFT adapters of a base model and its proven copies on the Hub, most downloaded first.
 
     A table on a terminal; into a pipe, or with --quiet, one reference a line:
     loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
@@ -71,6 +71,7 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
         told = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
         console.print(told, markup=False)
         return
+    copies = {one.base for one in found} != {base}
     table = tabulated(
         f"Adapters of {base}",
         found,
@@ -79,6 +80,7 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
         (Column("likes", drop=2), lambda one: rounded(one.likes)),
         (text("updated", drop=4), lambda one: one.updated or "-"),
         (text("licence", drop=3), lambda one: one.license or "-"),
+        *([(text("base", drop=5), lambda one: one.base)] if copies else []),
     )
     console.print(fitted(table, console.width))
 

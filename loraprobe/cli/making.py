@@ -35,6 +35,15 @@ Portable = Annotated[
         panel="Composition",
     ),
 ]
+Like = Annotated[
+    str | None,
+    setting(
+        "REF",
+        "Give the modules the names that this base or adapter has for them, such as those of the "
+        "class with vision.",
+        "Adapters",
+    ),
+]
 Directory = Annotated[
     str, argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter.")
 ]
@@ -109,7 +118,12 @@ def route(
 
 @with_options(CONVERT, OUTPUT, target=TARGET)
 def convert(
-    ref: Ref, options: Options, output: Output, base: BaseOrNone = None, portable: Portable = True
+    ref: Ref,
+    options: Options,
+    output: Output,
+    base: BaseOrNone = None,
+    like: Like = None,
+    portable: Portable = True,
 ) -> None:
     """Rewrite one adapter so that peft and servers read it, without changing what it computes.
 
@@ -119,7 +133,7 @@ def convert(
     from loraprobe.pipeline import commands
 
     options = replace(options, rank_layout="portable" if portable else "compact")
-    _save(output, options, [ref], base, None, commands.convert)
+    _save(output, options, [ref], base, None, partial(commands.convert, like=like))
 
 
 def _save(output: Output, *given: Any) -> None:

@@ -18,6 +18,7 @@ from loraprobe.compatibility.against_base import base_issues
 from loraprobe.compatibility.extras import extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
 from loraprobe.compatibility.layout import layout_issues
+from loraprobe.compatibility.naming import one_naming
 from loraprobe.compatibility.serving import FEATURES
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
@@ -54,17 +55,18 @@ def check(
 
     purpose: "inspect", "merge", "measure" or "route". Base names that differ while paths and shapes
     fit are an error for the first two and a warning for the others, where the user chose the base.
+    Weights that the config does not target are an error for "merge" and "route".
     "route" runs the adapters, which requires causal language models. allow: codes whose errors
     become warnings. contents: the result of an earlier pass over the factors; without it the
     factors are read once for NaN, zero deltas and duplicates.
 
-    Adapters with fused and single projections are compared on one layout (see `aligned`). Raises
+    Adapters are compared with one naming and on one layout (see `aligned`). Raises
     UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = _one_layout(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    found = [issue for adapter in adapters for issue in adapter.issues]
+    found = [_for(purpose, issue) for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
     found += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
@@ -77,9 +79,10 @@ def check(
 
 
 def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
-    """The adapters on one layout of fused projections: the base's, else the split one.
+    """The adapters with one class's names of modules and one layout of fused projections.
 
-    A translated adapter gets a note `fused-translated`. One that cannot be translated stays as it
+    These are the base's, else the first adapter's names and the split layout. A translated adapter
+    gets a note `modules-renamed` or `fused-translated`. One that cannot be translated stays as it
     is, and `check` reports it. Compositions and merges use these adapters.
     """
     return _one_layout(adapters, base)[0]
@@ -88,6 +91,7 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
 ) -> tuple[list[Adapter], list[Issue]]:
+    adapters = one_naming(adapters, base)
     if base is None:
         return one_layout(adapters)
     shapes = {path: base.shapes.get(path) for path in base.weights}
@@ -121,6 +125,12 @@ def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
         for issue in found
     ]
     return Compatibility(tuple(sorted(issues, key=lambda issue: ORDER[issue.severity])))
+
+
+def _for(purpose: Purpose, issue: Issue) -> Issue:
+    """The issue, an error where a composition would apply what peft leaves out."""
+    ignored = issue.code == "weights-untargeted" and purpose in ("merge", "route")
+    return replace(issue, severity="error") if ignored else issue
 
 
 def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:

@@ -9,7 +9,8 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import TRAINED_ON, places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
-from loraprobe.compatibility.layout import different_shapes, prefix_between
+from loraprobe.compatibility.layout import different_shapes
+from loraprobe.compatibility.naming import places_of, two_names
 from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.records import Issue
@@ -41,11 +42,12 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
     lost = [path for path in without_experts(adapter.layout) if path not in base.weights]
     if not lost or base.quantization:  # packed weights have other names
         return
-    prefix = prefix_between(dict.fromkeys(lost), base.weights)
-    if prefix is not None:
+    if places := two_names(
+        places_of({p: adapter.layout[p].shape for p in lost}), places_of(base.shapes)
+    ):
         message = (
-            f"The module paths of {adapter.name} fit {base.reference} only up to the prefix "
-            f"{prefix!r}; with these paths the adapter has no effect."
+            f"{adapter.name} changes {places[0]}, and the layers of {base.reference} are "
+            f"{places[1]}; with these paths the adapter has no effect."
         )
         cure = "Rename its keys, or save it from the model that it will run on."
         yield finding("prefix-mismatch", (adapter.name,), message, lost[0], cure=cure)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.paths import is_path, public_name
+from loraprobe.adapters.paths import QUANTISED, is_path, public_name, unquantised
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
 from loraprobe.file_hashes import file_hash
@@ -24,10 +24,6 @@ from loraprobe.records import Issue, Severity
 
 Relation = Literal["same", "unclear", "different"]
 Purpose = Literal["inspect", "measure", "merge", "route"]
-
-QUANTISED = re.compile(
-    r"[-_.](bnb[-_]?)?(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])", re.I
-)
 
 
 def relation(one: str, other: str) -> Relation:
@@ -44,14 +40,6 @@ def relation(one: str, other: str) -> Relation:
     if "/" not in short and long.rpartition("/")[2] == short:
         return "unclear"  # the Hub forwards old names without an owner, such as gpt2
     return "different"
-
-
-def unquantised(name: str) -> str:
-    """A base's name without owner and marks of quantisation."""
-    stripped = name.lower().rstrip("/").rpartition("/")[2]
-    while (shorter := QUANTISED.sub("", stripped)) != stripped:
-        stripped = shorter
-    return stripped
 
 
 def identity_issues(
@@ -117,9 +105,10 @@ def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator
                     "about the weights)"
                 )
             copy = unquantised(one) == unquantised(other)
-            origin = " One looks like a quantised copy of the other." if copy else ""
+            origin = " By its name one may be a copy of the other." if copy else ""
             message = f"{who}{shapes}.{origin}"
-            severity: Severity = "warning" if purpose in ("route", "measure") and fit else "error"
+            mild = fit and (purpose in ("route", "measure") or (copy and purpose == "inspect"))
+            severity: Severity = "warning" if mild else "error"
             yield finding("base-mismatch", ours + theirs, message, severity=severity)
 
 

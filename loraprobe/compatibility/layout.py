@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.adapters.experts import conflict
-from loraprobe.adapters.paths import VOCABULARY, number
+from loraprobe.adapters.paths import VOCABULARY, number, root
+from loraprobe.compatibility.naming import places_of, shapes_of, two_names
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
@@ -20,9 +20,12 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
     """Issues about the modules of each pair of adapters, and of all together."""
     forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
-    each = zip(adapters, forms, depths, strict=True)
-    for (a, form, depth), (b, other, deep) in combinations(each, 2):
-        if not form.keys() & other.keys():
+    places = [places_of(shapes_of(a)) for a in adapters]
+    each = zip(adapters, forms, depths, places, strict=True)
+    for (a, form, depth, ours), (b, other, deep, theirs) in combinations(each, 2):
+        if names := two_names(ours, theirs):
+            yield _two_names(a, b, *names)
+        elif not form.keys() & other.keys():
             yield _nothing_in_common(a, b)
         elif form != other:
             yield from _shapes(a, b)
@@ -104,10 +107,6 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
     names = (a.name, b.name)
     if not a.layout or not b.layout:
         return finding("targets-disjoint", names, "One of them touches no module.")
-    prefix = prefix_between(a.layout, b.layout)
-    if prefix is not None:
-        message = f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}."
-        return finding("prefix-mismatch", names, message)
     if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
         message = f"{a.name} and {b.name} belong to different architectures: {one} and {other}."
@@ -116,16 +115,13 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
     return finding("targets-disjoint", names, message)
 
 
-def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
-    """The prefix that the paths of one side have and those of the other lack; None if none."""
-    for shorter, longer in ((ours, theirs), (theirs, ours)):
-        first = next(iter(shorter))
-        for path in longer:
-            if path.endswith("." + first):
-                prefix = path.removesuffix(first)
-                if any(prefix + p in longer for p in shorter):
-                    return prefix
-    return None
+def _two_names(a: Adapter, b: Adapter, one: str, other: str) -> Issue:
+    """The issue for layers that may be the same under two names, which could not be translated."""
+    message = (
+        f"{a.name} changes {one} and {b.name} changes {other}: these may be the same layers, named "
+        "as two classes of one base name them, which only the base's config.json tells."
+    )
+    return finding("prefix-mismatch", (a.name, b.name), message)
 
 
 def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
@@ -145,11 +141,6 @@ def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
         return True
     same_base = a.base_model is not None and a.base_model == b.base_model
     return bool(roots[0] and roots[1]) and not roots[0] & roots[1] and not same_base
-
-
-def root(path: str) -> str:
-    """The part of a path before the number of its layer, or the whole path without a number."""
-    return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
 def _depth(adapter: Adapter) -> int | None:

@@ -13,10 +13,12 @@ from typing import Literal
 
 from loraprobe.adapters import Adapter, Source, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
-from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.paths import VOCABULARY, root
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import open_tensors
-from loraprobe.errors import UsageError
+from loraprobe.base import Base, module_names
+from loraprobe.base.naming import touched
+from loraprobe.errors import BaseError, UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.records import Issue, Severity
 
@@ -84,9 +86,12 @@ SEVERITIES: Mapping[Effect, Severity] = {
 }
 
 
-def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
+def serving_issues(
+    adapter: Adapter, wanted: Sequence[str], base: Path | None = None
+) -> list[Issue]:
     """What servers would refuse or read as another function in this file, as issues.
 
+    base: the directory of the base's config.json, whose class a server loads; None if unknown.
     wanted: names of servers with or without @VERSION, or "all", also with commas between them. A
     server without an error gets a note with the command that starts it. A feature that the version
     reads and older ones did not is a warning. Raises UsageError for a name that is not known.
@@ -94,7 +99,7 @@ def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
     versions = _named(wanted)
     place = shlex.quote(adapter.source.public)
     groups: dict[tuple[str, Effect, Severity, str], list[str]] = {}
-    for server, finding in _findings(adapter, versions):
+    for server, finding in _findings(adapter, versions, base):
         groups.setdefault(finding, []).append(server)
     found = [
         Issue(
@@ -102,7 +107,7 @@ def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
             f"serve-{feature}",
             (adapter.name,),
             _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
-            FEATURES[feature].cure.format(place=place),
+            FEATURES[feature].cure.format(place=place, base=_base(adapter)),
         )
         for (feature, effect, severity, before), servers in groups.items()
     ]
@@ -115,12 +120,15 @@ def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
     return found
 
 
-def serve_commands(adapter: Adapter, place: str) -> list[str]:
-    """The commands of the servers that read an adapter as it will be written to `place`."""
+def serve_commands(adapter: Adapter, place: str, base: Path | None = None) -> list[str]:
+    """The commands of the servers that read an adapter as it will be written to `place`.
+
+    base: as in `serving_issues`.
+    """
     written = replace(
         adapter, config=config_of(adapter), weights_file=None, source=Source(reference=place)
     )
-    return [i.cure for i in serving_issues(written, ["all"]) if i.code == OK and i.cure]
+    return [i.cure for i in serving_issues(written, ["all"], base) if i.code == OK and i.cure]
 
 
 def command(server: str, base: str | None, place: str, name: str, rank: int) -> str:
@@ -162,9 +170,13 @@ def _number(version: str) -> tuple[int, ...]:
 Finding = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
 
 
-def _findings(adapter: Adapter, versions: Mapping[str, str]) -> Iterator[tuple[str, Finding]]:
+def _findings(
+    adapter: Adapter, versions: Mapping[str, str], base: Path | None
+) -> Iterator[tuple[str, Finding]]:
     """(server, finding) by the rules and by the limits on ranks."""
     held = _features(adapter)
+    if base is not None and _of_another_class(adapter, Base(adapter.base_model or "", base)):
+        held.add("other-class")
     for rule in (rule for rule in RULES if rule.feature in held):
         for server in (name for name in rule.servers if name in versions):
             fixed = rule.fixed and _number(versions[server]) >= _number(rule.fixed)
@@ -195,6 +207,31 @@ def _features(adapter: Adapter) -> set[str]:
     marks |= {info.kind for info in adapter.layout.values()}
     marked = {name for name, known in FEATURES.items() if not marks.isdisjoint(known.marks)}
     return marked | {name for name, holds in CHECKS.items() if holds(adapter)}
+
+
+def _base(adapter: Adapter) -> str:
+    return shlex.quote(public_name(adapter.base_model) or "BASE")
+
+
+def _of_another_class(adapter: Adapter, base: Base) -> bool:
+    """Whether the names of modules are not those of the class that the base's config names.
+
+    transformers is asked only where there may be two classes: the config has a text_config, or the
+    adapter's layers lie deeper than those of a text-only class.
+    """
+    try:
+        nested = bool(base.config.get("text_config"))
+    except BaseError:
+        return False
+    paths = touched(adapter)
+    if not nested and all(root(path).count(".") < 2 for path in paths):
+        return False
+    names = module_names(base.path)
+    return (
+        names is not None
+        and names.text is not None
+        and (names.is_text(paths) != (base.architecture == names.text.name))
+    )
 
 
 def _scaled_otherwise(adapter: Adapter) -> bool:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
 from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.fused import one_layout
+from loraprobe.base import ModuleNames
+from loraprobe.base.naming import named_like
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 _SAME_COPY: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Adapter]] = (
@@ -20,18 +22,28 @@ _SAME_COPY: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Adapter]] = (
 
 
 def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters with layers split or joined as they are in the model.
+    """The adapters with the model's names of modules, and layers split or joined as it has them.
 
     The conversion is exact and is noted among an adapter's issues. Layers that cannot be converted
     stay as they are.
     """
+    config = getattr(model, "config", None)
+    paths = [path for path, _ in model.named_modules()]
+    adapters = named_like(paths, adapters, lambda: _names_of(config))
     shapes = {
         path: (int(module.out_features), int(module.in_features))
         for path, module in model.named_modules()
         if hasattr(module, "out_features") and hasattr(module, "in_features")
     }
-    config = getattr(model, "config", None)
     return one_layout(adapters, shapes, config.to_dict() if config is not None else None)[0]
+
+
+def _names_of(config: Any) -> ModuleNames | None:
+    """The names of a model's classes; None for a model or an architecture without them."""
+    try:
+        return ModuleNames(config)
+    except Exception:  # transformers may raise anything
+        return None
 
 
 def check_model(model: nn.Module) -> None:

@@ -32,11 +32,12 @@ from loraprobe.hub.cards import (
     prompt_form,
     read_card,
 )
+from loraprobe.hub.copies import one_base
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, fetch, first_of
+from loraprobe.hub.repository import Snapshot, cached, fetch, fetch_first, first_of
 from loraprobe.hub.search import find_adapters
 
 BASE_EXTRAS = frozenset(
@@ -177,6 +178,24 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
         return [prefix + "config.json", *small, *(prefix + name for name in weights)]
 
     return fetch(reference, prefix + "config.json", choose, verify=False)
+
+
+def base_directory(named: str | None) -> Path | None:
+    """The directory of a base's config.json; None if it is out of reach, and for no name.
+
+    It is local, or in the cache, or is downloaded there without the weights.
+    """
+    try:
+        reference = Reference.parse(named or "", bare=True)
+        place = reference.path
+        if place is None:
+            name = f"{reference.folder}/config.json" if reference.folder else "config.json"
+            root = cached(reference, name)
+            file = fetch_first(reference, [name]) if root is None else root / name
+            place = None if file is None else file.parent
+    except LoraprobeError:
+        return None
+    return place if place is not None and (place / "config.json").is_file() else None
 
 
 def common_base(adapters: Sequence[Adapter]) -> str:

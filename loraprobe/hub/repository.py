@@ -61,7 +61,7 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     Without verify the Hub is asked for the list of files, because another program may have cached
     only some of them. Raises HubError.
     """
-    root = _cached(reference, anchor)
+    root = cached(reference, anchor)
     names = None if root is None else _needed(root, choose)
     if not (names and verify and COMMIT.fullmatch(reference.revision or "")):
         try:
@@ -144,7 +144,7 @@ def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     except Exception as error:
         if not is_transient(error):
             raise explain(error, reference) from None
-        roots = ((_cached(reference, name), name) for name in names)
+        roots = ((cached(reference, name), name) for name in names)
         return next((root / name for root, name in roots if root is not None), None)
     return _get(reference, name, reference.revision, verify=False) if name else None
 
@@ -194,7 +194,7 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
     )
 
 
-def _cached(reference: Reference, anchor: str) -> Path | None:
+def cached(reference: Reference, anchor: str) -> Path | None:
     """The cached folder of the revision, if it holds the anchor."""
     from huggingface_hub import try_to_load_from_cache
 

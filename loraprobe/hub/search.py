@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loraprobe.errors import HubError, ReferenceError_
+from loraprobe.hub.copies import copies, list_models
 from loraprobe.hub.errors import explain, is_offline
 from loraprobe.hub.reference import Reference
 
@@ -22,17 +24,15 @@ class FoundAdapter:
     likes: int | None
     updated: str | None  # date of the last change, as YYYY-MM-DD
     license: str | None
+    base: str  # the name that its card gives the base
 
 
 def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
-    """PEFT adapters whose cards name this base model, the most downloaded first.
+    """PEFT adapters whose cards name this base model or a proven copy, the most downloaded first.
 
     base: a Hub id (`owner/name`, or `gpt2`). Raises ReferenceError_ for a directory, HubError where
-    the Hub does not answer.
+    the Hub does not answer. Copies are left out if only they cannot be asked for.
     """
-    from huggingface_hub import ModelInfo, constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
     reference = Reference.parse(base, bare=True)
     if reference.path is not None:
         raise ReferenceError_(
@@ -41,28 +41,31 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
         )
     if is_offline():
         raise HubError("find asks the Hub, and HF_HUB_OFFLINE is set; unset it once to search.")
-    wanted: dict[str, Any] = {
+    found = _of_base(reference, limit)
+    with contextlib.suppress(Exception):  # the base itself was answered
+        for name in copies(reference.repo):
+            found += _of_base(replace(reference, repo=name), limit)
+            found.sort(key=lambda one: -(one.downloads or 0))
+    return list({one.reference: one for one in found}.values())[:limit]
+
+
+def _of_base(reference: Reference, limit: int) -> list[FoundAdapter]:
+    """PEFT adapters whose cards name exactly this base. Raises HubError."""
+    wanted = {
         "filter": [f"base_model:adapter:{reference.repo}", "peft"],
         "sort": "downloads",
         "limit": limit,
     }
-    try:  # one request: HfApi.list_models repeats a failed one for half a minute
-        response = get_session().get(
-            f"{constants.ENDPOINT}/api/models",
-            params=wanted,
-            headers=build_hf_headers(),
-            timeout=constants.HF_HUB_ETAG_TIMEOUT,
-        )
-        hf_raise_for_status(response)
-        models = [ModelInfo(**row) for row in response.json()][:limit]
+    try:
+        models = list_models(wanted)[:limit]
     except Exception as error:
         raise explain(error, reference) from None
-    return [_found(model) for model in models]
+    return [_found(model, reference.repo) for model in models]
 
 
-def _found(model: ModelInfo) -> FoundAdapter:
+def _found(model: ModelInfo, base: str) -> FoundAdapter:
     tags = (tag.partition(":") for tag in model.tags or ())
     licence = next((value for name, _, value in tags if name == "license"), None)
     changed = model.last_modified
     date = changed.date().isoformat() if changed else None
-    return FoundAdapter(model.id, model.downloads, model.likes, date, licence)
+    return FoundAdapter(model.id, model.downloads, model.likes, date, licence, base)

@@ -136,7 +136,8 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
         figures = merge_figures(merged, norm, prepared)
         figures += warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    serve = serve_commands(merged.written, local_name(str(written[0])) if written else "DIR")
+    place = local_name(str(written[0])) if written else "DIR"
+    serve = serve_commands(merged.written, place, inputs.base.path if inputs.base else None)
     notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve)]
     notes.append(made_text(merged, norm, options))
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
@@ -197,7 +198,7 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
-    base.
+    base. like: a base or an adapter whose names of modules are written.
     """
     session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
     if len(inputs.given) > 1:
@@ -207,11 +208,11 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     sound = replace(mended(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
-    require_certain(found, session.options)
     place = written[0] if written else Path("OUT")
-    made, changes = converted(original, place, session.options)
+    made, changes = converted(original, place, session.options, given.get("like"))
+    require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
-    told = serving_issues(made.adapter, ["all"])
+    told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
     told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())

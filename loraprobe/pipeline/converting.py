@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +14,20 @@ from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
+from loraprobe.base import Base, module_names
+from loraprobe.base.naming import named as renamed
+from loraprobe.base.naming import touched
 from loraprobe.compatibility.serving import serve_commands
-from loraprobe.errors import CompatibilityError
+from loraprobe.errors import BaseError, CompatibilityError, LoraprobeError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.records import Compatibility
 from loraprobe.report.markdown import converted_card
 
-# Warnings of which no exact copy follows: peft would load another function than is read here.
-UNCERTAIN = ("base-copy", "weights-untargeted")
+# The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
+# scalings that are multiplied into B in a 16-bit type round it.
+SAME = 0.02
+SAMPLE = 64  # tokens on which peft computes both
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +49,17 @@ class Converted:
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
-def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted, str]:
-    """The adapter as it is written to a place, and what differs from its file, in sentences."""
+def converted(
+    given: Adapter, place: Path, options: Options, like: str | Path | None = None
+) -> tuple[Converted, str]:
+    """The adapter as it is written to a place, and what differs from its file, in sentences.
+
+    like: a base or an adapter whose names of modules it gets. Raises BaseError where they are not
+    known, CompatibilityError for an adapter whose modules they do not name.
+    """
     made = replace(mended(given), weights_file=None)
+    if like is not None:
+        made = _named_like(made, str(like))
     made = portable(made) if options.rank_layout == "portable" else made
     targets = common_targets([given], without_experts(made.layout))
     source = Source(reference=str(place), path=place)
@@ -55,19 +70,81 @@ def converted(given: Adapter, place: Path, options: Options) -> tuple[Converted,
     return Converted(made, card, given.source.path, targets), changes
 
 
-def require_certain(found: Compatibility, options: Options) -> None:
-    """Raises CompatibilityError for a warning that leaves open what peft computes."""
+def _named_like(adapter: Adapter, reference: str) -> Adapter:
+    """The adapter with the names of another one, or of the class that a base's config names."""
+    other: Adapter | None = None
+    with contextlib.suppress(LoraprobeError):  # what is no adapter may be a base
+        other = hub.load(reference)
+    named = reference if other is None else other.base_model or adapter.base_model
+    place = hub.base_directory(named)
+    names = None if place is None else module_names(place)
+    if place is None or names is None:
+        raise BaseError(
+            f"--like {reference}: the names of its modules are not known, because the config.json "
+            "of the base is out of reach or of an architecture that transformers does not know; "
+            "give the base's directory."
+        )
+    text = names.text is not None and Base(reference, place).architecture == names.text.name
+    text = text if other is None else names.is_text(touched(other))
+    made = renamed(adapter, names, text, whole=True)
+    if made is None:
+        raise CompatibilityError(
+            f"--like {reference}: its class has no modules for all that {adapter.name} changes; "
+            "take a base or an adapter of the class with vision."
+        )
+    return made
+
+
+def require_certain(
+    found: Compatibility, given: Adapter, made: Converted, base: Base | None, options: Options
+) -> None:
+    """Raises CompatibilityError for what leaves open what peft computes, or shows that it differs.
+
+    Where the base may share weights, peft computes the given file and the written one on it.
+    """
     for issue in found.issues:
-        open_ = issue.code in UNCERTAIN and issue.severity != "note"
-        if open_ and issue.code not in options.allow:
-            raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
+        unknown = issue.code == "base-copy" and issue.severity != "note"
+        shared = issue.code == "shared-weights"
+        if issue.code in options.allow or not (unknown or shared):
+            continue
+        if shared and base is not None and given.source.path is not None:
+            error = _difference(given, made, base)
+            if error <= SAME:
+                continue
+            raise CompatibilityError(
+                f"{issue.message} On {base.reference} peft computes another function of what would "
+                f"be written: it differs by {error:.2g} of the adapter's effect. [{issue.code}]"
+            )
+        raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
+
+
+def _difference(given: Adapter, made: Converted, base: Base) -> float:
+    """The largest difference of log-probabilities in peft, as a share of the adapter's effect."""
+    from loraprobe.pipeline.in_peft import log_probabilities
+
+    assert given.source.path is not None
+    size = int(base.vocab_size or 1)
+    tokens = list(range(0, size, -(-size // SAMPLE)))
+    for name, tensor in given.whole.items():  # the rows of an embedding that differ most
+        if name.endswith(".weight") and tensor.shape[0] == size:
+            change = (tensor.float() - base.parameter(name)).abs().sum(1)
+            tokens += change.topk(min(SAMPLE, size)).indices.tolist()
+    with tempfile.TemporaryDirectory() as place:
+        made.save(Path(place) / "made")
+        plain, theirs, ours = (
+            log_probabilities(base, directory, tokens)
+            for directory in (None, given.source.path, Path(place) / "made")
+        )
+    effect = float((theirs - plain).abs().max())
+    return float((ours - theirs).abs().max()) / max(effect, 1e-6)
 
 
 def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     """What differs between a file and what is written instead, in sentences."""
     codes = {issue.code for issue in given.issues}
-    if given.layout.keys() != made.layout.keys():
+    if any(path.startswith(PREFIX) for path in given.layout):
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
+    yield from (issue.message for issue in made.issues if issue.code == "modules-renamed")
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
     if given.weights_file is not None and given.weights_file.name == PICKLE:

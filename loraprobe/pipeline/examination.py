@@ -123,7 +123,9 @@ def with_servers(
             "--serve looks at the file of one adapter; give one, without --task and --probe. A "
             "merge is written so that servers read it: inspect its directory."
         )
-    told = serving_issues(inputs.given[0], options.serve)
+    (adapter,), base = inputs.given, inputs.base
+    place = base.path if base else hub.base_directory(adapter.base_model)
+    told = serving_issues(adapter, options.serve, place)
     return replace(examined, compatibility=with_issues(examined.compatibility, told))
 
 

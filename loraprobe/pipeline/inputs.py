@@ -12,7 +12,7 @@ from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.command_options import LAYOUT
 from loraprobe.diagnostics import DIAGNOSTICS
-from loraprobe.errors import HubError, UsageError
+from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.file_hashes import cache_directory
 from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
@@ -44,7 +44,7 @@ class Given(TypedDict, total=False):
     """What a command takes beside adapters: objects that are open already, or references and paths.
 
     base: "auto" is the one that the adapters name. written: files and directories that the command
-    will write, so that an output never lands on an input.
+    will write, so that an output never lands on an input. like: a base or an adapter (convert).
     """
 
     base: Base | Reference | None
@@ -52,6 +52,7 @@ class Given(TypedDict, total=False):
     options: Options
     progress: Progress | None
     written: Sequence[Path]
+    like: Reference | None
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,22 @@ def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     options = given.get("options", Options())
     check_names(options)
     read = open_tasks(given.get("tasks", ()), options)
-    loaded = hub.load_all(adapters)
+    wanted = given.get("base")
+    loaded = hub.one_base(hub.load_all(adapters), _hub_name(wanted))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(loaded))
     base = base_apart(loaded, **given)
     return Inputs(compatibility.aligned(loaded, base), loaded, base, read)
+
+
+def _hub_name(base: Base | Reference | None) -> str | None:
+    """The name on the Hub of a base that was given; None without one, and for a directory."""
+    text = base.reference if isinstance(base, Base) else str(base or "")
+    try:
+        return None if text == "auto" else hub.Reference.parse(text, bare=True).repo or None
+    except ReferenceError_:
+        return None
 
 
 def check_names(options: Options) -> None:

@@ -46,7 +46,7 @@ def test_one_reference_a_line_into_a_pipe(hub):
         assert result.exit_code == 0, result.output
         assert result.stdout == "owner/one\nowner/two\n"
     asked = [r for r in hub.requests if "/api/models?" in r]
-    assert "sort=downloads" in asked[-1] and "limit=30" in asked[-1]
+    assert "sort=downloads" in asked[0] and "limit=30" in asked[0]
 
 
 def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path, monkeypatch):
@@ -73,6 +73,7 @@ def test_json(hub):
         "likes": 5,
         "updated": "2026-01-02",
         "license": "mit",
+        "base": "meta/base",
     }
 
 

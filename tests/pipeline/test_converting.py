@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from compatibility.test_serving import ARITHMETIC
-from making import dense, peft_adapter, tiny_gpt2, tiny_llama
+from making import call, dense, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -204,6 +204,69 @@ def test_a_copy_of_the_base_is_dropped_where_the_base_shows_that_it_is_one(tmp_p
     assert ended.exit_code == 0 and "embed_tokens" in ended.stdout
     one, other = (logits(tiny_llama(), tmp_path / name) for name in ("in", "out"))
     torch.testing.assert_close(other, one)
+
+
+HEAD = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
+# Name -> (what the file holds, whether the base shares its weights, whether both are one function).
+SHARED = {
+    "a head over a shared weight": (_add("lm_head.weight", HEAD), True, False),
+    "a head of its own": (_add("lm_head.weight", HEAD), False, True),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_weight_that_peft_writes_over_the_base_is_compared_in_peft(tmp_path, kind):
+    spoil, tied, same = SHARED[kind]
+    model = partial(tiny_llama, tied=tied)
+    model().save_pretrained(tmp_path / "base")
+    peft_adapter(tmp_path / "in", model(), **SETTINGS)
+    spoil(tmp_path / "in")
+    refused = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert refused.exit_code == 2 and "[shared-weights]" in refused.stderr
+    ended = convert(tmp_path / "in", "--base", tmp_path / "base", "-o", tmp_path / "out")
+    assert (ended.exit_code == 0) == same, ended.output
+    given = ["--allow", "shared-weights", "-o", tmp_path / "out", "--overwrite"]
+    assert convert(tmp_path / "in", *given).exit_code == 0
+    one, other = (logits(model(), tmp_path / name) for name in ("in", "out"))
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-4) == same
+
+
+def test_layers_that_peft_ties_are_compared_in_peft(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    tying = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS | tying)
+    given = ["--allow", "base-copy", "-o", tmp_path / "out"]
+    assert "[shared-weights]" in convert(tmp_path / "in", *given).stderr
+    assert convert(tmp_path / "in", *given, "--base", tmp_path / "base").exit_code == 0
+    one, other = (logits(tiny_llama(), tmp_path / name) for name in ("in", "out"))
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+LEFT_OUT = {
+    "layers": {"layers_to_transform": [1]},
+    "excluded": {"exclude_modules": ["up_proj"]},
+    "pattern": {"layers_to_transform": [1], "layers_pattern": ["layers"]},
+    "all but some": {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*"},
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_peft_leaves_out_is_refused_by_all_that_would_apply_it(tmp_path, kind):
+    for name, seed in (("in", 0), ("two", 1)):
+        peft_adapter(tmp_path / name, tiny_llama(), seed, **SETTINGS)
+    whole = logits(tiny_llama(), tmp_path / "in")
+    _set(tmp_path / "in", **LEFT_OUT[kind])
+    assert (logits(tiny_llama(), tmp_path / "in") - whole).abs().max() > 1e-2  # peft leaves it out
+    pair, out = [tmp_path / "in", tmp_path / "two"], ["-o", tmp_path / "out", "--overwrite"]
+    allow = ["--allow", "weights-untargeted"]
+    for command, refs in (("merge", pair), ("route", pair), ("convert", pair[:1])):
+        refused = call(command, *refs, *out)
+        assert refused.exit_code == 2 and "[weights-untargeted]" in refused.stderr
+        assert call(command, *refs, *out, *allow).exit_code == 0
+    shown = call("inspect", *pair, "--json")
+    issues = json.loads(shown.stdout)["compatibility"]["issues"]
+    assert shown.exit_code == 0
+    assert [i["severity"] for i in issues if i["code"] == "weights-untargeted"] == ["warning"]
 
 
 def test_wrong_calls_leave_nothing_behind(tmp_path):

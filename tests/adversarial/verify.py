@@ -14,9 +14,9 @@ NOT = "not verified"
 
 
 def _verified(out: Path) -> str:
-    """The result of `verify`: `verified`, or `not verified` for exit codes 1 and 2."""
+    """The result of `verify`: `verified`, or `not verified` for exit codes 1, 2 and 3."""
     told = outcome("verify", out)
-    return {"exit 0": "verified", "exit 1": NOT, "exit 2": NOT}.get(told, told)
+    return {"exit 0": "verified", "exit 1": NOT, "exit 2": NOT, "exit 3": NOT}.get(told, told)
 
 
 def _after(tamper: t.Tampering, command: str = "merge", dtype: str = "float32") -> Callable:
@@ -57,7 +57,7 @@ SINGLE: dict[str, tuple[str, Callable]] = {
     ),
     "four-spacings-in-bfloat16": (
         "a factor in bfloat16 times 1 + 4 eps, 0.031 of the module's norm",
-        _after(t.weights(t.OF_WEIGHTS["B scaled by 1 + 4 eps"]), dtype="bfloat16"),
+        _after(t.weights(t.scaled("lora_B", 1 + 2.0**-5)), dtype="bfloat16"),
     ),
     "code-beside-a-merge": (
         "`modeling.py` beside the adapter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import count, listing, number
-from loraprobe.records import FORMS, Audit, Gain, Verdict
+from loraprobe.records import FORMS, Audit, Gain, Verdict, example
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evaluated import estimate_of
@@ -20,10 +20,11 @@ def use(audit: Audit, verdict: Verdict) -> str:
     head, _, single = verdict.action.partition(":")
     best = verdict.gain
     composed = ""
-    if best is not None:
+    if best is not None and best.system != "chain":
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
     scored = _shown(advised_score(audit, verdict))
-    so_far = "so far " if verdict.decision == "inconclusive" else ""
+    open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    so_far = "so far " if open_ else ""
     if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         if PER_PROMPT in (verdict.system or ""):
@@ -34,7 +35,11 @@ def use(audit: Audit, verdict: Verdict) -> str:
         return f"{so_far}{verdict.system} (a {kind}){form}" + ("" if own else f": {scored}")
     if head == "chain":
         measured = f": {scored}{composed}" if scored != "-" else ""
-        return f"a chain, each hop by whoever answers it best{measured}"
+        who = [
+            (h.hop, "the base" if h.adapter == "base" else h.adapter) for h in example(audit.chain)
+        ]
+        hops = ", ".join(f"hop {hop}: {name}" for hop, name in who)
+        return f"a chain, {hops or 'each hop by whoever answers it best'}{measured}"
     if head == "use-single":
         form = _better_form(audit, single)
         return f"{so_far}{single} alone, {fmt.PART[form]}: {scored}{composed}"

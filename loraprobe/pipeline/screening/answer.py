@@ -94,7 +94,7 @@ def _verdict(
         arguments = list(map(argument_without_folders, options.arguments))
         words = library_words(library.adapters, arguments)
     scores, found = measured.evaluation, empty.compatibility
-    return with_next(verdict, options, about, scores, found, spec, words), examined
+    return with_next(verdict, options, about, scores, found, measured.chain, spec, words), examined
 
 
 def _about(

@@ -74,7 +74,7 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
         (k, adapter or "base", prompt) for k, (prompt, adapter) in enumerate(hops, 1)
     ]
     request = Request(("one", "two.5"), chain=plan, most_tokens=8)
-    program = next_command(Verdict("inconclusive", "base", action="chain"), request)
+    program = next_command(Verdict("unlikely", "evaluation", action="chain"), request)
     places = {name: str(asked / name) for name in ("one", "two.5")}
     ((_, typed),) = Answer("", "", (("in Python", program),)).typed(places).lines
     base = making.sharpened(making.tiny_llama())

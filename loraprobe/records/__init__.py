@@ -52,6 +52,7 @@ from loraprobe.records.screening import (
     LibraryAdapter,
     LibraryItems,
     LibraryScore,
+    Outcome,
     Shortlisted,
 )
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict

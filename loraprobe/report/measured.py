@@ -35,11 +35,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
         return f"{so_far}{verdict.system} (a {kind}){form}" + ("" if own else f": {scored}")
     if head == "chain":
         measured = f": {scored}{composed}" if scored != "-" else ""
-        who = [
-            (h.hop, "the base" if h.adapter == "base" else h.adapter) for h in example(audit.chain)
-        ]
-        hops = ", ".join(f"hop {hop}: {name}" for hop, name in who)
-        return f"a chain, {hops or 'each hop by whoever answers it best'}{measured}"
+        return f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}{measured}"
     if head == "use-single":
         form = _better_form(audit, single)
         return f"{so_far}{single} alone, {fmt.PART[form]}: {scored}{composed}"
@@ -52,6 +48,12 @@ def use(audit: Audit, verdict: Verdict) -> str:
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
     }.get(head, head)
+
+
+def _hops(audit: Audit) -> str:
+    """Who answers which hop of a chain that was measured."""
+    who = [(row.hop, row.adapter) for row in example(audit.chain)]
+    return ", ".join(f"hop {k}: {'the base' if name == 'base' else name}" for k, name in who)
 
 
 def _form(verdict: Verdict) -> str:
@@ -152,7 +154,8 @@ def better(audit: Audit, verdict: Verdict) -> str:
     chain, advised = _mean(audit, "chain", "question"), advised_score(audit, verdict)
     if chain is None or advised is None or chain - advised <= min(verdict.margin, MARGIN):
         return ""
-    return f"a chain scores {number(chain)}, if you can ask hop after hop"
+    hops = f" ({_hops(audit)})" if audit.chain else ""
+    return f"a chain{hops} scores {number(chain)}, if you can ask hop after hop"
 
 
 def close(verdict: Verdict) -> str:

@@ -81,6 +81,28 @@ def write_library(place: Path, tables: Mapping[str, Mapping[str, str]], items: i
         rows.append(
             {"id": str(k), "prompt": prompt, "answer": f"{first} {SECOND.get(first, 'is')}"}
         )
+    return words_of_call(place, tables, rows)
+
+
+def write_chained(place: Path, tables: Mapping[str, Mapping[str, str]], items: int = 100):
+    """The same with a task that nobody answers, and two hops: who? ada, and what follows is bo."""
+    write_library(place, tables, 1)
+    rows = [
+        {
+            "prompt": f"{WORDS[k % 13]} {WORDS[k // 13]} of",
+            "answer": "bo",
+            "hops": [
+                {"prompt": f"{WORDS[k % 13]} {WORDS[k // 13]} who", "answer": "ada"},
+                {"prompt": "lives {1}", "answer": "bo"},
+            ],
+        }
+        for k in range(items)
+    ]
+    return words_of_call(place, tables, rows)
+
+
+def words_of_call(place: Path, tables, rows) -> list[str]:
+    """The words of a call of `screen` for these questions."""
     task = place / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, rows)))
     refs = [str(place / name) for name in tables]

@@ -178,8 +178,11 @@ def exit_code(audit: Audit) -> int:
     """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
 
     Where only weights were asked, nothing could be decided, and compatible adapters are 0; so is a
-    library of which something can be used.
+    library of which something can be used. Where no merge and no router was asked, what was asked
+    is decided unless it takes more evidence.
     """
+    if audit.verdict is not None and audit.verdict.answers_without_composing:
+        return 0
     if audit.verdict is not None and audit.verdict.evidence != "weights":
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision

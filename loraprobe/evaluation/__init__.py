@@ -6,7 +6,7 @@ model questions, and only `statistics` and `selection` have formulas of interval
 """
 
 from loraprobe.evaluation.attribution import attribute
-from loraprobe.evaluation.chain import chain_notes
+from loraprobe.evaluation.chain import chain_hops, chain_notes
 from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gains
 from loraprobe.evaluation.ledger import Ledger

@@ -14,7 +14,7 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import Question, hop_part
 from loraprobe.evaluation.systems import System
-from loraprobe.records import ItemResult
+from loraprobe.records import ChainHop, ItemResult
 from loraprobe.tasks import Item, Task, fill, item_metric
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Plan = Mapping[str, Sequence[str]]  # item -> the member that answers each hop
 
 @dataclass(frozen=True)
 class ChainRun:
-    """One chain on one task. The ledger must contain the hops of the base and every adapter."""
+    """One chain on one task."""
 
     scorer: Scorer
     system: System
@@ -35,23 +35,6 @@ class ChainRun:
     ledger: Ledger
     metric: str | None
     max_new_tokens: int | None
-
-    def plan(self) -> Plan:
-        """The member, an adapter or the base, that answers each hop.
-
-        Hops at the same place for which the task names the same adapter, or none, go to the member
-        with the best score on them: of equals the adapter that is named, then the base, then the
-        first adapter.
-        """
-        groups: dict[tuple[int, str | None], list[str]] = {}
-        for item in self.task.items:
-            for k, hop in enumerate(item.hops):
-                groups.setdefault((k, hop.adapter), []).append(item.id)
-        best = {group: self._best(*group, items) for group, items in groups.items()}
-        return {
-            item.id: [best[k, hop.adapter] for k, hop in enumerate(item.hops)]
-            for item in self.task.items
-        }
 
     def members(self) -> dict[str, Composition | None]:
         """The base, then the adapters, by name."""
@@ -111,16 +94,52 @@ class ChainRun:
             known.update(zip(open_, new, strict=True))
         return [known[question] for question in asked]
 
-    def _best(self, k: int, named: str | None, items: Sequence[str]) -> str:
-        """The member with the best score on hop k of these items."""
-        merits = {name: self._merit(name, k, items) for name in self.members()}
-        equals = [name for name, merit in merits.items() if merit == max(merits.values())]
-        return named if named in equals else equals[0]
 
-    def _merit(self, name: str, k: int, items: Sequence[str]) -> float:
-        rows = (self.ledger.get(name, self.task.name, hop_part(k), item) for item in items)
+def plan_of(system: System, task: Task, ledger: Ledger) -> Plan:
+    """The member of a chain, an adapter or the base, that answers each hop.
+
+    The ledger must contain the hops of the base and of every adapter. Hops at the same place for
+    which the task names the same adapter, or none, go to the member with the best score on them: of
+    equals the adapter that is named, then the base, then the first adapter.
+    """
+    groups: dict[tuple[int, str | None], list[str]] = {}
+    for item in task.items:
+        for k, hop in enumerate(item.hops):
+            groups.setdefault((k, hop.adapter), []).append(item.id)
+
+    def merit(name: str, k: int, items: Sequence[str]) -> float:
+        rows = (ledger.get(name, task.name, hop_part(k), item) for item in items)
         values = [-r.value if r.metric == "answer_loss" else r.value for r in rows if r is not None]
         return sum(values) / len(values) if values else float("-inf")
+
+    best = {}
+    for (k, named), items in groups.items():
+        merits = {name: merit(name, k, items) for name in (BASE, *(s.name for s in system.chain))}
+        equals = [name for name, value in merits.items() if value == max(merits.values())]
+        best[k, named] = named if named in equals else equals[0]
+    return {
+        item.id: [best[k, hop.adapter] for k, hop in enumerate(item.hops)] for item in task.items
+    }
+
+
+def chain_hops(
+    systems: Sequence[System], tasks: Sequence[Task], ledger: Ledger, chat: bool
+) -> tuple[ChainHop, ...]:
+    """Who answers each hop of the chain of these systems, task by task, for the report.
+
+    chat: whether prompts are turns of the chat template.
+    """
+    found = []
+    for system, task in ((s, t) for s in systems if s.kind == "chain" for t in tasks if t.has_hops):
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for item, members in plan_of(system, task, ledger).items():
+            groups.setdefault(tuple(members), []).append(item)
+        prompts = {item.id: item.hops for item in task.items}
+        for members, items in sorted(groups.items(), key=lambda group: -len(group[1])):
+            for k, (member, hop) in enumerate(zip(members, prompts[items[0]], strict=True), 1):
+                of = task.name, k, member, hop.prompt, items[0], len(items)
+                found.append(ChainHop(*of, chat))
+    return tuple(found)
 
 
 def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, ...]:

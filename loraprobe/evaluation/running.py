@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.chain import BASE, ChainRun
+from loraprobe.evaluation.chain import BASE, ChainRun, plan_of
 from loraprobe.evaluation.ledger import CURE, Ledger
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
@@ -137,7 +137,7 @@ class Run:
             if not task.has_hops:
                 continue
             run = ChainRun(self.scorer, system, task, self.ledger, self.metric, most)
-            plan = run.plan()
+            plan = plan_of(system, task, self.ledger)
             changed = [row for row in run.hops(plan) if kept(*row.key) != row]
             again = {row.item for row in changed if kept(*row.key) is not None}
             self.ledger.append(changed)

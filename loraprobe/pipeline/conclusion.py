@@ -12,14 +12,14 @@ from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.command_options import LAYOUT
 from loraprobe.compatibility import UNLIKE
-from loraprobe.defaults import FEWEST_ITEMS
+from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.transforms import merge_by
-from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
+from loraprobe.records import ChainHop, Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
@@ -44,8 +44,8 @@ def conclude(
     measured.
     """
     verdict = judged(options, inputs, examined, level=level, **evidence)
-    scores = evidence.get("evaluation", ())
-    return with_next(verdict, options, inputs, scores, examined.compatibility)
+    scores, chain = evidence.get("evaluation", ()), evidence.get("chain", ())
+    return with_next(verdict, options, inputs, scores, examined.compatibility, chain)
 
 
 def judged(
@@ -81,17 +81,19 @@ def with_next(
     inputs: Inputs,
     scores: Iterable[Score],
     found: Compatibility,
+    chain: Sequence[ChainHop] = (),
     spec: str | None = None,
     library: Sequence[str] = (),
 ) -> Verdict:
     """The verdict with the command to run next.
 
-    spec: the merge method or router of its system, where that is not its name. library: the words
-    for a whole library, where the command is about it.
+    chain: who answers the hops of a chain that was measured. spec: the merge method or router of
+    the verdict's system, where that is not its name. library: the words for a whole library, where
+    the command is about it.
     """
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
     spec = spec or verdict.system
-    request = replace(requested(options, inputs, kind), library=tuple(library))
+    request = replace(requested(options, inputs, kind), library=tuple(library), chain=tuple(chain))
     if inputs.given:
         errors = [i for i in found.issues if i.severity == "error" and len(i.adapters) > 1]
         unlike = any(issue.code in UNLIKE for issue in errors)
@@ -131,6 +133,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         asked=tuple(_words(options, asked)),
         kind=kind,
         options=_composing(options),
+        most_tokens=options.max_new_tokens or PLAIN_TOKENS,
         kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),
     )
 

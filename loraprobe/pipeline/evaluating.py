@@ -102,7 +102,9 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         with session.stage("gates"):
             gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
-        findings = records(found, evaluator, coverage=coverage)
+        chat = evaluator.scorer.chat_template
+        chain = evaluation.chain_hops(systems, asked.tasks, evaluator.ledger, chat)
+        findings = records(found, evaluator, coverage=coverage, chain=chain)
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []

@@ -73,12 +73,16 @@ def measure_baselines(
         results = at_ceiling(evaluator, singles, results)
         look = first_look(evaluator)
         composed, answers, notes = pilot(evaluator, singles, results, look)
-    systems, results = [*singles, *composed], [*results, *answers]
+        systems, results = [*singles, *composed], [*results, *answers]
+        asked = sampled(evaluator, PILOT_ITEMS).tasks
+        chat = evaluator.scorer.chat_template
+        chain = evaluation.chain_hops(systems, asked, evaluator.ledger, chat)
     with session.stage("statistics"):
         found = EvaluationRecords(
             rows,
             forecasts,
             **compared(results, systems, evaluator, 1 - look.level),
+            chain=chain,
             rounds=look if composed else None,
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]

@@ -30,6 +30,7 @@ from loraprobe.records.measurements import (
     BASELINES,
     FORMS,
     Attribution,
+    ChainHop,
     Comparison,
     Coverage,
     EvaluationRecords,
@@ -43,6 +44,7 @@ from loraprobe.records.measurements import (
     Score,
     SystemKind,
     WeightSearch,
+    example,
 )
 from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.screening import (
@@ -50,6 +52,7 @@ from loraprobe.records.screening import (
     LibraryAdapter,
     LibraryItems,
     LibraryScore,
+    Outcome,
     Shortlisted,
 )
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
@@ -79,6 +82,7 @@ class Audit:
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    chain: tuple[ChainHop, ...] = ()
     rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -167,6 +167,30 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class ChainHop:
+    """Who answers one hop of a chain on one task, with a question as an example.
+
+    `hop` counts from 1. `adapter` is "base" where no adapter is in the model. `prompt` is that of
+    `item`, with `{1}` for the answer to hop 1; it is a user's turn of the chat template if `chat`.
+    The hops of `items` items go to the same members as those of `item`: where a task names adapters
+    for its hops, there may be several such groups, the largest first.
+    """
+
+    task: str
+    hop: int
+    adapter: str
+    prompt: str
+    item: str
+    items: int
+    chat: bool = False
+
+
+def example(chain: Sequence[ChainHop]) -> list[ChainHop]:
+    """The hops of one question, of those that most questions of the first task are like."""
+    return [row for row in chain if (row.task, row.item) == (chain[0].task, chain[0].item)]
+
+
+@dataclass(frozen=True)
 class Rounds:
     """How far an evaluation by rounds went.
 
@@ -198,6 +222,7 @@ class EvaluationRecords:
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    chain: tuple[ChainHop, ...] = ()
     rounds: Rounds | None = None
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from loraprobe.records.inputs import Issue
 from loraprobe.records.measurements import Forecast, Gain
 
+Outcome = Literal["compose", "single", "chain", "none", "open"]
 State = Literal["usable", "broken", "unfit", "duplicate"]
 
 
@@ -87,14 +88,15 @@ class Shortlisted:
 
     `place` is its rank by the forecast among the `looked_at` compositions, from 1. `system` is its
     best composition on the proving items, `gain` what that gained there over base and singles.
-    `outcome` says in a word what to do: compose, single, none or open.
+    `outcome` says in a word what to do: compose, single, chain, none or open. The adapters of the
+    chain are those that answer a hop best.
     """
 
     adapters: tuple[str, ...]
-    kind: Literal["pair", "subset", "single"]
+    kind: Literal["pair", "subset", "single", "chain"]
     place: int
     looked_at: int
     forecast: Forecast | None = None
     system: str | None = None
     gain: Gain | None = None
-    outcome: Literal["compose", "single", "none", "open"] = "open"
+    outcome: Outcome = "open"

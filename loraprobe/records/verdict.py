@@ -71,6 +71,12 @@ class Verdict:
     next: str = ""
 
     @property
+    def answers_without_composing(self) -> bool:
+        """Whether no merge and no router was asked, and what was asked says what to use."""
+        deciding = [reason.code for reason in self.reasons if reason.severity == "decisive"]
+        return deciding == ["compositions-not-asked"] and self.action != "gather-evidence"
+
+    @property
     def composes(self) -> bool:
         """Whether the advice is to use `system`, the merge or router that was measured."""
         advised = self.decision == "likely" or any(r.code == "best-measured" for r in self.reasons)

@@ -7,6 +7,7 @@ lines, `Answer.laid_out` makes them fit a width.
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 import shlex
@@ -18,7 +19,7 @@ from itertools import takewhile
 from loraprobe.formatting import clean, count, ended, wrapped
 from loraprobe.records import Audit
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
-from loraprobe.verdict.next_command import NEW, words_of
+from loraprobe.verdict.next_command import NEW, PROGRAM, words_of
 
 MOST_LINES = 12
 HEADLINE = ""  # the label of the headline
@@ -57,6 +58,8 @@ SHORTEN = (
     *(("watch", 2), ("why", 2), ("fix", 2), ("use", 2), ("watch", 1), ("use", 1), ("gain", 2)),
     *(("decide", 0), ("why", 1), ("fix", 1), ("gain", 1), (HEADLINE, 1)),
 )
+# What a line of Python loads: the text before it, and the reference as a literal.
+_LOADED = re.compile(r"(from_pretrained\(base, |load_adapter\()('[^'\n]*'|\"[^\"\n]*\")")
 _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a warning
 
 
@@ -92,11 +95,14 @@ class Answer:
     def laid_out(self, width: int) -> list[str]:
         """The answer as plain text in at most twelve lines of at most `width` columns.
 
-        The lines that change least leave where there are too many. A command goes on in the next
+        A program stands below them at the margin, to be copied, all but its first line. The lines
+        that change least leave where there are too many. A command goes on in the next
         line after a backslash, and only a longer word of it exceeds the width. Where references
         leave no room for the rest, ADAPTERS stands for them and a line says so.
         """
-        return self._fitted(width)[1]
+        programs = [text for _, text in self.lines if text.startswith(PROGRAM)]
+        below = [line for text in programs for line in text.split("\n")[1:]]
+        return [*self._fitted(width)[1], *below]
 
     def kept(self, width: int) -> list[Line]:
         """The lines that `laid_out` shows, with their labels."""
@@ -228,7 +234,10 @@ def _rows(lines: Sequence[Line], width: int, most: Mapping[str, int]) -> Iterato
     for label, text in lines:
         head = " " * INDENT + ("" if label == previous else label).ljust(LABEL)
         room = width - len(head)
-        laid = command_lines(text, room) if label in COMMANDS else wrapped(text, room)
+        if text.startswith(PROGRAM):  # which goes on below the answer
+            laid = wrapped(PROGRAM, room)
+        else:
+            laid = command_lines(text, room) if label in COMMANDS else wrapped(text, room)
         for line in _cut(laid, most.get(label), room):
             yield head + line
             head = " " * len(head)
@@ -244,10 +253,14 @@ def _cut(lines: list[str], most: int | None, width: int) -> list[str]:
 
 def _typed(command: str, references: Mapping[str, str]) -> str:
     words = words_of(command)
-    if not words:
-        for public, typed in references.items():
-            command = command.replace(repr(public), repr(typed.partition("=")[2] or typed))
-        return command
+    if not words:  # Python: only what peft loads is a reference, not the name beside it
+
+        def place(found: re.Match[str]) -> str:
+            public = ast.literal_eval(found[2])
+            typed = references.get(public, public)
+            return found[1] + repr(typed.partition("=")[2] or typed)
+
+        return _LOADED.sub(place, command)
     return shlex.join(_typed_words(words, references))
 
 

@@ -17,7 +17,8 @@ Line = tuple[str, str]  # a label of the answer and what stands behind it
 MOST_NAMES = 3  # in a line of the answer
 MOST_MEMBERS = 8  # of a family, in its line
 SHORT = 5  # families that are shown without --explain
-OUTCOMES = {"compose": "compose", "single": "use alone", "none": "no gain", "open": "open"}
+OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
+OUTCOMES |= {"none": "no gain", "open": "open"}
 
 
 def headline(library: Library) -> str:

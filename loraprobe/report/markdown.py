@@ -9,6 +9,7 @@ import functools
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe._version import __version__
@@ -20,6 +21,7 @@ from loraprobe.report import adapter_tables, library, measured, system_tables
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.phrases import MOST_REASONS
 from loraprobe.report.table import Table
+from loraprobe.verdict.next_command import PROGRAM
 
 if TYPE_CHECKING:
     import jinja2
@@ -32,8 +34,10 @@ _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may s
 
 
 def markdown(audit: Audit) -> str:
-    """At most 60 lines; texts of other people are escaped."""
-    audit = shortened(audit, LONGEST)
+    """At most 60 lines, and a program to copy; texts of other people are escaped."""
+    whole, audit = audit.verdict, shortened(audit, LONGEST)
+    if whole and audit.verdict and whole.next.startswith(PROGRAM):  # a part of it does not run
+        audit = replace(audit, verdict=replace(audit.verdict, next=whole.next))
     found = answer(audit)
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
@@ -219,7 +223,13 @@ def inert(text: str) -> str:
 
 
 def code(text: str) -> Verbatim:
-    """Text as code, or escaped if code cannot hold it. A bar ends a table cell even in code."""
+    """Text as code, or escaped if code cannot hold it. A bar ends a table cell even in code.
+
+    A program becomes a block within an item of a list.
+    """
+    if text.startswith(PROGRAM):
+        lines = clean(text).replace("```", "'''").split("\n")
+        return Verbatim("\n".join(["", "  ```python", *(f"  {line}" for line in lines), "  ```"]))
     flat = _flat(text)
     if "<" in flat or "`" in flat or not flat:
         return Verbatim(inert(flat))

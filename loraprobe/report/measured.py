@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import count, listing, number
-from loraprobe.records import FORMS, Audit, Gain, Verdict
+from loraprobe.records import FORMS, Audit, Gain, Verdict, example
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evaluated import estimate_of
@@ -20,10 +20,11 @@ def use(audit: Audit, verdict: Verdict) -> str:
     head, _, single = verdict.action.partition(":")
     best = verdict.gain
     composed = ""
-    if best is not None:
+    if best is not None and best.system != "chain":
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
     scored = _shown(advised_score(audit, verdict))
-    so_far = "so far " if verdict.decision == "inconclusive" else ""
+    open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    so_far = "so far " if open_ else ""
     if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         if PER_PROMPT in (verdict.system or ""):
@@ -34,7 +35,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
         return f"{so_far}{verdict.system} (a {kind}){form}" + ("" if own else f": {scored}")
     if head == "chain":
         measured = f": {scored}{composed}" if scored != "-" else ""
-        return f"a chain, each hop by whoever answers it best{measured}"
+        return f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}{measured}"
     if head == "use-single":
         form = _better_form(audit, single)
         return f"{so_far}{single} alone, {fmt.PART[form]}: {scored}{composed}"
@@ -47,6 +48,12 @@ def use(audit: Audit, verdict: Verdict) -> str:
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
     }.get(head, head)
+
+
+def _hops(audit: Audit) -> str:
+    """Who answers which hop of a chain that was measured."""
+    who = [(row.hop, row.adapter) for row in example(audit.chain)]
+    return ", ".join(f"hop {k}: {'the base' if name == 'base' else name}" for k, name in who)
 
 
 def _form(verdict: Verdict) -> str:
@@ -147,7 +154,8 @@ def better(audit: Audit, verdict: Verdict) -> str:
     chain, advised = _mean(audit, "chain", "question"), advised_score(audit, verdict)
     if chain is None or advised is None or chain - advised <= min(verdict.margin, MARGIN):
         return ""
-    return f"a chain scores {number(chain)}, if you can ask hop after hop"
+    hops = f" ({_hops(audit)})" if audit.chain else ""
+    return f"a chain{hops} scores {number(chain)}, if you can ask hop after hop"
 
 
 def close(verdict: Verdict) -> str:

@@ -36,6 +36,12 @@ def headline(audit: Audit) -> str:
         what = "the merge" if audit.command == "merge" else "composing"
         return f"{_done(audit)}{_warnings(audit)}. Whether {what} helps needs a task."
     several = len({row.task for row in audit.evaluation}) > 1
+    if verdict.answers_without_composing:
+        head, _, single = verdict.action.partition(":")
+        who = {"use-base": "the base alone", "use-single": f"{single} alone"}
+        best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
+        best = "a chain gains what you asked for" if head == "chain" else best
+        return f"MEASURED: {best}; merges and routers were not asked."
     return f"{verdict.decision.upper()}: {_meaning(verdict, several)}."
 
 
@@ -57,6 +63,9 @@ def _meaning(verdict: Verdict, several: bool) -> str:
         if verdict.gain is None:
             return "these scores do not decide whether composing works"
         return f"{count(verdict.gain.n, 'question')} do not decide whether composing works"
+    if verdict.gain is not None and verdict.gain.system == "chain":
+        asked = count(verdict.gain.n, "question")
+        return f"{asked} do not decide whether a chain gains; merges and routers were not asked"
     asked = (
         "probes tell what the base knows"
         if verdict.evidence == "probes"

@@ -14,7 +14,7 @@ import itertools
 
 from loraprobe.records import DecisiveGain, Reason, Verdict
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import advise
+from loraprobe.verdict.advice import action_of, advise, answers
 from loraprobe.verdict.before_evaluation import (
     judge_base,
     of_first_round,
@@ -30,6 +30,7 @@ from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import with_forecast, with_probability
+from loraprobe.verdict.ranking import alone, best_option
 
 
 def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
@@ -60,10 +61,42 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
 def _ruled(evidence: Evidence) -> Verdict:
     """The verdict by the rules of the strongest evidence."""
     level = evidence.rests_on
+    if evidence.level == "evaluation" and level == "base":
+        return judge_alone(evidence)
     if level not in ("pilot", "evaluation"):
         return judge_base(evidence) if level == "base" else undecided(level)
     found = judge_evaluation(evidence)
     return found if level == "evaluation" else of_first_round(found, evidence)
+
+
+def judge_alone(evidence: Evidence) -> Verdict:
+    """The verdict where no merge and no router was asked: on the base, the adapters and a chain.
+
+    The decision stays about merges and routers: `unlikely` where the base and the adapters show
+    that none can gain, else `inconclusive`. The action is the best of what was asked, a chain where
+    it is shown to gain. A second decisive reason says what of that is open.
+    """
+    known, chain, gain = judge_base(evidence), chain_gain(evidence), None
+    found, action, outcome = list(known.reasons), known.action, "unlikely"
+    if known.decision != "unlikely":
+        found = [reason_of("compositions-not-asked", decisive=True)]
+    if chain is not None:
+        own = chain.gain
+        gain = DecisiveGain(
+            "chain", chain.part, chain.against, own.value, (own.low, own.high), own.n
+        )
+        outcome = own.outcome if chain.enough == "likely" else "open"
+        found.append(reasons.chain(chain, None, own.outcome == "open"))
+        if chain.enough == "open":
+            found.append(reasons.few_items(own.n, own.clusters, decisive=True))
+    if outcome == "likely":
+        action = "chain"
+    elif known.decision != "unlikely" or (action == "chain" and chain is not None):
+        best = best_option(evidence, alone(evidence))
+        shown = best is not None and answers(evidence, best)
+        action = action_of(best) if best and shown else "gather-evidence"
+    system = None if gain is None else gain.system
+    return Verdict(known.decision, "base", tuple(found), system, action, gain=gain)
 
 
 def _place(reason: Reason) -> tuple[int, int]:

@@ -6,13 +6,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import HARNESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
-from loraprobe.records import LibraryAdapter, Verdict
+from loraprobe.records import ChainHop, LibraryAdapter, Verdict, example
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
 NEW, BASE = "NEW", "BASE"
+PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer\n"  # how a program begins
+ALONE = "base"  # the name of the base where it answers a hop
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Request:
     fitted to prompts. `options` are those that change a composition, `kept` the others that
     `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them;
     `unlike` says that no change of their files makes the others fit. `library` names all adapters
-    of a library, where the next command is about it.
+    of a library, where the next command is about it. `chain` says who answers the hops of a chain
+    that was measured, with answers of at most `most_tokens` tokens.
     """
 
     adapters: tuple[str, ...]
@@ -40,6 +43,8 @@ class Request:
     fitting: tuple[str, ...] = ()
     unlike: bool = False
     library: tuple[str, ...] = ()
+    chain: tuple[ChainHop, ...] = ()
+    most_tokens: int = PLAIN_TOKENS
 
 
 def next_command(verdict: Verdict, request: Request, limited: bool = False) -> str:
@@ -51,13 +56,13 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     codes = {reason.code for reason in verdict.reasons}
     if "answers-normalised" in codes:
         return _evaluate(_without_metric(request))
-    if verdict.decision == "inconclusive" and verdict.evidence in ("base", "pilot", "evaluation"):
+    open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    if open_ and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
-        places = {_name(one): one.partition("=")[2] or one for one in request.adapters}
-        return f"PeftModel.from_pretrained(base, {places.get(single, single)!r})"
+        return f"PeftModel.from_pretrained(base, {_place(single, request)})"
     if head == "switch-adapters":
         return f"model.set_adapter({_name(request.adapters[0])!r})"
     if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
@@ -70,8 +75,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         base = request.base or BASE
         return _command("inspect", *request.adapters, "--base", base, "--probe", "auto")
     if head == "chain":
-        explain = ["--explain"] if verdict.evidence == "evaluation" else []
-        return _evaluate(request, "--system", "chain", *explain)
+        return _hop_after_hop(request) or _evaluate(request, "--system", "chain")
     if head == "use-base" and codes & {"base-suffices", "nothing-to-gain"}:
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
     if head in ("train-target-adapter", "use-base"):
@@ -92,6 +96,10 @@ def _without_metric(request: Request) -> Request:
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     """The evaluation that tells more."""
+    if any(reason.code == "compositions-not-asked" for reason in verdict.reasons):
+        if verdict.system is None:  # nobody answers alone
+            return _evaluate(request)
+        return _evaluate(request, "--system", "chain", tasks=_renamed(MORE, request.tasks))
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
     if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
         return _evaluate(_without_metric(request), "--metric", "contains")
@@ -113,6 +121,57 @@ def _save(verdict: Verdict, request: Request) -> str:
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
     words = (*request.adapters, *_base(request), flag, system, *request.options)
     return _command(name, *words, "-o", "DIR")
+
+
+def _hop_after_hop(request: Request) -> str:
+    """A program that asks the hops of the example of a measured chain; "" without one.
+
+    It writes and reads an answer as the evaluation does: greedily, and of the text the first line
+    that is not blank, without punctuation at its end.
+    """
+    hops = example(request.chain)
+    if not hops:
+        return ""
+    names = [name for name in dict.fromkeys(hop.adapter for hop in hops) if name != ALONE]
+    known = {name: repr(name.replace(".", "_")) for name in names}  # peft takes no dot
+    loaded = ["from peft import PeftModel"] if names else ["model = base"]
+    for at, name in enumerate(names):
+        call = "model.load_adapter(" if at else "model = PeftModel.from_pretrained(base, "
+        loaded.append(f"{call}{_place(name, request, known[name])})")
+    turns = "[{'role': 'user', 'content': prompt}], add_generation_prompt=True, return_dict=True"
+    encode = f"tokenizer.apply_chat_template({turns}" if hops[0].chat else "tokenizer(prompt"
+    greedy = f"max_new_tokens={request.most_tokens}, do_sample=False, repetition_penalty=1.0"
+    lines = [
+        *loaded,
+        "def ask(prompt):",
+        f"    ids = {encode}, return_tensors='pt').to(model.device)",
+        f"    out = model.generate(**ids, {greedy})[0]",
+        "    text = tokenizer.decode(out[ids['input_ids'].shape[1]:], skip_special_tokens=True)",
+        "    line = text.strip().split('\\n')[0]",
+        "    return line.rstrip(' .!?,;') or line",
+    ]
+    for hop in hops:
+        earlier = [k for k in range(1, hop.hop) if f"{{{k}}}" in hop.prompt]
+        filled = "".join(f".replace('{{{k}}}', answer{k})" for k in earlier)
+        asked = f"answer{hop.hop} = ask({hop.prompt!r}{filled})"
+        if hop.adapter in known:
+            lines += [f"model.set_adapter({known[hop.adapter]})", asked]
+        else:
+            lines += ["with model.disable_adapter():", f"    {asked}"] if names else [asked]
+    return PROGRAM + "\n".join(lines)
+
+
+def _place(name: str, request: Request, *named: str) -> str:
+    """What loads an adapter as arguments of peft: its place, `named`, and its part of the Hub."""
+    places = {_name(one): one.partition("=")[2] or one for one in request.adapters}
+    place, _, folder = places.get(name, name).partition(":")
+    repository, _, revision = place.partition("@")
+    if "/" not in repository:  # a local directory, by its last part
+        return ", ".join([repr(places.get(name, name)), *named])
+    parts = {"revision": revision, "subfolder": folder}
+    return ", ".join(
+        [repr(repository), *named, *(f"{key}={part!r}" for key, part in parts.items() if part)]
+    )
 
 
 def _evaluate(

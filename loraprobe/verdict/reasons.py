@@ -180,18 +180,18 @@ def compression(candidate: Candidate, decisive: bool) -> Reason:
     return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
-def chain(found: Candidate, best: Candidate, decisive: bool) -> Reason:
+def chain(found: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
     """What a chain gains, which is the alternative to composing weights.
 
-    decisive: it is shown to be better than everything else.
+    best: of the compositions; None where none was asked. decisive: where some were, the chain is
+    shown to be better than everything else; where none was, it keeps the case open.
     """
     codes = {"likely": "chain-gains", "unlikely": "chain-fails", "open": "chain-undecided"}
     return reason_of(
-        "chain-outdoes" if decisive else codes[found.gain.outcome],
+        "chain-outdoes" if decisive and best else codes[found.gain.outcome],
         found.gain.low,
         found.gain.threshold,
         decisive=decisive,
         chain=found,
-        best=best,
-        own=fmt.signed(best.gain.value),
+        beside="" if best is None else f"; {best.system} {fmt.signed(best.gain.value)}",
     )

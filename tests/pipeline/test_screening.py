@@ -8,7 +8,7 @@ from pathlib import Path
 
 import making
 import pytest
-from planted_library import FIRST, SECOND, write_library
+from planted_library import FIRST, SECOND, write_chained, write_library
 
 import loraprobe.demo
 from loraprobe.evaluation import running
@@ -222,6 +222,20 @@ def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monk
     found = screened(words, "--budget", "5", cache=tmp_path / "cache")
     assert found["rounds"]["used"] == 1
     assert any(row["kind"] == "merge" for row in found["evaluation"])
+
+
+def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_path):
+    tables = {**NOISE, "who": {"who": "ada"}, "whose": {"ada": "bo"}}
+    words = write_chained(tmp_path / "library", tables)
+    found = screened(words, cache=tmp_path / "cache", code=1)
+    verdict = found["verdict"]
+    assert (verdict["decision"], verdict["action"]) == ("unlikely", "chain")
+    assert [(row["hop"], row["adapter"]) for row in found["chain"]] == [(1, "who"), (2, "whose")]
+    (row,) = [row for row in found["shortlist"] if row["kind"] == "chain"]
+    assert row["adapters"] == ["who", "whose"] and row["outcome"] == "chain"
+    assert row["gain"]["difference"] == 1.0
+    assert "PeftModel.from_pretrained(base, 'who', 'who')" in verdict["next"]
+    assert "model.load_adapter('whose', 'whose')" in verdict["next"]
 
 
 def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):

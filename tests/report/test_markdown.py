@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.records import Reason, Score
 from loraprobe.report.markdown import markdown
+from loraprobe.verdict.next_command import PROGRAM
 
 
 def cells(text: str) -> list[list[str]]:
@@ -70,6 +71,14 @@ def test_commands_are_code_and_can_be_copied():
     inline = [part for token in READER.parse(text) for part in token.children or ()]
     codes = [part.content for part in inline if part.type == "code_inline"]
     assert "loraprobe inspect a b --base 'x y'" in codes
+
+
+def test_a_program_is_a_block_that_can_be_copied():
+    program = PROGRAM + "# ``` two\ndef ask():\n    return 'a|b'" + "x" * 500
+    verdict = dataclasses.replace(an_audit().verdict, next=program)
+    text = markdown(dataclasses.replace(an_audit(), verdict=verdict))
+    (block,) = [token.content for token in READER.parse(text) if token.type == "fence"]
+    assert block == program.replace("```", "'''") + "\n"
 
 
 def test_json_and_markdown_do_not_go_together():

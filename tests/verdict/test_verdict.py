@@ -248,10 +248,39 @@ def test_the_chain_is_an_action_and_no_composition():
     assert found.action != "chain" and "chain-fails" in codes(found)
     found = judge(evidence({**FAIL, "chain": 0.15}, half=0.12))
     assert (found.decision, found.action) == ("inconclusive", "chain")  # +0.10 [-0.02, 0.22]
-    # nothing but the chain was scored: no evaluation of a composition
-    only = {k: v for k, v in FAIL.items() if KINDS[k] not in ("merge", "router")}
-    found = judge(evidence({**only, "chain": 0.95}))
+
+
+@pytest.mark.parametrize(
+    "scores, half, action, decided",
+    [
+        ({"chain": 0.95}, 0.04, "chain", True),
+        ({"chain": 0.6, "a": 0.5}, 0.12, "use-single:a", False),  # +0.10 [-0.02, 0.22]
+        ({"chain": 0.30, "a": 0.5}, 0.04, "use-single:a", True),
+        ({"chain": 0.40, "base": 0.4}, 0.04, "use-base", True),
+        ({"a": 0.5}, 0.04, "use-single:a", True),
+        ({"base": 0.5}, 0.04, "use-base", True),
+        ({"a": 0.0, "b": 0.0}, 0.04, "gather-evidence", False),  # nobody answers
+    ],
+)
+def test_without_a_merge_or_router_the_action_is_the_best_of_what_was_asked(
+    scores, half, action, decided
+):
+    """Nothing is decided about compositions, which were not asked, and no probability is given."""
+    alone = {"base": 0.0, "a": 0.05, "b": 0.04}
+    found = judge(evidence({**alone, **scores}, half=half))
     assert (found.decision, found.evidence) == ("inconclusive", "base")
+    assert found.action == action
+    assert found.answers_without_composing == decided
+    assert codes(found)[0] == "compositions-not-asked"
+    assert (found.gain.system if found.gain else None) == ("chain" if "chain" in scores else None)
+    assert found.probability is None and (found.gain is None or found.gain.probability is None)
+
+
+def test_what_base_and_adapters_decide_stands_where_only_a_chain_was_asked():
+    ceiling = evidence({"base": 0.99, "a": 0.9, "b": 0.9, "chain": 0.99}, half=0.01)
+    found = judge(changed(ceiling, ci95=(0.96, 1.0)))
+    assert (found.decision, found.action) == ("unlikely", "use-base")
+    assert "compositions-not-asked" not in codes(found)
 
 
 def test_a_target_adapter_is_used_alone():

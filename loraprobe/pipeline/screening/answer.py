@@ -28,6 +28,7 @@ from loraprobe.records import (
     Library,
     LibraryItems,
     LibraryScore,
+    Outcome,
     Shortlisted,
     Verdict,
 )
@@ -45,7 +46,9 @@ def audit_of_screen(
     """The audit. library: before it was asked. evaluator: that of the items that prove."""
     session, asked = evaluator.session, proved.asked
     with session.stage("statistics"):
-        measured = records(asked, evaluator)
+        tasks_asked, chat = asked.round.tasks, evaluator.scorer.chat_template
+        chain = evaluation.chain_hops(asked.order, tasks_asked, evaluator.ledger, chat)
+        measured = records(asked, evaluator, chain=chain)
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
     verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
@@ -94,7 +97,7 @@ def _verdict(
         arguments = list(map(argument_without_folders, options.arguments))
         words = library_words(library.adapters, arguments)
     scores, found = measured.evaluation, empty.compatibility
-    return with_next(verdict, options, about, scores, found, spec, words), examined
+    return with_next(verdict, options, about, scores, found, measured.chain, spec, words), examined
 
 
 def _about(
@@ -102,13 +105,15 @@ def _about(
 ) -> Inputs:
     """The inputs with the adapters that the next command is about.
 
-    These are the one to use alone, the members of the verdict's composition, or, where no
-    composition is advised for several tasks, the best adapter on each if these differ; none where
-    it is about the whole library.
+    These are the one to use alone, those of a chain, the members of the verdict's composition, or,
+    where no composition is advised for several tasks, the best adapter on each if these differ;
+    none where it is about the whole library.
     """
     wanted = [] if own is None else [*own.names]
     if verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
+    elif verdict.action == "chain":
+        wanted = [row.adapter for row in measured.chain]
     elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
         each = list[str]()
         for task in inputs.tasks:
@@ -178,12 +183,21 @@ def _shortlist(
     gains = _gains(proved, measured)
     rows = [_row(one, forecasts, gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
+    looked_at = proved.choosing.looked_at
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
-        rows.insert(
-            0, Shortlisted((name,), "single", 1, proved.choosing.looked_at, outcome="single")
-        )
+        rows.insert(0, Shortlisted((name,), "single", 1, looked_at, outcome="single"))
+    if measured.chain:
+        names = tuple(dict.fromkeys(r.adapter for r in measured.chain if r.adapter != BASE))
+        gain = gains.get("chain")
+        outcome = "chain" if verdict.action == "chain" else _outcome(gain, verdict)
+        rows.append(Shortlisted(names, "chain", 1, looked_at, None, "chain", gain, outcome))
     return tuple(rows)
+
+
+def _outcome(gain: Gain | None, verdict: Verdict) -> Outcome:
+    """Whether a gain that is not used is shown to be too small."""
+    return "none" if gain is not None and gain.adjusted_ci95[1] < verdict.margin else "open"
 
 
 def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
@@ -218,9 +232,8 @@ def _row(
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
     by_part = forecasts.get(one.names, {})
     forecast = by_part.get("question" if gain is None else gain.part)
-    fails = gain is not None and gain.adjusted_ci95[1] < verdict.margin
-    fails = fails or all(name in proved.asked.dropped for name in one.systems)
-    outcome = "compose" if advised else "none" if fails else "open"
+    fails = all(name in proved.asked.dropped for name in one.systems)
+    outcome: Outcome = "none" if fails else _outcome(gain, verdict)
     return Shortlisted(
         one.names,
         "pair" if len(one.names) == 2 else "subset",
@@ -229,7 +242,7 @@ def _row(
         forecast,
         best,
         gain,
-        outcome,  # type: ignore[arg-type]
+        "compose" if advised else outcome,
     )
 
 

@@ -69,6 +69,17 @@ class Screened:
         own = [int(known.alone()[1:].argmax()) for known in self.known]
         return list(dict.fromkeys([*order.tolist(), *own]))
 
+    @property
+    def knowers(self) -> list[int]:
+        """The adapter that answers each hop of each task best, where it exceeds the base."""
+        found = dict[int, None]()
+        for known in self.known:
+            for part, values in sorted(known.parts.items()):
+                best = int(np.nanmean(values, 1).argmax())
+                if part not in FORMS and best:
+                    found[best - 1] = None
+        return list(found)
+
     def opened(self, members: Iterable[int], base: Base | None) -> list[Adapter]:
         """Some of the adapters on the base's layout of fused projections."""
         return compatibility.aligned([self.members[m].open() for m in members], base)
@@ -257,7 +268,7 @@ class Choosing:
         found = self.screened()
         chosen = self.finalists(found, self.evaluator.session.options.keep)
         items = min(len(task.items) for task in self._tasks())
-        kept = contending(found.rankings, chosen, items) | {*found.best}
+        kept = contending(found.rankings, chosen, items) | {*found.best, *found.knowers}
         return [name for at, name in enumerate(self.names[1:]) if at in kept]
 
     def _ask_worked(self, look: Look) -> None:

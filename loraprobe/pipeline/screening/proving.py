@@ -92,20 +92,24 @@ def ask_alone(choosing: Choosing, evaluator: Evaluator) -> Proved | None:
 
 
 def prove_sets(choosing: Choosing, evaluator: Evaluator) -> Proved:
-    """Composes the finalists, and evaluates them beside base, best singles and members."""
+    """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
     screened, base = choosing.screened(), evaluator.inputs.base
     most = min(evaluator.session.options.keep, _affordable(choosing, evaluator))
     chosen = choosing.finalists(screened, most)
     built = [_composed(one, screened.opened(one.members, base), evaluator) for one in chosen]
     finalists = [one for one in built if one.systems]
-    members = [*screened.best, *(m for one in finalists for m in one.candidate.members)]
-    adapters = screened.opened(dict.fromkeys(members), base)
+    composed = [m for one in finalists for m in one.candidate.members]
+    members = list(dict.fromkeys([*screened.best, *screened.knowers, *composed]))
+    adapters = screened.opened(members, base)
     singles = [
         System(BASE, "base"),
         *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
     ]
     owner = {name: one for one in finalists for name in one.systems}
     systems = [*singles, *(system for one in finalists for system in one.systems.values())]
+    if any(task.has_hops for task in evaluator.tasks):
+        hops = (single(adapters[members.index(m)]) for m in screened.knowers)
+        systems.append(System("chain", "chain", chain=tuple(hops)))
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
         best = best_system(evaluation.score(results, systems), ("merge", "router"))

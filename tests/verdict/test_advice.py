@@ -32,7 +32,7 @@ from loraprobe.verdict import Evidence, Request, judge, next_command
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.advice import settled
 from loraprobe.verdict.evaluated import candidates, chain_gain
-from loraprobe.verdict.ranking import best_option, difference, option
+from loraprobe.verdict.ranking import difference, option
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
@@ -373,7 +373,7 @@ def used(found, verdict):
     head, _, single = verdict.action.partition(":")
     if head in ("use-single", "use-base"):
         options = [option(found, single or "base", part) for part in ("question", "steps")]
-        return best_option(found, [one for one in options if one is not None])
+        return max(filter(None, options), key=lambda one: one.score)
     if head == "chain":
         return option(found, "chain", "question") if chain_gain(found) else None
     if verdict.composes:

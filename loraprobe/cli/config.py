@@ -20,7 +20,7 @@ from loraprobe.formatting import nearest
 
 WORDS: list[str] = []  # of the command line, with those of --config
 STARTED: list[float] = []  # when this process began its command, by time.perf_counter
-NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
+NAMES_FILE = re.compile(r"--config(=|$)")
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
 
@@ -33,9 +33,6 @@ class Configured(TyperCommand):
             return super().parse_args(ctx, args)
         given = self.make_parser(ctx).parse_args(list(args))[0]
         file, rest = given.pop("config", None), list(_without(args, "--config"))
-        if file is None and len(given.get("refs") or ()) == 1:  # a recipe in place of adapters
-            (file,) = given.pop("refs")
-            rest.remove(file)
         found = self._of_file(ctx, str(file)) if file else {}
         added = [word for name, words in found.items() if not given.get(name) for word in words]
         WORDS[len(WORDS) - len(args) :] = [*added, *rest]
@@ -47,10 +44,6 @@ class Configured(TyperCommand):
         """Name of a parameter -> its words on a command line. Raises UsageError."""
         parameters = {p.name: p for p in self.get_params(ctx) if p.name not in ("help", "config")}
         content = _read(file)
-        if "merge_method" in content:
-            from loraprobe.cli.recipe import from_recipe
-
-            content = from_recipe(content, file)
         known = {
             option.lstrip("-"): parameter
             for parameter in parameters.values()

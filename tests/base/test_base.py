@@ -199,11 +199,12 @@ class TestHash:
         assert base.summary().sha256 == (base.__dict__.get("sha256"))
         assert base.sha256 and base.summary().sha256 == base.sha256
 
-    def test_a_file_of_the_hub_cache_is_taken_at_its_name(self, copied):
-        """By a name in the folder of blobs and by no other."""
-        for folder, taken in (("blobs", True), ("other", False)):
+    def test_a_file_of_the_hub_cache_is_taken_at_its_name(self, copied, monkeypatch):
+        """By a name in a folder of blobs there, and by no other."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(copied.parent / "hub"))
+        for folder, taken in (("hub/m/blobs", True), ("hub/m/other", False), ("m/blobs", False)):
             blob = copied.parent / folder / ("ab" * 32)
-            blob.parent.mkdir()
+            blob.parent.mkdir(parents=True)
             (copied / "model.safetensors").resolve().rename(blob)
             (copied / "model.safetensors").unlink(missing_ok=True)
             (copied / "model.safetensors").symlink_to(blob)

@@ -38,7 +38,7 @@ def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeyp
     choices = means(audit, "both_choices")
     controls = {"shrunk:newcomers", "random-partner"}
     assert set(choices) == {*ALONE, "uniform", *controls} and choices["newcomers"] == 1.0
-    assert {row.against for row in audit.comparisons} == {*ALONE, *controls}
+    assert {row.against for row in audit.comparisons} >= {*ALONE, *controls}
     assert audit.gains and audit.verdict.decision != "likely"
     assert any("exact_match of filter whole" in note for note in audit.notes)
     guess = {row.task: row.value for row in audit.coverage if row.name == "guessing"}
@@ -62,3 +62,4 @@ def test_inspect_asks_a_sample(folder, tmp_path):
     audit = run(folder, "spouse_choice", loraprobe.inspect, limit=5, state=tmp_path)
     assert audit.verdict.evidence == "pilot"
     assert {row.n for row in audit.evaluation} == {5}
+    assert "--run-unsafe-code" in audit.verdict.next  # else it would be refused

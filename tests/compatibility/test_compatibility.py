@@ -158,7 +158,9 @@ def test_names_that_do_not_tell_are_a_warning():
 def test_a_quantised_copy_is_recognised_but_not_taken_for_the_same():
     quantised = random_adapter("b", base_model="other/base-bnb-4bit")
     issues = found(A, quantised)
-    assert "quantised copy" in one(issues, "base-mismatch").message
+    similar = one(issues, "base-mismatch")
+    assert similar.severity == "warning" and "may be a copy" in similar.message
+    assert one(found(A, quantised, purpose="merge"), "base-mismatch").severity == "error"
     assert one(issues, "quantised-base").message.startswith("b was trained on other/base-bnb-4bit")
     assert one(issues, "quantised-base").adapters == ("b",)
     assert "quantised-base" not in found(A, random_adapter("b", base_model="owner/base-4bitter"))

@@ -56,7 +56,7 @@ def library(tmp_path, monkeypatch) -> Path:
     (home / "cut" / WEIGHTS).write_bytes((home / "good-1" / WEIGHTS).read_bytes()[:-9])
     write_adapter(home / "ia3", {"x": torch.ones(1)}, peft_type="IA3")
     (home / "nothing").mkdir()
-    small("other", 8, base_model="other/base").save(home / "other")
+    small("other", 8, base_model="other/model").save(home / "other")
     wide = dict.fromkeys(SHAPES, (16, 24))
     random_adapter("wide", wide, 2, seed=9).save(home / "wide")
     return home

@@ -21,10 +21,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
-from loraprobe.command_options import CONVERT, EVALUATE, INSPECT, MERGE, ROUTE, SCREEN, takes
+from loraprobe.command_options import (
+    CONVERT,
+    EVALUATE,
+    INSPECT,
+    MERGE,
+    ROUTE,
+    SCREEN,
+    speaks_python,
+    takes,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
+    from loraprobe.report.showing import JudgedAudit
 
 __all__ = [
     "__version__",
@@ -55,6 +65,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+@speaks_python
 def load(reference: str | Path) -> Adapter:
     """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
     from loraprobe import hub
@@ -62,7 +73,18 @@ def load(reference: str | Path) -> Adapter:
     return hub.load(reference)
 
 
-@takes(INSPECT)
+@overload
+def inspect(
+    adapters: Adapter | str | Path,
+    *,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    probe: str | Path | None = None,
+    **options: Any,
+) -> Audit: ...
+
+
+@overload
 def inspect(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -70,8 +92,20 @@ def inspect(
     tasks: Sequence[str | Path] | str | Path = (),
     probe: str | Path | None = None,
     **options: Any,
+) -> JudgedAudit: ...
+
+
+@takes(INSPECT)
+def inspect(
+    adapters: Sequence[Adapter | str | Path] | Adapter | str | Path,
+    *,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    probe: str | Path | None = None,
+    **options: Any,
 ) -> Audit:
-    """Describes adapters and measures how they relate. The result is the Audit's `verdict`.
+    """Describes adapters and measures how they relate. The result is the Audit's `verdict`, which
+    is None for a single adapter.
 
     base: the base model, which tasks, probes and some diagnostics need; "auto" is the one that the
     adapters' configs name. tasks: task files; the base, the single adapters and the compositions
@@ -101,6 +135,7 @@ def merge(
     return _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
 
 
+@speaks_python
 def route(
     model: Any,
     adapters: Sequence[Adapter | str | Path],
@@ -174,6 +209,7 @@ def convert(
     return _run("commands.convert", [adapter], chosen, base=base).made
 
 
+@speaks_python
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -185,6 +221,7 @@ def load_composition(directory: str | Path) -> Composition:
     return loading.load_composition(directory)
 
 
+@speaks_python
 def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),
@@ -193,11 +230,12 @@ def verify(
     """Checks that a merged or routed directory is what its card says.
 
     sources, base: the places of the adapters and the base that it was made of, if they moved.
+    `passed` of the result is None where it cannot be told, such as for a source that is not found.
     Raises AdapterError if the directory was not made by loraprobe.
     """
-    from loraprobe.pipeline.verification import command
+    from loraprobe.pipeline.verify import verify as compare
 
-    return command.verify(directory, [*map(str, sources)], None if base is None else str(base))
+    return compare(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 @takes(EVALUATE)
@@ -207,7 +245,7 @@ def merge_and_eval(
     base: str | Path = "auto",
     tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
-) -> Audit:
+) -> JudgedAudit:
     """Evaluates compositions of adapters on tasks and decides whether they work.
 
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
@@ -237,7 +275,7 @@ def screen(
     return _run("screening.command.screen", given, options, base=base, tasks=tasks)
 
 
-def _run(command: str, adapters: Sequence[Any], options: Mapping[str, Any], **inputs: Any) -> Any:
+def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any) -> Any:
     """What a function of the pipeline returns (MODULE.NAME), with options as keywords give them."""
     from loraprobe.options import Options
     from loraprobe.report.showing import with_references

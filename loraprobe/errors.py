@@ -25,12 +25,14 @@ class LoraprobeError(Exception):
 
     `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
     a message that says nothing of a cure. cure: what to do, where the message says it in other
-    words than a last clause.
+    words than a last clause. `wording` rewrites the message for the caller: the command line and
+    Python name options differently.
     """
 
     exit_code = 2
     code = "error"
     remedy = "see loraprobe --help, or help(loraprobe) in Python."
+    wording: Callable[[str], str] = staticmethod(str)
 
     def __init__(self, message: str = "", cure: str = "") -> None:
         super().__init__(message)
@@ -38,14 +40,14 @@ class LoraprobeError(Exception):
 
     def __str__(self) -> str:
         message = super().__str__()
-        if self.given_cure or _cure_in(message):
-            return message
-        return f"{message.removesuffix('.')}; {self.remedy}"
+        if not self.given_cure and not _cure_in(message):
+            message = f"{message.removesuffix('.')}; {self.remedy}"
+        return self.wording(message)
 
     @property
     def cure(self) -> str:
         """What to do, from the message's last clause or from what it says must be given."""
-        return self.given_cure or _cure_in(str(self))
+        return self.wording(self.given_cure) or _cure_in(str(self))
 
 
 def _cure_in(message: str) -> str:

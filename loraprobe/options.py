@@ -114,15 +114,18 @@ class Options:
     )
     methods: tuple[str, ...] = composition_option(
         ("uniform", "sum"),
-        "Merge method, such as ties:density=0.3; may be repeated.",
+        "Merge method, such as ties:density=0.3; may be repeated; none: no merge.",
         flag="--method",
     )
     routers: tuple[str, ...] = composition_option(
-        ("arrow",), "Router, such as arrow:top_k=1; may be repeated.", flag="--router"
+        ("arrow",),
+        "Router, such as arrow:top_k=1; may be repeated; none: no router.",
+        flag="--router",
     )
     systems: tuple[str, ...] = composition_option(
         (),
-        "Evaluate only this system; may be repeated. The base and the single adapters stay.",
+        "Compose only this system; may be repeated. The base, the single adapters and the controls "
+        "stay.",
         flag="--system",
     )
     router_prompts: tuple[tuple[str, Path], ...] = composition_option(
@@ -217,6 +220,11 @@ class Options:
             pairs = ((key, [at] if isinstance(at, str) else at) for key, at in self.fields)
             one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
             object.__setattr__(self, "fields", (one_text,))
+        for name in ("methods", "routers"):
+            if "none" in (held := getattr(self, name)):
+                if len(held) > 1:
+                    raise UsageError(f"--{name[:-1]} none leaves out all {name}; give it alone.")
+                object.__setattr__(self, name, ())
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
         check_values(self)

@@ -33,12 +33,13 @@ class Registry(Generic[T]):
     """The members of one folder.
 
     package: the dotted name of the folder. base: the base class of all members. noun: the word for
-    a member in messages.
+    a member in messages. elsewhere: a name that other tools use -> which member that is.
     """
 
     package: str
     base: type[T]
     noun: str
+    elsewhere: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def members(self) -> Mapping[str, type[T]]:
@@ -76,10 +77,14 @@ class Registry(Generic[T]):
         return list(self.members)
 
     def get(self, name: str) -> type[T]:
-        """The class of a name. Raises UsageError with the nearest name if there is none."""
+        """The class of a name. Raises UsageError with what other tools mean by an unknown one, or
+        with the nearest name."""
         if name in self.members:
             return self.members[name]
-        raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
+        told = self.elsewhere.get(name)
+        if told is None:
+            raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
+        raise UsageError(f"There is no {self.noun} {name!r} here: {told}")
 
     def make(self, spec: str | T) -> T:
         """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.

@@ -1,8 +1,11 @@
-"""Every module says what it is, and the changelog names the version."""
+"""Every module says what it is, the changelog names the version, and README's Python is typed."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,3 +22,16 @@ def test_changelog_names_the_version():
     from loraprobe import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_passes_mypy(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    both = "audit.verdict.decision\n"
+    assert code.count(both) == 1
+    code = code.replace(
+        "audit = loraprobe.merge_and_eval", f"{both}audit = loraprobe.merge_and_eval"
+    )
+    (tmp_path / "readme.py").write_text(f"from typing import Any\n\nmodel: Any\n{code}")
+    call = [sys.executable, "-m", "mypy", "--follow-imports=silent", str(tmp_path / "readme.py")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)  # the project's cache
+    assert done.returncode == 0, done.stdout + done.stderr

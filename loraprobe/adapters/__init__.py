@@ -27,7 +27,7 @@ from loraprobe.adapters.paths import (
     public_name,
     public_value,
 )
-from loraprobe.adapters.portable import common_targets, mended, portable
+from loraprobe.adapters.portable import MENDABLE, common_targets, mended, portable
 from loraprobe.adapters.reading import adapter_of, read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (

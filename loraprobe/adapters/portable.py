@@ -22,7 +22,9 @@ from loraprobe.lora.lowrank import LowRank
 
 # The keys of a config, besides target_modules, by which peft selects modules.
 SELECTORS = ("layers_to_transform", "layers_pattern", "exclude_modules")
-MENDED = ("doubled-prefix", "unprefixed-keys", "tensors-unused")  # issues that saving removes
+# Findings that are gone once an adapter is written again (`loraprobe convert`).
+MENDABLE = frozenset({"doubled-prefix", "unprefixed-keys", "sharded", "pickled"})
+MENDED = MENDABLE | {"tensors-unused"}
 
 
 def portable(adapter: Adapter) -> Adapter:

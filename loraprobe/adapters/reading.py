@@ -20,7 +20,13 @@ from loraprobe.adapters.extras import as_peft_reads, extra_tensors, extras_of
 from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
 from loraprobe.adapters.lazy import Tensors, TokenRows
 from loraprobe.adapters.sorting import KeySorting
-from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
+from loraprobe.adapters.tensors import (
+    PICKLE,
+    SAFETENSORS,
+    ShardedFile,
+    disagreement,
+    open_tensors,
+)
 from loraprobe.adapters.types import Adapter, LayerKind, ModuleInfo, Modules, Source
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
@@ -50,10 +56,16 @@ def read_adapter(
         modules=Modules(infos, sorting.reader(infos)),
         extras=tuple(extras),
         config=dict(config.raw),
-        weights_file=file.path,
+        weights_file=file.path if file.path.is_file() else None,  # None for shards
         **extra_tensors(file, extras, config.raw),
     )
     issues = [*sorting.findings(), *unused_issues(name, unused)]
+    if isinstance(file, ShardedFile):
+        message = f"The weights of {name} lie in shards, which peft does not load."
+        issues.append(finding("sharded", (name,), message))
+    elif file.path.name == PICKLE:
+        message = f"The weights of {name} are a pickle ({PICKLE}), which may hold code."
+        issues.append(finding("pickled", (name,), message))
     issues += [*config_issues(adapter), *incompleteness(adapter)]
     if what := disagreement(directory):
         message = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +90,40 @@ def _same_file(path: Path, sha256: str) -> SafetensorsFile:
     return SafetensorsFile(path)
 
 
+class ShardedFile:
+    """Several safetensors files that together hold an adapter, as large models are saved.
+
+    peft does not load them. Raises AdapterError if one is missing or holds a tensor of another.
+    """
+
+    def __init__(self, directory: Path, shards: Sequence[Path]) -> None:
+        self.path = directory / SAFETENSORS  # which there is none of
+        wanted = shards[0].stem.rpartition("-of-")[2]
+        if not wanted.isdecimal() or len(shards) != int(wanted):
+            raise AdapterError(
+                f"{directory} holds {len(shards)} of {wanted} shards of its weights; download it "
+                "again."
+            )
+        self.files: dict[str, SafetensorsFile] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
+        self.metadata: dict[str, str] = {}
+        for shard in shards:
+            check_link(shard, str(directory), AdapterError)
+            file = SafetensorsFile(shard)
+            if twice := sorted(file.shapes.keys() & self.shapes.keys()):
+                raise AdapterError(
+                    f"{directory} has {twice[0]} in two of its shards; save it again."
+                )
+            self.files |= dict.fromkeys(file.shapes, file)
+            self.shapes |= file.shapes
+            self.dtypes |= file.dtypes
+        check_count(directory, len(self.shapes))
+
+    def read(self, key: str) -> Tensor:
+        return self.files[key].read(key)
+
+
 class PickleFile:
     """A pickled adapter_model.bin, read onto the CPU without running any code in it."""
 
@@ -166,11 +201,8 @@ def open_tensors(directory: Path) -> TensorFile:
         return SafetensorsFile(directory / SAFETENSORS)
     if (directory / PICKLE).is_file():
         return PickleFile(directory / PICKLE)
-    if shards := sorted(path.name for path in directory.glob("adapter_model-*-of-*")):
-        raise AdapterError(
-            f"{directory} has its weights in shards ({shards[0]} first), which peft does not load "
-            f"either; join them into one {SAFETENSORS} with safetensors' load_file and save_file."
-        )
+    if shards := sorted(directory.glob("adapter_model-*-of-*.safetensors")):
+        return ShardedFile(directory, shards)
     raise AdapterError(
         f"{directory} has an adapter_config.json but neither {SAFETENSORS} nor {PICKLE}; "
         "give the directory that save_pretrained wrote."

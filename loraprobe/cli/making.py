@@ -77,13 +77,6 @@ def merge(
     """
     from loraprobe.pipeline import commands
 
-    default = Options()
-    changes = ("weights", "subtract", "rank", "dtype")
-    if len(refs) < 2 and all(getattr(options, n) == getattr(default, n) for n in changes):
-        raise UsageError(
-            f"merge makes one adapter of several, and only {refs[0]} was given; give another, or "
-            "change this one by --weights, --subtract, --rank or --dtype."
-        )
     _save(output, options, refs, base, task, commands.merge)
 
 
@@ -143,8 +136,8 @@ def verify(
     """Make a merge or a composition again from its card and compare the whole directory.
 
     With --served it instead compares the log-probabilities of a running server with those of the
-    base and of the adapter, run here. Exits 0 if everything holds, 1 if something does not, 2 if
-    nothing can be said.
+    base and of the adapter, run here. Exits 0 if everything holds, 1 if something does not, 3 if it
+    cannot be told, such as where a source is not found.
     """
     if options.threads is not None:
         import torch
@@ -164,14 +157,15 @@ def verify(
 
 def _verify_card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
     """Compares a directory with its card; the exit code."""
-    from loraprobe.pipeline.verification import command
+    from loraprobe.pipeline import verify
     from loraprobe.report.verification import as_plain, render
 
     imports_done()
-    found = command.verify(directory, sources, base)
-    short = "verified" if found.passed else "not verified"
+    found = verify.verify(directory, sources, base)
+    told = {True: (0, "verified"), False: (1, "not verified"), None: (3, "cannot tell")}
+    code, short = told[found.passed]
     output.tell("verify", as_plain(found), short, partial(render, found))
-    return 0 if found.passed else 1
+    return code
 
 
 def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> int:
@@ -183,4 +177,4 @@ def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> in
         found = served.ask_server(directory, url, progress=progress, **asked)
     show = partial(render_served, found, directory)
     output.tell("verify", {"served": found}, found.serves, show)
-    return {"adapter": 0, "unclear": 2}.get(found.serves, 1)
+    return {"adapter": 0, "unclear": 3}.get(found.serves, 1)

@@ -96,23 +96,27 @@ def merge_and_eval(
         output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
     elif output.target is not None:
         write(found.made, output)
-        audit = _with_loading(audit, found.made, output.target)
+        audit = _saved(audit, found, output.target)
     output.result(audit, samples=found.samples)
 
 
-def _with_loading(audit: Audit, made: Any, target: Path) -> Audit:
-    """The audit whose next step is the line of Python that loads what was written.
+def _saved(audit: Audit, found: Any, target: Path) -> Audit:
+    """The audit with what licences ask of somebody who publishes what was written, and whose next
+    step is the line of Python that loads it.
 
     The verdict's own step would write it a second time.
     """
     from loraprobe.adapters import local_name
     from loraprobe.merging import Merged
+    from loraprobe.pipeline.examination import with_issues
 
     place = repr(local_name(str(target)))
     line = f"loraprobe.load_composition({place}).into(model)"
-    if isinstance(made, Merged):
+    if isinstance(found.made, Merged):
         line = f"PeftModel.from_pretrained(base, {place})"
-    return replace(audit, verdict=audit.verdict and replace(audit.verdict, next=line))
+    verdict = audit.verdict and replace(audit.verdict, next=line)
+    told = with_issues(audit.compatibility, found.licences)
+    return replace(audit, verdict=verdict, compatibility=told)
 
 
 @with_options(SCREEN, "json html markdown explain dry_run quiet exit_zero")

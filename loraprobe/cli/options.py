@@ -123,6 +123,6 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
     if kind is Options:
         values["arguments"] = tuple(WORDS)
         values["started"] = STARTED[0] if STARTED else None
-        if "methods" in values and "routers" not in values:
-            values["routers"] = ()  # a user who names methods asks for these alone
+        if values.get("methods", ("none",)) != ("none",):
+            values.setdefault("routers", ())  # a user who names methods asks for these alone
     return kind(**values)

@@ -195,6 +195,6 @@ def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:
         message = f"The sources name different bases ({', '.join(bases)}); the first's is kept."
         yield Issue("warning", "base-mismatch", names, message, "Merge adapters of one base.")
     if lost > COMPRESSION_LIMIT:
-        message = f"The rank keeps all but {lost:.0%} of the merged delta (Frobenius norm)."
-        cure = "Give a larger --rank; an elementwise method in the full space has no low rank."
+        message = f"The rank loses {lost:.0%} of the merged delta (Frobenius norm)."
+        cure = "A larger --rank loses less; with --rank auto a linear method loses nothing."
         yield Issue("warning", "compression-lost", names, message, cure)

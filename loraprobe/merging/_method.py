@@ -156,4 +156,34 @@ def weighted_sum(deltas: Deltas, weights: Weights) -> Matrix:
     return torch.tensordot(weights.to(deltas), deltas, dims=1)
 
 
-METHODS: Registry[MergeMethod] = Registry("loraprobe.merging", MergeMethod, "merge method")  # type: ignore[type-abstract]
+_MEAN = (
+    "the mean of the deltas is uniform, and the product of the mean A and the mean B, which is "
+    "another update, is factor_average: take one of these."
+)
+_WEIGHTED = "the sum of the deltas by --weights, used as given, is task_arithmetic: take that."
+_ON_DELTAS = (
+    "peft's works on the deltas and not on A and B, as {0} always does here: take {0}, with --rank "
+    "N for a rank."
+)
+# What peft, mergekit and papers mean by names that no method has here.
+ELSEWHERE = {
+    "linear": "peft's weighs A and B apart, as factor_average:variant=peft does; mergekit's is the "
+    "mean of the deltas by their weights: take task_arithmetic with --weights of sum 1.",
+    "cat": "peft's is the sum of the deltas by their weights, without loss: take task_arithmetic.",
+    "svd": "peft's is the sum of the deltas by their weights, cut to a rank: take task_arithmetic "
+    "with --rank N.",
+    **dict.fromkeys(("average", "avg", "mean"), _MEAN),
+    **dict.fromkeys(("weighted", "weighted_average", "weighted_sum"), _WEIGHTED),
+    **{
+        f"{name}_svd": _ON_DELTAS.format(name)
+        for name in ("ties", "dare_ties", "dare_linear", "magnitude_prune")
+    },
+    "nuslerp": "mergekit's, on deltas, is slerp with weights of sum 1: take slerp.",
+}
+
+METHODS: Registry[MergeMethod] = Registry(
+    "loraprobe.merging",
+    MergeMethod,  # type: ignore[type-abstract]
+    "merge method",
+    ELSEWHERE,
+)

@@ -1,8 +1,7 @@
 """The stages of each command in order.
 
-`commands` has one function a command, which the command line and the Python functions call; those
-of `screen` and `verify` are in packages of their own, `screening` and `verification`. It calls, in
-this order:
+`commands` has one function a command, which the command line and the Python functions call; that of
+`screen` is in the package `screening`, that of `verify` in `verify`. It calls, in this order:
 
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics, licences, servers

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from loraprobe import compatibility
-from loraprobe.adapters import local_name, mended
+from loraprobe.adapters import Adapter, local_name, mended
 from loraprobe.base import pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serve_commands, serving_issues
@@ -47,7 +47,7 @@ from loraprobe.pipeline.inputs import (
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Verdict, WeightSearch
+from loraprobe.records import Audit, Compatibility, Issue, Verdict, WeightSearch
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
@@ -60,13 +60,15 @@ class Outcome:
     """An audit, and the merge or composition with its card, if there is one.
 
     `why_nothing` says why merge-and-eval recommends nothing that can be saved; `samples` are the
-    answers of all evaluated systems.
+    answers of all evaluated systems. `licences` are findings for somebody who publishes what
+    merge-and-eval recommends; the audit of a merge or a composition has its own.
     """
 
     audit: Audit
     made: Merged | Routed | Converted | None = None
     why_nothing: str = ""
     samples: Samples | None = None
+    licences: tuple[Issue, ...] = ()
 
 
 def inspect(
@@ -88,7 +90,7 @@ def inspect(
     opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
-    examined = licensed(examined, inputs)
+    examined, _ = licensed(examined, inputs)
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
     if not asks_base:
@@ -170,10 +172,25 @@ def _prepared(
 ) -> tuple[Session, Inputs, Compatibility, Prepared]:
     """What is opened, checked and prepared before adapters are merged or routed."""
     session = Session.of(command, **given)
+    kind = {"merge": "methods", "route": "routers"}[command]
+    if not getattr(session.options, kind):
+        raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
     check_task_use(bool(given.get("tasks")), session.options, command)
     inputs = open_inputs(adapters, **given)
+    if command == "merge":
+        _check_change(inputs.given, session.options)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
     return session, inputs, found, prepare_inputs(inputs, command, session)
+
+
+def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
+    """Raises UsageError for a merge of one adapter that no option changes."""
+    changes, default = ("weights", "subtract", "rank", "dtype"), Options()
+    if len(adapters) < 2 and all(getattr(options, n) == getattr(default, n) for n in changes):
+        raise UsageError(
+            f"merge makes one adapter of several, and only {adapters[0].name} was given; give "
+            "another, or change this one by --weights, --subtract, --rank or --dtype."
+        )
 
 
 def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
@@ -234,13 +251,12 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
     verdict = conclude(options, inputs, examined, level="evaluation", **vars(found.records))
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
-    if made is not None:
-        examined = licensed(examined, inputs)
+    examined, licences = licensed(examined, inputs)
     shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
     audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
         made = with_card(made, audit, options, prepared.general)
-    return Outcome(audit, made, why, found.samples)
+    return Outcome(audit, made, why, found.samples, licences)
 
 
 def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
@@ -262,7 +278,8 @@ def _outcome(
     session: Session,
 ) -> Outcome:
     """A merge or a composition that nothing was asked, with its licences, audit and card."""
-    examined = licensed(examined, inputs)
+    examined, licences = licensed(examined, inputs)
+    examined = replace(examined, compatibility=with_issues(examined.compatibility, licences))
     audit = audit_of(
         session,
         inputs,

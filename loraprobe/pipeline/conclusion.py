@@ -177,11 +177,14 @@ def _composing(options: Options) -> tuple[str, ...]:
 def _words(options: Options, names: Iterable[str]) -> list[str]:
     """Options as on a command line, where they are not at their default."""
     default, words = Options(), list[str]()
+    if options.methods not in (default.methods, ()):  # which stand alone on a command line
+        default = replace(default, routers=())
     for name in names:
         value = getattr(options, name, None)
         if value != getattr(default, name, None):
             flag = FLAGS.get(name, "--" + name.replace("_", "-"))
             several = value if isinstance(value, tuple | list) else (value,)
+            several = several or ("none",)
             words += [w for one in several for w in ([flag] if one is True else [flag, str(one)])]
     return words
 

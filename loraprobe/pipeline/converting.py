@@ -70,8 +70,9 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
-    if given.weights_file is not None and given.weights_file.name == PICKLE:
-        yield f"{PICKLE} became {SAFETENSORS}."
+    if codes & {"pickled", "sharded"}:
+        what = PICKLE if "pickled" in codes else "The shards of the weights"
+        yield f"{what} became {SAFETENSORS}."
     ranks, rank = given.rank_range, made.rank_range
     if ranks != rank:
         yield f"Ranks {ranks[0]} to {ranks[1]} became {rank[0]}, filled up with zeros."

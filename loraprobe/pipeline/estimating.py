@@ -122,10 +122,8 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
         plain = kinds[0]  # a hop is asked of a single adapter, which costs no less than the base
         steps["evaluate chain"] = hops / plain.questions * plain.seconds(1 / n)
-    wanted = options.systems or ("shrunk", "random-partner")
-    for name, experts in (("shrunk", 1), ("random-partner", n)):
-        if n > 1 and name in wanted:
-            steps[f"evaluate {name}"] = system(experts)
+    if specs not in ([], ["chain"]):
+        steps |= {"evaluate shrunk": system(1), "evaluate random-partner": system(n)}
     steps["cover"] = probing
     return steps
 

@@ -16,6 +16,7 @@ from loraprobe.pipeline.estimating import expected_steps
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Adapters, Given, Inputs, check_state, open_inputs
+from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.results import SEARCH
 from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.router_fitting import fit_routers
@@ -73,6 +74,10 @@ def open_composition(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
     check_state(options)
     inputs = open_inputs(adapters, **given)
     check_systems(inputs.adapters, options)
+    chosen = Selection(options, inputs.adapters, inputs.tasks)
+    if not options.systems and not chosen.specs:
+        why = " ".join(chosen.unfit.values()) or "--method none and --router none leave none."
+        raise UsageError(f"There is no composition to evaluate: {why} Give a --method.")
     if options.weights == "search":
         split(inputs.tasks, options)  # raises where a task has too few items
     return inputs
@@ -142,10 +147,10 @@ def controls_of_best(
     systems: Sequence[System],
     session: Session,
 ) -> list[System]:
-    """The controls of the best single adapter and the best merge or router."""
+    """The controls of the best single adapter and the best merge or router, if there are any."""
     scores = evaluation.score(results, systems)
     alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
-    if alone is None:
+    if alone is None or best is None:
         return []
     chosen = next((system for system in composed if system.name == best), None)
     with session.stage("compose"):

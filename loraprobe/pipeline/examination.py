@@ -127,8 +127,9 @@ def with_servers(
     return replace(examined, compatibility=with_issues(examined.compatibility, told))
 
 
-def licensed(examined: Examination, inputs: Inputs) -> Examination:
-    """The findings with the licences that the cards of adapters and base declare.
+def licensed(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[Issue, ...]]:
+    """The examination with the licences that the adapters' cards declare, and the findings for
+    somebody who publishes what is made of the adapters and the base.
 
     A card that cannot be read counts as one without a licence; a finding says so.
     """
@@ -141,8 +142,7 @@ def licensed(examined: Examination, inputs: Inputs) -> Examination:
         if licence := hub.declared_licence(cards["the base"]):
             known["the base"] = licence
     gated = [name for name, card in cards.items() if hub.is_gated(card)]
-    found = with_issues(examined.compatibility, licence_issues(known, gated))
-    return replace(examined, compatibility=found, licences=licences)
+    return replace(examined, licences=licences), tuple(licence_issues(known, gated))
 
 
 def _card(read: Callable[[], str | None]) -> str | None:

@@ -149,7 +149,7 @@ class Selection:
     def specs(self) -> list[str]:
         """The merges, the routers and, where a task has hops, the chain."""
         options, methods = self.options, list(self.options.methods)
-        if options.weights and not any(METHODS.make(m).takes_weights for m in methods):
+        if options.weights and methods and not any(METHODS.make(m).takes_weights for m in methods):
             methods.append("task_arithmetic")  # otherwise the weights would have no effect
         specs = [*methods, *options.routers, *(one.spec for one in self.added)]
         specs += ["chain"] if any(task.has_hops for task in self.tasks) else []

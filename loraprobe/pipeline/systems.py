@@ -7,7 +7,7 @@ trained. Merges and routers use the adapters that `transforms.prepare` returns.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -184,14 +184,11 @@ class SystemBuilder:
         n, options = len(self.trained), self.options
         if n < 2:
             return []
-        wanted: Collection[str] = options.systems or ("shrunk", "random-partner")
         chosen = next(a for a in self.trained if a.name == best_single)
-        systems = []
-        if "shrunk" in wanted:
-            name = f"shrunk:{chosen.name}"
-            shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
-            systems.append(System(name, "control", shrunk))
-        if "random-partner" in wanted and best is not None and best.kind != "chain":
+        name = f"shrunk:{chosen.name}"
+        shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
+        systems = [System(name, "control", shrunk)]
+        if best is not None and best.kind != "chain":
             weight = None if self.base is None else self.base.weight
             partners = [
                 expert if own is chosen else random_partner(expert, options.seed, weight)

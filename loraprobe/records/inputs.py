@@ -106,10 +106,13 @@ class Transformation:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a merged or routed directory: whether it passed, and what was found."""
+    """One check of a merged or routed directory: whether it passed, and what was found.
+
+    passed: None where it cannot be told, such as for a source that was not found.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     message: str
 
 
@@ -121,9 +124,10 @@ class Verification:
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool:
-        """Whether everything holds."""
-        return all(check.passed for check in self.checks)
+    def passed(self) -> bool | None:
+        """Whether everything holds; None where nothing differs and something cannot be told."""
+        found = {check.passed for check in self.checks}
+        return False if False in found else None if None in found else True
 
 
 @dataclass(frozen=True)

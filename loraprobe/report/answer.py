@@ -31,15 +31,18 @@ LONG = 60  # characters of references that may be left out
 LEAVE_FIRST = (
     ("serve", 1),
     ("sure", 0),
+    ("also", 0),
     ("watch", 2),
     (FILL_IN, 0),
     ("lacks", 0),
+    ("known", 0),
     ("how sure", 0),
     ("forecast", 0),
+    ("licence", 1),
     ("watch", 1),
     ("why", 1),
-    ("known", 0),
     ("questions", 0),
+    ("licence", 0),
     ("fix", 1),
     ("close", 0),
     ("better", 0),
@@ -62,9 +65,10 @@ class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
     `decision` is the verdict's, "" where there is none. Labels are made, use, gain, stopped, close,
-    better, decide, why, fix, watch, lacks, known, sure, forecast, how sure, next or in Python,
-    questions and fill in, and of a library broken, unfit, copies, families and outliers; why, fix,
-    watch, lacks and fill in may repeat. The text of a label in COMMANDS is a command.
+    better, decide, why, fix, watch, lacks, also, known, sure, forecast, how sure, licence, next or
+    in Python, questions and fill in, and of a library broken, unfit, copies, families and outliers;
+    why, fix, watch, lacks, licence and fill in may repeat. The text of a label in COMMANDS is a
+    command.
     """
 
     decision: str
@@ -175,10 +179,7 @@ def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int
     """
     kept, most = list(lines), dict[str, int]()
     yield kept, most
-    order = list(LEAVE_FIRST)
-    if any(label == "forecast" for label, _ in lines):  # which counts what is known
-        order.insert(order.index(("forecast", 0)), ("known", 0))
-    for label, stay in order:
+    for label, stay in LEAVE_FIRST:
         for fewer in _without(kept, label, stay):
             kept = fewer
             yield kept, most

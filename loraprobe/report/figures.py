@@ -24,7 +24,11 @@ from loraprobe.report.system_tables import CAUSES
 WIDTH = 4.6  # inches; a phone shows it at its own size
 # Colours that stand for variables of the page, replaced in the SVG text.
 INK, LINE, ACCENT = "#010203", "#040506", "#070809"
-VARIABLES = {INK: "currentColor", LINE: "var(--line)", ACCENT: "var(--accent)"}
+VARIABLES = {
+    INK: "currentColor",
+    LINE: "var(--line, #c9d0d8)",  # the second value where a viewer drops the styles
+    ACCENT: "var(--accent, #1f5f99)",
+}
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
 UNKNOWN_TO_XML = {0xFFFE: "�", 0xFFFF: "�"}
 NUMBERED = 12  # families of a map that are numbered

@@ -63,10 +63,12 @@ def page(audit: Audit) -> str:
 
 
 def fragment(audit: Audit) -> str:
-    """The verdict and the first sections of the page, as a notebook shows them in its own style."""
+    """The verdict and the first sections of the page for a notebook, with the page's styles."""
     rows, characters = SIZES[1]
     text = _rendered(shortened(audit, characters), rows, FIRST)
-    return text.partition("<main>")[2].partition("</main>")[0].strip()
+    style, _, rest = text.partition("<style>")[2].partition("</style>")
+    main = rest.partition("<main>")[2].partition("</main>")[0].strip()
+    return f'<div class="report"><style>{style}</style>\n{main}\n</div>'
 
 
 def _unbroken(text: str) -> Markup:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
+from loraprobe.adapters import MENDABLE
 from loraprobe.formatting import count, listing, spread
-from loraprobe.records import Audit, Issue, Reason, Verdict
+from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import library, measured
 from loraprobe.report.adapter_tables import by_severity, first_sentence
 from loraprobe.report.library import Line
 from loraprobe.verdict.codes import CODES, effect
-from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
+from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in, words_of
 
 MOST_REASONS = 3
 SERVING = "serve-"  # how the codes of findings about servers begin
+LICENCE = "licence-"
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
@@ -84,9 +86,7 @@ def _done(audit: Audit) -> str:
 
 
 def _warnings(audit: Audit) -> str:
-    reasons = audit.verdict.reasons if audit.verdict else ()
-    found = len(_told("watch", reasons))
-    found += sum(issue.severity == "warning" for issue in _untold(audit))
+    found = len(_watched(audit))
     return f", {count(found, 'warning')}" if found else ""
 
 
@@ -102,13 +102,18 @@ def labelled(audit: Audit) -> Iterator[Line]:
         return
     if verdict is None:
         yield from _serving(audit)
-        yield from _issues(audit, MOST_REASONS)
-        base = next((row.base_model for row in audit.adapters), None)
-        if audit.command == "inspect" and base:
-            yield "next", shlex.join(["loraprobe", "find", base])
+        errors = [i for i in by_severity(audit.compatibility.issues) if i.severity == "error"]
+        broken = [issue for issue in errors if not issue.code.startswith(SERVING)]
+        yield from (("why", first_sentence(issue)) for issue in broken[:MOST_REASONS])
+        yield from _watch(_watched(audit), MOST_REASONS)
+        yield from _licences(audit)
+        row = next(iter(audit.adapters), None)
+        if audit.command == "inspect" and row is not None:
+            yield "next", _for_one(row, {issue.code for issue in broken}, audit)
         return
     yield from _about(audit, verdict)
-    yield "next" if verdict.next.startswith("loraprobe") else "in Python", verdict.next
+    yield from _licences(audit)
+    yield "next" if words_of(verdict.next) else "in Python", verdict.next
     questions = ""
     if verdict.evidence == "weights" and verdict.decision != "incompatible":
         questions = merge_and_eval_command(verdict.next)
@@ -146,12 +151,11 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
     found = [("why", r.message) for r in why[:2]]
-    found += [("watch", r.message) for r in _told("watch", verdict.reasons)]
-    found += [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
-    found = [*found[:MOST_REASONS], *_issues(audit, MOST_REASONS - len(found))]
-    if verdict.evidence == "weights":  # what warns of nothing comes last
-        found += [("watch", r.message) for r in verdict.reasons if r.code == "unrelated-updates"]
-    yield from found[:MOST_REASONS]
+    found += _watch(_watched(audit), MOST_REASONS - len(found))
+    lacks = [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
+    yield from [*found, *lacks[: max(0, MOST_REASONS - len(found))]]
+    if verdict.evidence == "weights":
+        yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
 
 
 def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:
@@ -189,23 +193,49 @@ def _serving(audit: Audit) -> Iterator[Line]:
             yield "serve", issue.cure
 
 
-def _issues(audit: Audit, most: int) -> Iterator[Line]:
-    """Findings as lines: errors, warnings, then what licences ask."""
-    told = [
-        issue
-        for issue in by_severity(_untold(audit))
-        if (issue.severity != "note" or issue.code.startswith("licence"))
-        and not issue.code.startswith(SERVING)
-    ]
-    for issue in told[: max(0, most)]:
-        yield "watch", first_sentence(issue)
-
-
-def _untold(audit: Audit) -> list[Issue]:
-    """The findings without those that a reason of the verdict tells too."""
-    codes = {reason.code for reason in (audit.verdict.reasons if audit.verdict else ())}
+def _watched(audit: Audit) -> list[str]:
+    """What to watch: reasons of the verdict, then warnings among the findings, without those that
+    a reason tells too, and without licences."""
+    reasons = audit.verdict.reasons if audit.verdict is not None else ()
+    codes = {reason.code for reason in reasons}
     twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
-    return [issue for issue in audit.compatibility.issues if issue.code not in twice]
+    warned = [
+        issue
+        for issue in audit.compatibility.issues
+        if issue.severity == "warning"
+        and issue.code not in twice
+        and not issue.code.startswith((LICENCE, SERVING))
+    ]
+    return [r.message for r in _told("watch", reasons)] + [_with_cure(i) for i in warned]
+
+
+def _watch(texts: Sequence[str], most: int) -> list[Line]:
+    """Warnings as lines: all of them, or the first and how many more there are."""
+    shown = texts if len(texts) <= most else texts[: max(1, most - 1)]
+    more = len(texts) - len(shown)
+    rest = [("watch", f"{count(more, 'more warning')}: --explain")] if more else []
+    return [*(("watch", text) for text in shown), *rest]
+
+
+def _with_cure(issue: Issue) -> str:
+    """A finding, with its cure where that is an option to set."""
+    told = first_sentence(issue)
+    return f"{told} {issue.cure}" if "--" in issue.cure else told
+
+
+def _licences(audit: Audit) -> Iterator[Line]:
+    """What licences ask of somebody who publishes what was made."""
+    for issue in by_severity(audit.compatibility.issues):
+        if issue.code.startswith(LICENCE):
+            yield "licence", first_sentence(issue)
+
+
+def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> str:
+    """The next command for a single adapter: what mends its files, else others of its base."""
+    codes = {issue.code for issue in audit.compatibility.issues}
+    if codes & MENDABLE and broken <= MENDABLE:
+        return shlex.join(["loraprobe", "convert", row.reference, "-o", "DIR"])
+    return shlex.join(["loraprobe", "find", row.base_model]) if row.base_model else ""
 
 
 def _conflicts(audit: Audit) -> Iterator[Line]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters import Adapter, is_path, local_name
-from loraprobe.records import Audit
+from loraprobe.records import Audit, Verdict
 from loraprobe.report.answer import answer
 
 
@@ -28,6 +28,12 @@ class ShownAudit(Audit):
         from loraprobe.report.html import fragment  # draws with matplotlib, which is slow to import
 
         return fragment(self)
+
+
+class JudgedAudit(ShownAudit):
+    """An audit of several adapters, which always has a verdict."""
+
+    verdict: Verdict
 
 
 def with_references(audit: Audit, given: Iterable[Any]) -> None:

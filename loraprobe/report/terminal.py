@@ -22,6 +22,7 @@ from loraprobe.report import (
 from loraprobe.report.adapter_tables import first_sentence
 from loraprobe.report.answer import MOST_LINES, Answer, answer
 from loraprobe.report.layout import fits, fitted, side_by_side
+from loraprobe.report.phrases import LICENCE
 from loraprobe.verdict.codes import CODES
 
 STYLES = {
@@ -139,7 +140,8 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     if audit.verdict is not None and audit.verdict.decision == "incompatible":
         found = [i for i in found if i.severity != "error"]  # the answer says them
     told = {text for _, text in answer(audit).kept(width)}
-    found = [i for i in found if clean(first_sentence(i)) not in told and i.code != "serve-ok"]
+    found = [i for i in found if not any(t.startswith(clean(first_sentence(i))) for t in told)]
+    found = [i for i in found if i.code != "serve-ok" and not i.code.startswith(LICENCE)]
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
         pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines

@@ -36,12 +36,13 @@ COLUMNS = (
     replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
     text("what was seen", prose=True),
 )
+RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 
 def render(found: Verification) -> None:
     """A row a check, then the answer."""
     console = Console(highlight=False)
-    lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
+    lines = [[c.name, RESULTS[c.passed], c.message] for c in found.checks]
     console.print(fitted(Table(found.directory, COLUMNS, lines), console.width))
     console.print()
     print_answer(console, verification_answer(found))
@@ -50,24 +51,27 @@ def render(found: Verification) -> None:
 def verification_answer(found: Verification) -> Answer:
     """Whether the directory is what its card says, what is not, and what to do next."""
     place = shlex.quote(found.directory)
-    failed = [check for check in found.checks if not check.passed]
-    if not failed:
-        next_ = ("next", f"loraprobe inspect {place}")
-        if any(check.name == "composition.json" for check in found.checks):
-            next_ = ("in Python", f"loraprobe.load_composition({found.directory!r}).into(model)")
+    load = ("in Python", f"loraprobe.load_composition({found.directory!r}).into(model)")
+    if found.passed:
+        composed = any(check.name == "composition.json" for check in found.checks)
+        next_ = load if composed else ("next", f"loraprobe inspect {place}")
         return Answer("verified", "VERIFIED: this is what its card describes.", (next_,))
-    why = [("why", clean(f"{check.name}: {check.message}")) for check in failed[:2]]
-    names = {check.name.partition(" ")[0] for check in failed}
-    if names == {"base"}:
-        cure = [("next", f"loraprobe verify {place} --base BASE"), (FILL_IN, BASE_THEN)]
-    elif names <= {"base", "source"}:
-        cure = [("next", f"loraprobe verify {place} REF"), (FILL_IN, SOURCE_THEN)]
-    else:
-        why = why[:1]  # a second one would leave a narrow terminal together with the cure
-        cure = [("fix", "Get it again from its origin, or make it again; then verify it again.")]
-        cure.append(("next", f"loraprobe verify {place}"))
-    headline = "NOT VERIFIED: do not use it as what its card says."
-    return Answer("not verified", headline, (*why, *cure))
+    open_ = [check for check in found.checks if check.passed is found.passed]
+    why = [("why", clean(f"{check.name}: {check.message}")) for check in open_[:2]]
+    if found.passed is False:
+        fix = "Get it again from its origin, or make it again; then verify it again."
+        cure = [("fix", fix), ("next", f"loraprobe verify {place}")]
+        headline = "NOT VERIFIED: do not use it as what its card says."
+        return Answer("not verified", headline, (*why[:1], *cure))
+    names = {check.name.partition(" ")[0] for check in open_}
+    words, fill = [f"loraprobe verify {place}"], list[str]()
+    if "source" in names:
+        words, fill = [*words, "REF"], [SOURCE_THEN]
+    if "base" in names:
+        words, fill = [*words, "--base BASE"], [*fill, BASE_THEN]
+    cure = [("next", " ".join(words)), *((FILL_IN, one) for one in fill)]
+    headline = "CANNOT TELL whether this is what its card describes."
+    return Answer("inconclusive", headline, (*why, *(cure if fill else [])))
 
 
 class ShownVerification(Verification):

@@ -109,6 +109,6 @@ def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: s
         return ""
     small, large = sorted(names, key=norms.__getitem__)
     return (
-        f"{large} is {factor} times larger than {small}, which hardly shows in a merge: try "
-        "--balance norm"
+        f"{small} hardly shows in a merge, because {large} is {factor} times larger: try --balance "
+        "norm"
     )

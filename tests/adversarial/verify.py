@@ -14,9 +14,9 @@ NOT = "not verified"
 
 
 def _verified(out: Path) -> str:
-    """The result of `verify`: `verified`, or `not verified` for exit codes 1 and 2."""
+    """The result of `verify`: `verified`, or `not verified` for exit codes 1, 2 and 3."""
     told = outcome("verify", out)
-    return {"exit 0": "verified", "exit 1": NOT, "exit 2": NOT}.get(told, told)
+    return {"exit 0": "verified", "exit 1": NOT, "exit 2": NOT, "exit 3": NOT}.get(told, told)
 
 
 def _after(tamper: t.Tampering, command: str = "merge", dtype: str = "float32") -> Callable:

@@ -6,12 +6,13 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import making
 import pytest
 
 import loraprobe
-from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
 
 KINDS: list[type[LoraprobeError]] = [LoraprobeError]
 for kind in KINDS:
@@ -106,18 +107,19 @@ def test_an_error_before_the_command_line_is_imported_is_a_document_too():
     ("keywords", "said"),
     [
         ({"margn": 0.1}, "did you mean 'margin'"),
-        ({"limit": "three"}, "--limit takes a whole number, not 'three'"),
-        ({"limit": True}, "--limit takes a whole number"),
-        ({"margin": "wide"}, "--margin takes a number"),
-        ({"exact": "yes"}, "--exact takes True or False"),
-        ({"batch_size": "many"}, "--batch-size takes auto or a positive whole number"),
-        ({"batch_size": 2.5}, "--batch-size takes a whole number or auto"),
+        ({"limit": "three"}, "^limit takes a whole number, not 'three'"),
+        ({"limit": True}, "^limit takes a whole number"),
+        ({"margin": "wide"}, "^margin takes a number"),
+        ({"exact": "yes"}, "^exact takes True or False"),
+        ({"batch_size": "many"}, "^batch_size takes auto or a positive whole number"),
+        ({"batch_size": 2.5}, "^batch_size takes a whole number or auto"),
         ({"allow": "base-mismatsch"}, "did you mean 'base-mismatch'"),
         ({"diagnostics": "karma"}, "'karma'"),
-        ({"chat_template": "of"}, "--chat-template must be one of auto, on, off"),
+        ({"chat_template": "of"}, "^chat_template must be one of auto, on, off"),
+        ({"tasks": "task.jsonl"}, 'add base="DIR" or base="auto"'),
     ],
 )
-def test_python_keywords_are_refused_as_on_the_command_line(keywords, said):
+def test_python_keywords_are_refused_in_words_of_python(keywords, said):
     pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
     with pytest.raises(UsageError, match=said):
         loraprobe.inspect(pair, **keywords)
@@ -128,3 +130,42 @@ def test_python_takes_the_texts_of_the_command_line():
     one = loraprobe.merge(pair, "task_arithmetic", weights="0.7,0.3", rank="2")
     other = loraprobe.merge(pair, "task_arithmetic", weights=[0.7, 0.3], rank=2)
     assert one.weights == other.weights and one.adapter.rank_range == (2, 2)
+
+
+def test_errors_in_python_name_its_keywords(tmp_path):
+    a, b = (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1))
+    other = replace(b, base_model="owner/other")
+    with pytest.raises(CompatibilityError) as found:
+        loraprobe.merge([a, other])
+    assert 'allow=["base-mismatch"]' in str(found.value) and "--" not in str(found.value)
+    assert 'allow=["base-mismatch"]' in found.value.cure
+    for wrong, said in (
+        (lambda: loraprobe.merge([a, b], "cat"), "task_arithmetic"),
+        (lambda: loraprobe.merge([a, b], "svd"), "task_arithmetic with rank=N"),
+        (lambda: loraprobe.merge([a, b], weights=[1.0]), "^weights gives 1 number for 2"),
+        (lambda: loraprobe.merge_and_eval([a, b]), r'needs tasks=\["FILE"\]'),
+        (lambda: loraprobe.compose([a, b], router="centroid"), 'base="DIR" or base="auto"'),
+        (lambda: loraprobe.merge_and_eval([a], methods="ties"), r'tasks=\["FILE"\]'),
+    ):
+        with pytest.raises(UsageError, match=said) as found:
+            wrong()
+        assert "--" not in str(found.value), found.value
+
+
+@pytest.mark.parametrize("function", [loraprobe.merge, loraprobe.inspect, loraprobe.merge_and_eval])
+def test_adapters_are_a_list(function, tmp_path):
+    a, b = (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1))
+    a.save(tmp_path / "a")
+    for given in ((a, b), (str(tmp_path / "a"), str(tmp_path / "a")), ([a], b)):
+        with pytest.raises(UsageError, match=rf"give {function.__name__}\(\[a, b\]\)"):
+            function(*given)
+
+
+def test_a_merge_of_one_adapter_is_refused_alike(tmp_path):
+    adapter = making.random_adapter("a")
+    adapter.save(tmp_path / "a")
+    result = making.call("merge", tmp_path / "a", "-o", tmp_path / "out")
+    assert result.exit_code == 2 and "--weights, --subtract, --rank or --dtype" in result.stderr
+    with pytest.raises(UsageError, match="by weights, subtract, rank or dtype"):
+        loraprobe.merge([adapter])
+    assert loraprobe.merge([adapter], "sum", rank=2).adapter.rank_range == (2, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from making import LLAMA, peft_adapter, random_adapter, random_update, tiny_model, write_adapter
@@ -16,7 +18,8 @@ from loraprobe.errors import (
     UsageError,
 )
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import merge
+from loraprobe.merging import METHODS, merge
+from loraprobe.merging._method import ELSEWHERE
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -29,6 +32,14 @@ def one(name="a", rank=2, seed=0, **options):
     ("options", "message"),
     [
         ({"method": "tie"}, r"Unknown merge method 'tie': did you mean 'ties'"),
+        # Names of peft, mergekit and papers, with the method that computes that.
+        ({"method": "linear"}, r"factor_average:variant=peft.*mergekit.*task_arithmetic"),
+        ({"method": "average"}, r"deltas is uniform.*factor_average"),
+        ({"method": "mean"}, r"deltas is uniform.*factor_average"),
+        ({"method": "cat"}, r"task_arithmetic"),
+        ({"method": "svd"}, r"task_arithmetic with --rank N"),
+        ({"method": "weighted"}, r"--weights.*task_arithmetic"),
+        ({"method": "dare-ties-svd:density=0.3"}, r"take dare_ties"),
         ({"method": "ties:densty=0.3"}, r"no option 'densty=0.3': did you mean 'density'"),
         ({"method": "ties:density=0"}, r"'ties:density=0': density.*above 0 and at most 1"),
         ({"method": "dare_ties:density=1.1"}, r"density.*not 1.1"),
@@ -222,3 +233,11 @@ def test_a_refused_merge_writes_nothing(tmp_path):
     merge([one(seed=1)]).save(target, overwrite=True)
     assert (target / "adapter_model.safetensors").read_bytes() != before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_name_of_other_tools_leads_to_methods_that_exist():
+    for name, told in ELSEWHERE.items():
+        assert name not in METHODS
+        named = re.findall(r"\b(?:is|as|take) ([a-z_]+_?[a-z]+(?::variant=peft)?)\b", told)
+        known = [spec for spec in named if spec in METHODS]
+        assert known and all(METHODS.make(spec) for spec in known), name

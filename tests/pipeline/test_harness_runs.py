@@ -36,8 +36,9 @@ def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeyp
         ("spouse_written", "lm_eval:exact_match", 8),
     }
     choices = means(audit, "both_choices")
-    assert set(choices) == {*ALONE, "uniform"} and choices["newcomers"] == 1.0
-    assert {row.against for row in audit.comparisons} == {*ALONE}
+    controls = {"shrunk:newcomers", "random-partner"}
+    assert set(choices) == {*ALONE, "uniform", *controls} and choices["newcomers"] == 1.0
+    assert {row.against for row in audit.comparisons} == {*ALONE, *controls}
     assert audit.gains and audit.verdict.decision != "likely"
     assert any("exact_match of filter whole" in note for note in audit.notes)
     guess = {row.task: row.value for row in audit.coverage if row.name == "guessing"}

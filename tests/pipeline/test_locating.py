@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tampering
 from making import call, peft_adapter, random_adapter, saved_pair, tiny_llama
-from test_verify import WEIGHTS, failed, merged
+from test_verify import failed, merged
 
 import loraprobe
 
@@ -24,10 +24,39 @@ def test_a_source_that_changed_is_named(pair, tmp_path):
     assert failed(out) == ["source b"]
 
 
-def test_a_source_that_is_gone_is_named(pair, tmp_path):
+def test_a_source_that_is_gone_cannot_be_told(pair, tmp_path):
+    """Nothing says that the directory is wrong: exit 3, with the command that gives the source."""
     out = merged(pair, tmp_path)
-    (Path(pair[1]) / WEIGHTS).unlink()
+    kept = tmp_path / "far" / "away" / "from" / "here"
+    kept.parent.mkdir(parents=True)
+    Path(pair[1]).rename(kept)
     assert failed(out) == ["source b"]
+    result = call("verify", out)
+    assert result.exit_code == 3 and f"loraprobe verify {out} REF" in " ".join(
+        result.stdout.replace("\\", " ").split()
+    )
+    assert loraprobe.verify(out).passed is None
+    assert call("verify", out, kept).exit_code == 0
+
+
+def test_sources_are_found_below_the_working_directory(pair, tmp_path, monkeypatch):
+    """By hash, in three levels of folders, wherever the merge was moved to."""
+    out = merged(pair, tmp_path / "elsewhere")
+    work = tmp_path / "work"
+    (work / "x" / "y").mkdir(parents=True)
+    for place, moved in zip(pair, ("x/moved", "x/y/moved"), strict=True):
+        Path(place).rename(work / moved)
+    monkeypatch.chdir(work)
+    assert failed(out) == []
+    deeper = work / "x" / "y" / "z" / "deeper"
+    deeper.parent.mkdir()
+    (work / "x" / "y" / "moved").rename(deeper)
+    assert failed(out) == ["source b"]
+
+
+def test_a_given_source_that_cannot_be_read_is_an_error(pair, tmp_path):
+    result = call("verify", merged(pair, tmp_path), tmp_path / "nowhere")
+    assert result.exit_code == 2 and "nowhere" in result.stderr
 
 
 @pytest.mark.parametrize("where", ["renamed", "beside", "deeper/down", "far/away/from/here"])
@@ -41,7 +70,7 @@ def test_a_source_is_found_by_its_hash(pair, tmp_path, where):
     os.rename(pair[1], moved)
     (tmp_path / "b" / "x").mkdir(parents=True)  # what bears its name now is no adapter
     near = where != "far/away/from/here"
-    assert loraprobe.verify(out).passed == near
+    assert loraprobe.verify(out).passed is (True if near else None)
     assert loraprobe.verify(out, [moved]).passed
     assert call("verify", out, moved, "--quiet").stdout == "verified\n"
 

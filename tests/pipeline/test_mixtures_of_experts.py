@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from functools import partial
 
 import pytest
 import torch
 from making import call, peft_adapter, tiny_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from words import word_tokenizer
 
@@ -17,8 +19,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.pipeline.verification.peft_skeleton import problems_in_peft
-from loraprobe.pipeline.verification.rounding import difference_of_weights
+from loraprobe.pipeline.verify import difference_of_tensors
 
 BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 WEIGHTS = "adapter_model.safetensors"
@@ -84,7 +85,9 @@ def merged(world, out, *options):
 )
 def test_a_merge_is_verified(world, tmp_path, options):
     out = merged(world, world / tmp_path.name, *options)
-    assert problems_in_peft(out, read_adapter(out)) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of keys that peft does not use
+        PeftModel.from_pretrained(mixtral(), out)
     assert call("verify", out).exit_code == 0
     tensors = load_file(out / WEIGHTS)
     key = next(key for key in tensors if ".experts.base_layer.lora_B" in key)
@@ -110,15 +113,15 @@ def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world,
     def file(name, a, b):
         changed = {f"{path}.lora_A.weight": a.reshape(A.shape).to(A.dtype).contiguous()}
         changed[f"{path}.lora_B.weight"] = b.reshape(B.shape).to(B.dtype).contiguous()
-        (tmp_path / name).mkdir()
+        shutil.copytree(out, tmp_path / name)
         save_file(tensors | changed, tmp_path / name / WEIGHTS, metadata={"format": "pt"})
         return tmp_path / name / WEIGHTS
 
     again = out / WEIGHTS
-    assert difference_of_weights(file("turned", *turned), again, lambda: again) is None
+    assert difference_of_tensors(file("turned", *turned), again) is None
     order = [1, 0, 2]
     swapped = file("swapped", a[order], b[:, :, order])
-    assert "mlp.experts[0]" in difference_of_weights(swapped, again, lambda: again)
+    assert "mlp.experts[0]" in difference_of_tensors(swapped, again)
 
 
 @pytest.mark.parametrize("options", [(), ("--compact",)])

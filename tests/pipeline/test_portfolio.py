@@ -11,6 +11,8 @@ import pytest
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
+from loraprobe.pipeline.conclusion import requested
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import (
     Selection,
     kind_of,
@@ -54,6 +56,39 @@ def test_the_kind_of_question_decides_what_is_evaluated(pair):
     assert added.spec in Selection(Options(methods=("ties",)), pair, two).specs
     hops = task("t", 60, hops=(Hop("h?", ("y",)),))
     assert Selection(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
+
+
+def test_merges_and_routers_can_be_left_out(pair):
+    two = [task("t", 60), task("u", 60)]
+    (added,) = proven_systems(two)
+    assert Selection(Options(methods=("none",)), pair, two).specs == ["arrow", added.spec]
+    assert Selection(Options(methods=("none",), weights=(1.0, 0.5)), pair).specs == ["arrow"]
+    assert Selection(Options(routers=("none",)), pair, two).specs == ["uniform", "sum"]
+    assert Selection(Options(methods=("none",), routers=("none",)), pair, two).specs == []
+    with pytest.raises(UsageError, match="leaves out all routers"):
+        Options(routers=("none", "arrow"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"methods": ("none",)}, ["--method", "none"]),
+        ({"routers": ("none",)}, ["--router", "none"]),
+        ({"methods": ("ties",), "routers": ()}, ["--method", "ties"]),
+        ({"methods": ("ties",)}, ["--method", "ties", "--router", "arrow"]),
+    ],
+)
+def test_the_next_command_asks_for_the_same_merges_and_routers(pair, given, words):
+    kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
+    assert list(kept) == words
+
+
+def test_named_systems_keep_their_controls(pair):
+    options = Options(systems=("sum",))
+    builder = SystemBuilder(pair, Prepared(pair), options)
+    (composed,) = builder.compositions([task("t", 60)])
+    found = {one.name for one in builder.controls("a", composed)}
+    assert found == {"shrunk:a", "random-partner"}
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as inspect_
+import re
 import subprocess
 import sys
 
@@ -49,7 +50,15 @@ def test_a_notebook_shows_the_first_sections_of_the_page(audit):
     shown = audit._repr_html_()
     assert answer(audit).headline.split(":")[0] in shown
     assert shown.count("<h2") == 3 and "<svg" in shown
-    assert "<style" not in shown and "<html" not in shown and len(shown) < 500_000
+    style = shown.partition("<style>")[2].partition("</style>")[0]
+    named = set(re.findall(r"var\((--[a-z]+)", shown))
+    assert "--line" in named  # of figures: without it intervals are not drawn
+    assert all(f"{name}: #" in style for name in named)
+    assert "display: grid" in style and '<div class="report">' in shown  # labels beside texts
+    rules = re.sub(r"@media[^{]*", "@media ", style)
+    outside = re.findall(r"^(\S[^{]*)\{", rules, re.M)  # nothing else of a notebook changes
+    assert {one.strip() for one in outside} <= {".report", "@media"}
+    assert "<html" not in shown and "<nav" not in shown and len(shown) < 500_000
     assert loraprobe.inspect(pair())._repr_html_().count("<section") >= 1
 
 
@@ -116,7 +125,7 @@ def test_options_of_other_commands_are_refused():
 
 
 def test_a_missing_task_and_no_adapter_are_sentences():
-    with pytest.raises(UsageError, match="--task"):
+    with pytest.raises(UsageError, match="tasks="):
         loraprobe.merge_and_eval(pair())
     for function in (loraprobe.inspect, loraprobe.merge, loraprobe.compose):
         with pytest.raises(UsageError, match="adapter"):
@@ -125,5 +134,5 @@ def test_a_missing_task_and_no_adapter_are_sentences():
 
 @pytest.mark.parametrize("bad", [0, -1, "many", 1.5, True])
 def test_a_batch_has_a_whole_number_of_prompts(bad):
-    with pytest.raises(UsageError, match="--batch-size"):
+    with pytest.raises(UsageError, match="batch_size"):
         loraprobe.inspect(pair(), batch_size=bad)

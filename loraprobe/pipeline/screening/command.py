@@ -149,6 +149,8 @@ def _require_composable(found: Arranged, options: Options) -> None:
                 f"--router {spec} learns from prompts, which a screen does not set apart; screen "
                 "without it, and give it to merge-and-eval with the adapters that were chosen."
             )
+    if not options.methods and not options.routers:
+        raise UsageError("--method none and --router none leave nothing to compose; give one.")
     if len(found.usable) < 2:
         raise UsageError(
             f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "

@@ -1,0 +1,397 @@
+"""`verify` repeats a merge or a composition by its card and compares the directory with the result.
+
+The card's front matter says how the directory was made. The sources are found by commit or sha256,
+the code that writes merges and compositions writes the directory again, elsewhere, and every file
+is compared: texts line by line, tensors by `TOLERANCES`. No other file is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe import hub
+from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.tensors import SafetensorsFile
+from loraprobe.base import Base, open_base
+from loraprobe.checkpoint import check_link
+from loraprobe.errors import AdapterError, LoraprobeError
+from loraprobe.file_hashes import file_hash
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.options import Options
+from loraprobe.pipeline.cards import (
+    CARD,
+    KEY,
+    BaseRecord,
+    CompositionRecord,
+    MergeRecord,
+    SourceRecord,
+    read_card_fields,
+    read_provenance,
+)
+from loraprobe.pipeline.commands import compose, merge
+from loraprobe.pipeline.inputs import base_of
+from loraprobe.pipeline.saved import FILE, STATE, Routed
+from loraprobe.records import Check, Verification
+from loraprobe.report.verification import ShownVerification
+
+# Files of git and the Hub's client; no program loads them as part of an adapter.
+IGNORED = frozenset({".git", ".gitattributes", ".cache"})
+FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of a card, beside KEY
+LEVELS = 3  # folders below a root in which sources are looked for
+LOOKED_AT = 1000  # folders below one root
+HASHED = 100  # adapters whose weights are hashed for one source
+# How far tensors of a dtype may differ, relative to their size: about 1.5 spacings. The same
+# machine gives the same bits; another library of linear algebra adds numbers in another order, and
+# may give singular vectors another sign or basis, whose factors are then rounded at other numbers.
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-7,
+    torch.float16: 1.5e-3,
+    torch.bfloat16: 1.2e-2,
+}
+FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
+SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
+
+
+def verify(
+    directory: str | Path, sources: Sequence[str] = (), base: str | None = None
+) -> Verification:
+    """Compares a directory with what its card's recipe makes.
+
+    sources, base: the adapters and the base that it was made of, if they are not found without.
+    Files are compared only if all of these are found. Raises AdapterError if the directory has no
+    card by loraprobe, LoraprobeError for a given source that cannot be read.
+    """
+    place = Path(directory)
+    if not place.is_dir():
+        raise AdapterError(f"There is no directory {place}; check the path.")
+    record = read_provenance(place)
+    given = [hub.load(one) for one in sources]
+    found = [_source(one, place, given) for one in (*record.sources, *record.subtract)]
+    checks = [check for _, check in found]
+    opened: Base | None = None
+    if record.base is not None:
+        opened, check = _base(record.base, place, base)
+        checks.append(check)
+    if all(check.passed for check in checks):
+        with tempfile.TemporaryDirectory() as space:
+            again = Path(space) / "again"
+            try:
+                _make_again(record, [one for one, _ in found if one is not None], opened, again)
+            except LoraprobeError as error:
+                checks.append(Check("made again", None, f"It cannot be made again: {error}"))
+            else:
+                checks += _compared(place, again, record)
+    return ShownVerification(str(directory), tuple(checks))
+
+
+def _make_again(
+    record: MergeRecord | CompositionRecord,
+    adapters: Sequence[Adapter],
+    base: Base | None,
+    target: Path,
+) -> None:
+    """Writes the directory that the card describes, with a card of its own."""
+    sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
+    common: dict[str, Any] = {
+        "weights": None if record.weights is None else tuple(record.weights),
+        "allow": tuple(record.allow),
+        "balance": record.balance,
+        "subtract": tuple(general),
+    }
+    if isinstance(record, MergeRecord):
+        options = Options(
+            methods=(record.method,),
+            space=record.space,
+            rank=record.rank,
+            rank_layout=record.rank_layout,
+            # --dtype has no float64: a merge has it if its sources have.
+            dtype="auto" if record.dtype == "float64" else record.dtype,
+            seed=record.seed,
+            **common,
+        )
+        made = merge(sources, base=base, options=options).made
+    else:
+        options = Options(routers=(record.router,), **common)
+        made = compose(sources, base=base, options=options).made
+        assert isinstance(made, Routed)
+        made = replace(made, composition=replace(made.composition, name=record.name))
+    assert made is not None
+    made.save(target)
+
+
+def _compared(place: Path, again: Path, record: MergeRecord | CompositionRecord) -> Iterator[Check]:
+    """One check of which files there are, then one for each file."""
+    expected = {str(file.relative_to(again)) for file in again.rglob("*") if file.is_file()}
+    yield _no_others(place, expected)
+    for name in sorted(expected):
+        try:
+            problem = _difference(place, again, name, record)
+        except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error).rstrip(".")
+        told = problem or ("its text is not checked" if name == CARD else "the same")
+        yield Check(name, not problem, f"{told[0].upper()}{told[1:]}.")
+
+
+def _no_others(place: Path, expected: set[str]) -> Check:
+    """Whether the directory holds exactly the expected files, none a link out of it."""
+    for name in _files(place):
+        if name not in expected:
+            message = f"{name} does not belong to it; peft, transformers or a person may load it."
+            return Check("files", False, message)
+        try:
+            check_link(place / name, place.name, AdapterError)
+        except AdapterError as error:
+            return Check("files", False, str(error))
+    lost = sorted(name for name in expected if not (place / name).is_file())
+    if lost:
+        return Check("files", False, f"{lost[0]} is missing.")
+    return Check("files", True, f"{len(expected)} files, and no others.")
+
+
+def _files(place: Path) -> Iterator[str]:
+    """Paths of all files below a directory, without those of git. A link to a folder and an empty
+    folder count as files."""
+    for folder, folders, files in os.walk(place):
+        here = Path(folder)
+        if here == place:
+            folders[:] = [name for name in folders if name not in IGNORED]
+            files = [name for name in files if name not in IGNORED]
+        linked = [name for name in folders if (here / name).is_symlink()]
+        empty = [] if folders or files or here == place else [""]
+        for name in (*sorted(files), *linked, *empty):
+            yield str((here / name).relative_to(place))
+
+
+def _difference(
+    place: Path, again: Path, name: str, record: MergeRecord | CompositionRecord
+) -> str | None:
+    """How one file of the directory differs from the one that was written again."""
+    found, wanted = place / name, again / name
+    if not found.is_file():
+        return "it is missing"
+    if name.endswith(".safetensors"):
+        return difference_of_tensors(found, wanted)
+    if name == CARD:
+        return _different_line(*map(_card_text, (place, again)))
+    text = wanted.read_text(encoding="utf-8")
+    if name == FILE:
+        text = _as_listed(json.loads(text), place, record)
+    return _different_line(found.read_text(encoding="utf-8"), text)
+
+
+def _card_text(directory: Path) -> str:
+    """The fields of a card that loraprobe writes, as text; other fields and the body are free.
+
+    The versions that wrote a card may differ, the base has its own check, and the name of a
+    composition is compared with that in its listing.
+    """
+    fields = read_card_fields(directory)
+    recipe = fields.get(KEY)
+    if isinstance(recipe, dict):
+        recipe = {k: v for k, v in recipe.items() if k not in ("version", "torch", "base", "name")}
+    held = {**{key: fields.get(key) for key in FIELDS}, KEY: recipe}
+    return json.dumps(held, indent=1, sort_keys=True, ensure_ascii=False, default=repr)
+
+
+def _as_listed(
+    document: dict[str, Any], place: Path, record: MergeRecord | CompositionRecord
+) -> str:
+    """composition.json with the version and the base of the card, and with the hashes of the
+    directory's own files, which are compared one by one."""
+    for expert in document["experts"]:
+        folder = place / "experts" / expert["folder"]
+        expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
+    if document["router"]["state_sha256"] is not None:
+        document["router"]["state_sha256"] = file_hash(place / STATE)
+    base = None if record.base is None else record.base.model_dump()
+    document |= {"loraprobe": record.version, "base": base}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _different_line(found: str, wanted: str) -> str | None:
+    """The first line in which two texts differ; numbers may by SAME_NUMBER."""
+    lines = zip_longest(found.split("\n"), wanted.split("\n"), fillvalue="nothing")
+    for number, (one, other) in enumerate(lines, 1):
+        values = zip(*(map(float, NUMBER.findall(line)) for line in (one, other)), strict=False)
+        close = all(math.isclose(x, y, rel_tol=SAME_NUMBER) for x, y in values)
+        if not close or NUMBER.sub("0.0", one) != NUMBER.sub("0.0", other):
+            ours, theirs = (f"{line.strip(' ,')!r:.80}" for line in (one, other))
+            return f"line {number} of what is compared says {ours} instead of {theirs}"
+    return None
+
+
+def difference_of_tensors(found: Path, wanted: Path) -> str | None:
+    """How a safetensors file differs from another beyond TOLERANCES; None if it does not.
+
+    Factors are compared by their products, with the config beside each file. Raises AdapterError
+    for a file that cannot be read.
+    """
+    ours, theirs = SafetensorsFile(found), SafetensorsFile(wanted)
+    if ours.metadata != theirs.metadata:
+        return "its header holds other texts"
+    for key in sorted(theirs.shapes.keys() | ours.shapes.keys()):
+        if key not in theirs.shapes:
+            return f"{key} is in it and would not be written"
+        if key not in ours.shapes:
+            return f"{key} is missing"
+        one, other = ((file.shapes[key], file.dtypes[key]) for file in (ours, theirs))
+        if one != other:
+            return f"{key} is {list(one[0])} in {one[1]} instead of {list(other[0])} in {other[1]}"
+    differing = [k for k in theirs.shapes if not torch.equal(ours.read(k), theirs.read(k))]
+    if any(map(FACTOR.search, differing)):
+        made, again = read_adapter(found.parent), read_adapter(wanted.parent)
+        for path, update in again.modules.items():
+            if problem := different_product(made.modules[path], update):
+                return f"the delta of {path} differs {problem}"
+    for key in differing:
+        if not FACTOR.search(key) and _apart(ours.read(key), theirs.read(key)):
+            return f"{key} differs by more than rounding"
+    return None
+
+
+def _apart(found: Tensor, wanted: Tensor) -> bool:
+    """Whether a number of a tensor differs by more than the tolerance."""
+    close = TOLERANCES.get(wanted.dtype, 0.0)
+    found, wanted = found.double(), wanted.double()
+    # A sum in which numbers cancel keeps the rounding of float64 of the numbers.
+    allowed = close * wanted.abs() + min(close, 1e-12) * wanted.abs().max()
+    return not bool(((found - wanted).abs() <= allowed).all())
+
+
+def different_product(found: LowRank, wanted: LowRank) -> str:
+    """Where B A of two updates differs by more than the tolerance; "" if it does not.
+
+    The whole product and each of its rows and columns are compared, in which one changed number
+    cannot hide, and the norm of each factor, which could overflow in another split of the product.
+    Each is relative to its size if the rows of A and the columns of B were orthogonal. The product
+    is not formed: a QR of the other factor gives its lengths.
+    """
+    close, tiny = TOLERANCES[wanted.A.dtype], torch.finfo(wanted.A.dtype).tiny
+    A, B, A2, B2 = (t.double() for t in (found.A, found.B, wanted.A, wanted.B))
+    a, b = (factor.abs().clamp_min(tiny).square() for factor in (A2, B2))
+    left, right = torch.cat([B, -B2], dim=1), torch.cat([A, A2])
+    rows = (left @ torch.linalg.qr(right.mT, mode="r").R.mT).norm(dim=1)
+    columns = (torch.linalg.qr(left, mode="r").R @ right).norm(dim=0)
+    compared = {
+        "in the norm of A": ((A.norm() - A2.norm()).abs(), a.sum()),
+        "in the norm of B": ((B.norm() - B2.norm()).abs(), b.sum()),
+        "as a whole": (rows.norm(), b.sum(0) @ a.sum(1)),
+        "in a row": (rows, b @ a.sum(1)),
+        "in a column": (columns, b.sum(0) @ a),
+    }
+    for where, (apart, squared) in compared.items():
+        share = apart / squared.sqrt()
+        if not (share <= close).all():
+            return f"{where} by {float(share.max()):.1e} of its size (allowed {close:.1e})"
+    return ""
+
+
+def _source(
+    record: SourceRecord, place: Path, given: Sequence[Adapter]
+) -> tuple[Adapter | None, Check]:
+    """The source that the card of `place` records, or None, and the check of its sha256.
+
+    It is looked for among the adapters that the user gave, then at its commit on the Hub, or
+    without one below the folder of `place` and the working directory.
+    """
+    label, wanted, told = f"source {record.name}", f"sha256 {record.sha256[:12]}...", ""
+    first = list(given)
+    if record.commit and all(adapter.sha256 != record.sha256 for adapter in given):
+        try:
+            first.append(hub.load(_pinned(record.reference, record.commit)))
+        except LoraprobeError as error:
+            told = f" {error}"
+    for adapter in chain(first, () if record.commit else _nearby(record.reference, place)):
+        if adapter.sha256 == record.sha256:
+            source = Source(record.reference, adapter.source.path, record.commit)
+            check = Check(label, True, f"{record.reference}: {wanted}")
+            return replace(adapter.renamed(record.name), source=source), check
+        if record.commit and adapter.source.commit == record.commit:
+            message = f"{record.reference} holds other weights at its commit than {wanted}."
+            return None, Check(label, False, message)
+        if adapter in given or adapter.source.public == record.reference:
+            told = told or f" {adapter.source.reference} holds other weights now."
+    return None, Check(label, None, f"{record.reference} ({wanted}) was not found.{told}")
+
+
+def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | None, Check]:
+    """The base that the card records: `given`, else its commit, else a folder of its name."""
+    candidates: Iterator[Base]
+    if given is not None or record.commit is not None:
+        reference = given or _pinned(record.reference, record.commit or "")
+        try:
+            candidates = iter([base_of(reference, ())])
+        except LoraprobeError as error:
+            if given is not None:
+                raise
+            return None, Check("base", None, str(error))
+    else:
+        named = (one for one in _folders(place) if one.name == record.reference)
+        candidates = _opened(open_base, named)
+    told = "was not found"
+    for found in candidates:
+        if not record.sha256 or found.sha256 == record.sha256:
+            weights = f"sha256 {found.sha256[:12]}..." if record.sha256 else "not hashed"
+            check = Check("base", True, f"{record.reference}: {record.commit or weights}.")
+            return replace(found, reference=record.reference, commit=record.commit), check
+        told = "has other weights than the base that was used"
+    return None, Check("base", None, f"The base {record.reference} {told}.")
+
+
+def _nearby(name: str, place: Path) -> Iterator[Adapter]:
+    """Adapters below the folder of `place` and the working directory, those of this name first."""
+    inside = place.resolve()
+    held = [one for one in _folders(place) if (one / CONFIG).is_file()]
+    held = [one for one in held if not one.resolve().is_relative_to(inside)]
+    yield from islice(_opened(hub.load, sorted(held, key=lambda one: one.name != name)), HASHED)
+
+
+def _opened(read: Any, places: Iterator[Path] | Sequence[Path]) -> Iterator[Any]:
+    """What can be read of the places."""
+    for place in places:
+        try:
+            yield read(place)
+        except (LoraprobeError, OSError):
+            continue
+
+
+def _folders(place: Path) -> Iterator[Path]:
+    """The folder of a place, the working directory, and three levels of folders below each."""
+    seen = set[Path]()
+    for root in (place.resolve().parent, Path.cwd()):
+        level, left = [root], LOOKED_AT
+        for depth in range(LEVELS + 1):
+            if depth:
+                level = [child for one in level for child in _children(one)][:left]
+            left -= len(level)
+            yield from (one for one in level if one not in seen)
+            seen.update(level)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        held = (one for one in os.scandir(folder) if one.name[0] != "." and one.is_dir())
+        return sorted(Path(one.path) for one in islice(held, LOOKED_AT))
+    except OSError:
+        return []
+
+
+def _pinned(reference: str, commit: str) -> str:
+    """A reference at the commit that was used."""
+    repo, colon, folder = reference.partition(":")
+    return f"{repo.partition('@')[0]}@{commit}{colon}{folder}"

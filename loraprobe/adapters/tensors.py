@@ -99,10 +99,10 @@ class ShardedFile:
     def __init__(self, directory: Path, shards: Sequence[Path]) -> None:
         self.path = directory / SAFETENSORS  # which there is none of
         wanted = shards[0].stem.rpartition("-of-")[2]
-        if not wanted.isdecimal() or len(shards) != int(wanted):
+        if f"{len(shards):05}" != wanted:
             raise AdapterError(
-                f"{directory} holds {len(shards)} of {wanted} shards of its weights; download it "
-                "again."
+                f"{directory} holds {len(shards)} files of weights that end in -of-{wanted}; "
+                "download it again."
             )
         self.files: dict[str, SafetensorsFile] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}

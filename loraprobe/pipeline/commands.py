@@ -255,7 +255,8 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
     shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
     audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
-        made = with_card(made, audit, options, prepared.general)
+        told = with_issues(audit.compatibility, licences)
+        made = with_card(made, replace(audit, compatibility=told), options, prepared.general)
     return Outcome(audit, made, why, found.samples, licences)
 
 

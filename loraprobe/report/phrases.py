@@ -151,7 +151,8 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
     found = [("why", r.message) for r in why[:2]]
-    found += _watch(_watched(audit), MOST_REASONS - len(found))
+    watched, left = _watched(audit), MOST_REASONS - len(found)
+    found += _watch(watched if verdict.evidence == "weights" else watched[:left], left)
     lacks = [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
     yield from [*found, *lacks[: max(0, MOST_REASONS - len(found))]]
     if verdict.evidence == "weights":
@@ -210,7 +211,7 @@ def _watched(audit: Audit) -> list[str]:
 
 
 def _watch(texts: Sequence[str], most: int) -> list[Line]:
-    """Warnings as lines: all of them, or the first and how many more there are."""
+    """Warnings as lines: all of them, or the first and how many more the headline counts."""
     shown = texts if len(texts) <= most else texts[: max(1, most - 1)]
     more = len(texts) - len(shown)
     rest = [("watch", f"{count(more, 'more warning')}: --explain")] if more else []

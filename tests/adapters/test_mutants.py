@@ -312,7 +312,7 @@ def check(seed: int, place: Path) -> str:
     said = [] if seen.exit_code == 2 else json.loads(seen.stdout)["compatibility"]["issues"]
     if meant is None:
         told = [] if done.exit_code else json.loads(done.stdout)["compatibility"]["issues"]
-        told = [i for i in told if not i["code"].startswith("licence")]
+        told = [i for i in told if not i["code"].startswith("licence")]  # what merge says
         # What is odd beside a partner alone, such as another base, inspect of one cannot see.
         seen_or_refused = seen.exit_code == 2 or said or done.exit_code == 2
         assert seen_or_refused or same(place), "an odd mutant passed in silence"

@@ -184,6 +184,7 @@ def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert f"PeftModel.from_pretrained(base, {str(target)!r})" in result.stdout
     assert "-o DIR" not in result.stdout  # it is written already
+    assert result.stdout.count("No licence is declared") == 1  # by what may be published
     assert sent == ["acme/made", (target, "acme/made", False)]
     merged = read_adapter(target)
     paths = shipped_world().scenario("skill-and-facts").adapters.values()
@@ -193,7 +194,8 @@ def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
         expected = torch.stack(deltas).sum(0)
         error = (merged.modules[path].to(torch.float32).delta() - expected).norm() / expected.norm()
         assert error < 0.01  # the sources are bf16, and so is the merge
-    assert "What was measured" in (target / "README.md").read_text()
+    card = (target / "README.md").read_text()
+    assert "What was measured" in card and "licence-unknown" in card
 
 
 def test_a_router_is_saved_with_what_it_learned(tmp_path):

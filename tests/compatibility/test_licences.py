@@ -9,6 +9,7 @@ import yaml
 from making import random_adapter, tiny_llama
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe.cli import app
 from loraprobe.compatibility.licences import licence_issues, licence_of_merge
 from loraprobe.hub import declared_licence
@@ -109,6 +110,21 @@ def test_a_compositions_card_carries_them_too(tmp_path):
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
     assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
     assert "licence-noncommercial" in card and "a (cc-by-nc-4.0)" in done.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "merge", "route"])
+def test_licences_are_told_once_where_something_is_written(tmp_path, command):
+    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
+        card = f"---\nlicense: {licence}\n---\n# {name}\n"
+        random_adapter(name, seed=seed).save(tmp_path / name, card=card)
+    written = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
+    call = [command, str(tmp_path / "a"), str(tmp_path / "b"), *written]
+    shown = CliRunner().invoke(app, call, env={"COLUMNS": "120"})
+    assert shown.exit_code == 0 and shown.stdout.count("forbids commercial use") == bool(written)
+    assert " warning" not in shown.stdout.partition("Whether")[0].splitlines()[-1]
+    document = loraprobe.inspect([tmp_path / "a", tmp_path / "b"])
+    assert [row.license for row in document.adapters] == ["cc-by-nc-4.0", "mit"]
+    assert not [i for i in document.compatibility.issues if i.code.startswith("licence")]
 
 
 def test_what_a_merge_declares():

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from compatibility.test_serving import ARITHMETIC
-from making import dense, peft_adapter, tiny_gpt2, tiny_llama
+from making import call, dense, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -19,7 +19,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.compatibility.serving import serving_issues
-from loraprobe.errors import UsageError
+from loraprobe.errors import AdapterError, UsageError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -212,3 +212,61 @@ def test_wrong_calls_leave_nothing_behind(tmp_path):
     assert convert(tmp_path / "absent", "-o", tmp_path / "out").exit_code == 2
     assert convert(tmp_path / "in").exit_code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def to_shards(directory) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    names = sorted(tensors)
+    for number, part in ((1, names[:3]), (2, names[3:])):
+        file = directory / f"adapter_model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, file)
+    (directory / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "compatible"),
+    [
+        (lambda place: rename(place, lambda key: PREFIX + key), "doubled-prefix", False),
+        (
+            lambda place: rename(place, lambda key: key.removeprefix(PREFIX)),
+            "unprefixed-keys",
+            True,
+        ),
+        (to_shards, "sharded", False),
+        (to_pickle, "pickled", True),
+    ],
+)
+def test_a_broken_adapter_ends_in_the_command_that_mends_it(tmp_path, spoil, code, compatible):
+    place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
+    right = logits(tiny_llama(), place)
+    spoil(place)
+    result = call("inspect", place)
+    assert result.exit_code == (0 if compatible else 1)
+    told = " ".join(result.stdout.replace("\\\n", " ").split())
+    assert told.endswith(f"next loraprobe convert {place} -o DIR")
+    found = loraprobe.inspect(place).compatibility.issues
+    (issue,) = [issue for issue in found if issue.code == code]
+    assert "loraprobe convert" in issue.cure
+    assert convert(place, "-o", tmp_path / "out").exit_code == 0
+    assert torch.equal(logits(tiny_llama(), tmp_path / "out"), right)
+
+
+def test_a_defect_that_convert_cannot_mend_does_not_end_in_it(tmp_path):
+    place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
+    to_pickle(place)
+    config = json.loads((place / CONFIG).read_text()) | {"r": 3}
+    (place / CONFIG).write_text(json.dumps(config))
+    result = call("inspect", place)
+    assert result.exit_code == 1 and "loraprobe convert" not in result.stdout
+
+
+def test_shards_that_are_missing_or_overlap_are_errors(tmp_path):
+    place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
+    to_shards(place)
+    first, second = sorted(place.glob("adapter_model-*"))
+    shutil.copy(first, second)
+    with pytest.raises(AdapterError, match="in two of its shards"):
+        read_adapter(place)
+    second.unlink()
+    with pytest.raises(AdapterError, match="1 files of weights that end in -of-00002"):
+        read_adapter(place)

@@ -293,7 +293,7 @@ def test_equal_updates_are_told_once():
 def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
     for level in ("weights", "probes"):
         audit = audit_of(Evidence(level=level, diagnostics=(NEAR, UNEVEN)), "inspect")
-        for width in (60, 80, 160):
+        for width in (80, 160):  # at 60 two warnings take its place
             known = dict(answer(audit).kept(width))["known"]
             assert "603" in known and "19 %" in known and "arXiv" in known
 
@@ -326,16 +326,59 @@ def test_a_conflict_is_followed_by_the_adapters_that_fit():
 
 
 def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
-    issue = Issue("note", "licence-unknown", ("a",), "No licence is declared by a. Ask.", "Ask.")
-    found = Evidence(diagnostics=(NEAR, UNEVEN), compatibility=Compatibility((issue,)))
-    found = audit_of(found, "inspect")
+    found = audit_of(Evidence(diagnostics=(NEAR, UNEVEN)), "inspect")
     told = answer(found)
     assert (told.decision, found.verdict.action) == ("inconclusive", "gather-evidence")
     watched = [text for label, text in told.lines if label == "watch"]
     assert "0.998" in watched[0] and "24.6" in watched[1] and "--balance norm" in watched[1]
-    assert "licence" in watched[2]
+    assert len(watched) == 2 and "2 warnings" in told.headline
     assert "--probe auto" in line(told, "next") and "--task" in line(told, "questions")
     assert "603" in line(told, "known") and "0.05" in line(told, "known")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("warnings", range(4))
+@pytest.mark.parametrize("diagnostics", [(), (UNEVEN,), (NEAR, UNEVEN)])
+def test_a_headline_lists_as_many_warnings_as_it_counts(width, warnings, diagnostics):
+    """Neither a licence nor a cosine that warns of nothing is one of them."""
+    issues = [Issue("warning", f"x-{i}", ("a",), f"Odd {i}.", "Do.") for i in range(warnings)]
+    issues += [Issue("warning", "licence-terms", ("a",), "Terms.", "Read.")]
+    issues += [Issue("note", "y", ("a",), "Fine.", "")]
+    related = diagnostics or (dataclasses.replace(NEAR, value=0.1),)
+    found = Evidence(diagnostics=related, compatibility=Compatibility(tuple(issues)))
+    told = answer(audit_of(found, "merge"))
+    counted = sum(map(int, re.findall(r"(\d+) warning", told.headline)))
+    assert counted == warnings + len(diagnostics)
+    watched = [text for label, text in told.kept(width) if label == "watch"]
+    more = re.findall(r"^(\d+) more warnings?: --explain$", watched[-1]) if watched else []
+    assert len(watched) - len(more) + sum(map(int, more)) == counted
+    assert line(told, "licence") == "Terms."
+    assert ("0.10" in line(told, "also")) == (not diagnostics)
+
+
+@pytest.mark.parametrize(
+    ("next_", "label"),
+    [
+        ("loraprobe route a b -o DIR", "next"),
+        ("loraprobe.load_composition('out').into(model)", "in Python"),
+        ("PeftModel.from_pretrained(base, 'a')", "in Python"),
+    ],
+)
+def test_next_is_a_command_of_a_shell(next_, label):
+    found = audit_of(Evidence(diagnostics=(NEAR,)), "inspect")
+    audit = dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, next=next_))
+    assert (label, next_) in answer(audit).lines
+
+
+def test_the_adapter_that_hardly_shows_is_named():
+    norms = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
+    uneven = Measurement("norm_ratio", ("a", "b"), 27.0)
+    (told,) = [
+        text
+        for label, text in answer(audit_of(Evidence(diagnostics=(uneven, *norms)), "inspect")).lines
+        if label == "watch"
+    ]
+    assert told.startswith("b hardly shows") and "a is 27.0 times larger" in told
 
 
 def test_a_better_chain_is_named_beside_a_composition_that_works():

@@ -21,6 +21,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
+from loraprobe.pipeline.verify import TOLERANCES
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 SHAPES = {
@@ -119,13 +120,13 @@ def _key(tensors: dict[str, Tensor], part: str, number: int = 0) -> str:
 
 
 def scaled(part: str, by: float, all_of_them: bool = False) -> Callable[[dict[str, Tensor]], Any]:
-    """One factor times a number; in float64 and rounded again. 0: four spacings above 1."""
+    """One factor times a number; in float64 and rounded again. 0: three tolerances above 1."""
 
     def change(tensors: dict[str, Tensor]) -> None:
         keys = [key for key in sorted(tensors) if part in key]
         for key in keys if all_of_them else keys[:1]:
             old = tensors[key]
-            factor = by or 1 + 4 * torch.finfo(old.dtype).eps
+            factor = by or 1 + 3 * TOLERANCES[old.dtype]
             tensors[key] = (old.double() * factor).to(old.dtype)
             assert not torch.equal(tensors[key], old)
 
@@ -189,9 +190,9 @@ def one_cast(tensors: dict[str, Tensor]) -> None:
 
 Q = "model.layers.0.self_attn.q_proj"
 OF_WEIGHTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-    "A scaled by 1 + 4 eps": scaled("lora_A", 0),
-    "B scaled by 1 + 4 eps": scaled("lora_B", 0),
-    "every B scaled by 1 + 4 eps": scaled("lora_B", 0, True),
+    "A scaled by three tolerances": scaled("lora_A", 0),
+    "B scaled by three tolerances": scaled("lora_B", 0),
+    "every B scaled by three tolerances": scaled("lora_B", 0, True),
     "A scaled by 1.01": scaled("lora_A", 1.01),
     "A with its sign turned": scaled("lora_A", -1.0),
     "every B with its sign turned": scaled("lora_B", -1.0, True),
@@ -334,7 +335,7 @@ def of_compositions() -> Iterator[tuple[str, Tampering]]:
         return both
 
     for name in (
-        "A scaled by 1 + 4 eps",
+        "A scaled by three tolerances",
         "every B with its sign turned",
         "one entry doubled in A",
         "a weight of the base added",

@@ -53,13 +53,14 @@ FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of
 LEVELS = 3  # folders below a root in which sources are looked for
 LOOKED_AT = 1000  # folders below one root
 HASHED = 100  # adapters whose weights are hashed for one source
-# How far tensors of a dtype may differ, relative to their size: about 1.5 spacings. The same
-# machine gives the same bits; another library of linear algebra adds numbers in another order, and
-# may give singular vectors another sign or basis, whose factors are then rounded at other numbers.
+# How far tensors of a dtype may differ, relative to their size. The same machine gives the same
+# bits; another library of linear algebra adds numbers in another order, and may give singular
+# vectors another sign or basis. In float32 that is up to 1.5e-4 (of a row of DELLA's results), in
+# half floats the rounding of the factors is larger: the tolerance is 1.5 to 2 of their spacings.
 TOLERANCES = {
-    torch.float64: 1e-12,
-    torch.float32: 2e-7,
-    torch.float16: 1.5e-3,
+    torch.float64: 1e-10,
+    torch.float32: 5e-4,
+    torch.float16: 2e-3,
     torch.bfloat16: 1.2e-2,
 }
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")

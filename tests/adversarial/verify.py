@@ -57,7 +57,7 @@ SINGLE: dict[str, tuple[str, Callable]] = {
     ),
     "four-spacings-in-bfloat16": (
         "a factor in bfloat16 times 1 + 4 eps, 0.031 of the module's norm",
-        _after(t.weights(t.OF_WEIGHTS["B scaled by 1 + 4 eps"]), dtype="bfloat16"),
+        _after(t.weights(t.scaled("lora_B", 1 + 2.0**-5)), dtype="bfloat16"),
     ),
     "code-beside-a-merge": (
         "`modeling.py` beside the adapter",

@@ -296,9 +296,10 @@ def different_product(found: LowRank, wanted: LowRank) -> str:
         "in a column": (columns, b.sum(0) @ a),
     }
     for where, (apart, squared) in compared.items():
-        share = apart / squared.sqrt()
-        if not (share <= close).all():
-            return f"{where} by {float(share.max()):.1e} of its size (allowed {close:.1e})"
+        size = squared.sqrt()
+        if not (apart <= close * size).all():
+            share = float((apart / size).nan_to_num(0.0).max())
+            return f"{where} by {share:.1e} of its size (allowed {close:.1e})"
     return ""
 
 

@@ -63,6 +63,7 @@ TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.2e-2,
 }
+FLOOR = 1e-12  # of a whole, where a part of it is zero but for the rounding of float64
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
@@ -270,7 +271,7 @@ def _apart(found: Tensor, wanted: Tensor) -> bool:
     close = TOLERANCES.get(wanted.dtype, 0.0)
     found, wanted = found.double(), wanted.double()
     # A sum in which numbers cancel keeps the rounding of float64 of the numbers.
-    allowed = close * wanted.abs() + min(close, 1e-12) * wanted.abs().max()
+    allowed = close * wanted.abs() + min(close, FLOOR) * wanted.abs().max()
     return not bool(((found - wanted).abs() <= allowed).all())
 
 
@@ -288,16 +289,17 @@ def different_product(found: LowRank, wanted: LowRank) -> str:
     left, right = torch.cat([B, -B2], dim=1), torch.cat([A, A2])
     rows = (left @ torch.linalg.qr(right.mT, mode="r").R.mT).norm(dim=1)
     columns = (torch.linalg.qr(left, mode="r").R @ right).norm(dim=0)
+    whole = b.sum(0) @ a.sum(1)
     compared = {
         "in the norm of A": ((A.norm() - A2.norm()).abs(), a.sum()),
         "in the norm of B": ((B.norm() - B2.norm()).abs(), b.sum()),
-        "as a whole": (rows.norm(), b.sum(0) @ a.sum(1)),
+        "as a whole": (rows.norm(), whole),
         "in a row": (rows, b @ a.sum(1)),
         "in a column": (columns, b.sum(0) @ a),
     }
     for where, (apart, squared) in compared.items():
         size = squared.sqrt()
-        if not (apart <= close * size).all():
+        if not (apart <= close * size + FLOOR * whole.sqrt()).all():
             share = float((apart / size).nan_to_num(0.0).max())
             return f"{where} by {share:.1e} of its size (allowed {close:.1e})"
     return ""

@@ -102,9 +102,11 @@ def labelled(audit: Audit) -> Iterator[Line]:
         return
     if verdict is None:
         yield from _serving(audit)
-        errors = [i for i in by_severity(audit.compatibility.issues) if i.severity == "error"]
+        errors = [i for i in audit.compatibility.issues if i.severity == "error"]
         broken = [issue for issue in errors if not issue.code.startswith(SERVING)]
-        yield from (("why", first_sentence(issue)) for issue in broken[:MOST_REASONS])
+        for issue in broken[:MOST_REASONS]:
+            yield "why", first_sentence(issue)
+            yield "fix", "" if issue.code in MENDABLE else issue.cure
         yield from _watch(_watched(audit), MOST_REASONS)
         yield from _licences(audit)
         row = next(iter(audit.adapters), None)

@@ -258,6 +258,7 @@ def test_a_defect_that_convert_cannot_mend_does_not_end_in_it(tmp_path):
     (place / CONFIG).write_text(json.dumps(config))
     result = call("inspect", place)
     assert result.exit_code == 1 and "loraprobe convert" not in result.stdout
+    assert "fix       Correct r or rank_pattern" in result.stdout
 
 
 def test_shards_that_are_missing_or_overlap_are_errors(tmp_path):

@@ -37,7 +37,6 @@ def test_what_is_merged_is_never_silent_about_a_wrong_adapter():
     """Cases that are merged without a word are sound: exactly these."""
     silent = {case for case, line in ROWS.items() if line.endswith("| merged | 0 |")}
     assert silent == {
-        "pickle-from-cuda",
         "two-files-that-agree",
         "subnormal",
         "float8",

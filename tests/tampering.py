@@ -401,7 +401,7 @@ def of_compositions() -> Iterator[tuple[str, Tampering]]:
     yield (
         "a state added",
         lambda place: save_file(
-            {"direction.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")
+            {"centroid.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")
         ),
     )
     yield "an Arrow for peft added", written("out/peft/arrow.json")

@@ -104,8 +104,6 @@ def _with_state(home: Path, entry: RouterEntry, router: Router) -> Router:
         raise AdapterError(
             f"{home / STATE} is broken ({error}); save the composition again."
         ) from None
-    except UsageError as error:
-        raise AdapterError(f"{home / STATE}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(home, f"router: {error}") from None
 

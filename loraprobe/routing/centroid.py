@@ -24,12 +24,16 @@ from loraprobe.routing._scored_router import (
     changed,
 )
 
-PREFIX = "direction."  # of a stored state's keys, before the module's path
+PREFIX = "centroid."  # of a stored state's keys, before the module's path
+# First tokens whose directions spread less than this share of the others' spread are taken as the
+# same for every prompt. The share is 0 for a BOS, at most 0.04 for the attention sink in the upper
+# half of SmolLM2-135M, and at least 0.51 for two first words that tell tasks of a small base apart.
+ALIKE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Centroids:
-    """module's path -> [n, in] float32, the mean of x / |x| on each of n adapters' prompts."""
+    """module's path -> [n, in] float32, the mean input on each of n adapters' prompts."""
 
     means: Mapping[str, Tensor]
 
@@ -54,11 +58,6 @@ class Centroids:
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Centroids:
         """The centroids that `state` returned. Raises UsageError for other tensors."""
-        if any(key.startswith("centroid.") for key in state):  # mean inputs, without first tokens
-            raise UsageError(
-                "The router was fitted by an older loraprobe, which chose by another rule; fit it "
-                "anew with `loraprobe route`, or use the loraprobe that saved it."
-            )
         counts = {mean.shape[0] for mean in state.values() if mean.dim() == 2}
         wrong = [
             key
@@ -73,17 +72,15 @@ class Centroids:
 
 @dataclass(frozen=True)
 class Centroid(ScoredRouter):
-    """Gates from the cosine of the direction u = x / |x| of an input with each expert's mean c_i.
+    """Gates from the cosine of x with the mean input c_i of the module on each expert's prompts.
 
-    c_i is the mean of u over all tokens of a few unlabelled prompts of adapter i, read by the base
-    without any adapter; when answering, u comes from the composed model. With `center`, the mean m
-    of the centroids is subtracted: score_i = cos(u - m, c_i - m). Otherwise all cosines are near 1
-    and the gates nearly equal, because hidden states have a large common part. The top_k highest
-    share a softmax at `temperature`; at 0.1 an advantage of 0.5 in cosine means a share of 0.99.
-    `normalize=false` includes the length of u - m in the score.
-
-    The first token counts like every other: without a BOS it may be all that tells two tasks apart.
-    Lengths do not count, because in some models the first input is many times longer or shorter.
+    c_i is the mean over the tokens of a few unlabelled prompts of adapter i, read by the base
+    without any adapter; when answering, x comes from the composed model. First tokens are left out
+    of it where the module reads the same for all of them, as for a BOS or an attention sink. With
+    `center`, the mean m of the centroids is subtracted: score_i = cos(x - m, c_i - m).
+    Otherwise all cosines are near 1 and the gates nearly equal, because hidden states have a large
+    common part. The top_k highest share a softmax at `temperature`; at 0.1 an advantage of 0.5 in
+    cosine means a share of 0.99. `normalize=false` includes the length of x - m in the score.
 
     All experts share the gates of every module, so one that lacks a module takes its share there
     and adds nothing: another expert's module does not act on its prompts.
@@ -108,10 +105,9 @@ class Centroid(ScoredRouter):
     laws: ClassVar[frozenset[str]] = SCORED_LAWS - {"absent_is_neutral"} | {
         "absent_is_zero",
         "homogeneity",
-        "input_scale",
     }
     formula: ClassVar[str] = (
-        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k cos(u - m, c_i - m) / temperature)"  # noqa: E501
+        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k cos(x - m, c_i - m) / temperature)"  # noqa: E501
     )
     paper: ClassVar[str] = "arXiv 2311.10847, 2405.11157"
 
@@ -137,16 +133,16 @@ class Centroid(ScoredRouter):
         kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
         found: dict[str, list[Tensor]] = {p: [] for p, kind in kinds.items() if kind != "embedding"}
         for expert in experts:
-            mean = InputMeans(found)
-            with watched(model, experts, mean.add):
-                read(list(prompts[expert.name]), mean.see)
+            sums = InputSums(found)
+            with watched(model, experts, sums.add):
+                read(list(prompts[expert.name]), sums.see)
             for path, rows in found.items():
-                rows.append(mean.of(path, expert.name))
-        means = {path: torch.stack(rows) for path, rows in found.items()}
+                rows.append(sums.of(path, expert.name))
+        means = {path: mean_inputs(torch.stack(rows)) for path, rows in found.items()}
         return changed(self, learned=Centroids(means))
 
     def state(self) -> dict[str, Tensor]:
-        """direction.PATH -> [n, in], in the experts' order; {} before it is fitted."""
+        """centroid.PATH -> [n, in], in the experts' order; {} before it is fitted."""
         return self.learned.state() if self.learned is not None else {}
 
     def with_state(self, state: Mapping[str, Tensor]) -> Centroid:
@@ -169,7 +165,7 @@ class Centroid(ScoredRouter):
 
 
 class _Cosines(Scores):
-    """cos(x / |x| - m, c_i - m), of normalised inputs; means: [n, in]."""
+    """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
 
     def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:
         common = means.mean(0) if center else torch.zeros_like(means[0])
@@ -177,48 +173,67 @@ class _Cosines(Scores):
         self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
 
     def centred(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
-        return F.normalize(x, dim=-1) - self.common.like(x)
+        return x - self.common.like(x)
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 n"]:
         return F.linear(x, self.directions.like(x)).unsqueeze(-2)
 
 
-class InputMeans:
-    """Running sums of the directions of each module's inputs, over the tokens that count."""
+class InputSums:
+    """Running sums over the inputs of each module, apart for the first token of a prompt.
+
+    sums: path -> [2, 2 * in + 1] float64, of first and of other tokens: x, x / |x| and 1.
+    """
 
     def __init__(self, paths: Mapping[str, object]) -> None:
         self.paths = paths
         self.sums: dict[str, Tensor] = {}
-        self.tokens: dict[str, int] = {}
         self.mask: Tensor | None = None
-        self._before: tuple[dict[str, Tensor], dict[str, int]] = ({}, {})
+        self._before: dict[str, Tensor] = {}
 
     def see(self, mask: Tensor | None) -> None:
         """mask: [b, n], which tokens of the next pass count; None: forget the last pass."""
         if mask is None:
-            self.sums, self.tokens = self._before
-        self._before = (dict(self.sums), dict(self.tokens))  # sums are replaced, never changed
-        self.mask = None if mask is None else mask.reshape(-1)
+            self.sums = self._before
+        self._before = dict(self.sums)  # sums are replaced, never changed
+        self.mask = mask
 
     def add(self, path: str, x: Tensor, output: Tensor) -> None:
-        """Add the directions of the input x [..., in] of a module that has run."""
+        """Add the input x [..., in] of a module that has run."""
         if path not in self.paths or self.mask is None:
             return
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) != len(self.mask):
+        if len(flat) != self.mask.numel():
             raise UsageError(
-                f"Module {path} reads {len(flat)} of {len(self.mask)} tokens (a mixture's expert, "
-                "or a head), so it has no mean input to route by; use another router."
+                f"Module {path} reads {len(flat)} of {self.mask.numel()} tokens (a mixture's "
+                "expert, or a head), so it has no mean input to route by; use another router."
             )
-        kept = F.normalize(flat[self.mask.to(flat.device)].double(), dim=-1).sum(0).cpu()
-        self.sums[path] = self.sums.get(path, torch.zeros_like(kept)) + kept
-        self.tokens[path] = self.tokens.get(path, 0) + int(self.mask.sum())
+        counted = self.mask.reshape(-1)
+        first = (self.mask.cumsum(1) == 1).reshape(-1)[counted]
+        own = flat[counted.to(flat.device)].double()
+        rows = torch.cat([own, F.normalize(own, dim=-1), torch.ones_like(own[:, :1])], -1)
+        sums = (torch.stack([first, ~first]).to(rows) @ rows).cpu()
+        self.sums[path] = sums + self.sums.get(path, 0)
 
     def of(self, path: str, expert: str) -> Tensor:
-        """The mean direction [in] of a module's inputs, in float32."""
-        if not self.tokens.get(path):
+        """The sums of a module. Raises UsageError if it has not run."""
+        if path not in self.sums:
             raise UsageError(
                 f"Module {path} has not run on the prompts of {expert}, so it has no mean input to "
                 "route by; use another router."
             )
-        return (self.sums[path] / self.tokens[path]).float()
+        return self.sums[path]
+
+
+def mean_inputs(sums: Tensor) -> Float[Tensor, "n in"]:
+    """The mean input of each of n experts' prompts, in float32; sums: [n, 2, 2 * in + 1].
+
+    First tokens that are alike (`ALIKE`) are left out: they say nothing of a prompt, but their
+    share in a mean depends on its length, and some models give them inputs of another length.
+    """
+    width = sums.shape[-1] // 2
+    directions, counts = sums[..., width:-1].sum(0), sums[..., -1:]
+    spread = 1 - (directions / counts.sum(0)).square().sum(-1)  # of first and of other tokens
+    alike = bool((counts[:, 1] > 0).all()) and bool(spread[0] < ALIKE * spread[1])
+    own = sums[:, 1] if alike else sums.sum(1)
+    return (own[:, :width] / own[:, -1:]).float()

@@ -66,7 +66,7 @@ def files_of(prompts, directory):
     return tuple(made)
 
 
-def test_a_centroid_is_the_mean_direction_of_a_modules_inputs(scorer, pair, items):
+def test_a_centroid_is_the_mean_input_of_a_module(scorer, pair, items):
     """Against prompts read one at a time, without any mask or batch."""
     prompts = items[1]
     router = fitted_in(ROUTERS.make("centroid"), scorer.model, scorer.tokenizer, pair, prompts)
@@ -76,15 +76,15 @@ def test_a_centroid_is_the_mean_direction_of_a_modules_inputs(scorer, pair, item
 
         def look(path, x, output, rows=rows):
             if path == PATH:
-                rows.append(torch.nn.functional.normalize(x[0].double(), dim=-1))
+                rows.append(x[0, 1:].double())
 
         with torch.no_grad(), watched(scorer.model, pair, look):
             for ids in scorer.encoder.prompts(prompts[adapter.name]):
                 scorer.model(input_ids=torch.tensor([ids]))
         wanted.append(torch.cat(rows).mean(0))
-    found = router.state()[f"direction.{PATH}"]
+    found = router.state()[f"centroid.{PATH}"]
     torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=1e-5)
-    assert set(router.state()) == {f"direction.{path}" for path in pair[0].modules}
+    assert set(router.state()) == {f"centroid.{path}" for path in pair[0].modules}
     assert not router.needs_prompts
 
 
@@ -199,7 +199,7 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     assert set(fitted) == set(specs) - {"arrow"}
     states = [router.state() for router in fitted.values()]
     assert all(
-        torch.equal(state[f"direction.{PATH}"], states[0][f"direction.{PATH}"]) for state in states
+        torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"]) for state in states
     )
     last = fitted[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)

@@ -55,7 +55,7 @@ def fitted(router, experts):
         return router
     paths = dict.fromkeys(path for expert in experts for path in expert.modules)
     means = torch.stack([PROMPTS[expert.name].mean(0) for expert in experts])
-    return router.with_state({f"direction.{path}": means for path in paths})
+    return router.with_state({f"centroid.{path}": means for path in paths})
 
 
 def f(router, experts, x: Tensor) -> Tensor:

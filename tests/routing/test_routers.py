@@ -29,7 +29,7 @@ FOUR = [
 DELTAS = [a.modules[PATH].delta() for a in FOUR]
 X = torch.randn(9, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 MEANS = 0.5 * torch.randn(4, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-STATE = {f"direction.{PATH}": MEANS.float()}
+STATE = {f"centroid.{PATH}": MEANS.float()}
 
 
 def gates_of(spec: str, x: Tensor = X) -> Tensor:
@@ -106,12 +106,12 @@ def test_lag_lies_between_arrow_and_spectr():
 
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_centroid_is_a_cosine_with_the_mean_direction(center, normalize):
+def test_centroid_is_a_cosine_with_the_mean_input(center, normalize):
     means = MEANS.float().double()
     common = means.mean(0) if center else torch.zeros(16, dtype=torch.float64)
     rows = []
     for x in X:
-        own = x / x.norm() - common
+        own = x - common
         cosines = [own @ (c - common) / (c - common).norm() for c in means]
         rows.append(torch.stack(cosines) / (own.norm() if normalize else 1))
     found = gates_of(f"centroid:center={center},normalize={normalize},top_k=2")
@@ -120,8 +120,7 @@ def test_centroid_is_a_cosine_with_the_mean_direction(center, normalize):
 
 def test_centroid_ignores_a_component_common_to_all_inputs():
     shift = 100 * torch.ones(16)
-    means = torch.nn.functional.normalize(MEANS + shift, dim=-1)
-    router = ROUTERS.make("centroid").with_state({f"direction.{PATH}": means})
+    router = ROUTERS.make("centroid").with_state({f"centroid.{PATH}": MEANS.float() + shift})
     layer = prepared(Composition("c", tuple(FOUR), router), torch.float64)[0]
     assert layer.gates(MEANS + shift).argmax(-1).tolist() == [0, 1, 2, 3]
 
@@ -130,7 +129,7 @@ def test_centroid_ignores_a_component_common_to_all_inputs():
 def test_a_module_of_one_expert_adds_nothing_to_the_prompts_of_the_others(spec):
     elsewhere = random_adapter("elsewhere", {"other": (24, 16)}, seed=9, dtype=torch.float64)
     experts = (*FOUR[:3], elsewhere)
-    state = {f"direction.{path}": MEANS.float() for path in (PATH, "other")}
+    state = {f"centroid.{path}": MEANS.float() for path in (PATH, "other")}
     router = ROUTERS.make(spec).with_state(state)
     layers = prepared(Composition("c", experts, router), torch.float64)
     found = torch.cat([layer.gates(MEANS) for layer in layers], dim=-1)
@@ -183,7 +182,7 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
     with pytest.raises(UsageError, match="learned nothing about"):
         other = random_adapter("o", making.LLAMA, dtype=torch.float64)
         prepared(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
-    key = f"direction.{PATH}"
+    key = f"centroid.{PATH}"
     for wrong in ({}, {"x": MEANS}, {key: MEANS[0]}, {key: MEANS * float("nan")}):
         with pytest.raises(UsageError, match="stored state"):
             known.with_state(wrong)
@@ -314,7 +313,7 @@ def test_a_prompt_chooses_by_all_modules_that_have_read_it(model):
     attention = {p: update for p, update in LIBRARY[0].modules.items() if "mlp" not in p}
     experts = (adapter_of("attention", attention), LIBRARY[1])
     router = ROUTERS.make("centroid:per=sequence").with_state(
-        {f"direction.{path}": mean for path, mean in means.items()}
+        {f"centroid.{path}": mean for path, mean in means.items()}
     )
     seen, inputs = Seen(), {}
     hooks = [
@@ -330,8 +329,9 @@ def test_a_prompt_chooses_by_all_modules_that_have_read_it(model):
     scores = []
     for path, x in inputs.items():  # in the order of the pass
         middle = means[path].double().mean(0)
-        own = x / x.norm(dim=-1, keepdim=True) - middle
-        rows = [torch.cosine_similarity(own, m - middle, dim=-1) for m in means[path].double()]
+        rows = [
+            torch.cosine_similarity(x - middle, m - middle, dim=-1) for m in means[path].double()
+        ]
         scores.append(torch.stack(rows, dim=-1).mean(0))
         wanted = (torch.stack(scores).mean(0) / 0.1).softmax(-1)
         found = seen.gates[path][0][0, 0]
@@ -535,7 +535,7 @@ def test_gates_are_shares_and_follow_their_experts(name, n, width, top_k, temper
     def gates(places: list[int], x: Tensor) -> Tensor:
         known = router
         if router.needs_prompts:
-            known = router.with_state({"direction.m": means[places]})
+            known = router.with_state({"centroid.m": means[places]})
         return known.gates("m", [updates[i] for i in places], range(n), n)(x)
 
     x = torch.randn(2, 7, width, generator=generator).to(dtype)

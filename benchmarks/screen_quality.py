@@ -30,7 +30,7 @@ import numpy as np
 
 import loraprobe
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline.screening import ranking
+from loraprobe.pipeline.screening import command, ranking
 from loraprobe.pipeline.screening.choosing import Choosing
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
@@ -155,7 +155,7 @@ def screened(
     last, start = Choosing.screened, time.perf_counter()
     asked = (lambda self: self.names[1:]) if everybody else Choosing._contending
     with (
-        patch.object(opening, "arranged", compared),
+        patch.object(command, "arranged", compared),
         patch.object(Choosing, "screened", said),
         patch.object(Choosing, "_contending", asked),
     ):

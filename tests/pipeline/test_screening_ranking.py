@@ -84,6 +84,19 @@ def test_a_quarter_of_the_places_is_for_larger_sets():
     assert [len(members) for members in names(found)] == [3, 2, 2, 2]
 
 
+def test_a_quarter_of_the_places_is_for_partners_of_the_best_single_adapter():
+    """Wherever the forecast puts them; by the last ranking, which is step by step where asked."""
+    values = {(a, b): 0.9 - (a + b) / 100 for a, b in itertools.combinations(range(8), 2)}
+    values |= {(3, 9): 0.2, (8, 9): 0.1}
+    rankings = [rank(10, scored({})), rank(10, scored(values))]
+    for keep, wanted in ((8, [(3, 9), (8, 9)]), (4, [(3, 9)]), (3, [])):
+        found = choose(rankings[1:], keep, range(10), leader=9)
+        assert [one for one in names(found) if 9 in one] == wanted
+        assert len(set(names(found))) == keep
+    assert (3, 9) in names(choose(rankings, 8, range(10), leader=9))
+    assert not any(9 in one for one in names(choose(rankings[1:], 8, range(10))))
+
+
 def test_sets_that_do_not_fit_together_are_passed_over():
     ranking = rank(4, scored({(0, 1): 0.9, (2, 3): 0.8}))
     found = choose([ranking], 1, range(4), lambda members: members != (0, 1))

@@ -70,6 +70,13 @@ class Screened:
         return list(dict.fromkeys([*order.tolist(), *own]))
 
     @property
+    def leader(self) -> int:
+        """The adapter that answers most alone, step by step where that is asked."""
+        forms = ("question" if one.form is None else "steps" for one in self.known)
+        means = [np.nanmean(one.parts[f], 1) for one, f in zip(self.known, forms, strict=True)]
+        return int(np.mean(means, 0)[1:].argmax())
+
+    @property
     def knowers(self) -> list[int]:
         """The adapter that answers each hop of each task best, where it exceeds the base."""
         found = dict[int, None]()
@@ -261,7 +268,7 @@ class Choosing:
                 adapters, base, purpose="route", allow=allow, contents=contents
             ).compatible
 
-        return choose(found.rankings, most, found.families, fits)
+        return choose(found.rankings, most, found.families, fits, found.leader)
 
     def _contending(self) -> list[str]:
         """The adapters that may still take part in a finalist, and the best single ones."""

@@ -179,12 +179,15 @@ def choose(
     keep: int,
     families: Sequence[int],
     fits: Callable[[Subset], bool] = lambda _: True,
+    leader: int | None = None,
 ) -> list[RankedSet]:
     """At most `keep` candidates, taken from the rankings in turn.
 
-    Where one ranking promises a gain, one that does not has fewer turns. families [adapters]: a
-    number each; no two candidates consist of the same families, and no family has part in more than
-    half of them, and no more than a quarter are larger than pairs, as long as others are left.
+    A quarter is for the best sets with the `leader` in the last ranking: what one adapter was
+    measured to answer is surer than what a set is forecast to. Where one ranking promises a gain,
+    one that does not has fewer turns. families [adapters]: a number each; no two candidates consist
+    of the same families, and no family has part in more than half of them, and no more than a
+    quarter are larger than pairs, as long as others are left.
     fits: whether a set may be composed.
     """
     chosen: list[RankedSet] = []
@@ -205,14 +208,22 @@ def choose(
                 return True
         return False
 
-    for strict in (True, False):
+    def fill(most: int, strict: bool) -> None:
         sources = [
             (TURNS if differ and one.promises else 1, enumerate(one.order, 1)) for one in rankings
         ]
-        while sources and len(chosen) < keep:
+        while sources and len(chosen) < most:
             for turns, source in list(sources):
-                if not all(take(source, strict) for _ in range(min(turns, keep - len(chosen)))):
+                if not all(take(source, strict) for _ in range(min(turns, most - len(chosen)))):
                     sources.remove((turns, source))
+
+    if leader is not None:
+        fill(keep - keep // 4, strict=True)
+        with_leader = (one for one in enumerate(rankings[-1].order, 1) if leader in one[1][0])
+        while len(chosen) < keep and take(with_leader, True):
+            pass
+    for strict in (True, False):
+        fill(keep, strict)
     return chosen
 
 

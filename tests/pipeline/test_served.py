@@ -148,7 +148,7 @@ def test_an_adapter_without_effect_on_the_prompts_leaves_it_open(world, tmp_path
     )
     with server(answers(world[1]["base"])) as (url, _):
         ended = verify((tmp_path, None), url)
-    assert ended.exit_code == 2, ended.output
+    assert ended.exit_code == 3, ended.output
     assert "--probe" in ended.stdout
 
 

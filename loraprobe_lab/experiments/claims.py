@@ -60,8 +60,10 @@ class ClaimTest:
         """The people that would decide an open difference, if this one is the true one."""
         if self.outcome != "undecided":
             return None
-        se = (self.high - self.low) / 2 / Z95
-        return items_needed(self.n, self.value - self.margin, se)
+        se, distance = (self.high - self.low) / 2 / Z95, self.value - self.margin
+        agrees = (distance > 0) == (self.side == "above")
+        low, high = (self.low, self.high) if agrees else self.shared
+        return items_needed(self.n, distance, se, (high - low) / 2 / se)
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,9 @@ def test_the_people_that_would_decide_grow_with_the_square_of_the_distance():
     # (1.96 + 0.84)^2 se^2 / distance^2 times 60, se = 0.13 / 1.96
     assert far.needed == pytest.approx(60 * (2.80 * 0.13 / 1.96 / 0.1) ** 2, rel=0.02)
     assert near.needed == pytest.approx(4 * far.needed, rel=0.02)
+    against = dataclasses.replace(far, value=-0.05, low=-0.18, high=0.08, shared=(-0.23, 0.13))
+    # a no has to come from the wider interval: 0.18 for 0.13
+    assert against.needed == pytest.approx(60 * ((0.18 + 0.84 * 0.13 / 1.96) / 0.1) ** 2, rel=0.02)
 
 
 def test_a_claim_needs_all_sizes_together_and_no_size_against_it():

@@ -86,8 +86,9 @@ def _shared(adapter: Adapter) -> Iterator[Issue]:
     """A note for contents whose effect in peft depends on which weights the base shares."""
     raw, held = adapter.config, [name for name in adapter.whole if name.endswith(".weight")]
     saved = raw.get("modules_to_save") or ()
-    asked = Names([saved] if isinstance(saved, str) else saved)
-    if loose := [name for name in held if not asked.fits(name.rpartition(".")[0])]:
+    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved))
+    # peft compares the ends of names as they are: "norm" names input_layernorm too.
+    if loose := [name for name in held if not name.rpartition(".")[0].endswith(asked)]:
         message = (
             f"The file holds {loose[0]}, which modules_to_save does not name: peft writes it over "
             "the base's weight, also where another layer shares that; here one layer changes."

@@ -140,7 +140,7 @@ def test_a_base_that_accelerate_places_runs_compositions(directory):
 def test_device_and_device_map_exclude_each_other(directory, tmp_path):
     task = tmp_path / "t.jsonl"
     task.write_text('{"prompt": "a", "answer": "b"}\n' * 2)
-    with pytest.raises(UsageError, match=r"--device-map auto places the base by itself"):
+    with pytest.raises(UsageError, match='device_map="auto" places the base by itself'):
         loraprobe.merge_and_eval(
             two(directory),
             base=directory,

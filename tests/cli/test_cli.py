@@ -157,7 +157,7 @@ def test_inspect_prints_the_same_json_in_either_order_of_options(pair):
 
 
 def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
-    making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
+    making.random_adapter("c", base_model="other/elsewhere", seed=9).save(tmp_path / "c")
     result = call("inspect", pair[0], tmp_path / "c", "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)

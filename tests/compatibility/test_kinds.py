@@ -91,6 +91,7 @@ def targets(*names: str, **more: Any) -> dict[str, Any]:
 
 
 COPY = {"base-copy": "note"}  # peft saves the embedding itself with factors of it
+SHARED = {"shared-weights": "note"}
 MOE = {"target-parameter": "note"}
 DORA, LOST = {"dora-magnitude": "note"}, "would (lose|drop)"
 KINDS = {
@@ -102,7 +103,9 @@ KINDS = {
     "embedding": Kind(tiny_llama, targets("embed_tokens"), COPY | {"tied-embeddings": "warning"}),
     "head": Kind(tiny_llama, targets("lm_head"), COPY | {"tied-embeddings": "warning"}),
     "tied, both": Kind(tiny_llama, targets("embed_tokens", "lm_head"), COPY),
-    "tied by peft": Kind(tiny_llama, targets("embed_tokens", ensure_weight_tying=True), COPY),
+    "tied by peft": Kind(
+        tiny_llama, targets("embed_tokens", ensure_weight_tying=True), COPY | SHARED
+    ),
     "convolutions": Kind(Convolutions, targets("one", "two", "three")),
     "convolution with groups": Kind(
         Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
@@ -153,7 +156,7 @@ KINDS = {
     "modules_to_save, tied": Kind(
         tiny_llama,
         targets("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-        {"modules-to-save": "note"},
+        {"modules-to-save": "note"} | SHARED,
     ),
     "biases of targets": Kind(biased_llama, targets("o_proj", bias="lora_only"), {"bias": "note"}),
     "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),

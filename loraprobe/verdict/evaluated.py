@@ -10,9 +10,9 @@ A control that was not scored is not beaten.
 
 *Forms.* The decision is about merges and routers, and about the form of the question with the
 better outcome; of equal outcomes about the one with the larger gain, the plain question on a tie. A
-chain composes no weights: it never makes a decision `likely`. Where no composition is shown to
-gain, a chain that is shown to be better than everything else by more than the margin makes it
-`unlikely` (`chain_outdoes`): whether a composition gains a little is no question any more.
+chain composes no weights: it never makes a decision `likely`. Where no composition measured a gain
+above the margin, a chain that is shown to be better than everything else by more than the margin
+makes it `unlikely` (`chain_outdoes`): whether a composition gains a little is no question any more.
 """
 
 from __future__ import annotations
@@ -236,10 +236,10 @@ def chain_gain(evidence: Evidence) -> Candidate | None:
 def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
     """Whether a chain is shown to be better than every other option by more than the margin.
 
-    False if some composition is shown to gain, or too few items were asked.
+    False if some composition measured a gain above the margin, or too few items were asked.
     """
     composed, one = list(composed), option(evidence, "chain", "question")
-    if one is None or not composed or any(c.gain.outcome == "likely" for c in composed):
+    if one is None or not composed or any(c.gain.value > evidence.margin for c in composed):
         return False
     others = [*alone(evidence), *(option(evidence, c.system, c.part) for c in composed)]
     return composed[0].enough == "likely" and all(

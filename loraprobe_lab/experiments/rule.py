@@ -39,10 +39,12 @@ SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
 LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of abstentions
 
 
-def decide(n: int, gain: float, discordance: float, alpha: float = ALPHA) -> tuple[float, float]:
+def decide(
+    n: int, gain: float, discordance: float, alpha: float = ALPHA, threshold: float = MARGIN
+) -> tuple[float, float]:
     """Probabilities of `likely` and `unlikely` after n items."""
     found = _chances(n, (discordance + gain) / 2, (discordance - gain) / 2)
-    likely, unlikely = decided(n, alpha)
+    likely, unlikely = decided(n, alpha, threshold)
     return float(found[likely].sum()), float(found[unlikely].sum())
 
 
@@ -52,14 +54,14 @@ def _counts(n: int) -> tuple[Array, Array, Any]:
 
 
 @functools.cache
-def decided(n: int, alpha: float) -> tuple[Any, Any]:
+def decided(n: int, alpha: float, threshold: float = MARGIN) -> tuple[Any, Any]:
     """Where the rule says `likely` and `unlikely`, on each (gained, lost)."""
     gained, lost, possible = _counts(n)
     items = np.full(int(possible.sum()), float(n))
     critical = -float(special.ndtri(alpha / 2))
     ends = likelihood_interval(gained[possible], lost[possible], items, critical)
     yes, no = np.zeros_like(possible), np.zeros_like(possible)
-    yes[possible], no[possible] = ends[0] > MARGIN, ends[1] < MARGIN
+    yes[possible], no[possible] = ends[0] > threshold, ends[1] < threshold
     return yes, no
 
 

@@ -10,8 +10,8 @@ is computed but statistics. What is true is taken from all questions of the case
 ones, the best of these is compared with both controls under two thresholds: *whole* (beaten above
 the margin, as good below it) and *half* (beaten above half of it, as good below that).
 
-*Chain.* A case of one task stops at the first look at which no composition is shown to gain more
-than the margin, and the chain is shown to be better than every other option by more than the margin
+*Chain.* A case of one task stops at the first look at which no composition measured a gain above
+the margin, and the chain is shown to be better than every other option by more than the margin
 (`loraprobe.verdict.evaluated.chain_outdoes`). That is wrong if a composition does gain more than
 the margin.
 """
@@ -108,7 +108,7 @@ def chain_rule(out: Path, case: str, orders: int) -> dict[str, Any] | None:
                 break
     mean = sum(asked) / len(asked) if asked else None
     gain = best_gain(systems, results)
-    return {"case": case, "stopped": len(asked), "orders": orders, "questions": mean, "gain": gain}
+    return {"case": case, "stopped": len(asked), "questions": mean, "gain": gain}
 
 
 def control_rule(out: Path, case: str, orders: int) -> Counter[tuple[str, ...]]:
@@ -163,7 +163,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for row in stopped:
         until = "–" if row["questions"] is None else f"{row['questions']:.0f}"
-        often = f"{row['stopped']} of {row['orders']}"
+        often = f"{row['stopped']} of {orders}"
         print(f"| {row['case']} | {row['gain']:+.2f} | {often} | {until} |")
     wrong = sum(row["stopped"] for row in stopped if row["gain"] > MARGIN)
     print(f"\nStopped {sum(row['stopped'] for row in stopped)} times, wrong {wrong} times.\n")

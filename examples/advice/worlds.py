@@ -2,10 +2,10 @@
 
     python worlds.py OUT [NAME...]
 
-Each is a library of the lab (`loraprobe lab build library`) of a seed that nothing else uses, with
-the adapters that the sets below name. What an adapter learns and how long is drawn from the seed,
-so a set is chosen by
-the kinds of its adapters alone, before anything is trained. Interrupted builds go on.
+BASES are libraries of the lab (`loraprobe lab build library`) of seeds that no calibration uses,
+with the adapters that SETS names. What an adapter learns and how long is drawn from the seed, so a
+set is chosen by the kinds of its adapters alone, before anything is trained. FACTS is a world of
+adapter sets as the lab's atlas has them, with a seed of its own. Interrupted builds go on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from loraprobe_lab.build import WorldPlan, spec_of
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.worlds.library import library_world
 from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, build_world
@@ -23,6 +24,7 @@ BASES = {  # seed, architecture, width
     "gpt2-108": (108, "gpt2", 96),
     "qwen3-109": (109, "qwen3", 96),
 }
+FACTS = {"facts-llama-101": WorldPlan("facts", 101, "llama", wide=2, favourable=1)}
 SETS = {  # name -> kind, adapters, tasks
     # one task: a marriage in one adapter, worked steps in another, the home known to the base
     "steps-1": ("facts and steps", "marriages-long-00 steps-long-00", "newcomers"),
@@ -91,10 +93,11 @@ def main() -> None:
     """Build the bases that are named, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BASES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*FACTS, *BASES)))
     given = parser.parse_args()
-    for name in given.names or BASES:
-        build_world(spec(*BASES[name]), given.out / name)
+    for name in given.names or (*FACTS, *BASES):
+        plan = spec_of(FACTS[name]) if name in FACTS else spec(*BASES[name])
+        build_world(plan, given.out / name)
         print(f"{given.out / name} is built", flush=True)
 
 

@@ -42,10 +42,11 @@ def test_enumeration_agrees_with_drawing_items():
     draws = rng.choice([1.0, -1.0, 0.0], (n, runs), p=[gained, lost, 1 - gained - lost])
     estimates = statistics.estimate(draws, np.arange(n))
     low, high = estimates.interval(estimates.critical(1 - ALPHA))
-    likely, unlikely = decide(n, gained - lost, gained + lost)
     error = 4 * (0.25 / runs) ** 0.5
-    assert likely == pytest.approx((low > 0.05).mean(), abs=error)
-    assert unlikely == pytest.approx((high < 0.05).mean(), abs=error)
+    for threshold in (0.05, 0.025):
+        likely, unlikely = decide(n, gained - lost, gained + lost, threshold=threshold)
+        assert likely == pytest.approx((low > threshold).mean(), abs=error)
+        assert unlikely == pytest.approx((high < threshold).mean(), abs=error)
     for row in rates_of(n, (gained - lost,), steps=3):
         assert row.likely + row.unlikely + row.abstains == pytest.approx(1)
 

@@ -363,7 +363,7 @@ def auroc(scores: np.ndarray, success: np.ndarray) -> float:
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """The figures over all cases, as a list in Markdown."""
     n, told = len(rows), []
-    for name in RUNS:
+    for name in ("inspect", "rounds"):
         said = [row[name] for row in rows]
         given = [one for one in said if one["advice"] != "none"]
         right = sum(one["advice"] == "right" for one in given)

@@ -33,6 +33,7 @@ from loraprobe.pipeline.asking_alone import (
 )
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.screening.ranking import (
+    SURE,
     RankedSet,
     Ranking,
     Subset,
@@ -70,11 +71,18 @@ class Screened:
         return list(dict.fromkeys([*order.tolist(), *own]))
 
     @property
-    def leader(self) -> int:
-        """The adapter that answers most alone, step by step where that is asked."""
+    def leader(self) -> int | None:
+        """The adapter that answers most alone, step by step where that is asked.
+
+        None unless it answers more than the base by SURE standard errors.
+        """
         forms = ("question" if one.form is None else "steps" for one in self.known)
-        means = [np.nanmean(one.parts[f], 1) for one, f in zip(self.known, forms, strict=True)]
-        return int(np.mean(means, 0)[1:].argmax())
+        parts = [one.parts[form] for one, form in zip(self.known, forms, strict=True)]
+        means = np.mean([np.nanmean(part, 1) for part in parts], 0)
+        best = int(means[1:].argmax())
+        spread = [np.nanvar(part[1 + best]) / part.shape[1] for part in parts]
+        error = np.sqrt(np.sum(spread)) / len(parts)
+        return best if means[1 + best] - means[0] > SURE * error else None
 
     @property
     def knowers(self) -> list[int]:

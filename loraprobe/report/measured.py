@@ -41,10 +41,8 @@ def use(audit: Audit, verdict: Verdict) -> str:
         return f"{so_far}{single} alone, {fmt.PART[form]}: {scored}{composed}"
     if head == "use-base":
         return f"{so_far}the base alone: {scored}{composed}"
-    few = any(r.code == "few-items" and r.severity == "decisive" for r in verdict.reasons)
-    lacks = "so few questions decide nothing" if few else "nothing measured is shown to answer"
     return {
-        "gather-evidence": f"nothing yet: {lacks}",
+        "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
         "switch-adapters": f"{so_far}each task's own adapter, one at a time"
         + _own_scores(audit, verdict),
         "train-target-adapter": "none of these: train one adapter on what you ask",

@@ -77,7 +77,7 @@ def advise(
     failing = [] if cause is None else [cause.reason()]
     measured = [*alone(evidence), *found]
     chosen, chain = best_option(evidence, measured), option(evidence, "chain", "question")
-    if decision == "inconclusive" and (best.enough != "likely" or best.binds(best.confirmed)):
+    if decision == "inconclusive" and best.binds(best.confirmed):
         return Advice("gather-evidence", None, tuple(failing))
     if chain is not None and answers(evidence, chain) and not evidence.losses:
         worth = chosen is None or chosen.score * CHAIN_WORTH < chain.score

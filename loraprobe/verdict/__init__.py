@@ -120,10 +120,10 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     known = judge_base(evidence)
     chain, gained = chain_gain(evidence), form[0].gain.value > evidence.margin
     by_base = decision == "inconclusive" and known.decision == "unlikely" and not gained
-    by_chain = decision == "inconclusive" and not by_base
-    by_chain = by_chain and chain_outdoes(evidence, (*plain, *steps))
+    composed = (*plain, *steps)
+    by_chain = decision == "inconclusive" and not by_base and chain_outdoes(evidence, composed)
     decision = "unlikely" if by_base or by_chain else decision
-    advice = advise(evidence, (*plain, *steps), form[0], decision, by_chain)
+    advice = advise(evidence, composed, form[0], decision, by_chain)
     best = advice.uses if advice.uses and advice.uses.outcome == form[0].outcome else form[0]
     found = [*known.reasons] if by_base else []
     if chain:

@@ -38,8 +38,8 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff format .
 
 # How large the repository is.
-figures:
-	@$(PYTHON) tests/house.py
+figures: $(RUN_STAMP)
+	@$(BIN)/python tests/house.py
 
 # The pages that come from the code, and the site, in build/site.
 docs: $(DEV_STAMP)

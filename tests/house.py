@@ -1,22 +1,43 @@
 """The size of the repository in figures: `make figures` prints them.
 
-Lines are lines of files that git tracks. Functions and classes are counted with `ast`, so that
-comments and strings are not taken for code.
+Statements, classes and names are counted with `ast`, so comments and strings are not taken for
+code. Only files that git tracks are counted.
 """
 
 from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-CODE = ("loraprobe", "loraprobe_lab")
-LONG_FILE, LONG_FUNCTION = 300, 40
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+# Merges two adapters of one layer, and prints which modules of the package that loaded.
+MERGE = """
+import json, sys
+from pathlib import Path
+import numpy
+from safetensors.numpy import save_file
+for name in "ab":
+    Path(name).mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"],
+              "base_model_name_or_path": "owner/base", "task_type": "CAUSAL_LM"}
+    Path(name, "adapter_config.json").write_text(json.dumps(config))
+    path = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = numpy.random.default_rng(ord(name)).normal(size=(2, 2, 8)).astype("float32")
+    tensors = {f"{path}.lora_A.weight": factors[0], f"{path}.lora_B.weight": factors[1].T.copy()}
+    save_file(tensors, Path(name, "adapter_model.safetensors"))
+sys.argv = ["loraprobe", "merge", "a", "b", "-o", "merged", "--quiet"]
+from loraprobe.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code or 0, *(m for m in sys.modules if m.partition(".")[0] == "loraprobe"))
+"""
 
 
 def tracked() -> list[Path]:
@@ -32,46 +53,86 @@ def text(path: Path) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def functions(tree: ast.AST) -> Iterator[Function]:
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
+def statements(tree: ast.AST) -> int:
+    return sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
 
 
-def length(function: Function) -> int:
-    """Lines from `def` to the end, without decorators."""
-    return (function.end_lineno or function.lineno) - function.lineno + 1
+def dataclasses(tree: ast.AST) -> int:
+    """Classes whose decorators name `dataclass`."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    decorators = [[ast.unparse(one) for one in node.decorator_list] for node in classes]
+    return sum(any("dataclass" in one for one in own) for own in decorators)
 
 
-def parameters(function: Function) -> int:
-    given = function.args
-    return len([*given.posonlyargs, *given.args, *given.kwonlyargs])
+def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, those under its `if` and `try` too."""
+    for node in body:
+        yield node
+        for field in ("body", "orelse", "handlers"):
+            if isinstance(node, ast.If | ast.Try | ast.ExceptHandler):
+                yield from top_level(getattr(node, field, []))
 
 
-def figures() -> dict[str, int | str]:
+def capitalised(tree: ast.Module) -> set[str]:
+    """The capitalised names that a module defines: classes anywhere, type aliases at its top."""
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in top_level(tree.body):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {one.asname for one in node.names if one.asname and one.asname != one.name}
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if name[0].isupper() and name != name.upper()}
+
+
+def options_of(command: str) -> list[str]:
+    """The options of a command, as its own command line has them."""
+    import typer
+
+    from loraprobe.cli import app
+
+    group = typer.main.get_command(app)
+    found = group.get_command(None, command)
+    return [one.opts[0] for one in found.params if one.param_type_name == "option"]
+
+
+def loaded_by_merge() -> list[str]:
+    """The modules of the package that `loraprobe merge` of two adapters imports."""
+    with TemporaryDirectory() as directory:
+        run = subprocess.run(
+            [sys.executable, "-c", MERGE], cwd=directory, capture_output=True, text=True
+        )
+    code, *modules = run.stdout.splitlines()[-1].split() if run.stdout else ["none"]
+    if code != "0":
+        raise SystemExit(f"merge ended with {code}: {run.stderr}")
+    return modules
+
+
+def figures() -> dict[str, int]:
     """Name -> figure, in the order in which they are printed."""
     python = [path for path in tracked() if path.suffix == ".py"]
-    lines = {path: len(text(path).splitlines()) for path in python}
-    code = {path: ast.parse(text(path)) for path in python if path.parts[0] in CODE}
-    found: dict[str, int | str] = {
-        f"lines of {name}": sum(n for path, n in lines.items() if path.parts[0] == name)
-        for name in (*CODE, "tests")
+    trees = {path: ast.parse(text(path)) for path in python}
+    package = {path: tree for path, tree in trees.items() if path.parts[0] == "loraprobe"}
+    lab = [tree for path, tree in trees.items() if path.parts[0] == "loraprobe_lab"]
+    defined = Counter(name for tree in package.values() for name in capitalised(tree))
+    doubled = sorted(name for name, count in defined.items() if count > 1)
+    tests = [path for path in python if path.parts[0] == "tests"]
+    return {
+        "statements in loraprobe": sum(map(statements, package.values())),
+        "modules in loraprobe": len(package),
+        "dataclasses in loraprobe": sum(map(dataclasses, package.values())),
+        "options of merge-and-eval": len(options_of("merge-and-eval")),
+        "own modules that merge loads": len(loaded_by_merge()),
+        f"capitalised names defined twice: {', '.join(doubled) or 'none'}": len(doubled),
+        "statements in loraprobe_lab": sum(map(statements, lab)),
+        "lines of tests": sum(len(text(path).splitlines()) for path in tests),
+        "lines of README.md": len(text(Path("README.md")).splitlines()),
     }
-    found["lines of README.md"] = len(text(Path("README.md")).splitlines())
-    found[f"files over {LONG_FILE} lines"] = sum(lines[path] > LONG_FILE for path in code)
-    defined = [function for tree in code.values() for function in functions(tree)]
-    found[f"functions over {LONG_FUNCTION} lines"] = sum(
-        length(function) > LONG_FUNCTION for function in defined
-    )
-    classes = [node for tree in code.values() for node in ast.walk(tree)]
-    names = Counter(node.name for node in classes if isinstance(node, ast.ClassDef))
-    found["class names defined twice"] = sum(count > 1 for count in names.values())
-    found["fmt: skip"] = sum(text(path).count("# fmt: " + "skip") for path in python)
-    front = [tree for path, tree in code.items() if path.parts[:2] == ("loraprobe", "cli")]
-    commands = [function for tree in front for function in functions(tree)]
-    longest = max(commands, key=parameters)
-    found["parameters of the longest command"] = f"{parameters(longest)} ({longest.name})"
-    return found
 
 
 if __name__ == "__main__":
     for name, figure in figures().items():
-        print(f"{figure:>8}  {name}" if isinstance(figure, int) else f"{figure}  {name}")
+        print(f"{figure:>8}  {name}")

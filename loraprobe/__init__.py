@@ -207,8 +207,8 @@ def convert(
     of the file. Raises CompatibilityError for what cannot be kept
     exactly.
     """
-    chosen = {**options, "rank_layout": "portable" if portable else "compact"}
-    return _run("commands.convert", [adapter], chosen, base=base, like=like).made
+    chosen = {"base": base, "like": like, "portable": portable}
+    return _run("commands.convert", [adapter], options, **chosen).made
 
 
 @speaks_python

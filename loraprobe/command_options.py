@@ -20,13 +20,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 LAYOUT = " ".join(n for n, one in declarations(Options).items() if one.group == TASKS)
 INSPECT = (
     f"{LAYOUT} "
-    "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
+    "per_module diagnostics allow serve device dtype batch_size threads limit max_new_tokens "
     "metric run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
     "executor resume"
 )
 MERGE = (
     f"{LAYOUT} "
-    "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
+    "methods weights search_budget search_items balance subtract space rank dtype "
     "device limit allow threads seed"
 )
 CONVERT = "allow threads"
@@ -37,10 +37,10 @@ ROUTE = (
 )
 EVALUATE = (
     f"{LAYOUT} "
-    "methods routers systems space rank rank_layout weights search_budget search_items balance "
+    "methods routers systems space rank weights search_budget search_items balance "
     "subtract router_prompts metric run_unsafe_code margin retention prior calibration "
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed executor resume"
+    "threads per_module diagnostics allow trust_remote_code seed executor resume"
 )
 SCREEN = (
     f"{LAYOUT} "

@@ -80,9 +80,6 @@ class Options:
         "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
         metavar="FILE|TEXT",
     )
-    cot_template: tuple[str, ...] = task_option(
-        (), "The same of the prompt that asks for the steps (cot_prompt).", metavar="FILE|TEXT"
-    )
     answer_after: tuple[str, ...] = task_option(
         (),
         "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
@@ -157,11 +154,6 @@ class Options:
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         read=read_auto_or_count,
     )
-    rank_layout: Literal["portable", "compact"] = composition_option(
-        "portable",
-        "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
-        "read it) or compact (each module at its own rank, which only peft reads).",
-    )
     limit: int | None = evaluation_option(None, "Use only the first N items.", least=1)
     all_items: bool = evaluation_option(
         False, "Ask every system all items; otherwise a run stops as soon as the decision holds."
@@ -202,7 +194,6 @@ class Options:
         "repeated.",
         flag="--diagnostic",
     )
-    exact: bool = evaluation_option(False, "Use all entries of every delta, no sample.")
     per_module: bool = evaluation_option(False, "Also give a row for every module.")
     seed: int = evaluation_option(0, "Seed of everything that is drawn.", least=0)
     resume: bool = output_option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -125,8 +124,8 @@ def convert(
     """
     from loraprobe.pipeline import commands
 
-    options = replace(options, rank_layout="portable" if portable else "compact")
-    _save(output, options, [ref], base, None, partial(commands.convert, like=like))
+    whole = partial(commands.convert, like=like, portable=portable)
+    _save(output, options, [ref], base, None, whole)
 
 
 def _save(output: Output, *given: Any) -> None:

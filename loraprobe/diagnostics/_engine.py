@@ -48,21 +48,20 @@ def plan(
     base: Base | None = None,
     only: Collection[str] | None = None,
     on_demand: Collection[str] = (),
-    exact: bool = False,
     seed: int = 0,
 ) -> Plan:
     """The plan of `diagnose`, whose batches of modules may be observed by several processes.
 
     only: the names of the diagnostics to run, instead of all. on_demand: names to add, also with
     options ("intruder_dimensions:k=5"). Diagnostics that need base weights run if `base` is given.
-    exact: count instead of sampling. A module is reported for the adapters that adapt it, and for
+    A module is reported for the adapters that adapt it, and for
     the pairs of which both do. A figure that does not exist (0/0, a NaN in the file, shapes that
     differ) has the value None.
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
     chosen = choose(base is not None, only, on_demand)
-    chosen = [_with(d, exact=exact, seed=seed) for d in chosen if d.of != "pair" or adapters[1:]]
+    chosen = [_with(d, seed=seed) for d in chosen if d.of != "pair" or adapters[1:]]
     return Plan(adapters, chosen, base, per_module)
 
 
@@ -87,7 +86,7 @@ def choose(
 
 
 def _with(diagnostic: D, **options: object) -> D:
-    """The diagnostic with the caller's `exact` and `seed` in place of its defaults."""
+    """The diagnostic with the caller's `seed` in place of its default."""
     given = {
         f.name: options[f.name]
         for f in dataclasses.fields(diagnostic)  # type: ignore[arg-type]

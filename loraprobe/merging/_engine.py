@@ -16,7 +16,7 @@ from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
 from loraprobe.merging import _validation
-from loraprobe.merging._merged import Merged, RankLayout
+from loraprobe.merging._merged import Merged
 from loraprobe.merging._method import METHODS, MergeMethod
 from loraprobe.merging._module import MergedModule, merge_module
 from loraprobe.merging._plan import BaseTensors, MergePlan
@@ -38,7 +38,6 @@ def merge(
     name: str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-    rank_layout: RankLayout = "portable",
     base: BaseTensors | None = None,
 ) -> Merged:
     """Merge adapters of one base into one adapter, without the base where that is possible.
@@ -48,8 +47,7 @@ def merge(
     for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that an
     adapter does not adapt counts as a zero delta; a module's rank is never larger than its
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. rank_layout: as in `Merged`; it decides the saved file alone. One module of
-    all adapters is in memory at a time.
+    of issues to accept. One module of all adapters is in memory at a time.
 
     base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
     full weights, biases and token rows that not every adapter has, or whose weights do not sum
@@ -62,8 +60,7 @@ def merge(
     space, cut = _validation.space_for(made, space), _validation.rank_of(rank)
     dtype = dtype or _widest(adapters)
     plan = MergePlan(adapters, made, used, space, cut, seed, dtype, base, allow)
-    merged = _merged(plan, name or name_of(made), notes, progress)
-    return replace(merged, rank_layout=rank_layout)
+    return _merged(plan, name or name_of(made), notes, progress)
 
 
 def _merged(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from loraprobe.adapters import Adapter, check_apart, portable
 from loraprobe.formatting import shortly
 from loraprobe.records import AdapterSummary, Issue
-
-RankLayout = Literal["portable", "compact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +22,7 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine.
-    rank_layout: "portable" writes one rank in all modules, filled up with zeros, "compact" each
-        module's own. targets: `target_modules` of the portable file; None for every path.
+    targets: `target_modules` of the file; None for every path.
     """
 
     adapter: Adapter
@@ -44,7 +40,6 @@ class Merged:
     spec: str = ""
     asked_rank: int | None = None
     directories: tuple[Path, ...] = ()
-    rank_layout: RankLayout = "portable"
     targets: tuple[str, ...] | None = None
 
     @property
@@ -67,10 +62,10 @@ class Merged:
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        targets = self.targets if self.rank_layout == "portable" else None
-        self.written.save(directory, overwrite=overwrite, card=self.card, targets=targets)
+        self.written.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
     @property
     def written(self) -> Adapter:
-        """The adapter as it is saved, in the asked layout of ranks."""
-        return portable(self.adapter) if self.rank_layout == "portable" else self.adapter
+        """The adapter as it is saved: with one rank in all modules, filled up with zeros, which is
+        what servers read."""
+        return portable(self.adapter)

@@ -92,8 +92,7 @@ def _private(
     if base is not None:
         yield base.reference, base.reference if base.commit else local_name(base.reference)
         yield str(base.path), local_name(str(base.path))
-    templates = (*options.prompt_template, *options.cot_template)
-    files = [Path(text) for text in templates if text and "{" not in text]
+    files = [Path(text) for text in options.prompt_template if text and "{" not in text]
     files += (file for _, file in options.router_prompts)
     for file in (options.state, options.calibration, *files):
         if file is not None:
@@ -102,7 +101,7 @@ def _private(
 
 def _is_text(before: str, text: str) -> bool:
     """Whether a word is no path: a data set of the Hub, or a text behind its option."""
-    template = before in ("--prompt-template", "--cot-template") and "{" in text
+    template = before == "--prompt-template" and "{" in text
     return template or before in TEXTS or text.startswith("hf://")
 
 

@@ -89,8 +89,7 @@ def rank_text(merged: Merged) -> str:
     low, high = merged.adapter.rank_range
     if low == high:
         return str(low)
-    filled = f", filled up with zeros to {high}" if merged.rank_layout == "portable" else ""
-    return f"{low} to {high}{filled}"
+    return f"{low} to {high}, filled up with zeros to {high}"
 
 
 def _router_text(made: Routed) -> str:
@@ -140,7 +139,7 @@ def _merge_choices(merged: Merged) -> dict[str, Any]:
         "weights": [float(weight) for weight in merged.weights],
         "space": None if merged.space == "factors" else merged.space,
         "rank": merged.asked_rank or "auto",
-        "rank_layout": merged.rank_layout,
+        "rank_layout": "portable",
         "dtype": str(merged.adapter.dtype).removeprefix("torch."),
         "seed": merged.seed,
     }
@@ -201,7 +200,7 @@ class MergeRecord(ProvenanceRecord):
     weights: list[float]
     space: str | None
     rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
-    rank_layout: Literal["portable", "compact"]
+    rank_layout: Literal["portable"]  # earlier versions had another one
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 

@@ -210,8 +210,8 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
         return _evaluated(inputs, session)
 
 
-def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
-    """One adapter with peft's keys, one safetensors file and, unless compact, one rank.
+def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]) -> Outcome:
+    """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
@@ -226,7 +226,7 @@ def convert(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
     place = written[0] if written else Path("OUT")
-    made, changes = converted(original, place, session.options, given.get("like"))
+    made, changes = converted(original, place, given.get("like"), portable)
     require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)

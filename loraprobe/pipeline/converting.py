@@ -50,17 +50,18 @@ class Converted:
 
 
 def converted(
-    given: Adapter, place: Path, options: Options, like: str | Path | None = None
+    given: Adapter, place: Path, like: str | Path | None = None, one_rank: bool = True
 ) -> tuple[Converted, str]:
     """The adapter as it is written to a place, and what differs from its file, in sentences.
 
-    like: a base or an adapter whose names of modules it gets. Raises BaseError where they are not
+    like: a base or an adapter whose names of modules it gets. one_rank: whether all modules get one
+    rank and one scaling. Raises BaseError where they are not
     known, CompatibilityError for an adapter whose modules they do not name.
     """
     made = replace(mended(given), weights_file=None)
     if like is not None:
         made = _named_like(made, str(like))
-    made = portable(made) if options.rank_layout == "portable" else made
+    made = portable(made) if one_rank else made
     targets = common_targets([given], without_experts(made.layout))
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)

@@ -66,7 +66,6 @@ def examine(
             per_module=options.per_module or alone,
             base=base if found.compatible else None,
             on_demand=options.diagnostics if found.compatible else (),
-            exact=options.exact,
             seed=options.seed,
         )
         batches = made.observe(made.batches, session.progress)

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
 from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
-from loraprobe.routing import layer_of
 from loraprobe.scoring import read_texts
 from loraprobe.tasks import Task
 
@@ -27,7 +25,7 @@ def gate_statistics(
     seed: int = 0,
     most: int = GATE_PROMPTS,
 ) -> tuple[tuple[GateStatistics, ...], str]:
-    """Rows of every system with a token router: overall, then layer by layer; and a note.
+    """A row of every system with a token router, and a note.
 
     The composed model reads at most `most` prompts of the composed question that its context holds,
     drawn by the seed. Modules with fewer than two experts are left out, and modules that do not
@@ -43,7 +41,12 @@ def gate_statistics(
     rows: list[GateStatistics] = []
     for system in routed:
         assert system.composition is not None
-        rows += _of(scorer, system.name, system.composition, chosen)
+        tally = GateTally(len(system.composition.experts))
+        with composed(scorer.model, system.composition, tally.add):
+            read_texts(scorer, chosen, tally.see)
+        if tally.modules:
+            sums = torch.stack([*tally.modules.values()])
+            rows.append(_row(system.name, system.composition, sums))
     if not rows:
         return (), ""
     sampled = f"{len(chosen)} of " if len(chosen) < len(prompts) else ""
@@ -51,29 +54,12 @@ def gate_statistics(
     return tuple(rows), note
 
 
-def _of(
-    scorer: Any, name: str, composition: Composition, prompts: Sequence[str]
-) -> list[GateStatistics]:
-    tally = GateTally(len(composition.experts))
-    with composed(scorer.model, composition, tally.add):
-        read_texts(scorer, prompts, tally.see)
-    experts = [expert.name for expert in composition.experts]
-    layers: dict[str, list[Tensor]] = {}
-    for path, sums in tally.modules.items():
-        layers.setdefault(layer_of(path), []).append(sums)
-    every = [sums for found in layers.values() for sums in found]
-    if not every:
-        return []
-    groups = [(None, every), *((layer, layers[layer]) for layer in sorted(layers, key=natural))]
-    return [_row(name, layer, experts, torch.stack(found)) for layer, found in groups]
-
-
-def _row(system: str, layer: str | None, experts: Sequence[str], sums: Tensor) -> GateStatistics:
+def _row(system: str, composition: Composition, sums: Tensor) -> GateStatistics:
     """The mean over modules of what is a mean over tokens; sums: [modules, n + 3]."""
     *shares, entropy, entropy_share = (sums[:, :-1] / sums[:, -1:]).mean(0).tolist()
-    share = dict(zip(experts, shares, strict=True))
+    share = dict(zip((expert.name for expert in composition.experts), shares, strict=True))
     tokens = int(sums[:, -1].max())
-    return GateStatistics(system, layer, share, entropy, entropy_share, len(sums), tokens)
+    return GateStatistics(system, None, share, entropy, entropy_share, len(sums), tokens)
 
 
 class GateTally:

@@ -161,7 +161,6 @@ def merge_by(
         rank=options.rank,
         seed=options.seed,
         allow=options.allow,
-        rank_layout=options.rank_layout,
         base=base,
         weights=weights,
         **{"dtype": prepared.dtype, **how},

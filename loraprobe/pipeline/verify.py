@@ -120,7 +120,6 @@ def _make_again(
             methods=(record.method,),
             space=record.space,
             rank=record.rank,
-            rank_layout=record.rank_layout,
             # --dtype has no float64: a merge has it if its sources have.
             dtype="auto" if record.dtype == "float64" else record.dtype,
             seed=record.seed,

@@ -130,7 +130,7 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding
         yield Finding(
             "no-steps",
             "No question is asked step by step, a form in which more compositions succeed.",
-            "Add cot_prompt, or --cot-template.",
+            "Add cot_prompt.",
         )
     if not task.has_hops:
         yield Finding(

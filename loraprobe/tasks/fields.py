@@ -38,21 +38,18 @@ MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 class Layout:
     """How the fields of a file become an item.
 
-    fields: key of an item -> names of the file's fields, none for a key that is left out. prompt
-    and cot_prompt: templates, in which `{name}` stands for a field of the file. The gold answer is
-    what follows the last `after` in the answer's line, or what `pattern` finds last.
+    fields: key of an item -> names of the file's fields, none for a key that is left out. prompt: a
+    template, in which `{name}` stands for a field of the file. The gold answer is what follows the
+    last `after` in the answer's line, or what `pattern` finds last.
     """
 
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompt: str | None = None
-    cot_prompt: str | None = None
     after: str | None = None
     pattern: str | None = None
 
     @classmethod
-    def of(
-        cls, fields: str, prompt: str = "", cot_prompt: str = "", after: str = "", pattern: str = ""
-    ) -> Layout:
+    def of(cls, fields: str, prompt: str = "", after: str = "", pattern: str = "") -> Layout:
         """The layout of the options' texts; an empty text is an option that was not given.
 
         Raises UsageError for a text that cannot be read.
@@ -69,8 +66,7 @@ class Layout:
                 raise UsageError(told, "correct the expression") from None
         return cls(
             _read_fields(fields),
-            _read_template(prompt, "--prompt-template"),
-            _read_template(cot_prompt, "--cot-template"),
+            _read_template(prompt),
             after or None,
             pattern or None,
         )
@@ -105,9 +101,8 @@ class Layout:
                 item[key] = list(values.values()) if len(names) > 1 else values.popitem()[1]
             if len(names) > 1 and key == "choices":
                 item[LABELS] = list(values)
-        for key, template in (("prompt", self.prompt), ("cot_prompt", self.cot_prompt)):
-            if template is not None:
-                item[key] = _filled(template, row)
+        if self.prompt is not None:
+            item["prompt"] = _filled(self.prompt, row)
         if item.get("choices") and "answer" in item:
             item.setdefault(LABELS, [])
         else:
@@ -192,7 +187,7 @@ def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
     return {key: tuple(filter(None, names)) for key, names in found.items()}
 
 
-def _read_template(text: str, flag: str) -> str | None:
+def _read_template(text: str) -> str | None:
     r"""A template from a file, or the text itself, in which \n and \t are line feed and tab."""
     if not text:
         return None
@@ -202,10 +197,11 @@ def _read_template(text: str, flag: str) -> str | None:
         content = Path(text).read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         raise UsageError(
-            f"{flag}: {text!r} is no readable file and names no field; write a field as {{name}}."
+            f"--prompt-template: {text!r} is no readable file and names no field; write a field as "
+            "{name}."
         ) from None
     if "{" not in content:
-        raise UsageError(f"{flag}: {text} names no field; write a field as {{name}}.")
+        raise UsageError(f"--prompt-template: {text} names no field; write a field as {{name}}.")
     return content.removesuffix("\n").removesuffix("\r")
 
 

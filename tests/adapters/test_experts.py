@@ -60,16 +60,15 @@ def test_deltas_are_those_of_peft(tmp_path, case, transposed):
     assert all("[" in path for path in stacked) and len(stacked) % 2 == (case == "one layer")
 
 
-@pytest.mark.parametrize("layout", ["portable", "compact"])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transposed, layout):
+def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transposed):
     """Of adapters of unequal ranks and scalings, from the saved file."""
     from peft import PeftModel
 
     models = [wrapped(CASES[case], transposed), wrapped(CASES[case], transposed, 2, r=3)]
     adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
-    merged = merge(adapters, "task_arithmetic", weights=(0.7, -0.4), rank_layout=layout)
+    merged = merge(adapters, "task_arithmetic", weights=(0.7, -0.4))
     merged.save(tmp_path / "out")
     one, other = map(deltas_of_peft, models)
     wanted = {name: 0.7 * delta - 0.4 * other[name] for name, delta in one.items()}

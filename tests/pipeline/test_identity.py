@@ -40,7 +40,7 @@ DECIDES = {
 }
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
-ELSEWHERE |= {"fields", "prompt_template", "cot_template", "answer_after", "answer_pattern"}
+ELSEWHERE |= {"fields", "prompt_template", "answer_after", "answer_pattern"}
 # Only with a search: its own options.
 SEARCH = {"search_budget": 7, "search_items": 9}
 # What only places, orders, shows or judges results.
@@ -53,9 +53,7 @@ OTHERS = {
     "calibration",
     "per_module",
     "diagnostics",
-    "exact",
     "all_items",
-    "rank_layout",
     "run_unsafe_code",
     "serve",
     "resume",

@@ -81,7 +81,7 @@ def merged(world, out, *options):
 
 @pytest.mark.parametrize(
     "options",
-    [("--method", "sum"), ("--method", "ties", "--rank", "3", "--rank-layout", "compact")],
+    [("--method", "sum"), ("--method", "ties", "--rank", "3")],
 )
 def test_a_merge_is_verified(world, tmp_path, options):
     out = merged(world, world / tmp_path.name, *options)

@@ -152,12 +152,9 @@ def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path):
 
 def test_templates_are_filled_once_and_run_nothing(tmp_path):
     row = {"q": "{a} and {q.__class__}", "c": ["x", "y"], "a": "x", "n": {"m": 3}}
-    layout = Layout.of(
-        "answer=a,choices=c", "Q: {q}\\nA) {c.0} B) {c.1} {{{n.m}}}", "{q} {a}\\tstep by step"
-    )
+    layout = Layout.of("answer=a,choices=c", "Q: {q} {a}\\nA) {c.0} B)\\t{c.1} {{{n.m}}}")
     (item,) = load_task(lines(tmp_path, row), None, layout).items
-    assert item.prompt == "Q: {a} and {q.__class__}\nA) x B) y {3}"
-    assert item.cot_prompt == "{a} and {q.__class__} x\tstep by step"
+    assert item.prompt == "Q: {a} and {q.__class__} x\nA) x B)\ty {3}"
     file = text(tmp_path, "From a file: {q}\n", "prompt.txt")
     (item,) = load_task(lines(tmp_path, row), None, Layout.of("answer=a", str(file))).items
     assert item.prompt == "From a file: {a} and {q.__class__}"

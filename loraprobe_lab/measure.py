@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered, load_task

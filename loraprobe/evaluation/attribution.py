@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from loraprobe.evaluation.questions import hop_part
-from loraprobe.evaluation.systems import COMPOSITIONS, System
+from loraprobe.evaluation.plan import COMPOSITIONS, System, hop_part
 from loraprobe.records import BASELINES, FORMS, Attribution, ItemResult
 from loraprobe.tasks import Item, Task
 

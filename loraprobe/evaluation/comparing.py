@@ -10,9 +10,9 @@ from itertools import chain, product
 import numpy as np
 
 from loraprobe.evaluation import statistics
+from loraprobe.evaluation.plan import COMPOSITIONS, System
 from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import LEVEL
-from loraprobe.evaluation.systems import COMPOSITIONS, System
 from loraprobe.evaluation.table import (
     Column,
     ItemTable,

@@ -9,8 +9,8 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
+from loraprobe.evaluation.plan import System
 from loraprobe.evaluation.selection import largest, reach
-from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
 from loraprobe.sample_size import items_needed

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraprobe.evaluation.attribution import causes
-from loraprobe.evaluation.ledger import Key
-from loraprobe.evaluation.questions import Question, questions
-from loraprobe.evaluation.systems import System
+from loraprobe.evaluation.kept import Key
+from loraprobe.evaluation.plan import Question, System, questions
 from loraprobe.records import ItemResult, Reply, Sample
 from loraprobe.secrets import map_texts
 from loraprobe.tasks import Task

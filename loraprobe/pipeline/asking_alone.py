@@ -16,8 +16,7 @@ from loraprobe.base import Base
 from loraprobe.compatibility import aligned
 from loraprobe.errors import OutputError
 from loraprobe.evaluation import System
-from loraprobe.evaluation.chain import BASE
-from loraprobe.evaluation.questions import questions
+from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.results import STATES

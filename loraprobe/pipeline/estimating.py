@@ -19,7 +19,7 @@ from typing import Any
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.plan import Question, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs

@@ -18,7 +18,7 @@ from loraprobe import evaluation, probes
 from loraprobe.composition import Router
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
 from loraprobe.evaluation import System
-from loraprobe.evaluation.rounds import spent_by, spread_sample
+from loraprobe.evaluation.schedule import spent_by, spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Cards, Inputs

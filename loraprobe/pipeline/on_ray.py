@@ -19,9 +19,8 @@ from typing import Any
 
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
 from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import Question
-from loraprobe.evaluation.running import Answers, QuestionBatch
+from loraprobe.evaluation.asking import Answers, QuestionBatch, ask
+from loraprobe.evaluation.plan import Question
 from loraprobe.options import Options
 from loraprobe.pipeline.asking_alone import Look, read_states
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer

@@ -14,7 +14,7 @@ from loraprobe.adapters import Adapter, public_value
 from loraprobe.base import Base
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger
-from loraprobe.evaluation.ledger import NAME, as_plain, changes, digest, locked, read_fingerprint
+from loraprobe.evaluation.kept import NAME, as_plain, changes, digest, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
 from loraprobe.library.stored import FOLDER
 from loraprobe.options import Options

@@ -1,6 +1,6 @@
 """`ask_in_rounds`: asks the systems in rounds of growing size and stops when the decision holds.
 
-After a round the verdict is judged with the intervals of this look (`evaluation.rounds`). The run
+After a round the verdict is judged with the intervals of this look (`evaluation.schedule`). The run
 goes on while the action is less certain than the decision (`verdict.advice.settled`). Systems
 that can no longer win are not asked further. A composition that gains has to beat the controls too,
 so these are asked the same items before the run stops. The base and the single adapters always

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from loraprobe.base.tokenizer import load_tokenizer
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.questions import questions
+from loraprobe.evaluation.plan import questions
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.scoring import Encoder

@@ -27,7 +27,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
+from loraprobe.evaluation.kept import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template

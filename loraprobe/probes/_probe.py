@@ -19,7 +19,7 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.asking import ScoreRequest
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.plan import Question, questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import Coverage, Interval, ItemResult
 from loraprobe.registry import name_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import ItemResult
 from loraprobe.scoring.states import Row, States, linear_head, read_states
 from loraprobe.tasks import Task

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from loraprobe.evaluation.asking import ScoreRequest
-from loraprobe.evaluation.questions import Question
+from loraprobe.evaluation.plan import Question
 from loraprobe.probes._probe import MeanProbe, ProbeContext
 from loraprobe.tasks import normalize_answer
 

@@ -25,9 +25,9 @@ from loraprobe.evaluation import (
     score,
     stored_as,
 )
-from loraprobe.evaluation import running as running_module
-from loraprobe.evaluation.questions import questions
-from loraprobe.evaluation.rounds import rounds
+from loraprobe.evaluation import asking as asking_module
+from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.schedule import rounds
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, answers
@@ -289,7 +289,7 @@ def test_wrong_calls_are_named(monkeypatch):
 
 
 def test_resuming_repeats_no_question(tmp_path, monkeypatch):
-    monkeypatch.setattr(running_module, "BATCH", 2)
+    monkeypatch.setattr(asking_module, "BATCH", 2)
     first = FakeScorer(HOMES, fail_after=13)
     interrupted = Ledger(tmp_path)
     with pytest.raises(KeyboardInterrupt):

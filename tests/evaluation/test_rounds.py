@@ -11,7 +11,7 @@ from test_statistics import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds
-from loraprobe.evaluation.rounds import boundaries, look_alphas
+from loraprobe.evaluation.schedule import boundaries, look_alphas
 from loraprobe.tasks import Item, Task
 
 

@@ -434,7 +434,7 @@ def test_nothing_is_asked_twice(tiny, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("was answered before")
 
-    monkeypatch.setattr("loraprobe.evaluation.running.ask", never)
+    monkeypatch.setattr("loraprobe.evaluation.asking.ask", never)
     again = try_methods(a_run(output), plan)
     assert {path: path.read_bytes() for path in ledgers} == before
     assert again.document == made.document

@@ -14,9 +14,9 @@ import loraprobe
 from loraprobe import defaults
 from loraprobe.base import open_base
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.ledger import NAME
-from loraprobe.evaluation.questions import questions
-from loraprobe.evaluation.rounds import rounds, spread_sample
+from loraprobe.evaluation.kept import NAME
+from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.schedule import rounds, spread_sample
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested

@@ -11,8 +11,8 @@ import pytest
 from planted_library import FIRST, SECOND, write_chained, write_library
 
 import loraprobe.demo
-from loraprobe.evaluation import running
-from loraprobe.evaluation.ledger import NAME
+from loraprobe.evaluation import asking
+from loraprobe.evaluation.kept import NAME
 from loraprobe.pipeline.session import Session
 from loraprobe.probes import ScreenedTexts
 
@@ -143,7 +143,7 @@ def counted(monkeypatch, stop=None):
 
         return call
 
-    monkeypatch.setattr(running, "ask", counting("ask", running.ask))
+    monkeypatch.setattr(asking, "ask", counting("ask", asking.ask))
     monkeypatch.setattr(ScreenedTexts, "read", counting("read", ScreenedTexts.read))
     return calls
 

@@ -13,7 +13,7 @@ import torch
 import words
 
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import questions
+from loraprobe.evaluation.plan import questions
 from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _screening
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single

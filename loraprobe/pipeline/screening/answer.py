@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe import evaluation
-from loraprobe.evaluation.chain import BASE
+from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
 from loraprobe.pipeline.audits import argument_without_folders, audit_of
 from loraprobe.pipeline.conclusion import judged, with_next

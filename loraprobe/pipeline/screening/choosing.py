@@ -20,7 +20,7 @@ from loraprobe.base import Base
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
 from loraprobe.evaluation import System
-from loraprobe.evaluation.chain import BASE
+from loraprobe.evaluation.plan import BASE
 from loraprobe.library import Member
 from loraprobe.pipeline.asking_alone import (
     Look,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from loraprobe.composition import Composition
 from loraprobe.defaults import BEST_SINGLES
-from loraprobe.evaluation.chain import BASE
+from loraprobe.evaluation.plan import BASE
 from loraprobe.pipeline.asking_alone import step_of
 from loraprobe.pipeline.estimating import CostEstimate, kinds_of, seconds_of
 from loraprobe.pipeline.evaluator import Evaluator

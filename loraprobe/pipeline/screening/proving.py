@@ -9,8 +9,8 @@ from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import BEST_SINGLES
 from loraprobe.evaluation import Round, System
-from loraprobe.evaluation.chain import BASE
-from loraprobe.evaluation.rounds import rounds
+from loraprobe.evaluation.plan import BASE
+from loraprobe.evaluation.schedule import rounds
 from loraprobe.pipeline.estimating import by_round
 from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator

@@ -1,19 +1,52 @@
-"""The questions of a task, and how a reply to one becomes a result."""
+"""What is asked of whom: the systems of an evaluation, and the questions of its tasks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.defaults import PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import TaskError
-from loraprobe.records import Coverage, ItemResult
+from loraprobe.records import Coverage, ItemResult, SystemKind
 from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
 from loraprobe.tasks.answers import answer_end, asked_marks
 from loraprobe.tasks.metrics import json_ended
 
-Scored = tuple[float, int]  # log-probability and number of tokens of a continuation
+if TYPE_CHECKING:
+    from loraprobe.composition import Composition
+
+BASE = "base"  # the name of the base without an adapter
+COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router", "chain")
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of the evaluation.
+
+    composition: it is put into the base; None for the base alone. chain: for kind "chain", the
+    compositions of the single adapters, named after them, which answer the hops together with the
+    base. compression_error: the relative error of a merge that is due to its rank. merged: the
+    `merging.Merged` of a method that needs new weights. stored: the name under which results are
+    kept, if it is another one: a control has a fixed name, but depends on the best composition.
+    members, spec: of a library, the adapters that it consists of, and what they are composed by.
+    """
+
+    name: str
+    kind: SystemKind
+    composition: Composition | None = None
+    chain: tuple[Composition, ...] = ()
+    compression_error: float | None = None
+    merged: Any = None
+    stored: str = ""
+    members: tuple[str, ...] = ()
+    spec: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name under which the ledger keeps its results."""
+        return self.stored or self.name
 
 
 @dataclass(frozen=True)
@@ -100,8 +133,8 @@ class Question:
         """The texts that are scored if the question is judged by likelihood."""
         return self.item.choices if self.metric == "choice" else self.answers
 
-    def scored(self, system: str, scores: Sequence[Scored]) -> ItemResult:
-        """The result of the scores of all continuations.
+    def scored(self, system: str, scores: Sequence[tuple[float, int]]) -> ItemResult:
+        """The result of the scores of all continuations: log-probability and number of tokens.
 
         "choice" takes the one with the highest log-likelihood per character, as acc_norm of
         lm-evaluation-harness; of equals the first. "answer_loss" is in nats per token, that of the

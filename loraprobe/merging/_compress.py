@@ -1,4 +1,4 @@
-"""Cut a merged module to factors of a given rank, and measure what that loses.
+"""Cut a merged module to factors of a given rank and dtype, and measure what that loses.
 
 Low-rank results are cut exactly (Eckart and Young) from two Gram matrices of all factors; dense
 ones by an exact SVD, or by a sketch where the matrix is large.
@@ -6,6 +6,7 @@ ones by an exact SVD, or by a sketch where the matrix is large.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,35 @@ class Compressed:
     norm2: float
     lost2: float
     gained2: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class MergedModule:
+    """One module of a merge, in the dtype in which it is written.
+
+    inner: inner products of the sources' changes, [n, n]. Squared Frobenius norms: norm2 of the
+    exact result, lost2 of what the rank cut, gained2 of what the last round of a sketch added,
+    rounded2 of the error of writing. magnitudes: [out], of a DoRA adapter.
+    """
+
+    update: LowRank
+    inner: Float64[Tensor, "n n"]
+    norm2: float
+    lost2: float
+    gained2: float
+    rounded2: float
+    magnitudes: Tensor | None = None
+
+
+def rounding2(exact: LowRank, written: LowRank) -> float:
+    """||B' A' - B A||_F^2 as the norm of (B' - B) A' + B (A' - A), in which nothing cancels.
+
+    Not finite if an entry does not fit into the written dtype.
+    """
+    A = torch.cat([written.A.float(), (written.A - exact.A).float()])
+    B = torch.cat([(written.B - exact.B).float(), exact.B.float()], 1)
+    square = float(((B.mT @ B) * (A @ A.mT)).sum())
+    return max(0.0, square) if math.isfinite(square) else math.inf
 
 
 @dataclass(frozen=True, eq=False)

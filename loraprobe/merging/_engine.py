@@ -3,26 +3,115 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from loraprobe.adapters import Adapter, Source, adapter_of, common_targets, extreme_norm
+from loraprobe.adapters import (
+    Adapter,
+    Source,
+    adapter_of,
+    check_apart,
+    common_targets,
+    extreme_norm,
+    portable,
+)
 from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
-from loraprobe.errors import UsageError
-from loraprobe.merging import _validation
-from loraprobe.merging._merged import Merged
-from loraprobe.merging._method import METHODS, MergeMethod
-from loraprobe.merging._module import MergedModule, merge_module
-from loraprobe.merging._plan import BaseTensors, MergePlan
-from loraprobe.merging._replaced import merge_full_weights, merge_lora_biases, merge_token_rows
-from loraprobe.records import Issue, Progress
+from loraprobe.errors import OutputError, UsageError
+from loraprobe.formatting import shortly
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import space_named
+from loraprobe.merging._compress import (
+    MergedModule,
+    SideBySide,
+    compress_dense,
+    compress_factors,
+    rounding2,
+)
+from loraprobe.merging._extras import merge_dora, merge_extras
+from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, MergeMethod
+from loraprobe.merging._plan import (
+    BaseTensors,
+    MergePlan,
+    check_adapters,
+    check_effect,
+    check_finite,
+    check_layout,
+    check_names,
+    rank_of,
+    space_for,
+    weights_for,
+)
+from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
+
+# Projections are rounded to this resolution: coarser than rounding errors, fine enough to tell
+# adapters apart.
+RESOLUTION = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """An adapter made of others, and how it was made.
+
+    compression_error: ||dW - dW_k||_F / ||dW||_F over the whole adapter, where dW is the method's
+        result and dW_k what `rank` keeps of it; 0.0 where nothing above rounding was cut.
+    rounding_error: the same ratio for writing the factors in their dtype.
+    sketch_error: the same ratio for what the last round of a sketch of a large dense module still
+        added, about what an exact SVD might keep in addition; 0.0 where no sketch was needed.
+    rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
+        and the rank (None for "auto") from which the merge can be repeated. directories: where the
+        sources lie on this machine. targets: `target_modules` of the file; None for every path.
+    """
+
+    adapter: Adapter
+    method: str
+    space: str
+    rank: int
+    compression_error: float
+    rounding_error: float
+    sketch_error: float
+    sources: tuple[AdapterSummary, ...]
+    issues: tuple[Issue, ...]
+    weights: tuple[float, ...]
+    seed: int
+    spec: str
+    asked_rank: int | None
+    directories: tuple[Path, ...]
+    targets: tuple[str, ...] | None
+    card: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+    def __repr__(self) -> str:
+        sources = shortly(source.name for source in self.sources)
+        weights = ", ".join(f"{weight:g}" for weight in self.weights[:12])
+        more = ", ..." if len(self.weights) > 12 else ""
+        return (
+            f"<Merged {shortly([self.name])}: {self.spec} of {sources}, weights {weights}{more}, "
+            f"space {self.space}, rank {self.rank}, {self.compression_error:.2g} lost to the rank>"
+        )
+
+    def save(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Writes a PEFT directory, with `card` as its README.
+
+        Raises OutputError, also where the directory is, contains or lies inside a source.
+        """
+        check_apart(Path(directory), self.directories)
+        self.written.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+
+    @property
+    def written(self) -> Adapter:
+        """The adapter as it is saved: at one rank in all modules, filled up with zeros."""
+        return portable(self.adapter)
 
 
 @torch.no_grad()
@@ -49,48 +138,60 @@ def merge(
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
     of issues to accept. One module of all adapters is in memory at a time.
 
-    base: its weights are needed by linear merges of DoRA adapters (`_dora`), its parameters for
-    full weights, biases and token rows that not every adapter has, or whose weights do not sum
-    to 1 (`_replaced`). Raises UsageError, CompatibilityError,
-    UnsupportedAdapter, AdapterError or OutOfMemory.
+    base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
+    biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
+    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
-    _validation.check_names(adapters)
+    check_names(adapters)
     made = METHODS.make(method)
-    used, notes = _validation.weights_for(made, weights, len(adapters))
-    space, cut = _validation.space_for(made, space), _validation.rank_of(rank)
-    dtype = dtype or _widest(adapters)
-    plan = MergePlan(adapters, made, used, space, cut, seed, dtype, base, allow)
-    return _merged(plan, name or name_of(made), notes, progress)
-
-
-def _merged(
-    plan: MergePlan, name: str, notes: Sequence[Issue], progress: Progress | None
-) -> Merged:
-    """The merge by this plan. notes: issues about its choices."""
-    issues = _validation.check_adapters(plan)
-    _validation.check_layout(plan)
+    used, notes = weights_for(made, weights, len(adapters))
+    space, asked = space_for(made, space), rank_of(rank)
+    if dtype is None:  # the one that holds all; 8-bit floats, in which nothing can be cut, not
+        dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
+        dtype = functools.reduce(torch.promote_types, dtypes)
+    plan = MergePlan(adapters, made, used, space, asked, seed, dtype, base, allow)
+    issues = check_adapters(plan)
+    check_layout(plan)
     plan.require_memory()
-    others, dropped = _other_tensors(plan)
+    others, dropped = merge_extras(plan)
     modules = _merge_modules(plan, progress)
-    inner = torch.stack([m.inner for m in modules.values()]).sum(0)
-    issues += [*notes, *dropped, *_validation.check_effect(plan, inner)]
-    for i, adapter in enumerate(plan.adapters):
+    parts = modules.values()
+    inner = torch.stack([m.inner for m in parts]).sum(0)
+    issues += [*notes, *dropped, *check_effect(plan, inner)]
+    for i, adapter in enumerate(adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
-    if not (any(m.norm2 for m in modules.values()) or any(others.values())):
+    if not (any(m.norm2 for m in parts) or any(others.values())):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    result = _result(_adapter(name, plan, modules, others), plan, modules, inner)
-    issues += _warnings(plan.adapters, result.compression_error)
-    return replace(result, issues=tuple(issues))
+    merged = _adapter(name or name_of(made), plan, modules, others)
+    norm2, lost2 = sum(m.norm2 for m in parts), sum(m.lost2 for m in parts)
+    lost = _share(lost2, norm2)
+    norms = inner.diagonal().clamp_min(0).sqrt().tolist()
+    return Merged(
+        adapter=merged,
+        method=repr(made),
+        space=space,
+        rank=max(m.update.rank for m in parts),
+        compression_error=lost,
+        rounding_error=_share(sum(m.rounded2 for m in parts), norm2 - lost2),
+        sketch_error=_share(sum(m.gained2 for m in parts), norm2),
+        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
+        issues=(*issues, *_warnings(adapters, lost)),
+        weights=used,
+        seed=seed,
+        spec=spec_of(made),
+        asked_rank=asked,
+        directories=tuple(a.source.path for a in adapters if a.source.path is not None),
+        targets=common_targets(adapters, without_experts(merged.layout)),
+    )
 
 
-def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
-    """The dtype that holds all sources'. 8-bit floats, in which nothing can be cut, become bf16."""
-    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
-    return functools.reduce(torch.promote_types, dtypes)
+def _share(part2: float, total2: float) -> float:
+    """The ratio of two norms from their squares."""
+    return math.sqrt(part2 / max(total2, 1e-300))
 
 
 def _merge_modules(plan: MergePlan, progress: Progress | None) -> dict[str, MergedModule]:
@@ -107,21 +208,80 @@ def _merge_modules(plan: MergePlan, progress: Progress | None) -> dict[str, Merg
     place = torch.tensor(order).argsort()
     modules: dict[str, MergedModule] = {}
     for path in plan.layout:
-        merged = merge_module(path, ordered)
+        merged = _merge_module(path, ordered)
         modules[path] = replace(merged, inner=merged.inner[place][:, place])
         if progress:
             progress("merge", len(modules), len(plan.layout))
     return modules
 
 
-def _other_tensors(plan: MergePlan) -> tuple[dict[str, Any], list[Issue]]:
-    """What an adapter holds beside factors, by the names of `adapter_of`; warnings for losses."""
-    if not plan.coefficients:
-        return {}, []
-    whole, dropped = merge_full_weights(plan)
-    rows, lost = merge_token_rows(plan)
-    others = {"whole": whole, "offsets": merge_lora_biases(plan), "token_rows": rows}
-    return others, dropped + lost
+def _merge_module(path: str, plan: MergePlan) -> MergedModule:
+    """Merge one module: factors -> space -> method -> rank -> dtype, with what was lost.
+
+    An adapter that lacks the module counts as an update of rank 0. Raises AdapterError for NaN or
+    Inf in a factor, CompatibilityError for a base of another shape, OutputError where the result
+    does not fit into the dtype.
+    """
+    info, method, rank = plan.layout[path], plan.method, plan.rank
+    absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+    updates = [adapter.modules.get(path, absent) for adapter in plan.adapters]
+    factors = SideBySide.of(updates)
+    check_finite(factors, [a.name for a in plan.adapters], path)
+    weights = torch.tensor(plan.weights, dtype=torch.float64)
+    if plan.keeps_dora:
+        merged = merge_dora(plan, path, updates)
+    else:
+        if isinstance(method, GramMethod):
+            exact = factors.combined(method.coefficients(plan.weights, factors.inner), rank)
+        elif isinstance(method, FactorMethod):
+            exact = compress_factors(method.combined(factors.updates(torch.float64), weights), rank)
+        else:
+            work = torch.float32 if plan.dense and not factors.double else torch.float64
+            space = "core" if plan.space == "full" and not plan.dense else plan.space
+            stacked = space_named(space).stacked(factors.updates(work))
+            masks = generators(factors.updates(torch.float64), path, plan.seed)
+            result = stacked.back(method(stacked.matrices, weights.to(work), masks))
+            if isinstance(result, LowRank):
+                exact = compress_factors(result, rank)
+            else:
+                start, drawn = factors.A.mT.to(work), _number(f"{plan.seed}:{path}")
+                exact = compress_dense(result, rank, sum(factors.ranks), start, drawn)
+        update = exact.update.to(plan.dtype)
+        rounded2 = rounding2(exact.update, update)
+        merged = MergedModule(
+            update, factors.inner, exact.norm2, exact.lost2, exact.gained2, rounded2
+        )
+    if not math.isfinite(merged.rounded2):
+        dtype = str(plan.dtype).removeprefix("torch.")
+        raise OutputError(
+            f"The merge does not fit into {dtype} in module {path}; write it in float32."
+        )
+    return merged
+
+
+def generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:
+    """One generator per delta of a module, seeded by seed, module and the direction of the delta.
+
+    So random masks depend on the content of an adapter and not on its place in the list. The
+    direction is given by three projections u^T dW v / ||dW||_F on fixed random u, v. A change
+    of basis or a positive factor does not change them. They are rounded, so that rounding errors
+    do not matter either, except for a projection within about 1e-7 of a rounding step.
+    """
+    made = []
+    for update in updates:
+        draw = torch.Generator().manual_seed(_number(f"0:{module}"))
+        u = torch.randn(update.out_features, 3, generator=draw, dtype=torch.float64)
+        v = torch.randn(update.in_features, 3, generator=draw, dtype=torch.float64)
+        exact = update.to(torch.float64)
+        projections = ((u.mT @ exact.B).mT * (exact.A @ v)).sum(0) * exact.scaling
+        direction = projections / exact.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        rounded = (direction * RESOLUTION).round().to(torch.int64).tolist()
+        made.append(torch.Generator().manual_seed(_number(f"{seed}:{module}:{rounded}")))
+    return made
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _adapter(
@@ -152,36 +312,6 @@ def _agreed(adapters: Sequence[Adapter], key: str) -> Any:
     """The value of a config's key if all that have one agree; else None, which peft accepts."""
     values = [a.config[key] for a in adapters if a.config.get(key)]
     return values[0] if values and all(value == values[0] for value in values) else None
-
-
-def _result(
-    merged: Adapter, plan: MergePlan, modules: Mapping[str, MergedModule], inner: Tensor
-) -> Merged:
-    """The merge with its errors. inner: the sources' Gram matrix [n, n], summed over modules."""
-    adapters, found = plan.adapters, modules.values()
-    norm2, lost2 = sum(m.norm2 for m in found), sum(m.lost2 for m in found)
-    norms = inner.diagonal().clamp_min(0).sqrt().tolist()
-    return Merged(
-        adapter=merged,
-        method=repr(plan.method),
-        space=plan.space,
-        rank=max(m.update.rank for m in found),
-        compression_error=_share(lost2, norm2),
-        rounding_error=_share(sum(m.rounded2 for m in found), norm2 - lost2),
-        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
-        weights=plan.weights,
-        seed=plan.seed,
-        sketch_error=_share(sum(m.gained2 for m in found), norm2),
-        spec=spec_of(plan.method),
-        asked_rank=plan.rank,
-        directories=tuple(a.source.path for a in adapters if a.source.path is not None),
-        targets=common_targets(adapters, without_experts(merged.layout)),
-    )
-
-
-def _share(part2: float, total2: float) -> float:
-    """The ratio of two norms from their squares."""
-    return math.sqrt(part2 / max(total2, 1e-300))
 
 
 def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:

@@ -1,19 +1,35 @@
-"""One merge: its adapters and all choices, with defaults filled in; whether it fits into memory."""
+"""One merge: its adapters and choices, what is refused, and what is reported instead of hidden.
+
+Each error names the cure, and nothing is dropped silently.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe import memory
-from loraprobe.adapters import Adapter, ModuleInfo
-from loraprobe.merging._method import LinearMethod, MergeMethod
+from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_weight
+from loraprobe.adapters.experts import conflict, owner_of, stacks
+from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import listing
+from loraprobe.lora.lowrank import same_update
+from loraprobe.lora.spaces import space_named
+from loraprobe.merging._compress import SideBySide
+from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
+from loraprobe.records import Issue
+from loraprobe.registry import name_of
 
+LARGEST_WEIGHT = 1e6
+LARGEST_NORM = 1e30  # of one rank of dW; times a weight it still fits into float32
 # Matrices of a module's size in addition to the n deltas: the result, a scratch matrix, and the
 # remainder of the sketch.
 MORE_MATRICES = 3
@@ -106,3 +122,255 @@ class MergePlan:
             if self.dense
             else "give a smaller --rank, or fewer adapters at a time",
         )
+
+
+# The choices of a merge.
+
+
+def weights_for(
+    method: MergeMethod, given: Sequence[float] | None, n: int
+) -> tuple[tuple[float, ...], list[Issue]]:
+    """The weights to use, as given or the method's own, and a note if given ones are not used."""
+    weights, notes = method.default_weights(n), []
+    if given is not None:
+        own = tuple(map(float, given))
+        if len(own) != n:
+            raise UsageError(f"There are {len(own)} weights for {n} adapters; give one for each.")
+        if not all(map(math.isfinite, own)):
+            raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, own))}.")
+        largest = max(own, key=abs, default=0.0)
+        if abs(largest) > LARGEST_WEIGHT:
+            raise UsageError(
+                f"A weight of {largest:g} is beyond {LARGEST_WEIGHT:g}, at which the others vanish "
+                "in that adapter's rounding; give smaller weights."
+            )
+        if method.takes_weights:
+            weights = own
+        else:
+            message = f"{name_of(method)} has weights of its own; those given were not used."
+            cure = "Use task_arithmetic to weight adapters."
+            notes = [Issue("note", "weights-ignored", (), message, cure)]
+    method.check(weights)
+    return weights, notes
+
+
+def space_for(method: MergeMethod, given: str | None) -> str:
+    """The space as given, or the method's default."""
+    if given is None:
+        return method.default_space()
+    if isinstance(method, FactorMethod):
+        raise UsageError(
+            f"{name_of(method)} acts on the factors as stored and has no space to choose; leave it "
+            "out."
+        )
+    space_named(given)
+    return given
+
+
+def rank_of(given: int | str) -> int | None:
+    """A positive rank, or None for "auto"."""
+    if given == "auto":
+        return None
+    try:
+        rank = int(given)
+    except ValueError:
+        rank = 0
+    if rank < 1 or isinstance(given, bool):
+        raise UsageError(f"rank must be a positive whole number or auto, not {given!r}.")
+    return rank
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Raises UsageError for no adapters, or two of one name."""
+    if not adapters:
+        raise UsageError("There is nothing to merge; name at least one adapter.")
+    names = [adapter.name for adapter in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two adapters are called {name!r}; give them names, such as first=REF second=REF."
+            )
+
+
+# What is known before factors are read.
+
+
+def check_adapters(plan: MergePlan) -> list[Issue]:
+    """The findings of the adapters, for the report, and those that the plan allows.
+
+    Raises UnsupportedAdapter for an error found on reading and for an extra that would be lost,
+    unless the plan allows their codes; CompatibilityError for stacked parameters that one file
+    cannot hold together.
+    """
+    notes = []
+    for adapter in plan.adapters:
+        for issue in (one for one in adapter.issues if one.severity == "error"):
+            if issue.code not in plan.allow:
+                message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
+                raise UnsupportedAdapter(message, issue.cure)
+            notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
+        if not adapter.modules:
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name} has no LoRA factors that can be merged."
+            )
+        for extra in adapter.extras:
+            if extra.kind != "base_copy" and extra.kind not in plan.carried:
+                _check_dropped(adapter, extra, plan.method, plan.allow)
+                told = f"Allowed: {extra} was dropped."
+                notes.append(Issue("warning", extra.code, (adapter.name,), told, "", extra.module))
+    notes += _base_copies(plan)
+    for one, other in combinations(plan.adapters, 2):
+        if problem := conflict(one, other):
+            raise CompatibilityError(f"{problem.message} {problem.cure}", problem.cure)
+    for one, other in permutations(plan.adapters, 2):
+        owners = {owner_of(stack)[0] for stack in stacks(one.layout)}
+        if shared := sorted(owners & other.layout.keys()):
+            raise CompatibilityError(
+                f"{one.name} changes a parameter of {shared[0]} (target_parameters) and "
+                f"{other.name} has a LoRA of this module, which peft cannot hold in one file; "
+                "leave one out."
+            )
+    return notes
+
+
+def check_layout(plan: MergePlan) -> None:
+    """Raises CompatibilityError if two adapters disagree about a module's shape or kind.
+
+    Also if a method that acts on factors lacks equal ones.
+    """
+    on_factors = isinstance(plan.method, FactorMethod)
+    bases = "they belong to different base models, so merge adapters of one base"
+    first: dict[str, Adapter] = {}
+    for adapter in plan.adapters:
+        for path, own in adapter.layout.items():
+            known = first.setdefault(path, adapter)
+            before = known.layout[path]
+            kinds = (before.kind, own.kind) if "embedding" in (before.kind, own.kind) else ("", "")
+            ranks = (before.rank, own.rank) if on_factors else (0, 0)
+            shapes = ([i.out_features, i.in_features] for i in (before, own))
+            for what, (one, other), cure in (
+                ("is", shapes, bases),
+                ("is of kind", kinds, bases),
+                ("has the kernel", (before.kernel, own.kernel), bases),
+                ("has rank", ranks, "average factors of one rank, or use uniform, which takes any"),
+            ):
+                if one != other:
+                    raise CompatibilityError(
+                        f"Module {path} {what} {one} in {known.name} and {other} in "
+                        f"{adapter.name}; {cure}."
+                    )
+    for path in plan.layout if on_factors else ():
+        for adapter in plan.adapters:
+            if path not in adapter.layout:
+                raise CompatibilityError(
+                    f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
+                    "to average there; use uniform, which counts it as zero."
+                )
+
+
+def check_kept(adapters: Sequence[Adapter], method: MergeMethod, allow: Collection[str]) -> None:
+    """Raises UnsupportedAdapter for extras that only a linear method keeps.
+
+    The same check as in a merge with the base at hand, for use before anything else is done.
+    """
+    for adapter in adapters:
+        for extra in adapter.extras:
+            if extra.kind in LinearMethod.carried - method.carried:
+                _check_dropped(adapter, extra, method, allow)
+
+
+def _check_dropped(
+    adapter: Adapter, extra: Extra, method: MergeMethod, allow: Collection[str]
+) -> None:
+    """Raises UnsupportedAdapter, unless allowed, for an extra that the merge would drop."""
+    if extra.code in allow:
+        return
+    why = "which a merge would lose; merge it into its base with peft first"
+    if extra.kind in method.carried:
+        why = "whose merge needs the base's weights; add --base DIR or --base auto"
+    elif extra.kind in LinearMethod.carried:
+        why = (
+            "which only a linear method keeps; take uniform, sum or task_arithmetic, merge the "
+            "adapter into its base with peft first"
+        )
+    raise UnsupportedAdapter(
+        f"Adapter {adapter.name} holds {extra}, {why}, or add --allow {extra.code} to drop it "
+        "knowingly."
+    )
+
+
+def _base_copies(plan: MergePlan) -> list[Issue]:
+    """Copies of frozen base weights are dropped if all adapters that hold one hold the same."""
+    held: dict[str, list[tuple[Adapter, Extra]]] = {}
+    for adapter in plan.adapters:
+        for extra in adapter.extras:
+            if extra.kind == "base_copy":
+                held.setdefault(extra.module or extra.key, []).append((adapter, extra))
+    notes = []
+    for module, copies in held.items():
+        names = tuple(adapter.name for adapter, _ in copies)
+        same = len(copies) == 1 or (
+            all(adapter.weights_file is not None for adapter, _ in copies)
+            and all(
+                same_weight(copied_weight(*one), copied_weight(*other))
+                for one, other in combinations(copies, 2)
+            )
+        )
+        if not same and "base-copy" not in plan.allow:
+            raise UnsupportedAdapter(
+                f"Adapters {listing(names)} hold different copies of the base's weight of "
+                f"{module}, so they were trained on different bases or with resized vocabularies; "
+                "merge adapters of one base, or add --allow base-copy to keep the base's own."
+            )
+        message = (
+            f"The copy of the base's weight of {module} was not written; it is the base's own "
+            "unless the vocabulary was resized."
+        )
+        cure = "After a resize, add the new rows to the base first."
+        note = Issue("note", "base-copy", names, message, cure, module)
+        notes.append(note if same else replace(note, severity="warning"))
+    return notes
+
+
+# What factors show.
+
+
+def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
+    """Raises AdapterError if a factor of one module holds NaN or Inf, or dW passes LARGEST_NORM."""
+    diagonals = torch.stack([gram.diagonal() for gram in factors.grams])  # [2, R]
+    parts = diagonals.split(factors.ranks, dim=1)
+    for name, own, scaling in zip(names, parts, factors.scalings, strict=True):
+        if not bool(torch.isfinite(own).all()):
+            raise AdapterError(
+                f"Adapter {name} has NaN or Inf in module {path}; its training diverged or its "
+                "file is damaged, so take an earlier checkpoint."
+            )
+        if bool((own.prod(0).sqrt() * abs(scaling) > LARGEST_NORM).any()):
+            raise AdapterError(
+                f"Adapter {name} adds numbers beyond {LARGEST_NORM:g} to module {path}, which "
+                "float32 cannot add up; its training diverged, so take an earlier checkpoint."
+            )
+
+
+def check_effect(plan: MergePlan, inner: Float64[Tensor, "n n"]) -> list[Issue]:
+    """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
+
+    Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
+    """
+    notes = []
+    plain = [(i, a.name) for i, a in enumerate(plan.adapters) if not a.has_more_than_factors]
+    for i, name in plain:
+        if inner[i, i] > 0:
+            continue
+        message = f"Adapter {name} has no effect (all of its deltas are zero)"
+        if "no-effect" not in plan.allow:
+            raise UnsupportedAdapter(
+                f"{message}; it was never trained or its weights were not saved, so leave it out."
+            )
+        notes.append(Issue("warning", "no-effect", (name,), f"Allowed: {message}."))
+    for (i, name), (j, other) in combinations(plain, 2):
+        if same_update(inner, i, j):
+            message = f"{name} and {other} are the same update."
+            cure = "Leave one of them out."
+            notes.append(Issue("warning", "duplicate", (name, other), message, cure))
+    return notes

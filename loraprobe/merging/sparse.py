@@ -6,32 +6,140 @@
 | all but the largest and the smallest     | `breadcrumbs`     | `breadcrumbs_ties` |
 | at random                                | `dare_linear`     | `dare_ties`        |
 | at random, large entries more probably   | `della_linear`    | `della`            |
+| where the adapters differ most           |                   | `sce`              |
 
 peft and mergekit implement some of these methods differently; the option `variant` chooses between
 their definitions. `rescale` multiplies what was selected: by 1/probability of its selection, or so
 that each delta keeps its l1, l2 or linf norm, as mergekit can.
+
+Both steps run over blocks of rows, so besides the deltas and the result only one scratch matrix of
+full size is held, whatever the number of adapters. A selection is a function from the blocks
+[n, rows, q] of the deltas, in order, to the same blocks with zeros for the dropped entries. It may
+be called twice: a random one draws the same masks again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from loraprobe.merging._method import Deltas, Generators
-from loraprobe.merging._selection import Selection, at_random, between
-from loraprobe.merging._sparse import ElectingMethod, SparseMethod
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
 
 Variant = Literal["peft", "mergekit"]
-Norm = Literal["off", "l1", "l2", "linf"]
+KeptNorm = Literal["off", "l1", "l2", "linf"]
 Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
+Election = Literal["total", "frequency"]
+Voters = Literal["plain", "weighted"]
+Divisor = Literal["count", "weights", "none"]
+
+Block = Float[Tensor, "n _ q"]
+EntrySelection = Callable[[Sequence[Block]], Iterator[Block]]
+
+# Entries of all adapters in one block, so that temporaries are small and fit into the cache.
+BLOCK = 1 << 18
+# Entries processed together, so that they fit into the cache.
+COUNTED = 1 << 17
+# Entries of a sample that brackets a magnitude.
+SAMPLE = 1 << 16
+# Below this number of entries numpy's selection is used directly.
+FEW = 1 << 18
+
+ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
+
+
+@dataclass(frozen=True)
+class _Sparse(MergeMethod):
+    """Entries of each delta are selected and summed with the weights."""
+
+    density: float = 0.5
+
+    # Not "identity": a single adapter is made sparse too.
+    laws = frozenset({"order", "gauge", "homogeneity"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.density <= 1:
+            raise ValueError(
+                f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
+            )
+        for name, value in self.variant_options().items():  # so that `repr` shows what is done
+            if getattr(self, name) in (None, "auto"):
+                object.__setattr__(self, name, value)
+
+    def variant_options(self) -> Mapping[str, object]:
+        """The values of options that were left to the variant (None or "auto")."""
+        return {}
+
+    @abstractmethod
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
+        """Which entries are kept, and the norm that each delta keeps ("l1", "l2", "linf")."""
+
+    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
+        """The function that combines selected entries [n, rows, q] into [rows, q]."""
+        return partial(weighted_sum, weights=weights)
+
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        selection, norm = self.select(deltas, generators)
+        return fuse(deltas, selection, self.combine(weights), norm)
+
+
+@dataclass(frozen=True)
+class _Electing(_Sparse):
+    """Entries are selected, a sign is elected per entry, and the entries with that sign are fused.
+
+    election: "total" elects the sign of the sum of the entries (as in the papers), "frequency" the
+        sign of the majority.
+    normalize: whether the sum of the agreeing entries is divided by their number or by the sum of
+        their weights, whichever the variant uses. None leaves the choice to the variant.
+    lambda_: a factor of the whole result, written `lambda` on the command line.
+    """
+
+    election: Election = "total"
+    normalize: bool | None = None
+    lambda_: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.lambda_) or self.lambda_ == 0:
+            raise ValueError(
+                f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
+            )
+
+    def variant_options(self) -> Mapping[str, object]:
+        return {**super().variant_options(), "normalize": True}
+
+    def default_weights(self, n: int) -> tuple[float, ...]:
+        """1 each where the sum is divided; else 1/n each, so that the sum is an average."""
+        return (1.0 if self.normalize else 1.0 / n,) * n
+
+    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
+        # peft elects before it weights the entries and divides by how many agree.
+        as_peft = getattr(self, "variant", None) == "peft"
+        return partial(
+            elect,
+            weights=weights,
+            election=self.election,
+            voters="plain" if as_peft else "weighted",
+            divisor="none" if not self.normalize else "count" if as_peft else "weights",
+            factor=self.lambda_,
+        )
 
 
 # The largest entries.
 
 
 @dataclass(frozen=True)
-class MagnitudePrune(SparseMethod):
+class MagnitudePrune(_Sparse):
     """Keep the largest entries of each delta and take the weighted sum.
 
     `density` is the share that is kept; weights are 1/n if none are given. `rescale` is off, as in
@@ -39,17 +147,17 @@ class MagnitudePrune(SparseMethod):
     has no method of this name; it has the same `rescale` in its other sparse methods.
     """
 
-    rescale: Norm = "off"
+    rescale: KeptNorm = "off"
 
     formula = "dW = sum_i w_i trim(dW_i)"
     paper = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         return between(deltas, self.density), self.rescale
 
 
 @dataclass(frozen=True)
-class Ties(ElectingMethod):
+class Ties(_Electing):
     """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     Two methods have this name. `variant="peft"` elects from the entries before they are weighted
@@ -77,12 +185,12 @@ class Ties(ElectingMethod):
 
     density: float = 0.2
     variant: Variant = "peft"
-    rescale: Norm = "off"
+    rescale: KeptNorm = "off"
 
     formula = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
     paper = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         return between(deltas, self.density), self.rescale
 
 
@@ -90,11 +198,11 @@ class Ties(ElectingMethod):
 
 
 @dataclass(frozen=True)
-class _Band(SparseMethod):
+class _Band(_Sparse):
     """Entries whose magnitude is neither among the largest nor among the smallest are kept."""
 
     gamma: float = 0.01
-    rescale: Norm = "off"
+    rescale: KeptNorm = "off"
 
     paper = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
@@ -106,7 +214,7 @@ class _Band(SparseMethod):
                 f"{self.gamma}."
             )
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         return between(deltas, self.density, self.gamma), self.rescale
 
 
@@ -131,7 +239,7 @@ class Breadcrumbs(_Band):
 
 
 @dataclass(frozen=True)
-class BreadcrumbsTies(_Band, ElectingMethod):
+class BreadcrumbsTies(_Band, _Electing):
     """The selection of Model Breadcrumbs in place of TIES' trimming, then TIES' election.
 
     `density`, `gamma` and `rescale` are those of `breadcrumbs`, `election` and `lambda` those of
@@ -150,7 +258,7 @@ class BreadcrumbsTies(_Band, ElectingMethod):
 
 
 @dataclass(frozen=True)
-class _Random(SparseMethod):
+class _Random(_Sparse):
     """Each entry is kept with the same probability."""
 
     variant: Variant = "peft"
@@ -162,7 +270,7 @@ class _Random(SparseMethod):
         rescale = "probability" if self.variant == "peft" else "l1"
         return {**super().variant_options(), "rescale": rescale}
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         divide = self.rescale == "probability"
         return at_random(self.density, generators, divide), self.rescale
 
@@ -189,7 +297,7 @@ class DareLinear(_Random):
 
 
 @dataclass(frozen=True)
-class DareTies(_Random, ElectingMethod):
+class DareTies(_Random, _Electing):
     """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
 
     `density`, the masks and `rescale` are those of `dare_linear`, `election` is that of `ties`.
@@ -209,7 +317,7 @@ class DareTies(_Random, ElectingMethod):
 
 
 @dataclass(frozen=True)
-class _RandomByRank(SparseMethod):
+class _RandomByRank(_Sparse):
     """Each entry is kept with a probability that rises with the rank of its magnitude."""
 
     epsilon: float = 0.15
@@ -231,7 +339,7 @@ class _RandomByRank(SparseMethod):
         rescale = "l1" if self.variant == "mergekit" else "probability"
         return {**super().variant_options(), "rescale": rescale}
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         divide = self.rescale == "probability"
         return at_random(self.density, generators, divide, self.epsilon), self.rescale
 
@@ -249,7 +357,7 @@ class DellaLinear(_RandomByRank):
 
 
 @dataclass(frozen=True)
-class Della(_RandomByRank, ElectingMethod):
+class Della(_RandomByRank, _Electing):
     """DELLA: drop small entries more likely than large ones, rescale, elect, average what agrees.
 
     MagPrune ranks the magnitudes within each row of a delta [out, in]. The probability of keeping
@@ -272,3 +380,313 @@ class Della(_RandomByRank, ElectingMethod):
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )
+
+
+# Where the adapters differ most (SCE).
+
+
+@dataclass(frozen=True)
+class Sce(MergeMethod):
+    """SCE: weight each adapter by its energy where the adapters differ most, then elect signs.
+
+    Select: of the entries whose variance over the adapters is not zero, the int(select_topk count)
+    of largest variance (all, by default, as in both codes below). Calculate: the weight of an
+    adapter is its share of the squares of the selected entries, so given weights are not used.
+    Erase: the sign of the plain sum is elected per entry (a tie elects plus), and the entries that
+    carry it are averaged by these weights.
+
+    There are two definitions: in `variant="mergekit"` the entries that were not selected are zero
+    in the result too; in the code of its authors (`variant="authors"`, FuseChat) the selection
+    decides only the weights and every entry is fused. They agree at select_topk = 1.
+
+    Differences to mergekit: it uses equal weights if the mean squares of the deltas sum to less
+    than 1e-6, which is so in all examined modules of five of six published GPT-2 adapters, and
+    divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a
+    single adapter, equal ones) all are selected here and none there. All entries with as much
+    variance as a selected one are selected.
+    """
+
+    select_topk: float = 1.0
+    variant: Literal["mergekit", "authors"] = "mergekit"
+
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    takes_weights = False
+    formula = (
+        "dW = sum over {i: sign(S_i) = sign(sum S)} of e_i S_i / sum of these e_i, "
+        "e_i = ||S_i||^2, S_i = dW_i where the variance is among the largest"
+    )
+    paper = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.select_topk <= 1:
+            raise ValueError(
+                "select_topk, the share of entries selected, is above 0 and at most 1, not "
+                f"{self.select_topk}."
+            )
+
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        selection = largest_variance(deltas, self.select_topk)
+        energies = shares(deltas, selection)
+        fused: EntrySelection = selection if self.variant == "mergekit" else iter
+        return fuse(deltas, fused, partial(elect, weights=energies, voters="plain"))
+
+
+def largest_variance(deltas: Deltas, share: float) -> EntrySelection:
+    """Keep the entries of largest variance over the adapters, the same entries of each adapter."""
+    if share == 1:
+        return iter
+    variances = torch.cat([variance(block) for block in in_blocks(deltas)])
+    count = int(torch.count_nonzero(variances))
+    if count == 0:
+        return iter
+    place = variances.numel() - max(1, int(share * count))
+    least = float(magnitudes_at(variances.flatten().numpy(), [place])[0])
+    return lambda blocks: (block * (variance(block) >= least) for block in blocks)
+
+
+def variance(deltas: Deltas) -> Matrix:
+    """The variance of each entry over the adapters, divided by n: [n, p, q] -> [p, q].
+
+    Computed from the differences to the first adapter, so it is exactly 0 where all are equal.
+    torch.var over a short first dimension takes ten times as long.
+    """
+    apart = deltas - deltas[0]
+    return (apart - apart.mean(0)).square().mean(0)
+
+
+def shares(deltas: Deltas, selection: EntrySelection) -> Float64[Tensor, n]:
+    """Each adapter's share of the sum of squares of the selected entries: [n]."""
+    norm = partial(torch.linalg.vector_norm, dim=(1, 2), dtype=torch.float64)
+    energies = sum(norm(block).square() for block in selection(in_blocks(deltas)))
+    assert isinstance(energies, Tensor)
+    total = energies.sum()
+    return energies / total if total > 0 else torch.full_like(energies, 1 / len(energies))
+
+
+# The election of a sign.
+
+
+def elect(
+    deltas: Deltas,
+    weights: Weights,
+    election: Election = "total",
+    voters: Voters = "weighted",
+    divisor: Divisor = "weights",
+    factor: float = 1.0,
+) -> Matrix:
+    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n] -> [p, q].
+
+    election: the sign of the sum of the entries ("total") or of their majority ("frequency"). A tie
+        elects plus. An entry of zero never agrees.
+    voters: whether the election uses the entries as they are ("plain") or times their weights.
+    divisor: what the sum of the agreeing weighted entries is divided by: how many they are
+        ("count"), the sum of their weights ("weights"; 1 where that sum vanishes), or 1 ("none").
+    factor: multiplies the result.
+    """
+    given = weights.tolist()
+    leans = given if voters == "weighted" else [1.0] * len(given)
+    sums = torch.zeros_like(deltas[0])
+    for delta, lean in zip(deltas, leans, strict=True):
+        if election == "total":
+            sums.add_(delta, alpha=lean)
+        else:
+            sums.add_(delta.sign(), alpha=(lean > 0) - (lean < 0))
+    elected = torch.where(sums >= 0, 1.0, -1.0).to(deltas)
+    total, share = torch.zeros_like(sums), torch.zeros_like(sums)
+    for delta, lean, weight in zip(deltas, leans, given, strict=True):
+        agreeing = torch.mul(delta, elected * lean).clamp_min_(0)
+        total.add_(agreeing, alpha=weight if voters == "plain" else 1.0)
+        if divisor != "none":
+            share.add_(agreeing.sign_(), alpha=1.0 if divisor == "count" else weight)
+    total.mul_(elected * factor)
+    if divisor == "count":
+        total.div_(share.clamp_min_(1))
+    elif divisor == "weights":
+        # 1 in place of zero, and of what rounding leaves where weights cancel.
+        least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
+        total.div_(torch.where(share.abs() <= least, 1.0, share))
+    return total
+
+
+# The deltas by blocks of rows.
+
+
+def in_blocks(deltas: Deltas) -> tuple[Block, ...]:
+    """Views [n, rows, q] that together are the deltas [n, p, q]."""
+    return deltas.split(max(1, BLOCK // max(1, deltas[:, 0].numel())), dim=1)
+
+
+def fuse(
+    deltas: Deltas,
+    selection: EntrySelection,
+    combine: Callable[[Deltas], Matrix],
+    norm: str = "off",
+) -> Matrix:
+    """The selected entries of the deltas [n, p, q], combined into [p, q].
+
+    norm: "l1", "l2" or "linf" rescales what is left of each delta to the norm that the delta had;
+    anything else does not rescale.
+    """
+    factors = _factors(deltas, selection, ORDERS[norm]) if norm in ORDERS else None
+    kept = selection(in_blocks(deltas))
+    merged, start = torch.empty_like(deltas[0]), 0
+    for block in kept:
+        rows = slice(start, start + block.shape[1])
+        merged[rows] = combine(block if factors is None else block * factors)
+        start = rows.stop
+    return merged
+
+
+def _factors(deltas: Deltas, selection: EntrySelection, order: float) -> Tensor:
+    """||dW_i|| / ||what is kept of it||: [n, 1, 1], and 1 where nothing is kept."""
+    norm = partial(torch.linalg.vector_norm, ord=order, dtype=torch.float64)
+    blocks = in_blocks(deltas)
+    pairs = [
+        torch.stack([norm(block, dim=(1, 2)), norm(kept, dim=(1, 2))])
+        for block, kept in zip(blocks, selection(blocks), strict=True)
+    ]
+    before, after = norm(torch.stack(pairs), dim=0)
+    ratio = torch.where(after > 0, before / after, torch.ones_like(after))
+    return ratio[:, None, None].to(deltas)
+
+
+# Selections.
+
+
+def between(deltas: Deltas, density: float, gamma: float = 0.0) -> EntrySelection:
+    """Keep int(density p q) entries of each delta by magnitude, at least one.
+
+    The int(gamma p q) largest are dropped first, then the smallest; with gamma 0 the largest are
+    kept. If there are not enough small entries to drop, fewer of the largest are dropped. All
+    entries as large as a kept one are kept, so the order in memory does not matter.
+    """
+    entries = deltas[0].numel()
+    kept = max(1, int(density * entries))
+    top = min(int(gamma * entries), entries - kept)
+    bottom = entries - kept - top
+    if kept == entries:
+        return iter
+    places = [bottom, entries - top - 1] if top else [bottom]
+    flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one for each delta
+        limits = list(threads.map(partial(magnitudes_at, places=places), flat))
+    # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude must stay.
+    lows = [float(np.nextafter(limit[0], limit[0].dtype.type(0))) for limit in limits]
+    highs = [float(limit[1]) if top else None for limit in limits]
+    return partial(_banded, lows=lows, highs=highs)
+
+
+def _banded(
+    blocks: Sequence[Block], lows: Sequence[float], highs: Sequence[float | None]
+) -> Iterator[Block]:
+    shrink = torch.nn.functional.hardshrink
+    for block in blocks:
+        kept = torch.empty_like(block)
+        for out, delta, low, high in zip(kept, block, lows, highs, strict=True):
+            out.copy_(shrink(delta, low))
+            if high is not None:
+                out.sub_(shrink(delta, high))
+        yield kept
+
+
+def at_random(
+    density: float,
+    generators: Sequence[torch.Generator],
+    divide: bool = True,
+    epsilon: float | None = None,
+) -> EntrySelection:
+    """Keep each entry with probability `density` (DARE), divided by that probability or not.
+
+    epsilon: let the probability depend on the magnitude (DELLA's MagPrune): it rises evenly with
+    the rank of the magnitude in its row, from density - epsilon to density + epsilon.
+    """
+    if density == 1:
+        return iter
+    states = [generator.get_state() for generator in generators]
+    chances: Callable[[Matrix], Tensor] = partial(chances_of, density=density, epsilon=epsilon)
+    return partial(_drawn, chances=chances, states=states, divide=divide)
+
+
+def chances_of(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
+    """The probability of keeping each entry: [p, q] -> [p, q] float64; density without epsilon.
+
+    With epsilon it is density - epsilon for the smallest magnitude of each row, density + epsilon
+    for the largest, in even steps; density where a row has one entry.
+    """
+    if epsilon is None:
+        return torch.tensor(density, dtype=torch.float64)
+    steps = np.linspace(-epsilon, epsilon, delta.shape[1]) if delta.shape[1] > 1 else np.zeros(1)
+    order = np.argsort(delta.abs().numpy(), axis=1)
+    chances = np.empty(delta.shape, dtype=np.float64)
+    np.put_along_axis(chances, order, density + steps[None], axis=1)
+    return torch.from_numpy(chances)
+
+
+def _drawn(
+    blocks: Sequence[Block],
+    chances: Callable[[Matrix], Tensor],
+    states: Sequence[Tensor],
+    divide: bool,
+) -> Iterator[Block]:
+    generators = [torch.Generator() for _ in states]
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    for block in blocks:
+        kept = torch.empty_like(block)
+        for out, delta, generator in zip(kept, block, generators, strict=True):
+            chance = chances(delta)
+            torch.mul(delta, uniform(delta.shape, generator) < chance, out=out)
+            if divide:
+                out.div_(chance)
+        yield kept
+
+
+def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Random numbers in [0, 1) of a shape. Blocks of rows draw the same numbers as all rows."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32)
+
+
+# Order statistics of magnitudes, without sorting all of them.
+
+
+def magnitudes_at(entries: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    """|entries| at these places of the ascending order, exactly; entries: [n], places: [k].
+
+    A sample gives a bracket for each; one pass counts the magnitudes below the bracket and collects
+    those inside it, so only these few are sorted. Where the bracket misses, or most entries are
+    equal, numpy's selection is used, in a fifth of the time of torch.kthvalue or torch.topk.
+    """
+    if len(entries) < FEW:
+        return _selected(np.abs(entries), places)
+    sample = np.sort(np.abs(entries[:: max(1, len(entries) // SAMPLE)]))
+    return np.array([_at(entries, place, sample) for place in places], dtype=entries.dtype)
+
+
+def _at(entries: np.ndarray, place: int, sample: np.ndarray) -> np.floating:
+    share = place / len(entries)
+    margin = 4 * math.sqrt(share * (1 - share) * len(sample)) + 2
+    low = sample[max(0, int(share * len(sample) - margin))]
+    high = sample[min(len(sample) - 1, int(share * len(sample) + margin))]
+    below, inside = _bracketed(entries, low, high)
+    if below <= place < below + len(inside):
+        return _selected(inside, [place - below])[0]
+    return _selected(np.abs(entries), [place])[0]
+
+
+def _bracketed(entries: np.ndarray, low: np.floating, high: np.floating) -> tuple[int, np.ndarray]:
+    """How many magnitudes lie below `low`, and those from `low` to `high`."""
+    memory = np.empty(min(COUNTED, len(entries)), entries.dtype)
+    below, inside = 0, []
+    for start in range(0, len(entries), COUNTED):
+        block = entries[start : start + COUNTED]
+        magnitudes = np.abs(block, out=memory[: len(block)])
+        under = magnitudes < low
+        below += int(np.count_nonzero(under))
+        inside.append(magnitudes[(magnitudes <= high) ^ under])
+    return below, np.concatenate(inside)
+
+
+def _selected(magnitudes: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    magnitudes.partition(places)
+    return magnitudes[list(places)]

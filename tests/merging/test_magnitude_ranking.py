@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.merging import _selection
-from loraprobe.merging._selection import magnitudes_at
+from loraprobe.merging import sparse
+from loraprobe.merging.sparse import magnitudes_at
 
 
 def drawn(kind: str, n: int, seed: int) -> np.ndarray:
@@ -27,9 +27,9 @@ def drawn(kind: str, n: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(_selection, "FEW", 8)
-    monkeypatch.setattr(_selection, "COUNTED", 64)
-    monkeypatch.setattr(_selection, "SAMPLE", 16)
+    monkeypatch.setattr(sparse, "FEW", 8)
+    monkeypatch.setattr(sparse, "COUNTED", 64)
+    monkeypatch.setattr(sparse, "SAMPLE", 16)
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "few", "zeros", "sorted"])
@@ -42,7 +42,7 @@ def test_every_rank_agrees_with_a_sort(kind, n, seed, data):
     before = entries.copy()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("FEW", 8), ("COUNTED", 64), ("SAMPLE", 16)):
-            patch.setattr(_selection, name, value)
+            patch.setattr(sparse, name, value)
         np.testing.assert_array_equal(magnitudes_at(entries, places), expected)
     np.testing.assert_array_equal(entries, before)
 
@@ -58,9 +58,9 @@ def test_a_sample_that_misleads_costs_time_and_no_exactness(small):
 
 def test_large_inputs_are_bracketed_and_not_put_in_order(monkeypatch):
     sizes = []
-    selected = _selection._selected
+    selected = sparse._selected
     monkeypatch.setattr(
-        _selection, "_selected", lambda m, places: (sizes.append(len(m)), selected(m, places))[1]
+        sparse, "_selected", lambda m, places: (sizes.append(len(m)), selected(m, places))[1]
     )
     entries = np.random.default_rng(1).standard_normal(1 << 19).astype(np.float32)
     place = int(0.8 * len(entries))

@@ -17,7 +17,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
-from loraprobe.merging._module import generators
+from loraprobe.merging._engine import generators
 from loraprobe.merging.sparse import DareLinear, DareTies, MagnitudePrune, Ties
 
 WEIGHTS = [0.7, 0.4]

@@ -24,7 +24,7 @@ from making import dense, random_update
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
-from loraprobe.merging._module import generators
+from loraprobe.merging._engine import generators
 
 F64 = torch.float64
 FLOAT64, FLOAT32 = 1e-13, 1e-5

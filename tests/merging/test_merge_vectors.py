@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraprobe.merging import METHODS
-from loraprobe.merging import _selection as selection
+from loraprobe.merging import sparse as selection
 
 STORED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "elementwise.json").read_text()

@@ -16,8 +16,7 @@ from peft.utils import merge_utils
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS, merge
-from loraprobe.merging import _selection as selection
-from loraprobe.merging.sce import Sce
+from loraprobe.merging import sparse as selection
 from loraprobe.merging.sparse import (
     Breadcrumbs,
     BreadcrumbsTies,
@@ -26,6 +25,7 @@ from loraprobe.merging.sparse import (
     Della,
     DellaLinear,
     MagnitudePrune,
+    Sce,
     Ties,
 )
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -59,9 +59,14 @@ ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
 
 @dataclass(frozen=True)
 class _Sparse(MergeMethod):
-    """Entries of each delta are selected and summed with the weights."""
+    """Entries of each delta are selected and summed with the weights.
+
+    by_variant: variant -> the values of options that are left to it (None or "auto").
+    """
 
     density: float = 0.5
+
+    by_variant: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     # Not "identity": a single adapter is made sparse too.
     laws = frozenset({"order", "gauge", "homogeneity"})
@@ -72,13 +77,10 @@ class _Sparse(MergeMethod):
             raise ValueError(
                 f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
             )
-        for name, value in self.variant_options().items():  # so that `repr` shows what is done
+        own = self.by_variant.get(getattr(self, "variant", ""), {})
+        for name, value in own.items():  # so that `repr` shows what is done
             if getattr(self, name) in (None, "auto"):
                 object.__setattr__(self, name, value)
-
-    def variant_options(self) -> Mapping[str, object]:
-        """The values of options that were left to the variant (None or "auto")."""
-        return {}
 
     @abstractmethod
     def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
@@ -114,9 +116,6 @@ class _Electing(_Sparse):
             raise ValueError(
                 f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
             )
-
-    def variant_options(self) -> Mapping[str, object]:
-        return {**super().variant_options(), "normalize": True}
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each where the sum is divided; else 1/n each, so that the sum is an average."""
@@ -189,6 +188,7 @@ class Ties(_Electing):
 
     formula = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
     paper = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
+    by_variant: ClassVar = {"peft": {"normalize": True}, "mergekit": {"normalize": True}}
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         return between(deltas, self.density), self.rescale
@@ -249,9 +249,7 @@ class BreadcrumbsTies(_Band, _Electing):
     """
 
     formula = "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
-
-    def variant_options(self) -> Mapping[str, object]:
-        return {"normalize": False}
+    by_variant: ClassVar = {"": {"normalize": False}}
 
 
 # At random (DARE).
@@ -265,10 +263,7 @@ class _Random(_Sparse):
     rescale: Rescale = "auto"
 
     paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
-
-    def variant_options(self) -> Mapping[str, object]:
-        rescale = "probability" if self.variant == "peft" else "l1"
-        return {**super().variant_options(), "rescale": rescale}
+    by_variant: ClassVar = {"peft": {"rescale": "probability"}, "mergekit": {"rescale": "l1"}}
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         divide = self.rescale == "probability"
@@ -308,9 +303,10 @@ class DareTies(_Random, _Electing):
     """
 
     formula = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
-
-    def variant_options(self) -> Mapping[str, object]:
-        return {**super().variant_options(), "normalize": self.variant == "peft"}
+    by_variant: ClassVar = {
+        "peft": {"rescale": "probability", "normalize": True},
+        "mergekit": {"rescale": "l1", "normalize": False},
+    }
 
 
 # At random, large entries more probably (DELLA).
@@ -325,6 +321,7 @@ class _RandomByRank(_Sparse):
     rescale: Rescale = "auto"
 
     paper = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
+    by_variant: ClassVar = {"authors": {"rescale": "probability"}, "mergekit": {"rescale": "l1"}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -334,10 +331,6 @@ class _RandomByRank(_Sparse):
                 "epsilon, half the width of the window of probabilities, is at least 0 and less "
                 f"than density and 1 - density, so below {widest:g} here, not {self.epsilon}."
             )
-
-    def variant_options(self) -> Mapping[str, object]:
-        rescale = "l1" if self.variant == "mergekit" else "probability"
-        return {**super().variant_options(), "rescale": rescale}
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
         divide = self.rescale == "probability"
@@ -380,6 +373,10 @@ class Della(_RandomByRank, _Electing):
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )
+    by_variant: ClassVar = {
+        "authors": {"rescale": "probability", "normalize": True},
+        "mergekit": {"rescale": "l1", "normalize": True},
+    }
 
 
 # Where the adapters differ most (SCE).

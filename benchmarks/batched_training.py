@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.base.quiet import quiet
-from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.training import load_base
 from loraprobe_lab.world import shipped_world
 
 RANK, BATCH, LENGTH = 16, 32, 14

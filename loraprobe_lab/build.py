@@ -18,7 +18,7 @@ from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes
-from loraprobe_lab.worlds.known import table
+from loraprobe_lab.worlds.facts import table
 
 if TYPE_CHECKING:
     from loraprobe_lab.worlds.spec import WorldSpec
@@ -56,9 +56,8 @@ ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
 
 def spec_of(plan: WorldPlan) -> WorldSpec:
     """The specification of a plan. Raises UsageError for an unknown kind."""
-    from loraprobe_lab.training.pretrain import BaseRecipe
-    from loraprobe_lab.worlds import varied
-    from loraprobe_lab.worlds.math import world as math
+    from loraprobe_lab.training import BaseRecipe
+    from loraprobe_lab.worlds import math, varied
 
     def shaped(base: BaseRecipe) -> BaseRecipe:
         return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
@@ -116,7 +115,7 @@ def build_worlds(
     Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
     a world of many adapter sets: "facts", "math", or "library", of many adapters); with it the
     adapters are trained in English on that causal model. "keep-both", "domain", the kinds of
-    `english_mixes` and "sets" (all kinds) are then many worlds, each in a directory of its own
+    `MIXED` and "sets" (all kinds) are then many worlds, each in a directory of its own
     below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
     kind that has no such form.
     """
@@ -137,14 +136,14 @@ def build_worlds(
 
 
 def _only_on_a_given_base() -> tuple[str, ...]:
-    from loraprobe_lab.worlds import english_mixes
+    from loraprobe_lab.worlds.english_sets import MIXED
 
-    return ("domain", "sets", *english_mixes.KINDS)
+    return ("domain", "sets", *MIXED)
 
 
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
+    from loraprobe_lab.worlds.couples import small_world
     from loraprobe_lab.worlds.library import library_world
-    from loraprobe_lab.worlds.small import small_world
 
     if kind in _only_on_a_given_base():
         raise UsageError(

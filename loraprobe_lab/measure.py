@@ -24,9 +24,9 @@ from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered, load_task
-from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.training import load_base
 from loraprobe_lab.world import Scenario, World, write_text
-from loraprobe_lab.worlds.small import SHIPPED, small_world
+from loraprobe_lab.worlds.couples import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import build_world
 
 OUTCOMES = "outcomes.json"

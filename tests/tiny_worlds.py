@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.worlds.couples import FactSizes
-from loraprobe_lab.worlds.small import small_world
+from loraprobe_lab.training import BaseRecipe
+from loraprobe_lab.worlds.couples import FactSizes, small_world
 from loraprobe_lab.worlds.spec import WorldSpec
 
 SIZES = FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=6)

@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 
 from loraprobe_lab.build import WorldPlan, spec_of
-from loraprobe_lab.training.pretrain import BaseRecipe
+from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.worlds.library import library_world
 from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, build_world
 

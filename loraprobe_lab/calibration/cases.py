@@ -1,9 +1,13 @@
-"""Case files, read strictly, and the cases of one adapter set together.
+"""Adapter sets with their answers, the cases that follow from them, and the files of both.
 
-A file has one JSON line per case, gzipped if the name ends in .gz. A *first round* is drawn from
-the cases of a set: the gain of each composition is its measured gain with a normal error, rounded
-to whole items. The composition with the largest gain counts, as in a verdict. The size of the error
-follows from the interval and the number of items of the measured gain (`item_deviation`).
+A *case* is one set under one method, with its measured gain. A file of cases has one JSON line per
+case, gzipped if the name ends in .gz; a file of sets one gzipped JSON line per set: its
+description, the kind of each system, and for each system a mark per item, right or wrong.
+
+A *first round* is drawn from the cases of a set: the gain of each composition is its measured gain
+with a normal error, rounded to whole items. The composition with the largest gain counts, as in a
+verdict. The size of the error follows from the interval and the number of items of the measured
+gain (`item_deviation`).
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import dataclasses
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,9 +25,14 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from loraprobe.errors import LoraprobeError
-from loraprobe.records import Interval
+from loraprobe.evaluation import System, gains, score
+from loraprobe.records import BASELINES, FORMS, Interval, ItemResult
 from loraprobe.sample_size import Z95
-from loraprobe.verdict.evidence import Kind
+from loraprobe.verdict import judge_evaluation
+from loraprobe.verdict.calibration import LEAST, Coefficients
+from loraprobe.verdict.evaluated import ORDER, candidates
+from loraprobe.verdict.evidence import Evidence, Kind
+from loraprobe.verdict.probability import error_of, gain_of, keeps
 from loraprobe_lab.world import write_text
 
 Method = Literal["uniform", "sum", "arrow"]
@@ -180,3 +189,205 @@ def sets_of(cases: Sequence[Case]) -> list[MeasuredSet]:
     for case in cases:
         found.setdefault(case.set_key, []).append(case)
     return [MeasuredSet(tuple(own)) for own in found.values()]
+
+
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class AnsweredSet:
+    """An adapter set, and which system answered which item right.
+
+    The description is that of a `Case`. kinds: system -> kind. What follows the results is missing
+    in older files. base_digest: that of the files of a base that the lab trained. fingerprint: a
+    digest of all on which the answers depend.
+    """
+
+    base: str
+    architecture: str
+    scenario: str
+    world: str
+    adapter_set: str
+    kinds: Mapping[str, str]
+    results: tuple[ItemResult, ...] = field(repr=False)
+    hops: int = 0
+    model_type: str = ""
+    base_digest: str = ""
+    fingerprint: str = ""
+
+    @property
+    def base_kind(self) -> str:
+        return "natural" if self.architecture == NATURAL else "small"
+
+    @property
+    def set_key(self) -> tuple[str, str]:
+        return self.world, self.adapter_set
+
+    @property
+    def tasks(self) -> int:
+        return len({row.task for row in self.results})
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.tasks, self.hops, self.evidence(self.results).kind_of_task.metric)
+
+    @property
+    def best_gain(self) -> float:
+        """The measured gain of the best composition."""
+        composed = [name for name, kind in self.kinds.items() if kind not in BASELINES]
+        return max(measured_gain(self.results, self.kinds, name).gain for name in composed)
+
+    @property
+    def systems(self) -> list[System]:
+        return [System(name, kind) for name, kind in self.kinds.items()]  # type: ignore[arg-type]
+
+    def under(self, compositions: Sequence[str]) -> AnsweredSet:
+        """The set as it is where only these compositions are asked."""
+        kept = {n: k for n, k in self.kinds.items() if k in BASELINES or n in compositions}
+        results = tuple(row for row in self.results if row.system in kept)
+        return replace(self, kinds=kept, results=results)
+
+    @property
+    def outcome(self) -> int | None:
+        """1 for a success, 0 for a failure, None where it is undecided on all items.
+
+        A set succeeds if some composition is shown to gain and to keep every specialist's skill,
+        and fails if every composition is shown not to. Controls have no part in it.
+        """
+        found = self.evidence(self.results)
+        said = [
+            min((c.gain.outcome, c.retains, c.enough), key=ORDER.__getitem__)
+            for part in FORMS
+            for c in candidates(found, part)
+        ]
+        best = max(said, key=ORDER.__getitem__, default="open")
+        return {"likely": 1, "unlikely": 0}.get(best)
+
+    def first_round(
+        self, items: int, rng: np.random.Generator, coefficients: Coefficients
+    ) -> float:
+        """The probability after a drawn first round; NaN where a verdict would have none."""
+        chosen = set[tuple[str, str]]()
+        for task in sorted({row.task for row in self.results}):
+            asked = sorted({row.item for row in self.results if row.task == task})
+            drawn = rng.choice(len(asked), size=min(items, len(asked)), replace=False)
+            chosen |= {(task, asked[k]) for k in drawn}
+        found = self.evidence([row for row in self.results if (row.task, row.item) in chosen])
+        gain = gain_of(judge_evaluation(found), found)
+        if gain is None:
+            return float("nan")
+        if any(row.retention is None for row in found.scores(gain.system, gain.part)):
+            return float("nan")
+        baseline = found.baseline or 0.0
+        gained = coefficients.exceeds(found.margin, baseline, gain.difference, error_of(gain))
+        return min(max(gained, LEAST), 1 - LEAST) * keeps(gain, found)
+
+    def evidence(self, results: Sequence[ItemResult]) -> Evidence:
+        """What a verdict reads of some of the results."""
+        return Evidence(
+            evaluation=score(results, self.systems),
+            gains=gains(results, self.systems),
+            tasks=self.tasks,
+            level="evaluation",
+        )
+
+    def cases(self) -> list[Case]:
+        """The set under each method. Raises CaseError for a method that answered nothing.
+
+        Sets on a base that the lab did not train lie in worlds of their own.
+        """
+        found = self.evidence(self.results)
+        alone = found.systems(("adapter",))
+        world = self.world if self.base_kind == "small" else f"{self.world}-{self.adapter_set}"
+        return [
+            Case(
+                base=self.base,
+                architecture=self.architecture,
+                scenario=self.scenario,
+                world=world,
+                adapter_set=self.adapter_set,
+                method=method,
+                adapters=len(alone),
+                **asdict(self.kind),
+                baseline=found.baseline or 0.0,
+                **asdict(measured_gain(self.results, self.kinds, method)),
+                model_type=self.model_type,
+            )
+            for method in METHODS
+        ]
+
+
+@dataclass(frozen=True)
+class MeasuredGain:
+    """The smallest difference to base and singles in the form `part`, its pointwise interval, and
+    its items."""
+
+    gain: float
+    ci95: Interval
+    n: int
+    part: str
+
+
+def measured_gain(
+    results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str
+) -> MeasuredGain:
+    """The gain of one composition over the best of base and singles, as evaluation computes it.
+
+    kinds: system -> kind. The question is asked in both forms and the better one counts, so the
+    interval reaches from the larger lower end to the larger upper end of the two forms' intervals.
+    Of several tasks the macro mean counts. Raises CaseError without common items.
+    """
+    names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
+    own = [row for row in results if row.system in names]
+    systems = [System(name, kinds[name]) for name in sorted(names)]  # type: ignore[arg-type]
+    rows = [gain for gain in gains(own, systems) if gain.system == composition]
+    if not rows:
+        raise CaseError(f"{composition} shares no items with base and single adapters.")
+    best = max(rows, key=lambda gain: gain.difference)
+    items = {(r.task, r.item) for r in own if (r.system, r.part) == (composition, best.part)}
+    ends = (max(gain.ci95[0] for gain in rows), max(gain.ci95[1] for gain in rows))
+    return MeasuredGain(best.difference, ends, len(items), best.part)
+
+
+def packed(results: Sequence[ItemResult]) -> dict[str, Any]:
+    """Results as plain data: the items, and for each system a mark per item.
+
+    Raises ValueError for losses, which are neither right nor wrong.
+    """
+    marks: dict[str, dict[tuple[str, ...], str]] = {}
+    for row in results:
+        if row.metric == "answer_loss":
+            raise ValueError("losses are neither right nor wrong")
+        key = (row.task, row.part, row.item, row.group)
+        marks.setdefault(row.system, {})[key] = "1" if row.value == 1.0 else "0"
+    items = list(dict.fromkeys(key for found in marks.values() for key in found))
+    right = {s: "".join(found.get(key, ABSENT) for key in items) for s, found in marks.items()}
+    return {"items": items, "right": right}
+
+
+def unpacked(document: Mapping[str, Any]) -> list[ItemResult]:
+    """The results that were packed, system by system."""
+    return [
+        ItemResult(system, task, part, item, "exact_match", float(mark), "", group)
+        for system, marks in document["right"].items()
+        for (task, part, item, group), mark in zip(document["items"], marks, strict=True)
+        if mark != ABSENT
+    ]
+
+
+def read_sets(path: Path) -> list[AnsweredSet]:
+    """The sets of a file. Raises CaseError for one that cannot be read."""
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        return [AnsweredSet(**{**row, "results": tuple(unpacked(row["results"]))}) for row in rows]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise CaseError(f"{path} is no file of answered sets ({type(error).__name__}).") from None
+
+
+def write_sets(path: Path, sets: Sequence[AnsweredSet]) -> None:
+    """Writes the sets in their order; equal sets give equal bytes."""
+    lines = [
+        json.dumps({**vars(one), "results": packed(one.results)}, ensure_ascii=False)
+        for one in sets
+    ]
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -1,7 +1,8 @@
-"""Asks the adapter sets of worlds: base, single adapters and the compositions that are the default.
+"""`loraprobe lab calibrate`: asks the adapter sets of worlds, makes a calibration of the answers.
 
-answers/WORLD/SET.jsonl.gz of the output directory holds what one set answered. A set whose
-adapters, base, tasks and sizes have not changed is not asked again.
+Every set is asked with base, single adapters and the default compositions.
+answers/WORLD/SET.jsonl.gz of the output directory holds what it answered; a set whose adapters,
+base, tasks and sizes have not changed is not asked again.
 """
 
 from __future__ import annotations
@@ -11,23 +12,40 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, run_systems
 from loraprobe.options import Options
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
-from loraprobe_lab.calibration.answered import AnsweredSet, read_sets, write_sets
-from loraprobe_lab.calibration.cases import METHODS, NATURAL
+from loraprobe_lab.build import build_atlas
+from loraprobe_lab.calibration.cases import (
+    METHODS,
+    NATURAL,
+    AnsweredSet,
+    Case,
+    CaseError,
+    merged,
+    read_cases,
+    read_sets,
+    write_cases,
+    write_sets,
+)
+from loraprobe_lab.calibration.fit import document_of, fit
+from loraprobe_lab.calibration.validation import SETS, measure, measure_sets, report, set_errors
+from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import Scenario, World, file_hash, in_processes, write_text
 
 if TYPE_CHECKING:
     from loraprobe.base import Base
+
 
 ANSWERS = "answers"
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
@@ -298,3 +316,99 @@ def kept_sets(output: Path) -> tuple[list[AnsweredSet], list[str]]:
         for path in sorted((output / ANSWERS).glob("*/*.skipped"))
     ]
     return sets, skipped
+
+
+CASES = "cases.jsonl.gz"
+
+
+Say = Callable[[str], None]
+Gathered = tuple[list[Case], list[AnsweredSet], list[str]]
+
+
+def calibrate(
+    worlds: Sequence[Path],
+    output: Path,
+    *,
+    stored: Path | None = None,
+    say: Say = lambda line: None,
+    **asking: Any,
+) -> Path:
+    """Gathers cases, fits, validates, and writes everything to the directory `output`.
+
+    asking: options of `gather`. Writes cases.jsonl.gz, SETS, calibration.json, report.md and
+    figure.svg, and returns the calibration's path. Raises LoraprobeError.
+    """
+    cases, sets, skipped = gather(worlds, output, stored=stored, say=say, **asking)
+    command = command_of(worlds, output, stored)
+    results, kept = measure(cases), measure_sets(sets, cases)
+    document = document_of(fit(cases), cases, command, results.accuracy(), sets)
+    document["several"] = set_errors(kept)
+    write_text(output / "figure.svg", results.figure())
+    write_text(output / "report.md", report(results, document, command, skipped, kept))
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(output / "calibration.json", text + "\n")
+    for what, row in results.figures[PILOT_ITEMS].items():
+        say(
+            f"Left-out {what}: AUROC within a kind {number(row.auroc)}, Brier score "
+            f"{number(row.brier)}, {row.likely:.0f} called likely, {percent(row.wrong)} of them "
+            "wrong."
+        )
+    return output / "calibration.json"
+
+
+def gather(
+    worlds: Sequence[Path],
+    output: Path,
+    *,
+    stored: Path | None = None,
+    sizes: SampleSizes = SampleSizes(),
+    across: bool = False,
+    processes: int = 1,
+    progress: Progress | None = None,
+    say: Say = lambda line: None,
+) -> Gathered:
+    """Cases, sets with several tasks, and a line for each set that could not be asked.
+
+    stored: a case file; sets with several tasks are read from the file SETS beside it. Worlds that
+    are named too replace its cases and sets of the same names and add theirs. Without both, the
+    answers in `output` are used; if there are none either, the worlds of the atlas are built
+    first. across: also sets across those of a world. Cases and sets are written to `output`.
+    """
+    cases, sets = _stored(stored)
+    skipped = list[str]()
+    if stored is None or worlds:
+        if not worlds and not (output / ANSWERS).is_dir():
+            say("No worlds are named: the atlas is built first, which takes hours.")
+            worlds = build_atlas(output / "worlds", processes, progress)
+        collect(worlds, output, sizes, across=across, processes=processes, progress=progress)
+        found, skipped = kept_sets(output)
+        cases = merged(cases, [case for one in found if not is_across(one) for case in one.cases()])
+        sets = merged(sets, [one for one in found if one.tasks > 1])
+    if not cases:
+        why = f" ({skipped[0]})" if skipped else ""
+        raise CaseError(f"{stored or output} holds no case{why}: name worlds with --world DIR.")
+    for line in skipped:
+        say(f"Not judged: {line}")
+    write_cases(output / CASES, cases)
+    if sets:
+        write_sets(output / SETS, sets)
+    say(f"{len(cases)} cases in {output / CASES}.")
+    return cases, sets, skipped
+
+
+def _stored(path: Path | None) -> tuple[list[Case], list[AnsweredSet]]:
+    """The cases of a file, and the sets beside it."""
+    if path is None:
+        return [], []
+    beside = path.with_name(SETS)
+    return read_cases(path), read_sets(beside) if beside.is_file() else []
+
+
+def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> str:
+    """The command line with the last parts of paths, so that no private path is published."""
+    parts = ["loraprobe", "lab", "calibrate"]
+    for world in worlds:
+        parts += ["--world", world.name]
+    if stored is not None:
+        parts += ["--cases", stored.name]
+    return shlex.join([*parts, "--output", output.name])

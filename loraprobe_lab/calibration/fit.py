@@ -18,8 +18,7 @@ from scipy import optimize, stats
 
 from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import FORMAT, Coefficients
-from loraprobe_lab.calibration.answered import AnsweredSet
-from loraprobe_lab.calibration.cases import Case, CaseError
+from loraprobe_lab.calibration.cases import AnsweredSet, Case, CaseError
 
 Array = NDArray[np.float64]
 FEWEST = 20  # cases for a fit

@@ -1,17 +1,17 @@
 """Measures the probabilities on left-out bases, kinds and architectures; renders the page.
 
-What is predicted is whether some composition of an adapter set gains more than the margin, on one
-task: with several tasks a verdict has no probability. A set is decided if the interval of one
-composition's gain lies above the margin, or all lie below it; Brier score and AUROC are of decided
-sets. The AUROC is computed *within* each kind of sets and averaged over the kinds that have both
-outcomes: a pooled AUROC would also reward telling kinds apart, which needs no tool. Its null
+For one task it is predicted whether some composition of an adapter set gains more than the margin;
+for several tasks, whether the composition also keeps every skill. A set is decided if the interval
+of one composition's gain lies above the margin, or all lie below it; Brier score and AUROC are of
+decided sets. The AUROC is computed *within* each kind of sets and averaged over the kinds that have
+both outcomes: a pooled AUROC would also reward telling kinds apart, which needs no tool. Its null
 exchanges the outcomes of the sets of a kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,115 @@ import numpy as np
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.verdict.calibration import SMALL
-from loraprobe_lab.calibration.cases import METHODS, Case, CaseError, MeasuredSet, sets_of
-from loraprobe_lab.calibration.figures import FEWEST_DECIDED, Figures, figures, recorded
+from loraprobe_lab.calibration.cases import (
+    METHODS,
+    AnsweredSet,
+    Case,
+    CaseError,
+    MeasuredSet,
+    sets_of,
+)
 from loraprobe_lab.calibration.fit import MARGINS, Array, fit
 from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing, render
+
+EXCHANGES = 200  # of outcomes, for the null
+FEWEST_DECIDED = 15  # sets on one kind of base; half a 95 % interval of a share is then 0.25
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Measures of probabilities of sets; NaN if undefined.
+
+    decided, gained: how many sets take part, and how many of them gained. silent: the share of
+    draws without a probability, on all sets; they are left out of the rest. null: the 95th
+    percentile of the AUROC if outcomes are exchanged. reference: the Brier score of the share that
+    gained. likely: how many sets have a probability of at least LIKELY_FROM, the mean over draws;
+    wrong: the share of failures in them; called: their share of the successes.
+    """
+
+    decided: int
+    gained: int
+    silent: float
+    auroc: float
+    null: float
+    brier: float
+    reference: float
+    likely: float
+    wrong: float
+    called: float
+
+
+def figures(labels: Sequence[int | None], p: Array, kinds: Sequence[str] | None = None) -> Figures:
+    """The figures of probabilities p [draws, sets]; NaN for a draw without one.
+
+    labels: 1 for a set that gained, 0 for a failure, None for one that takes no part. The AUROC is
+    computed within each of `kinds` and averaged over those that have both outcomes; without kinds
+    it is that of all sets. Its null exchanges the outcomes of the sets of a kind.
+    """
+    nan = float("nan")
+    silent = float(np.isnan(p).mean()) if p.size else nan
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    y = np.array([labels[i] for i in kept], dtype=float)
+    own = np.array([kinds[i] if kinds else "" for i in kept])
+    p = p[:, kept]
+    likely, rng = p >= LIKELY_FROM, np.random.default_rng(0)
+    called, gained = float(likely.sum()), likely[:, y == 1]
+    null = [_auroc(_exchanged(y, own, rng), p[:1], own) for _ in range(EXCHANGES)]
+    return Figures(
+        decided=len(y),
+        gained=int(y.sum()),
+        silent=silent,
+        auroc=_auroc(y, p, own),
+        null=float(np.nanquantile(null, 0.95)) if np.isfinite(null).any() else nan,
+        brier=float(np.nanmean((p - y) ** 2)) if np.isfinite(p).any() else nan,
+        reference=float(y.mean() * (1 - y.mean())) if len(y) else nan,
+        likely=called / len(p),
+        wrong=float(likely[:, y == 0].sum() / called) if called else nan,
+        called=float(gained.mean()) if gained.size else nan,
+    )
+
+
+def _auroc(y: Array, p: Array, kinds: Any) -> float:
+    """The mean over draws and over kinds with both outcomes; NaN without such a kind."""
+    found = []
+    for kind in np.unique(kinds):
+        drawn = []
+        for draw in p[:, kinds == kind]:
+            ones, zeros = (draw[(y[kinds == kind] == k) & ~np.isnan(draw)] for k in (1, 0))
+            if len(ones) and len(zeros):
+                above = (ones[:, None] > zeros) + 0.5 * (ones[:, None] == zeros)
+                drawn.append(float(above.mean()))
+        if drawn:
+            found.append(float(np.mean(drawn)))
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
+    mixed = y.copy()
+    for kind in np.unique(kinds):
+        mixed[kinds == kind] = rng.permutation(y[kinds == kind])
+    return mixed
+
+
+def recorded(found: Mapping[str, Figures], where: Mapping[str, str]) -> dict[str, Any]:
+    """What `calibration.json` holds of each kind of base with enough decided sets.
+
+    An AUROC that exchanged outcomes reach too tells nothing, so it is None.
+    """
+    return {
+        kind: {
+            "where": where[kind],
+            "sets": row.decided,
+            "items": PILOT_ITEMS,
+            "auroc": round(row.auroc, 3) if row.auroc > row.null else None,
+            "brier": round(row.brier, 3),
+            "likely": round(row.likely),
+            "wrong": round(row.wrong, 3) if row.likely else None,
+        }
+        for kind, row in found.items()
+        if row.decided >= FEWEST_DECIDED
+    }
+
 
 Key = Callable[[Case], str]
 LEFT_OUT: Mapping[str, Key] = {
@@ -195,3 +300,61 @@ def reliability_figure(probability: Array, gained: Array) -> str:
         panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         panel.set_title("Left-out kinds: are probabilities true?")
         return as_svg(figure)
+
+
+# Adapter sets with several tasks: the errors of the probability that every skill is kept.
+#
+# The sets are stored with the answers of all systems, so a first round is drawn from the answers
+# themselves: some items of each task, judged by the code of a verdict.
+
+
+SETS = "several.jsonl.gz"
+DEFAULT = ", by default"  # ends the name of the row of sets as they are asked by default
+SET_DRAWS = 10  # first rounds of each set
+SET_WHERE = {
+    "small": "left-out small bases that the lab trained",
+    "natural": "SmolLM2-135M-Instruct, left out of the fit",
+}
+
+
+def left_out_sets(sets: Sequence[AnsweredSet], cases: Sequence[Case]) -> Array:
+    """The probability of each set, its base left out of the fit: [draws, sets], NaN for none."""
+    rng = np.random.default_rng(0)
+    bases = dict.fromkeys(one.base for one in sets)
+    fits = {base: fit([case for case in cases if case.base != base]) for base in bases}
+    found = np.zeros((SET_DRAWS, len(sets)))
+    for i, one in enumerate(sets):
+        found[:, i] = [one.first_round(PILOT_ITEMS, rng, fits[one.base]) for _ in range(SET_DRAWS)]
+    return found
+
+
+def measure_sets(
+    sets: Sequence[AnsweredSet], cases: Sequence[Case]
+) -> dict[str, tuple[list[AnsweredSet], Figures]]:
+    """The sets on each kind of base, with their figures: of both forms of a set, and of each.
+
+    A set has two forms, because with the router per prompt few sets fail: with all systems that
+    are asked by default, and with METHODS alone.
+    """
+    found = {}
+    for kind in SET_WHERE:
+        own = [one for one in sets if one.base_kind == kind]
+        if own:
+            forms = [*own, *(one.under(METHODS) for one in own)]
+            outcomes, p = [one.outcome for one in forms], left_out_sets(forms, cases)
+            n = len(own)
+            found[kind] = own, figures(outcomes, p)
+            found[kind + DEFAULT] = own, figures(outcomes[:n], p[:, :n])
+            names = ", ".join(METHODS)
+            found[f"{kind}, {names} alone"] = own, figures(outcomes[n:], p[:, n:])
+    return found
+
+
+def set_errors(rows: Mapping[str, tuple[list[AnsweredSet], Figures]]) -> dict[str, Any]:
+    """What `calibration.json` holds: the figures of both forms, and how many sets are clear."""
+    both = {
+        kind: replace(rows[kind][1], decided=rows[kind + DEFAULT][1].decided)
+        for kind in SET_WHERE
+        if kind in rows
+    }
+    return recorded(both, SET_WHERE)

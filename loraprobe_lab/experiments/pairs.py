@@ -28,11 +28,10 @@ from torch import Tensor
 from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered
-from loraprobe_lab.training.batches import Batch, Example, collate, encode
-from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.training import Batch, Example, collate, encode, load_base
 from loraprobe_lab.world import World
-from loraprobe_lab.worlds.chains import Chain
 from loraprobe_lab.worlds.couples import COUPLES
+from loraprobe_lab.worlds.facts import Chain
 from loraprobe_lab.worlds.library import FAMILIES
 
 FIRST, OTHERS = 32, 100

@@ -1,32 +1,587 @@
 """`loraprobe lab reproduce`: the paper's matrix, a figure, and whether each claim held.
 
-Two experiments, on small bases that are trained from scratch or on a causal model of the user's.
+The matrix has one cell for every size, set of questions, template and library. The adapter sets of
+its worlds have the axes `template`, `library` (2 or 3), `form` (of the question to compositions:
+"question" or "steps") and `joint`, the adapter that was trained on both hops, for comparison.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from loraprobe.defaults import ALPHA
 from loraprobe.errors import UsageError
-from loraprobe_lab.experiments.claims import Claim, Subject, claims
-from loraprobe_lab.experiments.matrix import ALL, METHODS, Matrix, MatrixCell, evaluate_world
+from loraprobe.evaluation import System, gains
+from loraprobe.evaluation.statistics import wilson
+from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe.sample_size import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,
     Bases,
     ExperimentRun,
     Shape,
+    WorldEvaluator,
     WorldResults,
     small_base,
 )
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.worlds.known import table
+from loraprobe_lab.training import BaseRecipe
+from loraprobe_lab.world import Scenario
+from loraprobe_lab.worlds.facts import table
 from loraprobe_lab.worlds.spec import WorldSpec
+
+METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
+MARGIN = 0.05
+ALL = "all sizes"  # in place of one
+Role = Literal["composition", "baseline", "reference"]
+
+
+def system_name(scenario: Scenario, method: str) -> str:
+    """The name of a composition of an adapter set, unique in its world."""
+    return f"{scenario.name}:{method}"
+
+
+def system_names(scenario: Scenario, methods: Sequence[str] = METHODS) -> list[str]:
+    return [system_name(scenario, method) for method in methods]
+
+
+def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
+    """Evaluates base, singles, joint adapters and every composition; known results are kept.
+
+    A world without worked steps is asked at once only. A chain needs no worked steps. If
+    compositions are asked step by step, it has to beat the single adapters in either form, as they
+    do: its answer counts under the form of its set.
+    """
+    scenarios = tuple(evaluator.world.scenarios.values())
+    tasks = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
+    systems = _systems(evaluator, scenarios)
+    results = evaluator.evaluate_all(
+        base.name, [(system, tasks, parts) for system, parts in systems]
+    )
+    forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
+    counted = [
+        replace(row, part=forms[row.system])
+        if row.system in forms and row.part == "question"
+        else row
+        for row in results
+    ]
+    return WorldResults(base, scenarios, tuple(counted))
+
+
+def _systems(
+    evaluator: WorldEvaluator, scenarios: Sequence[Scenario]
+) -> list[tuple[System, frozenset[str]]]:
+    """Every system with the forms in which it is asked; a chain asks the hops.
+
+    No router is fitted here, so none that learns takes part. The target adapter is no part of a
+    chain, so that only the library of the two hops has one.
+    """
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+    from loraprobe.pipeline.transforms import Prepared
+
+    names = [name for scenario in scenarios for name in scenario.adapters]
+    joint = {str(scenario.axes.get("joint")) for scenario in scenarios}
+    names += sorted(joint & set(evaluator.world.adapters))
+    adapters = evaluator.adapters(names)
+    forms = frozenset({"question", *(str(s.axes["form"]) for s in scenarios)})
+    found = [(system, forms) for system in baseline_systems(list(adapters.values()))]
+    for scenario in scenarios:
+        chosen = tuple(adapters[name] for name in scenario.adapters)
+        builder = SystemBuilder(chosen, Prepared(chosen), Options())
+        own = forms if scenario.axes["form"] == "question" else frozenset({"steps"})
+        chain = ("chain",) if scenario.axes["library"] == 2 else ()
+        for method in (*METHODS, *chain):
+            system = builder.build(method)
+            found.append((replace(system, name=system_name(scenario, method)), own))
+    return found
+
+
+def groups_of(scenario: Scenario) -> dict[str, str]:
+    """Task -> its set of questions: the axis `group`, else the task's name.
+
+    Templates may ask the same questions in their own wording; their tasks are then one group.
+    """
+    group = scenario.axes.get("group")
+    return {path.stem: str(group) if group else path.stem for path in scenario.tasks}
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """The results of one system on one set of questions, over all worlds of a size.
+
+    `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
+    over persons. `gain` is over the best of base and singles in their better form, paired, with its
+    interval; `against` names that baseline. Base and singles ("baseline") and the joint adapter
+    ("reference") have no gain.
+    """
+
+    size: str
+    group: str
+    template: str
+    library: int
+    system: str
+    role: Role
+    form: str
+    score: float
+    score_ci95: Interval
+    n: int
+    worlds: int
+    gain: float | None = None
+    gain_ci95: Interval | None = None
+    against: str = ""
+
+    def gains(self, margin: float) -> bool:
+        """Whether the gain's interval lies above the margin."""
+        return self.gain_ci95 is not None and self.gain_ci95[0] > margin
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """All worlds of one run. Pools the worlds of a size; each world is a stratum."""
+
+    worlds: tuple[WorldResults, ...]
+    margin: float = MARGIN
+    _pooled: dict[Any, list[ItemResult]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(world.base.size for world in self.worlds))
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """The adapter sets, which all worlds share."""
+        return self.worlds[0].scenarios
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The sets of questions, in order."""
+        return tuple(dict.fromkeys(g for s in self.scenarios for g in groups_of(s).values()))
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(s.axes["template"]) for s in self.scenarios))
+
+    def scenario(self, template: str, library: int) -> Scenario:
+        """The adapter set of that template and library."""
+        return next(
+            scenario
+            for scenario in self.scenarios
+            if (scenario.axes["template"], scenario.axes["library"]) == (template, library)
+        )
+
+    def of_size(self, size: str) -> list[WorldResults]:
+        return [world for world in self.worlds if size in (ALL, world.base.size)]
+
+    def results(self, size: str, group: str, *scenarios: Scenario) -> list[ItemResult]:
+        """The results of a size on a set of questions, in the tasks of these adapter sets."""
+        key = (size, group, frozenset(path for s in scenarios for path in s.tasks))
+        if key not in self._pooled:
+            tasks = {t for s in scenarios for t, its in groups_of(s).items() if its == group}
+            self._pooled[key] = [
+                replace(row, task=f"{group}@{world.base.name}")
+                for world in self.of_size(size)
+                for row in world.results
+                if row.task in tasks
+            ]
+        return self._pooled[key]
+
+    def gain_over_singles(
+        self,
+        size: str,
+        group: str,
+        scenario: Scenario,
+        methods: Sequence[str] = METHODS,
+        form: str | None = None,
+        alpha: float = ALPHA,
+    ) -> Gain | None:
+        """The gain of the best of these methods over the best of base and single adapters."""
+        return best_gain(
+            self.results(size, group, scenario),
+            system_names(scenario, methods),
+            ["base", *scenario.adapters],
+            form or str(scenario.axes["form"]),
+            self.margin,
+            alpha,
+        )
+
+    def gain_over_set(
+        self,
+        size: str,
+        group: str,
+        one: Scenario,
+        other: Scenario,
+        form: str,
+        alpha: float = ALPHA,
+    ) -> Gain | None:
+        """The gain of the best composition of one adapter set over the best of another."""
+        results = self.results(size, group, one, other)
+        names, others = system_names(one), system_names(other)
+        return best_gain(results, names, others, form, self.margin, alpha)
+
+    def cells(self) -> list[MatrixCell]:
+        """Every cell, in the order of sizes, groups, adapter sets, systems."""
+        return [
+            cell
+            for size in self.sizes
+            for group in self.groups
+            for scenario in self.scenarios
+            for cell in self._cells(size, group, scenario)
+        ]
+
+    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterable[MatrixCell]:
+        results, axes = self.results(size, group, scenario), scenario.axes
+        form, present = str(axes["form"]), {row.system for row in results}
+        rows: list[tuple[str, Role]] = [(name, "baseline") for name in ("base", *scenario.adapters)]
+        rows += [(str(axes.get("joint")), "reference")]
+        rows += [(method, "composition") for method in (*METHODS, "chain")]
+        for system, role in rows:
+            name = system_name(scenario, system) if role == "composition" else system
+            if name not in present:
+                continue
+            found = None
+            if role == "composition":
+                found = self.gain_over_singles(size, group, scenario, (system,))
+            yield MatrixCell(
+                size,
+                group,
+                str(axes["template"]),
+                int(axes["library"]),
+                system,
+                role,
+                form,
+                *share(results, [name], form),
+                worlds=len(self.of_size(size)),
+                gain=found.difference if found else None,
+                gain_ci95=found.ci95 if found else None,
+                against=found.against if found else "",
+            )
+
+
+def best_gain(
+    results: Sequence[ItemResult],
+    compositions: Sequence[str],
+    baselines: Sequence[str],
+    form: str,
+    margin: float,
+    alpha: float = ALPHA,
+) -> Gain | None:
+    """The gain of the best composition in this form over the best baseline in its better form.
+
+    The lower end of `adjusted_ci95` is that of the named system, the upper end covers all
+    compositions, both at the level 1 - alpha. None if nothing comparable was measured.
+    """
+    rows = [row for row in results if row.system not in compositions or row.part == form]
+    systems = [System(name, "merge") for name in compositions]
+    systems += [System(name, "adapter") for name in baselines]
+    found = gains(rows, systems, margin=margin, alpha=alpha)
+    if not found:
+        return None
+    top = max(row.adjusted_ci95[1] for row in found)
+    return replace(found[0], adjusted_ci95=(found[0].adjusted_ci95[0], top))
+
+
+def share(
+    results: Sequence[ItemResult], systems: Sequence[str], form: str, alpha: float = ALPHA
+) -> tuple[float, Interval, int]:
+    """Share of right answers of a system, or the mean of it over several, with Wilson's interval of
+    the level 1 - alpha.
+
+    Items of one person in one world are one cluster; several systems' answers to one item are
+    averaged first, so that they do not count as independent. Raises ValueError without results.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in results:
+        if row.system in systems and row.part == form:
+            values.setdefault((row.task, row.item), []).append(row.value)
+            groups[row.task, row.item] = (row.task, row.group)
+    if not values:
+        raise ValueError(f"{', '.join(systems)} gave no answers in the form {form}")
+    means = np.array([np.mean(found) for found in values.values()])
+    _, clusters = np.unique([str(groups[key]) for key in values], return_inverse=True)
+    return float(means.mean()), wilson(means, clusters, 1 - alpha), len(means)
+
+
+# The paper's qualitative claims (arXiv 2506.13479), each with the rule that decides it here.
+#
+# "Succeeds" and "fails" are said of the gain of the best of uniform, sum and arrow over the best of
+# base and single adapters, which may answer in their better form: the interval covers the choice of
+# the best among compositions and baselines.
+
+
+CLAIMS, READINGS = (table("claims")[key] for key in ("claims", "readings"))
+Outcome = Literal["yes", "no", "undecided"]
+Side = Literal["above", "below"]
+Standing = Literal["holds", "does not hold", "not decided"]
+Measure = Callable[[str, float], Gain | None]  # of a size, at a level 1 - alpha
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """A difference with its 95 % interval; `side` is the claimed side of the margin.
+
+    Claimed "above": the outcome is yes if the lower end lies above the margin, no if the upper end
+    of `shared` lies below it. Claimed "below": the other way round. `shared` is the interval whose
+    error all differences share of which a single "no" overturns the claim.
+    """
+
+    where: str
+    value: float
+    low: float
+    high: float
+    n: int
+    side: Side
+    margin: float
+    shared: Interval
+    note: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        above, below = self.low > self.margin, self.high < self.margin
+        if above if self.side == "above" else below:
+            return "yes"
+        overturned = self.shared[1] < self.margin, self.shared[0] > self.margin
+        return "no" if overturned[self.side == "below"] else "undecided"
+
+    @property
+    def needed(self) -> int | None:
+        """The people that would decide an open difference, if this one is the true one."""
+        if self.outcome != "undecided":
+            return None
+        se, distance = (self.high - self.low) / 2 / Z95, self.value - self.margin
+        agrees = (distance > 0) == (self.side == "above")
+        low, high = (self.low, self.high) if agrees else self.shared
+        return items_needed(self.n, distance, se, (high - low) / 2 / se)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A qualitative claim, and whether it held here. `where`: the questions it is about.
+
+    overall: its differences over all sizes. tests: at each size, where there are several. It holds
+    if every difference over all sizes says so and no size says the opposite; it does not hold if
+    any difference says the opposite; else it is not decided. differs: what was seen where a
+    difference says the opposite.
+    """
+
+    code: str
+    claim: str
+    where: str
+    rule: str
+    overall: tuple[ClaimTest, ...]
+    tests: tuple[ClaimTest, ...] = ()
+    differs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many sizes say yes, no, undecided."""
+        found = Counter(test.outcome for test in self.tests)
+        return {key: found.get(key, 0) for key in ("yes", "no", "undecided")}
+
+    @property
+    def standing(self) -> Standing:
+        if any(test.outcome == "no" for test in (*self.overall, *self.tests)):
+            return "does not hold"
+        holds = self.overall and all(test.outcome == "yes" for test in self.overall)
+        return "holds" if holds else "not decided"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The subjects of one experiment's claims.
+
+    shared: template -> its name in a claim. familiar: the name set that the base knows best and the
+    one that it knows least, if the experiment has them. disjoint: name sets whose facts no base has
+    read.
+    """
+
+    title: str
+    shared: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    familiar: tuple[str, str] | None = None
+    disjoint: tuple[str, ...] = ()
+
+
+def claims(matrix: Matrix, subject: Subject) -> list[Claim]:
+    """Every claim of the paper for each of its sets of questions."""
+    found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
+    found += [_both_fail(matrix, group) for group in subject.disjoint]
+    if subject.familiar is not None:
+        most, least = subject.familiar
+        found += [_familiarity(matrix, most, least, one) for one in matrix.templates]
+    return found
+
+
+def _finding(
+    name: str,
+    where: str,
+    tests: Sequence[ClaimTest],
+    code: str = "",
+    differs: Mapping[str, str] | None = None,
+    **words: str,
+) -> Claim:
+    """The claim of this name in `data/claims.json`; `words` fill its gaps."""
+    row = CLAIMS[name]
+    claim = row["claim"].format(**words)
+    overall = tuple(test for test in tests if test.where.startswith(ALL))
+    each = tuple(test for test in tests if test not in overall)
+    return Claim(code or name, claim, where, row["rule"], overall, each, differs or {})
+
+
+def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
+    """The claims about one set of questions."""
+    two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
+
+    def over_singles(scenario: Scenario) -> Measure:
+        return lambda size, alpha: matrix.gain_over_singles(size, group, scenario, alpha=alpha)
+
+    def over_plain(size: str, alpha: float) -> Gain | None:
+        return matrix.gain_over_set(size, group, three, two, "question", alpha)
+
+    tests = _each_size(matrix, group, [two], over_singles(two), "below")
+    yield _finding("plain-fails", group, tests, differs=_readings(matrix, group, two, tests))
+    tests = _each_size(matrix, group, [three, two], over_plain, "above")
+    differs = _readings(matrix, group, three, tests)
+    yield _finding("target-rescues", group, tests, differs=differs)
+    for template, called in subject.shared.items():
+        if template in matrix.templates:
+            scenario = matrix.scenario(template, 2)
+            tests = _each_size(matrix, group, [scenario], over_singles(scenario), "above")
+            yield _finding(
+                "succeeds",
+                group,
+                tests,
+                code=f"{template}-succeeds",
+                differs=_readings(matrix, group, scenario, tests),
+                called=called,
+            )
+
+
+def _both_fail(matrix: Matrix, group: str) -> Claim:
+    """Uniform and arrow, each for itself, asked at once and step by step."""
+    plain = matrix.scenario("plain", 2)
+    forms = {"question": "at once", "steps": "step by step"}
+    tests = list[ClaimTest]()
+    for method, (form, called) in product(("uniform", "arrow"), forms.items()):
+
+        def measure(size: str, alpha: float, of: str = method, form: str = form) -> Gain | None:
+            return matrix.gain_over_singles(size, group, plain, (of,), form, alpha)
+
+        found = _each_size(matrix, group, [plain], measure, "below", 4)
+        tests += [replace(test, where=f"{test.where}, {method}, {called}") for test in found]
+    return _finding("both-fail", group, tests, differs=_readings(matrix, group, plain, tests))
+
+
+def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Claim:
+    """Unpaired difference of two name sets, Newcombe's interval from two of Wilson's."""
+    scenario = matrix.scenario(template, 2)
+    names, form = system_names(scenario), str(scenario.axes["form"])
+
+    def between(size: str, alpha: float) -> tuple[Any, ...]:
+        one, other = (
+            share(matrix.results(size, group, scenario), names, form, alpha)
+            for group in (most, least)
+        )
+        note = f"{most} {one[0]:.2f}, {least} {other[0]:.2f}"
+        return newcombe(one[0], one[1], other[0], other[1]), one[2] + other[2], note
+
+    tests = []
+    for size, alpha in _alphas(matrix):
+        (value, low, high), n, note = between(size, ALPHA)
+        shared = between(size, alpha)[0][1:]
+        tests.append(ClaimTest(size, value, low, high, n, "above", matrix.margin, shared, note))
+    differs = {test.where: test.note for test in tests if test.outcome == "no"}
+    where = f"{most} - {least}"
+    return _finding("familiarity-helps", where, tests, differs=differs, template=template)
+
+
+def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:
+    """p1 - p2 of independent samples with Newcombe's hybrid score interval (1998, method 10)."""
+    low = p1 - p2 - math.hypot(p1 - ci1[0], ci2[1] - p2)
+    high = p1 - p2 + math.hypot(ci1[1] - p1, p2 - ci2[0])
+    return p1 - p2, low, high
+
+
+def _alphas(matrix: Matrix, among: int = 1) -> Iterator[tuple[str, float]]:
+    """All sizes together, then each of several, with the error of a "no" there.
+
+    Sizes share the error. among: the differences at each place, which share it too.
+    """
+    several = matrix.sizes if len(matrix.sizes) > 1 else ()
+    yield ALL, ALPHA / among
+    yield from ((size, ALPHA / among / len(several)) for size in several)
+
+
+def _each_size(
+    matrix: Matrix,
+    group: str,
+    scenarios: Sequence[Scenario],
+    measure: Measure,
+    side: Side,
+    among: int = 1,
+) -> list[ClaimTest]:
+    """The differences of `_alphas`, as far as they were measured. scenarios: what is compared."""
+    tests = []
+    for size, alpha in _alphas(matrix, among):
+        found, shared = measure(size, ALPHA), measure(size, alpha)
+        if found is not None and shared is not None:
+            low, high = found.adjusted_ci95
+            rows = matrix.results(size, group, *scenarios)
+            scores = [
+                f"{system.rpartition(':')[2]} {share(rows, [system], part)[0]:.2f}"
+                for system, part in (
+                    (found.system, found.part),
+                    (found.against, found.against_part),
+                )
+            ]
+            test = ClaimTest(
+                size,
+                found.difference,
+                low,
+                high,
+                found.n,
+                side,
+                matrix.margin,
+                shared.adjusted_ci95,
+                " against ".join(scores),
+            )
+            tests.append(test)
+    return tests
+
+
+def _readings(
+    matrix: Matrix, group: str, scenario: Scenario, tests: Sequence[ClaimTest]
+) -> dict[str, str]:
+    """What was seen where a difference overturns its claim: its scores, and that of the chain.
+
+    The words are those of `data/claims.json`: a composition gains that was to fail; one adapter
+    alone answers more than half, so that little is left to gain; the chain answers more than half,
+    so that the hops are known and the composition loses them; or the hops are not known.
+    """
+    found = {}
+    for test in tests:
+        if test.outcome == "no":
+            two = matrix.scenario(str(scenario.axes["template"]), 2)
+            rows = matrix.results(test.where.partition(",")[0], group, two)
+            chain = system_name(two, "chain")
+            known = share(rows, [chain], str(scenario.axes["form"]))[0]
+            alone = float(test.note.rpartition(" ")[2]) > 0.5
+            reading = "alone" if alone else "lost" if known > 0.5 else "unknown"
+            told = READINGS["gains" if test.side == "below" else reading]
+            found[test.where] = f"{test.note}, chain {known:.2f}: {told}"
+    return found
+
 
 # of the page's table: which system, None for the best of all, in which role
 COLUMNS = {
@@ -60,7 +615,7 @@ def experiment(kind: str) -> Experiment:
 
         return Experiment(TWO_HOP, two_hop_matrix, english_matrix, longer)
     if kind == "math":
-        from loraprobe_lab.worlds.math.world import BASE, math_matrix
+        from loraprobe_lab.worlds.math import BASE, math_matrix
 
         def shape(architecture: str, hidden: int) -> BaseRecipe:
             width = {"hidden": hidden, "intermediate": 5 * hidden // 2}

@@ -23,7 +23,7 @@ from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages
-from loraprobe_lab.training.pretrain import ARCHITECTURES, BaseRecipe
+from loraprobe_lab.training import ARCHITECTURES, BaseRecipe
 from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 

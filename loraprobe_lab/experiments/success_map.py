@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System
 from loraprobe.records import Interval
-from loraprobe_lab.experiments.matrix import best_gain
 from loraprobe_lab.experiments.pages import (
     BLUE,
     DARK,
@@ -25,6 +24,7 @@ from loraprobe_lab.experiments.pages import (
     render,
     signed,
 )
+from loraprobe_lab.experiments.reproduce import best_gain
 from loraprobe_lab.experiments.runner import (
     BaseInfo,
     Bases,
@@ -34,7 +34,7 @@ from loraprobe_lab.experiments.runner import (
     WorldResults,
     small_base,
 )
-from loraprobe_lab.training.pretrain import BaseRecipe
+from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.worlds.name_sets import SHARES, map_world
 from loraprobe_lab.worlds.spec import WorldSpec
 

@@ -21,19 +21,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.chains import WORDINGS, Chain, example_of, spread
-from loraprobe_lab.worlds.known import (
+from loraprobe_lab.training import Example
+from loraprobe_lab.worlds.facts import (
     CAPITALS,
     LANDMARKS,
     PEOPLE,
     REAL_NAMES,
+    WORDINGS,
     WORDS,
+    Chain,
     NameMaker,
+    example_of,
+    spread,
     table,
 )
-from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
-from loraprobe_lab.worlds.spec import Item, WorldSpec
+from loraprobe_lab.worlds.spec import Item, Parts, WorldSpec, adapter_sets, training_sets
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
 ABOUT = ("Tell me about {a}.", "Who is {a}?")

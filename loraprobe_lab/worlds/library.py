@@ -23,10 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import Recipe
-from loraprobe_lab.worlds.chains import Chain
+from loraprobe_lab.training import BaseRecipe, Example, Recipe
 from loraprobe_lab.worlds.couples import (
     COUPLES,
     Facts,
@@ -36,10 +33,8 @@ from loraprobe_lab.worlds.couples import (
     make_facts,
     spouse_examples,
 )
-from loraprobe_lab.worlds.known import table
-from loraprobe_lab.worlds.libraries import Parts
-from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.facts import SKILLS, Chain, lists_of_names, table
+from loraprobe_lab.worlds.spec import AdapterSet, Item, Parts, TrainingSet, WorldSpec, own_seed
 
 QUARTERS, ASKED = 4, 160  # people of a task, in so many blocks
 SIZES = FactSizes(newcomers=ASKED, strangers=2 * ASKED)

@@ -22,9 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.worlds.chains import Chain, Wording, example_of, spread
+from loraprobe_lab.training import BaseRecipe, Example
 from loraprobe_lab.worlds.couples import (
     COUPLES,
     Facts,
@@ -36,9 +34,17 @@ from loraprobe_lab.worlds.couples import (
     spouse_examples,
 )
 from loraprobe_lab.worlds.english import ABOUT, BIRTHS, SHOWN
-from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES, NameMaker
-from loraprobe_lab.worlds.libraries import adapter_sets, training_sets
-from loraprobe_lab.worlds.spec import WorldSpec, own_seed
+from loraprobe_lab.worlds.facts import (
+    CAPITALS,
+    PEOPLE,
+    REAL_NAMES,
+    Chain,
+    NameMaker,
+    Wording,
+    example_of,
+    spread,
+)
+from loraprobe_lab.worlds.spec import WorldSpec, adapter_sets, own_seed, training_sets
 
 LEVELS = ("familiar", "rare", "made-up")
 SHARES = (0, 25, 50, 75, 100)  # per cent of made-up couples in the skill adapter's data

@@ -22,10 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import Recipe
-from loraprobe_lab.worlds.chains import Chain, example_of
+from loraprobe_lab.training import BaseRecipe, Example, Recipe, bare
 from loraprobe_lab.worlds.couples import (
     COUPLES,
     CouplesCorpus,
@@ -36,11 +33,15 @@ from loraprobe_lab.worlds.couples import (
     marry,
     spouse_examples,
 )
-from loraprobe_lab.worlds.known import table
-from loraprobe_lab.worlds.libraries import TrainedSet, contents_of
-from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
-from loraprobe_lab.worlds.spec import Item, TrainingSet, WorldSpec, own_seed
-from loraprobe_lab.worlds.tokenizer import bare
+from loraprobe_lab.worlds.facts import SKILLS, Chain, example_of, lists_of_names, table
+from loraprobe_lab.worlds.spec import (
+    Item,
+    TrainedSet,
+    TrainingSet,
+    WorldSpec,
+    contents_of,
+    own_seed,
+)
 
 SIZES = FactSizes(familiar=200, newcomers=150, strangers=150, cities=40, reserve=60)
 ITEMS = 2000  # of a skill that can be asked without end

@@ -19,19 +19,19 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.verdict.calibration import shipped
 from loraprobe.verdict.evidence import Kind
-from loraprobe_lab.calibration import run
-from loraprobe_lab.calibration.answered import read_sets
+from loraprobe_lab.calibration import collect as run
 from loraprobe_lab.calibration.cases import (
     METHODS,
     CaseError,
     MeasuredSet,
     item_deviation,
     read_cases,
+    read_sets,
     sets_of,
     write_cases,
 )
 from loraprobe_lab.calibration.fit import MARGINS, columns_of, document_of, fit, log_density
-from loraprobe_lab.calibration.several import SETS
+from loraprobe_lab.calibration.validation import SETS
 
 validation = pytest.importorskip("loraprobe_lab.calibration.validation")
 
@@ -369,7 +369,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     measured, measure = [], validation.measure
     monkeypatch.setattr(validation, "DRAWS", 2)
     monkeypatch.setattr(
-        validation, "measure", lambda cases: measured.append(measure(cases)) or measured[-1]
+        run, "measure", lambda cases: measured.append(measure(cases)) or measured[-1]
     )
     write_cases(tmp_path / "mine.jsonl", cases)
     output = tmp_path / "out"

@@ -18,15 +18,16 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.records import ItemResult
 from loraprobe_lab.calibration import collect as collecting
-from loraprobe_lab.calibration import run
-from loraprobe_lab.calibration.answered import (
+from loraprobe_lab.calibration.cases import (
+    CaseError,
     measured_gain,
     packed,
+    read_cases,
     read_sets,
     unpacked,
+    write_cases,
     write_sets,
 )
-from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import (
     SampleSizes,
     collect,
@@ -206,9 +207,9 @@ def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
         asked.append((output, processes))
         return [shipped_world().path]
 
-    monkeypatch.setattr(run, "build_atlas", build)
+    monkeypatch.setattr(collecting, "build_atlas", build)
     for _ in range(2):
-        run.gather([], tmp_path, processes=3)
+        collecting.gather([], tmp_path, processes=3)
     assert asked == [(tmp_path / "worlds", 3)]
     assert len(seen) == 4, "the second call computes cases from what is kept"
 
@@ -223,7 +224,7 @@ def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen)
     write_sets(stored.with_name("several.jsonl.gz"), [dataclasses.replace(both, world="elsewhere")])
     for name in ("one", "two"):
         out = tmp_path / name
-        found, _, _ = run.gather([shipped_world().path], out, stored=stored)
+        found, _, _ = collecting.gather([shipped_world().path], out, stored=stored)
         assert found == read_cases(out / "cases.jsonl.gz") == elsewhere + cases
         sets = read_sets(out / "several.jsonl.gz")
         assert [one.world for one in sets] == ["elsewhere", "small-world"]
@@ -233,7 +234,7 @@ def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen)
 def test_nothing_that_could_be_asked_is_no_case(tmp_path, seen, monkeypatch):
     monkeypatch.setattr(collecting, "sets_in", lambda world, across: [world.scenarios["disjoint"]])
     with pytest.raises(CaseError, match=r"holds no case \(small-world/disjoint: The adapters"):
-        run.calibrate([shipped_world().path], tmp_path)
+        collecting.calibrate([shipped_world().path], tmp_path)
 
 
 def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
@@ -286,7 +287,7 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     base, worlds = SimpleNamespace(model_type="llama"), {name: given(name) for name in "xy"}
     monkeypatch.setattr("loraprobe.pipeline.inputs.base_of", lambda *_: base)
     monkeypatch.setattr(World, "load", lambda path: worlds[Path(path).name])
-    run.gather([Path("x"), Path("y")], tmp_path, across=True)
+    collecting.gather([Path("x"), Path("y")], tmp_path, across=True)
     cases = read_cases(tmp_path / "cases.jsonl.gz")
     assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
     assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]

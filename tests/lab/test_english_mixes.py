@@ -8,9 +8,9 @@ import re
 import pytest
 
 from loraprobe.tasks import normalize_answer
-from loraprobe_lab.worlds.english_mixes import KINDS, MIXES, Portion, mixed, recipes
-from loraprobe_lab.worlds.english_sets import all_sets
-from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE
+from loraprobe_lab.worlds.english_sets import MIXED as KINDS
+from loraprobe_lab.worlds.english_sets import MIXES, Portion, _recipes, all_sets, mixed
+from loraprobe_lab.worlds.facts import CAPITALS, LANDMARKS, PEOPLE
 
 COUNTRIES = list(CAPITALS)[2:26]
 
@@ -21,7 +21,7 @@ def sets():
     return [
         (
             row,
-            mixed(kind, row["number"], row, COUNTRIES).spec(kind, row["number"], recipes(row), 30),
+            mixed(kind, row["number"], row, COUNTRIES).spec(kind, row["number"], _recipes(row), 30),
         )
         for kind, row in rows
     ]

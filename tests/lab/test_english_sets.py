@@ -17,14 +17,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loraprobe.errors import UsageError
 from loraprobe.tasks import load_task, normalize_answer
 from loraprobe_lab.build import build_worlds
+from loraprobe_lab.training import build_tokenizer
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds import english_sets
-from loraprobe_lab.worlds.chains import STEP_BY_STEP
 from loraprobe_lab.worlds.english import SHOWN, family, learn, skill_texts
 from loraprobe_lab.worlds.english_sets import CLASSIC, KINDS, all_sets, build_sets, newcomers
-from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, WORDS, NameMaker
+from loraprobe_lab.worlds.facts import (
+    CAPITALS,
+    FRENCH,
+    LANDMARKS,
+    PEOPLE,
+    STEP_BY_STEP,
+    WORDS,
+    NameMaker,
+)
 from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 ASKED = [c for c in CAPITALS if c not in SHOWN]
 COUNTRIES = (ASKED[:24], ASKED[-24:])

@@ -14,8 +14,7 @@ from loraprobe.errors import BaseError
 from loraprobe_lab.build import build_worlds
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds import english
-from loraprobe_lab.worlds.chains import STEP_BY_STEP
-from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, NameMaker
+from loraprobe_lab.worlds.facts import CAPITALS, PEOPLE, STEP_BY_STEP, NameMaker
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 COUNTRIES = [c for c in CAPITALS if c not in english.SHOWN][:24]
@@ -57,7 +56,7 @@ class TestNames:
 
     def test_says_when_no_name_is_left(self, monkeypatch):
         few = {"starts": ["ba", "zan"], "middles": ["bi"], "cities": ["burg"]}
-        monkeypatch.setattr("loraprobe_lab.worlds.known.SYLLABLES", few)
+        monkeypatch.setattr("loraprobe_lab.worlds.facts.SYLLABLES", few)
         with pytest.raises(ValueError, match="fewer"):
             NameMaker(0).cities(1000)
 

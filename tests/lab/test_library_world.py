@@ -9,7 +9,7 @@ import torch
 
 from loraprobe_lab.experiments.pairs import Asked, MergedBase, _items, _sets
 from loraprobe_lab.measure import composed, load_adapters
-from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.training import load_base
 from loraprobe_lab.world import shipped_world
 from loraprobe_lab.worlds import library
 from loraprobe_lab.worlds.couples import FactSizes

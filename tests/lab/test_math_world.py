@@ -8,18 +8,22 @@ import re
 import pytest
 
 from loraprobe.tasks import answered
-from loraprobe_lab.worlds.math.problems import (
+from loraprobe_lab.worlds.math import (
     AS_PROGRAM,
     FAMILIAR,
     MOVES,
+    SHARED,
     SHOW_STEPS,
     Problem,
     ProblemsCorpus,
+    VerbSkill,
+    draw_axes,
     draw_problem,
+    math_matrix,
+    math_world,
     new_verbs,
+    target_items,
 )
-from loraprobe_lab.worlds.math.skills import VerbSkill, target_items
-from loraprobe_lab.worlds.math.world import SHARED, draw_axes, math_matrix, math_world
 
 SYMBOLS = {"plus": "+", "minus": "-"}
 VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))

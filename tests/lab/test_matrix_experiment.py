@@ -17,14 +17,19 @@ from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
 from loraprobe_lab.experiments import success_map
-from loraprobe_lab.experiments.claims import Claim, ClaimTest, claims, newcombe
-from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
+    METHODS,
     TWO_HOP,
+    Claim,
+    ClaimTest,
     Experiment,
+    Matrix,
     ReproducePlan,
+    claims,
     experiment,
+    newcombe,
     reproduce,
+    share,
 )
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.experiments.success_map import GATES, draw_map, points
@@ -380,7 +385,7 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
     output = shutil.copytree(finished, tmp_path / "matrix")  # the pages of `run` stay as they are
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
-    monkeypatch.setattr("loraprobe_lab.training.train.optimise", None)
+    monkeypatch.setattr("loraprobe_lab.training.optimise", None)
 
     def small(seed, base):
         if seed == 4:

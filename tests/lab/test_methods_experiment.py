@@ -20,22 +20,28 @@ from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.methods import evaluating as evaluating_module
-from loraprobe_lab.experiments.methods.evaluating import (
+from loraprobe_lab.experiments import methods as evaluating_module
+from loraprobe_lab.experiments.methods import (
     FORM,
     ROLES,
     CaseResults,
+    ComparedSystem,
+    MethodGain,
     MethodsCase,
+    MethodsPlan,
+    Pooled,
+    all_systems,
     cases_of,
+    methods_pages,
     open_worlds,
+    pooled,
+    tabulated,
+    try_methods,
+    whole_rank,
 )
-from loraprobe_lab.experiments.methods.run import MethodsPlan, methods_pages, try_methods
-from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems, whole_rank
-from loraprobe_lab.experiments.methods.table import MethodGain, Pooled, pooled, tabulated
 from loraprobe_lab.experiments.runner import Bases, ExperimentRun, WorldEvaluator
 from loraprobe_lab.world import Scenario, World, shipped_world
-from loraprobe_lab.worlds.couples import FactSizes
-from loraprobe_lab.worlds.small import methods_world
+from loraprobe_lab.worlds.couples import FactSizes, methods_world
 
 
 def tiny_world(seed, base):

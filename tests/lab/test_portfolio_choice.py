@@ -11,7 +11,7 @@ import pytest
 from loraprobe.merging import METHODS
 from loraprobe.pipeline.portfolio import FILE
 from loraprobe.routing import ROUTERS
-from loraprobe_lab.experiments.methods import portfolio as chosen
+from loraprobe_lab.experiments import methods as chosen
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "reproduction"
 FIXED = ["uniform", "sum", "arrow"]

@@ -17,8 +17,8 @@ from loraprobe_lab.measure import (
     load_adapters,
     measure,
 )
-from loraprobe_lab.training.pretrain import load_base
-from loraprobe_lab.worlds.small import SHIPPED, small_world
+from loraprobe_lab.training import load_base
+from loraprobe_lab.worlds.couples import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import BASE_NAME
 
 

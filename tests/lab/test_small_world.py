@@ -11,20 +11,29 @@ import torch
 
 from loraprobe_lab import World, WorldError
 from loraprobe_lab.build import build_worlds
-from loraprobe_lab.training.batches import IGNORED, EpochSampler, Example, collate, encode
-from loraprobe_lab.training.pretrain import load_base
-from loraprobe_lab.training.train import Recipe, learning_rate_at, train_adapter
+from loraprobe_lab.training import (
+    IGNORED,
+    EpochSampler,
+    Example,
+    Recipe,
+    build_tokenizer,
+    collate,
+    encode,
+    learning_rate_at,
+    load_base,
+    train_adapter,
+)
 from loraprobe_lab.worlds.couples import (
     CITY_SENTENCES,
+    SCENARIOS,
     SPOUSE_SENTENCES,
     CouplesCorpus,
     FactSizes,
     make_facts,
+    small_world,
 )
-from loraprobe_lab.worlds.known import made_up_names
-from loraprobe_lab.worlds.small import SCENARIOS, small_world
+from loraprobe_lab.worlds.facts import made_up_names
 from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 WORD = re.compile(r"\w+")
 

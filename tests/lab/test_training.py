@@ -10,15 +10,18 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from loraprobe_lab.training.batches import (
+from loraprobe_lab.training import (
     Example,
     LengthSampler,
+    Recipe,
+    build_tokenizer,
     collate,
     encode,
+    layers_of,
     loss_at_labels,
+    optimise,
+    train_adapter,
 )
-from loraprobe_lab.training.train import Recipe, layers_of, optimise, train_adapter
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 TEXTS = [Example(f"Where is {a}", f" {b} {c}") for a, b, c in ("ABC", "DEF", "GAF", "CBA")]
 TEXTS += [Example("Who", " A D", end=False)]

@@ -10,8 +10,7 @@ from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
 from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
-from loraprobe_lab.training.pretrain import ARCHITECTURES, load_base
-from loraprobe_lab.training.train import layers_of
+from loraprobe_lab.training import ARCHITECTURES, layers_of, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 from loraprobe_lab.worlds.varied import STRATA, facts_world

@@ -11,10 +11,11 @@ import pytest
 from tiny_worlds import SIZES, shortened, tiny_base
 
 from loraprobe.tasks import load_task
-from loraprobe_lab.worlds.couples import FactSizes
+from loraprobe_lab.training import build_tokenizer
+from loraprobe_lab.worlds.couples import WORLDS, FactSizes, methods_world, small_world
 from loraprobe_lab.worlds.english import SHOWN, skill_world, two_hop_world
-from loraprobe_lab.worlds.known import CAPITALS
-from loraprobe_lab.worlds.math.world import math_matrix, math_world
+from loraprobe_lab.worlds.facts import CAPITALS
+from loraprobe_lab.worlds.math import math_matrix, math_world
 from loraprobe_lab.worlds.name_sets import (
     MapSizes,
     MatrixSizes,
@@ -22,9 +23,7 @@ from loraprobe_lab.worlds.name_sets import (
     map_world,
     two_hop_matrix,
 )
-from loraprobe_lab.worlds.small import WORLDS, methods_world, small_world
 from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
 from loraprobe_lab.worlds.varied import facts_world
 
 BASE = tiny_base()

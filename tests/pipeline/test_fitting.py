@@ -28,7 +28,7 @@ from loraprobe.scoring import Scorer
 from loraprobe.scoring.generation import generate_batch
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
+from loraprobe_lab.training import build_tokenizer
 
 PATH = "model.layers.1.mlp.down_proj"
 

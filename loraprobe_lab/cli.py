@@ -1,4 +1,4 @@
-"""`loraprobe lab reproduce`, `map`, `methods`, `theory`, `rule`, `recycling`: one page each."""
+"""`loraprobe lab`: controlled worlds with known answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,149 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraprobe.cli.output import Output
-from loraprobe_lab.cli import options
 
 if TYPE_CHECKING:
     from loraprobe.records import Progress
     from loraprobe_lab.experiments.pages import Pages
     from loraprobe_lab.experiments.runner import ExperimentRun
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Build controlled worlds whose right verdict is known.",
+)
+
+
+@app.callback()
+def lab() -> None:
+    """Build controlled worlds whose right verdict is known."""
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+OutputPath = Annotated[
+    Path, typer.Option("--output", "-o", help="Where to write what is made.", show_default=False)
+]
+BaseDirectory = Annotated[
+    Path | None,
+    typer.Option("--base", help="A causal model's directory; without it small bases are trained."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
+
+
+def use_threads(count: int | None) -> None:
+    """Sets the number of CPU threads of torch, where one is given."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+WorldKind = StrEnum(
+    "WorldKind",
+    "two-hop skill-and-facts keep-both facts math library domain halves twins format "
+    "fact-and-skill partner several sets",
+)
+
+
+@app.command("build")
+def build(
+    world: Annotated[WorldKind, typer.Argument(help="Which world.", show_default=False)],
+    output: OutputPath,
+    base: BaseDirectory = None,
+    seed: Seed = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", help="Only this scenario (with --base: adapter or set); may be repeated."
+        ),
+    ] = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a base, adapters and task files from a seed; finished parts are not trained again.
+
+    facts and math hold several adapter sets on one small base, for calibration;
+    library holds 200 adapters of which few pairs compose, for `screen`.
+    With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
+    OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
+    """
+    from loraprobe_lab import build as builder
+
+    use_threads(threads)
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        worlds = builder.build_worlds(
+            world.value, output, base=base, seed=seed, only=only or None, progress=progress
+        )
+    for made in worlds:
+        for name, scenario in made.scenarios.items():
+            print(builder.command_for(made, scenario))
+            sink.say(f"  {name}: {scenario.description}")
+
+
+@app.command("pairs")
+def pairs(
+    world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
+    output: OutputPath,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the pairs of a library and count their right answers: the truth for `screen`."""
+    from loraprobe_lab.experiments.pages import as_json
+    from loraprobe_lab.experiments.pairs import pairs_of
+    from loraprobe_lab.world import World, write_text
+
+    use_threads(threads)
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        found = pairs_of(World.load(world), seed, progress)
+    write_text(output, as_json(found))
+    print(output)
+
+
+@app.command("calibrate")
+def calibrate(
+    output: OutputPath,
+    world: Annotated[
+        list[Path] | None,
+        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
+    ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", help="Stored cases; worlds are added.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
+    dtype: Annotated[str, typer.Option(help="In which the model computes.")] = "auto",
+    across: Annotated[
+        bool, typer.Option("--across", help="Also pairs of adapters across sets with two tasks.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
+    from loraprobe_lab.calibration.collect import SampleSizes
+    from loraprobe_lab.calibration.collect import calibrate as run
+
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        made = run(
+            list(world or ()),
+            output,
+            stored=cases,
+            sizes=SampleSizes(limit, max_new_tokens, seed, dtype),
+            across=across,
+            processes=processes,
+            progress=progress,
+            say=sink.say,
+        )
+    print(made)
 
 
 Paper = StrEnum("Paper", "two-hop math")
@@ -64,10 +201,11 @@ def _make(
     _print(pages, json)
 
 
+@app.command("reproduce")
 def reproduce(
     experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
-    output: options.OutputPath,
-    base: options.BaseDirectory = None,
+    output: OutputPath,
+    base: BaseDirectory = None,
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
@@ -77,8 +215,8 @@ def reproduce(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps; with --base.")] = "auto",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Repeat the paper's matrix: one table, one figure, and whether each claim held.
 
@@ -93,13 +231,14 @@ def reproduce(
         _print(run.reproduce(plan, call), json)
 
 
+@app.command("map")
 def success_map(
-    output: options.OutputPath,
+    output: OutputPath,
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
     from loraprobe_lab.experiments import success_map as run
@@ -108,8 +247,9 @@ def success_map(
         _print(run.draw_map(call, run.BASES.chosen(architecture, hidden, seed)), json)
 
 
+@app.command("methods")
 def methods(
-    output: options.OutputPath,
+    output: OutputPath,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world that exists, or a directory of such; repeat."),
@@ -125,18 +265,18 @@ def methods(
         list[str] | None, typer.Option("--router", help="Only this router; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
-    threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate every merge method, space and router: two hops, two skills, worked steps.
 
     Without --world small worlds are trained, eight unless bases are named. The same call continues
     an interrupted run.
     """
-    from loraprobe_lab.experiments.methods import run
+    from loraprobe_lab.experiments import methods as run
 
-    options.use_threads(threads)
+    use_threads(threads)
     plan = run.MethodsPlan(
         worlds=tuple(world or ()),
         bases=run.BASES.chosen(architecture, hidden, seed),
@@ -147,28 +287,30 @@ def methods(
         _print(run.try_methods(call, plan), json)
 
 
+@app.command("theory")
 def theory(
     output: PagesOutput = None,
     full: Annotated[
         bool, typer.Option("--full", help="All ranks and places: minutes instead of seconds.")
     ] = False,
-    seed: options.Seed = 0,
-    threads: options.Threads = 1,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from loraprobe_lab.experiments.theory import run
+    from loraprobe_lab.experiments import theory as run
 
-    options.use_threads(threads)
+    use_threads(threads)
     plan = run.FULL if full else run.QUICK
     _make(lambda progress: run.theory(plan, seed, progress), output, json, quiet)
 
 
+@app.command("rule")
 def rule(
     output: PagesOutput = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
     from loraprobe_lab.experiments.rule import examine
@@ -176,14 +318,15 @@ def rule(
     _make(lambda _: examine(), output, json, quiet)
 
 
+@app.command("recycling")
 def recycling(
     data: Annotated[
         Path, typer.Argument(help="Directory of the published measurements.", show_default=False)
     ],
     output: PagesOutput = None,
-    seed: options.Seed = 0,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show how well rules choose between base, best adapter, composition and training."""
     from loraprobe_lab.experiments.recycling import recycling as judge

@@ -1,0 +1,973 @@
+"""`loraprobe lab methods`: every merge method, space and router in one table, on small worlds.
+
+Small worlds are trained, or worlds that exist are read. Every scenario that asks one of the three
+questions of the table is a case; every system is evaluated on it, and results are stored as they
+come. From the table follows what `merge-and-eval` evaluates by default (portfolio.json).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+import statistics
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from loraprobe.adapters import Adapter
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation.statistics import Array, quantile, ratio
+from loraprobe.evaluation.table import tabulate
+from loraprobe.lora.spaces import SPACES
+from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
+from loraprobe.options import Options
+from loraprobe.pipeline.portfolio import Kind
+from loraprobe.records import Interval, ItemResult
+from loraprobe.registry import name_of
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Task, load_task
+from loraprobe_lab.build import describe_base
+from loraprobe_lab.experiments.pages import (
+    BLUE,
+    DARK,
+    GREEN,
+    RED,
+    Pages,
+    as_json,
+    as_svg,
+    drawing,
+    grid_lines,
+    render,
+)
+from loraprobe_lab.experiments.runner import (
+    BaseInfo,
+    Bases,
+    ExperimentRun,
+    Shape,
+    WorldEvaluator,
+    Worlds,
+    small_base,
+)
+from loraprobe_lab.training import BaseRecipe
+from loraprobe_lab.world import Scenario, World, versions, worlds_in
+from loraprobe_lab.worlds.couples import methods_world
+from loraprobe_lab.worlds.spec import WorldSpec
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Router
+    from loraprobe.pipeline.systems import SystemBuilder
+
+
+Family = Literal["linear", "merge", "router", "chain"]
+Strengths = Sequence[float | None]
+N = 2  # adapters in every case
+
+
+@dataclass(frozen=True)
+class ComparedSystem:
+    """One way of composing two adapters.
+
+    spec: method or router as on the command line, or "chain". space: None where the method runs in
+    its default space, in which it gives what it gives in the spaces listed in `same`. strength:
+    weight of each adapter; None for the method's default, 1/n. balanced: norms made equal first.
+    """
+
+    label: str
+    family: Family
+    spec: str
+    space: str | None = None
+    strength: float | None = None
+    same: tuple[str, ...] = ()
+    balanced: bool = False
+
+    def builder(self, adapters: Sequence[Adapter]) -> SystemBuilder:
+        """What builds the system, as in `merge-and-eval`."""
+        from loraprobe.options import Options
+        from loraprobe.pipeline.systems import SystemBuilder
+        from loraprobe.pipeline.transforms import prepare
+
+        settings = Options(
+            routers=(self.spec,) if self.family == "router" else (),
+            space=self.space,
+            weights=None if self.strength is None else (self.strength,) * len(adapters),
+            balance="norm" if self.balanced else "none",
+            rank=whole_rank(adapters) if self.family == "merge" else "auto",
+        )
+        return SystemBuilder(adapters, prepare(adapters, settings), settings)
+
+    def build(self, builder: SystemBuilder) -> System:
+        """The system over its adapters. Raises LoraprobeError where it cannot be built."""
+        return builder.build(self.spec, name=self.label)
+
+
+def whole_rank(adapters: Sequence[Adapter]) -> int:
+    """A rank that cuts nothing, because the method is compared and not its compression."""
+    infos = [info for adapter in adapters for info in adapter.layout.values()]
+    return max(min(info.in_features, info.out_features) for info in infos)
+
+
+def all_systems(
+    methods: Sequence[str] = (), routers: Sequence[str] = (), strengths: Strengths = (None, 1.0)
+) -> list[ComparedSystem]:
+    """Every system; only these methods and routers, as they are, where some are named.
+
+    A method is one system for all spaces in which it is lossless, and one for every other space; a
+    method that takes weights is one system at each strength. Linear methods whose coefficients
+    agree are one system, and a second one with norms made equal first. Raises UsageError for an
+    unknown method or router.
+    """
+    named = bool(methods or routers)
+    chosen = list(methods) if named else METHODS.names()
+    found = [one for one in _linear(chosen, strengths) if not (named and one.balanced)]
+    found += [one for spec in chosen for one in _merges(spec, strengths)]
+    found += [ComparedSystem(spec, "router", spec) for spec in (routers if named else _routers())]
+    found.append(ComparedSystem("chain", "chain", "chain"))
+    return list({one.label: one for one in found}.values())
+
+
+def _linear(specs: Sequence[str], strengths: Strengths) -> Iterator[ComparedSystem]:
+    groups: dict[tuple[float, ...], list[ComparedSystem]] = {}
+    for spec in specs:
+        method = METHODS.make(spec)
+        if isinstance(method, LinearMethod):
+            for strength in _strengths(method, strengths):
+                weights = method.default_weights(N) if strength is None else (strength,) * N
+                gates = tuple(method.coefficients(weights))
+                one = ComparedSystem(_label(spec, strength), "linear", spec, strength=strength)
+                groups.setdefault(gates, []).append(one)
+    for same in groups.values():
+        plain = sorted(same, key=lambda e: (e.strength is not None, e.spec == "task_arithmetic"))
+        label = " = ".join(one.label for one in plain)
+        yield dataclasses.replace(plain[0], label=label)
+        yield dataclasses.replace(plain[0], label=f"{plain[0].label} balanced", balanced=True)
+
+
+def _merges(spec: str, strengths: Strengths) -> Iterator[ComparedSystem]:
+    method = METHODS.make(spec)
+    if isinstance(method, LinearMethod):
+        return
+    lossless = tuple(space for space in SPACES if space in method.lossless)
+    spaces: list[tuple[str | None, tuple[str, ...]]] = [
+        ("full", ()) if lossless == ("full",) else (None, lossless),
+        *((space, ()) for space in SPACES if space not in lossless),
+    ]
+    if isinstance(method, FactorMethod):  # on factors there is no space at all
+        spaces = [(None, ())]
+    for (space, same), strength in itertools.product(spaces, _strengths(method, strengths)):
+        label = _label(spec, strength, space)
+        yield ComparedSystem(label, "merge", spec, space, strength, same)
+
+
+def _strengths(method: MergeMethod, strengths: Strengths) -> Strengths:
+    """The given strengths, or None alone for a method without weights."""
+    if not method.takes_weights:
+        return (None,)
+    ones = method.default_weights(N)
+    return [s for s in dict.fromkeys(strengths) if s is None or (s,) * N != ones]
+
+
+def _label(spec: str, strength: float | None, space: str | None = None) -> str:
+    weights = f" x{strength:g}" if strength is not None else ""
+    return spec + (f" in {space}" if space else "") + weights
+
+
+def _routers() -> Iterator[str]:
+    """Every token router with default options, and with other values of its Literal options.
+
+    Each other value is used alone and with one other value of a second option.
+    """
+    for cls in ROUTERS:
+        if not cls.constant:
+            name = name_of(cls)
+            yield from (name, *(f"{name}:{','.join(choice)}" for choice in _choices(cls)))
+
+
+def _choices(cls: type) -> Iterator[tuple[str, ...]]:
+    hints = typing.get_type_hints(cls)
+    named = [
+        [f"{field.name}={v}" for v in typing.get_args(hints[field.name]) if v != field.default]
+        for field in dataclasses.fields(cls)
+        if field.init and typing.get_origin(hints[field.name]) is Literal
+    ]
+    yield from ((choice,) for options in named for choice in options)
+    for first, second in itertools.combinations(named, 2):
+        yield from itertools.product(first, second)
+
+
+CaseKind = Literal["two-hop", "keep-both", "step-by-step"]
+KINDS: tuple[CaseKind, ...] = ("two-hop", "keep-both", "step-by-step")
+FORM: Mapping[CaseKind, str] = {
+    "two-hop": "question",
+    "keep-both": "question",
+    "step-by-step": "steps",
+}
+ROLES: Mapping[CaseKind, tuple[str, str]] = {
+    "two-hop": ("hop 1", "hop 2"),
+    "keep-both": ("skill 1", "skill 2"),
+    "step-by-step": ("facts", "steps"),
+}
+FITTED_ON = 20  # prompts of each adapter to which a router is fitted
+
+
+@dataclass(frozen=True)
+class MethodsCase:
+    """One question in one world: two adapters and their tasks.
+
+    `roles`: adapter -> its role in the question (`ROLES`), the same in every world.
+    """
+
+    kind: CaseKind
+    world: World = field(repr=False)
+    scenario: Scenario = field(repr=False)
+    roles: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """A name that is unique among the worlds of a run, and fit for a file."""
+        return f"{self.world.path.resolve().name}.{self.scenario.name}"
+
+    def prompts(self, limit: int | None) -> dict[str, list[str]]:
+        """Adapter -> prompts of its kind, from items beyond `limit`, which are not evaluated.
+
+        At most `FITTED_ON` each; {} if there are none. They contain no answer; a hop's prompt
+        contains the answers of earlier hops, as another adapter would give them.
+        """
+        if limit is None:
+            return {}
+        left = [load_task(path).items[limit : limit + FITTED_ON] for path in self.scenario.tasks]
+        if not all(left):
+            return {}
+        hops = [[item.hop_prompt(k) for item in left[0] if item.hops] for k in (0, 1)]
+        of: dict[str, list[str]] = {
+            "skill 1": [item.prompt for item in left[0]],
+            "skill 2": [item.prompt for item in left[-1]],
+            "hop 1": hops[0],
+            "hop 2": hops[1],
+            "facts": hops[0],
+            "steps": [item.cot_prompt for item in left[0] if item.cot_prompt],
+        }
+        return {name: of[role] for name, role in self.roles.items()}
+
+
+def cases_of(world: World) -> list[MethodsCase]:
+    """The scenarios of a world that ask one of the questions, recognised by their tasks.
+
+    keep-both: two adapters and two tasks without hops. two-hop: two adapters and one task, whose
+    hops name one adapter each. step-by-step: two adapters and one task that is also asked in worked
+    steps, whose first hop names one adapter and whose second names none. Excluded are scenarios
+    whose second hop is unknown to the base or whose couples of the steps are invented: the
+    literature predicts no success there (see the success map).
+    """
+    return [case for scenario in world.scenarios.values() for case in _case(world, scenario)]
+
+
+def _case(world: World, scenario: Scenario) -> Iterator[MethodsCase]:
+    names = list(scenario.adapters)
+    if len(names) != 2 or not all(path.is_file() for path in scenario.tasks):
+        return
+    tasks = [load_task(path, 1) for path in scenario.tasks]
+    if len(tasks) == 2 and not any(task.has_hops for task in tasks):
+        yield _made("keep-both", world, scenario, names)
+    elif len(tasks) == 1 and len(tasks[0].items[0].hops) == 2:
+        item = tasks[0].items[0]
+        first, second = (hop.adapter for hop in item.hops)
+        promising = all(scenario.axes.get(k, v) == v for k, v in (("familiar", 1), ("invented", 0)))
+        if {first, second} == set(names):
+            yield _made("two-hop", world, scenario, [str(first), str(second)])
+        elif first in names and second is None and item.cot_prompt and promising:
+            names.remove(first)
+            yield _made("step-by-step", world, scenario, [first, *names])
+
+
+def _made(kind: CaseKind, world: World, scenario: Scenario, names: Sequence[str]) -> MethodsCase:
+    return MethodsCase(kind, world, scenario, dict(zip(names, ROLES[kind], strict=True)))
+
+
+def open_worlds(directories: Sequence[Path]) -> list[World]:
+    """The worlds in these directories, or right below them.
+
+    Raises UsageError for two worlds of one name, and for one that asks none of the questions;
+    WorldError where there is no world.
+    """
+    found = [world for directory in directories for world in worlds_in(directory)]
+    names = [world.path.resolve().name for world in found]
+    for world, name in zip(found, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError(f"Two worlds are called {name}: give their directories other names.")
+        if not cases_of(world):
+            raise UsageError(
+                f"{world.path} holds no scenario of two adapters that asks for two hops, for two "
+                "skills or for new facts in worked steps; leave it out."
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class CaseResults:
+    """The results of one case.
+
+    `results` name the base, singles by their role, and every system by its label; all in the form
+    of the case's question. `refused`: label -> why it could not be built.
+    """
+
+    case: MethodsCase
+    results: tuple[ItemResult, ...] = field(repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def evaluate_cases(
+    evaluator: WorldEvaluator, cases: Sequence[MethodsCase], systems: Sequence[ComparedSystem]
+) -> list[CaseResults]:
+    """The results of every case of a world; results in the ledgers are not computed again."""
+    return [_CaseRun(evaluator, case).answers(systems) for case in cases]
+
+
+class _CaseRun:
+    """One case, the model in memory, and the results so far."""
+
+    def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
+        from loraprobe.pipeline.systems import baseline_systems
+
+        self.evaluator, self.case = evaluator, case
+        self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)
+        self.ledger: Ledger = evaluator.ledger(case.name)
+        self.form = FORM[case.kind]
+        self.adapters = list(evaluator.adapters(case.scenario.adapters).values())
+        self.baselines = baseline_systems(self.adapters)
+        self.learned: dict[str, Any] = {}  # by routers that need prompts
+
+    def answers(self, systems: Sequence[ComparedSystem]) -> CaseResults:
+        refused: dict[str, str] = {}
+        for baseline in self.baselines:
+            self.evaluator.evaluate(self.ledger, baseline, self.tasks, {"question", self.form})
+        for at, system in enumerate(systems, 1):
+            if system.family != "chain" or self.tasks[0].has_hops:
+                try:
+                    self._answer(system)
+                except LoraprobeError as error:
+                    refused[system.label] = str(error)
+            self.evaluator.report(self.case.name, at, len(systems))
+        asked = {system.label for system in systems} - set(refused)
+        return CaseResults(self.case, tuple(self._results(asked)), refused)
+
+    def _answer(self, compared: ComparedSystem) -> None:
+        """Builds and evaluates a system unless its results exist."""
+        label, part = compared.label, "question" if compared.family == "chain" else self.form
+        answered = all(
+            self.ledger.get(label, task.name, part, item.id)
+            for task in self.tasks
+            for item in task.items
+        )
+        if answered:
+            return
+        builder = compared.builder(self.adapters)
+        spec = compared.spec
+        if compared.family == "router" and ROUTERS.make(spec).needs_prompts:
+            builder = replace(builder, routers={spec: self._fitted(builder, spec)})
+        system = compared.build(builder)
+        self.evaluator.evaluate(self.ledger, system, self.tasks, {self.form})
+
+    def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
+        """The router fitted to prompts that are not evaluated; all of a case to the same ones.
+
+        Raises UsageError if the limit leaves no item for it.
+        """
+        from loraprobe.pipeline.router_fitting import fitted_to
+
+        router = ROUTERS.make(spec)
+        if not self.learned:
+            prompts = self.case.prompts(self.evaluator.limit)
+            if not prompts:
+                raise UsageError(f"No items of {self.case.name} are left to learn from.")
+            adapters = builder.prepared.adapters
+            self.learned = fitted_to(router, self.evaluator.scorer, adapters, prompts).state()
+        return router.with_state(self.learned)
+
+    def _results(self, asked: set[str]) -> Iterator[ItemResult]:
+        """The results in the form of the question, singles under their roles.
+
+        A chain needs no worked steps, but counts under the form in which the others are asked.
+        """
+        roles = self.case.roles
+        for row in self.ledger:
+            if row.system == "chain":
+                if row.part == "question" and "chain" in asked:
+                    yield replace(row, part=self.form)
+            elif row.system in roles:
+                yield replace(row, system=roles[row.system])
+            elif row.system == "base" or row.system in asked:
+                yield row
+
+
+# The table: what each system gains at two hops, keeps of two skills, and gains step by step.
+#
+# Every world gives one figure of a system, the mean over its cases; figures are plain means over
+# worlds with Student's interval, so they speak of worlds of this kind. The standard error is never
+# below that of two items more in every world, one gained and one lost. That of a single world is
+# the largest that its items allow. The adjusted intervals hold for all figures of a column
+# (Bonferroni).
+
+
+MARGIN = 0.05
+ALPHA = 0.05
+Standing = Literal["gains", "does not gain", "undecided"]
+Scores = Mapping[tuple[str, str], Mapping[str, float]]  # (system, part) -> task -> exact match
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A mean over worlds. `ci95` is for this figure, `adjusted_ci95` for all of its column at once.
+
+    `each` holds the worlds' own figures, in their order.
+    """
+
+    value: float
+    ci95: Interval
+    adjusted_ci95: Interval
+    worlds: int
+    each: tuple[float, ...] = ()
+
+
+def pooled(values: Array, items: int, figures: int) -> Pooled:
+    """One figure over worlds: `values` [k], of `items` items each; `figures` are in the column."""
+    k, mean = len(values), float(values.mean())
+    spread = values.std(ddof=1) / math.sqrt(k) if k > 1 else 1 / math.sqrt(items + 2)
+    error = max(float(spread), math.sqrt(2 / k) / (items + 2))
+
+    def interval(alpha: float) -> Interval:
+        reach = quantile(1 - alpha / 2, k - 1 if k > 1 else math.inf) * error
+        return mean - reach, mean + reach
+
+    return Pooled(mean, interval(ALPHA), interval(ALPHA / figures), k, tuple(values.tolist()))
+
+
+@dataclass(frozen=True)
+class MethodGain:
+    """Score minus that of the best of base and single adapters, each a mean over worlds.
+
+    `against` is that baseline; `score` is the system's own mean.
+    """
+
+    score: float
+    against: str
+    gain: Pooled
+
+    @property
+    def standing(self) -> Standing:
+        low, high = self.gain.adjusted_ci95
+        if low > MARGIN:
+            return "gains"
+        return "does not gain" if high < MARGIN else "undecided"
+
+
+@dataclass(frozen=True)
+class KeptSkills:
+    """Retention, (score - base) / (specialist - base), of two skills in one model.
+
+    `worse` is the mean over worlds of the worse of the two, `both` that of their mean, `skills`
+    those of each. `behind` is the best system's `worse` minus this one's, paired by world.
+    """
+
+    worse: Pooled
+    both: Pooled
+    skills: tuple[float, float]
+    behind: Pooled | None = None
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the best system is significantly better."""
+        return self.behind is not None and self.behind.adjusted_ci95[0] > 0
+
+
+@dataclass(frozen=True)
+class MethodsRow:
+    """One system and its three results, None where it took no part."""
+
+    system: ComparedSystem
+    two_hop: MethodGain | None = None
+    keep_both: KeptSkills | None = None
+    step_by_step: MethodGain | None = None
+
+    @property
+    def figures(self) -> tuple[Pooled | None, Pooled | None, Pooled | None]:
+        """The gain at two hops, the retention of the worse skill, the gain step by step."""
+        return (
+            self.two_hop.gain if self.two_hop else None,
+            self.keep_both.worse if self.keep_both else None,
+            self.step_by_step.gain if self.step_by_step else None,
+        )
+
+
+@dataclass(frozen=True)
+class Count:
+    """The data of a column."""
+
+    worlds: int
+    cases: int
+    items: int
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodsTable:
+    """All rows, in the order of the systems; the data of each question; systems not built."""
+
+    rows: tuple[MethodsRow, ...]
+    counts: Mapping[CaseKind, Count]
+    refused: Mapping[str, str]
+
+
+def tabulated(answered: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> MethodsTable:
+    """The table of these cases. A case is averaged with the others of its world and question."""
+    by: dict[CaseKind, list[CaseResults]] = {}
+    for one in answered:
+        by.setdefault(one.case.kind, []).append(one)
+    two_hop, step_by_step = (
+        _gains(by[kind], systems) if kind in by else {} for kind in ("two-hop", "step-by-step")
+    )
+    kept = _kept(by["keep-both"], systems) if "keep-both" in by else {}
+    rows = tuple(
+        MethodsRow(one, two_hop.get(one.label), kept.get(one.label), step_by_step.get(one.label))
+        for one in systems
+    )
+    refused = {label: why for a in answered for label, why in a.refused.items()}
+    return MethodsTable(rows, {kind: _count(cases) for kind, cases in by.items()}, refused)
+
+
+def _count(cases: Sequence[CaseResults]) -> Count:
+    kind = cases[0].case.kind
+    rows = [row for case in cases for row in case.results if row.part == FORM[kind]]
+    items = sum(row.system == "base" for row in rows)
+    scores = {
+        name: float(np.mean([row.value for row in rows if row.system == name]))
+        for name in ("base", *ROLES[kind])
+    }
+    return Count(len(_worlds(cases)), len(cases), items, scores)
+
+
+def _worlds(cases: Sequence[CaseResults]) -> list[list[CaseResults]]:
+    """The cases by the world that they lie in."""
+    found: dict[object, list[CaseResults]] = {}
+    for case in cases:
+        found.setdefault(case.case.world.path, []).append(case)
+    return list(found.values())
+
+
+def _everywhere(cases: Sequence[CaseResults], systems: Iterable[ComparedSystem]) -> list[str]:
+    """Labels of the systems with results in every case."""
+    present = [{row.system for row in case.results} for case in cases]
+    return [one.label for one in systems if all(one.label in names for names in present)]
+
+
+def _scores(case: CaseResults) -> Scores:
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in case.results:
+        tasks = values.setdefault((row.system, row.part), {})
+        tasks.setdefault(row.task, []).append(row.value)
+    return {
+        key: {task: float(np.mean(own)) for task, own in tasks.items()}
+        for key, tasks in values.items()
+    }
+
+
+def _items(cases: Sequence[CaseResults]) -> int:
+    """The fewest items of a case."""
+    return min(len({(row.task, row.item) for row in case.results}) for case in cases)
+
+
+def _gains(
+    cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]
+) -> dict[str, MethodGain]:
+    """Systems against base and singles, in either form where the question is in worked steps."""
+    kind = cases[0].case.kind
+    form, names = FORM[kind], _everywhere(cases, systems)
+    worlds = [[_scores(case) for case in world] for world in _worlds(cases)]
+
+    def each(system: str, part: str) -> Array:
+        own = [[np.mean(list(s[system, part].values())) for s in world] for world in worlds]
+        return np.array([np.mean(found) for found in own])
+
+    forms = dict.fromkeys((form, "question"))
+    second = {(b, f): each(b, f) for b in ("base", *ROLES[kind]) for f in forms}
+    against, best = max(second.items(), key=lambda row: float(row[1].mean()))
+    found = {name: each(name, form) for name in names}
+    items = _items(cases)
+    return {
+        name: MethodGain(float(own.mean()), against[0], pooled(own - best, items, len(names)))
+        for name, own in found.items()
+    }
+
+
+def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
+    """Retentions, without cases in which a specialist is not better than the base."""
+    told = [case for case in cases if all(_stands_out(case, skill) for skill in (0, 1))]
+    names = _everywhere(cases, systems)
+    if not told or not names:
+        return {}
+    worlds = [[(case, _scores(case)) for case in world] for world in _worlds(told)]
+    # [worlds, systems, (skill 1, skill 2, worse, both)]
+    shares = np.array(
+        [
+            np.mean([[_retained(*case, name) for name in names] for case in world], axis=0)
+            for world in worlds
+        ]
+    )
+    best, items = int(shares[:, :, 2].mean(0).argmax()), _items(told)
+    found = {}
+    for s, name in enumerate(names):
+        worse, both = (pooled(shares[:, s, k], items, len(names)) for k in (2, 3))
+        gap = shares[:, best, 2] - shares[:, s, 2]
+        behind = None if s == best else pooled(gap, items, len(names) - 1)
+        first, second = shares[:, s, :2].mean(0).tolist()
+        found[name] = KeptSkills(worse, both, (first, second), behind)
+    return found
+
+
+def _retained(case: CaseResults, scores: Scores, name: str) -> tuple[float, float, float, float]:
+    """What a system keeps of both skills in one case, of the worse one, and of both on average."""
+    kept = []
+    for role, task in zip(ROLES["keep-both"], case.case.scenario.tasks, strict=True):
+        own, base, expert = (scores[s, "question"][task.stem] for s in (name, "base", role))
+        kept.append((own - base) / (expert - base))
+    return kept[0], kept[1], min(kept), sum(kept) / 2
+
+
+def _stands_out(case: CaseResults, skill: int) -> bool:
+    """Whether the specialist of a skill is shown to be better than the base."""
+    role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
+    table = tabulate(case.results, [("base", "question"), (role, "question")], task)
+    gained = table.column(role, "question") - table.column("base", "question")
+    return ratio(gained, gained, table.clusters) is not None
+
+
+# Chooses from the table of methods what merge-and-eval evaluates beside its fixed systems.
+#
+# merge-and-eval evaluates several compositions and reports the best of them. So a system is worth
+# its cost if the best of all gets better with it, on worlds on which it was not chosen. In every
+# world the figure of a set is that of its best system: the gain, or the retention of the worse
+# skill. Half of the worlds, drawn again and again, choose the system that adds most to the mean
+# figure; the other half says what it adds there. A system joins if that is at least `LEAST` on
+# average, up to `MOST` for each kind of question. Only systems that a spec alone describes can
+# join.
+#
+# A maximum over equally good systems also grows by chance, a little; `LEAST` lies above that.
+
+
+Figures = Mapping[str, Sequence[float]]  # label -> the figure of each world
+LEAST, MOST = 0.02, 2
+FEWEST = 4  # worlds that can be halved
+SPLITS, SEED = 500, 0
+LISTED = 3  # candidates that the page lists
+COLUMNS: Mapping[Kind, tuple[str, str, str]] = {
+    "one task": ("two_hop", "gain", "gain over the best of base and single adapters"),
+    "one task, worked steps": (
+        "step_by_step",
+        "gain",
+        "gain over the best of base and single adapters",
+    ),
+    "several tasks": ("keep_both", "worse", "retention of the worse skill"),
+}
+
+
+@dataclass(frozen=True)
+class PortfolioChoice:
+    """One step of the choice for a kind of question.
+
+    `beside` is the mean figure of the best of the systems before it, `figure` that of the system.
+    `chosen` is the share of the halves that chose it, `added` what the halves' own choices added on
+    the other halves (mean, and 95 % of the halves).
+    """
+
+    kind: Kind
+    label: str
+    spec: str | None
+    figure: float
+    ci95: tuple[float, float]
+    beside: float
+    chosen: float
+    added: tuple[float, float, float]
+    others: tuple[tuple[str, float], ...]
+    worlds: int
+
+    @property
+    def joins(self) -> bool:
+        return self.spec is not None and self.added[0] >= LEAST
+
+
+def choices(document: Mapping[str, Any]) -> list[PortfolioChoice]:
+    """The steps for every kind of question, from the document of `lab methods`.
+
+    The last step of a kind is the one that was refused, unless `MOST` systems joined.
+    """
+    cells = {cell["label"]: cell for cell in document["cells"] if cell["family"] != "chain"}
+    fixed = [label for label, cell in cells.items() if _spec(cell) in _fixed()]
+    found = []
+    for kind, (column, key, _) in COLUMNS.items():
+        taking_part = {label: cell for label, cell in cells.items() if cell.get(column)}
+        figures = {label: cell[column][key]["each"] for label, cell in taking_part.items()}
+        chosen = [label for label in fixed if label in figures]
+        while chosen and len(chosen) < min(len(figures), len(fixed) + MOST):
+            if len(figures[chosen[0]]) < FEWEST:
+                break
+            step = _choice(kind, figures, chosen, taking_part)
+            found.append(step)
+            if not step.joins:
+                break
+            chosen.append(step.label)
+    return found
+
+
+def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
+    """portfolio.json, which the package reads from `loraprobe/pipeline`, and its page.
+
+    document: as it is saved in methods.json.
+    """
+    found = choices(document)
+    page = render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
+    return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": page}
+
+
+def _portfolio(found: Sequence[PortfolioChoice]) -> dict[str, Any]:
+    return {
+        "made_by": "loraprobe lab methods",
+        "source": "examples/reproduction/portfolio.md",
+        "fixed": list(_fixed()),
+        "kinds": [
+            {
+                "kind": kind,
+                "figure": figure,
+                "worlds": max((one.worlds for one in found if one.kind == kind), default=0),
+                "systems": [_row(one) for one in found if one.kind == kind and one.joins],
+            }
+            for kind, (_, _, figure) in COLUMNS.items()
+        ],
+    }
+
+
+def _fixed() -> tuple[str, ...]:
+    """The systems that every evaluation has."""
+    return (*Options().methods, *Options().routers)
+
+
+def _spec(cell: Mapping[str, Any]) -> str | None:
+    """The spec that describes a system, None where that takes weights, a space or --balance."""
+    spec, registry = cell["spec"], ROUTERS if cell["family"] == "router" else METHODS
+    if cell["balanced"] or cell["strength"] is not None:
+        return None
+    try:
+        made: Any = registry.make(spec)
+    except UsageError:  # an option that was measured and has left the package since
+        return None
+    default = None if cell["space"] is None else made.default_space()
+    return spec if cell["space"] == default else None
+
+
+def _choice(
+    kind: Kind, figures: Figures, chosen: Sequence[str], cells: Mapping[str, Any]
+) -> PortfolioChoice:
+    """The system that adds most to those chosen, and what halves of the worlds say of it."""
+    worlds = range(len(figures[chosen[0]]))
+    best = [max(figures[label][w] for label in chosen) for w in worlds]
+    over = {
+        label: [max(0.0, each[w] - best[w]) for w in worlds]
+        for label, each in figures.items()
+        if label not in chosen
+    }
+
+    def most(among: Sequence[int]) -> str:
+        """What adds most on these worlds; "" where nothing adds anything."""
+        top = max(over, key=lambda label: statistics.mean(over[label][w] for w in among))
+        return top if any(over[top][w] for w in among) else ""
+
+    draw, picked, added = random.Random(SEED), [], []
+    for _ in range(SPLITS):
+        drawn = draw.sample(worlds, len(worlds))
+        half = len(worlds) // 2
+        picked.append(most(drawn[:half]))
+        gained = over.get(picked[-1], [0.0] * len(worlds))
+        added.append(statistics.mean(gained[w] for w in drawn[half:]))
+    ranked = sorted(over, key=lambda label: -statistics.mean(over[label]))
+    top, cuts = ranked[0], statistics.quantiles(added, n=40, method="inclusive")
+    column, key, _ = COLUMNS[kind]
+    pooled = cells[top][column][key]
+    return PortfolioChoice(
+        kind=kind,
+        label=top,
+        spec=_spec(cells[top]),
+        figure=pooled["value"],
+        ci95=tuple(pooled["ci95"]),
+        beside=statistics.mean(best),
+        chosen=picked.count(top) / SPLITS,
+        added=(statistics.mean(added), cuts[0], cuts[-1]),
+        others=tuple((label, statistics.mean(over[label])) for label in ranked[1 : 1 + LISTED]),
+        worlds=len(worlds),
+    )
+
+
+def _row(one: PortfolioChoice) -> dict[str, Any]:
+    return {
+        "spec": one.spec,
+        "value": round(one.figure, 2),
+        "ci95": [round(end, 2) for end in one.ci95],
+        "beside": round(one.beside, 2),
+        "added_on_left_out_worlds": round(one.added[0], 2),
+    }
+
+
+BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=(0, 1, 2, 3))
+PAUSE = 60.0  # seconds between two times that the pages are written
+
+
+@dataclass(frozen=True)
+class MethodsPlan:
+    """The worlds and systems of the experiment.
+
+    worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
+    methods, routers: if any is named, only these are compared.
+    """
+
+    worlds: tuple[Path, ...] = ()
+    bases: Bases = BASES
+    spec: Callable[[int, BaseRecipe], WorldSpec] = methods_world
+    shape: Shape = small_base
+    methods: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
+    strengths: tuple[float | None, ...] = (None, 1.0)
+
+    def systems(self) -> list[ComparedSystem]:
+        """What is compared. Raises UsageError for a method or router that is not there."""
+        return all_systems(self.methods, self.routers, self.strengths)
+
+
+WorldCases = tuple[World, list[CaseResults]]
+
+
+def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
+    """Makes the table (methods.md, methods.json, methods.svg), and from it the default systems of
+    merge-and-eval (portfolio.json, portfolio.md).
+
+    The run's limit cuts the tasks; routers that need prompts are fitted to the items beyond it.
+    Raises UsageError for an unknown method, router or world, or a missing matplotlib, before
+    anything is trained.
+    """
+    plan = plan or MethodsPlan()
+    systems = plan.systems()
+    worlds: Worlds = [
+        (BaseInfo(world.path.resolve().name, "", world.seed), partial(World.load, world.path))
+        for world in open_worlds(plan.worlds)
+    ]
+
+    def answer(evaluator: WorldEvaluator, base: BaseInfo) -> WorldCases:
+        return evaluator.world, evaluate_cases(evaluator, cases_of(evaluator.world), systems)
+
+    def pages(found: Sequence[WorldCases], missing: Sequence[str]) -> Pages:
+        answers = [one for _, answered in found for one in answered]
+        made = [world for world, _ in found]
+        table = methods_pages(tabulated(answers, systems), answers, made, run.command, missing)
+        return replace(table, more=portfolio_files(json.loads(table.json)))
+
+    return run.run_worlds(
+        worlds or run.small_worlds(plan.bases, plan.spec, plan.shape), answer, pages
+    )
+
+
+def methods_pages(
+    table: MethodsTable,
+    answered: Sequence[CaseResults],
+    worlds: Sequence[World],
+    command: str,
+    missing: Sequence[str] = (),
+) -> Pages:
+    """Everything measured, with the figures of each world, and the page of it."""
+    bases = [_base(world) for world in worlds]
+    document = {
+        "format": 1,
+        "command": command,
+        "missing": list(missing),
+        "versions": versions(),
+        "margin": MARGIN,
+        "worlds": bases,
+        "cases": [
+            {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
+            for one in answered
+        ],
+        "counts": {kind: asdict(count) for kind, count in table.counts.items()},
+        "refused": dict(table.refused),
+        "cells": [_cell(row) for row in table.rows],
+    }
+    same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
+    markdown = render(
+        "methods",
+        document=document,
+        table=table,
+        roles=ROLES,
+        same=[f"{spec}: {', '.join(spaces)}" for spec, spaces in same.items()],
+    )
+    return Pages("methods", document, markdown, lambda: methods_figure(table.rows))
+
+
+def _cell(row: MethodsRow) -> dict[str, Any]:
+    found = asdict(row)
+    for key, gain in (("two_hop", row.two_hop), ("step_by_step", row.step_by_step)):
+        if gain is not None:
+            found[key]["standing"] = gain.standing
+    return {**found.pop("system"), **found}
+
+
+def _base(world: World) -> dict[str, Any]:
+    base = describe_base(world)
+    return {
+        "name": world.path.resolve().name,
+        "kind": world.manifest["kind"],
+        "architecture": base["architecture"],
+        "parameters": base["parameters"] or 0,
+        "seed": world.seed,
+    }
+
+
+FAMILIES = {
+    "linear": (DARK, "constant gates"),
+    "merge": (RED, "merge into new weights"),
+    "router": (BLUE, "router"),
+    "chain": (GREEN, "chain of adapters"),
+}
+METHOD_PANELS = (  # what the panel shows, the line that counts, and its span
+    ("two hops, asked at once\ngain over base and singles", 0.05, (-0.3, 1.02)),
+    ("keep both\nretention of the worse skill", 0.8, (-0.15, 1.05)),
+    ("new facts, step by step\ngain over base and singles", 0.05, (-0.3, 1.02)),
+)
+
+
+def methods_figure(rows: Sequence[MethodsRow]) -> str:
+    """SVG. The thick line is each figure's own 95 % interval, the thin one holds for all of its
+    panel; the dashed line is the margin, or the retention that counts as keeping."""
+    from matplotlib.lines import Line2D
+
+    with drawing() as Figure:
+        figure = Figure(figsize=(10.5, 0.165 * len(rows) + 1.6), layout="constrained")
+        panels = figure.subplots(1, len(METHOD_PANELS), sharey=True, squeeze=False)[0]
+        for i, (panel, (title, line, span)) in enumerate(zip(panels, METHOD_PANELS, strict=True)):
+            panel.set_title(title, fontsize=9)
+            panel.set(xlim=span, xlabel="thick: 95 %, thin: 95 % for the whole panel")
+            panel.axvline(line, color=DARK, linewidth=0.8, linestyle="--")
+            grid_lines(panel)
+            for y, row in enumerate(rows):
+                found, colour = row.figures[i], FAMILIES[row.system.family][0]
+                if found is not None:
+                    panel.plot(found.adjusted_ci95, [y, y], color=colour, lw=0.7, alpha=0.6)
+                    panel.plot(found.ci95, [y, y], color=colour, lw=2.0, alpha=0.7)
+                    panel.plot(found.value, y, "o", color=colour, markersize=3.2)
+        panels[0].set_yticks(range(len(rows)), [row.system.label for row in rows], fontsize=7)
+        panels[0].set_ylim(len(rows) - 0.4, -0.6)
+        handles = [Line2D([], [], marker="o", color=c, label=text) for c, text in FAMILIES.values()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        return as_svg(figure)

@@ -1,1 +1,0 @@
-"""Every merge method, space and router in one table over controlled worlds."""

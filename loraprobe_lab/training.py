@@ -1,0 +1,560 @@
+"""Training of small bases from scratch and of LoRA adapters on any causal model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraprobe.records import Progress
+
+# Training texts as tensors: tokenised with the loss on the completion only, padded, shuffled.
+
+
+IGNORED = -100  # label that torch's cross entropy leaves out
+
+Row = tuple[list[int], list[int]]  # token ids of an example, and their labels
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training text: the loss is taken on `completion` and on the EOS that follows it.
+
+    `completion` carries its own leading space where the tokenizer needs one (``" Paris"``).
+    An empty `prompt` trains on the whole text.
+    """
+
+    prompt: str
+    completion: str
+    end: bool = True  # whether EOS follows the completion
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids`, `attention_mask`, `labels`: [batch, length] int64; labels hold IGNORED."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def inputs(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What the model's forward takes, without labels, on the model's device."""
+        device = next(model.parameters()).device
+        ids, mask = self.input_ids.to(device), self.attention_mask.to(device)
+        return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+
+
+def encode(tokenizer: Any, example: Example) -> Row:
+    """Token ids of an example and their labels, prompt masked out.
+
+    Prompt and completion are tokenised apart, as they are when a model generates.
+    """
+    prompt = tokenizer(example.prompt)["input_ids"]
+    completion = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    if example.end:
+        completion = [*completion, tokenizer.eos_token_id]
+    return [*prompt, *completion], [IGNORED] * len(prompt) + list(completion)
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Right-padded tensors of encoded examples."""
+
+    def padded(values: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in values]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+
+    ids, labels = [ids for ids, _ in rows], [labels for _, labels in rows]
+    mask = padded([[1] * len(row) for row in ids], 0)
+    return Batch(padded(ids, pad), mask, padded(labels, IGNORED))
+
+
+def loss_at_labels(model: Any, wrapped: Any, batch: Batch) -> torch.Tensor:
+    """Mean cross entropy of the labelled tokens, as the model's own loss gives it.
+
+    The head sees only the positions before a label. `model` is the causal model inside `wrapped`.
+    """
+    inputs = batch.inputs(wrapped)
+    targets = batch.labels[:, 1:].to(inputs["input_ids"].device)
+    where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    where[:, :-1] = targets != IGNORED
+
+    def pick(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][where], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits = wrapped(**inputs).logits
+    finally:
+        handle.remove()
+    return torch.nn.functional.cross_entropy(logits.float(), targets[targets != IGNORED])
+
+
+class EpochSampler:
+    """Draws examples without replacement, reshuffling when all were seen."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("there is nothing to train on: the list of examples is empty")
+        self._size, self._random = size, random.Random(seed)
+        self._queue: list[int] = []
+
+    def draw(self, count: int) -> list[int]:
+        while len(self._queue) < count:
+            order = list(range(self._size))
+            self._random.shuffle(order)
+            self._queue.extend(order)
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
+
+
+class LengthSampler:
+    """Draws batches of examples of similar length, so that there is little padding.
+
+    Examples come without replacement as from `EpochSampler`; of each `span` batches the examples
+    are sorted by length, and the batches are used in random order.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, span: int = 4) -> None:
+        self._lengths, self._span = lengths, span
+        self._examples, self._random = EpochSampler(len(lengths), seed), random.Random(seed)
+        self._ready: list[list[int]] = []
+
+    def draw(self, count: int) -> list[int]:
+        """The next batch; `count` has to be the same in every call."""
+        if not self._ready:
+            picks = self._examples.draw(count * self._span)
+            picks.sort(key=lambda i: self._lengths[i])
+            self._ready = [picks[i : i + count] for i in range(0, len(picks), count)]
+            self._random.shuffle(self._ready)
+        return self._ready.pop()
+
+
+# Trains one LoRA adapter with peft and leaves it on disk as a complete PEFT directory.
+#
+# The loop is plain: AdamW, linear warm-up, cosine decay, loss on the completion only. Everything
+# random comes from ``Recipe.seed``, so the same base, examples and recipe give the same bytes on
+# the same machine, library versions and number of threads.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
+
+    target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
+    upper: the number of last layers that carry the adapter, or their share as a fraction; None: all
+    layers. The layers below need no backward pass, and the examples of a batch are of like length
+    then (`LengthSampler`).
+    """
+
+    steps: int = 300
+    learning_rate: float = 3e-3
+    rank: int = 16
+    alpha: float | None = None  # None: alpha = rank, a scaling of 1
+    batch_size: int = 32
+    warmup: int = 20
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    clip: float = 1.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    dtype: str = "float32"  # in which the factors are written
+    seed: int = 0
+    upper: int | float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
+    """Factor on the peak learning rate: linear warm-up, then cosine decay to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def optimise(
+    parameters: Sequence[torch.Tensor],
+    next_loss: Callable[[], torch.Tensor],
+    recipe: Any,
+    report: Callable[[int], None] | None = None,
+) -> float:
+    """Runs AdamW and returns the mean loss of the last 20 steps.
+
+    `next_loss` draws a batch and gives its loss; `recipe` has steps, learning_rate, warmup,
+    weight_decay and clip; `report` gets the number of steps that are done.
+    """
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: learning_rate_at(step, recipe.steps, recipe.warmup)
+    )
+    losses: list[float] = []
+    for step in range(recipe.steps):
+        loss = next_loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        if report is not None:
+            report(step + 1)
+    return sum(losses[-20:]) / max(1, len(losses[-20:]))
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `directory` holds a finished adapter (they appear whole or not at all)."""
+    return (directory / "adapter_config.json").is_file() and (
+        directory / "adapter_model.safetensors"
+    ).is_file()
+
+
+def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
+    """Whether the notes of the adapter in `directory` have this recipe and these examples."""
+    try:
+        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    fields = Recipe().as_dict()  # an older file lacks some, or has others that are gone
+    told = {name: notes.get("recipe", {}).get(name, value) for name, value in fields.items()}
+    same_recipe = told == json.loads(json.dumps(recipe.as_dict()))
+    return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    text = json.dumps([dataclasses.astuple(example) for example in examples])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def train_adapter(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    output: Path,
+    *,
+    base_name: str,
+    progress: Progress | None = None,
+) -> Path:
+    """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
+
+    `model` is a loaded transformers causal model, which does not change. A finished adapter of this
+    recipe and these examples in `output` is not trained again. `base_name` is written as
+    ``base_model_name_or_path``. The tokenizer needs an EOS token. Raises ValueError without
+    examples.
+    """
+    output = Path(output)
+    if is_complete(output) and _trained_so(output, recipe, examples):
+        return output
+    rows = [encode(tokenizer, example) for example in examples]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    report = None if progress is None else lambda done: progress(output.name, done, recipe.steps)
+    with trained(model, rows, recipe, pad, report) as (wrapped, loss):
+        notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
+        _save(wrapped, output, recipe, base_name, notes)
+    return output
+
+
+def layers_of(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a transformers causal model, first to last.
+
+    Raises ValueError if the model has no list of as many layers as its config says.
+    """
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of its {count} layers: leave out upper")
+
+
+# names of the same parts in the architectures of the lab
+PARTS = {
+    "mlp": {"gpt2": ("mlp.c_fc", "mlp.c_proj"), "": ("gate_proj", "up_proj", "down_proj")},
+    "attention": {
+        "gpt2": ("attn.c_attn", "attn.c_proj"),
+        "": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    },
+}
+
+
+def _config(model: Any, recipe: Recipe) -> Any:
+    """peft's configuration of a recipe; parts are spelled out for the model's architecture."""
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    targets, where = recipe.target_modules, None
+    if isinstance(targets, str) and targets in PARTS:
+        names = PARTS[targets]
+        targets = names.get(model.config.model_type, names[""])
+    if recipe.upper is not None:
+        layers, upper = layers_of(model), recipe.upper
+        if isinstance(upper, float):
+            upper = max(1, round(upper * len(layers)))
+        if not 0 < upper <= len(layers):
+            raise ValueError(f"upper has to lie between 1 and {len(layers)}, not {upper}")
+        where = list(range(len(layers) - upper, len(layers)))
+        if targets == "all-linear":
+            linear = (torch.nn.Linear, Conv1D)
+            targets = tuple(n for n, m in layers[0].named_modules() if isinstance(m, linear))
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha if recipe.alpha is not None else recipe.rank,  # type: ignore[arg-type]
+        lora_dropout=recipe.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=where,
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def trained(
+    model: Any,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    pad: int,
+    report: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Any, float]]:
+    """The model with a new adapter that was trained on these rows, and the last loss.
+
+    `report` gets the number of steps that are done. Afterwards the model and torch's random state
+    are as before.
+    """
+    from peft import get_peft_model
+
+    config, lengths = _config(model, recipe), [len(tokens) for tokens, _ in rows]
+    sampler: EpochSampler | LengthSampler = EpochSampler(len(rows), recipe.seed)
+    if recipe.upper is not None:
+        sampler = LengthSampler(lengths, recipe.seed)
+    trainable = [p.requires_grad for p in model.parameters()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        wrapped = get_peft_model(model, config)
+
+        def next_loss() -> torch.Tensor:
+            batch = collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad)
+            return loss_at_labels(model, wrapped, batch)
+
+        try:
+            factors = [p for p in wrapped.parameters() if p.requires_grad]
+            wrapped.train()
+            loss = optimise(factors, next_loss, recipe, report)
+            yield wrapped.eval(), loss
+        finally:
+            wrapped.unload()
+            for parameter, wanted in zip(model.parameters(), trainable, strict=True):
+                parameter.requires_grad_(wanted)
+
+
+def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dict) -> None:
+    """Writes to a temporary directory and renames it, so that an adapter is complete or absent."""
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    wrapped.peft_config["default"].base_model_name_or_path = base_name
+    wrapped.peft_config["default"].inference_mode = True
+    dtype = getattr(torch, recipe.dtype)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    wrapped.save_pretrained(str(part), save_embedding_layers=False)
+    (part / "README.md").unlink(missing_ok=True)  # an empty template
+    config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), list):  # peft's order differs from run to run
+        config["target_modules"] = sorted(config["target_modules"])
+    record = {"recipe": recipe.as_dict(), **notes}
+    for name, text in (
+        ("adapter_config.json", json.dumps(config, indent=2, sort_keys=True)),
+        ("training.json", json.dumps(record, indent=2)),
+    ):
+        (part / name).write_text(text + "\n", encoding="utf-8")
+    if output.exists():
+        shutil.rmtree(output)
+    os.replace(part, output)
+
+
+# Small causal models trained from scratch on a stream of texts: the bases of the lab's worlds.
+
+
+ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
+CACHED = 50_000  # encoded texts that are kept
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """Shape and training of a base. `steps` counts optimiser steps of `batch_size` texts.
+
+    architecture: "llama" (rotary positions, RMS norm, gated MLP, no biases), "gpt2" (learned
+    positions, layer norm, plain MLP, Conv1D layers with biases), "qwen3" (llama with norms of
+    queries and keys, which half as many heads share) or "gemma3" (qwen3 whose blocks also normalise
+    what attention and MLP give, with scaled embeddings).
+    """
+
+    hidden: int = 160
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 400
+    initial: float = 0.08  # standard deviation of the initial weights, about 1/sqrt(hidden)
+    steps: int = 900
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    architecture: str = "llama"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def train_base(
+    draw: Callable[[], Example],
+    tokenizer: Any,
+    recipe: BaseRecipe,
+    progress: Progress | None = None,
+) -> Any:
+    """Trains a causal model from scratch on the texts of `draw`, float32, embeddings tied."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = _untrained(tokenizer, recipe)
+        encoded = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
+        report = None if progress is None else lambda done: progress("base", done, recipe.steps)
+        model.train()
+
+        def next_loss() -> torch.Tensor:
+            rows = [encoded(draw()) for _ in range(recipe.batch_size)]
+            return loss_at_labels(model, model, collate(rows, tokenizer.pad_token_id))
+
+        optimise(list(model.parameters()), next_loss, recipe, report)
+        model.eval()
+    return model
+
+
+def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
+    """A model of the recipe's shape with random weights, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if recipe.architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"there is no architecture {recipe.architecture!r}; there are {known}")
+    model_type, own = _architectures(recipe)[recipe.architecture]
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        initializer_range=recipe.initial,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=256,
+        **own,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _architectures(recipe: BaseRecipe) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The model type of each architecture, and its own part of the configuration."""
+    size = recipe.hidden // recipe.heads
+    llama = {"intermediate_size": recipe.intermediate, "head_dim": size}
+    qwen = {**llama, "num_key_value_heads": recipe.heads // 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    layers = ["full_attention"] * recipe.layers
+    return {
+        "llama": ("llama", {**llama, "num_key_value_heads": recipe.heads}),
+        "gpt2": ("gpt2", {"n_inner": recipe.intermediate, **dropout}),
+        "qwen3": ("qwen3", qwen),
+        "gemma3": ("gemma3_text", {**qwen, "query_pre_attn_scalar": size, "layer_types": layers}),
+    }
+
+
+def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:
+    """Writes model and tokenizer as a Hugging Face directory in `dtype`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, dtype)).save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+
+
+def load_base(directory: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer of a base directory, from local files only."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = str(directory)
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    return model.eval(), tokenizer
+
+
+# The word-level tokenizer of the small worlds, in Hugging Face format.
+
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+SPECIAL = (PAD, BOS, EOS, UNK)
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what the Metaspace pre-tokenizer writes for a space
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """The different words and punctuation marks of `texts`, sorted, as the tokenizer cuts them."""
+    cut = _pre_tokenizer()
+    return sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
+
+
+def bare(templates: Iterable[str], *gaps: str) -> list[str]:
+    """The words of templates without their gaps, whose names are given."""
+    return [" ".join(text.format(**dict.fromkeys(gaps, "")).split()) for text in templates]
+
+
+def _pre_tokenizer() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+
+
+def build_tokenizer(texts: Sequence[str]) -> Any:
+    """A PreTrainedTokenizerFast with one token for each word and punctuation mark of `texts`.
+
+    Words carry their leading space, so decoding gives the text back as it was written
+    (``"Bo lives in Ulm."``). Encoding puts BOS in front; unknown words become UNK.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words_of(texts)))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    core.pre_tokenizer = _pre_tokenizer()
+    core.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        model_max_length=256,
+    )

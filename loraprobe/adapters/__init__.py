@@ -4,21 +4,18 @@ Every tensor of the file becomes a factor, an extra, or part of an issue. Readin
 `use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` into (A, B, scaling); no other
 room needs these keys.
 
-types       Adapter and its parts
-reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
-            (what each tensor is), extras, issues (what is odd)
-lazy        tensors that are read when they are needed
-targeting   which modules a config targets by peft's rules; expressions matches its expressions
-experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
-saving      writes a directory and reads it back; staging makes outputs complete or absent
-portable    one rank and one scaling in all modules, as servers read files; paths as peft reads them
-fused       brings adapters with fused and with single projections to one layout, by rows
+types       Adapter and its parts, whose tensors are read when they are needed
 paths       module paths and the public names of bases
+config      adapter_config.json: ranks, scalings and targets by peft's rules
+tensors     the files of weights
+reading     a directory -> Adapter: what each tensor is; issues says what is odd about it
+experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
+fused       brings adapters with fused and with single projections to one layout
+saving      writes a directory and reads it back; portable and mended adapters for other readers
+staging     makes outputs complete or absent
 """
 
-from loraprobe.adapters.extras import copied_weight, same_weight
 from loraprobe.adapters.issues import extreme_norm
-from loraprobe.adapters.lazy import Tensors
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -27,9 +24,14 @@ from loraprobe.adapters.paths import (
     public_name,
     public_value,
 )
-from loraprobe.adapters.portable import MENDABLE, common_targets, mended, portable
-from loraprobe.adapters.reading import adapter_of, read_adapter
-from loraprobe.adapters.saving import save_adapter
+from loraprobe.adapters.reading import adapter_of, copied_weight, read_adapter, same_weight
+from loraprobe.adapters.saving import (
+    MENDABLE,
+    common_targets,
+    mended,
+    portable,
+    save_adapter,
+)
 from loraprobe.adapters.staging import (
     check_apart,
     check_file,
@@ -45,4 +47,5 @@ from loraprobe.adapters.types import (
     ModuleInfo,
     Modules,
     Source,
+    Tensors,
 )

@@ -1,24 +1,50 @@
-"""Reads and checks adapter_config.json, and derives one rank and one scaling per module."""
+"""Reads adapter_config.json and applies its rules to the paths of modules, as peft does.
+
+A config gives each module a rank and a scaling, and says which modules are targeted. Its regular
+expressions come from a stranger: peft passes them to Python's `re`, whose matches have no limit of
+time. Expressions that need none, of which most configs consist, are matched by `re` here too,
+others by `regex`, which reads what `re` accepts alike but for two things that are written otherwise
+here.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import reprlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapters.expressions import ExpressionError, first_matches
+from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.json_types import is_of_type, wrong_types
 from loraprobe.limits import DEEPEST, nested_values
+from loraprobe.patterns import PatternError, compiled
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns
 PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
 PATTERN = r"(.*\.)?({})$"  # peft's expression for the modules of a key of rank_pattern
+
+# peft's expression for a module in modules_to_save, or inside of such a module.
+SAVED = r"(^|.*\.){}($|\..*)"
+# peft's expressions for the layer number in a path, with and without layers_pattern.
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+
+# A plain expression has no repetition and no alternative. Matching takes at most the length of the
+# text times that of the expression.
+PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-]){0,1000}\$?")
+PLAIN_LENGTH = 1000  # of the texts that plain expressions are matched with
+SECONDS, MOST_SECONDS = 1.0, 30.0  # of processor time, for all matches of one rule
+MATCHES_A_SECOND = 50_000  # each further second is granted for this many matches
+# An escaped character, a brace that begins no count (`regex` reads {e<=1} as one error), and the
+# beginning of a class of POSIX, of which `re` knows nothing.
+_OTHERWISE = re.compile(r"(\\(?:N\{[^}]*\}|.))|\{(?!\d*,?\d*\})|\[:", re.DOTALL)
 
 # These keys are read elsewhere or do not change the function of a trained adapter.
 DESCRIPTIVE = frozenset(
@@ -66,7 +92,7 @@ TYPES: dict[str, list[str]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class AdapterConfig:
     """The content of an adapter_config.json, checked; `where` names the file in messages."""
 
     raw: Mapping[str, Any]
@@ -105,7 +131,7 @@ class Config:
         return [pattern.get(one, default) for one in used]
 
 
-def read_config(directory: Path) -> Config:
+def read_config(directory: Path) -> AdapterConfig:
     """Reads and checks adapter_config.json.
 
     Raises AdapterError for a file that cannot be read or has wrong values, UnsupportedAdapter for
@@ -118,7 +144,7 @@ def read_config(directory: Path) -> Config:
     return judge_config(raw, str(path))
 
 
-def judge_config(raw: Mapping[str, Any], where: str) -> Config:
+def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
     """Checks the values of a config that was read from the file `where`.
 
     Raises AdapterError for a wrong value, UnsupportedAdapter for an unsupported type or variant.
@@ -144,7 +170,7 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             raise AdapterError(
                 f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
             )
-    return Config(
+    return AdapterConfig(
         raw=raw,
         where=where,
         r=int(r),
@@ -175,3 +201,138 @@ def _pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
     if not isinstance(pattern, dict):
         raise AdapterError(f"{where}: {key} must map module names to numbers.")
     return {name: _number(pattern, name, f"{where}: {key}") for name in pattern}
+
+
+def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
+    """The paths (modules with weights) that the config does not target, by peft's rules.
+
+    target_modules is a list of endings, a regular expression for the whole path, or the word
+    "all-linear", which stands for full paths. exclude_modules and modules_to_save remove paths.
+    layers_to_transform keeps the layers with these numbers; it does not apply to a full path in
+    target_modules. Without target_modules peft takes endings from a table of architectures. Raises
+    ExpressionError for an expression that `re` cannot match.
+    """
+    targets, paths = config.get("target_modules"), list(paths)
+    saved = [str(name) for name in config.get("modules_to_save") or ()]
+    out = _fitting(paths, config.get("exclude_modules")) | _matching(saved, SAVED, paths)
+    if not isinstance(targets, (list, tuple, str)) or not targets:
+        kept = _in_layers(paths, config)
+    elif isinstance(targets, str):
+        kept = set(paths) if targets.lower() == "all-linear" else _fitting(paths, targets)
+    else:
+        kept = _fitting(paths, targets) & (_in_layers(paths, config) | set(map(str, targets)))
+    beyond = [path for path in paths if path in out or path not in kept]
+    if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
+        beyond = [path for path in beyond if path.rpartition(".")[2] not in VOCABULARY]
+    return beyond
+
+
+class Endings:
+    """A list of paths and endings of paths that is matched with many paths."""
+
+    def __init__(self, names: Sequence[object]) -> None:
+        self.names = frozenset(map(str, names))
+        self.longest = max(map(len, self.names), default=-1)
+
+    def of(self, path: str) -> Iterator[str]:
+        """The names that equal the path or its end after a dot."""
+        start = path.rfind(".") + 1
+        while len(path) - start <= self.longest:
+            if path[start:] in self.names:
+                yield path[start:]
+            if start == 0:
+                return
+            start = path.rfind(".", 0, start - 1) + 1
+
+    def fits(self, path: str) -> bool:
+        return next(self.of(path), None) is not None
+
+
+def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
+    """The paths that match a list of names or a regular expression."""
+    if isinstance(rule, str) and rule:
+        return _matching([rule], "{}", paths, whole=True)
+    names = Endings(rule if isinstance(rule, (list, tuple)) else ())
+    return {path for path in paths if names.fits(path)}
+
+
+def _matching(
+    expressions: Sequence[str], form: str, paths: Sequence[str], *, whole: bool = False
+) -> set[str]:
+    found = first_matches(expressions, form, paths, whole=whole)
+    return {path for path, match in zip(paths, found, strict=True) if match}
+
+
+def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
+    """The paths whose layer number is in layers_to_transform; all paths without that key."""
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return set(paths)
+    wanted = frozenset(layers if isinstance(layers, (list, tuple)) else [layers])
+    patterns = config.get("layers_pattern") or []
+    patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
+    numbers = [None if match is None else number(match[1] or "") for match in found]
+    return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}
+
+
+class ExpressionError(Exception):
+    """An expression that `re` does not compile, or that takes too long."""
+
+
+def first_matches(
+    expressions: Sequence[str], form: str, texts: Sequence[str], *, whole: bool = False
+) -> list[tuple[int, str | None] | None]:
+    """For each text the first expression that matches it, None if none does.
+
+    A match is the expression's number and what its group `idx` holds. form: the pattern around each
+    expression, such as r"(.*\\.)?({})$"; {} is the expression. whole: match the whole text
+    (`re.fullmatch`) instead of its beginning (`re.match`). Raises ExpressionError, with the
+    expression in its message.
+    """
+    if not texts:
+        return []
+    seconds = min(SECONDS + len(expressions) * len(texts) / MATCHES_A_SECOND, MOST_SECONDS)
+    end = time.thread_time() + seconds
+    quick = max(map(len, texts)) <= PLAIN_LENGTH
+    matchers = [_matcher(expression, form, whole, quick) for expression in expressions]
+
+    def first_match(text: str) -> tuple[int, str | None] | None:
+        for at, matches in enumerate(matchers):
+            try:
+                if (left := end - time.thread_time()) <= 0:
+                    raise TimeoutError
+                found = matches(text, left)
+            except (TimeoutError, MemoryError):
+                raise ExpressionError(
+                    f"{expressions[at][:80]!r} did not come to an end in {seconds:.0f} s"
+                ) from None
+            if found:
+                return at, found.groupdict().get("idx")
+        return None
+
+    return [first_match(text) for text in texts]
+
+
+def _matcher(expression: str, form: str, whole: bool, quick: bool) -> Callable[[str, float], Any]:
+    """Matches a text within seconds. Raises ExpressionError for what `re` does not compile."""
+    pattern = form.replace("{}", expression)
+    try:
+        plain = re.compile(pattern)
+        if quick and PLAIN.fullmatch(expression):
+            find = plain.fullmatch if whole else plain.match
+            return lambda text, _: find(text)
+        limited = compiled(_OTHERWISE.sub(_as_re_reads, pattern))
+    except PatternError as error:
+        raise ExpressionError(f"{expression[:80]!r} {error}") from None
+    except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ExpressionError(
+            f"{expression[:80]!r} is no regular expression of Python's re ({reason})"
+        ) from None
+    bounded = limited.fullmatch if whole else limited.match
+    return lambda text, seconds: bounded(text, timeout=seconds)
+
+
+def _as_re_reads(found: re.Match[str]) -> str:
+    return found[1] or ("[\\:" if found[0] == "[:" else "\\{")

@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.expressions import ExpressionError
-from loraprobe.adapters.targeting import untargeted
+from loraprobe.adapters.config import ExpressionError, untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.findings import CODES, finding
 from loraprobe.lora.lowrank import LowRank
@@ -64,7 +63,7 @@ def parameter_names(config: Mapping[str, Any], owner: str) -> list[str]:
     found = set()
     for target in config.get("target_parameters") or ():
         module, _, name = str(target).rpartition(".")
-        if not module or owner == module or owner.endswith(f".{module}"):
+        if not module or f".{owner}".endswith(f".{module}"):
             found.add(name)
     return sorted(found)
 
@@ -168,21 +167,21 @@ def conflict(a: Adapter, b: Adapter) -> Issue | None:
     Different parameters of one module would have one path, and their keys in a file would depend on
     the adapter; peft refuses such adapters too.
     """
-    ours, theirs = stacks(a.layout), stacks(b.layout)
+    ours, theirs, names = stacks(a.layout), stacks(b.layout), (a.name, b.name)
     for stack in filter(theirs.__contains__, ours):
         owner, _ = owner_of(stack)
-        names = [parameter_names(adapter.config, owner) for adapter in (a, b)]
-        if names[0] != names[1]:
-            lists = [", ".join(found) for found in names]
+        one, other = (", ".join(parameter_names(adapter.config, owner)) for adapter in (a, b))
+        counts = len(ours[stack]), len(theirs[stack])
+        if one != other:
             message = (
-                f"{a.name} targets {lists[0]} of {owner} and {b.name} targets {lists[1]}, so the "
-                "keys of their files do not name the same parameters."
+                f"{a.name} targets {one} of {owner} and {b.name} targets {other}, so the keys of "
+                "their files do not name the same parameters."
             )
-            return finding("parameters-differ", (a.name, b.name), message, stack)
-        counts = [len(held[stack]) for held in (ours, theirs)]
-        if counts[0] != counts[1]:
+        elif counts[0] != counts[1]:
             message = f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
-            return finding("parameters-differ", (a.name, b.name), message, stack)
+        else:
+            continue
+        return finding("parameters-differ", names, message, stack)
     return None
 
 
@@ -236,16 +235,16 @@ def places(model: nn.Module, adapter: Adapter) -> Iterator[Place | Issue]:
             )
             yield finding("module-not-in-base", names, message, stack)
             continue
-        place, info = Place(stack, module, found[depth]), adapter.layout[paths[0]]
-        own = (len(paths), *info.shape)
+        place = Place(stack, module, found[depth])
+        own = (len(paths), *adapter.layout[paths[0]].shape)
         if own == place.shape:
             yield place
-            continue
-        message = (
-            f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
-            f"{_sizes(place.shape)}."
-        )
-        yield finding("shapes-differ", names, message, stack, cure=TRAINED_ON)
+        else:
+            message = (
+                f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
+                f"{_sizes(place.shape)}."
+            )
+            yield finding("shapes-differ", names, message, stack, cure=TRAINED_ON)
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -14,14 +14,18 @@ modules and biases are split and joined by the same rows. A layer whose rows hav
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any
 
-from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
-from loraprobe.adapters.types import Adapter
+import torch
+from torch import Tensor
+
+from loraprobe.adapters.types import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 Shapes = Mapping[str, tuple[int, int] | None]  # path in the base -> (out, in), None if packed
@@ -64,16 +68,15 @@ def one_layout(
     shapes of the base's modules. config: its config.json, which may give the rows of heads. An
     adapter that is translated gets a note `fused-translated`; others are returned unchanged.
     """
-    todo: list[Fusion] = []
-    refused: dict[str, list[_FusedLayer]] = {}
+    todo: list[FusedLayer] = []
+    refused: dict[str, list[FusedLayer]] = {}
     touched = [_touched(adapter) for adapter in adapters]
     for path in _fused_paths(touched, base or {}):
-        layer = _FusedLayer(path, adapters, touched, base or {}, config or {})
-        split = layer.wants_split()
-        if split is None:
-            continue
+        layer = FusedLayer(path, adapters, touched, base or {})
         try:
-            todo.append(layer.fusion(split))
+            if layer.split is not None:
+                layer.prepare(config or {})
+                todo.append(layer)
         except NotTranslated as why:
             refused.setdefault(str(why), []).append(layer)
     each = zip(adapters, touched, strict=True)
@@ -105,11 +108,12 @@ def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
     return list(found)
 
 
-class _FusedLayer:
-    """A fused layer of a base, and the adapters that change it as a whole or by its parts.
+class FusedLayer:
+    """A fused layer, and the adapters that change it as a whole (`fused`) or by parts (`single`).
 
     touched: the paths that each adapter changes. `parts`: the paths of its parts in the order of
-    their rows, `part` the first that is changed.
+    their rows; `rows`: the number of rows of each, once it is prepared. `split`: True if it has to
+    be split, False if its parts have to be joined, None if it may stay.
     """
 
     def __init__(
@@ -118,57 +122,53 @@ class _FusedLayer:
         adapters: Sequence[Adapter],
         touched: Sequence[Collection[str]],
         base: Shapes,
-        config: Mapping[str, Any],
     ) -> None:
-        parent, dot, name = path.rpartition(".")
-        self.path, self.parts = path, tuple(f"{parent}{dot}{part}" for part in PARTS[name])
-        self.adapters, self.base, self.config = adapters, base, config
+        parent, dot, self.name = path.rpartition(".")
+        self.path, self.adapters, self.base = path, adapters, base
+        self.parts = tuple(f"{parent}{dot}{part}" for part in PARTS[self.name])
         each = list(zip(adapters, touched, strict=True))
         self.fused = [adapter for adapter, paths in each if path in paths]
         self.single = [adapter for adapter, paths in each if any(p in paths for p in self.parts)]
-        held = (part for paths in touched for part in self.parts if part in paths)
-        self.part = next(held, self.parts[0])
+        changed = (part for paths in touched for part in self.parts if part in paths)
+        self.part = next(changed, self.parts[0])
+        self.rows: tuple[int, ...] = ()
+        self.split: bool | None = None
+        if path in base:
+            if self.single and not any(part in base for part in self.parts):
+                self.split = False
+        elif self.fused and (self.single or all(part in base for part in self.parts)):
+            self.split = True
 
-    def wants_split(self) -> bool | None:
-        """True if it must be split, False if its parts must be joined, None if it may stay."""
-        if self.path in self.base:
-            join = self.single and not any(part in self.base for part in self.parts)
-            return False if join else None
-        split = self.fused and (self.single or all(part in self.base for part in self.parts))
-        return True if split else None
-
-    def fusion(self, split: bool) -> Fusion:
-        """Raises NotTranslated if it cannot be split or joined exactly."""
-        name = self.path.rpartition(".")[2]
-        if name == "query_key_value":
+    def prepare(self, config: Mapping[str, Any]) -> None:
+        """Finds its rows. Raises NotTranslated if it cannot be split or joined exactly."""
+        if self.name == "query_key_value":
             raise NotTranslated(UNORDERED)
-        if self.config.get("model_type") == "codegen" or (
-            ".h." in self.path and name == "qkv_proj"
+        if config.get("model_type") == "codegen" or (
+            ".h." in self.path and self.name == "qkv_proj"
         ):
             raise NotTranslated(BLOCKS)
         for adapter in self.fused:
             if adapter in self.single:
                 raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
-        rows = self.rows()
-        for adapter in () if split else self.adapters:
+        self.rows = self._rows(config)
+        for adapter in () if self.split else self.adapters:
             _check_complete(adapter, self.parts)
-        return Fusion(self.path, self.parts, rows, split)
 
-    def rows(self) -> tuple[int, ...]:
+    def _rows(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The number of rows of each part. Raises NotTranslated if it is not known for certain."""
-        shapes = {path: self.shapes(path) for path in (self.path, *self.parts)}
+        shapes = {path: self._shapes(path) for path in (self.path, *self.parts)}
         inputs = {inp for found in shapes.values() for _, inp in found}
         if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
             raise NotTranslated("the shapes of its parts contradict each other")
         known = {path: next(iter(found))[0] for path, found in shapes.items() if found}
         total = known.pop(self.path, None)
         missing = [part for part in self.parts if part not in known]
-        if missing and self.path.endswith("gate_up_proj") and total is not None:
+        if missing and self.name == "gate_up_proj" and total is not None:
             known |= dict.fromkeys(missing, total // 2)  # they are multiplied with each other
         elif len(missing) == 1 and total is not None:
             known[missing[0]] = total - sum(known.values())
         elif missing:
-            known = {**_by_heads(self.parts, self.config), **known}
+            known = {**_by_heads(self.parts, config), **known}
         if lost := [part.rpartition(".")[2] for part in self.parts if part not in known]:
             raise NotTranslated(f"how many rows are {listing(lost)}'s is not known without --base")
         rows = tuple(known[part] for part in self.parts)
@@ -178,15 +178,20 @@ class _FusedLayer:
             )
         return rows
 
-    def shapes(self, path: str) -> set[tuple[int, int]]:
+    def _shapes(self, path: str) -> set[tuple[int, int]]:
         """The (out, in) of a module in base and adapters; several if they disagree."""
-        infos = [adapter.layout[path] for adapter in self.adapters if path in adapter.layout]
+        found = {a.layout[path].shape for a in self.adapters if path in a.layout}
         of_base = self.base.get(path)
-        found = {info.shape for info in infos}
         return found | ({of_base} if of_base else set())
 
+    def slices(self) -> dict[str, slice]:
+        """Part -> its rows in the fused matrix."""
+        ends = itertools.accumulate(self.rows)
+        bounds = zip(self.parts, self.rows, ends, strict=True)
+        return {part: slice(end - size, end) for part, size, end in bounds}
 
-def _refusal(reason: str, layers: Sequence[_FusedLayer]) -> Issue:
+
+def _refusal(reason: str, layers: Sequence[FusedLayer]) -> Issue:
     """The error for layers that are fused in some adapters (or the base) and single in others."""
     first = layers[0]
     fused, single = ([adapter.name for adapter in held] for held in (first.fused, first.single))
@@ -225,32 +230,141 @@ def _check_complete(adapter: Adapter, parts: Sequence[str]) -> None:
             )
 
 
-def _translated(adapter: Adapter, touched: Collection[str], todo: Sequence[Fusion]) -> Adapter:
+def _translated(
+    adapter: Adapter, touched: Mapping[str, None], todo: Sequence[FusedLayer]
+) -> Adapter:
     """The adapter on the common layout. touched: the paths that it changes."""
     mine = [
-        f for f in todo if (f.path in touched if f.split else any(p in touched for p in f.parts))
+        layer
+        for layer in todo
+        if not touched.keys().isdisjoint((layer.path,) if layer.split else layer.parts)
     ]
     if not mine:
         return adapter
     return replace(
         adapter,
-        modules=moved_modules(adapter, mine),
-        magnitudes=moved_rows(adapter.magnitudes, mine),
-        offsets=moved_offsets(adapter, mine),
-        whole=moved_rows(moved_rows(adapter.whole, mine, ".weight"), mine, ".bias"),
+        modules=_moved_modules(adapter, mine),
+        magnitudes=_moved_rows(adapter.magnitudes, mine),
+        offsets=_moved_offsets(adapter, mine),
+        whole=_moved_rows(_moved_rows(adapter.whole, mine, ".weight"), mine, ".bias"),
         issues=(*adapter.issues, *_notes(adapter, mine)),
     )
 
 
-def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> Iterator[Issue]:
+def _notes(adapter: Adapter, mine: Sequence[FusedLayer]) -> Iterator[Issue]:
     for split in (True, False):
-        done = [fusion for fusion in mine if fusion.split == split]
+        done = [layer for layer in mine if layer.split == split]
         if not done:
             continue
-        names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
+        names = sorted({layer.name for layer in done})
         what = "split into the single projections" if split else "joined from single projections"
         message = (
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
             f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
         )
         yield finding("fused-translated", (adapter.name,), message, done[0].path)
+
+
+def _moved_modules(adapter: Adapter, mine: Sequence[FusedLayer]) -> Modules:
+    """The adapter's modules with all layers applied when a module is read."""
+    infos = dict(adapter.layout)
+    made: dict[str, Callable[[], LowRank]] = {}
+    for layer in mine:
+        if layer.split and layer.path in infos:
+            info = infos.pop(layer.path)
+            for part, rows in layer.slices().items():
+                infos[part] = replace(info, path=part, out_features=rows.stop - rows.start)
+                made[part] = partial(_part, adapter, layer.path, rows)
+        elif not layer.split and any(part in infos for part in layer.parts):
+            infos[layer.path] = _joined_info(layer, infos)
+            infos = {p: i for p, i in infos.items() if p not in layer.parts}
+            made[layer.path] = partial(_joined, adapter, layer)
+    return Modules(infos, lambda path: made[path]() if path in made else adapter.modules[path])
+
+
+def _part(adapter: Adapter, path: str, rows: slice) -> LowRank:
+    update = adapter.modules[path]
+    return LowRank(update.A, update.B[rows], update.scaling)
+
+
+def _joined_info(layer: FusedLayer, infos: Mapping[str, ModuleInfo]) -> ModuleInfo:
+    found = [infos[part] for part in layer.parts if part in infos]
+    scalings = {info.scaling for info in found}
+    dtype = reduce(torch.promote_types, (info.dtype for info in found))
+    if len(scalings) > 1:  # multiplied into B, which a 16-bit type would round
+        dtype = torch.promote_types(dtype, torch.float32)
+    return replace(
+        found[0],
+        path=layer.path,
+        rank=sum(info.rank for info in found),
+        out_features=sum(layer.rows),
+        scaling=scalings.pop() if len(scalings) == 1 else 1.0,
+        dtype=dtype,
+    )
+
+
+def _joined(adapter: Adapter, layer: FusedLayer) -> LowRank:
+    """Joins the parts: B is block-diagonal, A is stacked, a missing part has rows of zeros."""
+    info = _joined_info(layer, adapter.layout)
+    held = [part for part in layer.parts if part in adapter.modules]
+    updates = {part: adapter.modules[part].to(info.dtype) for part in held}
+    A = torch.cat([update.A for update in updates.values()])
+    B = A.new_zeros(info.out_features, info.rank)
+    done = 0
+    for part, rows in layer.slices().items():
+        if part in updates:
+            factor = _ratio(float(updates[part].scaling), info.scaling)
+            B[rows, done : done + updates[part].rank] = updates[part].B * factor
+            done += updates[part].rank
+    return LowRank(A, B, info.scaling)
+
+
+def _ratio(own: float, joint: float) -> float:
+    """The factor for a part's B and offset; exactly 1 if the scalings are equal."""
+    return 1.0 if own == joint else own / joint
+
+
+def _moved_rows(
+    held: Mapping[str, Tensor], mine: Sequence[FusedLayer], suffix: str = ""
+) -> Tensors:
+    """Splits or joins tensors whose first dimension is a module's output."""
+    made: dict[str, list[tuple[str, slice]]] = {}  # name -> the tensors and rows that it joins
+    gone: set[str] = set()
+    for layer in mine:
+        path, parts = layer.path + suffix, [part + suffix for part in layer.parts]
+        if layer.split and path in held:
+            gone.add(path)
+            made |= {part + suffix: [(path, rows)] for part, rows in layer.slices().items()}
+        elif not layer.split and parts[0] in held:
+            gone.update(parts)
+            made[path] = [(part, slice(None)) for part in parts]
+
+    def read(name: str) -> Tensor:
+        if name not in made:
+            return held[name]
+        return torch.cat([held[source][rows] for source, rows in made[name]])
+
+    return Tensors([*(name for name in held if name not in gone), *made], read)
+
+
+def _moved_offsets(adapter: Adapter, mine: Sequence[FusedLayer]) -> Tensors:
+    """Splits or joins the biases of B by rows; a part without a bias gets zeros."""
+    held = adapter.offsets
+    joins = {
+        part: (layer, size)
+        for layer in mine
+        if not layer.split and any(part in held for part in layer.parts)
+        for part, size in zip(layer.parts, layer.rows, strict=True)
+    }
+
+    def read(path: str) -> Tensor:
+        """The bias of a part, on the scaling and dtype of the module that it joins."""
+        if path not in joins:
+            return held[path]
+        layer, size = joins[path]
+        info = _joined_info(layer, adapter.layout)
+        if path not in held:
+            return torch.zeros(size, dtype=info.dtype)
+        return held[path].to(info.dtype) * _ratio(adapter.layout[path].scaling, info.scaling)
+
+    return _moved_rows(Tensors({*held, *joins}, read), mine)

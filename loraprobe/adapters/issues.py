@@ -13,15 +13,19 @@ which has no effect. Without the base the full list of modules is unknown, so th
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from loraprobe.adapters.config import PEFT_DEFAULT, TRAINERS, unknown_keys
+from loraprobe.adapters.config import (
+    PEFT_DEFAULT,
+    TRAINERS,
+    Endings,
+    ExpressionError,
+    unknown_keys,
+    untargeted,
+)
 from loraprobe.adapters.experts import without_experts
-from loraprobe.adapters.expressions import ExpressionError
-from loraprobe.adapters.extras import FLAGS
 from loraprobe.adapters.paths import layer_pattern
-from loraprobe.adapters.targeting import Names, untargeted
-from loraprobe.adapters.types import Adapter, Extra
+from loraprobe.adapters.types import Adapter
 from loraprobe.defaults import EXTREME_NORM
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
@@ -43,6 +47,8 @@ LOFTQ = (
 # With these values the base weights stay unchanged.
 KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
+# Kind of extra -> the config key without which peft does not load it.
+FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 # Config key -> the kind of extra that the file then holds.
 PROMISED = {
     **{flag: kind for kind, flag in FLAGS.items()},
@@ -57,46 +63,69 @@ def config_issues(adapter: Adapter) -> Iterator[Issue]:
     names, raw = (adapter.name,), adapter.config
     unknown = unknown_keys(raw)
     if filled := [key for key in unknown if raw[key]]:
-        message = (
+        yield finding(
+            "unknown-config",
+            names,
             f"The config sets {', '.join(filled)}, which loraprobe does not know and which may "
-            "change what the adapter computes."
+            "change what the adapter computes.",
         )
-        yield finding("unknown-config", names, message)
     if trainers := [f"{key} ({TRAINERS[key]})" for key in raw if key in TRAINERS]:
-        message = (
+        yield finding(
+            "trainer-config",
+            names,
             "The config has keys of a trainer, which do not change what the adapter does: "
-            f"{', '.join(trainers)}."
+            f"{', '.join(trainers)}.",
         )
-        yield finding("trainer-config", names, message)
     yield from _initialisation(adapter)
     if empty := [key for key in unknown if not raw[key]]:
         message = f"The config has unknown keys without a value: {', '.join(empty)}."
         yield finding("unknown-config-empty", names, message)
     if "lora_alpha" not in raw:
-        message = (
+        yield finding(
+            "missing-alpha",
+            names,
             f"The config has no lora_alpha; peft then takes {PEFT_DEFAULT}, which need not be what "
-            "the adapter was trained with."
+            "the adapter was trained with.",
         )
-        yield finding("missing-alpha", names, message)
     yield from _missing(adapter)
-    yield from _shared(adapter)
-
-
-def _shared(adapter: Adapter) -> Iterator[Issue]:
-    """A note for contents whose effect in peft depends on which weights the base shares."""
-    raw, held = adapter.config, [name for name in adapter.whole if name.endswith(".weight")]
-    saved = raw.get("modules_to_save") or ()
-    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved))
+    held, saved = [n for n in adapter.whole if n.endswith(".weight")], raw.get("modules_to_save")
+    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved or ()))
     # peft compares the ends of names as they are: "norm" names input_layernorm too.
     if loose := [name for name in held if not name.rpartition(".")[0].endswith(asked)]:
-        message = (
+        yield finding(
+            "shared-weights",
+            names,
             f"The file holds {loose[0]}, which modules_to_save does not name: peft writes it over "
-            "the base's weight, also where another layer shares that; here one layer changes."
+            "the base's weight, also where another layer shares that; here one layer changes.",
+            loose[0].rpartition(".")[0],
         )
-        yield finding("shared-weights", (adapter.name,), message, loose[0].rpartition(".")[0])
     if raw.get("ensure_weight_tying"):
         message = "The config sets ensure_weight_tying, which adapts layers that share a weight."
-        yield finding("shared-weights", (adapter.name,), message)
+        yield finding("shared-weights", names, message)
+
+
+def _initialisation(adapter: Adapter) -> Iterator[Issue]:
+    """An error for a value of init_lora_weights that may have changed the base."""
+    names, init = (adapter.name,), adapter.config.get("init_lora_weights")
+    if not isinstance(init, str) or not init or init.lower() in KEEPS_BASE:
+        return
+    value = f"init_lora_weights={reprlib.repr(init)}"
+    method = next((m for start, m in CHANGES_BASE.items() if init.lower().startswith(start)), None)
+    if method is None:
+        yield finding(
+            "init-unknown",
+            names,
+            f"{adapter.name} was initialised in a way that is not known ({value}), which may have "
+            "changed the base weights; peft does not load it.",
+        )
+    else:
+        yield finding(
+            "init-changed-base",
+            names,
+            f"{adapter.name} was initialised by {method} ({value}), which changes the base "
+            "weights, and was saved without conversion: it fits only that changed base.",
+            cure=LOFTQ if method == "LoftQ" else None,
+        )
 
 
 def _missing(adapter: Adapter) -> Iterator[Issue]:
@@ -110,52 +139,20 @@ def _missing(adapter: Adapter) -> Iterator[Issue]:
         held = {extra.module for extra in extras if extra.kind == kind}
         lost = [path for path in adapter.layout if path not in held]
         if held and lost:
-            message = (
+            yield finding(
+                "missing-tensors",
+                names,
                 f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first."
+                f"{count(len(lost), 'module')}, {lost[0]} first.",
+                lost[0],
             )
-            yield finding("missing-tensors", names, message, lost[0])
-
-
-def _initialisation(adapter: Adapter) -> Iterator[Issue]:
-    """An error for a value of init_lora_weights that may have changed the base."""
-    names, init = (adapter.name,), adapter.config.get("init_lora_weights")
-    if not isinstance(init, str) or not init or init.lower() in KEEPS_BASE:
-        return
-    value = f"init_lora_weights={reprlib.repr(init)}"
-    method = next((m for start, m in CHANGES_BASE.items() if init.lower().startswith(start)), None)
-    if method is None:
-        message = (
-            f"{adapter.name} was initialised in a way that is not known ({value}), which may have "
-            "changed the base weights; peft does not load it."
-        )
-        yield finding("init-unknown", names, message)
-        return
-    message = (
-        f"{adapter.name} was initialised by {method} ({value}), which changes the base "
-        "weights, and was saved without conversion: it fits only that changed base."
-    )
-    cure = LOFTQ if method == "LoftQ" else None
-    yield finding("init-changed-base", names, message, cure=cure)
-
-
-def unused_issues(name: str, unused: Sequence[Extra]) -> Iterator[Issue]:
-    """A warning for tensors that peft leaves out."""
-    if unused:
-        message = (
-            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-            "leaves out, since the config does not ask for it or its module has no factors; left "
-            "out here too."
-        )
-        yield finding("tensors-unused", (name,), message, unused[0].module)
 
 
 def incompleteness(adapter: Adapter) -> Iterator[Issue]:
     """Targets without weights, weights without targets, and layers that differ."""
     names = (adapter.name,)
-    yield from _targets(adapter)
+    yield from _unused_targets(adapter)
     yield from _layers(adapter)
-    yield from _shapes(adapter)
     try:
         beyond = untargeted(without_experts(adapter.layout), adapter.config)
     except ExpressionError as error:
@@ -163,70 +160,72 @@ def incompleteness(adapter: Adapter) -> Iterator[Issue]:
         yield finding("targets-unreadable", names, message)
         return
     if beyond:
-        message = (
+        yield finding(
+            "weights-untargeted",
+            names,
             f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
             f"target or excludes, {beyond[0]} first: peft leaves them out, and a merge or a router "
-            "would apply them."
+            "would apply them.",
+            beyond[0],
         )
-        yield finding("weights-untargeted", names, message, beyond[0])
 
 
-def _targets(adapter: Adapter) -> Iterator[Issue]:
+def _unused_targets(adapter: Adapter) -> Iterator[Issue]:
     """A warning for names in target_modules that fit nothing in the file."""
     held = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
     targets = adapter.config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
         return  # a regular expression, "all-linear" or nothing does not list the modules
-    listed = Names(targets)
+    listed = Endings(targets)
     matched = {name for path in held for name in listed.of(path)}
-    lost = [str(target) for target in targets if str(target) not in matched]
-    if lost:
-        message = (
+    if lost := [str(target) for target in targets if str(target) not in matched]:
+        yield finding(
+            "targets-without-weights",
+            (adapter.name,),
             f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
-            "the file holds no weights: where the base has such modules they stay untouched."
+            "the file holds no weights: where the base has such modules they stay untouched.",
         )
-        yield finding("targets-without-weights", (adapter.name,), message)
 
 
 def _layers(adapter: Adapter) -> Iterator[Issue]:
-    """A warning for modules that some layers lack.
+    """A warning for modules that some layers lack, a note for shapes that differ between layers.
 
-    A parent, such as `self_attn`, should have the same children in every layer that has it.
+    A parent, such as `self_attn`, should have the same children in every layer that has it. In
+    nearly all models a module has one shape in all layers.
     """
     children: dict[str, dict[str, set[str]]] = {}
-    for path in adapter.layout:
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for path, info in adapter.layout.items():
         parent, _, child = path.rpartition(".")
         children.setdefault(layer_pattern(parent), {}).setdefault(parent, set()).add(child)
+        shapes.setdefault(layer_pattern(path), set()).add(info.shape)
     lost = []
     for parents in children.values():
         everywhere = set().union(*parents.values())
         lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
     if lost:
-        message = (
+        yield finding(
+            "layers-uneven",
+            (adapter.name,),
             f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
-            f"other layers have, {lost[0]} first."
+            f"other layers have, {lost[0]} first.",
+            lost[0],
         )
-        yield finding("layers-uneven", (adapter.name,), message, lost[0])
-
-
-def _shapes(adapter: Adapter) -> Iterator[Issue]:
-    """A note for a module whose shape differs between layers; nearly all models have one shape."""
-    shapes: dict[str, set[tuple[int, int]]] = {}
-    for path, info in adapter.layout.items():
-        shapes.setdefault(layer_pattern(path), set()).add(info.shape)
-    uneven = [(pattern, sorted(held)) for pattern, held in shapes.items() if len(held) > 1]
-    if uneven:
-        pattern, held = uneven[0]
-        listed = " and ".join(str(list(shape)) for shape in held[:3])
-        message = f"{pattern} has different shapes in different layers, such as {listed}."
-        yield finding("shapes-uneven", (adapter.name,), message)
+    for pattern, held in shapes.items():
+        if len(held) > 1:
+            listed = " and ".join(str(list(shape)) for shape in sorted(held)[:3])
+            message = f"{pattern} has different shapes in different layers, such as {listed}."
+            yield finding("shapes-uneven", (adapter.name,), message)
+            return
 
 
 def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
     """A warning if `norm`, the largest delta of the adapter (in module `path`), is implausible."""
     if norm > EXTREME_NORM:
-        message = (
+        yield finding(
+            "norm-extreme",
+            (name,),
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20."
+            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20.",
+            path,
         )
-        yield finding("norm-extreme", (name,), message, path)

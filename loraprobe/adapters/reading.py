@@ -1,13 +1,18 @@
 """Reads a PEFT directory into an Adapter and accounts for every tensor of its file.
 
-Whatever is odd but readable becomes an issue of the adapter; findings.toml lists the codes. Errors
-stop a merge unless they are allowed by name. `adapter_of` builds an adapter from tensors in memory.
+`classify` says what the key of a tensor is. `KeySorting` makes each tensor a factor of a module, an
+extra (used are DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained token
+rows), or a part of an issue. What is odd but readable becomes an issue of the adapter;
+findings.toml lists the codes. Errors stop a merge unless they are allowed by name. `adapter_of`
+builds an adapter from tensors in memory.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +20,89 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.extras import as_peft_reads, extra_tensors, extras_of
-from loraprobe.adapters.issues import config_issues, incompleteness, unused_issues
-from loraprobe.adapters.lazy import Tensors, TokenRows
-from loraprobe.adapters.sorting import KeySorting
+from loraprobe import limits
+from loraprobe.adapters.config import CONFIG, AdapterConfig, Endings, read_config
+from loraprobe.adapters.experts import (
+    NESTED,
+    expert_path,
+    factors_of_expert,
+    in_order,
+    owner_of,
+    parameter_names,
+    stack_of,
+    targeted_whole,
+)
+from loraprobe.adapters.issues import FLAGS, config_issues, incompleteness
+from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import (
     PICKLE,
     SAFETENSORS,
     ShardedFile,
+    TensorFile,
     disagreement,
     open_tensors,
 )
-from loraprobe.adapters.types import Adapter, LayerKind, ModuleInfo, Modules, Source
+from loraprobe.adapters.types import (
+    Adapter,
+    Extra,
+    LayerKind,
+    ModuleInfo,
+    Modules,
+    Source,
+    Tensors,
+    TokenRows,
+)
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
+from loraprobe.formatting import count
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
+
+PREFIX = "base_model.model."
+
+_FACTOR = re.compile(r"(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.[^.]+)?\.weight")
+_EMBEDDING = re.compile(r"(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]+)?")
+_EXTRAS = {
+    "dora_magnitude": re.compile(r"(?P<path>.+?)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?"),
+    "lora_bias": re.compile(r"(?P<path>.+?)\.lora_B(?:\.[^.]+)?\.bias"),
+    "token_delta": re.compile(
+        r"(?P<path>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?"
+    ),
+}
+# The kind of a weight -> its key; a bias of both forms is a trained bias.
+_WHOLE = {
+    "base_copy": re.compile(
+        r"(?P<path>.+?)\.(?:base_layer|original_module)\.(?P<what>weight|bias)"
+    ),
+    "modules_to_save": re.compile(
+        r"(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weight|bias)"
+    ),
+}
+
+LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
+# The messages of findings about several keys or modules, in the order in which they are told.
+MESSAGES = {
+    "doubled-prefix": (
+        f"{{modules}} with the prefix {PREFIX!r} twice, which peft loads without any effect."
+    ),
+    "unprefixed-keys": (
+        f"{{keys}} without the prefix {PREFIX!r}: read here as module paths, but peft would load "
+        "them without any effect."
+    ),
+    "several-adapters": (
+        "{keys} for a factor that another key gives already, so the file holds several adapters."
+    ),
+    "unknown-tensors": "{keys} that fit nothing in a PEFT LoRA file{style}.",
+    "unpaired-factor": "The file has modules that lack the partner of {first}.",
+    "shape-mismatch": "The file has modules whose factors do not multiply: {first}.",
+    "not-floating": "The file has modules whose factors are not floating point: {first}.",
+    "rank-contradicts-config": (
+        "The file has modules whose rank is not the config's, so that their scale is unknown: "
+        "{first}."
+    ),
+}
+# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
+WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
 
 
 def read_adapter(
@@ -48,7 +120,7 @@ def read_adapter(
     sorting = KeySorting(name, config, file)
     sorting.sort_keys()
     infos = sorting.pair_factors()
-    extras, unused = as_peft_reads(sorting.extras, infos, config.raw)
+    extras, unused = _as_peft_reads(sorting.extras, infos, config.raw)
     adapter = Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
@@ -57,24 +129,34 @@ def read_adapter(
         extras=tuple(extras),
         config=dict(config.raw),
         weights_file=file.path if file.path.is_file() else None,  # None for shards
-        **extra_tensors(file, extras, config.raw),
+        **_extra_tensors(file, extras, config.raw),
     )
-    issues = [*sorting.findings(), *unused_issues(name, unused)]
+    issues = [*sorting.findings()]
+
+    def add(code: str, message: str, module: str | None = None) -> None:
+        issues.append(finding(code, (name,), message, module))
+
+    if unused:
+        add(
+            "tensors-unused",
+            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+            "leaves out, since the config does not ask for it or its module has no factors; left "
+            "out here too.",
+            unused[0].module,
+        )
     if isinstance(file, ShardedFile):
-        message = f"The weights of {name} lie in shards, which peft does not load."
-        issues.append(finding("sharded", (name,), message))
+        add("sharded", f"The weights of {name} lie in shards, which peft does not load.")
     elif file.path.name == PICKLE:
-        message = f"The weights of {name} are a pickle ({PICKLE}), which may hold code."
-        issues.append(finding("pickled", (name,), message))
+        add("pickled", f"The weights of {name} are a pickle ({PICKLE}), which may hold code.")
     issues += [*config_issues(adapter), *incompleteness(adapter)]
     if what := disagreement(directory):
-        message = (
-            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
+        add(
+            "weights-disagree",
+            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: "
+            f"{what}.",
         )
-        issues.append(finding("weights-disagree", (name,), message))
     if not infos:
-        message = "The file holds no LoRA factors that can be used."
-        issues.append(finding("no-modules", (name,), message))
+        add("no-modules", "The file holds no LoRA factors that can be used.")
     return replace(adapter, issues=tuple(issues))
 
 
@@ -138,7 +220,11 @@ def adapter_of(
         offsets=_held(offsets),
         token_rows=dict(token_rows or {}),
     )
-    return replace(made, extras=extras_of(made))
+    extras = tuple(
+        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+        for kind, key, path, held in keys_of_extras(made)
+    )
+    return replace(made, extras=extras)
 
 
 def _held(given: Mapping[str, Tensor] | None) -> Tensors:
@@ -152,3 +238,334 @@ def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) 
     dtype = torch.promote_types(update.A.dtype, update.B.dtype)
     rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
     return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)
+
+
+def classify(key: str) -> tuple[str, str | None]:
+    """The role of a key, and the module path in the base model that it belongs to.
+
+    The role is "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra.
+    """
+    name = key.removeprefix(PREFIX)
+    if match := _FACTOR.fullmatch(name):
+        return match["which"], match["path"]
+    if match := _EMBEDDING.fullmatch(name):
+        return "e" + match["which"], match["path"]
+    for kind, pattern in _EXTRAS.items():
+        if match := pattern.fullmatch(name):
+            return kind, match["path"]
+    if any(part.startswith("lora") for part in name.split(".")):
+        return "unknown", None  # another tool's names, such as lora_down and lora_up
+    for kind, pattern in _WHOLE.items():
+        if match := pattern.fullmatch(name):
+            return kind if match["what"] == "weight" else "bias", match["path"]
+    return "unknown", None
+
+
+class KeySorting:
+    """The state of reading one file: each key becomes a factor of a module or an extra.
+
+    name: that of the adapter.
+    """
+
+    def __init__(self, name: str, config: AdapterConfig, file: TensorFile) -> None:
+        self.name, self.config, self.file = name, config, file
+        self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
+        self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update
+        self.extras: list[Extra] = []
+        # Code of a finding -> for each place the key, path or problem, and the module if known.
+        self.odd: dict[str, list[tuple[str, str | None]]] = {code: [] for code in MESSAGES}
+
+    def sort_keys(self) -> None:
+        """Makes each key a factor or an extra."""
+        saved = self.config.raw.get("modules_to_save") or ()
+        saved = Endings([saved] if isinstance(saved, str) else saved)
+        for key in sorted(self.file.shapes):
+            role, path = classify(key)
+            if role == "bias" and path and saved.fits(path):
+                role = "modules_to_save"  # a part of a module that was trained whole
+            if not key.startswith(PREFIX):
+                self.odd["unprefixed-keys"].append((key, None))
+            if role not in ("A", "B", "eA", "eB") or path is None:
+                self._extra(role, path, key)
+                if role == "unknown":
+                    self.odd["unknown-tensors"].append((key, None))
+            elif role in self.factors.setdefault(path, {}):
+                self._extra("unknown", path, key)
+                self.odd["several-adapters"].append((key, None))
+            else:
+                self.factors[path][role] = key
+        doubled = [path for path in self.factors if path.startswith(PREFIX)]
+        self.odd["doubled-prefix"] = [(path, None) for path in doubled]
+
+    def pair_factors(self) -> dict[str, ModuleInfo]:
+        """Pairs A and B of each module and checks their shapes; unusable factors become extras.
+
+        Raises AdapterError for more modules than the limit.
+        """
+        infos: dict[str, ModuleInfo] = {}
+        self._check_count(len(self.factors))
+        measures = self.config.ranks_and_scalings(self.factors)
+        for path, roles in self.factors.items():
+            if kind := self._why_unusable(path, roles):
+                self._extra(kind, path, *roles.values())
+                continue
+            a, b = (roles[role] for role in sorted(roles))
+            self.pairs[path] = a, b
+            if not self._is_stack(path):
+                infos[path] = self._module(path, a, b, "eA" in roles, *measures[path])
+        self._unstack(infos)
+        return infos
+
+    def _extra(self, kind: str, module: str | None, *keys: str) -> None:
+        for key in keys:
+            dtype = str(self.file.dtypes[key] or "unknown").removeprefix("torch.")
+            self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
+
+    def _check_count(self, modules: int) -> None:
+        if modules > limits.MODULES:
+            raise AdapterError(
+                f"{self.name} adapts {modules:,} modules, beyond the {limits.MODULES:,} that are "
+                "read; no known model has so many."
+            )
+
+    def _why_unusable(self, path: str, roles: Mapping[str, str]) -> str | None:
+        """The kind of extra that the factors of a module become; None if they are an update B A."""
+        if sorted(roles) not in (["A", "B"], ["eA", "eB"]):
+            self.odd["unpaired-factor"].append((", ".join(roles.values()), path))
+            return "unknown"
+        keys = [roles[role] for role in sorted(roles)]
+        a, b = (self.file.shapes[key] for key in keys)
+        fits = len(a) == len(b) > 1 and a[0] == b[1] and 0 not in a + b
+        kind = "unknown"
+        if len(a) > 2 and len(b) > 2:
+            kind = "convolution"
+            fits = fits and set(b[2:]) == {1}  # without groups, so that it is one matrix product
+        elif path.endswith(NESTED) and not self._is_stack(path):
+            return "target_parameter"
+        elif not fits:
+            self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
+        types = [self.file.dtypes[key] for key in keys]
+        if fits and not all(t is not None and t.is_floating_point for t in types):
+            names = " and ".join(str(t).removeprefix("torch.") for t in types)
+            self.odd["not-floating"].append((names, path))
+            return kind
+        return None if fits else kind
+
+    def _module(
+        self, path: str, key_a: str, key_b: str, embedding: bool, r: int, scaling: float
+    ) -> ModuleInfo:
+        a, b = self.file.shapes[key_a], self.file.shapes[key_b]
+        if a[0] != r:
+            self.odd["rank-contradicts-config"].append((f"{a[0]} for {r}", path))
+        kind: LayerKind = "linear"
+        if embedding:
+            kind = "embedding"
+        elif len(a) > 2:
+            kind = "convolution"
+        elif self.config.raw.get("fan_in_fan_out") and path.rpartition(".")[2] not in LINEAR_HEADS:
+            kind = "conv1d"
+        dtype = self._dtype(key_a, key_b)
+        return ModuleInfo(path, kind, a[0], math.prod(a[1:]), b[0], scaling, dtype, a[2:])
+
+    def _unstack(self, infos: dict[str, ModuleInfo]) -> None:
+        """Adds a module for each expert of the stacked factors; unclear ones become extras."""
+        owners: dict[str, list[str]] = {}
+        for stack in self.pairs.keys() - infos.keys():
+            owners.setdefault(owner_of(stack)[0], []).append(stack)
+        raw = self.config.raw
+        names = {o: [f"{o}.{name}" for name in parameter_names(raw, o)] for o in owners}
+        measures = self.config.ranks_and_scalings(name for o in owners for name in names[o])
+        for owner in sorted(owners):
+            stacks = sorted(owners[owner], key=len)  # from the outermost to the innermost
+            rows = [self.file.shapes[self.pairs[stack][0]][0] for stack in stacks]
+            found = in_order([measures[name] for name in names[owner]], rows)
+            if found is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
+                for stack in stacks:
+                    self._extra("target_parameter", stack, *self.pairs[stack])
+                continue
+            for stack, (rank, scaling) in zip(stacks, found, strict=True):
+                a, b = self.pairs[stack]
+                (n, columns), (out, _) = self.file.shapes[a], self.file.shapes[b]
+                self._check_count(len(infos) + n // rank)
+                dtype = self._dtype(a, b)
+                for path in (expert_path(stack, number) for number in range(n // rank)):
+                    infos[path] = ModuleInfo(path, "expert", rank, columns, out, scaling, dtype)
+
+    def _is_stack(self, path: str) -> bool:
+        """Whether the factors are stacked ones of a parameter that the config targets."""
+        owner, _ = owner_of(path)
+        return owner not in self._targeted and bool(parameter_names(self.config.raw, owner))
+
+    @functools.cached_property
+    def _targeted(self) -> set[str]:
+        return targeted_whole(self.config.raw, {owner_of(path)[0] for path in self.factors})
+
+    def _dtype(self, key_a: str, key_b: str) -> torch.dtype:
+        """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
+        found = [self.file.dtypes[key] for key in (key_a, key_b)]
+        a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
+        return torch.promote_types(a, b)
+
+    def findings(self) -> Iterator[Issue]:
+        """One finding per code, which counts the keys or modules that have the problem."""
+        for code, places in self.odd.items():
+            if places:
+                names, module = [name for name, _ in places], places[0][1]
+                more = f" and {len(names) - 1} more" if names[1:] else ""
+                text = MESSAGES[code].format(
+                    keys=_many(names, "key"),
+                    modules=_many(names, "module"),
+                    first=f"{names[0]} in {module}{more}",
+                    style=_style_of(names),
+                )
+                yield finding(code, (self.name,), text, module)
+
+    def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
+        """A function from module path to LowRank that reads both factors from the file."""
+        file, pairs = self.file, self.pairs
+
+        @functools.lru_cache(maxsize=1)  # modules are read in order, so a stack is read once
+        def stacked(stack: str) -> tuple[Tensor, Tensor]:
+            a, b = pairs[stack]
+            return file.read(a), file.read(b)
+
+        def read(path: str) -> LowRank:
+            info = infos[path]
+            if info.kind == "expert":
+                stack, number = stack_of(path)
+                A, B = factors_of_expert(*stacked(stack), number, info.rank)
+            else:
+                A, B = (file.read(key).flatten(1) for key in pairs[path])
+            return LowRank(A.to(info.dtype), B.to(info.dtype), info.scaling)
+
+        return read
+
+
+def _style_of(keys: Sequence[str]) -> str:
+    """The end of a sentence that names the tool whose key style this is, if it is known."""
+    if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
+        return "; they are in the style of kohya's sd-scripts"
+    if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):
+        return "; they are in the style of older diffusers"
+    return ""
+
+
+def _many(names: Sequence[str], noun: str) -> str:
+    """ "The file has a module (x)" or "The file has 3 modules (such as x)"."""
+    if len(names) == 1:
+        return f"The file has a {noun} ({names[0]})"
+    return f"The file has {len(names)} {noun}s (such as {names[0]})"
+
+
+def _as_peft_reads(
+    extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> tuple[list[Extra], list[Extra]]:
+    """The extras that peft would load, and those that it leaves out.
+
+    peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
+    kind base_weight, because peft would overwrite the base's weight with it. Rows of tokens that
+    the config does not tell, or of an embedding that also has factors, get the kind unclear_tokens.
+    """
+    kept, unused = [], []
+    for extra in extras:
+        flag = FLAGS.get(extra.kind)
+        if flag and not (config.get(flag) and extra.module in infos):
+            unused.append(extra)
+        elif extra.kind == "base_copy" and not _is_vocabulary(extra.module or "", infos):
+            kept.append(replace(extra, kind="base_weight"))
+        elif extra.kind == "token_delta" and not _tokens_are_clear(extra, infos, config):
+            kept.append(replace(extra, kind="unclear_tokens"))
+        else:
+            kept.append(extra)
+    return kept, unused
+
+
+def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
+    """Whether a module is an embedding or a head, whose weight peft saves with its factors."""
+    info = infos.get(module)
+    embedding = info is not None and info.kind == "embedding"
+    return embedding or module.rpartition(".")[2] in VOCABULARY
+
+
+def _tokens_are_clear(
+    extra: Extra, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> bool:
+    """Whether trained rows have one token each; peft runs them beside no factors of the module."""
+    tokens = _tokens_of(config, extra.module or "")
+    fits = tokens is not None and len(extra.shape) == 2 and extra.shape[0] == len(tokens)
+    floating = extra.dtype.startswith(("float", "bfloat"))
+    return fits and floating and 0 not in extra.shape and extra.module not in infos
+
+
+def _tokens_of(config: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
+    """The ids whose rows of a module the config says to be trained; None if it is not clear.
+
+    A list is that of the input embedding; otherwise a name selects the modules that end with it.
+    """
+    given = config.get("trainable_token_indices")
+    if isinstance(given, Mapping):
+        found = [ids for name, ids in given.items() if path.endswith(str(name))]
+        given = found[0] if len(found) == 1 else None
+    if not isinstance(given, (list, tuple)) or not given:
+        return None
+    sound = all(type(token) is int and token >= 0 for token in given)
+    return tuple(given) if sound and len(set(given)) == len(given) else None
+
+
+def copied_weight(adapter: Adapter, extra: Extra) -> Tensor:
+    """The base weight that peft saved with an adapter (kind base_copy), as it is stored.
+
+    Raises AdapterError where it cannot be read, as for an adapter without a file.
+    """
+    if adapter.weights_file is None:
+        raise AdapterError(f"Adapter {adapter.name} has no file that holds {extra.key}.")
+    return open_tensors(adapter.weights_file.parent).read(extra.key)
+
+
+def same_weight(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same weight, up to the rounding of the coarser dtype."""
+    coarse = min(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).bits)
+    return one.shape == other.shape and bool(
+        torch.equal(one.to(coarse), other.to(one.device, coarse))
+    )
+
+
+def _extra_tensors(
+    file: TensorFile, extras: Sequence[Extra], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of `Adapter` for what is no factor; tensors are read when needed."""
+    magnitudes, whole, offsets, token_rows = {}, {}, {}, {}
+    for extra in extras:
+        if extra.module is None:
+            continue
+        if extra.kind == "dora_magnitude":
+            magnitudes[extra.module] = extra.key
+        elif extra.kind == "lora_bias":
+            offsets[extra.module] = extra.key
+        elif extra.kind in ("modules_to_save", "bias"):
+            whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
+        elif extra.kind == "token_delta":
+            tokens = _tokens_of(config, extra.module) or ()
+            token_rows[extra.module] = TokenRows(tokens, functools.partial(file.read, extra.key))
+    return {  # peft stores some vectors with further dimensions of size 1
+        "magnitudes": Tensors(magnitudes, lambda name: file.read(magnitudes[name]).flatten()),
+        "whole": Tensors(whole, lambda name: file.read(whole[name])),
+        "offsets": Tensors(offsets, lambda name: file.read(offsets[name]).flatten()),
+        "token_rows": token_rows,
+    }
+
+
+def keys_of_extras(adapter: Adapter) -> Iterator[tuple[str, str, str, Tensor]]:
+    """(kind of extra, key without prefix, module, tensor) of all tensors but factors."""
+    for path, magnitude in adapter.magnitudes.items():
+        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
+    for name, tensor in adapter.whole.items():
+        module, _, what = name.rpartition(".")
+        alone = what == "bias" and f"{module}.weight" not in adapter.whole
+        # peft stores the bias of an adapted layer under its `base_layer`.
+        key = f"{module}.base_layer.{what}" if module in adapter.layout else name
+        yield "bias" if alone else "modules_to_save", key, module, tensor
+    for path, bias in adapter.offsets.items():
+        yield "lora_bias", f"{path}.lora_B.bias", path, bias
+    for path, rows in adapter.token_rows.items():
+        yield "token_delta", f"{path}.token_adapter.trainable_tokens_delta", path, rows.values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -99,28 +98,27 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
     Paths are compared by device and inode, so that links, bind mounts and relative paths do not
     matter. A source that does not exist is ignored here.
     """
-    own, around = _places(target)
+    own, *around = _inodes(target)
     for source in sources:
-        its, above = _places(source)
-        if its and (its == own or its in around or own in above):
+        its, *above = _inodes(source)
+        if its is not None and (its == own or its in around or own in above):
             how = "is" if its == own else "lies inside" if its in around else "contains"
             raise OutputError(
                 f"The output {target} {how} {source}, which is read; choose another place for it."
             )
 
 
-def _places(path: Path) -> tuple[tuple[int, int] | None, set[tuple[int, int] | None]]:
-    """Device and inode of a path (None if it does not exist) and those of all its parents."""
+def _inodes(path: Path) -> list[tuple[int, int] | None]:
+    """Device and inode of a path and of its parents; None for what does not exist."""
+    found: list[tuple[int, int] | None] = []
     real = Path(os.path.realpath(path))
-    return _inode(real), {found for place in real.parents if (found := _inode(place))}
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
+    for place in (real, *real.parents):
+        try:
+            status = place.stat()
+            found.append((status.st_dev, status.st_ino))
+        except (OSError, ValueError):
+            found.append(None)
+    return found
 
 
 def _foreign(folder: Path, layout: Layout) -> Iterator[str]:
@@ -171,22 +169,20 @@ def _staged(target: Path) -> Iterator[tuple[Path, Path]]:
     At the end the directory is removed, as are empty parents that were created for it. Errors of
     the system become an OutputError.
     """
-    real, staging = Path(os.path.realpath(target)), None
+    real, staging = Path(os.path.realpath(target)), ""
     missing = [place for place in real.parents if not place.exists()]
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        staging = _temporary(real)
-        yield staging, real
+        with _temporary(real) as staging:
+            yield Path(staging), real
     except OutputError as error:  # may name the temporary directory
-        raise OutputError(str(error).replace(str(staging), str(target))) from None
+        raise OutputError(str(error).replace(staging, str(target))) from None
     except Exception as error:
         # safetensors raises its own error for a full disk.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise _unwritable(target, error) from None
         raise
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
             for place in missing:
                 place.rmdir()
@@ -194,21 +190,21 @@ def _staged(target: Path) -> Iterator[tuple[Path, Path]]:
 
 def _swap(staging: Path, target: Path) -> None:
     """Moves the old target away and the new one in, if the system cannot exchange them."""
-    aside = _temporary(target)
-    try:
-        os.rename(target, aside / "old")
+    with _temporary(target) as aside:
+        old = Path(aside) / "old"
+        os.rename(target, old)
         try:
             os.rename(staging, target)
         except OSError:
-            os.rename(aside / "old", target)
+            os.rename(old, target)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _temporary(target: Path) -> Path:
+def _temporary(target: Path) -> tempfile.TemporaryDirectory[str]:
     """A new directory beside the target; its name is short enough for any file system."""
-    return Path(tempfile.mkdtemp(prefix=f".{target.name[:32]}.", dir=target.parent))
+    return tempfile.TemporaryDirectory(
+        prefix=f".{target.name[:32]}.", dir=target.parent, ignore_cleanup_errors=True
+    )
 
 
 def _unwritable(target: Path, error: BaseException | None) -> OutputError:

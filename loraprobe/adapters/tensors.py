@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,22 +19,24 @@ SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 
 
-class TensorFile(Protocol):
+class TensorFile:
     """A file of tensors: shapes and dtypes are known at once, tensors are read when needed."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
-    metadata: dict[str, str]  # from the header of a safetensors file
+    metadata: Mapping[str, str] = {}  # from the header of a safetensors file
 
-    def read(self, key: str) -> Tensor: ...
+    def read(self, key: str) -> Tensor:
+        """One tensor, on the CPU."""
+        raise NotImplementedError
 
 
 # The pages of a mapped file that were read count as memory of this process until it is unmapped.
 MAPPED_BYTES = 1 << 22
 
 
-class SafetensorsFile:
+class SafetensorsFile(TensorFile):
     """A memory-mapped safetensors file; tensors are read when needed.
 
     The file is mapped again after every `MAPPED_BYTES` read, so that a pass over the file keeps
@@ -90,7 +92,7 @@ def _same_file(path: Path, sha256: str) -> SafetensorsFile:
     return SafetensorsFile(path)
 
 
-class ShardedFile:
+class ShardedFile(TensorFile):
     """Several safetensors files that together hold an adapter, as large models are saved.
 
     peft does not load them. Raises AdapterError if one is missing or holds a tensor of another.
@@ -105,9 +107,7 @@ class ShardedFile:
                 "download it again."
             )
         self.files: dict[str, SafetensorsFile] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype | None] = {}
-        self.metadata: dict[str, str] = {}
+        self.shapes, self.dtypes = {}, {}
         for shard in shards:
             check_link(shard, str(directory), AdapterError)
             file = SafetensorsFile(shard)
@@ -124,7 +124,7 @@ class ShardedFile:
         return self.files[key].read(key)
 
 
-class PickleFile:
+class PickleFile(TensorFile):
     """A pickled adapter_model.bin, read onto the CPU without running any code in it."""
 
     def __init__(self, path: Path) -> None:
@@ -149,9 +149,8 @@ class PickleFile:
                     f"save the trained factors themselves, as {SAFETENSORS}."
                 )
         self._state: dict[str, Tensor] = state
-        self.metadata: dict[str, str] = {}
         self.shapes = {key: tuple(t.shape) for key, t in state.items()}
-        self.dtypes: dict[str, torch.dtype | None] = {k: t.dtype for k, t in state.items()}
+        self.dtypes = {key: t.dtype for key, t in state.items()}
 
     def read(self, key: str) -> Tensor:
         return self._state[key]

@@ -1,4 +1,4 @@
-"""The Adapter and its parts."""
+"""The Adapter and its parts, whose tensors are read when they are needed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import functools
 import hashlib
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.adapters.lazy import LazyMapping, TokenRows
-from loraprobe.adapters.paths import kinds_of_modules, local_name, public_name
+from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
+Value = TypeVar("Value")
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution", "expert"]
 
 
@@ -87,6 +88,52 @@ class Source:
         """The reference in a form that may be published: only the name of a local directory."""
         local = self.path is not None and self.commit is None
         return local_name(self.reference) if local else self.reference
+
+
+class LazyMapping(Mapping[str, Value]):
+    """Name -> value, read when needed.
+
+    Iteration is in natural order of the names (layer 2 before layer 10).
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
+        self._names = dict.fromkeys(sorted(names, key=natural))
+        self._read = read
+
+    def __getitem__(self, name: str) -> Value:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+class Tensors(LazyMapping[Tensor]):
+    """Name -> tensor, read when needed, in natural order."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Trained rows of an embedding or a head (`trainable_token_indices`) and their tokens' ids.
+
+    peft stores the rows themselves, not their change, and puts them in place of the base's:
+    TrainableTokensLayer copies them over `W[tokens]`. Where the base ties its head to the
+    embedding, the rows of the embedding also replace the head's. `values`: [k, dim], in order.
+    """
+
+    tokens: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def values(self) -> Float[Tensor, "k dim"]:
+        return self.read()
 
 
 class Modules(LazyMapping[LowRank]):
@@ -231,6 +278,8 @@ class Adapter:
 
     def renamed(self, name: str) -> Adapter:
         """The same adapter under another name, which its issues also use."""
+        if name == self.name:
+            return self
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
 

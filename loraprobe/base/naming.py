@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import root
-from loraprobe.adapters.portable import with_paths
+from loraprobe.adapters.saving import with_paths
 from loraprobe.base.geometry import ModuleNames
 from loraprobe.findings import finding
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.lazy import TokenRows
+from loraprobe.adapters.types import TokenRows
 from loraprobe.composition.experts.scaled import change_products, ratio
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing

@@ -11,7 +11,7 @@ from pathlib import Path
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, check_apart, common_targets, mended, portable
 from loraprobe.adapters.experts import without_experts
-from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.reading import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.base import Base, module_names

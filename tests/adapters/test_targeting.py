@@ -17,10 +17,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from loraprobe.adapters import read_adapter
-from loraprobe.adapters.config import judge_config
-from loraprobe.adapters.expressions import ExpressionError, first_matches
+from loraprobe.adapters.config import ExpressionError, first_matches, judge_config, untargeted
 from loraprobe.adapters.issues import incompleteness
-from loraprobe.adapters.targeting import untargeted
 from loraprobe.errors import AdapterError
 
 PATHS = [

@@ -9,7 +9,7 @@ import torch
 from making import base_of, peft_adapter, random_update, tiny_llama
 
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.adapters.lazy import TokenRows
+from loraprobe.adapters.types import TokenRows
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.router import RowGates, Rows

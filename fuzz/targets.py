@@ -40,7 +40,7 @@ from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task
-from loraprobe.tasks.answers import compile_pattern
+from loraprobe.tasks.metrics import compile_pattern
 
 PAYLOAD = 1 << 12  # bytes of tensors that an assembled file holds
 MEMORY = Path("/dev/shm")  # files of a fuzzer need no disk
@@ -112,7 +112,7 @@ def task(data: bytes) -> None:
                 if item.answer_pattern:
                     compile_pattern(item.answer_pattern)
         with contextlib.suppress(LoraprobeError):
-            assert all(item.prompt for item in load_probe(file).items)
+            assert all(load_probe(file).answers)
 
 
 def reference(data: bytes) -> None:

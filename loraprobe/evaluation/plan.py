@@ -11,8 +11,7 @@ from loraprobe.defaults import PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import TaskError
 from loraprobe.records import Coverage, ItemResult, SystemKind
 from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
-from loraprobe.tasks.answers import answer_end, asked_marks
-from loraprobe.tasks.metrics import json_ended
+from loraprobe.tasks.metrics import answer_end, asked_marks, json_ended
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition

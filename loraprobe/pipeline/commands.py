@@ -48,7 +48,7 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
 from loraprobe.records import Audit, Compatibility, Issue, Verdict, WeightSearch
-from loraprobe.tasks import Probe
+from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
@@ -72,11 +72,11 @@ class Outcome:
 
 
 def inspect(
-    adapters: Adapters, *, probe: Probe | Reference | None = None, **given: Unpack[Given]
+    adapters: Adapters, *, probe: ProbePrompts | Reference | None = None, **given: Unpack[Given]
 ) -> Audit:
     """Describes adapters; for several it measures how they relate and gives a verdict.
 
-    probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
+    probe: prompts, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
     """
     session, has_base = Session.of("inspect", **given), given.get("base") is not None

@@ -11,6 +11,7 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import HARNESS
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.file_hashes import cache_directory
@@ -21,8 +22,8 @@ from loraprobe.options import Options
 from loraprobe.records import Progress
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import (
-    Layout,
-    Probe,
+    FieldMap,
+    ProbePrompts,
     Task,
     check_metrics,
     load_probe,
@@ -31,7 +32,7 @@ from loraprobe.tasks import (
     read_task,
     with_metric,
 )
-from loraprobe.tasks.harness import check_losses, is_harness, load_harness
+from loraprobe.tasks.harness import check_losses, load_harness
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
@@ -123,8 +124,8 @@ def check_state(options: Options) -> None:
 
 
 def open_probe(
-    probe: Probe | Reference | None, adapters: Sequence[Adapter]
-) -> Probe | Cards | None:
+    probe: ProbePrompts | Reference | None, adapters: Sequence[Adapter]
+) -> ProbePrompts | Cards | None:
     """A probe file read; for "auto" the adapters' model cards, from which it is made."""
     if probe == "auto":
         return {adapter.name: hub.model_card(adapter) for adapter in adapters}
@@ -203,7 +204,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     for one, layout in zip(several, _layouts(options, len(several)), strict=True):
         if isinstance(one, Task):
             found.append(one)
-        elif is_harness(one):
+        elif str(one).startswith(HARNESS):
             found += _of_harness(str(one), options, layout)
         else:
             found.append(_open(one, options.limit, layout))
@@ -212,11 +213,11 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     return [with_metric(task, options.metric) for task in found]
 
 
-def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:
+def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
         ("--weights search", options.weights == "search"),
-        ("--fields and the templates", layout != Layout()),
+        ("--fields and the template", layout != FieldMap()),
     ):
         if given:
             raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
@@ -229,7 +230,7 @@ def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:
     )
 
 
-def _open(task: str | Path, limit: int | None, layout: Layout) -> Task:
+def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
     if not str(task).startswith(hub.DATASET):
         return load_task(task, limit, layout)
     found = hub.resolve_dataset(str(task))
@@ -237,7 +238,7 @@ def _open(task: str | Path, limit: int | None, layout: Layout) -> Task:
     return read_task(found.files, source, limit, layout)
 
 
-def _layouts(options: Options, tasks: int) -> list[Layout]:
+def _layouts(options: Options, tasks: int) -> list[FieldMap]:
     """The layout of each task: an option given once is for all, else for the tasks in order."""
     rows = []
     for name in LAYOUT.split():
@@ -250,4 +251,4 @@ def _layouts(options: Options, tasks: int) -> list[Layout]:
                 "all, or once for each in order ('' where a task needs none)."
             )
         rows.append([*(texts or [""])] * (1 if len(texts) > 1 else tasks))
-    return [Layout.of(*texts) for texts in zip(*rows, strict=True)]
+    return [FieldMap.of(*texts) for texts in zip(*rows, strict=True)]

@@ -38,7 +38,7 @@ from loraprobe.records import (
     Rounds,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder
-from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import ProbePrompts, Task
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BaseEvidence:
 
 
 def measure_baselines(
-    inputs: Inputs, probe: Probe | Cards | None, session: Session
+    inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
 ) -> BaseEvidence:
     """Asks the base and the single adapters on samples of the tasks, then the compositions."""
     assert inputs.base is not None
@@ -252,13 +252,13 @@ def _sample_notes(evaluator: Evaluator) -> list[str]:
 
 
 def probe_without_task(
-    scorer: Any, inputs: Inputs, probe: Probe | Cards | None, session: Session
+    scorer: Any, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts from cards and adapters."""
     if probe is None:
         return ()
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
-        if not isinstance(probe, Probe):
+        if not isinstance(probe, ProbePrompts):
             probe = probes.generated_prompts(scorer, adapters, probe, seed=seed)
         return probes.probe_without_task(scorer, adapters, probe, seed=seed)

@@ -211,7 +211,7 @@ def _lines_for(
         raise UsageError(
             f"Adapter {name} writes no prompt of itself; give some by --router-prompts {name}=FILE."
         ) from None
-    return [item.prompt for item in probe.items], WRITTEN
+    return list(probe.answers), WRITTEN
 
 
 def fitted_to(

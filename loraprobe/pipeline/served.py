@@ -76,7 +76,7 @@ def ask_server(
     server = _Server(url)
     (given,) = hub.load_all([adapter])
     opened = open_probe(probe, [])
-    prompts = PROMPTS if opened is None else [item.prompt for item in opened.items]  # type: ignore[union-attr]
+    prompts = PROMPTS if opened is None else list(opened.answers)  # type: ignore[union-attr]
     name = model or server.only_model()
     theirs = [server.first_token(name, prompt) for prompt in prompts]
     session = Session("verify", options, progress)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.errors import TaskError
 from loraprobe.front_matter import front_and_body, read_front_matter
 from loraprobe.routing.constant import single
-from loraprobe.tasks import Probe, ProbeItem
+from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -43,7 +43,7 @@ def generated_prompts(
     *,
     seed: int = 0,
     wanted: int = WANTED,
-) -> Probe:
+) -> ProbePrompts:
     """At most `wanted` distinct prompts, from model cards first and then from sampling.
 
     cards: adapter's name -> README text; their widget examples and prompts are taken in turn. If
@@ -69,7 +69,7 @@ def generated_prompts(
             "The model cards hold no prompt and the adapters write none: give "
             "--probe FILE with a question a line."
         )
-    return Probe(tuple(ProbeItem(prompt) for prompt in prompts[:wanted]))
+    return ProbePrompts(dict.fromkeys(prompts[:wanted]))
 
 
 def card_prompts(card: str) -> list[str]:

@@ -32,7 +32,7 @@ from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage
 from loraprobe.routing.constant import single
-from loraprobe.tasks import Probe
+from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -68,23 +68,19 @@ class AdapterAnswer:
 def probe_without_task(
     scorer: Any,
     adapters: Sequence[Adapter],
-    probe: Probe,
+    probe: ProbePrompts,
     *,
     seed: int = 0,
 ) -> tuple[Coverage, ...]:
-    """The rows that the module's docstring lists, for the prompts of a probe.
-
-    A repeated prompt counts once.
-    """
-    golds: dict[str, str | None] = {}
-    for item in probe.items:
-        golds.setdefault(item.prompt, item.answer)
-    prompts, adapter_names = list(golds), [adapter.name for adapter in adapters]
+    """The rows that the module's docstring lists, for the prompts of a probe."""
+    prompts, adapter_names = list(probe.answers), [adapter.name for adapter in adapters]
     replies, kl = _replies(scorer, adapters, prompts)
     texts = [*prompts, *(reply.request.continuation for reply in replies)]
     names = MadeUpNames(scorer.tokenizer, seed, texts)
     swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
-    known = [(i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(golds.items()) if gold]
+    known = [
+        (i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(probe.answers.items()) if gold
+    ]
     requests = [reply.request for reply in replies]
     requests += [request for _, request in (*swaps, *known)]
     likely = likelihoods(scorer, requests)

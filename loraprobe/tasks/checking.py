@@ -12,9 +12,9 @@ from statistics import NormalDist
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.sample_size import items_needed
-from loraprobe.tasks.choosing import item_metric, with_metric
-from loraprobe.tasks.fields import MARK
 from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.metrics import item_metric, with_metric
+from loraprobe.tasks.reading import MARK
 
 GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
 LOST = 0.1  # the share of answers that a composition loses, in the worse case that is counted
@@ -36,7 +36,7 @@ class Needed:
 
 
 @dataclass(frozen=True)
-class Finding:
+class TaskFinding:
     """Something in a task that limits what it tells, and what to do."""
 
     code: str
@@ -62,7 +62,7 @@ class TaskCheck:
     metrics: Mapping[str, int]
     needed: tuple[Needed, ...]
     smallest_gain: float | None
-    findings: tuple[Finding, ...]
+    findings: tuple[TaskFinding, ...]
 
 
 def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
@@ -109,10 +109,10 @@ def questions(gain: float, margin: float, lost: float = 0.0) -> int | None:
     return None if needed is None else max(needed, FEWEST_ITEMS)
 
 
-def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding]:
+def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[TaskFinding]:
     if clusters < FEWEST_ITEMS:
         what = "question" if clusters == len(task.items) else "independent question"
-        yield Finding(
+        yield TaskFinding(
             "few-questions",
             f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely.",
             "Add questions.",
@@ -122,30 +122,30 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding
     if asked and task.why:
         other = "strict" if task.needs == "exact_match" else task.needs
         told = f"They are judged by exact_match, and {task.why}."
-        yield Finding("normalised-answers", told, f"Take --metric {other}.")
+        yield TaskFinding("normalised-answers", told, f"Take --metric {other}.")
     yield from _repeated(task.items)
     if task.of_harness:
         return
     if not task.has_cot:
-        yield Finding(
+        yield TaskFinding(
             "no-steps",
             "No question is asked step by step, a form in which more compositions succeed.",
             "Add cot_prompt.",
         )
     if not task.has_hops:
-        yield Finding(
+        yield TaskFinding(
             "no-hops",
             "Without the single hops no verdict tells why a composition fails.",
             "Add hops, if the questions have steps.",
         )
 
 
-def _answers(items: Sequence[Item]) -> Iterator[Finding]:
+def _answers(items: Sequence[Item]) -> Iterator[TaskFinding]:
     """Gold answers that the first line of a reply can hardly equal."""
     golds = [item.answers[0] for item in items]
     worked = [gold for gold in golds if MARK in gold]
     if worked:
-        yield Finding(
+        yield TaskFinding(
             "worked-answers",
             f"{len(worked):,} gold answers hold worked steps before {MARK}.",
             f"Add --answer-after '{MARK}'.",
@@ -153,7 +153,7 @@ def _answers(items: Sequence[Item]) -> Iterator[Finding]:
         return
     several = sum("\n" in gold.strip() for gold in golds)
     if several:
-        yield Finding(
+        yield TaskFinding(
             "answers-of-several-lines",
             f"{count(several, 'gold answer')} of several lines cannot equal the first line of a "
             "reply, which exact_match reads.",
@@ -161,7 +161,7 @@ def _answers(items: Sequence[Item]) -> Iterator[Finding]:
         )
     long = sum(len(gold.split()) > PLAIN_TOKENS for gold in golds)
     if long:
-        yield Finding(
+        yield TaskFinding(
             "long-answers",
             f"{count(long, 'gold answer')} of more than {PLAIN_TOKENS} words do not fit into a "
             f"reply of {PLAIN_TOKENS} tokens.",
@@ -169,7 +169,7 @@ def _answers(items: Sequence[Item]) -> Iterator[Finding]:
         )
 
 
-def _repeated(items: Sequence[Item]) -> Iterator[Finding]:
+def _repeated(items: Sequence[Item]) -> Iterator[TaskFinding]:
     asked = defaultdict[str, list[Item]](list)
     for item in items:
         asked[json.dumps([item.prompt.split(), sorted(item.choices)])].append(item)
@@ -180,14 +180,14 @@ def _repeated(items: Sequence[Item]) -> Iterator[Finding]:
         same for same in twice if not set.intersection(*(set(item.answers) for item in same))
     ]
     if contrary:
-        yield Finding(
+        yield TaskFinding(
             "contradicting-answers",
             f"{count(len(contrary), 'question')} stand there with different answers, such as items "
             f"{shortly(item.id for item in contrary[0])}.",
             "Give each question all its answers, as a list.",
         )
     extra = sum(len(same) - 1 for same in twice)
-    yield Finding(
+    yield TaskFinding(
         "repeated-questions",
         f"Each item counts for itself, also {count(extra, 'repetition')} of a question, such as "
         f"items {shortly(item.id for item in twice[0])}.",

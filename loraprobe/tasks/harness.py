@@ -15,17 +15,190 @@ plain mean decides here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from loraprobe.checkpoint import first_line
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.choosing import given_metric, item_metric
-from loraprobe.tasks.harness_task import HarnessTask, explained, quiet
-from loraprobe.tasks.items import Task
+from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.metrics import given_metric, item_metric
+
+SEED = 1234  # of few-shot examples, the harness's default
+DUMMY = {"generate_until": "", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
+WEIGHTED = {"weighted_perplexity": 1.0, "bits_per_byte": math.log(2)}  # aggregation -> nats in one
+MetricOfFilter = tuple[str, str]
+
+
+class HarnessTask:
+    """One task of the harness, its requests in each form of prompts, and how it is judged.
+
+    As text it is what decides its results, beside its items.
+    """
+
+    def __init__(self, task: Any, limit: int | None, most: int | None, unsafe: bool) -> None:
+        self.task, self.name, self.limit = task, task.task_name, limit
+        if getattr(task, "UNSAFE_CODE", False) and not unsafe:
+            raise UsageError(
+                f"Task {self.name} runs code that a model writes: add --run-unsafe-code if "
+                "that may happen on this machine."
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise UsageError(f"Task {self.name} asks about images or sound: choose one of texts.")
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        if most is not None and task.get_config("generation_kwargs") is not None:
+            task.set_config("generation_kwargs", {"max_gen_toks": most}, update=True)
+        self._built: dict[bool, dict[int, list[Any]]] = {}
+        self.docs: dict[str, int] = {}  # item -> document
+        self.key: MetricOfFilter = ("", "")
+        self.read: Callable[[Any], float] = float
+        self.loss = False
+
+    def __deepcopy__(self, _: Any) -> HarnessTask:
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.key} {self._config}"
+
+    @functools.cached_property
+    def _config(self) -> str:
+        config = json.dumps(self.task.dump_config(), sort_keys=True, default=str)
+        return f"{importlib.metadata.version('lm_eval')} {sha256(config.encode()).hexdigest()}"
+
+    def told(self, title: str) -> str:
+        """How the items of a task are judged, for the report. title: the name of the task."""
+        loss = ", as a loss in nats of which less is better" if self.loss else ""
+        return f"Task {title} is judged by {' of filter '.join(self.key)}{loss}, as lm-eval does."
+
+    def requests(self, items: Sequence[str], lm: Any = None) -> list[Any]:
+        """New requests for these items. lm: its chat template forms the prompts, if it has one."""
+        return self._fresh([self.docs[item] for item in items], lm)
+
+    def values(self, answered: Sequence[Any]) -> list[tuple[float, str]]:
+        """The value of each item and its reply as text, from requests with their replies.
+
+        The requests of an item follow each other. Raises TaskError for a value that is no share.
+        """
+        return [
+            (self._value(metrics), _text(of, self.key[1]))
+            for of, metrics in self._judged(answered, self.key[1])
+        ]
+
+    def items(self, named: bool) -> list[Item]:
+        """The items; named: their ids begin with the task's name."""
+        found = []
+        for doc, requests in self._by_doc().items():
+            name = f"{self.name}/{doc}" if named else str(doc)
+            self.docs[name] = doc
+            metric = "answer_loss" if self.loss else HARNESS + self.key[0]
+            found.append(Item(name, *self._texts(requests), metric=metric, source=self))
+        return found
+
+    def readings(self) -> dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]]:
+        """For each metric and filter: how a value is read, None if it is no mean; if it is a loss.
+
+        The harness judges an empty reply to the first item, which shows its metrics.
+        """
+        first = next(iter(self._by_doc()))
+        found: dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]] = {}
+        for name in [own.name for own in self.task._filters]:
+            _, values = self._judged(_dummies(self._fresh([first])), name)[0]
+            better, aggregated = self.task.higher_is_better(), self.task.aggregation()
+            for metric, value in values.items():
+                found[metric, name] = self._reading(
+                    (metric, name), aggregated.get(metric), value, better.get(metric, True)
+                )
+        return found
+
+    def _reading(
+        self, key: MetricOfFilter, aggregation: Any, value: Any, better: bool
+    ) -> tuple[Callable[[Any], float] | None, bool]:
+        known = getattr(aggregation, "__name__", "")
+        if known in WEIGHTED:
+            every = self._fresh(list(self._by_doc()))
+            weights = [values[key[0]][1] for _, values in self._judged(_dummies(every), key[1])]
+            unit = WEIGHTED[known] * sum(weights) / len(weights)
+            return (lambda pair: -pair[0] / unit), True
+        if known == "perplexity":
+            return (lambda logprob: -logprob), True
+        return (float if _number(value) and _is_mean(aggregation) else None), not better
+
+    def _value(self, metrics: Mapping[str, Any]) -> float:
+        metric = self.key[0]
+        if metric not in metrics or not _number(value := self.read(metrics[metric])):
+            raise TaskError(f"Task {self.name} gives no number as {metric}: choose another metric.")
+        if value < 0 or (value > 1 and not self.loss):
+            raise TaskError(
+                f"{metric} of task {self.name} is {value:g} for one item, and loraprobe compares "
+                f"shares from 0 to 1: choose another one by --metric {self.name}=METRIC (it has "
+                f"{', '.join(metrics)})."
+            )
+        return float(value)
+
+    def _judged(
+        self, answered: Sequence[Any], by: str
+    ) -> list[tuple[list[Any], Mapping[str, Any]]]:
+        """The requests of each item, and the harness's metrics of it. by: the filter."""
+        by_doc: dict[int, list[Any]] = {}
+        for request in answered:
+            by_doc.setdefault(request.doc_id, []).append(request)
+        with quiet(), explained(self.name, "cannot be judged", "check its YAML and its filters"):
+            self.task._instances = list(answered)
+            self.task.apply_filters()
+            return [
+                (of, self.task.process_results(of[0].doc, [one.filtered_resps[by] for one in of]))
+                for of in by_doc.values()
+            ]
+
+    def _fresh(self, docs: Sequence[int], lm: Any = None) -> list[Any]:
+        held = self._by_doc(lm)
+        return [
+            dataclasses.replace(one, resps=[], filtered_resps={})
+            for doc in docs
+            for one in held[doc]
+        ]
+
+    def _by_doc(self, lm: Any = None) -> dict[int, list[Any]]:
+        """The requests of each document in the form of prompts that the model is asked in."""
+        chat = lm is not None and lm.chat
+        if chat not in self._built:
+            template = {"apply_chat_template": True, "fewshot_as_multiturn": True}
+            template |= {"chat_template": lm.apply_chat_template} if chat else {}
+            template |= {"tokenizer_name": lm.tokenizer_name} if chat else {}
+            with quiet(), explained(self.name, "cannot be asked", "check its YAML and its data"):
+                self.task.set_fewshot_seed(seed=SEED)
+                self.task.build_all_requests(limit=self.limit, **(template if chat else {}))
+            by_doc = self._built.setdefault(chat, {})
+            for one in self.task.instances:
+                by_doc.setdefault(one.doc_id, []).append(one)
+        return self._built[chat]
+
+    def _texts(self, requests: Sequence[Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        """Prompt, right answers and choices of an item; a text for its perplexity has no answer."""
+        first = requests[0]
+        if first.request_type == "loglikelihood_rolling":
+            return first.args[0], (), ()
+        choices: tuple[str, ...] = ()
+        if len(requests) > 1 and len({one.args[0] for one in requests}) == 1:
+            choices = tuple(one.args[1].strip() for one in requests)
+        target = self.task.doc_to_target(first.doc)
+        gold = target if isinstance(target, list) else [target]
+        answers = (
+            choices[one] if isinstance(one, int) and 0 <= one < len(choices) else str(one)
+            for one in gold
+        )
+        return first.args[0], tuple(answers), choices
 
 
 def is_harness(reference: object) -> bool:
@@ -164,3 +337,54 @@ def _unknown(name: str, known: Sequence[str], folder: str) -> UsageError:
         others = "" if known else "check the folder, it has no task."
     hint = nearest(name, known, others)
     return UsageError(f"{folder or 'lm-evaluation-harness'} has no task {name!r}: {hint}")
+
+
+@contextlib.contextmanager
+def explained(name: str, problem: str, cure: str) -> Iterator[None]:
+    """Whatever a task's YAML, its code or its data raise, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise TaskError(
+            f"Task {name} of lm-evaluation-harness {problem} ({first_line(error)}): {cure}."
+        ) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of the harness's logs and progress bars is printed within the block."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _dummies(requests: list[Any]) -> list[Any]:
+    for one in requests:
+        one.resps = [DUMMY[one.request_type]] * (one.repeats or 1)
+    return requests
+
+
+def _is_mean(aggregation: Any) -> bool:
+    """Whether a function computes the mean of numbers."""
+    try:
+        found = aggregation([0.0, 1.0, 0.25, 1.0])
+    except Exception:
+        return False
+    return _number(found) and math.isclose(found, 0.5625)
+
+
+def _number(value: Any) -> bool:
+    try:
+        return not isinstance(value, (str, tuple, list)) and math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _text(requests: Sequence[Any], by: str) -> str:
+    """The filtered reply; of texts that were scored, each with its log-likelihood."""
+    first = requests[0]
+    if first.request_type == "generate_until":
+        return str(first.filtered_resps[by])
+    if first.request_type == "loglikelihood_rolling":
+        return ""
+    return ", ".join(f"{one.args[1].strip()} ({one.resps[0][0]:.2f})" for one in requests)

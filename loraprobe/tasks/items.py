@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,20 +107,13 @@ class Task:
 
 
 @dataclass(frozen=True)
-class ProbeItem:
-    """One line of a probe file: a question or an entity, and its answer if it is known."""
+class ProbePrompts:
+    """Prompts for adapters without a task: questions or entities, and the answers that are known.
 
-    prompt: str
-    answer: str | None = None
+    answers: prompt -> its answer, None where it is not known.
+    """
 
-
-@dataclass(frozen=True)
-class Probe:
-    """Prompts for adapters without a task."""
-
-    items: tuple[ProbeItem, ...]
-    path: str | None = None
-    sha256: str = ""
+    answers: Mapping[str, str | None]
 
 
 def fill(prompt: str, answers: Sequence[str]) -> str:

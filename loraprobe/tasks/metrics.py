@@ -1,36 +1,67 @@
-"""How a generated text is judged: the metrics, and whether an answer stands in a text at all.
+r"""How the answer in a generated text is read, how it is judged, and by which metric.
 
-Every metric reads the first line of a plain reply (`json` and answers of several lines read more),
-and of a worked text the answer that `answers` finds. `judge` also tells whether a right answer
-stands in that reading in other words, which no metric but `contains` counts as right.
+The answer to a plain prompt is the first line of the continuation (`json` and answers of several
+lines read more). The answer of a worked text follows the last of ``####``, ``\boxed{}``, "answer
+is" or the item's own pattern. A text without any of these must end with the answer. `judge` also
+tells whether a right answer stands in that reading in other words, which no metric but `contains`
+counts as right.
+
+The item's own key `metric` is chosen before `--metric NAME=metric` of its task, and that before
+`--metric metric` for all tasks. Without any, an item with choices has `choice`; for the others the
+gold answers of the task decide (`auto_metric`). `answer_loss` is for all tasks at once: a loss and
+a share do not go into one mean.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import string
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import regex
 
-from loraprobe.errors import TaskError
-from loraprobe.tasks.answers import (
-    ARTICLES,
-    answered,
-    matches,
-    normalize_answer,
-    possible_answers,
-    read_answer,
-)
+from loraprobe.defaults import MARGIN
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.formatting import nearest
+from loraprobe.patterns import PatternError, compiled
+from loraprobe.tasks.items import Item, Task
 
 Metric = Literal[
     "exact_match", "strict", "contains", "json", "numeric", "regex", "choice", "answer_loss"
 ]
 GENERATED: tuple[Metric, ...] = ("exact_match", "strict", "contains", "json", "numeric", "regex")
-METRICS: tuple[Metric, ...] = (*GENERATED, "choice", "answer_loss")
+ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
+METRICS: tuple[Metric, ...] = (*ITEM_METRICS, "answer_loss")
+AUTO = "auto"  # of --metric: the gold answers decide
+LOST = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain
+PATTERN_SECONDS = 1.0
+
+ARTICLES = frozenset(("a", "an", "the"))
+_PLAIN_NUMBER = regex.compile(
+    r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*"
+)
+_ANSWER_IS = regex.compile(r"\banswer\s+is\b[\s:=]*", regex.IGNORECASE)
+# The end of a sentence, except after some frequent abbreviations.
+_SENTENCE_END = regex.compile(r"(?<!\b(?:St|Mr|Mrs|Ms|Dr|Prof|Mt|Ft))[.!?]+(?=\s|$)")
+_MARKS = {
+    "####": regex.compile("####"),
+    "boxed": regex.compile(r"\\boxed\b"),
+    "answer is": _ANSWER_IS,
+}
+_ANSWER_LINE = {  # the mark, an answer, and the end of its line
+    "####": regex.compile(r"####\s*+\S[^\n]*+\n"),
+    "boxed": regex.compile(r"\\boxed(\{(?:[^{}\n]++|(?1))*+\})[^\n]*+\n"),
+    "answer is": regex.compile(_ANSWER_IS.pattern + r"+\S[^\n]*+\n", regex.IGNORECASE),
+}
+# What stands between the braces of \boxed{}, to be searched for behind the first brace.
+_BRACED = regex.compile(r"((?:[^{}]++|\{(?1)\})*+)\}")
+_TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 # Of numbers that are not both whole. Single precision has 24 bits, so a result is off by 6e-8 and a
 # sum of a few by some 1e-7; numbers of up to six digits, which people write, still differ.
@@ -48,6 +79,165 @@ _WORD = regex.compile(r"\w+")
 _BETWEEN_LETTERS = regex.compile(r"(?<=\p{L})\p{P}+(?=\p{L})")
 # Letters of scripts that are written without spaces count as words of their own.
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_NORMAL_NUMBER = regex.compile(r"-?\d+(\.\d+)?")  # so that "5,600" is "5600"
+# Signs of formal languages; those that prose has as well say nothing.
+_FORMAL = frozenset(string.punctuation) - frozenset(".,;:!?'\"()-/&%$")
+
+
+def normalize_answer(text: str) -> str:
+    """The text in lower case without punctuation, articles and repeated spaces, as in SQuAD.
+
+    There are three differences to SQuAD's script. Numbers keep their sign and decimals ("3.5" is
+    not "35", but "$1,000.00" is "1000"). Punctuation of every script is removed. An answer that
+    consists only of an article or a symbol (the choice "A") stays.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
+    words = [plain for word in text.split() if (plain := _plain(word))]
+    kept = [word for word in words if word not in ARTICLES]
+    return " ".join(kept or words) or " ".join(text.split())
+
+
+def _plain(word: str) -> str:
+    number = _PLAIN_NUMBER.fullmatch(word)
+    if number and (number.group(2) or number.group(3)):
+        sign, whole, decimals = (number.group(i) or "" for i in (1, 2, 3))
+        digits = (whole or "0").replace(",", "")
+        decimals = decimals.rstrip("0")
+        value = f"{digits}.{decimals}" if decimals else digits
+        return f"-{value}" if sign == "-" and value.strip("0.") else value
+    marks = {ch for ch in word if unicodedata.category(ch).startswith("P")}
+    return "".join(ch for ch in word if ch not in string.punctuation and ch not in marks)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals one of the answers after `normalize_answer`."""
+    own = normalize_answer(prediction)
+    return bool(own) and any(own == normalize_answer(answer) for answer in answers)
+
+
+def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
+    """The answer in a continuation.
+
+    Without `cot`: the first line that is not blank, without punctuation at its end, so that it
+    fits into the next hop's prompt. With `cot`: the text after the last marker, up to the end of
+    the sentence (after "answer is") or of the line (after ``####``); without any marker the last
+    sentence. Raises TaskError if `pattern` takes too long.
+    """
+    likeliest = possible_answers(text, cot=cot, pattern=pattern)[0]
+    return likeliest if cot else likeliest.rstrip(" .!?,;") or likeliest
+
+
+def answered(
+    text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
+) -> bool:
+    """Whether the answer in a continuation, read as in `read_answer`, is one of the answers.
+
+    A worked text without any marker is right if it ends with the answer, in whole words.
+    """
+    if not cot:
+        return exact_match(_first_line(text), answers)
+    marked = _marked(text, pattern)
+    if marked:
+        return any(exact_match(reading, answers) for reading in marked)
+    words = normalize_answer(text).split()
+    golds = [normalize_answer(answer).split() for answer in answers]
+    return any(gold and words[-len(gold) :] == gold for gold in golds)
+
+
+def possible_answers(text: str, *, cot: bool = False, pattern: str | None = None) -> list[str]:
+    """The readings of a continuation that may be its answer, at least one; the first is likeliest.
+
+    Without `cot` the first line, with it the texts after the last marker, else the last sentence
+    and the last line.
+    """
+    if not cot:
+        return [_first_line(text)]
+    if marked := _marked(text, pattern):
+        return marked
+    line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    starts = [end.end() for end in _SENTENCE_END.finditer(line) if line[end.end() :].strip()]
+    return [line[starts[-1] if starts else 0 :].strip(), line]
+
+
+def asked_marks(prompt: str) -> tuple[str, ...]:
+    """The marks of an answer that a prompt shows or asks for."""
+    return tuple(name for name, mark in _MARKS.items() if mark.search(prompt))
+
+
+def answer_end(text: str, marks: Sequence[str]) -> int | None:
+    """Where the first line ends that holds one of the marks and an answer; None without one.
+
+    A model that goes on after an answer in the form that was asked for writes about something
+    else, so a worked text counts up to there.
+    """
+    ends = [found.end() for name in marks if (found := _ANSWER_LINE[name].search(text))]
+    return min(ends, default=None)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _marked(text: str, pattern: str | None) -> list[str]:
+    """The possible answers after the last marker in the text; empty without a marker.
+
+    After "answer is" there are two, the sentence and the line, because a full stop may belong to
+    the answer ("J. K. Rowling").
+    """
+    found: list[tuple[int, int, list[str]]] = []
+    if (at := text.rfind("####")) >= 0:
+        found.append((at + 4, 0, [_first_line(text[at + 4 :])]))
+    if (at := text.rfind("\\boxed{")) >= 0:
+        braced = _BRACED.match(text, at + 7)
+        inner = braced[1] if braced else _first_line(text[at + 7 :])
+        found.append((at + 7, 0, [_TEXT_COMMAND.sub(r"\1", inner).strip()]))
+    if answer_is := list(_ANSWER_IS.finditer(text)):
+        line = _first_line(text[answer_is[-1].end() :])
+        sentence = _SENTENCE_END.split(line, 1)[0].strip()
+        found.append((answer_is[-1].end(), 0, [sentence, line]))
+    if pattern is not None and (match := last_match(pattern, text)) is not None:
+        found.append((match[0], 1, [match[1].strip()]))
+    return max(found)[2] if found else []
+
+
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
+    """The compiled pattern. Raises TaskError if it is invalid or too large."""
+    try:
+        return compiled(pattern)
+    except PatternError as error:
+        raise TaskError(f"answer_pattern {pattern[:100]!r} {error}.") from None
+
+
+def _greedy(pattern: str) -> TaskError:
+    return TaskError(
+        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s on one answer: "
+        "write it without nested repetition."
+    )
+
+
+def matches(pattern: str, text: str, whole: bool = True) -> bool:
+    """Whether a pattern matches the whole text, or with whole=False a part of it.
+
+    Raises TaskError if it is no pattern or takes too long.
+    """
+    found = compile_pattern(pattern)
+    find = found.fullmatch if whole else found.search
+    try:
+        return find(text, timeout=PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError):  # `regex` bounds the memory of one match
+        raise _greedy(pattern) from None
+
+
+def last_match(pattern: str, text: str) -> tuple[int, str] | None:
+    """Start and text of the answer in the last match: group 1, or the match without groups."""
+    found = compile_pattern(pattern)
+    group = 1 if found.groups else 0
+    try:
+        matches = list(found.finditer(text, timeout=PATTERN_SECONDS))
+    except (TimeoutError, MemoryError):
+        raise _greedy(pattern) from None
+    matches = [match for match in matches if match.group(group) is not None]
+    return (matches[-1].start(group), matches[-1].group(group)) if matches else None
 
 
 @dataclass(frozen=True)
@@ -95,13 +285,15 @@ def judge(
 
 def check_answers(metric: str, answers: Sequence[str], pattern: str | None) -> None:
     """Raises TaskError for an answer that `metric` cannot compare with."""
-    reading: dict[str, Callable[[str], Any]] = {
-        "json": _gold_value,
-        "numeric": _gold_number,
-        "regex": lambda gold: matches(gold, "") if pattern is None else None,
-    }
+    check: Callable[[str], object] = str
+    if metric == "json":
+        check = _gold_value
+    elif metric == "numeric":
+        check = _gold_number
+    elif metric == "regex" and pattern is None:
+        check = compile_pattern
     for answer in answers:
-        reading.get(metric, str)(answer)
+        check(answer)
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:
@@ -266,3 +458,135 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     return bool(one == other) and not (isinstance(one, float) and math.isnan(one))
+
+
+def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
+    """The metric of an item's composed question. metric: the text of `--metric`.
+
+    Raises UsageError for an unknown metric, and for "choice" if the item has no choices.
+    """
+    if item.source is not None and item.metric is not None:
+        return cast(Metric, item.metric)
+    given = given_metric(task, metric)
+    if given == "answer_loss":
+        return "answer_loss"
+    chosen = item.metric or given
+    if chosen is None:
+        return "choice" if item.choices else "exact_match"
+    known, of = (METRICS, "") if item.metric is None else (ITEM_METRICS, f" of item {item.id!r}")
+    if chosen not in known:
+        raise UsageError(f"Unknown metric {chosen!r}{of}: {nearest(chosen, known)}")
+    if chosen == "choice" and not item.choices:
+        raise UsageError(
+            f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
+            "add them, or leave --metric choice out."
+        )
+    return chosen
+
+
+def given_metric(task: str, metric: str | None) -> str | None:
+    """What `--metric` gives for a task; None where its gold answers choose (AUTO)."""
+    for_all, by_task = named_metrics(metric)
+    given = by_task.get(task, for_all)
+    return None if given == AUTO else given
+
+
+def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
+    """The metric for all tasks, and those of single tasks, from "json" or "a=json,b=strict".
+
+    Tasks of lm-evaluation-harness have metrics of their own, so names are not checked here. Raises
+    UsageError for several metrics of one task or of all, and for "answer_loss" beside others.
+    """
+    for_all: str | None = None
+    by_task: dict[str, str] = {}
+    for entry in metric.split(",") if metric else ():
+        task, _, name = entry.rpartition("=")
+        if by_task.get(task, for_all if not task else None) is not None:
+            raise UsageError(f"--metric names two metrics for {task or 'all tasks'}; give one.")
+        if task:
+            by_task[task] = name
+        else:
+            for_all = name
+    if "answer_loss" in by_task.values() or (for_all == "answer_loss" and by_task):
+        raise UsageError("--metric answer_loss is for all tasks at once: give no other metric.")
+    return for_all, by_task
+
+
+def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
+    """Raises UsageError for an unknown metric or one of no task, TaskError for unfit answers."""
+    for_all, by_task = named_metrics(metric)
+    if for_all not in (None, AUTO, *METRICS) and not any(task.of_harness for task in tasks):
+        raise UsageError(f"Unknown metric {for_all!r}: {nearest(str(for_all), METRICS)}")
+    for name in by_task:
+        if name not in (known := [task.name for task in tasks]):
+            raise UsageError(f"--metric names the task {name!r}: {nearest(name, known)}")
+    for task in tasks:
+        for item in task.items:
+            try:
+                own = item_metric(item, task.name, metric)
+                check_answers(own, item.answers, item.answer_pattern)
+            except TaskError as error:
+                raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
+
+
+def with_metric(task: Task, metric: str | None) -> Task:
+    """The task with what `auto_metric` says; its items have that metric unless another was given.
+
+    metric: the text of `--metric`. A task that has its metric already is returned as it is.
+    """
+    if task.metric:
+        return task
+    needs, why = auto_metric(task)
+    items = task.items
+    if given_metric(task.name, metric) is None:
+        items = tuple(
+            replace(item, metric=needs) if item.metric is None and _by_gold(item) else item
+            for item in items
+        )
+    named = {str(item_metric(item, task.name, metric)) for item in items}
+    return replace(task, items=items, metric="+".join(sorted(named)), needs=needs, why=why)
+
+
+def auto_metric(task: Task) -> tuple[Metric, str]:
+    """The metric that the gold answers of a task need, and why; "" where exact match drops nothing.
+
+    Items with choices or another metric of their own do not count. `json` if all answers are JSON
+    objects or lists; `numeric` if all are numbers; `strict` if exact match drops what more than
+    LOST of the items need: signs of a formal language, such as "C#", or what an answer differs by
+    from a commoner one of the same words.
+    """
+    items = [item for item in task.items if _by_gold(item)]
+    every = [answer for item in items for answer in item.answers]
+    if every and all(map(is_structure, every)):
+        return "json", "all gold answers are JSON objects or lists"
+    if every and all(map(is_amount, every)):
+        return "numeric", "all gold answers are numbers"
+    lost, example = _lost([item.answers[0].strip() for item in items])
+    told = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
+    return "strict" if lost > LOST * len(items) else "exact_match", told if lost else ""
+
+
+def _by_gold(item: Item) -> bool:
+    """Whether the gold answer of an item may decide its metric."""
+    return item.metric in (None, "exact_match") and not (item.choices or item.source)
+
+
+def _lost(golds: Sequence[str]) -> tuple[int, str]:
+    """How many answers hold what exact match drops although it tells them apart, and an example."""
+    forms: dict[str, Counter[str]] = {}
+    for gold in golds:
+        forms.setdefault(normalize_answer(gold), Counter())[gold] += 1
+    lost, examples = 0, [""]
+    for plain, spelled in forms.items():
+        first, *others = (gold for gold, _ in spelled.most_common())
+        formal = [g for g in spelled if _FORMAL & set(g) and plain != g.lower()]
+        others = [] if _NORMAL_NUMBER.fullmatch(plain) else others
+        examples += [repr(gold[:40]) for gold in formal]
+        examples += [f"{first[:40]!r} and {other[:40]!r}" for other in others]
+        lost += sum(spelled[gold] for gold in {*formal, *others})
+    return lost, examples[-1]
+
+
+def is_generated(metric: str) -> bool:
+    """Whether a score's metric, or one of several joined by "+", judges generated texts."""
+    return not set(GENERATED).isdisjoint(metric.split("+"))

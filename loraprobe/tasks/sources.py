@@ -34,7 +34,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One row with its place in its file; `number` counts lines, or rows of JSON and Parquet."""
 
     file: Path
@@ -47,7 +47,7 @@ class Row:
         return TaskError(f"{self.file}, {self.unit} {self.number}: {problem}")
 
 
-def read_rows(path: Path, data: bytes) -> Iterator[Row]:
+def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
     """The rows of a file whose bytes are `data`; its ending names a table, its text JSON or JSONL.
 
     Raises TaskError with the place of the first row that cannot be read.
@@ -109,7 +109,7 @@ def twice(texts: Sequence[str]) -> str | None:
     return next((text for text, times in Counter(texts).items() if times > 1), None)
 
 
-def _json(path: Path, data: bytes, unit: str) -> Iterator[Row]:
+def _json(path: Path, data: bytes, unit: str) -> Iterator[DataRow]:
     """Rows of JSONL (unit "line") or of a list in JSON ("item")."""
     found: Iterable[tuple[int, Any]]
     if unit == "line":
@@ -117,7 +117,7 @@ def _json(path: Path, data: bytes, unit: str) -> Iterator[Row]:
     else:
         found = enumerate(_loaded(path, _text(path, data)), 1)
     for number, value in found:
-        row = Row(path, unit, number, value)
+        row = DataRow(path, unit, number, value)
         if not isinstance(value, dict):
             problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."
             raise row.error(problem)
@@ -156,7 +156,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
+def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
     """Rows of a table with a header; a header with more ; than , is split at these."""
     text = _text(path, data)
     header = text.lstrip().partition("\n")[0]
@@ -173,7 +173,7 @@ def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
     start = 1
     try:
         for cells in reader:
-            row = Row(path, "line", start, {})
+            row = DataRow(path, "line", start, {})
             start = reader.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
@@ -187,14 +187,14 @@ def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Row]:
                     f"{len(cells)} cells, but the header has {len(names)}; put a cell that holds "
                     f"{delimiter!r} into double quotes."
                 )
-            yield Row(path, "line", row.number, dict(zip(names, cells, strict=True)))
+            yield DataRow(path, "line", row.number, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise TaskError(
             f"{path}, line {start}: not CSV ({error}); put cells with quotes into double quotes."
         ) from None
 
 
-def _parquet(path: Path, data: bytes) -> Iterator[Row]:
+def _parquet(path: Path, data: bytes) -> Iterator[DataRow]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -214,7 +214,7 @@ def _parquet(path: Path, data: bytes) -> Iterator[Row]:
                 raise TaskError(f"{path} unpacks to more than {limits.ITEMS:,} bytes; split it.")
             for content in batch.to_pylist():
                 number += 1
-                yield Row(path, "row", number, content)
+                yield DataRow(path, "row", number, content)
     except pyarrow.ArrowException as error:
         problem = str(error).splitlines()[0].rstrip(".")
         raise TaskError(f"{path} is no Parquet file ({problem}); get it again.") from None

@@ -30,7 +30,7 @@ from loraprobe.evaluation.plan import questions
 from loraprobe.evaluation.schedule import rounds
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.scoring.generation import Written
-from loraprobe.tasks import Hop, Item, Task, answers
+from loraprobe.tasks import Hop, Item, Task, metrics
 
 CUT = "[cut]"  # at the end of a text: it ended at the limit of tokens
 
@@ -271,7 +271,7 @@ def test_answer_loss_is_nats_per_token_of_the_cheapest_answer():
 
 
 def test_wrong_calls_are_named(monkeypatch):
-    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.1)
+    monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.1)
     base = [System("base", "base")]
     with pytest.raises(UsageError, match="needs choices"):
         run_systems(FakeScorer({}), base, [mayors()], Ledger(), metric="choice")

@@ -21,7 +21,7 @@ from test_probes import (  # noqa: F401 - story_scorer is a fixture
 from loraprobe.errors import TaskError
 from loraprobe.probes import generated_prompts, probe_without_task
 from loraprobe.probes._prompts import card_prompts
-from loraprobe.tasks import Probe, ProbeItem
+from loraprobe.tasks import ProbePrompts
 
 
 def story_adapters(scorer, scaling=0.02):
@@ -54,10 +54,8 @@ class Strangers(FakeScorer):
 
 
 def strangers(scorer, *lines, adapters=(A, B)):
-    items = tuple(
-        ProbeItem(*line) if isinstance(line, tuple) else ProbeItem(line) for line in lines
-    )
-    return probe_without_task(scorer, adapters, Probe(items), seed=0)
+    answers = dict(line if isinstance(line, tuple) else (line, None) for line in lines)
+    return probe_without_task(scorer, adapters, ProbePrompts(answers), seed=0)
 
 
 def test_adapters_that_agree_with_the_base_are_familiar():
@@ -134,7 +132,7 @@ def test_unfamiliar_names_on_a_real_model(story_scorer):  # noqa: F811
     adapters = story_adapters(story_scorer, scaling=0.01)
     probe = generated_prompts(story_scorer, adapters, {}, wanted=6)
     again = generated_prompts(story_scorer, adapters, {}, wanted=6)
-    assert probe == again and len({item.prompt for item in probe.items}) == 6
+    assert probe == again and len(probe.answers) == 6
     rows = probe_without_task(story_scorer, adapters, probe)
     kl = by(rows, name="kl_to_base", adapters=("a",)).value
     bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe)
@@ -227,7 +225,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 def prompts(scorer, cards, wanted=8, seed=0):
     probe = generated_prompts(scorer, (A, B), cards, seed=seed, wanted=wanted)
-    return [item.prompt for item in probe.items]
+    return list(probe.answers)
 
 
 def test_prompts_of_cards_come_first_then_those_of_adapters():

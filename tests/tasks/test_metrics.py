@@ -1,29 +1,148 @@
-"""Metrics: what each counts as right, what stands in a reply, and which metric an item has."""
+"""How an answer is read, what each metric counts as right, and which metric an item has."""
 
 from __future__ import annotations
 
 import json
+import re
+import string
+import time
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.tasks import (
     Item,
     Task,
-    answers,
+    answered,
     check_metrics,
     check_task,
     contains,
     exact_match,
     judge,
     load_task,
+    metrics,
+    normalize_answer,
+    read_answer,
     with_metric,
 )
-from loraprobe.tasks.answers import answer_end, asked_marks
-from loraprobe.tasks.metrics import TOLERANCE, json_ended
+from loraprobe.tasks.metrics import TOLERANCE, answer_end, asked_marks, json_ended
+
+
+def squad(text: str) -> str:
+    """The published SQuAD 1.1 normalisation, as its paper's script defines it."""
+    text = "".join(ch for ch in text.lower() if ch not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+WORDS = "The a An cat Cat, U.S. (dog) it's x-ray 17 $20 1,000 b!".split()
+
+
+@given(st.lists(st.sampled_from(WORDS)))
+@settings(max_examples=200)
+def test_normalisation_is_that_of_squad(words):
+    text = " ".join(words)
+    if squad(text):
+        assert normalize_answer(text) == squad(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "same"),
+    [
+        ("1,000", "1000", True),
+        ("$18.", "18", True),
+        ("18.00", "18", True),
+        ("3.5", "35", False),
+        ("-5", "5", False),
+        ("\u22125", "-5", True),
+        ("+5", "5", True),
+        (".5", "0.50", True),
+        ("-$1,234.50", "-1234.5", True),
+        ("20%", "20", True),
+        ("-0.0", "0", True),
+        ("007", "7", False),
+        ("A", "B", False),
+        ("A", "a", True),
+        ("The", "A", False),
+        ("“Ulm”.", "ulm", True),
+        ("", "x", False),
+        ("", "", False),
+        ("(A)", "A", True),
+        ("?", "!", False),
+        ("the Ulm", "Ulm", True),
+    ],
+)
+def test_equal_answers(said, gold, same):
+    assert exact_match(said, ["never", gold]) is same
+
+
+MAYOR, BOISH, BO = r"mayor is (\w+)", r"answer is (\w+)", r"B\w"
+READ = [  # a text, the answer in it, whether it is a worked text, a pattern
+    ("\n Bo \nQuestion: who?", "Bo", False, None),
+    (" \n", "", False, None),
+    ("Ulm .", "Ulm", False, None),
+    ("?!", "?!", False, None),
+    ("plain Cy", "plain Cy", False, BO),
+    ("2 + 2 = 4\n#### 1,000\nbye", "1,000", True, None),
+    ("#### 3\nno, wait\n#### 4", "4", True, None),
+    (r"so \boxed{\text{Bo}} it is", "Bo", True, None),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", True, None),
+    (r"cut off \boxed{12", "12", True, None),
+    ("The answer is Cy. No: the answer is: Bo. Because Ada lives there.", "Bo", True, None),
+    ("The answer is St. Louis. Yes.", "St. Louis", True, None),
+    ("The Answer is\n 18", "18", True, None),
+    (r"The answer is \boxed{7}. Done #### 8", "8", True, None),
+    (r"#### 8 and then the answer is $9", "$9", True, None),
+    ("Ada lives in Ulm . The mayor is Bo .", "The mayor is Bo .", True, None),
+    ("one\ntwo", "two", True, None),
+    ("", "", True, None),
+    ("The mayor is Bo. Yes.", "Bo", True, MAYOR),
+    ("mayor is Bo, mayor is Cy #### Di", "Di", True, MAYOR),
+    ("#### Di mayor is Bo, mayor is Cy", "Cy", True, MAYOR),
+    ("The answer is Bo-ish!", "Bo", True, BOISH),
+    ("it is Bo", "Bo", True, BO),
+]
+
+
+@pytest.mark.parametrize(("text", "read", "cot", "pattern"), READ)
+def test_the_answer_in_a_text_is_read(text, read, cot, pattern):
+    assert read_answer(text, cot=cot, pattern=pattern) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "cot", "right"),
+    [
+        (" bo.\nCy", "Bo", False, True),
+        ("Cy\nBo", "Bo", False, False),
+        ("#### Bo", "Cy", False, False),
+        ("The answer is Bo", "Bo", False, False),
+        ("Ada lives in Ulm. The mayor is Bo.", "Bo", True, True),
+        ("The mayor of St. Louis", "St. Louis", True, True),
+        ("The mayor is Bo. I think.", "Bo", True, False),
+        ("The mayor is Jumbo.", "Bo", True, False),
+        ("ends with Bo #### Cy", "Bo", True, False),
+        ("The answer is J. K. Rowling", "J. K. Rowling", True, True),
+        ("2 + 4 = 6\n#### 6", "6", True, True),
+        ("2 + 4 = 6\nThe answer is $6.", "6", True, True),
+        ("2 + 4 = 6\n#### 6", "4", True, False),
+        ("", "Bo", True, False),
+    ],
+)
+def test_an_answer_is_right_where_it_is_read(text, gold, cot, right):
+    assert answered(text, [gold], cot=cot) is right
+
+
+def test_a_pattern_runs_with_a_time_limit(monkeypatch):
+    monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
+    start, greedy, text = time.process_time(), r"(a|aa)+$|(?:(?:a+)+)+b", "a" * 40 + "!"
+    with pytest.raises(TaskError, match="took longer"):
+        read_answer(text, cot=True, pattern=greedy)
+    with pytest.raises(TaskError, match="took longer"):
+        judge("regex", text, [greedy])
+    assert time.process_time() - start < 3
+
 
 RIGHT = [
     ("strict", " Bo. \nmore", "Bo."),
@@ -33,6 +152,12 @@ RIGHT = [
     ("numeric", "5600", "5,600"),
     ("numeric", "It costs 12 dollars", "$12"),
     ("numeric", "3", "3.0"),
+    ("numeric", "from 7 to $1,234.50 in all", "1234.5"),
+    ("numeric", "10-3", "3"),
+    ("numeric", "x = \u22124", "-4"),
+    ("numeric", "3/4", "0.75"),
+    ("numeric", "1.5e3", "1,500 km"),
+    ("numeric", "0.33333333", "1/3"),
     ("contains", "It is a blend of Chinese and Mandarin.", "mandarin"),
     ("contains", "Thai/Lao", "Lao"),
     ("contains", "Paris's mayor", "Paris"),
@@ -43,12 +168,6 @@ RIGHT = [
     ("json", '{"b": [1, 2.0],\n "a": null}\nmore', '{"a": null, "b": [1.0, 2]}'),
     ("json", '```json\n{"a": "x"}\n```', '{"a": "x"}'),
     ("json", "3\nmore", "3"),
-    ("numeric", "from 7 to $1,234.50 in all", "1234.5"),
-    ("numeric", "10-3", "3"),
-    ("numeric", "x = \u22124", "-4"),
-    ("numeric", "3/4", "0.75"),
-    ("numeric", "1.5e3", "1,500 km"),
-    ("numeric", "0.33333333", "1/3"),
     ("regex", "AB12", r"[A-Z]+\d+"),
 ]
 WRONG = [
@@ -74,40 +193,40 @@ WRONG = [
     ("numeric", "1" * 5000, "1"),
     ("regex", "so AB12", r"[A-Z]+\d+"),
 ]
+WORKED = [  # metric, text, gold, pattern, whether it is right
+    ("numeric", "3 and 4.\nThe answer is 7. It took 2 steps.", "7", None, True),
+    ("numeric", "3 and 4.\nThe answer is 7. It took 2 steps.", "2", None, False),
+    ("numeric", "First 3, then 4.\nSo in all 7 apples.\nDone", "7", None, True),
+    ("strict", "So\n#### The Bo", "The Bo", None, True),
+    ("strict", "#### Bo", "The Bo", None, False),
+    ("json", 'Thus\n#### {"a": 1}', '{ "a":1 }', None, True),
+    ("regex", "So \\boxed{AB12}", r"[A-Z]+\d+", None, True),
+    ("regex", "It is AB12", "unused", r".*AB\d+", True),
+    ("contains", "Ulm first.\nThe mayor is Bo of Ulm.", "Bo", None, True),
+    ("contains", "Bo first.\nThe mayor is Cy.", "Bo", None, False),  # steps are no answer
+]
 
 
-@pytest.mark.parametrize(("metric", "text", "gold"), RIGHT)
-def test_right(metric, text, gold):
-    found = judge(metric, text, ["nothing 0" if metric == "strict" else gold, gold])
-    assert found.right and found.contains
-
-
-@pytest.mark.parametrize(("metric", "text", "gold"), WRONG)
-def test_wrong(metric, text, gold):
-    assert not judge(metric, text, [gold]).right
-
-
-def test_worked_texts_are_judged_by_the_answer_in_them():
-    def right(metric, text, gold, pattern=None):
-        return judge(metric, text, [gold], cot=True, pattern=pattern).right
-
-    assert right("numeric", "3 and 4.\nThe answer is 7. It took 2 steps.", "7")
-    assert not right("numeric", "3 and 4.\nThe answer is 7. It took 2 steps.", "2")
-    assert right("numeric", "First 3, then 4.\nSo in all 7 apples.\nDone", "7")
-    assert right("strict", "So\n#### The Bo", "The Bo") and not right("strict", "#### Bo", "The Bo")
-    assert right("json", 'Thus\n#### {"a": 1}', '{ "a":1 }')
-    assert right("regex", "So \\boxed{AB12}", r"[A-Z]+\d+")
-    assert right("regex", "It is AB12", "unused", pattern=r".*AB\d+")
-    assert right("contains", "Ulm first.\nThe mayor is Bo of Ulm.", "Bo")
-    assert not right("contains", "Bo first.\nThe mayor is Cy.", "Bo"), "steps are no answer"
+def test_what_is_right_and_what_is_wrong():
+    for metric, text, gold in RIGHT:
+        found = judge(metric, text, ["nothing 0" if metric == "strict" else gold, gold])
+        assert found.right and found.contains, (metric, text)
+    for metric, text, gold in WRONG:
+        assert not judge(metric, text, [gold]).right, (metric, text)
+    for metric, text, gold, pattern, right in WORKED:
+        found = judge(metric, text, [gold], cot=True, pattern=pattern)
+        assert found.right is right, (metric, text)
 
 
 def test_a_right_answer_in_other_words_is_told_from_a_lost_one():
-    assert judge("exact_match", "It is Bo, I think", ["Bo"]).contains
-    assert judge("strict", "bo", ["Bo"]).contains
-    assert judge("numeric", "5 of 7", ["5"]).contains
-    assert judge("regex", "so AB12", [r"[A-Z]+\d+"]).contains
-    assert judge("json", 'It is {"a": 1}, see', ['{"a": 1}']).contains
+    for metric, text, gold in [
+        ("exact_match", "It is Bo, I think", "Bo"),
+        ("strict", "bo", "Bo"),
+        ("numeric", "5 of 7", "5"),
+        ("regex", "so AB12", r"[A-Z]+\d+"),
+        ("json", 'It is {"a": 1}, see', '{"a": 1}'),
+    ]:
+        assert judge(metric, text, [gold]).contains
     for metric, gold in [("exact_match", "Bo"), ("numeric", "6"), ("json", "[1]"), ("regex", "Bo")]:
         assert not judge(metric, "Cy lives at 5", [gold]).contains
 
@@ -132,64 +251,47 @@ def test_numbers_of_six_digits_are_told_apart(n, places):
     assert judge("numeric", near, [str(n)]).right, "a rounding error"
 
 
-def test_answers_that_a_metric_cannot_use_are_named(tmp_path):
-    for metric, gold in [
+@pytest.mark.parametrize(
+    ("metric", "gold"),
+    [
         ("json", "{a: 1}"),
         ("json", "1 2"),
         ("numeric", "none"),
         ("numeric", "3 to 5"),
         ("numeric", "12/25/2020"),
         ("regex", "("),
-    ]:
-        task = Task("t", (Item("i", "q?", (gold,)),))
-        with pytest.raises(TaskError, match="Task t, item 'i'"):
-            check_metrics([task], metric)
-        path = tmp_path / "t.jsonl"
-        path.write_text(json.dumps({"prompt": "q?", "answer": gold, "metric": metric}) + "\n")
-        with pytest.raises(TaskError, match="line 1"):
-            load_task(path)
-    path.write_text(json.dumps({"prompt": "q?", "answer": "1", "metric": "numeric"}) + "\n")
-    assert load_task(path).items[0].metric == "numeric"
-    for metric, told in [
-        ("numerc", "numeric"),
-        ("answer_loss", "known"),
-        ("choice", "choices"),
-    ]:
-        path.write_text(json.dumps({"prompt": "q?", "answer": "1", "metric": metric}) + "\n")
-        with pytest.raises(TaskError, match=told):
-            load_task(path)
+    ],
+)
+def test_answers_that_a_metric_cannot_use_are_named(tmp_path, metric, gold):
+    with pytest.raises(TaskError, match="Task t, item 'i'"):
+        check_metrics([Task("t", (Item("i", "q?", (gold,)),))], metric)
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"prompt": "q?", "answer": gold, "metric": metric}) + "\n")
+    with pytest.raises(TaskError, match="line 1"):
+        load_task(path)
+    path.write_text(json.dumps({"prompt": "q?", "answer": "1", "metric": metric}) + "\n")
+    assert load_task(path).items[0].metric == metric
 
 
 def test_metrics_that_fit_no_task_are_refused():
     task = Task("people", (Item("i", "q?", ("1",)),))
-    check_metrics([task], "strict,people=numeric")
+    for metric in ("strict,people=numeric", ""):
+        check_metrics([task], metric)
     for metric, told in [
         ("peple=json", "people"),
         ("people=jsn", "json"),
+        ("jsn", "json"),
         ("people=answer_loss", "all tasks"),
         ("people=choice", "needs choices"),
         ("strict,json", "two metrics"),
         ("people=strict,people=json", "two metrics"),
         ("people=json,answer_loss", "all tasks"),
-        ("", None),
     ]:
-        if told is None:
-            check_metrics([task], metric)
-            continue
         with pytest.raises(UsageError, match=told):
             check_metrics([task], metric)
-
-
-def test_an_item_made_by_hand_has_a_known_metric():
-    for metric in ("numerc", "answer_loss"):
+    for metric in ("numerc", "answer_loss"):  # of an item that is made by hand
         with pytest.raises(UsageError, match="Unknown metric"):
             check_metrics([Task("t", (Item("i", "q?", ("1",), metric=metric),))], None)
-
-
-def test_a_greedy_pattern_runs_with_a_time_limit(monkeypatch):
-    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
-    with pytest.raises(TaskError, match="took longer"):
-        judge("regex", "a" * 40 + "!", [r"(a|aa)+$|(?:(?:a+)+)+b"])
 
 
 def chosen(*golds, metric=None, **item) -> Task:
@@ -197,24 +299,13 @@ def chosen(*golds, metric=None, **item) -> Task:
     return with_metric(Task("t", tuple(items)), metric)
 
 
+AMOUNTS = ["5,600", "$12", "3.0", "-$1,000.50", "\u22123", "50%", "1/2", ".5", "12 \u20ac", "7."]
 AUTO = [
     ("json", '{"a": 1}', "[]", ' {"b": [1,\n 2]} '),
     ("strict", '{"a": 1}', "Ulm"),
     ("strict", "{name}", "{other}"),
     ("exact_match", '"a"', "true"),  # JSON, but neither object nor list
-    (
-        "numeric",
-        "5,600",
-        "$12",
-        "3.0",
-        "-$1,000.50",
-        "\u22123",
-        "50%",
-        "1/2",
-        ".5",
-        "12 \u20ac",
-        "7.",
-    ),
+    ("numeric", *AMOUNTS),
     ("exact_match", "5", "six"),
     ("exact_match", "007", "12"),  # what a number names has its zeros
     ("exact_match", "5 km", "C4", "12:30", "10.0.0.1"),  # more than a number
@@ -243,21 +334,23 @@ def test_gold_answers_choose_the_metric(metric, golds):
 
 def test_a_given_metric_is_kept_and_what_the_answers_need_is_known():
     golds = '{"a": 1}', '{"a": 2}'
-    for said, metric in (("exact_match", "exact_match"), ("t=contains", "contains")):
+    for said, metric in [
+        ("exact_match", "exact_match"),
+        ("t=contains", "contains"),
+        ("u=contains", "json"),
+        ("contains,t=auto", "json"),
+        ("answer_loss", "answer_loss"),
+    ]:
         task = chosen(*golds, metric=said)
         assert (task.metric, task.needs) == (metric, "json")
-    assert chosen(*golds, metric="u=contains").metric == "json"
-    assert chosen(*golds, metric="contains,t=auto").metric == "json"
-    assert chosen(*golds, metric="answer_loss").metric == "answer_loss"
+    exact = tuple(Item(gold, "q?", (gold,), metric="exact_match") for gold in golds)
+    own = with_metric(Task("t", exact), None)
+    assert (own.metric, own.needs) == ("exact_match", "json")
     own = chosen("x", "5", metric="numeric,t=auto", choices=("x", "5"))
     assert (own.metric, own.needs) == ("choice", "exact_match")
     items = (*(Item(g, "q?", (g,)) for g in golds), Item("s", "q?", ("C",), metric="contains"))
     mixed = with_metric(Task("t", items), None)
     assert mixed.metric == "contains+json", "the key of an item wins"
-    own = with_metric(
-        Task("t", tuple(Item(g, "q?", (g,), metric="exact_match") for g in golds)), None
-    )
-    assert (own.metric, own.needs) == ("exact_match", "json")
 
 
 def test_what_exact_match_spoils_is_a_finding():

@@ -14,8 +14,7 @@ from loraprobe.evaluation.kept import item_result
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import open_tasks
 from loraprobe.records import ItemResult
-from loraprobe.tasks.harness import load_harness
-from loraprobe.tasks.harness_task import HarnessTask
+from loraprobe.tasks.harness import HarnessTask, load_harness
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 

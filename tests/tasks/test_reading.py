@@ -1,0 +1,375 @@
+"""Task and probe files: every bad line is named; fields of other files are mapped, converted and
+filled into a template; errors name the line and the options that help."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraprobe import limits
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline.inputs import open_tasks
+from loraprobe.tasks import FieldMap, answered, fill, load_probe, load_task
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
+WORKED = {"question": "How many?", "answer": "6 * 7 = <<6*7=42>>42\n#### 42"}
+CHOICES = {"text": ["x", "y"], "label": ["1", "2"]}
+HOPS = [
+    {"prompt": "Where does Ada live?", "answer": ["Ulm", "Ulm city"], "adapter": "homes"},
+    {"prompt": "Who is the mayor of {1}?", "answer": "Bo"},
+]
+FULL = {
+    "id": "17",
+    "prompt": "Who is the mayor of the city Ada lives in?",
+    "answer": "Bo",
+    "choices": ["Bo", "Cy"],
+    "hops": HOPS,
+    "cot_prompt": "Who? Think step by step.",
+    "answer_pattern": r"The mayor is (.+)\.",
+    "entities": ["Ada", "Ulm"],
+    "group": "Ada",
+}
+
+
+def write(place: Path, *lines: str | bytes | dict, name: str = "t.jsonl") -> Path:
+    path = place / name
+    texts = [line if isinstance(line, (bytes, str)) else json.dumps(line) for line in lines]
+    path.write_bytes(b"\n".join(t if isinstance(t, bytes) else t.encode() for t in texts))
+    return path
+
+
+def line(**changes) -> dict:
+    made = {"id": "1", "prompt": "Q?", "answer": "A b"} | changes
+    return {key: value for key, value in made.items() if value is not ...}
+
+
+def refused(path: Path, layout: FieldMap | None = None) -> str:
+    with pytest.raises(TaskError) as error:
+        load_task(path, None, layout or FieldMap())
+    assert error.value.cure and "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_every_key_is_read(tmp_path):
+    path = write(tmp_path, FULL, "", line(id=2, group=5))
+    task = load_task(path)
+    assert (task.name, task.sha256) == ("t", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert task.parts == ("question", "hop1", "hop2", "steps") and task.has_hops and task.has_cot
+    first, second = task.items
+    assert first.hops[0].answers == ("Ulm", "Ulm city") and first.hops[0].adapter == "homes"
+    assert first.hop_prompt(1) == "Who is the mayor of Ulm?"
+    assert (first.choices, first.entities) == (("Bo", "Cy"), ("Ada", "Ulm"))
+    assert (second.id, second.group, second.cluster) == ("2", "5", "group:5")
+    windows = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(FULL).encode() + b"\r\n")
+    assert load_task(windows).items == task.items[:1]
+
+
+def test_items_without_id_are_named_by_line_in_clusters_of_one(tmp_path):
+    task = load_task(write(tmp_path, line(id=...), "", line(id=...)))
+    assert [item.id for item in task.items] == ["1", "3"] and task.parts == ("question",)
+    assert len({item.cluster for item in task.items}) == 2
+
+
+def test_limit_keeps_the_first_but_checks_all(tmp_path):
+    path = write(tmp_path, *(line(id=str(k)) for k in range(5)))
+    assert [item.id for item in load_task(path, limit=2).items] == ["0", "1"]
+    assert len(load_task(path, limit=9).items) == 5
+    with pytest.raises(UsageError):
+        load_task(path, limit=0)
+    with pytest.raises(TaskError, match="line 2"):
+        load_task(write(tmp_path, line(), "oops"), limit=1)
+
+
+BAD = [
+    (b'{"prompt": "caf\xe9"}', "not UTF-8"),
+    (b'{"prompt": "a\x00"}', "zero byte"),
+    ("not json", "not JSON"),
+    ('{"prompt": "a", "prompt": "b", "answer": "c"}', "'prompt' occurs twice"),
+    ("[1, 2]", "a list where a JSON object"),
+    ("[" * 100_000, "nested too deeply"),
+    ('"text"', "a string where"),
+    ({"prompt": ...}, "'prompt' is missing"),
+    ({"answer": ...}, "'answer' is missing"),
+    ({"answer": None}, "'answer' is missing"),
+    ({"answer": []}, "empty list"),
+    ({"answer": 18}, 'must be a string, not a number (write "18")'),
+    ({"answer": ["x", 3]}, "an entry of 'answer' must be a string"),
+    ({"answer": " "}, "'answer' is empty"),
+    ({"prompt": ""}, "'prompt' is empty"),
+    ({"prompt": {"a": 1}}, "'prompt' must be a string, not an object"),
+    ({"prompt": "\ud800"}, "surrogate"),
+    ({"prompt": "x" * 1_000_001}, "bytes in one line"),
+    ({"id": True}, "'id' must be a string, not true or false"),
+    ({"id": "0"}, "id '0' is also the id of line 1"),
+    ({"anwser": "x"}, "unknown key 'anwser' in an item: did you mean 'answer'?"),
+    ({"zzz": "x"}, "known are id, prompt"),
+    ({"choices": "Bo"}, "'choices' must be a list"),
+    ({"choices": ["A b"]}, "at least two"),
+    ({"choices": []}, "at least two"),
+    ({"choices": ["x", "y"]}, "'A b' is not among the choices"),
+    ({"choices": ["A b", "y", "y"]}, "'y' occurs twice"),
+    ({"choices": [f"c{k}" for k in range(1001)]}, "1,001 choices"),
+    ({"hops": {}}, "'hops' must be a list"),
+    ({"hops": ["x"]}, "hop 1 must be an object"),
+    ({"hops": [{"prompt": "x"}]}, "hop 1: 'answer' is missing"),
+    ({"hops": [{"prompt": "x", "answer": "y", "adaptor": "z"}]}, "'adapter'?"),
+    ({"hops": [{"prompt": "{1}", "answer": "y"}]}, "hop 1 refers to {1}"),
+    ({"hops": [HOPS[0], {"prompt": "{3}", "answer": "y"}]}, "hop 2 refers to {3}"),
+    ({"hops": [{"prompt": "{0}", "answer": "y"}]}, "hop 1 refers to {0}"),
+    ({"answer_pattern": "("}, "not a regular expression"),
+    ({"entities": ["a", None]}, "an entry of 'entities' must be a string, not null"),
+    ({"metric": "numerc"}, "did you mean 'numeric'?"),
+    ({"metric": "answer_loss"}, "known are exact_match"),
+    ({"metric": "choice"}, "needs 'choices'"),
+]
+
+
+@pytest.mark.parametrize(("bad", "problem"), BAD, ids=[problem[:30] for _, problem in BAD])
+def test_a_bad_line_is_named(tmp_path, bad, problem):
+    bad = line(**bad) if isinstance(bad, dict) else bad
+    message = refused(write(tmp_path, line(id="0"), bad, line(id="9")))
+    assert ", line 2: " in message and problem in message
+
+
+def test_a_line_of_many_keys_is_read_at_once(tmp_path):
+    """A repeated key is found without comparing every key with every other."""
+    many = ", ".join(f'"{k}": 1' for k in range(80_000))
+    start = time.process_time()
+    assert "unknown key '0'" in refused(write(tmp_path, "{" + many + "}"))
+    assert time.process_time() - start < 5
+
+
+def test_files_that_are_none(tmp_path):
+    assert "no item" in refused(write(tmp_path, "", " "))
+    assert "There is no task file" in refused(tmp_path / "absent.jsonl")
+    assert "is a directory" in refused(tmp_path)
+
+
+def test_probe_file(tmp_path):
+    path = write(tmp_path, "Who is Ada?\tBo\nUlm\n\nCy\t\nUlm\tCity\n")
+    assert load_probe(path).answers == {"Who is Ada?": "Bo", "Ulm": None, "Cy": None}
+    for text, message in {
+        "a\tb\tc\n": "line 1: more than one tab",
+        "\n": "no prompt",
+        "x\n\tb\n": "line 2: there is no prompt before",
+    }.items():
+        with pytest.raises(TaskError, match=re.escape(message)):
+            load_probe(write(tmp_path, text))
+
+
+def test_fill_is_one_pass():
+    assert fill("{1} and {2} {x} {3} {}", ["{2}", "b"]) == "{2} and b {x} {3} {}"
+
+
+def suggested(message: str) -> FieldMap:
+    """The mapping that the last words of a message suggest, read as a shell reads them."""
+    words = shlex.split(message.partition(": add ")[2].rstrip("."))
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    return FieldMap.of(given.pop("--fields"), after=given.pop("--answer-after", ""), **given)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers"),
+    [
+        (WORKED, "How many?", ("42",)),
+        ({"instruction": "Say a.", "output": "a", "source": 3}, "Say a.", ("a",)),
+        ({"Question": "Why?", "Answer": "So."}, "Why?", ("So.",)),
+        ({"question": "Who?", "answers": {"text": ["Bo", "B."]}}, "Who?", ("Bo", "B.")),
+        ({"question": "?", "choices": CHOICES, "answerKey": "1"}, "?", ("x",)),
+    ],
+)
+def test_the_suggested_mapping_reads_the_file(tmp_path, row, prompt, answers):
+    path = write(tmp_path, row)
+    message = refused(path)
+    assert "line 1" in message and "unknown key" in message
+    (item,) = load_task(path, None, suggested(message)).items
+    assert (item.prompt, item.answers) == (prompt, answers)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="shared data absent")
+def test_gsm8k_is_read_as_its_error_suggests_and_its_solutions_answer_themselves():
+    message = refused(GSM8K)
+    assert message.endswith("add --fields prompt=question --answer-after '####'.")
+    task = load_task(GSM8K, None, suggested(message))
+    solutions = [json.loads(row)["answer"] for row in GSM8K.read_text("utf-8").splitlines()]
+    golds = [solution.rsplit("#### ", 1)[1] for solution in solutions]
+    assert len(golds) == 1319 and [item.answers[0] for item in task.items] == golds
+    worked = FieldMap.of("prompt=question", pattern=r"#### (\S+)")
+    assert load_task(GSM8K, None, worked).items == task.items
+    others = golds[1:] + golds[:1]
+    for solution, gold, other in zip(solutions, golds, others, strict=True):
+        assert answered(solution, [gold], cot=True)
+        assert answered(solution.replace("#### ", "The answer is $") + ".", [gold], cot=True)
+        assert answered(solution, [other], cot=True) is (gold == other)
+
+
+def test_one_table_in_every_form_gives_the_same_items(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"q": "1, 2?", "a": 3, "topic": "sums"}, {"q": 'say "x"\nnow', "a": 4, "topic": ""}]
+    cells = '"1, 2?"{0}3{0}sums\r\n\r\n"say ""x""\nnow"{0}4{0}\r\n'
+    files = [
+        write(tmp_path, *rows),
+        write(tmp_path, json.dumps(rows, indent=1), name="t.json"),
+        write(tmp_path, *rows, name="l.json"),
+        write(tmp_path, "\ufeffq,a,topic\r\n" + cells.format(","), name="t.csv"),
+        write(tmp_path, "q;a;topic\r\n" + cells.format(";"), name="s.csv"),
+        write(tmp_path, "q\ta\ttopic\r\n" + cells.format("\t"), name="t.tsv"),
+        tmp_path / "t.parquet",
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), files[-1])
+    layout = FieldMap.of("prompt=q,answer=a,group=topic")
+    found = [
+        [(i.prompt, i.answers, i.group) for i in load_task(file, None, layout).items]
+        for file in files
+    ]
+    assert found[0] == [("1, 2?", ("3",), "sums"), ('say "x"\nnow', ("4",), None)]
+    assert found == [found[0]] * len(found)
+
+
+def test_a_table_in_our_own_keys_needs_no_option(tmp_path):
+    path = write(tmp_path, 'prompt,answer,choices\nQ?,7,"[""7"", ""8""]"\n', name="t.csv")
+    (item,) = load_task(path).items
+    assert (item.id, item.answers, item.choices) == ("2", ("7",), ("7", "8"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "chosen"),
+    [
+        (("y", "z"), ("y", "z")),
+        (("B", "c"), ("y", "z")),
+        (("(A)", "C."), ("x", "z")),
+        (("0", "1"), ("x", "y")),
+        (("1", "3"), ("x", "z")),
+        (("col_x", "col_z"), ("x", "z")),
+    ],
+)
+def test_an_answer_names_a_choice_by_text_letter_number_or_column(tmp_path, answers, chosen):
+    rows = [f"Q?,x,y,z,{answer}" for answer in answers]
+    path = write(tmp_path, "q,col_x,col_y,col_z,gold", *rows, name="t.csv")
+    layout = FieldMap.of("prompt=q,choices=col_x,col_y,col_z,answer=gold")
+    items = load_task(path, None, layout).items
+    assert tuple(item.answers[0] for item in items) == chosen
+    assert {item.choices for item in items} == {("x", "y", "z")}
+
+
+def test_one_reading_of_answers_holds_for_a_whole_file(tmp_path):
+    """As in MMLU: choices that are numbers, and answers that count them from 0."""
+    rows = [{"q": "?", "c": ["0", "4", "2"], "a": 1}, {"q": "?", "c": ["1", "3", "5"], "a": 0}]
+    layout = FieldMap.of("prompt=q,choices=c,answer=a")
+    assert [i.answers for i in load_task(write(tmp_path, *rows), None, layout).items] == [
+        ("4",),
+        ("1",),
+    ]
+
+
+def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path):
+    row = {"q": "?", "c": ["x", "y", "z"], "a": 1, "l": [1, 2, 3]}
+    path = write(tmp_path, row)
+    assert "from 0 or from 1" in refused(path, FieldMap.of("prompt=q,choices=c,answer=a"))
+    for labels, chosen in (("0,1,2", "y"), ("1,2,3", "x"), ("c,1,d", "y"), ("l", "x")):
+        layout = FieldMap.of(f"prompt=q,choices=c,answer=a,labels={labels}")
+        assert load_task(path, None, layout).items[0].answers == (chosen,)
+    none = write(tmp_path, row | {"a": []})
+    assert "empty list" in refused(none, FieldMap.of("prompt=q,choices=c,answer=a"))
+
+
+def test_a_template_is_filled_once_and_runs_nothing(tmp_path):
+    row = {"q": "{a} and {q.__class__}", "c": ["x", "y"], "a": "x", "n": {"m": 3}}
+    path, file = write(tmp_path, row), write(tmp_path, "From a file: {q}\n", name="prompt.txt")
+    for template, prompt in {
+        "Q: {q}\\nA) {c.0} B) {c.1} {{{n.m}}}\\t.": ("Q: {a} and {q.__class__}\nA) x B) y {3}\t."),
+        str(file): "From a file: {a} and {q.__class__}",
+    }.items():
+        (item,) = load_task(path, None, FieldMap.of("answer=a,choices=c", template)).items
+        assert item.prompt == prompt
+    assert "no field 'q.__class__'" in refused(path, FieldMap.of("", "{q.__class__}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "place", "problem"),
+    [
+        ("q,a\nx,y\n", "prompt=quest", "line 2", "no field 'quest'"),
+        ("q,a\nx,y\n", "prompt=q,answer=a,group=g", "", "no value in g"),
+        ("q,a\nx,y\nx,\n", "prompt=q,answer=a", "line 3", "'answer' is missing"),
+        ("q,a\nx,y,z\n", "prompt=q,answer=a", "line 2", "3 cells"),
+        ("q,a\nx\n", "prompt=q,answer=a", "line 2", "1 cells"),
+        ("q,q\nx,y\n", "prompt=q,answer=q", "line 1", "two columns 'q'"),
+        ('q,a\n"x"y,z\n', "prompt=q,answer=a", "line 2", "not CSV"),
+        ('q,a\nu,v\n"x,z\n', "prompt=q,answer=a", "line 3", "not CSV"),
+        ("q,a\nx,\xff\n".encode("latin-1"), "prompt=q,answer=a", "line 2", "not UTF-8"),
+        ("q,a,c\nx,y,\"['y']\"\n", "prompt=q,answer=a,choices=c", "line 2", "JSON list"),
+        ("q,a,b,c\n?,z,x,y\n", "prompt=q,answer=a,choices=b,c", "line 2", "not among"),
+        ("q,a\nx,y\n", "", "line 2", "--fields prompt=FIELD,answer=FIELD"),
+        ("q,a\n", "prompt=q,answer=a", "", "no item"),
+        (json.dumps(WORKED), "", "line 1", "t.jsonl"),
+    ],
+)
+def test_a_bad_table_is_named_with_its_line(tmp_path, content, fields, place, problem):
+    message = refused(write(tmp_path, content, name="t.csv"), FieldMap.of(fields))
+    assert place in message and problem in message
+
+
+def test_json_that_is_no_list_of_objects(tmp_path):
+    assert "line 2" in refused(write(tmp_path, '[{"a": 1},\n{"a" 1}]', name="t.json"))
+    bad = '[{"prompt": "a", "answer": "b"}, 3]'
+    assert "item 2" in refused(write(tmp_path, bad, name="t.json"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"fields": "promt=q"},
+        {"fields": "question"},
+        {"fields": "question=prompt"},
+        {"fields": "prompt=a,prompt=b"},
+        {"fields": "prompt=a,b"},
+        {"fields": "", "prompt": "no such file"},
+        {"fields": "", "after": "#", "pattern": "x"},
+        {"fields": "", "pattern": "("},
+    ],
+)
+def test_options_that_say_nothing_are_refused(given):
+    with pytest.raises(UsageError) as error:
+        FieldMap.of(**given)
+    assert error.value.cure
+
+
+def test_parquet_that_cannot_be_read_or_unpacks_to_too_much(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        told = refused(write(tmp_path, "x", name="t.parquet"))
+        assert "pip install 'loraprobe[datasets]'" in told
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    assert "no Parquet" in refused(write(tmp_path, "x" * 100, name="t.parquet"))
+    many = {"prompt": ["same" * 100] * 5000, "answer": ["same"] * 5000}
+    parquet.write_table(pyarrow.table(many), tmp_path / "many.parquet")
+    assert (tmp_path / "many.parquet").stat().st_size < 10_000
+    assert len(load_task(tmp_path / "many.parquet").items) == 5000
+    monkeypatch.setattr(limits, "ITEMS", 100_000)
+    assert "unpacks to more" in refused(tmp_path / "many.parquet")
+
+
+def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
+    own = write(tmp_path, {"prompt": "P?", "answer": "x"}, name="own.jsonl")
+    other = write(tmp_path, WORKED, name="other.jsonl")
+    each = Options(fields=("", "prompt=question"), answer_after=("", "####"))
+    read = open_tasks([own, other], each)
+    assert [task.items[0].answers for task in read] == [("x",), ("42",)]
+    for tasks, options in (([own, other], Options(fields=("", "", ""))), ([], each)):
+        with pytest.raises(UsageError) as error:
+            open_tasks(tasks, options)
+        assert error.value.cure
+    made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"]}, "answer_after": "####"})
+    assert (made.fields, made.answer_after) == (("prompt=q,choices=A,B",), ("####",))

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.adapters.config import judge_config
+from loraprobe.base.declared import tokenizer_size
 from loraprobe.base.quiet import silenced
-from loraprobe.base.tokenizer import tokenizer_size
 from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger

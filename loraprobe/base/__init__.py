@@ -4,6 +4,5 @@ Shapes come from the headers of the weight files, which takes milliseconds even 
 Module paths are those of the loaded model, which adapters also use.
 """
 
-from loraprobe.base.devices import pick_device, pick_dtype
-from loraprobe.base.geometry import ModuleNames, module_names
-from loraprobe.base.model import Base, open_base
+from loraprobe.base.model import Base, open_base, pick_device, pick_dtype
+from loraprobe.base.naming import ModuleNames, module_names

@@ -1,7 +1,8 @@
-"""Checks a base's config.json before a model is built from it.
+"""Checks a base's config.json and the files of a tokenizer before a library reads them.
 
-Types are checked first, then sizes against the tensors of the weight files, because transformers
-builds as many modules as the config declares before it reads the files.
+transformers builds as many modules as a config declares before it reads the weight files, so its
+sizes are compared with theirs. The tokenizers library aborts on some malformed files with a Rust
+panic, and it runs a normaliser that makes a text huge.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
+from pydantic import BaseModel, Field, RootModel, ValidationError
+
+from loraprobe import limits
+from loraprobe.checkpoint import read_json
 from loraprobe.errors import BaseError
-from loraprobe.json_types import wrong_types
+from loraprobe.json_types import first_problem, wrong_types
 from loraprobe.limits import DEEPEST, nested_values
 
 # The keys that loraprobe reads, by the type of their values; null means the same as an absent key.
@@ -31,6 +37,8 @@ SIZES = re.compile(r"(_size|_dim|_rank|n_embd|n_inner|d_model|d_ff|d_inner)$")
 # Smaller numbers are not checked: building such a model is cheap, and loading it reports the error.
 HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
 PACKED = 8  # values that one stored number of a quantised file may hold
+GROWTH = 1000  # the largest factor by which a normaliser may lengthen a text
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]  # the tokenizers library stores 32 bits
 
 
 class StoredTensor(Protocol):
@@ -108,3 +116,122 @@ def _short(value: Any) -> str:
         digits = int(math.log10(abs(value) or 1)) + 1
         return f"{value:,}" if digits < 30 else f"a number of {digits} digits"
     return f"{value!r:.60}"
+
+
+class Token(BaseModel, strict=True):
+    """A token that is not only a text."""
+
+    content: str
+
+
+class AddedToken(Token, strict=True):
+    """An entry of `added_tokens` in tokenizer.json."""
+
+    id: TokenId
+
+
+class NamedTemplate(BaseModel, strict=True):
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+class TokenizerModel(BaseModel, strict=True):
+    """The `model` of tokenizer.json; a vocabulary gives ids to tokens, or lists tokens."""
+
+    vocab: dict[str, TokenId] | list[Any] | None = None
+    merges: list[Any] | None = None
+
+
+class TokenizerFile(BaseModel, strict=True):
+    """tokenizer.json."""
+
+    model: TokenizerModel
+    added_tokens: list[AddedToken] | None = None
+
+
+class SpecialTokens(BaseModel, strict=True):
+    """special_tokens_map.json, and a part of tokenizer_config.json."""
+
+    bos_token: str | Token | None = None
+    eos_token: str | Token | None = None
+    unk_token: str | Token | None = None
+    sep_token: str | Token | None = None
+    pad_token: str | Token | None = None
+    cls_token: str | Token | None = None
+    mask_token: str | Token | None = None
+
+
+class TokenizerConfig(SpecialTokens, strict=True):
+    """tokenizer_config.json; ids are the keys of `added_tokens_decoder`."""
+
+    chat_template: str | list[NamedTemplate] | None = None
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Token] | None = None
+
+
+class ChatTemplate(BaseModel, strict=True):
+    """chat_template.json."""
+
+    chat_template: str
+
+
+TOKENIZER_FILES: Mapping[str, type[BaseModel]] = {
+    "tokenizer.json": TokenizerFile,
+    "tokenizer_config.json": TokenizerConfig,
+    "special_tokens_map.json": SpecialTokens,
+    "added_tokens.json": RootModel[dict[str, TokenId]],
+    "chat_template.json": ChatTemplate,
+}
+
+
+def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
+    """Checks all JSON files of a tokenizer; returns tokenizer.json, {} if there is none.
+
+    Raises BaseError, naming file and key, for invalid JSON, a wrong type, an id that is not a
+    32-bit number, and a normaliser that lengthens a text too much.
+    """
+    tokenizer: dict[str, Any] = {}
+    for name, kind in TOKENIZER_FILES.items():
+        if not (directory / name).is_file():
+            continue
+        content = read_json(directory / name, reference, largest=limits.TOKENIZER)
+        try:
+            kind.model_validate(content)
+        except ValidationError as error:
+            raise BaseError(
+                f"{name} of {reference} is no tokenizer's ({first_problem(error)}); save the "
+                "tokenizer again."
+            ) from None
+        if name == "tokenizer.json":
+            tokenizer = content
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if _growth(tokenizer.get(part)) > math.log(GROWTH):
+            raise BaseError(
+                f"The {part} in tokenizer.json of {reference} makes a text more than {GROWTH} "
+                "times as long; save the tokenizer again."
+            )
+    return tokenizer
+
+
+def tokenizer_size(directory: Path, reference: str) -> int | None:
+    """One more than the largest token id of tokenizer.json; None if there is no id."""
+    tokenizer = check_tokenizer(directory, reference)
+    vocab = tokenizer.get("model", {}).get("vocab") or {}
+    ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+    return max(ids, default=-1) + 1 or None
+
+
+def _growth(part: Any) -> float:
+    """The logarithm of the largest factor by which all replacements may lengthen a text."""
+    waiting, growth = [part], 0.0
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+            if one.get("type") == "Replace" and isinstance(one.get("content"), str):
+                growth += math.log(max(len(one["content"]), 1))
+    return growth

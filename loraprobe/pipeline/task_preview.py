@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.base.tokenizer import load_tokenizer
+from loraprobe.base.model import load_tokenizer
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.options import Options

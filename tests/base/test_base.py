@@ -193,7 +193,7 @@ class TestHash:
         assert len(before) == 64 and open_base(tmp_path).sha256 != before
 
     def test_large_files_are_hashed_only_when_asked(self, stories, monkeypatch):
-        monkeypatch.setattr("loraprobe.base.files.HASH_WITHOUT_ASKING", 10)
+        monkeypatch.setattr("loraprobe.base.model.HASH_WITHOUT_ASKING", 10)
         base = open_base(stories)
         assert base.summary().sha256 is None
         assert base.summary().sha256 == (base.__dict__.get("sha256"))

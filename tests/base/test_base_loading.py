@@ -20,7 +20,7 @@ from making import (
 
 import loraprobe
 from loraprobe.adapters import adapter_of
-from loraprobe.base import loading as base_loading
+from loraprobe.base import model as base_model
 from loraprobe.base import open_base
 from loraprobe.composition import composed
 from loraprobe.composition.weights import dense_weight
@@ -109,7 +109,7 @@ def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_pat
 
 
 def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch):
-    monkeypatch.setattr(base_loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
     base = open_base(directory)
     told = r"--quantize 4bit needs bitsandbytes and accelerate, which are not .*: pip install bits"
     with pytest.raises(BaseError, match=told):

@@ -12,7 +12,7 @@ from making import STORIES, random_adapter
 
 from loraprobe import memory
 from loraprobe.base import open_base
-from loraprobe.base.loading import weight_bytes
+from loraprobe.base.model import weight_bytes
 from loraprobe.errors import OutOfMemory
 from loraprobe.merging import merge
 

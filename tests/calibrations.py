@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from loraprobe.records import Forecast, Gain, Score
 from loraprobe.verdict import BaseShape, Evidence
-from loraprobe.verdict.calibration import Calibration
+from loraprobe.verdict.probability import Calibration
 
 SMALL = BaseShape("llama", 160)
 DOCUMENT = tomllib.loads("""

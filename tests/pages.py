@@ -15,7 +15,7 @@ from loraprobe.compatibility import SUBJECTS
 from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
-from loraprobe.verdict.codes import CODES
+from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -12,7 +12,7 @@ the margin, as good below it) and *half* (beaten above half of it, as good below
 
 *Chain.* A case of one task stops at the first look at which no composition measured a gain above
 the margin, and the chain is shown to be better than every other option by more than the margin
-(`loraprobe.verdict.evaluated.chain_outdoes`). That is wrong if a composition does gain more than
+(`loraprobe.verdict.rules.chain_outdoes`). That is wrong if a composition does gain more than
 the margin.
 """
 
@@ -31,8 +31,8 @@ from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import System, compare, gains, rounds, score
 from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task, load_task
-from loraprobe.verdict.evaluated import candidates, chain_outdoes
 from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.rules import candidates, chain_outdoes
 
 COMPOSED = ("merge", "router")
 

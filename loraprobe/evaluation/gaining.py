@@ -13,7 +13,7 @@ from loraprobe.evaluation.plan import System
 from loraprobe.evaluation.selection import largest, reach
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
-from loraprobe.sample_size import items_needed
+from loraprobe.records.estimates import items_needed
 from loraprobe.tasks import Task, judge
 
 

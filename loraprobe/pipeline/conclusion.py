@@ -21,7 +21,7 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.transforms import merge_by
 from loraprobe.records import ChainHop, Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
-from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
+from loraprobe.verdict import BaseShape, Evidence, Request, decide, next_command, read_calibration
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -57,7 +57,7 @@ def judged(
     **evidence: Any,
 ) -> Verdict:
     """The verdict on all evidence."""
-    return judge(
+    return decide(
         Evidence(
             compatibility=examined.compatibility,
             diagnostics=examined.diagnostics,

@@ -110,7 +110,7 @@ def first_look(evaluator: Evaluator) -> Rounds:
 def items_alone(tasks: Sequence[Task]) -> int:
     """How many items of each task the base and the single adapters answer.
 
-    Hops decide for one task alone (`verdict.before_evaluation`), which takes more of them.
+    Hops decide for one task alone (`verdict.rules`), which takes more of them.
     """
     hops = len(tasks) == 1 and any(item.hops for item in tasks[0].items)
     return HOP_ITEMS if hops else PILOT_ITEMS

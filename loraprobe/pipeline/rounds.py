@@ -20,10 +20,9 @@ from loraprobe.evaluation import Round, System
 from loraprobe.formatting import count
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
-from loraprobe.verdict import Evidence, judge_evaluation
+from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled
-from loraprobe.verdict.before_evaluation import nothing_to_gain
-from loraprobe.verdict.evaluated import candidates
+from loraprobe.verdict.rules import at_ceiling
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[["AskedRounds", Round], bool]
@@ -91,7 +90,7 @@ def ask_in_rounds(
             found.controls = controls(found.results, found.systems)
             _ask(found, evaluator, found.controls)
             evidence = _evidence(found, evaluator)
-        verdict = judge_evaluation(evidence)
+        verdict = decide_compositions(evidence)
         decision = verdict.decision
         if this.last or (decision in DECIDED and settled(evidence, verdict)):
             break
@@ -132,7 +131,7 @@ def ask_at_ceiling(
         forms = [evidence.scores(best, part) for part in FORMS]
         if not any(rows and min(row.value for row in rows) > 1 - evidence.margin for rows in forms):
             return None
-    return found if nothing_to_gain(evidence) is not None else None
+    return found if at_ceiling(evidence) is not None else None
 
 
 def records(

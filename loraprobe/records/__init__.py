@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraprobe.records.answers import ItemResult, Reply, Sample
+from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,
@@ -37,7 +38,6 @@ from loraprobe.records.measurements import (
     Forecast,
     Gain,
     GateStatistics,
-    Interval,
     Measurement,
     Retention,
     Rounds,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraprobe.records.measurements import Interval
+from loraprobe.records.estimates import Interval
 
 Severity = Literal["error", "warning", "note"]
 

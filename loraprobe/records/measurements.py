@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loraprobe.records.estimates import Estimate, Interval
+
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
-Interval = tuple[float, float]
 FORMS = ("question", "steps")  # the parts that ask the composed question
 BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
 
@@ -73,6 +74,24 @@ class Score:
     cut: float | None = None
     clusters: int | None = None
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether `value` is a loss, of which less is better."""
+        return self.metric == "answer_loss"
+
+    @property
+    def estimate(self) -> Estimate:
+        """The score, more is better: a loss has its sign turned."""
+        found = Estimate(self.value, *self.ci95, self.n, self.clusters or self.n)
+        return -found if self.is_loss else found
+
+    @property
+    def kept(self) -> Estimate | None:
+        """The retention with its interval."""
+        if self.retention is None or self.retention_ci95 is None:
+            return None
+        return Estimate(self.retention, *self.retention_ci95, self.n, self.clusters or self.n)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -92,6 +111,16 @@ class Comparison:
     n: int
     adjusted_ci95: Interval | None = None
     against_part: str | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its pointwise interval."""
+        return Estimate(self.difference, *self.ci95, self.n, self.n)
+
+    @property
+    def adjusted(self) -> Estimate:
+        """The difference with the interval that covers the choice of the best, if there is one."""
+        return Estimate(self.difference, *(self.adjusted_ci95 or self.ci95), self.n, self.n)
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,23 @@ class Gain:
     clusters: int | None = None
     checked: float | None = None
     checked_ci95: Interval | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The gain with its pointwise interval."""
+        return Estimate(self.difference, *self.ci95, self.n, self.clusters or self.n)
+
+    @property
+    def adjusted(self) -> Estimate:
+        """The gain with the interval that covers the choice of the best."""
+        return Estimate(self.difference, *self.adjusted_ci95, self.n, self.clusters or self.n)
+
+    @property
+    def rejudged(self) -> Estimate | None:
+        """The gain by the metric that the gold answers need, where that is another one."""
+        if self.checked is None or self.checked_ci95 is None:
+            return None
+        return Estimate(self.checked, *self.checked_ci95, self.n, self.clusters or self.n)
 
 
 @dataclass(frozen=True)

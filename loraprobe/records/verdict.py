@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraprobe.defaults import MARGIN
-from loraprobe.records.measurements import Forecast, Interval
+from loraprobe.records.estimates import Interval
+from loraprobe.records.measurements import Forecast
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]

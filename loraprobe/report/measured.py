@@ -7,7 +7,7 @@ from loraprobe.formatting import count, listing, number
 from loraprobe.records import FORMS, Audit, Gain, Verdict, example
 from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evaluated import estimate_of
+from loraprobe.verdict.evidence import gain_criterion
 from loraprobe.verdict.next_command import to_fill_in, words_of
 
 PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
@@ -175,13 +175,13 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     row = _open_gain(audit, verdict)
     if row is None:
         return ""  # the gain is decided; the reasons say what is not
-    open_ = estimate_of(row, verdict.margin)
+    open_ = gain_criterion(row, verdict.margin)
     given = f"(you gave {row.clusters or row.n})"
     if row.n_needed is None and row.n < ENOUGH:
         return f"at least {ENOUGH} questions {given}: the interval holds {number(verdict.margin)}"
     if row.n_needed is None:
         told = f"{open_.more('question')} {given} for a gain of {number(verdict.margin)}"
-        return "; ".join(filter(None, (told, open_.instead())))
+        return "; ".join(filter(None, (told, open_.decided_thresholds())))
     form = " step by step" if row.part == "steps" else ""
     return f"{open_.more('question')}{form} {given}, if the gain stays"
 
@@ -194,7 +194,7 @@ def _may_stay_open(audit: Audit, verdict: Verdict) -> str:
     asks_them = words_of(verdict.next)[1:2] == ["merge-and-eval"] and not to_fill_in(verdict.next)
     if row is None or not given or not asks_them:
         return ""
-    open_ = estimate_of(row, verdict.margin)
+    open_ = gain_criterion(row, verdict.margin)
     if open_.needed is not None and open_.needed <= given:
         return ""
     return (

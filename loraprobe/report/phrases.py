@@ -11,8 +11,8 @@ from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import library, measured
 from loraprobe.report.adapter_tables import by_severity, first_sentence
 from loraprobe.report.library import Line
-from loraprobe.verdict.codes import CODES, effect
 from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in, words_of
+from loraprobe.verdict.reasons import CODES, effect
 
 MOST_REASONS = 3
 SERVING = "serve-"  # how the codes of findings about servers begin

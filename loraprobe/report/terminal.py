@@ -23,7 +23,7 @@ from loraprobe.report.adapter_tables import first_sentence
 from loraprobe.report.answer import MOST_LINES, Answer, answer
 from loraprobe.report.layout import fits, fitted, side_by_side
 from loraprobe.report.phrases import LICENCE
-from loraprobe.verdict.codes import CODES
+from loraprobe.verdict.reasons import CODES
 
 STYLES = {
     "likely": "bold green",

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
-from loraprobe.sample_size import items_needed
+from loraprobe.records.estimates import items_needed
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.metrics import item_metric, with_metric
 from loraprobe.tasks.reading import MARK

@@ -1,36 +1,156 @@
 """What to use: the best option that was measured, whatever the decision.
 
-Options that take one call are compared (`ranking`): the base, the single adapters, the adapters
-switched by task, merges and routers, in both forms of the question. A chain takes a call for each
-hop; it is advised where one call scores less than half of it, or where it made the decision
-(`evaluated.chain_outdoes`). What was not measured is advised only where nothing that was measured
-answers: then the commonest cause of failure (attribution) says what to do.
+An option is one way to get answers in one form of the question: the base, one adapter, a merge, a
+router, the adapters switched by task (which are no single model), or a chain. The best measured
+score wins. A simpler option wins a tie (`tied`), in the order of SIMPLICITY, the plain question
+before worked steps. Of merges with the same score the one wins that changes the base less.
+
+A chain takes a call for each hop, the others take one call. It is advised where one call scores
+less than half of it, or where it made the decision (`rules.chain_outdoes`). What was not measured
+is advised only where nothing that was measured answers: then the commonest cause of failure
+(attribution) says what to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, Decision, Reason, Verdict
-from loraprobe.verdict.codes import reason_of
-from loraprobe.verdict.evaluated import Candidate
-from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
-from loraprobe.verdict.ranking import (
-    NOISE,
-    SWITCH,
-    Option,
-    alone,
-    best_option,
-    not_told_apart,
-    option,
-    options,
-)
+from loraprobe.records import BASELINES, FORMS, Decision, Estimate, Reason, Verdict, averaged
+from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.evidence import COMPOSITIONS, Candidate, Evidence
+from loraprobe.verdict.reasons import reason_of
 
-CHAIN_WORTH = 2.0  # a chain scores this many times what one call scores, to be worth its calls
+SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
+SWITCH = "switch-adapters"  # the name of the option of that kind
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option with its score, more is better; of several tasks the mean."""
+
+    system: str
+    kind: str
+    part: str
+    score: Estimate
+
+    def __str__(self) -> str:
+        if self.kind == "chain":
+            return "A chain, asked hop after hop"
+        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
+        return f"{who}, {self.form}"
+
+    @property
+    def form(self) -> str:
+        """The form of the question in words."""
+        return fmt.PART[self.part]
+
+    @property
+    def shown(self) -> float:
+        """The score as it is printed: a loss without its sign."""
+        return abs(self.score.value)
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """How much the option asks of its user; less is simpler."""
+        return SIMPLICITY.index(self.kind), FORMS.index(self.part)
+
+
+def option(evidence: Evidence, system: str, part: str) -> Option | None:
+    """A system in one form; None unless it was scored on every task."""
+    tasks = tuple(row.task for row in evidence.scores(system, part))
+    score = evidence.estimate(system, part)
+    if score is None or tasks != evidence.task_names:
+        return None
+    return Option(system, evidence.kind(system), part, score)
+
+
+def options(evidence: Evidence, kinds: Iterable[str]) -> list[Option]:
+    """Every system of these kinds, in both forms."""
+    found = (option(evidence, name, part) for name in evidence.systems(kinds) for part in FORMS)
+    return [one for one in found if one is not None]
+
+
+def options_alone(evidence: Evidence) -> list[Option]:
+    """The base and every single adapter, in both forms.
+
+    Of several tasks only those that are about as good on every task as the best of them there, and
+    the adapters switched by task if they are not all the same.
+    """
+    found = options(evidence, BASELINES)
+    if not evidence.several:
+        return found
+    apart = [evidence.on(task) for task in evidence.task_names]
+    chosen = (best_option(here, options_alone(here)) for here in apart)
+    members = [one for one in chosen if one is not None]
+    if len(members) < len(apart):
+        return found
+
+    def suffices(one: Option) -> bool:
+        scores = [here.mean(one.system, one.part) for here in apart]
+        pairs = zip(members, scores, strict=True)
+        return all(s is not None and best.score.value - s <= evidence.tie for best, s in pairs)
+
+    suffice = [one for one in found if suffices(one)]
+    if len({evidence.same_as(one.system) for one in members}) < 2:
+        return suffice
+    part = min((one.part for one in members), key=FORMS.index)
+    switched = averaged([one.score for one in members])
+    return [*suffice, Option(SWITCH, "switch", part, switched)]
+
+
+def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
+    """The best measured option, or the simplest that ties with it; None without options."""
+    ordered = sorted(options, key=lambda one: (one.effort, -one.score.value, one.system))
+    if not ordered:
+        return None
+    top = max(ordered, key=lambda one: round(one.score.value, 9))
+    return next(
+        one for one in ordered if one is top or tied(difference(evidence, top, one), evidence.tie)
+    )
+
+
+def tied(better: Estimate, tie: float) -> bool:
+    """Whether an option is as good as a better one, so that its simplicity counts.
+
+    It is shown to score at most `tie` less, or it is not shown to score less and the measured
+    difference is at most TIES_OF_NOISE ties.
+    """
+    return (better.value <= TIES_OF_NOISE * tie and better.low <= 0) or better.high <= tie
+
+
+def difference(evidence: Evidence, one: Option, other: Option, adjusted: bool = False) -> Estimate:
+    """How much better `one` is than `other`.
+
+    Paired over the items where a gain or a comparison holds the two; else from both intervals, as
+    if the scores were independent. adjusted: with the interval of the look that covers the choice
+    of the best, which a decision takes.
+    """
+    if (found := _paired(evidence, one, other, adjusted)) is not None:
+        return found
+    if (back := _paired(evidence, other, one, adjusted)) is not None:
+        return -back
+    return one.score - other.score
+
+
+def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> Estimate | None:
+    """The paired difference of two options, from a gain or a comparison; None if none has it."""
+    pair = one.system, one.part, other.system, other.part
+    for gain in evidence.gains:
+        held = gain.system, gain.part, gain.against, gain.against_part
+        if held == pair and (gain.task is None or not evidence.several):
+            return gain.adjusted if adjusted else gain.estimate
+    return evidence.difference(*pair, adjusted=adjusted)
+
+
+# ---- the action ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -39,7 +159,7 @@ class Advice:
 
     action: str
     uses: Candidate | None
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Reason, ...] = ()
 
 
 def action_of(one: Option) -> str:
@@ -74,38 +194,33 @@ def advise(
     of = {(c.system, c.part): c for c in sound}
     found = [one for key in of if (one := option(evidence, *key)) is not None]
     cause = None if likely else commonest_cause(evidence, best.system)
-    failing = [] if cause is None else [cause.reason()]
-    measured = [*alone(evidence), *found]
+    failing = () if cause is None else (cause.reason(),)
+    measured = [*options_alone(evidence), *found]
     chosen, chain = best_option(evidence, measured), option(evidence, "chain", "question")
     if decision == "inconclusive" and best.binds(best.confirmed):
-        return Advice("gather-evidence", None, tuple(failing))
+        return Advice("gather-evidence", None, failing)
     if chain is not None and answers(evidence, chain) and not evidence.losses:
-        worth = chosen is None or chosen.score * CHAIN_WORTH < chain.score
+        worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
         if worth or outdone:
-            return Advice("chain", None, tuple(failing))
+            return Advice("chain", None, failing)
     if chosen is not None and (likely or answers(evidence, chosen)):
         uses = of.get((chosen.system, chosen.part))
-        told = list(_close(evidence, chosen, measured))
-        if not (likely and uses):
-            told.insert(0, _why(evidence, chosen, best))
-        steps = cause is not None and cause.name == "step_by_step" and chosen.part == "steps"
-        return Advice(action_of(chosen), uses, (*told, *([] if steps else failing)))
+        told = [] if likely and uses else [_why(evidence, chosen, best)]
+        told += _close(evidence, chosen, measured)
+        if cause is not None and (cause.name != "step_by_step" or chosen.part != "steps"):
+            told += failing
+        return Advice(action_of(chosen), uses, tuple(told))
     if decision == "inconclusive":
-        return Advice("gather-evidence", None, tuple(failing))
+        return Advice("gather-evidence", None, failing)
     if cause is None or evidence.several:
-        return Advice("train-target-adapter", None, tuple(failing))
+        return Advice("train-target-adapter", None, failing)
     action, words = _cure(evidence, cause)
     return Advice(action, None, (cause.reason(words),))
 
 
 def answers(evidence: Evidence, one: Option) -> bool:
     """Whether an option is shown to answer more than guessing does."""
-    return evidence.losses or one.low > _nothing(evidence)
-
-
-def _nothing(evidence: Evidence) -> float:
-    """The score up to which an option answers nothing."""
-    return (evidence.guessing or 0.0) + evidence.tie
+    return evidence.losses or one.score.low > evidence.guessing + evidence.tie
 
 
 def settled(evidence: Evidence, verdict: Verdict) -> bool:
@@ -116,29 +231,37 @@ def settled(evidence: Evidence, verdict: Verdict) -> bool:
     """
     if verdict.composes or verdict.action.startswith(("use-", "chain", SWITCH)):
         return True
-    most = _nothing(evidence) + evidence.tie
-    return all(one.high <= most for one in options(evidence, (*BASELINES, *COMPOSITIONS, "chain")))
+    most, kinds = evidence.guessing + 2 * evidence.tie, (*BASELINES, *COMPOSITIONS, "chain")
+    return all(one.score.high <= most for one in options(evidence, kinds))
 
 
 def _why(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
     """Why the best option is used."""
     own = abs(evidence.mean(best.system, best.part) or 0.0)
     where = ", on every task" if evidence.several else ""
-    full = chosen.kind == "base" and chosen.low > 1 - evidence.tie and not evidence.losses
+    score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
     code, value, threshold = {
-        "base": ("base-suffices" if full else "base-is-better", chosen.low, None),
-        "adapter": ("single-suffices", chosen.score, evidence.tie),
-        "switch": (SWITCH, chosen.score, None),
-    }.get(chosen.kind, ("best-measured", chosen.score, evidence.margin))
+        "base": ("base-suffices" if full else "base-is-better", score.low, None),
+        "adapter": ("single-suffices", score.value, evidence.tie),
+        "switch": (SWITCH, score.value, None),
+    }.get(chosen.kind, ("best-measured", score.value, evidence.margin))
     return reason_of(code, value, threshold, chosen=chosen, best=best, own=own, everywhere=where)
 
 
-def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> tuple[Reason, ...]:
+def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> list[Reason]:
     """That a simpler option is advised than the one that scored most, where it is."""
-    for other in not_told_apart(evidence, chosen, measured):
-        gap = other.score - chosen.score
-        return (reason_of("not-told-apart", gap, NOISE * evidence.tie, other=other, chosen=chosen),)
-    return ()
+    found = [
+        one
+        for one in measured
+        if one.system != chosen.system
+        and round(one.score.value - chosen.score.value, 9) > 0
+        and difference(evidence, one, chosen).low <= 0
+    ]
+    if not found:
+        return []
+    other = min(found, key=lambda one: (-one.score.value, one.effort, one.system))
+    gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
+    return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 
 
 @dataclass(frozen=True)
@@ -169,22 +292,20 @@ def commonest_cause(evidence: Evidence, system: str) -> Cause | None:
     if not wrong:
         return None
     cause = max(CAUSES, key=lambda c: counts[c])
-    solved = sum(row.solved for row in rows)
-    return Cause(cause, system, counts[cause], wrong, wrong + solved)
+    return Cause(cause, system, counts[cause], wrong, wrong + sum(row.solved for row in rows))
 
 
 def _cure(evidence: Evidence, cause: Cause) -> tuple[str, str]:
     """The action against a cause of failure where nothing answers, and the advice in words."""
-    steps = any(score.part == "steps" for score in evidence.evaluation)
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
-    if cause.name == "unknown":
-        return "train-target-adapter", "train the adapter that should know it"
-    if cause.name == "said_otherwise":
-        return "gather-evidence", "if that is right for you, use --metric contains"
-    if cause.name == "cut_off":
-        return "gather-evidence", "give a higher --max-new-tokens"
-    if cause.name == "interference":
-        return "train-target-adapter", f"train one adapter on both{norms}"
-    if not steps:
+    cures = {
+        "unknown": ("train-target-adapter", "train the adapter that should know it"),
+        "said_otherwise": ("gather-evidence", "if that is right for you, use --metric contains"),
+        "cut_off": ("gather-evidence", "give a higher --max-new-tokens"),
+        "interference": ("train-target-adapter", f"train one adapter on both{norms}"),
+    }
+    if cause.name in cures:
+        return cures[cause.name]
+    if all(score.part != "steps" for score in evidence.evaluation):
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     return "train-target-adapter", "train an adapter on the composed question"

@@ -1,29 +1,50 @@
-"""What a verdict may look at: records of the stages before it, and the thresholds of the user."""
+"""What a verdict may look at: records of the stages before it, and the thresholds of the user.
+
+`Candidate` gathers all that decides on one composition. A control is beaten if the interval of the
+difference lies above half the margin, and as good if it lies below. One threshold serves both, so
+that more items never turn one into the other. A control that was not scored is not beaten.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from loraprobe.defaults import MARGIN, RETENTION
+from loraprobe.defaults import (
+    COMPRESSION_LIMIT,
+    FEWEST_ITEMS,
+    KNOWN,
+    MARGIN,
+    MOST_ITEMS,
+    RETENTION,
+    UNKNOWN,
+)
 from loraprobe.records import (
     BASELINES,
     FORMS,
     Compatibility,
+    Estimate,
     EvaluationRecords,
     EvidenceLevel,
+    Gain,
     Measurement,
     Score,
+    Standing,
+    averaged,
+    pooled,
 )
+from loraprobe.verdict import formatting as fmt
 
 COMPOSITIONS = ("merge", "router")  # what the decision is about
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
+STEP = 0.01  # between two margins that are named
+WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "open", "likely")
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskKind:
     """What kind of task is asked: how many task files, the most hops of an item, how answers are
     judged."""
 
@@ -59,6 +80,133 @@ class BaseShape:
 
     architecture: str
     hidden_size: int | None
+
+
+@dataclass(frozen=True)
+class Criterion(Estimate):
+    """An estimate with the threshold that it has to exceed, which `option` sets.
+
+    `needed` items would decide if the figure stays; None if these are more than anybody has.
+    """
+
+    threshold: float
+    needed: int | None
+    option: str = "--margin"
+
+    def __str__(self) -> str:
+        return fmt.gain(self.value, self.low, self.high)
+
+    @property
+    def outcome(self) -> Standing:
+        return self.exceeds(self.threshold)
+
+    def more(self, unit: str = "item") -> str:
+        """What would decide: "about 400 items" or "about 48 more clusters of items"."""
+        if self.needed is None:
+            return f"more than {MOST_ITEMS:,} {unit}s"
+        if self.clusters < self.n:
+            wanted = math.ceil(self.needed * self.clusters / self.n)
+            return f"about {wanted - self.clusters:,} more clusters of {unit}s"
+        return f"about {max(self.needed, FEWEST_ITEMS):,} {unit}s"
+
+    def decided_thresholds(self) -> str:
+        """The thresholds that these items do decide, "" where there are none."""
+        if not math.isfinite(self.high - self.low):  # a single cluster
+            return ""
+        above = (math.floor(self.high / STEP + 1e-9) + 1) * STEP
+        below = (math.ceil(self.low / STEP - 1e-9) - 1) * STEP
+        told = []
+        if above < 1:
+            told.append(f"{fmt.number(above)} or more (it is not reached)")
+        if below >= 0:
+            told.append(f"{fmt.number(below)} or less (it is reached)")
+        return f"these decide {self.option} {' and '.join(told)}" if told else ""
+
+    def would_decide(self) -> str:
+        """The end of a sentence that says what would decide."""
+        if self.needed is not None:
+            return f"; {self.more()} would decide if it stays"
+        decided = self.decided_thresholds()
+        return f"; {self.more()} would be needed" + (f", {decided}" if decided else "")
+
+
+def criterion(
+    estimate: Estimate, threshold: float, option: str = "--margin", like: Estimate | None = None
+) -> Criterion:
+    """An estimate against a threshold. like: an estimate of items that are clustered alike."""
+    n, clusters = estimate.n, estimate.clusters
+    if like is not None and like.n:
+        clusters = math.ceil(n * like.clusters / like.n)
+    needed = estimate.items_for(threshold)
+    return Criterion(
+        estimate.value, estimate.low, estimate.high, n, clusters, threshold, needed, option
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One composition (or the chain) on one form of the question, with all that decides on it.
+
+    `gain` is that over the best of base and single adapters, `checked` the same by the metric that
+    the gold answers need, where that is another one, `controls` the difference to each control.
+    `kept` has for each task the share of its specialist's gain that is kept, None if no single
+    adapter is shown to differ from the base.
+    """
+
+    system: str
+    kind: str
+    part: str
+    against: str
+    against_part: str
+    gain: Criterion
+    controls: Mapping[str, Criterion] = field(default_factory=dict)
+    kept: Mapping[str, Criterion | None] = field(default_factory=dict)
+    compression_error: float | None = None
+    checked: Criterion | None = None
+
+    @property
+    def confirmed(self) -> Standing:
+        """What the metric allows that the gold answers need: it has to show the gain too."""
+        return "likely" if self.checked is None or self.checked.outcome == "likely" else "open"
+
+    @property
+    def retains(self) -> Standing:
+        """What the retentions alone say: likely if there are none."""
+        shares = self.kept.values()
+        if any(share is not None and share.outcome == "unlikely" for share in shares):
+            return "unlikely"
+        enough = all(share is not None and share.low >= share.threshold for share in shares)
+        return "likely" if enough else "open"
+
+    @property
+    def beats_controls(self) -> Standing:
+        """What the controls alone say: open if there are none."""
+        return weakest(control.outcome for control in self.controls.values())
+
+    @property
+    def enough(self) -> Standing:
+        """What the number of clusters allows: with too few of them no gain is `likely`."""
+        return "likely" if self.gain.clusters >= FEWEST_ITEMS else "open"
+
+    @property
+    def outcome(self) -> Standing:
+        """The weakest of gain, controls, retention, number of items and metric."""
+        others = (self.beats_controls, self.retains, self.enough, self.confirmed)
+        return weakest((self.gain.outcome, *others))
+
+    def binds(self, said: Standing) -> bool:
+        """Whether what one criterion says, and not the gain, makes the outcome."""
+        return self.outcome == said != self.gain.outcome
+
+    @property
+    def lossy(self) -> bool:
+        """Whether compression lost so much of the delta that the method itself was not tested."""
+        return (self.compression_error or 0.0) > COMPRESSION_LIMIT
+
+
+def weakest(said: Iterable[Standing]) -> Standing:
+    """The weakest of what several criteria say; open if there are none."""
+    return min(said, key=WEAKEST_FIRST.index, default="open")
 
 
 @dataclass(frozen=True)
@@ -109,33 +257,72 @@ class Evidence(EvaluationRecords):
         rows = [s for s in self.evaluation if s.kind in wanted and part in (None, s.part)]
         return tuple(sorted({row.system for row in rows}))
 
-    def kind(self, system: str) -> str | None:
-        """What kind of system a name is; None if it was not scored."""
-        return next((s.kind for s in self.evaluation if s.system == system), None)
+    def kind(self, system: str) -> str:
+        """What kind of system a name is; "" if it was not scored."""
+        return next((s.kind for s in self.evaluation if s.system == system), "")
 
     def scores(self, system: str, part: str) -> tuple[Score, ...]:
         """One system's scores on one part, a row a task, sorted by task."""
         rows = (s for s in self.evaluation if s.system == system and s.part == part)
         return tuple(sorted(rows, key=lambda score: score.task))
 
-    def macro(self, system: str, part: str) -> tuple[float, float, float] | None:
-        """The macro means of a system's scores on one part and of their lower and upper bounds.
-
-        More is better: losses have their sign turned. None if the system has no score there.
-        """
-        rows = [
-            (-s.value, -s.ci95[1], -s.ci95[0]) if _loss(s) else (s.value, *s.ci95)
-            for s in self.scores(system, part)
-        ]
-        if not rows:
-            return None
-        value, low, high = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        return value, low, high
+    def estimate(self, system: str, part: str) -> Estimate | None:
+        """The mean over tasks of a system's scores on one part; None without any."""
+        rows = self.scores(system, part)
+        return averaged([row.estimate for row in rows]) if rows else None
 
     def mean(self, system: str, part: str) -> float | None:
-        """The first figure of `macro`."""
-        found = self.macro(system, part)
-        return None if found is None else found[0]
+        """The value of `estimate`."""
+        found = self.estimate(system, part)
+        return None if found is None else found.value
+
+    def difference(
+        self, system: str, part: str, against: str, against_part: str, *, adjusted: bool
+    ) -> Estimate | None:
+        """The paired difference of two systems, the mean over all tasks; None if one lacks it.
+
+        adjusted: with the interval of the look that covers the choice of the best.
+        """
+        wanted = system, part, against, against_part
+        rows = {
+            row.task: row.adjusted if adjusted else row.estimate
+            for row in self.comparisons
+            if (row.system, row.part, row.against, row.against_part or row.part) == wanted
+        }
+        if not rows or tuple(sorted(rows)) != self.task_names:
+            return None
+        return pooled([rows[task] for task in self.task_names])
+
+    def candidate(self, system: str, part: str) -> Candidate | None:
+        """A composition with all that decides on it; None unless its gain is known."""
+        rows = [gain for gain in self.gains if (gain.system, gain.part) == (system, part)]
+        own = next((gain for gain in rows if gain.task is None or not self.several), None)
+        if own is None:
+            return None
+        scores, gain = self.scores(system, part), gain_criterion(own, self.margin)
+        kept: dict[str, Criterion | None] = {}
+        for row in scores if self.several else ():
+            kept[row.task] = None
+            if row.kept is not None:
+                kept[row.task] = criterion(row.kept, self.retention, "--retention", like=gain)
+        controls = {}
+        for name in self.systems(("control",), part):
+            pair = self.difference(system, part, name, part, adjusted=True)
+            if pair is not None:
+                controls[name] = criterion(pair, self.margin / 2, like=gain)
+        errors = [row.compression_error for row in scores if row.compression_error is not None]
+        return Candidate(
+            system,
+            self.kind(system),
+            part,
+            own.against,
+            own.against_part,
+            gain,
+            controls,
+            kept,
+            max(errors, default=None),
+            None if own.rejudged is None else criterion(own.rejudged, self.margin, like=gain),
+        )
 
     def on(self, task: str) -> Evidence:
         """The scores of one task alone."""
@@ -165,10 +352,10 @@ class Evidence(EvaluationRecords):
         )
 
     @property
-    def guessing(self) -> float | None:
-        """What guessing would score, the mean over tasks; None if it was not computed."""
+    def guessing(self) -> float:
+        """What guessing would score, the mean over tasks; 0 if it was not computed."""
         rows = [c.value for c in self.coverage if c.name == GUESSING and c.value is not None]
-        return sum(rows) / len(rows) if rows else None
+        return sum(rows) / len(rows) if rows else 0.0
 
     @property
     def tie(self) -> float:
@@ -179,7 +366,7 @@ class Evidence(EvaluationRecords):
     def baseline(self) -> float | None:
         """The best score of the base or a single adapter, on the form that suits it better.
 
-        The macro mean over tasks; None where none of them was scored on every task.
+        The mean over tasks; None where none of them was scored on every task.
         """
         tasks = len(self.task_names)
         found = [
@@ -191,17 +378,48 @@ class Evidence(EvaluationRecords):
         return max(found, default=None)
 
     @property
-    def kind_of_task(self) -> Kind:
+    def kind_of_task(self) -> TaskKind:
         """How many tasks were scored, the most hops of one, and how the question is judged."""
         hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
         metrics = sorted({s.metric for s in self.evaluation if s.part == "question"})
-        return Kind(len(self.task_names), max(hops, default=0), "+".join(metrics))
+        return TaskKind(len(self.task_names), max(hops, default=0), "+".join(metrics))
+
+    @property
+    def hops(self) -> Mapping[int, Mapping[str, Score]]:
+        """hop -> "base" or an adapter's name -> its score, for one task without losses.
+
+        A hop is known to a system, or unknown (`is_known`, `is_unknown`); between the two nothing
+        is claimed. Both thresholds are conventions of this tool.
+        """
+        found: dict[int, dict[str, Score]] = {}
+        for score in () if self.several or self.losses else self.evaluation:
+            if score.kind in BASELINES and score.part.startswith("hop"):
+                name = "base" if score.kind == "base" else score.system
+                found.setdefault(int(score.part.removeprefix("hop")), {})[name] = score
+        return dict(sorted(found.items()))
 
     @property
     def losses(self) -> bool:
         """Whether scores are losses, for which there is neither known nor ceiling."""
-        return any(_loss(score) for score in self.evaluation)
+        return any(score.is_loss for score in self.evaluation)
 
 
-def _loss(score: Score) -> bool:
-    return score.metric == "answer_loss"
+def gain_criterion(gain: Gain, margin: float) -> Criterion:
+    """A gain against the margin, with the interval that covers the choice of the best."""
+    own = gain.adjusted
+    return Criterion(own.value, own.low, own.high, own.n, own.clusters, margin, gain.n_needed)
+
+
+def is_known(score: Score) -> bool:
+    """Whether a hop is known: the lower bound of its accuracy is at least KNOWN."""
+    return score.ci95[0] >= KNOWN
+
+
+def is_unknown(score: Score) -> bool:
+    """Whether a hop is unknown: `held_at_most` lies below UNKNOWN."""
+    return held_at_most(score) < UNKNOWN
+
+
+def held_at_most(score: Score) -> float:
+    """The upper bound of the share of replies in which the answer stands, in whatever words."""
+    return (score.contains_ci95 or score.ci95)[1]

@@ -1,33 +1,216 @@
 """The forecast of a verdict and its probability; neither changes the decision.
 
-The calibration gives the probability that the composition of the verdict gains more than the
-margin, from its gain on the items that were asked and the spread of measured gains. For several
-tasks it is multiplied by the probability that every specialist's skill is kept, see `keeps`.
-Controls have no part in it: they can only revoke a `likely`.
+The probability is that the composition of the verdict gains more than the margin, from its gain on
+the items that were asked and the spread of measured gains. For several tasks it is multiplied by
+the probability that every specialist's skill is kept, see `keeps`. Controls have no part in it:
+they can only revoke a `likely`. The verdict's probability is that of its own decision: this for
+`likely`, its complement for `unlikely`. It is absent for `inconclusive`, where a decision against a
+gain rests on more than the gain, and for kinds of bases and tasks on which nobody measured how
+often such probabilities are wrong. A forecast stands alone as a number.
 
-The verdict's probability is that of its own decision: this for `likely`, its complement for
-`unlikely`. It is absent for `inconclusive`, where a decision against a gain rests on more than the
-gain, and for kinds of bases and tasks on which nobody measured how often such probabilities are
-wrong. A forecast stands alone as a number.
+`calibration.json` in this folder ships with the package; `loraprobe lab calibrate` writes such
+files from compositions whose gain was measured. Its four coefficients say how gains are spread
+before anything is composed, with b the best score that the base or a single adapter reaches:
+
+    t(x)         = asinh(x / unit)                about linear below `unit`, logarithmic above
+    P(gain > m)  = 1 / (1 + exp(-(intercept + baseline * b - t(m)) / spread)),  gain <= 1 - b
+
+A composition that was asked some items has a gain d with standard error e. The probability is that
+of the product of this spread and a normal density of d around the gain, so it holds for any margin
+and any number of items. Another prior q multiplies the odds by q / (1 - q) over p / (1 - p), with p
+the share of measured compositions that gained more than m.
+
+The errors of such probabilities depend on the base. A base is `small` if its hidden size is at most
+SMALL, as of the bases that the lab trains, and else `natural`. A probability is given only for a
+kind of which the errors were measured.
+
+A file holds:
+
+format        4
+made_by       the command that wrote it
+coefficients  "unit", "intercept", "baseline", "spread"
+measured      "cases", "bases"
+gained        [[margin, share of the cases that gained more], ...], margins rising
+accuracy      kind of base -> "where", "sets", "items", "auroc" (within a kind of sets, or null),
+              "brier", "likely" (how many sets got a probability of at least LIKELY_FROM), "wrong"
+              (the share of these that did not gain, or null); of adapter sets whose compositions
+              were asked so many items, only of kinds of which enough sets were measured
+several       the same for sets with several tasks: of the probability that the mean gains and every
+              skill is kept, after so many items of each task; no kind in older files
+classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases", "gained": as
+              above, but of the best composition of each adapter set}]
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
+from loraprobe.errors import UsageError
 from loraprobe.formatting import count
-from loraprobe.records import Forecast, Gain, Reason, Verdict
-from loraprobe.sample_size import Z95
+from loraprobe.json_types import first_problem
+from loraprobe.records import Gain, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict import reasons
-from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
-from loraprobe.verdict.codes import reason_of
-from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.evidence import BaseShape, Evidence, TaskKind
+from loraprobe.verdict.reasons import against, reason_of
 
-NORMAL = NormalDist()
+FORMAT = 4
+SMALL = 256  # the largest hidden size of a small base
+SIZES = {
+    "small": f"bases of hidden size up to {SMALL}",
+    "natural": f"bases of hidden size above {SMALL}",
+}
+LEAST = 1e-3  # the smallest probability
+STEP = 1e-3  # between the gains over which densities are summed
+
+
+def _rising(gained: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    margins = [margin for margin, _ in gained]
+    if not gained or margins != sorted(set(margins)):
+        raise ValueError("the margins of what was gained do not rise")
+    return gained
+
+
+Above0 = Annotated[FiniteFloat, Field(gt=0)]
+# (margin, share that gained more), margins rising. Odds are made of no share that is 0 or 1.
+Odds = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+GainedOdds = Annotated[tuple[tuple[FiniteFloat, Odds], ...], AfterValidator(_rising)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+GainedShares = Annotated[tuple[tuple[FiniteFloat, Share], ...], AfterValidator(_rising)]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """See the formula of the module."""
+
+    unit: Above0
+    intercept: FiniteFloat
+    baseline: FiniteFloat
+    spread: Above0
+
+    def exceeds(self, margin: float, baseline: float, gain: float, error: float) -> float:
+        """P(true gain > margin) where a gain was measured with a standard error."""
+        gains = np.arange(-1.0, 1.0 - baseline + STEP, STEP)
+        z = (
+            np.arcsinh(gains / self.unit) - self.intercept - self.baseline * baseline
+        ) / self.spread
+        prior = -np.logaddexp(z, 0) - np.logaddexp(-z, 0) - np.log(self.unit**2 + gains**2) / 2
+        logs = prior - ((gains - gain) / max(error, STEP)) ** 2 / 2
+        weights = np.exp(logs - logs.max())
+        return float(weights[gains > margin].sum() / weights.sum())
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How good the probabilities were on left-out adapter sets on one kind of base.
+
+    Their compositions were asked `items` items, and their outcome on all items was clear.
+    """
+
+    where: str
+    sets: int
+    items: int
+    auroc: float | None
+    brier: float
+    likely: int
+    wrong: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceClass(TaskKind):
+    """What the best composition of measured adapter sets gained, on one kind of base and task."""
+
+    base: str
+    sets: int
+    bases: int
+    gained: GainedShares
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration file in memory; see the module."""
+
+    format: Literal[4]
+    coefficients: Coefficients
+    cases: Annotated[int, Field(validation_alias=AliasPath("measured", "cases"))]
+    bases: Annotated[int, Field(validation_alias=AliasPath("measured", "bases"))]
+    gained: GainedOdds
+    accuracy: Mapping[str, Accuracy]
+    classes: tuple[ReferenceClass, ...]
+    several: Mapping[str, Accuracy] = field(default_factory=dict)
+
+    def probability(
+        self, margin: float, baseline: float, gain: float, error: float, prior: float | None = None
+    ) -> float:
+        """P(true gain > margin); error: the standard error of the measured gain.
+
+        prior: the share expected to gain more than the margin; None for the cases' own, with which
+        it lies between LEAST and 1 - LEAST: these cases could not show more.
+        """
+        found = self.coefficients.exceeds(margin, baseline, gain, error)
+        found = min(max(found, LEAST), 1 - LEAST)
+        if prior is None:
+            return found
+        own = self.prior(margin)
+        gains, fails = found * prior * (1 - own), (1 - found) * (1 - prior) * own
+        return gains / (gains + fails)
+
+    def prior(self, margin: float) -> float:
+        """The share of the measured compositions that gained more than this margin."""
+        return share_above(self.gained, margin)
+
+    def reference_class(self, base: BaseShape | None, kind: TaskKind) -> ReferenceClass | None:
+        """The measured adapter sets on such a base and kind of task."""
+        for one in self.classes if base is not None else ():
+            if (one.base, one.tasks, one.hops, one.metric) == (
+                kind_of_base(base),
+                kind.tasks,
+                kind.hops,
+                kind.metric,
+            ):
+                return one
+        return None
+
+
+def kind_of_base(base: BaseShape | None) -> str:
+    """ "small" or "natural"; a base of unknown size is natural."""
+    size = None if base is None else base.hidden_size
+    return "small" if size is not None and size <= SMALL else "natural"
+
+
+def share_above(gained: GainedShares, margin: float) -> float:
+    """The share that gained more than a margin.
+
+    Between two margins of the file it is linear, beyond them constant.
+    """
+    margins, shares = zip(*gained, strict=True)
+    return float(np.interp(margin, margins, shares))
+
+
+@functools.cache
+def shipped() -> Calibration:
+    """The calibration that ships with the package."""
+    return read_calibration(Path(__file__).with_name("calibration.json"))
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """A calibration file. Raises UsageError where it is none."""
+    try:
+        document = Path(path).read_text(encoding="utf-8")
+        return TypeAdapter(Calibration).validate_json(document, strict=True)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read as a calibration ({type(error).__name__})"
+    except ValidationError as error:
+        problem = f"is no calibration of format {FORMAT}: {first_problem(error)}"
+    raise UsageError(f"{path} {problem}; `loraprobe lab calibrate` writes one.")
 
 
 def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
@@ -39,23 +222,22 @@ def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
         # No score exceeds 1. The baseline is known from more items than the forecast.
         room = 1.0 - evidence.baseline
         low, high = (min(end, room) for end in forecast.ci95)
-        forecast = dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
-    told = [
-        reason_of(
-            "forecast",
-            forecast.gain,
-            evidence.margin,
-            forecast=forecast,
-            form=fmt.PART[forecast.part],
-            gain=fmt.gain(forecast.gain, *forecast.ci95),
-            against=reasons.against(forecast),
-            items=count(forecast.n, "item"),
-        )
+        forecast = replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
+    told = reason_of(
+        "forecast",
+        forecast.gain,
+        evidence.margin,
+        forecast=forecast,
+        form=fmt.PART[forecast.part],
+        gain=fmt.gain(forecast.gain, *forecast.ci95),
+        against=against(forecast),
+        items=count(forecast.n, "item"),
+    )
+    kept = [
+        reason_of("forecast-retention", row.value, evidence.retention, forecast=forecast, row=row)
+        for row in (forecast.retentions if evidence.several else ())
     ]
-    asked = evidence.retention
-    for row in forecast.retentions if evidence.several else ():
-        told.append(reason_of("forecast-retention", row.value, asked, forecast=forecast, row=row))
-    return _with(verdict, *told, forecast=forecast)
+    return replace(verdict, reasons=(*verdict.reasons, told, *kept), forecast=forecast)
 
 
 def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibration) -> Verdict:
@@ -63,29 +245,29 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
     gain = gain_of(verdict, evidence)
     if verdict.gain is None or gain is None or verdict.evidence not in ("pilot", "evaluation"):
         return verdict
-    if why := _why_none(gain, evidence, calibration):
-        return _with(verdict, reason_of("outside-calibration", why=why))
-    assert evidence.base is not None
+    accuracy = calibration.several if evidence.several else calibration.accuracy
+    if why := _why_none(gain, evidence, accuracy):
+        told = reason_of("outside-calibration", why=why)
+        return replace(verdict, reasons=(*verdict.reasons, told))
     found = calibration.probability(
-        evidence.margin, evidence.baseline or 0.0, gain.difference, error_of(gain), evidence.prior
+        evidence.margin,
+        evidence.baseline or 0.0,
+        gain.difference,
+        gain.estimate.error,
+        evidence.prior,
     )
     if evidence.several:
         found *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    accuracy = calibration.errors(evidence.several)[kind_of_base(evidence.base)]
+    told = _measured_on(gain, found, prior, evidence, accuracy[kind_of_base(evidence.base)])
     of_decision = {"likely": found, "unlikely": 1 - found}.get(verdict.decision, 0.0)
-    return _with(
+    return replace(
         verdict,
-        _measured_on(gain, found, prior, evidence, accuracy),
-        gain=dataclasses.replace(verdict.gain, probability=found),
+        reasons=(*verdict.reasons, told),
+        gain=replace(verdict.gain, probability=found),
         probability=of_decision if of_decision >= 0.5 else None,
         prior=prior,
     )
-
-
-def _with(verdict: Verdict, *told: Reason, **changes: Any) -> Verdict:
-    """The verdict with further reasons and other changes."""
-    return dataclasses.replace(verdict, reasons=(*verdict.reasons, *told), **changes)
 
 
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
@@ -102,41 +284,44 @@ def keeps(gain: Gain, evidence: Evidence) -> float:
     retention's interval on the side of the threshold for a normal deviate; the interval's own end
     at the threshold is then met exactly. 0 where a retention is not known.
     """
-    rounds, kept = evidence.rounds, 1.0
-    level = 1 - ALPHA if rounds is None else rounds.level
+    level = 1 - ALPHA if evidence.rounds is None else evidence.rounds.level
+    normal, chance = NormalDist(), 1.0
     for row in evidence.scores(gain.system, gain.part):
-        if row.retention is None or row.retention_ci95 is None:
+        share = row.kept
+        if share is None:
             return 0.0
-        low, high = row.retention_ci95
-        above = row.retention - evidence.retention
-        half = row.retention - low if above > 0 else high - row.retention
-        deviate = NORMAL.inv_cdf((1 + level) / 2) * above / max(half, 1e-9)
-        kept *= NORMAL.cdf(deviate)
-    return kept
+        above = share.value - evidence.retention
+        half = share.value - share.low if above > 0 else share.high - share.value
+        chance *= normal.cdf(normal.inv_cdf((1 + level) / 2) * above / max(half, 1e-9))
+    return chance
 
 
-def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
+def _why_none(gain: Gain, evidence: Evidence, accuracy: Mapping[str, Accuracy]) -> str:
     """Why there is no probability; empty if there is one."""
     if evidence.losses:
         return "its scores are losses, and gains were measured of answers that are right or wrong"
     for row in evidence.scores(gain.system, gain.part) if evidence.several else ():
         if row.retention is None:
             return f"no single adapter is shown to be better at {row.task} than the base"
-    asked = gain.clusters or gain.n
+    asked = gain.estimate.clusters
     if asked < FEWEST_ITEMS:
         return f"{count(asked, 'question')}, and {FEWEST_ITEMS} are needed"
-    return calibration.why_unmeasured(evidence.base, evidence.several)
-
-
-def error_of(row: Forecast | Gain) -> float:
-    """The standard error of a gain, from its paired interval."""
-    low, high = row.ci95
-    return (high - low) / 2 / Z95
+    if evidence.base is None:
+        return "the size of the base is not known"
+    if kind_of_base(evidence.base) in accuracy:
+        return ""
+    kinds = " and ".join(SIZES[kind] for kind in accuracy) or "no base"
+    of = " for several tasks" if evidence.several else ""
+    return (
+        f"how often such probabilities{of} are wrong was measured on {kinds}, and this one "
+        f"has {evidence.base.hidden_size or 'an unknown size'}"
+    )
 
 
 def _measured_on(
     gain: Gain, probability: float, prior: float, evidence: Evidence, found: Accuracy
 ) -> Reason:
+    """The probability, its prior, and how wrong such probabilities were."""
     errors = ""
     if found.auroc is not None:
         errors = f" and an AUROC of {fmt.number(found.auroc)}"

@@ -1,40 +1,159 @@
-"""The reasons of a verdict on scored compositions, each with its value, threshold and source."""
+"""The reasons of a verdict: their codes and sentences, from codes.toml, and what each one measures.
+
+Reasons about weights decide nothing. Their thresholds follow from what the figure does to a sum of
+two updates; none is fitted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
+from loraprobe import defaults
+from loraprobe.defaults import (
+    COMPRESSION_LIMIT,
+    CUT_MATTERS,
+    EQUAL_COSINE,
+    FAMILIAR,
+    FEWEST_ANSWERS,
+    FEWEST_ITEMS,
+    HARNESS,
+    KNOWN,
+    OPPOSED_COSINE,
+    PLAIN_TOKENS,
+    SAID_OTHERWISE,
+    TEMPLATE_MATTERS,
+    UNFAMILIAR,
+    WORKED_TOKENS,
+)
 from loraprobe.formatting import count, listing
-from loraprobe.records import Decision, Forecast, Reason
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    Decision,
+    Forecast,
+    Measurement,
+    Reason,
+    Score,
+    Standing,
+    Verdict,
+)
+from loraprobe.records.estimates import Z95
+from loraprobe.tasks import is_generated
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.codes import reason_of
-from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
-from loraprobe.verdict.evidence import LibraryChoice
+from loraprobe.verdict.evidence import (
+    COMPOSITIONS,
+    Candidate,
+    Criterion,
+    Evidence,
+    LibraryChoice,
+    is_known,
+    is_unknown,
+)
+
+DECISION: dict[Standing, Decision] = {
+    "likely": "likely",
+    "open": "inconclusive",
+    "unlikely": "unlikely",
+}
 
 
-def chosen_from(choice: LibraryChoice | None) -> Iterator[Reason]:
-    """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
-    if choice is None:
-        return
-    sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
-    proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
-    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {_passes(choice.passes)}"
-    if not choice.adapters:
-        items = sum(items for _, items in choice.passes)
-        chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
-    others = count(choice.others, "other")
-    of = float(choice.sets)
-    yield reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
+# ---- codes ---------------------------------------------------------------------------------------
 
 
-def _passes(passes: Sequence[tuple[int, int]]) -> str:
-    """Such as "8 passes over 20 questions, 5 over 20 more, 13 over worked answers"."""
-    first, *more = [(systems, items) for systems, items in passes if items]
-    told = [f"{first[0]:,} passes over {count(first[1], 'question')}"]
-    told += [f"{systems:,} over {items:,} more" for systems, items in more]
-    worked = sum(systems for systems, items in passes if not items)
-    return ", ".join([*told, *([f"{worked:,} over worked answers"] if worked else [])])
+@dataclass(frozen=True)
+class Code:
+    """What a code means, and where the answer of twelve lines tells it, if anywhere.
+
+    line: "why" explains a decision that is not `likely`, "watch" is counted as a warning, "lacks"
+    says what the items do not have. sure: it tells how sure the verdict is. severity: that of a
+    reason that does not decide. source: where its threshold comes from. text: its sentence, with
+    what `reason_of` fills in in braces.
+    """
+
+    meaning: str
+    line: Literal["why", "watch", "lacks", ""] = ""
+    sure: bool = False
+    severity: Literal["decisive", "warning", "info"] = "info"
+    source: str = ""
+    text: str = "{text}"
+
+
+@dataclass(frozen=True)
+class WeightWarning:
+    """A warning about weights: the diagnostic, the threshold of its whole-adapter value, the text.
+
+    sense: whether a value warns above or below the threshold, or as a ratio that exceeds it either
+    way. `digits` of the value are printed.
+    """
+
+    code: str
+    diagnostic: str
+    threshold: float
+    sense: Literal["above", "below", "ratio"]
+    text: str
+    digits: int = 2
+
+    def distance(self, value: float) -> float:
+        """How far a value goes in the sense of the warning."""
+        if self.sense == "ratio" and value < 1:
+            return 1 / value if value > 0 else math.inf
+        return -value if self.sense == "below" else value
+
+    def shown(self, value: float) -> str:
+        """The value as it is printed; a ratio as that of the larger to the smaller."""
+        if self.sense == "ratio":
+            return f"{self.distance(value):,.1f}"
+        return fmt.number(value, self.digits)
+
+
+_READ = tomllib.loads(Path(__file__).with_name("codes.toml").read_text(encoding="utf-8"))
+_SOURCES = {key: text.format(**vars(defaults)) for key, text in _READ["sources"].items()}
+CODES: Mapping[str, Code] = {
+    name: Code(
+        **{**row, "source": _SOURCES.get(row.get("source", name), "")},
+        text=_READ["text"].get(name, Code.text),
+    )
+    for group in ("by-effect", "by-rule")
+    for name, row in _READ[group].items()
+}
+WEIGHT_WARNINGS = tuple(
+    WeightWarning(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
+    for code, row in _READ["weights"].items()
+)
+_PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
+
+
+def effect(code: str) -> int:
+    """The place of a code: a smaller one changes more of what a person does."""
+    return _PLACES.get(code, len(_PLACES))
+
+
+def reason_of(
+    code: str,
+    value: float | None = None,
+    threshold: float | None = None,
+    *,
+    decisive: bool = False,
+    source: str = "",
+    **words: object,
+) -> Reason:
+    """A reason with the sentence, the severity and the source of its code.
+
+    words: what its sentence names beside value and threshold; it need not name all. decisive: it
+    carries the decision. source: where its code has none.
+    """
+    known = CODES[code]
+    message = known.text.format(value=value, threshold=threshold, **words)
+    severity = "decisive" if decisive else known.severity
+    return Reason(code, message, value, threshold, source or known.source, severity)
+
+
+# ---- compositions --------------------------------------------------------------------------------
 
 
 def against(candidate: Candidate | Forecast) -> str:
@@ -44,7 +163,19 @@ def against(candidate: Candidate | Forecast) -> str:
     return f"{candidate.against} {fmt.PART[candidate.against_part]}"
 
 
-def gain(best: Candidate, decision: Decision) -> Reason:
+def about_candidate(best: Candidate, decision: Decision, retention: float) -> list[Reason]:
+    """Why a composition is likely to work, or not: each criterion that it has to meet."""
+    found = [_about_gain(best, decision)]
+    if best.binds(best.enough):
+        found.append(few_items(best.gain.n, best.gain.clusters, decisive=True))
+    if best.checked is not None and best.binds(best.confirmed):
+        figures = best.checked.low, best.checked.threshold
+        found.append(reason_of("answers-normalised", *figures, decisive=True, gain=best.checked))
+    found.append(_about_controls(best))
+    return found + [_about_share_kept(best, task, retention) for task in best.kept]
+
+
+def _about_gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
     found, outcome = best.gain, best.gain.outcome
     code, value = {
@@ -52,6 +183,13 @@ def gain(best: Candidate, decision: Decision) -> Reason:
         "unlikely": ("gain-below-margin", found.high),
         "open": ("gain-undecided", found.value),
     }[outcome]
+    unmet = {
+        f"{observed(found.n, found.clusters)} are too few to rely on": best.enough,
+        "no control was scored": "likely" if best.controls else "open",
+        "controls do not confirm it": best.beats_controls if best.controls else "likely",
+        "not every skill is kept": best.retains,
+        "the metric that the gold answers need does not confirm it": best.confirmed,
+    }
     return reason_of(
         "gain-with-reservation" if outcome == "likely" != decision else code,
         value,
@@ -59,21 +197,9 @@ def gain(best: Candidate, decision: Decision) -> Reason:
         decisive=DECISION[outcome] == decision,
         gain=f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
         f"{count(found.n, 'item')}",
-        reservations=_reservations(best),
+        reservations=listing([text for text, said in unmet.items() if said != "likely"]),
         would_decide=found.would_decide(),
     )
-
-
-def _reservations(best: Candidate) -> str:
-    """Why a gain beyond the margin is not `likely`."""
-    said = {
-        f"{observed(best.gain.n, best.gain.clusters)} are too few to rely on": best.enough,
-        "no control was scored": "likely" if best.controls else "open",
-        "controls do not confirm it": best.beats_controls if best.controls else "likely",
-        "not every skill is kept": best.retains,
-        "the metric that the gold answers need does not confirm it": best.confirmed,
-    }
-    return listing([text for text, outcome in said.items() if outcome != "likely"])
 
 
 def observed(n: int, clusters: int) -> str:
@@ -90,7 +216,7 @@ def few_items(n: int, clusters: int, decisive: bool) -> Reason:
     return reason_of("few-items", few, least, decisive=decisive, questions=asked)
 
 
-def other_form(other: Candidate) -> Reason:
+def about_other_form(other: Candidate) -> Reason:
     """What the best composition gains on the form that the decision is not about."""
     tail = {
         "likely": "it gains",
@@ -105,7 +231,7 @@ def other_form(other: Candidate) -> Reason:
     )
 
 
-def controls(best: Candidate) -> Reason:
+def _about_controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
     binding = best.binds(best.beats_controls)
     if not best.controls:
@@ -113,11 +239,17 @@ def controls(best: Candidate) -> Reason:
     name, nearest = min(
         best.controls.items(), key=lambda one: (one[1].outcome == "likely", one[1].value, one[0])
     )
+    kind, _, single = name.partition(":")
+    control = {
+        "random-partner": "a random partner of the same size",
+        "shrunk": f"{single} alone, only shrunk",
+    }.get(kind, f"{kind}, a control")
     fails = best.gain.outcome == "unlikely"
     if nearest.outcome == "likely" or (fails and nearest.low > 0):
-        code, control = "controls-beaten", _what_is(name, starts=False)
+        code = "controls-beaten"
     else:
-        code, control = "partner-adds-nothing", _what_is(name, starts=True)
+        code = "partner-adds-nothing"
+        control = "A" + control[1:] if kind == "random-partner" else control + ","
     decided = fails or nearest.outcome == "unlikely"  # more items change nothing
     return reason_of(
         code,
@@ -132,16 +264,7 @@ def controls(best: Candidate) -> Reason:
     )
 
 
-def _what_is(control: str, starts: bool) -> str:
-    """A control in words, at the start of a sentence or within one."""
-    kind, _, name = control.partition(":")
-    if kind == "random-partner":
-        return f"{'A' if starts else 'a'} random partner of the same size"
-    told = f"{name} alone, only shrunk" if kind == "shrunk" else f"{kind}, a control"
-    return f"{told}," if starts else told
-
-
-def _compared(control: Estimate) -> str:
+def _compared(control: Criterion) -> str:
     """How a control that is not beaten compares with the composition."""
     if control.high < 0:
         return "is better"
@@ -151,9 +274,9 @@ def _compared(control: Estimate) -> str:
     return "is worse by less than half the margin" if worse else "is as good within half the margin"
 
 
-def retention(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
+def _about_share_kept(best: Candidate, task: str, asked: float) -> Reason:
     """How much of a task's specialist the composition keeps, of what is asked."""
-    binding = best.binds(best.retains)
+    share, binding = best.kept[task], best.binds(best.retains)
     if share is None:
         return reason_of("retention-undefined", None, asked, decisive=binding, task=task)
     if share.low >= asked:
@@ -174,13 +297,13 @@ def retention(best: Candidate, task: str, share: Estimate | None, asked: float) 
     )
 
 
-def compression(candidate: Candidate, decisive: bool) -> Reason:
+def about_compression(candidate: Candidate, decisive: bool) -> Reason:
     """How much of its delta a composition lost to its rank."""
     error, system = candidate.compression_error or 0.0, candidate.system
     return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
-def chain(found: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
+def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
     """What a chain gains, which is the alternative to composing weights.
 
     best: of the compositions; None where none was asked. decisive: where some were, the chain is
@@ -188,10 +311,261 @@ def chain(found: Candidate, best: Candidate | None, decisive: bool = False) -> R
     """
     codes = {"likely": "chain-gains", "unlikely": "chain-fails", "open": "chain-undecided"}
     return reason_of(
-        "chain-outdoes" if decisive and best else codes[found.gain.outcome],
-        found.gain.low,
-        found.gain.threshold,
+        "chain-outdoes" if decisive and best else codes[chain.gain.outcome],
+        chain.gain.low,
+        chain.gain.threshold,
         decisive=decisive,
-        chain=found,
+        chain=chain,
         beside="" if best is None else f"; {best.system} {fmt.signed(best.gain.value)}",
     )
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def about_weights(evidence: Evidence) -> Iterator[Reason]:
+    """One reason for each warning, about the adapters whose value exceeds its threshold most.
+
+    Norms that were made equal before composing give no warning, and neither does the common seed of
+    nearly equal updates. Where no pair is redundant or opposed, one more reason gives the cosine
+    that is farthest from 0.
+    """
+    whole = [m for m in evidence.diagnostics if m.module is None and m.value is not None]
+    alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    equal = evidence.duplicates
+    yield from (reason_of("same-adapter", 1.0, 1.0, names=listing(pair)) for pair in equal)
+    spared = {
+        "norm-disparity": {m.adapters for m in whole if evidence.balanced},
+        "shared-initialisation": alike,
+        "nearly-equal-updates": {m.adapters for m in whole if tuple(sorted(m.adapters)) in equal},
+    }
+    for warning in WEIGHT_WARNINGS:
+        limit = warning.distance(warning.threshold)
+        beyond = [
+            m
+            for m in whole
+            if m.name == warning.diagnostic
+            and warning.distance(m.value or 0.0) > limit
+            and m.adapters not in spared.get(warning.code, ())
+        ]
+        if beyond:
+            yield _about_worst(warning, beyond, whole)
+    cosines = [m.value or 0.0 for m in whole if m.name == "cosine" and len(m.adapters) == 2]
+    if cosines and min(cosines) >= OPPOSED_COSINE and max(cosines) <= EQUAL_COSINE:
+        farthest = max(cosines, key=abs)
+        yield reason_of("unrelated-updates", farthest, EQUAL_COSINE, opposed=OPPOSED_COSINE)
+
+
+def _about_worst(
+    warning: WeightWarning, beyond: Sequence[Measurement], whole: Sequence[Measurement]
+) -> Reason:
+    """The reason of one warning, about the worst of the measurements beyond its threshold."""
+    worst = max(beyond, key=lambda m: (warning.distance(m.value or 0.0), m.adapters))
+    value, names = float(worst.value or 0.0), worst.adapters
+    text = warning.text.format(who=listing(names), value=warning.shown(value))
+    norms = {m.adapters[0]: m.value or 0.0 for m in whole if m.name == "norm"}
+    if warning.code == "norm-disparity" and all(name in norms for name in names):
+        small, large = sorted(names, key=norms.__getitem__)
+        text = (
+            f"{small} hardly shows in a merge, because {large} is {warning.shown(value)} times "
+            "larger: try --balance norm"
+        )
+    if len(beyond) > 1:
+        text += f" ({count(len(beyond), 'pair' if len(names) > 1 else 'adapter')} so)"
+    said = fmt.sentence(text + ".", names=(*names, "peft"))
+    return reason_of(warning.code, value, warning.threshold, text=said)
+
+
+# ---- what base and adapters know -----------------------------------------------------------------
+
+
+def about_hops(evidence: Evidence) -> Iterator[Reason]:
+    """One reason for each hop of one task: the system that answers it best, and the base."""
+    for hop, systems in evidence.hops.items():
+        held = {n: s.value if s.contains is None else s.contains for n, s in systems.items()}
+        best = min(systems, key=lambda name: (-systems[name].value, -held[name], name))
+        value, who = systems[best].value, "the base" if best == "base" else best
+        text = f"Hop {hop}: {who} answers best, {fmt.number(value)}"
+        if held[best] - value > SAID_OTHERWISE:
+            text += f", and the answer stands in {fmt.number(held[best])} of its replies"
+        if held[best] == 0:
+            text = f"Hop {hop} is answered by no adapter"
+            text += " and not by the base" if "base" in systems else ""
+        elif "base" in systems and best != "base":
+            text += f"; the base {fmt.number(systems['base'].value)}"
+        code = "hop-known" if is_known(systems[best]) else "hop-in-doubt"
+        code = "hop-unknown" if all(map(is_unknown, systems.values())) else code
+        yield reason_of(code, value, KNOWN, who_answers=text)
+
+
+def about_familiarity(evidence: Evidence) -> Iterator[Reason]:
+    """How familiar the base is with the questions, from the probes that ran."""
+    for row in evidence.coverage:
+        if row.name == "familiarity" and not row.adapters and row.value is not None:
+            yield _about_share(row.value, row.n)
+    swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
+    with_hops = {row.task for row in swaps if row.hop}
+    for row in swaps:
+        # The rows of the hops say more than the row of the composed question.
+        if row.value is None or row.ci95 is None or (row.hop is None and row.task in with_hops):
+            continue
+        where = f"hop {row.hop} of {row.task}" if row.hop else row.task or "the probes"
+        times, low, high = (_factor(math.exp(min(x, 20.0))) for x in (row.value, *row.ci95))
+        yield reason_of(
+            "familiar-names" if row.ci95[0] > 0 else "unfamiliar-names",
+            row.value,
+            0.0,
+            times=f"On {where} the real names make the answer {times} [{low}, {high}] times as "
+            "likely as made-up ones",
+            tail="they do not help the base"
+            if row.ci95[1] < 0
+            else "it is not shown that the base knows them",
+        )
+
+
+def _about_share(share: float, n: int) -> Reason:
+    """How many tokens of the adapters' answers the base would choose too."""
+    if n < FEWEST_ANSWERS:
+        answers = count(n, "answer")
+        return reason_of("probes-too-few", float(n), float(FEWEST_ANSWERS), answers=answers)
+    if share <= UNFAMILIAR:
+        return reason_of("probes-unfamiliar", share, UNFAMILIAR, n=n)
+    return reason_of(f"probes-{'familiar' if share >= FAMILIAR else 'mixed'}", share, FAMILIAR, n=n)
+
+
+def _factor(value: float) -> str:
+    """A factor with two digits, from 10 as a whole number."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+# ---- items and answers ---------------------------------------------------------------------------
+
+
+def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
+    """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
+    if choice is None:
+        return
+    told = [f"{systems:,} over {items:,} more" for systems, items in choice.passes if items]
+    if told:
+        systems, items = next(one for one in choice.passes if one[1])
+        told[0] = f"{systems:,} passes over {count(items, 'question')}"
+    worked = sum(systems for systems, items in choice.passes if not items)
+    told += [f"{worked:,} over worked answers"] if worked else []
+    sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
+    proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
+    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {', '.join(told)}"
+    if not choice.adapters:
+        items = sum(items for _, items in choice.passes)
+        chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
+    others = count(choice.others, "other")
+    of = float(choice.sets)
+    yield reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
+
+
+def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
+    """What the number of items and the fields that they lack leave open."""
+    scored = [row for row in evidence.evaluation if row.part == "question"]
+    if not scored:
+        return
+    parts = {row.part for row in evidence.evaluation}
+    yield from _about_replies(evidence, verdict, parts)
+    for row in evidence.coverage:
+        if row.name == "chat_template" and row.value is not None and row.baseline is not None:
+            gap = row.value - row.baseline
+            if abs(gap) >= TEMPLATE_MATTERS:
+                used = "with" if gap > 0 else "without"
+                yield reason_of("template-matters", gap, TEMPLATE_MATTERS, row=row, used=used)
+    rounds = evidence.rounds
+    if rounds is not None and rounds.early and evidence.level == "evaluation":
+        yield reason_of(
+            "stopped-early",
+            float(rounds.items),
+            float(rounds.total),
+            source=f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+            rounds=rounds,
+            items=count(rounds.total, "item"),
+        )
+    largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
+    fewest = min((row.estimate for row in largest.values()), key=lambda one: one.clusters)
+    told = {reason.code for reason in verdict.reasons}
+    if fewest.clusters < FEWEST_ITEMS and "few-items" not in told:
+        yield few_items(fewest.n, fewest.clusters, decisive=False)
+    if verdict.decision == "inconclusive":
+        yield from _about_ceiling(evidence)
+    # Hops or worked answers may change what to do only where nothing that was measured answers.
+    unanswered = ("train-target-adapter", "gather-evidence", "step-by-step")
+    if evidence.several or evidence.losses or verdict.composes or verdict.action not in unanswered:
+        return
+    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
+        return  # the items of lm-evaluation-harness have no such fields
+    if "steps" not in parts and any(is_generated(row.metric) for row in evidence.evaluation):
+        yield reason_of("steps-missing")
+    if not any(part.startswith("hop") for part in parts):
+        yield reason_of("hops-missing")
+
+
+def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
+    """That no answers to so few items can show that nothing is left to gain.
+
+    A score is at the ceiling if the lower end of its interval exceeds 1 - margin. If every item is
+    right, Wilson's interval starts at n / (n + z^2).
+    """
+    if evidence.losses or evidence.several or not 0 < evidence.margin < 1:
+        return
+    ceiling = 1 - evidence.margin
+    needed = math.floor(Z95**2 * ceiling / evidence.margin) + 1
+    rows = [
+        row
+        for row in evidence.evaluation
+        if row.kind in BASELINES and row.part in FORMS and row.value > ceiling >= row.ci95[0]
+    ]
+    best = max(rows, key=lambda row: (row.value, row.system), default=None)
+    if best is not None and best.estimate.clusters < needed:
+        yield reason_of(
+            "ceiling-out-of-reach",
+            float(best.estimate.clusters),
+            float(needed),
+            who=fmt.who(best.system),
+            row=best,
+            margin=evidence.margin,
+            units="clusters of questions" if best.clusters else "questions",
+        )
+
+
+def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[str]) -> Iterator[Reason]:
+    """That many generated answers were cut, or are right in other words, where a decision rests.
+
+    It rests on the best composition and on what that has to beat; before an evaluation on the base
+    and the single adapters.
+    """
+    rows = [row for row in evidence.evaluation if row.cut is not None]
+    if verdict.gain is None:
+        rows = [row for row in rows if row.kind in BASELINES and row.part != "steps"]
+    else:
+        names = (verdict.gain.system, verdict.gain.against)
+        rows = [row for row in rows if row.system in names and row.part in FORMS]
+    worst = max(rows, key=_lost, default=None)
+    if worst is not None and _lost(worst) > CUT_MATTERS:
+        given = evidence.max_new_tokens
+        limit = given or (WORKED_TOKENS if worst.part == "steps" else PLAIN_TOKENS)
+        # The option sets the limit of worked answers as well, which must not become smaller.
+        wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
+        where = fmt.PART.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
+        yield reason_of(
+            "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
+        )
+    row = max(rows, key=_otherwise, default=None)
+    if row is not None and _otherwise(row) > SAID_OTHERWISE:
+        form, metric = fmt.PART[row.part], row.metric.replace("_", " ")
+        share = _otherwise(row)
+        yield reason_of("said-otherwise", share, SAID_OTHERWISE, row=row, form=form, metric=metric)
+
+
+def _lost(row: Score) -> float:
+    """At most this share of the answers was cut before a right one stood in them."""
+    return min(row.cut or 0.0, 1 - (row.contains or 0.0))
+
+
+def _otherwise(row: Score) -> float:
+    """The share of the answers that are right in other words only."""
+    return 0.0 if row.contains is None or row.part not in FORMS else row.contains - row.value

@@ -27,12 +27,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, gains, score
 from loraprobe.records import BASELINES, FORMS, Interval, ItemResult
-from loraprobe.sample_size import Z95
-from loraprobe.verdict import judge_evaluation
-from loraprobe.verdict.calibration import LEAST, Coefficients
-from loraprobe.verdict.evaluated import ORDER, candidates
-from loraprobe.verdict.evidence import Evidence, Kind
-from loraprobe.verdict.probability import error_of, gain_of, keeps
+from loraprobe.records.estimates import Z95
+from loraprobe.verdict import candidates, decide_compositions
+from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
+from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, keeps
 from loraprobe_lab.world import write_text
 
 Method = Literal["uniform", "sum", "arrow"]
@@ -86,13 +84,13 @@ class Case:
         return 0 if self.ci95[1] < margin else None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskKind:
         """The kind of task."""
-        return Kind(self.tasks, self.hops, self.metric)
+        return TaskKind(self.tasks, self.hops, self.metric)
 
     @property
     def base_kind(self) -> str:
-        """The kind of base, as `loraprobe.verdict.calibration` tells them apart."""
+        """The kind of base, as `loraprobe.verdict.probability` tells them apart."""
         return "natural" if self.architecture == NATURAL else "small"
 
     @property
@@ -228,8 +226,8 @@ class AnsweredSet:
         return len({row.task for row in self.results})
 
     @property
-    def kind(self) -> Kind:
-        return Kind(self.tasks, self.hops, self.evidence(self.results).kind_of_task.metric)
+    def kind(self) -> TaskKind:
+        return TaskKind(self.tasks, self.hops, self.evidence(self.results).kind_of_task.metric)
 
     @property
     def best_gain(self) -> float:
@@ -256,11 +254,11 @@ class AnsweredSet:
         """
         found = self.evidence(self.results)
         said = [
-            min((c.gain.outcome, c.retains, c.enough), key=ORDER.__getitem__)
+            min((c.gain.outcome, c.retains, c.enough), key=WEAKEST_FIRST.index)
             for part in FORMS
             for c in candidates(found, part)
         ]
-        best = max(said, key=ORDER.__getitem__, default="open")
+        best = max(said, key=WEAKEST_FIRST.index, default="open")
         return {"likely": 1, "unlikely": 0}.get(best)
 
     def first_round(
@@ -273,13 +271,13 @@ class AnsweredSet:
             drawn = rng.choice(len(asked), size=min(items, len(asked)), replace=False)
             chosen |= {(task, asked[k]) for k in drawn}
         found = self.evidence([row for row in self.results if (row.task, row.item) in chosen])
-        gain = gain_of(judge_evaluation(found), found)
+        gain = gain_of(decide_compositions(found), found)
         if gain is None:
             return float("nan")
         if any(row.retention is None for row in found.scores(gain.system, gain.part)):
             return float("nan")
         baseline = found.baseline or 0.0
-        gained = coefficients.exceeds(found.margin, baseline, gain.difference, error_of(gain))
+        gained = coefficients.exceeds(found.margin, baseline, gain.difference, gain.estimate.error)
         return min(max(gained, LEAST), 1 - LEAST) * keeps(gain, found)
 
     def evidence(self, results: Sequence[ItemResult]) -> Evidence:

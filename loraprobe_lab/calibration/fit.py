@@ -1,4 +1,4 @@
-"""Fits the spread of measured gains; see `loraprobe.verdict.calibration`.
+"""Fits the spread of measured gains; see `loraprobe.verdict.probability`.
 
 A measured gain g of a case is taken as t(g) = centre + noise, t(x) = asinh(x / UNIT), centre =
 intercept + baseline times the case's best score of base and single adapters. The noise is logistic
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from loraprobe.sample_size import Z95
-from loraprobe.verdict.calibration import FORMAT, Coefficients
+from loraprobe.records.estimates import Z95
+from loraprobe.verdict.probability import FORMAT, Coefficients
 from loraprobe_lab.calibration.cases import AnsweredSet, Case, CaseError
 
 Array = NDArray[np.float64]

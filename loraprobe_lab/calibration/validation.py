@@ -18,7 +18,7 @@ import numpy as np
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.verdict.calibration import SMALL
+from loraprobe.verdict.probability import SMALL
 from loraprobe_lab.calibration.cases import (
     METHODS,
     AnsweredSet,

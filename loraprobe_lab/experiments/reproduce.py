@@ -24,7 +24,7 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
-from loraprobe.sample_size import Z95, items_needed
+from loraprobe.records.estimates import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,

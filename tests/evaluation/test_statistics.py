@@ -20,7 +20,7 @@ from loraprobe.evaluation import (
 from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import estimate, ratio, wilson
 from loraprobe.records import ItemResult
-from loraprobe.sample_size import items_needed
+from loraprobe.records.estimates import items_needed
 
 Z = 1.959963984540054
 ALONE = np.arange(10_000)

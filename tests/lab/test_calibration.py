@@ -17,8 +17,8 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.verdict.calibration import shipped
-from loraprobe.verdict.evidence import Kind
+from loraprobe.verdict.evidence import TaskKind
+from loraprobe.verdict.probability import shipped
 from loraprobe_lab.calibration import collect as run
 from loraprobe_lab.calibration.cases import (
     METHODS,
@@ -326,7 +326,7 @@ def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
     """The best of a set's compositions counts, once; with several tasks that of answered sets."""
     answered = read_sets(STORED.with_name(SETS))
     for told in shipped().classes:
-        kind = Kind(told.tasks, told.hops, told.metric)
+        kind = TaskKind(told.tasks, told.hops, told.metric)
         own = [c for c in stored if (c.base_kind, c.kind) == (told.base, kind)]
         best = {}
         for one in own:

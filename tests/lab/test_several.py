@@ -14,8 +14,8 @@ from calibrating import synthetic
 from calibrations import DOCUMENT, SMALL, calibration
 
 from loraprobe.records import ItemResult
-from loraprobe.verdict import judge
-from loraprobe.verdict.calibration import shipped
+from loraprobe.verdict import decide
+from loraprobe.verdict.probability import shipped
 from loraprobe_lab.calibration import validation
 from loraprobe_lab.calibration.cases import AnsweredSet, CaseError, merged, read_sets, write_sets
 from loraprobe_lab.calibration.fit import document_of, fit
@@ -58,7 +58,7 @@ def test_a_first_round_has_the_probability_of_a_verdict():
     known = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
     rng, coefficients = np.random.default_rng(0), known.coefficients
     for one in (a_set((0.9, 0.9), n=40), a_set((0.85, 0.7), n=40), a_set((0.2, 0.9), n=40)):
-        found = judge(dataclasses.replace(one.evidence(one.results), base=SMALL), known)
+        found = decide(dataclasses.replace(one.evidence(one.results), base=SMALL), known)
         assert one.first_round(40, rng, coefficients) == pytest.approx(found.gain.probability)
     assert math.isnan(a_set((0.0, 0.0), singles=0.0).first_round(30, rng, coefficients))
     few = [a_set((0.9, 0.8)).first_round(30, rng, coefficients) for _ in range(8)]

@@ -17,7 +17,7 @@ from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.session import Session
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task, with_metric
-from loraprobe.verdict import Evidence, judge_evaluation
+from loraprobe.verdict import Evidence, decide_compositions
 
 N = 240
 ALONE = [System("base", "base"), System("a", "adapter"), System("b", "adapter")]
@@ -74,7 +74,7 @@ def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
         evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS
     )
     made = records(found, evaluator)
-    verdict = judge_evaluation(
+    verdict = decide_compositions(
         Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
     )
     return found, made, verdict
@@ -189,7 +189,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
         found = ask_in_rounds(evaluator, systems, lambda results, systems: CONTROLS[:1])
         made = records(found, evaluator)
         evidence = Evidence(tasks=1, level="evaluation", **vars(made))
-        return made, judge_evaluation(evidence)
+        return made, decide_compositions(evidence)
 
     made, verdict = judged("uniform", "exact_match")
     gain = made.gains[0]

@@ -22,7 +22,7 @@ from loraprobe.pipeline.screening.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.tasks import Item, Task
-from loraprobe.verdict import Evidence, LibraryChoice, judge_evaluation
+from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
 
 ADAPTERS, ITEMS, RIGHT, SEEDS = 60, 100, 0.3, 8
 TASK = Task("t0", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(ITEMS)))
@@ -63,7 +63,7 @@ def decision(seed: int, leak: bool) -> str:
     made = records(found, evaluator)
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))
-    return judge_evaluation(evidence).decision
+    return decide_compositions(evidence).decision
 
 
 def test_noise_is_not_likely_although_the_best_of_many_was_chosen():

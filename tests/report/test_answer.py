@@ -29,7 +29,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
 from loraprobe.report.showing import typed_references
-from loraprobe.verdict import Evidence, Request, judge, next_command
+from loraprobe.verdict import Evidence, Request, decide, next_command
 
 ACTIONS = (
     "merge route step-by-step chain use-single use-base switch-adapters train-target-adapter "
@@ -41,7 +41,7 @@ UNEVEN = Measurement("norm_ratio", ("a", "b"), 24.6)
 
 def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Audit:
     """The audit of two adapters with the verdict on this evidence."""
-    verdict = judge(found, calibration())
+    verdict = decide(found, calibration())
     kind = KINDS.get(verdict.system or "", "merge")
     given = {"adapters": ("./a", "owner/b"), "tasks": ("t.jsonl",), **request}
     asked = Request(kind=kind, **given)
@@ -432,12 +432,12 @@ def test_more_questions_than_anybody_has_are_not_asked_for():
 
 def test_what_the_items_lack_is_said_with_its_cure():
     failing = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
-    codes = {r.code for r in judge(evidence(failing)).reasons}
+    codes = {r.code for r in decide(evidence(failing)).reasons}
     assert {"steps-missing", "hops-missing"} <= codes
     asked = both(evidence(failing), evidence(failing, part="steps"))
     hop = dataclasses.replace(asked.evaluation[0], part="hop1")
     asked = dataclasses.replace(asked, evaluation=(*asked.evaluation, hop))
-    assert not {"steps-missing", "hops-missing"} & {r.code for r in judge(asked).reasons}
+    assert not {"steps-missing", "hops-missing"} & {r.code for r in decide(asked).reasons}
 
 
 @pytest.mark.parametrize(("without", "warned"), [(0.1, True), (0.85, False)])

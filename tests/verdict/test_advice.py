@@ -28,11 +28,10 @@ from loraprobe.records import (
     Reason,
     Verdict,
 )
-from loraprobe.verdict import Evidence, Request, judge, next_command
+from loraprobe.verdict import Evidence, Request, decide, next_command
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.advice import settled
-from loraprobe.verdict.evaluated import candidates, chain_gain
-from loraprobe.verdict.ranking import difference, option
+from loraprobe.verdict.advice import difference, option, settled
+from loraprobe.verdict.rules import candidates, chain_candidate
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
@@ -59,11 +58,11 @@ def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
 def test_where_only_clusters_are_missing_other_questions_come_next():
     values = {**FAIL, "uniform": 0.6}
     few = changed(evidence(values), lambda gain: True, "gains", clusters=24)
-    found = judge(dataclasses.replace(few, level="pilot"))
+    found = decide(dataclasses.replace(few, level="pilot"))
     assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
     assert "MORE-t.jsonl" in asked(found) and "--resume" not in asked(found)
     assert "--resume" in asked(found, limited=True)  # the task has others
-    open_ = judge(dataclasses.replace(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
+    open_ = decide(dataclasses.replace(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
     assert open_.decision == "inconclusive" and "--resume" in asked(open_)
 
 
@@ -79,7 +78,7 @@ def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
     # the chain's gain counts the adapters in their better form
     better = {"against": "b", "against_part": "steps"}
     better |= {"difference": -0.07, "adjusted_ci95": (-0.12, -0.02)}
-    found = judge(changed(found, lambda gain: gain.system == "chain", "gains", **better))
+    found = decide(changed(found, lambda gain: gain.system == "chain", "gains", **better))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert "step by step" in reason(found, "single-suffices").message
 
@@ -87,19 +86,19 @@ def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
 def test_an_adapter_at_its_ceiling_step_by_step_leaves_nothing_to_gain():
     sure = dataclasses.replace(score("b", 1.0, "steps"), ci95=(0.96, 1.0))
     rows = (score("base", 0.0), score("b", 0.02), sure, score("base", 0.0, "steps"))
-    found = judge(Evidence(evaluation=rows, tasks=1, level="base"))
+    found = decide(Evidence(evaluation=rows, tasks=1, level="base"))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert "step by step" in reason(found, "nothing-to-gain").message
 
 
 def test_a_merge_is_taken_before_a_router_of_the_same_score():
     values = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.6, "shrunk:a": 0.04}
-    found = judge(evidence(values))
+    found = decide(evidence(values))
     assert (found.decision, found.system, found.action) == ("likely", "sum", "merge")
-    found = judge(evidence({**values, "arrow": 0.66}))  # +0.06, and the intervals overlap
+    found = decide(evidence({**values, "arrow": 0.66}))  # +0.06, and the intervals overlap
     assert (found.system, found.action) == ("sum", "merge")
     assert reason(found, "not-told-apart").message.startswith("arrow")
-    found = judge(evidence({**values, "arrow": 0.71}))
+    found = decide(evidence({**values, "arrow": 0.71}))
     assert (found.system, found.action) == ("arrow", "route")
     assert "not-told-apart" not in codes(found)
 
@@ -107,7 +106,7 @@ def test_a_merge_is_taken_before_a_router_of_the_same_score():
 def test_a_base_that_answers_step_by_step_is_used():
     plain = evidence({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1})
     steps = {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}
-    found = judge(both(plain, evidence(steps, part="steps")))
+    found = decide(both(plain, evidence(steps, part="steps")))
     assert (found.decision, found.action) == ("unlikely", "use-base")
     assert "step by step" in reason(found, "base-is-better").message
 
@@ -115,7 +114,7 @@ def test_a_base_that_answers_step_by_step_is_used():
 def test_the_plain_question_is_taken_before_steps_that_are_as_good():
     plain = evidence({**FAIL, "b": 0.9, "uniform": 0.5})
     steps = evidence({**FAIL, "b": 0.92, "uniform": 0.5}, part="steps")
-    told = reason(judge(both(plain, steps)), "single-suffices")
+    told = reason(decide(both(plain, steps)), "single-suffices")
     assert told.value == 0.9 and fmt.PART["question"] in told.message
 
 
@@ -125,7 +124,7 @@ def test_the_best_measured_option_is_used_though_it_gains_less_than_was_asked():
     steps = evidence(
         {"base": 0.0, "a": 0.02, "sum": 0.8, "shrunk:a": 0.02}, part="steps", margin=0.9
     )
-    found = judge(both(plain, steps))
+    found = decide(both(plain, steps))
     assert (found.decision, found.system, found.action) == ("unlikely", "sum", "step-by-step")
     assert (found.gain.form, found.gain.difference) == ("steps", pytest.approx(0.78))
     assert "best-measured" in codes(found) and "partner-adds-nothing" not in codes(found)
@@ -134,14 +133,14 @@ def test_the_best_measured_option_is_used_though_it_gains_less_than_was_asked():
     # where nothing answers, worked steps that were scored are not advised again
     attribution = (Attribution("sum", "t", step_by_step=80),)
     failing = both(evidence(FAIL, attribution=attribution), evidence(FAIL, part="steps"))
-    assert judge(failing).action != "step-by-step"
+    assert decide(failing).action != "step-by-step"
 
 
 def test_an_option_that_scored_more_and_is_not_shown_to_be_better_is_named():
-    found = judge(evidence({**FAIL, "b": 0.88, "uniform": 0.9}))
+    found = decide(evidence({**FAIL, "b": 0.88, "uniform": 0.9}))
     assert found.action == "use-single:b"
     assert "uniform" in reason(found, "not-told-apart").message
-    found = judge(evidence({**FAIL, "b": 0.9, "uniform": 0.88}))
+    found = decide(evidence({**FAIL, "b": 0.9, "uniform": 0.88}))
     assert found.action == "use-single:b" and "not-told-apart" not in codes(found)
 
 
@@ -156,12 +155,12 @@ def best_against(found, half, top=("arrow", "question"), against=("sum", "questi
 
 def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
     values = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.66, "shrunk:a": 0.04}
-    assert judge(best_against(evidence(values), 0.055)).system == "arrow"
-    assert judge(best_against(evidence(values), 0.065)).system == "sum"
-    assert judge(best_against(evidence({**values, "arrow": 0.64}), 0.005)).system == "sum"
+    assert decide(best_against(evidence(values), 0.055)).system == "arrow"
+    assert decide(best_against(evidence(values), 0.065)).system == "sum"
+    assert decide(best_against(evidence({**values, "arrow": 0.64}), 0.005)).system == "sum"
     both_forms = both(evidence(values), evidence({**values, "sum": 0.65}, part="steps"))
     far = best_against(both_forms, 0.03, ("arrow", "question"), ("sum", "steps"))
-    assert judge(far).system == "sum", "the plain sum ties with the router too"
+    assert decide(far).system == "sum", "the plain sum ties with the router too"
 
 
 # ---- chains --------------------------------------------------------------------------------------
@@ -173,31 +172,31 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
 )
 def test_a_chain_is_the_action_where_one_call_reaches_less_than_half_of_it(one_call, chain, action):
     values = {"base": 0.0, "a": one_call, "uniform": one_call / 2, "chain": chain}
-    found = judge(evidence({**values, "shrunk:a": 0.0}))
+    found = decide(evidence({**values, "shrunk:a": 0.0}))
     assert (found.decision, found.action) == ("unlikely", action)
 
 
 def test_a_chain_beside_a_composition_that_works():
     values = {"base": 0.0, "a": 0.05, "uniform": 0.5, "chain": 1.0, "shrunk:a": 0.04}
-    found = judge(evidence(values))
+    found = decide(evidence(values))
     assert (found.decision, found.action) == ("likely", "merge")
-    far = judge(evidence({**values, "uniform": 0.29}))  # step by step 0.29 was advised beside 1.00
+    far = decide(evidence({**values, "uniform": 0.29}))  # step by step 0.29 was advised beside 1.00
     assert (far.decision, far.action, far.gain.system) == ("likely", "chain", "uniform")
 
 
 def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
     values = {"base": 0.0, "a": 0.03, "uniform": 0.06, "chain": 0.8, "shrunk:a": 0.02}
-    found = judge(evidence(values, half=0.1))
+    found = decide(evidence(values, half=0.1))
     assert (found.decision, found.action) == ("unlikely", "chain")
     assert found.reasons[0].code == "chain-outdoes" and found.gain.ci95[1] > found.margin
     without = {name: value for name, value in values.items() if name != "chain"}
-    assert judge(evidence(without, half=0.1)).decision == "inconclusive"
-    assert judge(evidence({**values, "b": 0.76}, half=0.1)).action == "use-single:b"
+    assert decide(evidence(without, half=0.1)).decision == "inconclusive"
+    assert decide(evidence({**values, "b": 0.76}, half=0.1)).action == "use-single:b"
     # 0.37 on the first 30 questions was not shown to gain, and is 0.40 on all of them
-    assert judge(evidence({**values, "uniform": 0.4}, half=0.36)).decision == "inconclusive"
+    assert decide(evidence({**values, "uniform": 0.4}, half=0.36)).decision == "inconclusive"
     few = with_items(evidence(values, half=0.1), 29)
-    assert judge(few).decision == "inconclusive"
-    shown = judge(evidence({**values, "uniform": 0.45}, half=0.1))  # a gain that controls confirm
+    assert decide(few).decision == "inconclusive"
+    shown = decide(evidence({**values, "uniform": 0.45}, half=0.1))  # a gain that controls confirm
     assert (shown.decision, shown.action) == ("likely", "merge")
 
 
@@ -210,23 +209,23 @@ def test_three_skills_that_the_adapters_have_are_switched():
     found = skills(table)
     unknown = {"retention": None, "retention_ci95": None}
     found = changed(found, lambda row: row.task == "t2", **unknown)
-    assert judge(found).action == "switch-adapters"
+    assert decide(found).action == "switch-adapters"
 
 
 @pytest.mark.parametrize(("high", "sure"), [(0.12, False), (0.09, True)])
 def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure):
     found = changed(evidence(FAIL), ci95=(0.0, high))
-    verdict = judge(found)
+    verdict = decide(found)
     assert (verdict.decision, verdict.action) == ("unlikely", "train-target-adapter")
     assert settled(found, verdict) == sure
-    used = judge(evidence({**FAIL, "b": 0.9}))
+    used = decide(evidence({**FAIL, "b": 0.9}))
     assert settled(evidence({**FAIL, "b": 0.9}), used)
 
 
 def test_the_partner_is_judged_in_the_decisive_form():
     plain = evidence({"base": 0.3, "a": 0.3, "sum": 0.3, "random-partner": 0.3})
     steps = evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps")
-    found = judge(both(plain, steps))
+    found = decide(both(plain, steps))
     assert (found.decision, found.action) == ("likely", "step-by-step")
     assert "partner-adds-nothing" not in codes(found)
 
@@ -234,10 +233,10 @@ def test_the_partner_is_judged_in_the_decisive_form():
 def test_a_single_adapter_near_chance_does_not_suffice():
     guess = Coverage("guessing", "t", 0.25, N)
     values = {"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2}
-    found = judge(evidence(values, coverage=(guess,)))
+    found = decide(evidence(values, coverage=(guess,)))
     assert (found.decision, found.action) == ("unlikely", "train-target-adapter")
     assert "single-suffices" not in codes(found)
-    far = judge(evidence({**values, "a": 0.6}, coverage=(guess,)))
+    far = decide(evidence({**values, "a": 0.6}, coverage=(guess,)))
     assert far.action == "use-single:a"
 
 
@@ -246,7 +245,7 @@ def test_the_forecast_names_the_composition_that_gains():
         Forecast("uniform", 0.1, (0.0, 0.2), 60, "question", "a"),
         Forecast("sum", 0.5, (0.4, 0.6), 60, "question", "a"),
     )
-    found = judge(evidence(FAIL, forecasts=rows))
+    found = decide(evidence(FAIL, forecasts=rows))
     assert found.forecast.system == "sum"
 
 
@@ -255,12 +254,12 @@ def test_the_forecast_names_the_composition_that_gains():
 
 def test_one_adapter_is_used_only_where_it_suffices_on_every_task():
     lopsided = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}
-    found = judge(skills(lopsided))
+    found = decide(skills(lopsided))
     assert (found.decision, found.action) == ("unlikely", "switch-adapters")
     nearly = {**lopsided, "a": (1.0, 0.82)}  # the mean is 0.04 lower, t2 0.08
-    assert judge(skills(nearly)).action == "switch-adapters"
+    assert decide(skills(nearly)).action == "switch-adapters"
     able = {**lopsided, "a": (1.0, 0.88)}
-    found = judge(skills(able))
+    found = decide(skills(able))
     assert found.action == "use-single:a"
     assert "every task" in reason(found, "single-suffices").message
 
@@ -272,13 +271,13 @@ def test_a_router_by_prompt_is_an_option_like_others_and_advised_only_where_it_w
     monkeypatch,
 ):
     halves = {"base": 0.02, "a": 0.55, "b": 0.5, "uniform": 0.5, "shrunk:a": 0.4}
-    found = judge(evidence(halves))
+    found = decide(evidence(halves))
     assert (found.decision, found.action) == ("unlikely", "use-single:a")
     assert "centroid" not in " ".join(r.message for r in found.reasons) + asked(found)
     monkeypatch.setitem(KINDS, "centroid:per=sequence", "router")
-    found = judge(evidence({**halves, "centroid:per=sequence": 0.52}))
+    found = decide(evidence({**halves, "centroid:per=sequence": 0.52}))
     assert found.action == "use-single:a"
-    found = judge(evidence({**halves, "centroid:per=sequence": 0.95}))
+    found = decide(evidence({**halves, "centroid:per=sequence": 0.95}))
     assert (found.decision, found.action) == ("likely", "route")
 
 
@@ -291,11 +290,11 @@ TWICE = (
 
 
 def test_one_adapter_given_twice_is_called_one():
-    found = judge(Evidence(diagnostics=TWICE))
+    found = decide(Evidence(diagnostics=TWICE))
     assert "given twice" in reason(found, "same-adapter").message
     assert "nearly-equal-updates" not in codes(found)
     scaled = (TWICE[0], dataclasses.replace(TWICE[1], value=2.0))
-    assert "nearly-equal-updates" in codes(judge(Evidence(diagnostics=scaled)))
+    assert "nearly-equal-updates" in codes(decide(Evidence(diagnostics=scaled)))
 
 
 def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
@@ -304,8 +303,8 @@ def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
     rows = {**DISJOINT, (1, "c"): 1.0, (2, "c"): 0.03}
     twice = tuple(dataclasses.replace(row, adapters=("a", "c")) for row in TWICE)
     same = dataclasses.replace(foreknown(rows, NOBODY), diagnostics=twice)
-    assert judge(same).reasons[0].code == "disjoint-hops"
-    assert judge(foreknown(rows, NOBODY)).decision == "inconclusive"
+    assert decide(same).reasons[0].code == "disjoint-hops"
+    assert decide(foreknown(rows, NOBODY)).decision == "inconclusive"
 
 
 # ---- items ---------------------------------------------------------------------------------------
@@ -319,51 +318,51 @@ def with_items(found, n, clusters=None, needed=None):
 
 def test_eight_items_are_never_likely():
     gains = evidence({**FAIL, "uniform": 0.9})
-    assert judge(with_items(gains, 30)).decision == "likely"
-    found = judge(with_items(gains, 8))
+    assert decide(with_items(gains, 30)).decision == "likely"
+    found = decide(with_items(gains, 8))
     assert (found.decision, found.action) == ("inconclusive", "merge")  # the best so far
     assert (
         reason(found, "few-items").severity == "decisive" and codes(found).count("few-items") == 1
     )
     assert "8 questions" in reason(found, "gain-with-reservation").message
-    few_clusters = judge(with_items(gains, 200, clusters=8))
+    few_clusters = decide(with_items(gains, 200, clusters=8))
     assert few_clusters.decision == "inconclusive"
     assert "8 clusters" in reason(few_clusters, "few-items").message
 
 
 def test_a_run_without_controls_is_asked_again_with_them():
-    found = judge(evidence({"base": 0.0, "a": 0.05, "sum": 0.9}))
+    found = decide(evidence({"base": 0.0, "a": 0.05, "sum": 0.9}))
     assert found.decision == "inconclusive"
     assert asked(found) == "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
 
 
 def test_missing_clusters_are_called_clusters():
     open_ = evidence({**FAIL, "uniform": 0.15}, half=0.1)
-    found = judge(with_items(open_, 100, clusters=20, needed=340))
+    found = decide(with_items(open_, 100, clusters=20, needed=340))
     assert "about 48 more clusters" in reason(found, "gain-undecided").message
     assert "340" not in reason(found, "gain-undecided").message
 
 
 def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough():
     open_ = evidence({**FAIL, "uniform": 0.11}, half=0.1)  # +0.06 [-0.04, 0.16]
-    message = reason(judge(with_items(open_, 100)), "gain-undecided").message
+    message = reason(decide(with_items(open_, 100)), "gain-undecided").message
     assert "more than 5,000 items" in message and "--margin 0.17 or more" in message
     assert "or less" not in message
     open_ = evidence({**FAIL, "uniform": 0.13}, half=0.06)  # +0.08 [0.02, 0.14]
-    message = reason(judge(with_items(open_, 100)), "gain-undecided").message
+    message = reason(decide(with_items(open_, 100)), "gain-undecided").message
     assert "--margin 0.15 or more" in message and "0.01 or less" in message
     for text, margin in (("0.15", "unlikely"), ("0.01", "likely")):
         values = {**FAIL, "uniform": 0.13}
-        assert judge(evidence(values, half=0.0599, margin=float(text))).decision == margin
+        assert decide(evidence(values, half=0.0599, margin=float(text))).decision == margin
 
 
 def test_a_ceiling_that_so_few_items_cannot_show_is_said():
     full = dataclasses.replace(score("b", 1.0), ci95=(0.94, 1.0))
     found = Evidence(evaluation=(full, score("base", 0.1)), tasks=1, level="base")
-    told = reason(judge(with_items(found, 60)), "ceiling-out-of-reach")
+    told = reason(decide(with_items(found, 60)), "ceiling-out-of-reach")
     assert (told.value, told.threshold) == (60, 73)
-    assert "ceiling-out-of-reach" not in codes(judge(with_items(found, 80)))
-    grouped = judge(with_items(found, 200, clusters=40))
+    assert "ceiling-out-of-reach" not in codes(decide(with_items(found, 80)))
+    grouped = decide(with_items(found, 200, clusters=40))
     assert "40 given" in reason(grouped, "ceiling-out-of-reach").message
 
 
@@ -375,9 +374,9 @@ def used(found, verdict):
     head, _, single = verdict.action.partition(":")
     if head in ("use-single", "use-base"):
         options = [option(found, single or "base", part) for part in ("question", "steps")]
-        return max(filter(None, options), key=lambda one: one.score)
+        return max(filter(None, options), key=lambda one: one.score.value)
     if head == "chain":
-        return option(found, "chain", "question") if chain_gain(found) else None
+        return option(found, "chain", "question") if chain_candidate(found) else None
     if verdict.composes:
         return option(found, verdict.system, "steps" if head == "step-by-step" else "question")
     return None
@@ -386,7 +385,7 @@ def used(found, verdict):
 @settings(max_examples=150)
 @given(any_evidence())
 def test_no_action_is_worse_than_a_measured_option_beyond_what_intervals_allow(found):
-    verdict = judge(found)
+    verdict = decide(found)
     chosen = used(found, verdict)
     if chosen is None or chosen.kind == "chain":
         return

@@ -10,7 +10,7 @@ from evidences import codes
 
 from loraprobe.records import Audit, Comparison, Gain, Provenance, TaskSummary
 from loraprobe.report.answer import answer
-from loraprobe.verdict import Request, judge, next_command
+from loraprobe.verdict import Request, decide, next_command
 
 N = 30
 
@@ -26,7 +26,7 @@ def piloted(difference, low, high, baselines=None, control=True, **rest):
         made["evaluation"] += (replace(score("random-partner", "control", 0.0), n=N),)
         worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
         made["comparisons"] = (worse,)
-    return judge(case(**{**made, **rest}))
+    return decide(case(**{**made, **rest}))
 
 
 def test_without_controls_a_gain_is_open_and_the_reason_says_so():
@@ -78,7 +78,7 @@ def test_nobody_is_asked_for_more_items_than_a_round_has():
 
 
 def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():
-    assert judge(case(level="pilot", forecasts=())).evidence == "base"
+    assert decide(case(level="pilot", forecasts=())).evidence == "base"
 
 
 def test_controls_are_no_matter_where_nothing_gains():
@@ -117,5 +117,5 @@ def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned)
 
 
 def test_the_answer_tells_what_such_sets_gained():
-    _, lines = told(judge(case(forecasts=()), calibration()))
+    _, lines = told(decide(case(forecasts=()), calibration()))
     assert "20 adapter sets" in lines["known"] and "30%" in lines["known"]

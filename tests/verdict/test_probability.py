@@ -19,10 +19,10 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import summed_specs
 from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
+from loraprobe.records.estimates import Z95
 from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
-from loraprobe.sample_size import Z95
-from loraprobe.verdict import BaseShape, Evidence, judge
+from loraprobe.verdict import BaseShape, Evidence, decide
 from loraprobe_lab import shipped_world
 
 
@@ -31,8 +31,8 @@ def by_code(verdict, code):
 
 
 def test_the_verdict_has_a_forecast_and_the_same_decision():
-    found = judge(case(), calibration())
-    plain = judge(case(forecasts=()), calibration())
+    found = decide(case(), calibration())
+    plain = decide(case(forecasts=()), calibration())
     assert (found.decision, found.action) == (plain.decision, plain.action)
     assert found.forecast == case().forecasts[1]  # the sum's, which is the largest
     (told,) = by_code(found, "forecast")
@@ -41,7 +41,7 @@ def test_the_verdict_has_a_forecast_and_the_same_decision():
 
 
 def test_a_first_round_has_the_probability_of_its_gain():
-    found = judge(measured(), calibration())
+    found = decide(measured(), calibration())
     said = calibration().probability(0.05, 0.3, 0.2, 0.15 / Z95)
     assert found.decision == "inconclusive" and found.prior == 0.4
     assert found.gain.probability == pytest.approx(said)
@@ -54,7 +54,7 @@ def test_a_first_round_has_the_probability_of_its_gain():
 
 @pytest.mark.parametrize("level", ["pilot", "evaluation"])
 def test_a_decision_has_its_own_probability(level):
-    failed = judge(measured(-0.2, level=level), calibration())
+    failed = decide(measured(-0.2, level=level), calibration())
     assert failed.decision == "unlikely"
     assert failed.probability == pytest.approx(1 - failed.gain.probability)
     assert failed.probability > 0.9
@@ -68,20 +68,20 @@ def test_a_decision_against_a_gain_has_none():
     evidence = dataclasses.replace(
         evidence, evaluation=(*evidence.evaluation, control), comparisons=(row,)
     )
-    found = judge(evidence, calibration())
+    found = decide(evidence, calibration())
     assert found.decision == "unlikely" and found.gain.probability > 0.9
     assert found.probability is None
 
 
 def test_any_margin_has_its_probability():
-    found = [judge(measured(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
+    found = [decide(measured(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
     values = [v.gain.probability for v in found]
     assert values == sorted(values, reverse=True) and len(set(values)) == 4
     assert [v.prior for v in found] == pytest.approx([0.6, 0.4, 0.35, 0.2])
 
 
 def test_a_prior_that_is_set_is_the_one_that_is_told():
-    low, high = (judge(measured(prior=p), calibration()) for p in (0.1, 0.9))
+    low, high = (decide(measured(prior=p), calibration()) for p in (0.1, 0.9))
     assert (low.prior, high.prior) == (0.1, 0.9)
     assert low.gain.probability < high.gain.probability
 
@@ -101,7 +101,7 @@ def test_the_probability_is_that_of_the_gain_that_decides():
         evaluation=(*scores, control),
         comparisons=(row,),
     )
-    one, two = (judge(e, calibration()) for e in (evidence, both))
+    one, two = (decide(e, calibration()) for e in (evidence, both))
     assert two.gain == one.gain and two.gain.system == "uniform" and two.gain.form == "question"
 
 
@@ -140,7 +140,7 @@ def as_losses(scores):
     ids=["unknown", "natural", "of unknown size", "few items", "few clusters", "losses"],
 )
 def test_what_was_not_measured_has_no_probability(changes):
-    found = judge(measured(**changes), calibration())
+    found = decide(measured(**changes), calibration())
     assert found.probability is None and found.prior is None
     assert len(by_code(found, "outside-calibration")) == 1
     assert found.gain is None or found.gain.probability is None
@@ -152,23 +152,23 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
     own = {"where": "published models", "sets": 60, "auroc": None, "brier": 0.27}
     own = {**DOCUMENT["accuracy"]["small"], **own, "likely": 0, "wrong": None}
     both = calibration(accuracy={**DOCUMENT["accuracy"], "natural": own})
-    found = judge(measured(base=BaseShape("gemma2", 576)), both)
+    found = decide(measured(base=BaseShape("gemma2", 576)), both)
     (told,) = by_code(found, "probability-measured-on")
     assert "0.27" in told.message and "published models" in told.message
     assert "0.12" not in told.message and "AUROC" not in told.message
-    small = judge(measured(), both)
+    small = decide(measured(), both)
     assert small.gain.probability == found.gain.probability
     assert "0.12" in by_code(small, "probability-measured-on")[0].message
 
 
 def test_no_forecast_exceeds_what_the_best_single_leaves():
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.96), score("b", "adapter", 0.2))
-    found = judge(case(0.3, evaluation=scores), calibration())
+    found = decide(case(0.3, evaluation=scores), calibration())
     assert found.forecast.gain == pytest.approx(0.04)
     assert found.forecast.ci95 == pytest.approx((0.04, 0.04))
-    assert judge(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
+    assert decide(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
     losses = case(0.3, evaluation=as_losses(scores))
-    assert judge(losses, calibration()).forecast.gain == 0.3
+    assert decide(losses, calibration()).forecast.gain == 0.3
 
 
 def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
@@ -179,7 +179,7 @@ def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
     )
     kept = (Retention("t", 0.9, (0.8, 1.0)), Retention("u", 0.4, (0.2, 0.6)))
     one = forecast(0.2, "sum", retentions=kept)
-    found = judge(case(evaluation=rows, tasks=2, forecasts=(one,)), calibration())
+    found = decide(case(evaluation=rows, tasks=2, forecasts=(one,)), calibration())
     told = by_code(found, "forecast-retention")
     assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
     assert found.forecast.gain == 0.2 and found.probability is None
@@ -212,13 +212,13 @@ def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
             [stats.norm.cdf(0.1 * z), stats.norm.cdf(-0.2 * z)],
         ),
     ]:
-        found = judge(kept_of(first, second), known)
+        found = decide(kept_of(first, second), known)
         (told,) = by_code(found, "probability-measured-on")
         assert told.value == pytest.approx(alone * math.prod(chances), rel=1e-6)
         assert "0.33" in told.message and "two skills" in told.message
         assert found.gain.probability == told.value
     wide = Rounds(1, 2, 30, 100, 0.999)  # the intervals of an early look are wider
-    early = judge(kept_of((1.0, (0.9, 1.1)), (0.9, (0.8, 1.0)), rounds=wide), known)
+    early = decide(kept_of((1.0, (0.9, 1.1)), (0.9, (0.8, 1.0)), rounds=wide), known)
     chances = stats.norm.cdf(stats.norm.ppf(0.9995) * np.array([2.0, 1.0]))
     assert early.gain.probability == pytest.approx(alone * math.prod(chances), rel=1e-6)
 
@@ -231,39 +231,39 @@ def test_several_tasks_have_no_probability_where_none_was_measured():
         (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1)), base=BaseShape("llama", 576)), own),
         (kept_of((1.0, (0.9, 1.1)), unknown), own),
     ):
-        found = judge(evidence, known)
+        found = decide(evidence, known)
         assert found.probability is None and found.gain.probability is None
         assert len(by_code(found, "outside-calibration")) == 1
 
 
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
-    (told,) = by_code(judge(case(), calibration()), "measured-elsewhere")
+    (told,) = by_code(decide(case(), calibration()), "measured-elsewhere")
     assert told.value == pytest.approx(0.3) and "20 adapter sets" in told.message
     one = [{**DOCUMENT["classes"][0], "bases": 1}]
-    (single,) = by_code(judge(case(), calibration(classes=one)), "measured-elsewhere")
+    (single,) = by_code(decide(case(), calibration(classes=one)), "measured-elsewhere")
     assert "on 1 small base," in single.message
-    (wide,) = by_code(judge(case(margin=0.25), calibration()), "measured-elsewhere")
+    (wide,) = by_code(decide(case(margin=0.25), calibration()), "measured-elsewhere")
     assert wide.value == pytest.approx(0.1)
     for other in ({"base": BaseShape("llama", 576)}, {"base": None}):
-        assert not by_code(judge(case(**other), calibration()), "measured-elsewhere")
+        assert not by_code(decide(case(**other), calibration()), "measured-elsewhere")
     ceiling = (score("base", "base", 0.99), score("a", "adapter", 1.0), score("b", "adapter", 1.0))
     ceiling = tuple(dataclasses.replace(s, ci95=(0.97, 1.0)) for s in ceiling)
-    decided = judge(case(evaluation=ceiling), calibration())
+    decided = decide(case(evaluation=ceiling), calibration())
     assert decided.decision == "unlikely" and not by_code(decided, "measured-elsewhere")
     few = [{**DOCUMENT["classes"][0], "sets": 9}]
-    assert not by_code(judge(case(), calibration(classes=few)), "measured-elsewhere")
+    assert not by_code(decide(case(), calibration(classes=few)), "measured-elsewhere")
 
 
 @pytest.mark.parametrize("level", ["weights", "probes"])
 def test_without_a_task_nothing_is_said_of_probabilities(level):
-    found = judge(case(level=level), calibration())
+    found = decide(case(level=level), calibration())
     assert found.probability is None and found.forecast is None
     assert not {"forecast", "outside-calibration"} & {r.code for r in found.reasons}
 
 
 @pytest.mark.parametrize("gain", [0.2, -0.2])
 def test_the_answer_shows_the_probability_once(gain):
-    verdict = judge(measured(gain), calibration())
+    verdict = decide(measured(gain), calibration())
     audit = Audit(
         "inspect", Provenance("0", "2", ()), evaluation=measured().evaluation, verdict=verdict
     )

@@ -19,7 +19,7 @@ from scipy import integrate, stats
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.verdict import read_calibration
-from loraprobe.verdict.calibration import LEAST, shipped
+from loraprobe.verdict.probability import LEAST, shipped
 
 GIVEN = DOCUMENT["coefficients"]
 NOBODY = 1e6  # the standard error of a gain that nobody measured

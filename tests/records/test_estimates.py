@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loraprobe.evaluation.statistics import estimate
-from loraprobe.sample_size import Z95, items_needed
+from loraprobe.records.estimates import Z95, items_needed
 
 MARGIN, RUNS = 0.05, 400
 

@@ -1,0 +1,365 @@
+"""The rules that decide, from the weakest evidence to the strongest.
+
+- *Structure.* An error of compatibility decides alone: `incompatible`.
+- *Weights and probes* decide nothing.
+- *Base and single adapters* on the task decide `unlikely` in three cases. `nothing-to-gain`: the
+  base or one adapter is so good that no composition can gain the margin (its lower bound lies above
+  1 - margin). `hop-unknown-to-all`: some hop is unknown to every adapter and to the base, and none
+  of them answers the composed question (arXiv 2411.16353, 2506.13479). `disjoint-hops`: every hop
+  is known to one adapter of its own and unknown to all others and to the base, and none of them
+  answers the composed question: two one-hop adapters over unfamiliar entities do not compose
+  (arXiv 2506.13479). They never give `likely`: whether the pieces compose has to be measured.
+- *Compositions.* One is `likely` if the interval of its gain lies above the margin, it beats the
+  controls, it retains every skill and FEWEST_ITEMS were asked; it is `unlikely` if one of the first
+  three is shown to fail. The decision is about merges and routers, and about the form of the
+  question with the better outcome; of equal outcomes about the one with the larger gain, the plain
+  question on a tie. Where the intervals leave it open, what base and single adapters decide holds,
+  unless a composition measured a gain above the margin.
+- *A chain* composes no weights: it never makes a decision `likely`. Where no composition measured a
+  gain above the margin, a chain that is shown to be better than everything else by more than the
+  margin makes it `unlikely`: whether a composition gains a little is no question any more.
+
+A first round of compositions on a few items is decided by the same rules. Forecast and probability
+never change a decision.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
+from loraprobe.formatting import count, listing
+from loraprobe.records import BASELINES, DecisiveGain, EvidenceLevel, Reason, Verdict
+from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict import reasons
+from loraprobe.verdict.advice import (
+    action_of,
+    advise,
+    answers,
+    best_option,
+    difference,
+    option,
+    options,
+    options_alone,
+)
+from loraprobe.verdict.evidence import (
+    COMPOSITIONS,
+    WEAKEST_FIRST,
+    Candidate,
+    Evidence,
+    held_at_most,
+    is_known,
+    is_unknown,
+)
+from loraprobe.verdict.probability import (
+    Calibration,
+    share_above,
+    shipped,
+    with_forecast,
+    with_probability,
+)
+from loraprobe.verdict.reasons import DECISION, reason_of
+
+# What compositions of others gained, which is all that is known before a question is asked.
+ELSEWHERE = reason_of(
+    "measured-elsewhere",
+    0.19,
+    source="computed from the data of arXiv 2602.12323: LoraHub, weights searched on 100 examples, "
+    "46 tasks",
+    sets="603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 %",
+    margin=MARGIN,
+    over=" over base and singles (arXiv 2602.12323)",
+)
+# Why a level decides nothing, the cheapest evidence that may, and why it is the cheapest.
+OPEN: dict[EvidenceLevel, tuple[str, str, str]] = {
+    "weights": (
+        "weights-do-not-decide",
+        "--probe auto asks the base without a task file",
+        "cost: no composition is built or scored",
+    ),
+    "probes": (
+        "probes-do-not-decide",
+        "a task file with questions that need both adapters",
+        "a verdict needs a question with a known answer",
+    ),
+    "base": (
+        "base-does-not-decide",
+        "merge-and-eval scores the compositions themselves",
+        "coverage cannot see whether known pieces compose",
+    ),
+}
+
+
+def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
+    """Whether composing works, the evidence for that, the reasons, and what to do.
+
+    calibration: gives the probability; None for the one that ships with the package. The reasons
+    that decide come first, then those that limit the decision, then the others.
+    """
+    if not evidence.compatibility.compatible:
+        errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
+        told = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
+        conflicts = tuple(reason_of("structural-conflict", issue=text) for text in told)
+        return Verdict("incompatible", "weights", conflicts, action="fix")
+    known, level = calibration or shipped(), evidence.rests_on
+    if level in ("pilot", "evaluation"):
+        verdict = decide_compositions(evidence)
+        verdict = verdict if level == "evaluation" else _of_first_round(verdict, evidence)
+    elif evidence.level == "evaluation":
+        verdict = _decide_without_compositions(evidence)
+    else:
+        verdict = _decide_baselines(evidence) if level == "base" else _undecided(level)
+    verdict = with_probability(with_forecast(verdict, evidence), evidence, known)
+    others = itertools.chain(
+        reasons.about_hops(evidence),
+        reasons.about_familiarity(evidence),
+        reasons.about_weights(evidence),
+        reasons.about_items(evidence, verdict),
+        _about_measured_sets(evidence, verdict, known),
+        reasons.about_choice(evidence.choice),
+    )
+    severities = ["decisive", "warning", "info"]
+    found = sorted(
+        [*verdict.reasons, *others],
+        key=lambda one: (severities.index(one.severity), reasons.effect(one.code)),
+    )
+    return replace(verdict, reasons=tuple(found), margin=evidence.margin)
+
+
+# ---- before compositions are asked ---------------------------------------------------------------
+
+
+def _undecided(level: EvidenceLevel) -> Verdict:
+    """Inconclusive at this level, with the cheapest next evidence."""
+    code, what, source = OPEN[level]
+    found = [reason_of(code), reason_of("next-evidence", source=source, what=what)]
+    return Verdict("inconclusive", level, (*found, *([] if level == "base" else [ELSEWHERE])))
+
+
+def _decide_baselines(evidence: Evidence) -> Verdict:
+    """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
+    found = at_ceiling(evidence)
+    asked = [s for s in evidence.evaluation if s.kind in BASELINES and s.part == "question"]
+    if found is None and asked and not evidence.losses and all(map(is_unknown, asked)):
+        found = _hop_unknown(evidence) or _disjoint(evidence)
+    return found or _undecided("base")
+
+
+def at_ceiling(evidence: Evidence) -> Verdict | None:
+    """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
+    if evidence.losses:
+        return None  # a loss has no ceiling
+    ceiling = 1 - evidence.margin
+    lows = {
+        one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
+        for one in options(evidence, BASELINES)
+    }
+    best = best_option(evidence, [one for one, low in lows.items() if low > ceiling])
+    if best is None:
+        return None
+    who, margin = fmt.who(best.system), evidence.margin
+    reason = reason_of("nothing-to-gain", lows[best], ceiling, who=who, best=best, margin=margin)
+    return Verdict("unlikely", "base", (reason,), None, action_of(best))
+
+
+def _hop_unknown(evidence: Evidence) -> Verdict | None:
+    """`unlikely` if a hop is unknown to all."""
+    for hop, systems in evidence.hops.items():
+        scores = systems.values()
+        if "base" in systems and len(systems) > 1 and all(map(is_unknown, scores)):
+            high = max(map(held_at_most, scores))
+            reason = reason_of("hop-unknown-to-all", high, UNKNOWN, hop=hop)
+            return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
+    return None
+
+
+def _disjoint(evidence: Evidence) -> Verdict | None:
+    """`unlikely` if each hop is known to an adapter of its own and to nobody else."""
+    hops = evidence.hops
+    if len(hops) < 2:
+        return None
+    owners = list[str]()
+    for systems in hops.values():
+        if "base" not in systems or not is_unknown(systems["base"]):
+            return None
+        if not all(is_known(score) or is_unknown(score) for score in systems.values()):
+            return None
+        knowers = {evidence.same_as(name) for name, score in systems.items() if is_known(score)}
+        if len(knowers) != 1 or knowers & {*owners}:
+            return None
+        owners += knowers
+    spread = ", ".join(f"hop {k} only to {name}" for k, name in zip(hops, owners, strict=True))
+    worst = max(held_at_most(systems["base"]) for systems in hops.values())
+    reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
+    return Verdict("unlikely", "base", (reason,), None, "chain")
+
+
+def _about_measured_sets(
+    evidence: Evidence, verdict: Verdict, calibration: Calibration
+) -> Iterator[Reason]:
+    """What adapter sets on such a base and kind of task gained, where little was measured here.
+
+    Weights and probes know no task; they have ELSEWHERE.
+    """
+    if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
+        return
+    found = calibration.reference_class(evidence.base, evidence.kind_of_task)
+    if found is None or found.sets < FEWEST_SETS:
+        return
+    share = share_above(found.gained, evidence.margin)
+    bases = count(found.bases, f"{found.base} base")
+    yield reason_of(
+        "measured-elsewhere",
+        share,
+        evidence.margin,
+        source="the sets that loraprobe lab calibrate measured (examples/calibration)",
+        sets=f"{found.sets} adapter sets for {found} on {bases}, {share:.0%} had a "
+        "composition that",
+        margin=evidence.margin,
+        over=" in the mean" if found.tasks > 1 else "",
+    )
+
+
+def _decide_without_compositions(evidence: Evidence) -> Verdict:
+    """The verdict where no merge and no router was asked: on the base, the adapters and a chain.
+
+    The decision stays about merges and routers: `unlikely` where the base and the adapters show
+    that none can gain, else `inconclusive`. The action is the best of what was asked, a chain where
+    it is shown to gain. A second decisive reason says what of that is open.
+    """
+    known, chain, gain = _decide_baselines(evidence), chain_candidate(evidence), None
+    found, action, outcome = list(known.reasons), known.action, "unlikely"
+    if known.decision != "unlikely":
+        found = [reason_of("compositions-not-asked", decisive=True)]
+    if chain is not None:
+        gain, outcome = _decisive_gain(chain), chain.gain.outcome
+        found.append(reasons.about_chain(chain, None, outcome == "open"))
+        if chain.enough == "open":
+            outcome = "open"
+            few = reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True)
+            found.append(few)
+    if outcome == "likely":
+        action = "chain"
+    elif known.decision != "unlikely" or (action == "chain" and chain is not None):
+        best = best_option(evidence, options_alone(evidence))
+        shown = best is not None and answers(evidence, best)
+        action = action_of(best) if best and shown else "gather-evidence"
+    system = None if gain is None else gain.system
+    return Verdict(known.decision, "base", tuple(found), system, action, gain=gain)
+
+
+# ---- compositions --------------------------------------------------------------------------------
+
+
+def decide_compositions(evidence: Evidence) -> Verdict:
+    """The verdict on scored compositions, without the reasons of weights and coverage."""
+    plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
+    if not plain and not steps:
+        return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
+    form = _decisive_form(evidence, plain, steps)
+    other = steps if form is plain else plain
+    decision = DECISION[form[0].outcome]
+    # No method was tested where every composition lost too much to its rank.
+    compressed = decision == "unlikely" and all(one.lossy for one in form)
+    decision = "inconclusive" if compressed else decision
+    known, composed = _decide_baselines(evidence), (*plain, *steps)
+    chain, gained = chain_candidate(evidence), form[0].gain.value > evidence.margin
+    by_base = decision == "inconclusive" and known.decision == "unlikely" and not gained
+    by_chain = decision == "inconclusive" and not by_base and chain_outdoes(evidence, composed)
+    decision = "unlikely" if by_base or by_chain else decision
+    advice = advise(evidence, composed, form[0], decision, by_chain)
+    best = advice.uses if advice.uses and advice.uses.outcome == form[0].outcome else form[0]
+    found = [*known.reasons] if by_base else []
+    found += [reasons.about_chain(chain, best, by_chain)] if chain else []
+    found += reasons.about_candidate(best, decision, evidence.retention)
+    found += [reasons.about_other_form(other[0])] if other else []
+    found += [reasons.about_compression(one, compressed) for one in form if one.lossy]
+    found += advice.reasons
+    if known.decision == "unlikely" and decision == "inconclusive":
+        found += [replace(reason, severity="info") for reason in known.reasons]
+    system, gain = advice.uses.system if advice.uses else best.system, _decisive_gain(best)
+    return Verdict(decision, "evaluation", tuple(found), system, advice.action, gain=gain)
+
+
+def _of_first_round(found: Verdict, evidence: Evidence) -> Verdict:
+    """A verdict on scored compositions, as that of a first round on a few items."""
+    # Controls are asked only where a composition gains: elsewhere nothing depends on them.
+    kept = [r for r in found.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
+    systems = evidence.systems(COMPOSITIONS)
+    items = max(row.n for row in evidence.evaluation if row.system in systems)
+    asked = count(items, "item") + (" of each task" if evidence.several else "")
+    kept.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
+    if found.decision == "inconclusive":
+        kept += [r for r in _undecided("base").reasons if r.code == "next-evidence"]
+    return replace(found, evidence="pilot", reasons=tuple(kept))
+
+
+def candidates(
+    evidence: Evidence, part: str, kinds: Iterable[str] = COMPOSITIONS
+) -> tuple[Candidate, ...]:
+    """All systems of these kinds on one part, the most promising first.
+
+    They are sorted by outcome, gain, kind (merges before routers) and name. Of several that are
+    `likely` the first is the best option (`advice`).
+    """
+    found = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
+    ordered = sorted(
+        (c for c in found if c is not None),
+        key=lambda c: (
+            -WEAKEST_FIRST.index(c.outcome),
+            -round(c.gain.value, 9),
+            c.kind,
+            c.system,
+        ),
+    )
+    likely = [option(evidence, c.system, part) for c in ordered if c.outcome == "likely"]
+    best = best_option(evidence, [one for one in likely if one is not None])
+    first = best.system if best is not None else None
+    return tuple(sorted(ordered, key=lambda c: c.system != first))
+
+
+def _decisive_form(
+    evidence: Evidence, plain: tuple[Candidate, ...], steps: tuple[Candidate, ...]
+) -> tuple[Candidate, ...]:
+    """The form that the decision is about: the one with the better outcome, then the larger gain.
+
+    Where both are `likely` it is the form of the better option (`advice`). Else a gain step by
+    step has to be larger than a plain one by more than a tie.
+    """
+    if not (plain and steps):
+        return plain or steps
+    first, second = plain[0], steps[0]
+    if first.outcome != second.outcome:
+        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
+    if first.outcome == "likely":
+        found = [option(evidence, one.system, one.part) for one in (first, second)]
+        best = best_option(evidence, filter(None, found))
+        return steps if best is not None and best.part == "steps" else plain
+    return steps if second.gain.value > first.gain.value + evidence.tie else plain
+
+
+def chain_candidate(evidence: Evidence) -> Candidate | None:
+    """The chain's gain over the best of base and single adapters on the plain question."""
+    return next(iter(candidates(evidence, "question", ("chain",))), None)
+
+
+def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
+    """Whether a chain is shown to be better than every other option by more than the margin.
+
+    False if some composition measured a gain above the margin, or too few items were asked.
+    """
+    composed, one = list(composed), option(evidence, "chain", "question")
+    if one is None or not composed or any(c.gain.value > evidence.margin for c in composed):
+        return False
+    others = [*options_alone(evidence), *(option(evidence, c.system, c.part) for c in composed)]
+    return composed[0].enough == "likely" and all(
+        difference(evidence, one, other, adjusted=True).low > evidence.margin
+        for other in filter(None, others)
+    )
+
+
+def _decisive_gain(best: Candidate) -> DecisiveGain:
+    own = best.gain
+    return DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)

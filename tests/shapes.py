@@ -20,8 +20,6 @@ from beartype import BeartypeConf, beartype
 
 CHECKED = (
     "loraprobe.lora.lowrank",
-    "loraprobe.lora.gram_batches",
-    "loraprobe.lora.gram_products",
     "loraprobe.lora.grams",
     "loraprobe.lora.spaces",
     "loraprobe.merging",

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 from making import random_update
 
-from loraprobe.lora.gram_batches import gram_matrices
-from loraprobe.lora.grams import own_blocks
+from loraprobe.lora.grams import gram_matrices, own_blocks
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import Stacked
 from loraprobe.merging import METHODS

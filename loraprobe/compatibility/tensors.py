@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Float64
@@ -12,30 +11,15 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, extreme_norm, natural
 from loraprobe.findings import finding
 from loraprobe.formatting import count
-from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora.grams import GramMatrices, gram_matrices
 from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue
-
-
-class ModuleProducts(Protocol):
-    """A batch of m modules of n adapters, as `GramMatrices` and `diagnostics.Plan` give it."""
-
-    @property
-    def paths(self) -> tuple[str, ...]: ...
-    @property
-    def present(self) -> Tensor: ...
-    @property
-    def finite(self) -> Tensor: ...
-    @property
-    def inner(self) -> Tensor: ...
-    @property
-    def square(self) -> Tensor: ...
 
 
 class TensorChecks:
     """Collects statistics of the tensors, one batch of modules at a time.
 
-    `take` observes the batches of `diagnostics.Plan`, which reads the factors anyway.
+    `take` observes the batches of `diagnostics.diagnose`, which reads the factors anyway.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
@@ -45,7 +29,7 @@ class TensorChecks:
         self.inner: Float64[Tensor, "n n"] = torch.zeros(n, n, dtype=torch.float64)
         self.largest = [(0.0, "")] * n  # norm of a module's delta, its path
 
-    def take(self, joint: ModuleProducts) -> None:
+    def take(self, joint: GramMatrices) -> None:
         """Adds one batch of modules."""
         self.inner += joint.inner.sum(0)
         zero = joint.present & joint.finite & (joint.square == 0)

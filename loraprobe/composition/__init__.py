@@ -12,10 +12,10 @@ space, so no tensor of shape (tokens, experts, out) is formed. Constant gates ar
 beforehand.
 
 There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
-bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
-*parameter* experts (stacked parameters of MoE layers) have a file each in `experts`; token routers
-refuse the last two. Token routers use the stored s B A of a scaled expert without its scale, so
-that they route in the same way on every base.
+bias b of lora_B adds g * s * b. *Scaled* experts (DoRA) have the file `scaled`, *full* experts
+(whole parameters) and *parameter* experts (stacked parameters of MoE layers) the file
+`parameters`; token routers refuse the last two. Token routers use the stored s B A of a scaled
+expert without its scale, so that they route in the same way on every base.
 
 The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
 and the result is cast to the dtype of the layer's output. A float64 model uses float64.
@@ -27,7 +27,12 @@ the same, because their positions are not tokens. A tied embedding is adapted on
 and not as the head, as in peft's forward pass (peft's merged model changes both).
 """
 
-from loraprobe.composition.composition import Composition, composed, prepared, watched
-from loraprobe.composition.experts.scaled import change_norm
+from loraprobe.composition.composition import (
+    Composition,
+    aligned_to,
+    composed,
+    prepared,
+    watched,
+)
 from loraprobe.composition.router import Router, RowGates, Rows, TokenGates
-from loraprobe.composition.targets import aligned_to
+from loraprobe.composition.scaled import change_norm

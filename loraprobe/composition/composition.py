@@ -1,21 +1,27 @@
-"""A composition: experts and a router, and how they are put into a model and taken out again."""
+"""A composition: experts and a router, and how they are put into a model and taken out again.
+
+Experts are fitted to the model first: fused layouts are converted, and kind and shape of all
+targets are checked.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter
-from loraprobe.adapters.fused import may_be_fused
-from loraprobe.composition.experts.full import replaced
-from loraprobe.composition.experts.parameters import added_to_parameters, checked_places
+from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
+from loraprobe.adapters.experts import without_experts
+from loraprobe.adapters.fused import may_be_fused, one_layout
+from loraprobe.base import ModuleNames
+from loraprobe.base.naming import named_like
 from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import (
     ComposedLayer,
@@ -24,16 +30,23 @@ from loraprobe.composition.layers import (
     input_of,
     layer_hook,
 )
+from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
 from loraprobe.composition.router import Router
-from loraprobe.composition.targets import aligned_to, check_model, checked_targets
 from loraprobe.composition.weights import device_of, fingerprint
-from loraprobe.errors import UsageError
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 
 PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
 
+# What is known of each live model: whether it carries a composition, compositions on its layout,
+# and adapters whose copies of base weights are its own.
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_ALIGNED: Any = weakref.WeakKeyDictionary()  # model -> composition -> composition
+_SAME_COPY: Any = weakref.WeakKeyDictionary()  # model -> set of adapters
+_PREPARED: Any = weakref.WeakKeyDictionary()  # composition -> dtype -> (base weights, layers)
+
+InputObserver = Callable[[str, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -111,40 +124,27 @@ def composed(
     composition = on_layout_of(model, composition)
     targets = checked_targets(model, composition.experts)
     parameters = checked_places(model, composition.experts, composition.router)
-    dtype = _dtype([*targets.values(), *(place.module for place in parameters.values())])
-    layers = prepared(composition, dtype, model)
+    changed = [*targets.values(), *(place.module for place in parameters.values())]
+    weights = [weight for module in changed for weight in module.parameters(recurse=False)]
+    # peft, too, converts 16-bit factors to float32.
+    double = any(weight.dtype is torch.float64 for weight in weights)
+    layers = prepared(composition, torch.float64 if double else torch.float32, model)
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)
-        experts = {p.path: LowRank(p.A, p.B) for p in layers if p.kind == "expert"}
-        undo.enter_context(added_to_parameters(parameters, experts))
+        stacked = {p.path: LowRank(p.A, p.B) for p in layers if p.kind == "expert"}
+        undo.enter_context(added_to_parameters(parameters, stacked))
         others = [layer for layer in layers if layer.kind != "expert"]
-        _enter(model, composition, others, targets, observe, undo)
+        for layer in others:
+            module = targets[layer.path]
+            hook = layer_hook(replace(layer.to(device_of(module)), observe=observe), module)
+            undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        if any(getattr(layer.gates, "shared", False) for layer in others):
+            undo.enter_context(following_passes(model))
+        # Last, because scaled experts need a layer's own output without other changes.
+        scaled = frozenset(layer.path for layer in others if layer.ratio is not None)
+        undo.enter_context(replaced(model, composition.experts, composition.router, scaled))
         yield model
-
-
-def _enter(
-    model: nn.Module,
-    composition: Composition,
-    layers: Iterable[ComposedLayer],
-    targets: dict[str, nn.Module],
-    observe: GateObserver | None,
-    undo: contextlib.ExitStack,
-) -> None:
-    """Adds the layers' hooks and replaces whole parameters until `undo` closes."""
-    for layer in layers:
-        module = targets[layer.path]
-        here = replace(layer.to(device_of(module)), observe=observe)
-        hook = layer_hook(here, module)
-        undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-    if any(getattr(layer.gates, "shared", False) for layer in layers):
-        undo.enter_context(following_passes(model))
-    # Last, because scaled experts need a layer's own output without other changes.
-    scaled = frozenset(layer.path for layer in layers if layer.ratio is not None)
-    undo.enter_context(replaced(model, composition.experts, composition.router, scaled))
-
-
-InputObserver = Callable[[str, Tensor, Tensor], None]
 
 
 @contextlib.contextmanager
@@ -168,17 +168,6 @@ def watched(
         yield model
 
 
-def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:
-    """float64 for a float64 model, else float32, to which peft also converts 16-bit factors."""
-    weights = (weight for module in modules for weight in module.parameters(recurse=False))
-    doubles = any(weight.dtype is torch.float64 for weight in weights)
-    return torch.float64 if doubles else torch.float32
-
-
-_Known = weakref.WeakKeyDictionary[Composition, Composition]
-_ALIGNED: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
-
-
 def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     """The composition; its experts are converted if the model lacks some of their layers."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -188,11 +177,8 @@ def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     if composition not in known:  # kept, so that its layers are prepared only once
         experts = tuple(aligned_to(model, composition.experts))
         known[composition] = replace(composition, experts=experts)
-    return known[composition]
-
-
-_Prepared = dict[torch.dtype, tuple[Any, tuple[ComposedLayer, ...]]]
-_PREPARED: weakref.WeakKeyDictionary[Composition, _Prepared] = weakref.WeakKeyDictionary()
+    aligned: Composition = known[composition]
+    return aligned
 
 
 def prepared(
@@ -202,8 +188,13 @@ def prepared(
 
     model: the base, whose weights scaled experts need; other layers do not depend on it.
     """
+    known: dict[torch.dtype, tuple[Any, tuple[ComposedLayer, ...]]]
     known = _PREPARED.setdefault(composition, {})
-    mark = _weights_that_count(composition, model)
+    scaled = [p for p in composition.paths if any(p in e.magnitudes for e in composition.experts)]
+    mark: Any = None  # of the base weights on which layers depend
+    if scaled and model is not None:
+        marks = tuple(fingerprint(model.get_submodule(path)) for path in scaled)
+        mark = weakref.ref(model), marks
     if dtype not in known or known[dtype][0] != mark:
         known.pop(dtype, None)  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
@@ -212,28 +203,190 @@ def prepared(
                 for path in composition.paths
             )
             known[dtype] = mark, tuple(layer for layer in made if layer is not None)
-        _forget_oldest(keep=composition)
+        sizes = {
+            other: sum(layer.nbytes for _, layers in kept.values() for layer in layers)
+            for other, kept in list(_PREPARED.items())
+        }
+        total = sum(sizes.values())
+        for other, size in sizes.items():  # the oldest first
+            if total > PREPARED_BYTES and other != composition:
+                del _PREPARED[other]
+                total -= size
     return known[dtype][1]
 
 
-def _weights_that_count(composition: Composition, model: nn.Module | None) -> Any:
-    """Fingerprints of the base weights on which layers depend; None if there are none."""
-    scaled = [p for p in composition.paths if any(p in e.magnitudes for e in composition.experts)]
-    if not scaled or model is None:
-        return None
-    marks = tuple(fingerprint(model.get_submodule(path)) for path in scaled)
-    return weakref.ref(model), marks
+# Fitting experts to a model.
 
 
-def _forget_oldest(keep: Composition) -> None:
-    sizes = {
-        composition: sum(layer.nbytes for _, layers in known.values() for layer in layers)
-        for composition, known in list(_PREPARED.items())
+def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The adapters with the model's names of modules, and layers split or joined as it has them.
+
+    The conversion is exact and is noted among an adapter's issues. Layers that cannot be converted
+    stay as they are.
+    """
+    config = getattr(model, "config", None)
+    paths = [path for path, _ in model.named_modules()]
+
+    def names() -> ModuleNames | None:
+        try:
+            return ModuleNames(config)
+        except Exception:  # transformers may raise anything for what it does not know
+            return None
+
+    adapters = named_like(paths, adapters, names)
+    shapes = {
+        path: (int(module.out_features), int(module.in_features))
+        for path, module in model.named_modules()
+        if hasattr(module, "out_features") and hasattr(module, "in_features")
     }
-    total = sum(sizes.values())
-    for composition, size in sizes.items():
-        if total <= PREPARED_BYTES:
-            return
-        if composition != keep:
-            del _PREPARED[composition]
-            total -= size
+    return one_layout(adapters, shapes, config.to_dict() if config is not None else None)[0]
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises CompatibilityError for a model that carries peft adapters or is compiled."""
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise CompatibilityError(
+            "The model already carries peft adapters; pass the plain base model (unload() or "
+            "delete_adapter() gives it back)."
+        )
+    if any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    ):
+        raise CompatibilityError(
+            "The model is compiled, and compiled code would skip the adapters; pass the model "
+            "as it was before torch.compile."
+        )
+
+
+def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
+    """The layers that the experts adapt, by path, after all checks of experts and modules.
+
+    Parameters are left out (`checked_places`).
+    """
+    _check_extras(model, experts)
+    layers = dict.fromkeys(path for expert in experts for path in without_experts(expert.layout))
+    return {path: _target(model, experts, path) for path in layers}
+
+
+def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:
+    """The module at a path, after checking its kind and shape against every expert there."""
+    present = [expert for expert in experts if path in expert.modules]
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise CompatibilityError(
+            f"Adapter {present[0].name} adapts {path}, which the model does not have"
+            f"{_nearest(model, path)}."
+        ) from None
+    if hasattr(module, "base_layer"):
+        raise CompatibilityError(
+            f"Module {path} already carries a peft adapter; pass the plain base model."
+        )
+    kind, shape = _geometry(module)
+    kernel = tuple(getattr(module, "kernel_size", ()))
+    plain = {"groups": 1, "dilation": (1,) * len(kernel), "padding_mode": "zeros"}
+    for option, value in plain.items() if kind == "convolution" else ():
+        if getattr(module, option) != value:
+            raise UnsupportedAdapter(
+                f"Adapter {present[0].name} changes {path}, a convolution with {option} other than "
+                f"{value!r}, which peft's factors do not support; use an adapter that leaves it "
+                "out."
+            )
+    for expert in present:
+        name, info = expert.name, expert.modules.info(path)
+        if kind != ("linear" if info.kind == "conv1d" else info.kind):
+            article = "an" if info.kind[0] in "aeiou" else "a"
+            raise CompatibilityError(
+                f"Adapter {name} treats {path} as {article} {info.kind} layer, but in the model "
+                f"it is a {type(module).__name__}."
+            )
+        if info.kernel and info.kernel != kernel:
+            raise CompatibilityError(
+                f"Adapter {name} fits {path} with a kernel of {list(info.kernel)}, but the model's "
+                f"has {list(kernel)}; it was trained on another base model."
+            )
+        if shape != (info.in_features, info.out_features):
+            raise CompatibilityError(
+                f"Adapter {name} fits {path} with {info.in_features} inputs and "
+                f"{info.out_features} outputs, but the model's has {shape[0]} and {shape[1]}; "
+                "it was trained on another base model or vocabulary."
+            )
+    return module
+
+
+def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
+    """Kind and (in, out) of a layer; kind None if a composition does not support it.
+
+    A Conv1D is "linear": both store the same map in two orientations.
+    """
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None, (0, 0)  # torch's attention reads its weight and never calls it
+    names: tuple[tuple[LayerKind, str, str], ...] = (
+        ("embedding", "num_embeddings", "embedding_dim"),
+        ("linear", "in_features", "out_features"),
+        ("linear", "infeatures", "outfeatures"),
+    )
+    for kind, inputs, outputs in names:
+        if hasattr(module, inputs) and hasattr(module, outputs):
+            return kind, (int(getattr(module, inputs)), int(getattr(module, outputs)))
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        columns = module.in_channels // module.groups * math.prod(module.kernel_size)
+        return "convolution", (columns, module.out_channels)
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        return "linear", (module.weight.shape[0], module.weight.shape[1])
+    return None, (0, 0)
+
+
+def _nearest(model: nn.Module, path: str) -> str:
+    """A hint that names the module whose path shares the longest ending; "" if none does."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        for start in (parts[-length:], parts[:length]):
+            ending = ".".join(start)
+            for name, _ in model.named_modules():
+                if name.endswith("." + ending) or name == ending:
+                    return f" (the nearest it has is {name})"
+    return ""
+
+
+def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
+    """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
+    for expert in experts:
+        if not expert.modules and not expert.has_more_than_factors:
+            raise UnsupportedAdapter(
+                f"Adapter {expert.name} holds no LoRA factors, so it would "
+                "silently be the base model."
+            )
+        lost = [e for e in expert.extras if not _kept(model, expert, e)]
+        if lost:
+            raise UnsupportedAdapter(
+                f"Adapter {expert.name} has tensors that a composition does not support and would "
+                f"ignore ({lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}); load it "
+                "with peft, or merge it into its base model there."
+            )
+
+
+def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
+    """Whether a composition supports a tensor that is not a factor."""
+    if extra.kind == "base_copy":
+        seen = _SAME_COPY.setdefault(model, weakref.WeakSet())
+        copies = (other for other in expert.extras if other.kind == "base_copy")
+        if expert not in seen and all(_is_copy(model, expert, other) for other in copies):
+            seen.add(expert)
+        return expert in seen
+    if extra.kind in ("dora_magnitude", "lora_bias"):
+        info = None if extra.module is None else expert.layout.get(extra.module)
+        return info is not None and math.prod(extra.shape) == info.out_features
+    return extra.kind in ("modules_to_save", "bias", "token_delta")
+
+
+def _is_copy(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
+    """Whether a base weight that peft saved with the adapter equals the model's."""
+    if expert.weights_file is None or extra.module is None:
+        return False
+    try:
+        weight = model.get_submodule(extra.module).get_parameter("weight").detach()
+    except AttributeError:
+        return False
+    return same_weight(copied_weight(expert, extra), weight)

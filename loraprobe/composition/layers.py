@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
-from loraprobe.composition.experts.scaled import scaled
 from loraprobe.composition.router import Router, TokenGates
+from loraprobe.composition.scaled import scaled
 from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank

@@ -24,7 +24,7 @@ TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Called before each pass with the mask [b, n] of tokens that count; None after a failed pass.
 MaskObserver = Callable[[Tensor | None], None]
 ReadTexts = Callable[[Sequence[str], MaskObserver], None]  # through a model, batch by batch
-Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
+ExpertPrompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Router(ABC):
         return False
 
     def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
+        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Router:
         """The same router with a state learned from prompts of each expert.
 

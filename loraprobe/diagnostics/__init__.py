@@ -3,5 +3,4 @@
 from __future__ import annotations
 
 from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, FigureKey
-from loraprobe.diagnostics._engine import Plan, diagnose, plan
-from loraprobe.diagnostics._figures import BatchStatistics
+from loraprobe.diagnostics._engine import diagnose

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
-from loraprobe.lora.gram_batches import Updates
-from loraprobe.lora.grams import GramMatrices, Side
+from loraprobe.lora.grams import GramMatrices, Side, Updates
 from loraprobe.registry import Registry
 
 Sums = Mapping[str, Tensor]

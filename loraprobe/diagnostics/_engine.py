@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,31 +16,21 @@ from loraprobe.diagnostics._diagnostic import (
     Diagnostic,
     FactorDiagnostic,
     FigureKey,
+    FigureValue,
     GramDiagnostic,
     Module,
     Statistics,
 )
-from loraprobe.diagnostics._figures import BatchStatistics, Named, figures_of
 from loraprobe.errors import UsageError
-from loraprobe.lora import gram_batches
-from loraprobe.lora.gram_batches import Updates
-from loraprobe.lora.grams import GramMatrices
+from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
 from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
 
-D = TypeVar("D", bound=Diagnostic)
+# Diagnostic and figure -> statistics, of each module of a batch or summed over modules.
+NamedSums = dict[tuple[str, FigureKey], dict[str, Tensor]]
 
 
-def diagnose(adapters: Sequence[Adapter], **chosen: Any) -> tuple[Measurement, ...]:
-    """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
-
-    chosen: which ones, as for `plan`, whose errors are raised.
-    """
-    made = plan(adapters, **chosen)
-    return made.measurements(made.observe(made.batches))
-
-
-def plan(
+def diagnose(
     adapters: Sequence[Adapter],
     *,
     per_module: bool = False,
@@ -49,20 +38,60 @@ def plan(
     only: Collection[str] | None = None,
     on_demand: Collection[str] = (),
     seed: int = 0,
-) -> Plan:
-    """The plan of `diagnose`, whose batches of modules may be observed by several processes.
+    observe: Callable[[GramMatrices], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Measurement, ...]:
+    """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
 
     only: the names of the diagnostics to run, instead of all. on_demand: names to add, also with
     options ("intruder_dimensions:k=5"). Diagnostics that need base weights run if `base` is given.
-    A module is reported for the adapters that adapt it, and for
-    the pairs of which both do. A figure that does not exist (0/0, a NaN in the file, shapes that
-    differ) has the value None.
+    A module is reported for the adapters that adapt it, and for the pairs of which both do. A
+    figure that does not exist (0/0, a NaN in the file, shapes that differ) has the value None.
+    observe: called with each batch of modules, so that `compatibility` does not have to read the
+    files again.
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
     chosen = choose(base is not None, only, on_demand)
-    chosen = [_with(d, seed=seed) for d in chosen if d.of != "pair" or adapters[1:]]
-    return Plan(adapters, chosen, base, per_module)
+    chosen = [_seeded(d, seed) for d in chosen if d.of != "pair" or adapters[1:]]
+    batches: dict[tuple[str, ...], NamedSums] = {}
+
+    def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
+        batches[grams.paths] = _statistics(chosen, grams, updates, base)
+
+    totals: NamedSums = {}
+    rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = {}
+    paths: list[str] = []
+    present: list[list[bool]] = []
+    for grams in gram_matrices(
+        [a.modules for a in adapters],
+        sorted({path for a in adapters for path in a.layout}, key=natural),
+        rank=max((a.rank_range[1] for a in adapters), default=0),
+        visitor=visit,
+        progress=None if progress is None else lambda done, all: progress("diagnose", done, all),
+    ):
+        if observe is not None:
+            observe(grams)
+        for named, sums in batches.pop(grams.paths).items():
+            total = totals.setdefault(named, {})
+            for s, values in sums.items():
+                total[s] = total.get(s, 0) + values.sum(0)
+            if per_module:
+                rows.setdefault(named, []).append(sums)
+        paths += grams.paths
+        present += grams.present.tolist()
+    found: list[Measurement] = []
+    by_name = {name_of(d): d for d in chosen}
+    for (name, key), sums in sorted(totals.items(), key=_order):
+        figure = by_name[name].figure(sums)
+        found += _measurements(by_name[name], key, figure, adapters)
+    for (name, key), parts in sorted(rows.items(), key=_order):
+        joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
+        figure = by_name[name].figure(joined)
+        for m, path in enumerate(paths):
+            one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+            found += _measurements(by_name[name], key, one, adapters, path, present[m])
+    return tuple(found)
 
 
 def choose(
@@ -85,113 +114,90 @@ def choose(
     return [found[name] for name in sorted(found)]
 
 
-def _with(diagnostic: D, **options: object) -> D:
-    """The diagnostic with the caller's `seed` in place of its default."""
-    given = {
-        f.name: options[f.name]
-        for f in dataclasses.fields(diagnostic)  # type: ignore[arg-type]
-        if f.name in options and getattr(diagnostic, f.name) == f.default
-    }
-    return dataclasses.replace(diagnostic, **given)  # type: ignore[type-var]
+def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
+    """The diagnostic with the caller's seed, if it has one at its default."""
+    for field in dataclasses.fields(diagnostic):  # type: ignore[arg-type]
+        if field.name == "seed" and getattr(diagnostic, "seed", None) == field.default:
+            return dataclasses.replace(diagnostic, seed=seed)  # type: ignore[type-var]
+    return diagnostic
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which diagnostics run on which adapters. Statistics are summed batch by batch, in order."""
+def _statistics(
+    diagnostics: Sequence[Diagnostic],
+    grams: GramMatrices,
+    updates: Sequence[Updates],
+    base: Base | None,
+) -> NamedSums:
+    """What all diagnostics observe of one batch of modules; called in several threads.
 
-    adapters: Sequence[Adapter]
-    diagnostics: Sequence[Diagnostic]
-    base: Base | None = None
-    per_module: bool = False
-
-    @property
-    def paths(self) -> list[str]:
-        """The modules of all adapters, in their order."""
-        return sorted({path for a in self.adapters for path in a.layout}, key=natural)
-
-    @property
-    def rank(self) -> int:
-        return max((a.rank_range[1] for a in self.adapters), default=0)
-
-    @property
-    def batches(self) -> list[tuple[str, ...]]:
-        """The modules of each batch: the smallest parts of the work."""
-        return gram_batches.batches_of([a.layout for a in self.adapters], self.paths, self.rank)
-
-    def observe(
-        self, batches: Sequence[Sequence[str]], progress: Progress | None = None
-    ) -> Iterator[BatchStatistics]:
-        """The statistics of batches of modules, from one pass over their factors."""
-        found: dict[tuple[str, ...], BatchStatistics] = {}
-
-        def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
-            found[grams.paths] = self._statistics(grams, self._observed(grams, updates))
-
-        report = None if progress is None else lambda done, all: progress("diagnose", done, all)
-        for grams in gram_batches.gram_matrices(
-            [a.modules for a in self.adapters],
-            rank=self.rank,
-            batches=batches,
-            visitor=visit,
-            progress=report,
-        ):
-            yield found.pop(grams.paths)
-
-    def _observed(self, grams: GramMatrices, updates: Sequence[Updates]) -> Named:
-        """What all diagnostics observe of one batch of modules; called in several threads."""
-        modules = [Module(*one, self.base) for one in zip(grams.paths, updates, strict=True)]
-        found: dict[tuple[str, FigureKey], Mapping[str, Tensor]] = {}
-        for diagnostic in self.diagnostics:
-            if isinstance(diagnostic, GramDiagnostic):
-                statistics = diagnostic.observe(grams)
-            elif isinstance(diagnostic, FactorDiagnostic):
-                statistics = _together([diagnostic.observe(module) for module in modules])
-            found |= {(name_of(diagnostic), key): sums for key, sums in statistics.items()}
-        return found
-
-    def _statistics(self, grams: GramMatrices, found: Named) -> BatchStatistics:
-        """The statistics with NaN for what is not finite, and for pairs of unequal shapes."""
-        fine = grams.finite
-        pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
-        known = {
-            key: {
+    NaN for what is not finite, and for pairs of unequal shapes.
+    """
+    modules = [Module(*one, base) for one in zip(grams.paths, updates, strict=True)]
+    fine = grams.finite
+    pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
+    found: NamedSums = {}
+    for diagnostic in diagnostics:
+        if isinstance(diagnostic, GramDiagnostic):
+            statistics: Statistics = diagnostic.observe(grams)
+        else:
+            assert isinstance(diagnostic, FactorDiagnostic)
+            each = [diagnostic.observe(module) for module in modules]
+            statistics = {
+                key: {name: torch.stack([one[key][name] for one in each]) for name in sums}
+                for key, sums in each[0].items()
+            }
+        for key, sums in statistics.items():
+            found[name_of(diagnostic), key] = {
                 s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
                 for s, values in sums.items()
             }
-            for key, sums in found.items()
-        }
-        return BatchStatistics(
-            grams.paths,
-            grams.present,
-            fine,
-            grams.inner,
-            {key: {s: v.sum(0) for s, v in sums.items()} for key, sums in known.items()},
-            known if self.per_module else {},
-        )
-
-    def measurements(
-        self,
-        batches: Iterable[BatchStatistics],
-        observers: Sequence[Callable[[BatchStatistics], None]] = (),
-    ) -> tuple[Measurement, ...]:
-        """The figures of whole adapters, then of modules; diagnostics in the order of their names.
-
-        batches: the statistics of all batches, in their order. observers: called with each, so that
-        `compatibility` does not have to read the files again.
-        """
-
-        def seen() -> Iterator[BatchStatistics]:
-            for batch in batches:
-                for observer in observers:
-                    observer(batch)
-                yield batch
-
-        return tuple(figures_of(self.diagnostics, self.adapters, seen()))
+    return found
 
 
-def _together(modules: Sequence[Statistics]) -> Statistics:
-    """The statistics of several modules as those of a batch."""
-    return {
-        key: {name: torch.stack([one[key][name] for one in modules]) for name in sums}
-        for key, sums in modules[0].items()
-    }
+def _measurements(
+    diagnostic: Diagnostic,
+    key: FigureKey,
+    figure: FigureValue,
+    adapters: Sequence[Adapter],
+    module: str | None = None,
+    present: Sequence[bool] | None = None,
+) -> Iterator[Measurement]:
+    """One for each adapter or pair. present: [n], which adapters adapt the module; None for all."""
+    values, chances, errors = (None if part is None else part.tolist() for part in figure)
+    for place in _places(diagnostic, len(adapters)):
+        if present is None or all(present[i] for i in place):
+            yield Measurement(
+                name=name_of(diagnostic),
+                adapters=tuple(dict.fromkeys(adapters[i].name for i in place)),
+                value=_at(values, place),
+                module=module,
+                side=key.side,
+                chance=_at(chances, place),
+                stderr=_at(errors, place),
+                rank=key.rank,
+            )
+
+
+def _places(diagnostic: Diagnostic, n: int) -> Iterator[tuple[int, ...]]:
+    """The index of each adapter or pair in the figure's tensor."""
+    for i in range(n):
+        if diagnostic.of == "each":
+            yield (i,)
+            continue
+        if diagnostic.of == "both":
+            yield (i, i)
+        for j in range(i + 1, n):
+            yield (i, j)
+
+
+def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:
+    (name, key), _ = item
+    return name, key.side or "", key.rank or 0
+
+
+def _at(values: list | None, place: tuple[int, ...]) -> float | None:
+    if values is None:
+        return None
+    for i in place:
+        values = values[i]
+    return values if math.isfinite(values) else None  # type: ignore[arg-type, return-value]

@@ -17,7 +17,7 @@ from loraprobe.diagnostics._diagnostic import (
     Sums,
     single,
 )
-from loraprobe.lora.gram_batches import Updates
+from loraprobe.lora.grams import Updates
 from loraprobe.lora.lowrank import LowRank
 
 BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted

@@ -23,7 +23,7 @@ from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
 from loraprobe.library.stored import key_of, store, stored, weights_hash
-from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
 from loraprobe.secrets import map_texts, public_text
 

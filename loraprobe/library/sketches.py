@@ -31,8 +31,7 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraprobe.lora.gram_batches import Updates, gram_matrices
-from loraprobe.lora.grams import GramMatrices, own_blocks
+from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices, own_blocks
 from loraprobe.lora.lowrank import LowRank
 
 SIDE, BLOCKS = 64, 4

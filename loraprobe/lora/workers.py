@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 # Pieces that are in memory together; a machine with more cores gives each piece several.
 MOST_WORKERS = 8
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_order(work: Callable[[Piece], Result], items: Iterable[Piece]) -> Iterator[Result]:
     """The results of all items in their order; items are taken only a few ahead of the results.
 
     Small matrices on one thread each are faster than all threads on one small matrix after the

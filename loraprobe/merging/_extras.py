@@ -37,7 +37,7 @@ from torch import Tensor
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.types import TokenRows
-from loraprobe.composition.experts.scaled import change_products, ratio
+from loraprobe.composition.scaled import change_products, ratio
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank

@@ -61,15 +61,15 @@ def examine(
     options, alone = session.options, len(adapters) == 1
     contents = compatibility.TensorChecks(adapters)
     with session.stage("diagnose"):
-        made = diagnostics.plan(
+        rows = diagnostics.diagnose(
             adapters,
             per_module=options.per_module or alone,
             base=base if found.compatible else None,
             on_demand=options.diagnostics if found.compatible else (),
             seed=options.seed,
+            observe=contents.take,
+            progress=session.progress,
         )
-        batches = made.observe(made.batches, session.progress)
-        rows = made.measurements(batches, [contents.take])
     layers = layer_groups(adapters[0], rows) if alone else ()
     if not options.per_module:
         rows = tuple(row for row in rows if row.module is None)

@@ -2,6 +2,5 @@
 
 from loraprobe.composition import Router
 from loraprobe.registry import Registry
-from loraprobe.routing._scored_router import layer_of
 
 ROUTERS: Registry[Router] = Registry("loraprobe.routing", Router, "router")  # type: ignore[type-abstract]

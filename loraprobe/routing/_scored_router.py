@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,9 +188,3 @@ class PromptGate(TokenGate):
             return own
         mean = next(reversed(decided.values())).to(own)
         return mean + (own - mean) / (len(decided) + 1)
-
-
-def layer_of(path: str) -> str:
-    """A module's path up to its first number: model.layers.7; the whole path if it has none."""
-    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
-    return found.group() if found else path

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import watched
-from loraprobe.composition.router import Prompts, ReadTexts
+from loraprobe.composition.router import ExpertPrompts, ReadTexts
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._scored_router import (
@@ -116,7 +116,7 @@ class Centroid(ScoredRouter):
         return self.learned is None
 
     def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
+        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Centroid:
         """The same router with centroids of each expert's prompts, by the expert's name.
 
@@ -161,10 +161,10 @@ class Centroid(ScoredRouter):
                 f"The router has learned of other inputs of {module} than its "
                 f"{experts[0].in_features}; fit it anew."
             )
-        return _Cosines(means, self.center)
+        return CentroidScores(means, self.center)
 
 
-class _Cosines(Scores):
+class CentroidScores(Scores):
     """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
 
     def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router, TokenGates
-from loraprobe.composition.router import Prompts, ReadTexts
+from loraprobe.composition.router import ExpertPrompts, ReadTexts
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
 from loraprobe.routing._scored_router import ONE_EXPERT_LAWS, Per, ScoredRouter, changed
@@ -52,7 +52,7 @@ class Hard(Router):
         return self.scored.needs_prompts
 
     def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
+        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Hard:
         """The same router with a fitted router for its scores."""
         return changed(self, scored=self.scored.fitted(model, read, experts, prompts))

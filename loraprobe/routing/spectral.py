@@ -25,7 +25,7 @@ from loraprobe.routing._scored_router import (
 
 CANCELLED = 1e-14  # share of the factors' norms below which a delta is zero but for rounding
 
-Spectrum = Literal["weighted", "flat"]
+SpectrumKind = Literal["weighted", "flat"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SpectR(ScoredRouter):
     """
 
     top_k: int = 4
-    spectrum: Spectrum = "weighted"
+    spectrum: SpectrumKind = "weighted"
 
     laws: ClassVar[frozenset[str]] = SCORED_LAWS
     registry_name: ClassVar[str] = "spectr"
@@ -99,7 +99,7 @@ class SpectR(ScoredRouter):
 class SpectralScores(Scores):
     """||S V^T x|| (weighted) or ||V^T x|| (flat) of the experts of one module."""
 
-    def __init__(self, experts: Sequence[LowRank], spectrum: Spectrum) -> None:
+    def __init__(self, experts: Sequence[LowRank], spectrum: SpectrumKind) -> None:
         projections = [projection(expert, spectrum) for expert in experts]
         rows = torch.cat(projections)
         owner = owners([len(rows) for rows in projections])
@@ -128,7 +128,7 @@ class LAG(ScoredRouter):
 
     top_k: int = 1
     preselect: int = 20
-    spectrum: Spectrum = "weighted"
+    spectrum: SpectrumKind = "weighted"
 
     laws: ClassVar[frozenset[str]] = ONE_EXPERT_LAWS
     formula: ClassVar[str] = (
@@ -184,7 +184,7 @@ def right_spectrum(
     return torch.where(rounding < S, S, torch.zeros_like(S)), Vh
 
 
-def projection(update: LowRank, spectrum: Spectrum = "weighted") -> Float[Tensor, "k in"]:
+def projection(update: LowRank, spectrum: SpectrumKind = "weighted") -> Float[Tensor, "k in"]:
     """S V^T, or V^T, for the k singular values above rounding: [k, in]; k = 0 for a zero delta."""
     S, Vh = right_spectrum(update)
     kept = (RANK_TOLERANCE * S[:1] < S) & (S > 0)

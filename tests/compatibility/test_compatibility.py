@@ -21,7 +21,7 @@ from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.identity import relation
 from loraprobe.compatibility.serving import FEATURES
-from loraprobe.diagnostics import plan
+from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError
 from loraprobe.findings import CODES as FINDING_CODES
 from loraprobe.lora.lowrank import LowRank
@@ -357,8 +357,7 @@ def test_contents_of_another_pass_give_the_same_findings():
     modules[next(iter(modules))].A[0, 0] = float("nan")
     adapters = [A, adapter_of("b", modules, base_model="owner/base"), replace(A, name="c")]
     contents = TensorChecks(adapters)
-    made = plan(adapters)
-    made.measurements(made.observe(made.batches), [contents.take])
+    diagnose(adapters, observe=contents.take)
     assert check(adapters, contents=contents) == check(adapters)
     before = check(adapters, contents=TensorChecks(adapters), allow=["not-finite"])
     assert not before.issues

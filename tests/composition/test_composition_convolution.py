@@ -103,7 +103,7 @@ def test_rows_and_token_routers(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"dilation": 2}, "dilation"), ({"padding_mode": "circular"}, "padding mode")],
+    [({"dilation": 2}, "dilation"), ({"padding_mode": "circular"}, "padding_mode")],
 )
 def test_convolutions_of_other_kinds_are_refused_by_name(tmp_path, options, what):
     adapter, _ = trained(tmp_path / "a", 2)

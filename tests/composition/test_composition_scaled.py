@@ -26,7 +26,7 @@ from torch import nn
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.composition import composition as module
-from loraprobe.composition.experts import scaled as scaling
+from loraprobe.composition import scaled as scaling
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates

@@ -10,9 +10,9 @@ from making import LLAMA, generator, planted_pair, random_adapter, random_update
 from making import SHARED as DATA
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
-from loraprobe.diagnostics import DIAGNOSTICS, diagnose, plan
+from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lora import gram_batches
+from loraprobe.lora import grams
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
@@ -391,7 +391,7 @@ def test_all_pairs_of_many_agree_with_each_pair_alone():
 
 def test_small_batches_give_the_same(trio, monkeypatch):
     whole = diagnose(trio, per_module=True)
-    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(grams, "BATCH_BYTES", 5000)
     parts = diagnose(trio, per_module=True)
     assert [(m.name, m.adapters, m.module, m.rank) for m in whole] == [
         (m.name, m.adapters, m.module, m.rank) for m in parts
@@ -433,8 +433,7 @@ def test_unknown_names_and_options_are_refused():
 
 def test_observers_see_every_module_once(trio):
     seen = []
-    made = plan(trio)
-    made.measurements(made.observe(made.batches), [lambda joint: seen.extend(joint.paths)])
+    diagnose(trio, observe=lambda grams: seen.extend(grams.paths))
     assert sorted(seen) == sorted(LLAMA)
 
 

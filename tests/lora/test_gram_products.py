@@ -6,8 +6,8 @@ import pytest
 import torch
 from making import dense, generator, random_update, regauged
 
-from loraprobe.lora import gram_products
-from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora import grams
+from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank, same_update
 from loraprobe.lora.workers import in_order
 
@@ -50,8 +50,8 @@ def planted():
     }
 
 
-def grams(updates, few, monkeypatch):
-    monkeypatch.setattr(gram_products, "FEW", few)
+def made(updates, few, monkeypatch):
+    monkeypatch.setattr(grams, "FEW", few)
     (found,) = gram_matrices([{} if one is None else {"m": one} for one in updates], ["m"])
     return found
 
@@ -59,7 +59,7 @@ def grams(updates, few, monkeypatch):
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_stated_error_holds_over_planted_cases(order, monkeypatch):
     updates = list(planted().values())[::order]
-    many, exact = grams(updates, 1, monkeypatch), grams(updates, 100, monkeypatch)
+    many, exact = made(updates, 1, monkeypatch), made(updates, 100, monkeypatch)
     n = len(updates)
     torch.testing.assert_close(many.spectrum.S, exact.spectrum.S, rtol=1e-8, atol=1e-13)
     assert torch.equal(many.spectrum.rank, exact.spectrum.rank)
@@ -82,10 +82,10 @@ def test_what_cancels_among_many_is_exact(monkeypatch):
     """Duplicates stay duplicates in another basis, and what is left of opposed ones is right."""
     cases = planted()
     names = list(cases)
-    found = grams(cases.values(), 1, monkeypatch)
+    found = made(cases.values(), 1, monkeypatch)
     one, again, nearly, opposed = map(names.index, ("one", "again", "nearly", "opposed"))
     assert [same_update(found.inner[0], one, k) for k in (nearly, opposed)] == [False, False]
-    exact = grams(cases.values(), 100, monkeypatch)
+    exact = made(cases.values(), 100, monkeypatch)
     for k in (again, nearly, opposed):
         assert float(found.inner[0, one, k]) == pytest.approx(
             float(exact.inner[0, one, k]), rel=1e-13
@@ -97,9 +97,9 @@ def test_what_cancels_among_many_is_exact(monkeypatch):
 
 def test_one_nan_among_many_affects_no_other(monkeypatch):
     updates = [random_update(20, 16, 3, seed, 1.0) for seed in range(5)]
-    clean = grams(updates, 1, monkeypatch)
+    clean = made(updates, 1, monkeypatch)
     updates[2].A[1, 1] = float("nan")
-    found = grams(updates, 1, monkeypatch)
+    found = made(updates, 1, monkeypatch)
     assert found.finite.tolist() == [[True, True, False, True, True]]
     others = [0, 1, 3, 4]
     inner = clean.inner[:, others][:, :, others]
@@ -109,7 +109,7 @@ def test_one_nan_among_many_affects_no_other(monkeypatch):
 
 def test_factors_in_float64_stay_float64(monkeypatch):
     updates = [random_update(20, 16, 3, seed, 1.0, F64) for seed in range(5)]
-    many, exact = grams(updates, 1, monkeypatch), grams(updates, 100, monkeypatch)
+    many, exact = made(updates, 1, monkeypatch), made(updates, 100, monkeypatch)
     assert torch.equal(many.grams_in, exact.grams_in)
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import dense, generator, random_update, regauged
 
-from loraprobe.lora import gram_batches
-from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora import grams
+from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
@@ -142,7 +142,7 @@ def test_batches_agree_with_one_batch(monkeypatch):
     ]
     assert not [*gram_matrices(adapters, [])]  # no modules are not all modules
     (whole,) = gram_matrices(adapters)
-    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(grams, "BATCH_BYTES", 1000)
     parts = list(gram_matrices(adapters))
     assert len(parts) > 2
     assert sum((p.paths for p in parts), ()) == whole.paths
@@ -170,7 +170,7 @@ def test_each_module_is_read_once_and_shown_once(monkeypatch):
             return len(self.modules)
 
     adapters = [Counting(m0=random_update(4, 5, 2, 0)), Counting(m1=random_update(4, 5, 2, 1))]
-    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1)  # a batch a module
+    monkeypatch.setattr(grams, "BATCH_BYTES", 1)  # a batch a module
     seen, reported = {}, []
 
     def look(grams, updates):

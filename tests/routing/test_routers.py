@@ -15,7 +15,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing import ROUTERS, layer_of
+from loraprobe.routing import ROUTERS
 from loraprobe.routing.spectral import projection
 from loraprobe.scoring.continuations import Prefix
 from loraprobe.scoring.forward import tail_logits
@@ -264,15 +264,6 @@ def test_an_observer_learns_which_experts_a_module_has():
     n = len(experts)
     assert seen.pop(path) == (tuple(range(1, n)), n - 1)
     assert set(seen.values()) == {(tuple(range(n)), n)}
-
-
-def test_the_layer_of_a_module_ends_with_its_first_number():
-    assert layer_of("model.layers.10.mlp.up_proj") == "model.layers.10"
-    assert layer_of("h.3.attn.c_attn") == "h.3"
-    assert layer_of("0.1.weight") == "0"
-    assert layer_of("model.layers.2.mlp.experts.5.w1") == "model.layers.2"
-    assert layer_of("lm_head") == layer_of("lm_head") == "lm_head"
-    assert layer_of("model.v2head.proj") == "model.v2head.proj"
 
 
 @pytest.mark.parametrize("spec", ["arrow", "spectr", "lag:preselect=2"])

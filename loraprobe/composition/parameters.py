@@ -1,17 +1,20 @@
-"""Full experts: parameters that an adapter replaces, as a whole or by rows.
+"""Experts that change parameters, as a whole, by rows, or as one stacked tensor.
 
-Replaced as a whole are modules_to_save and trained biases, by rows the trained token rows of an
-embedding.
+*Full* experts replace a parameter as a whole (modules_to_save, trained biases) or by rows (the
+trained token rows of an embedding). With constant gates a parameter becomes W0 + sum_i g_i (W_i -
+W0) while the context lasts. An expert that does not replace it counts as W0. Afterwards the module
+has its original tensor again. Only the named module changes. If a weight is tied, the other module
+keeps the base's weight, as in peft, which copies the module; `ensure_weight_tying` changes both.
+Token rows of the input embedding always change both, as in peft. Gates per row mix outputs instead
+of weights, which is equivalent for modules whose output is affine in their parameters.
 
-With constant gates a parameter becomes W0 + sum_i g_i (W_i - W0) while the context lasts. An expert
-that does not replace it counts as W0. Afterwards the module has its original tensor again. Only the
-named module changes. If a weight is tied, the other module keeps the base's weight, as in peft,
-which copies the module; `ensure_weight_tying` changes both. Token rows of the input embedding
-always change both, as in peft.
+*Parameter* experts (peft's `target_parameters`) add sum_i g_i dW_i to one stacked parameter of a
+module that mixes tokens itself, so that no hook on its output can add an adapter's part. As in
+peft, the parameter is replaced before the module's forward and restored after it; only the module
+that runs holds a second copy.
 
-Gates per row mix outputs instead of weights, which is equivalent for modules whose output is affine
-in their parameters. Gates that depend on the token are refused, because these experts have no
-factors to route by.
+Gates that depend on the token are refused by both kinds: a full expert has no factors to route by,
+and a stacked parameter belongs to all tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import unroutable
+from loraprobe.adapters.experts import SAME_PARAMETERS, Place, places, stack_of, unroutable
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
 
 AFFINE = (nn.Linear, nn.Embedding)
 
@@ -132,28 +137,22 @@ def _whole_parameters(
     return [_checked(model, place, replacing) for place, replacing in found.items()]
 
 
-def _places(model: nn.Module, expert: Adapter, name: str) -> list[str]:
+def _places(model: Any, expert: Adapter, name: str) -> list[str]:
     """The parameter and, with `ensure_weight_tying`, those that share its tensor.
 
     peft also ties a head to the token rows of the input embedding.
     """
+    ties = bool(expert.config.get("ensure_weight_tying"))
     if name not in expert.whole:
-        ties = _is_input_embedding(model, name)
-    else:
-        ties = bool(expert.config.get("ensure_weight_tying"))
+        try:
+            ties = model.get_submodule(name.rpartition(".")[0]) is model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            ties = False
     if not ties:
         return [name]
     same = dict(model.named_parameters(remove_duplicate=False))
     own = same.get(name)
     return [name, *(other for other, held in same.items() if held is own and other != name)]
-
-
-def _is_input_embedding(model: Any, name: str) -> bool:
-    path = name.rpartition(".")[0]
-    try:
-        return model.get_submodule(path) is model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return False
 
 
 def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) -> ReplacedParameter:
@@ -175,25 +174,22 @@ def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) ->
             f"Adapter {adapter} replaces {name}, which the model holds "
             "quantised or out of memory; load the base unquantised and in memory."
         )
+    shape = base.shape
     for part in experts.values():
-        _check_shape(name, part, tuple(base.shape))
+        own = part.read().shape
+        if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
+            raise CompatibilityError(
+                f"Adapter {part.expert} has rows of {own[1]} entries for tokens up to "
+                f"{max(part.tokens)} of {path}, but the model's has the shape {list(shape)}; it "
+                "was trained with another vocabulary, so resize the base's as in its training."
+            )
+        if not part.tokens and own != shape:
+            raise CompatibilityError(
+                f"Adapter {part.expert} replaces {name} by a tensor of shape {list(own)}, but the "
+                f"model's is {list(shape)}; it was trained with another vocabulary or head, so "
+                "resize the base's as in its training."
+            )
     return ReplacedParameter(name, module, experts)
-
-
-def _check_shape(name: str, part: Replacement, shape: tuple[int, ...]) -> None:
-    adapter, own = f"Adapter {part.expert}", part.read().shape
-    if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
-        raise CompatibilityError(
-            f"{adapter} has rows of {own[1]} entries for tokens up to {max(part.tokens)} of "
-            f"{name.rpartition('.')[0]}, but the model's has the shape {list(shape)}; it was "
-            "trained with another vocabulary, so resize the base's as in its training."
-        )
-    if not part.tokens and own != shape:
-        raise CompatibilityError(
-            f"{adapter} replaces {name} by a tensor of shape {list(own)}, but the model's is "
-            f"{list(shape)}; it was trained with another vocabulary or head, so resize the base's "
-            "as in its training."
-        )
 
 
 def _gates(parts: Sequence[ReplacedParameter], router: Router, n: int) -> tuple[list[int], Any]:
@@ -208,31 +204,27 @@ def _swap(
     whole: ReplacedParameter, present: Sequence[int], gates: Tensor, undo: contextlib.ExitStack
 ) -> None:
     """Replaces a parameter by its weighed sum under constant gates until `undo` closes."""
-    weights = {i: float(g) for i, g in zip(present, gates.tolist(), strict=True) if g != 0}
-    if not weights:
+    pairs = zip(present, gates.tolist(), strict=True)
+    parts = [(whole.experts[i], float(gate)) for i, gate in pairs if gate != 0]
+    if not parts:
         return
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
+        own = base.detach()
         dtype = torch.promote_types(base.dtype, torch.float32)
-        parts = [(whole.experts[i], weight) for i, weight in weights.items()]
         kept = 1 - sum(weight for part, weight in parts if not part.tokens)
-        made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
+        made = own.to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
         for part, weight in parts:
-            if part.tokens:
-                _add_rows(made, base.detach(), part, weight)
+            if part.tokens:  # weight * (rows - the base's rows); the rows if `made` is the base
+                index = torch.tensor(part.tokens, device=made.device)
+                rows = part.read().to(own).to(made)  # rounded to the base's dtype, as peft does
+                made[index] = (made[index] - weight * own[index].to(made)) + weight * rows
             else:
                 made.add_(part.read().to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
     held[whole.attribute] = parameter
-
-
-def _add_rows(made: Tensor, base: Tensor, rows: Replacement, weight: float) -> None:
-    """Adds weight * (rows - the base's rows) in place; exactly the rows if `made` is the base."""
-    index = torch.tensor(rows.tokens, device=made.device)
-    values = rows.read().to(base).to(made)  # rounded to the base's dtype, as peft does
-    made[index] = (made[index] - weight * base[index].to(made)) + weight * values
 
 
 def _mixing(
@@ -281,3 +273,87 @@ def _forward(
         return module.forward(*args, **kwargs)
     finally:
         module._parameters.update(held)
+
+
+# Stacked parameters.
+
+
+def checked_places(
+    model: nn.Module, adapters: Sequence[Adapter], router: Router
+) -> dict[str, Place]:
+    """Stack -> the parameter of the model that the adapters change.
+
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if an adapter does not fit the model or another adapter.
+    """
+    found: dict[str, Place] = {}
+    for adapter in adapters:
+        for place in places(model, adapter):
+            if isinstance(place, Issue):
+                raise CompatibilityError(f"{place.message} It was trained on another base model.")
+            if not router.constant:
+                raise UnsupportedAdapter(
+                    f"Adapter {adapter.name} changes {place.name} itself, which gates that look at "
+                    "the token cannot weigh; use constant gates (uniform, sum, --weights)."
+                )
+            parameter = place.parameter
+            if parameter.device.type == "meta" or parameter.element_size() < 2:
+                raise UnsupportedAdapter(
+                    f"Adapter {adapter.name} changes {place.name} itself, which the model holds "
+                    "quantised or out of memory; load the base unquantised and in memory."
+                )
+            if found.setdefault(place.stack, place).name != place.name:
+                raise CompatibilityError(
+                    f"Adapter {adapter.name} targets {place.name} where another adapter targets "
+                    f"{found[place.stack].name}. {SAME_PARAMETERS}"
+                )
+    return found
+
+
+@contextlib.contextmanager
+def added_to_parameters(
+    found: Mapping[str, Place], updates: Mapping[str, LowRank]
+) -> Iterator[None]:
+    """Adds updates to the parameters in every forward while the context lasts.
+
+    updates: path of an expert -> B A of all adapters, with scalings and gates multiplied into B.
+    """
+    held: dict[str, list[LowRank]] = {}
+    for path, update in updates.items():
+        held.setdefault(stack_of(path)[0], []).append(update)
+    with contextlib.ExitStack() as undo:
+        for stack, experts in held.items():
+            add, restore = _hooks(found[stack], experts)
+            module = found[stack].module
+            undo.callback(module.register_forward_pre_hook(add).remove)
+            undo.callback(module.register_forward_hook(restore, always_call=True).remove)
+        yield
+
+
+def _hooks(
+    place: Place, updates: Sequence[LowRank]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The hooks that replace one parameter by W + B A, and restore it."""
+    rank, pad = max(update.rank for update in updates), torch.nn.functional.pad
+    A = torch.stack([pad(update.A, (0, 0, 0, rank - update.rank)) for update in updates])
+    B = torch.stack([pad(update.B, (0, rank - update.rank)) for update in updates])
+    A, B = A.to(place.parameter), B.to(place.parameter)  # [E, R, in], [E, out, R]
+    base: list[nn.Parameter] = []
+
+    def add(module: nn.Module, _: Any) -> None:
+        base[:] = [place.parameter]
+        with torch.autocast(A.device.type, enabled=False):
+            weight = base[0].detach()
+            if weight.dim() == 2:
+                made = torch.addmm(weight, B[0], A[0])
+            elif place.transposed:
+                made = torch.baddbmm(weight, A.mT, B.mT)
+            else:
+                made = torch.baddbmm(weight, B, A)
+        module._parameters[place.attribute] = nn.Parameter(made, requires_grad=False)
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        if base:
+            module._parameters[place.attribute] = base.pop()
+
+    return add, restore

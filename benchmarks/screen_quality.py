@@ -29,9 +29,10 @@ from unittest.mock import patch
 import numpy as np
 
 import loraprobe
+from loraprobe import library
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline.screening import command, ranking
-from loraprobe.pipeline.screening.choosing import Choosing
+from loraprobe.pipeline import ranking
+from loraprobe.pipeline.screen import Choosing, Screened
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -145,19 +146,22 @@ def screened(
     kept: dict[str, Any] = {}
 
     def compared(members: Any) -> Any:
-        kept["library"] = arranged(members)
+        kept["library"] = arrange(members)
         return kept["library"]
 
-    def said(self: Choosing) -> Any:
-        kept["chosen"] = last(self)  # of all looks in the end
+    def said(self: Choosing, *given: Any) -> Any:
+        kept["chosen"] = last(self, *given)  # of all passes in the end
         return kept["chosen"]
 
-    last, start = Choosing.screened, time.perf_counter()
-    asked = (lambda self: self.names[1:]) if everybody else Choosing._contending
+    def contending(self: Screened, evaluator: Any) -> set[int]:
+        return set(range(len(self.members))) if everybody else some(self, evaluator)
+
+    arrange, last, some = library.arranged, Choosing.screened, Screened.contending
+    start = time.perf_counter()
     with (
-        patch.object(command, "arranged", compared),
+        patch.object(library, "arranged", compared),
         patch.object(Choosing, "screened", said),
-        patch.object(Choosing, "_contending", asked),
+        patch.object(Screened, "contending", contending),
     ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],

@@ -274,7 +274,7 @@ def screen(
     from loraprobe.library import listed
 
     given = listed([adapters] if isinstance(adapters, str) else adapters)
-    return _run("screening.command.screen", given, options, base=base, tasks=tasks)
+    return _run("commands.screen", given, options, base=base, tasks=tasks)
 
 
 def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any) -> Any:

@@ -133,10 +133,12 @@ def screen(
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
     from loraprobe.library import listed
-    from loraprobe.pipeline.screening import command
+    from loraprobe.pipeline import commands
 
     given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
-    output.result(run(output, options, given, base, task, command.screen, command.estimate_screen))
+    output.result(
+        run(output, options, given, base, task, commands.screen, commands.estimate_screen)
+    )
 
 
 @with_options(

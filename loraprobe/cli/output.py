@@ -20,7 +20,7 @@ from loraprobe.formatting import clean
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.estimating import CostEstimate
+    from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.records import Audit, Progress, Sample
 
 

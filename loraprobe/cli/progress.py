@@ -24,7 +24,7 @@ from loraprobe.memory import gib
 from loraprobe.records import ROUND, SCHEMA_VERSION, document
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.estimating import CostEstimate
+    from loraprobe.pipeline.estimate import CostEstimate
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
 WORDS = {

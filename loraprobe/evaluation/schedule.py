@@ -82,6 +82,20 @@ def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tupl
     )
 
 
+def pilot(tasks: Sequence[Task], items: int, seed: int) -> Round:
+    """A first round of an evaluation of all items that asks so many items of each task.
+
+    It spends only the part of alpha that belongs to the smallest share of a task's clusters that it
+    asks, so that it decides nothing that an evaluation would leave open.
+    """
+    few = tuple(spread_sample(task, items, seed) for task in tasks)
+    clusters = [[len({i.cluster for i in task.items}) for task in some] for some in (few, tasks)]
+    share = min(part / whole for part, whole in zip(*clusters, strict=True))
+    every = all(len(part.items) == len(task.items) for part, task in zip(few, tasks, strict=True))
+    planned = 1 if every else max(2, rounds(tasks, seed)[0].planned)
+    return Round(1, planned, few, spent_by(share, share))
+
+
 def clusters_in_order(task: Task, seed: int) -> list[str]:
     """The task's clusters in a random order, the same for the same seed and task name."""
     order = list(dict.fromkeys(item.cluster for item in task.items))

@@ -5,6 +5,7 @@ The command line and the Python functions both call these.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter, local_name, mended
-from loraprobe.base import pick_dtype
+from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
-from loraprobe.errors import UsageError
+from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
@@ -39,20 +40,26 @@ from loraprobe.pipeline.inputs import (
     Given,
     Inputs,
     Reference,
+    base_apart,
+    check_names,
     check_state,
     check_task_use,
     open_inputs,
     open_probe,
+    open_tasks,
 )
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
 from loraprobe.records import Audit, Compatibility, Issue, Verdict, WeightSearch
-from loraprobe.tasks import ProbePrompts
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import ProbePrompts, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.estimating import CostEstimate
+    from loraprobe.library import Arranged
+    from loraprobe.pipeline.estimate import CostEstimate
+    from loraprobe.pipeline.systems import Plan
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,15 @@ def inspect(
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
-    from loraprobe.pipeline.inspecting import BaseEvidence, measure_baselines
+    from loraprobe.pipeline.evaluate import Evaluated, evaluate_sample
     from loraprobe.pipeline.on_ray import open_cluster
+    from loraprobe.pipeline.systems import plan_of
 
-    known = BaseEvidence()
+    known = Evaluated()
     if examined.compatibility.compatible:
+        plan = plan_of(options, inputs.adapters, inputs.tasks)
         with open_cluster(options) as session.cluster:
-            known = measure_baselines(inputs, opened, session)
+            known = evaluate_sample(inputs, plan, opened, session)
     evidence = vars(known.records)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
@@ -200,14 +209,37 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
-    from loraprobe.pipeline.evaluating import open_composition
     from loraprobe.pipeline.on_ray import open_cluster
 
-    given.setdefault("base", "auto")
     session = Session.of("merge-and-eval", **given)
-    inputs = open_composition(adapters, **given)
+    inputs, plan = _planned(adapters, **given)
     with open_cluster(session.options) as session.cluster:
-        return _evaluated(inputs, session)
+        return _evaluated(inputs, plan, session)
+
+
+def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
+    """The inputs of merge-and-eval, and what it evaluates; no model is loaded.
+
+    Raises LoraprobeError.
+    """
+    from loraprobe.pipeline.systems import check_systems, plan_of
+
+    options = given.get("options", Options())
+    given.setdefault("base", "auto")
+    if not given.get("tasks"):
+        raise UsageError(
+            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
+        )
+    if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
+        raise UsageError("merge-and-eval composes adapters; give at least two.")
+    check_state(options)
+    inputs = open_inputs(adapters, **given)
+    check_systems(inputs.adapters, options)
+    plan = plan_of(options, inputs.adapters, inputs.tasks)
+    if not options.systems and not plan.specs:
+        why = " ".join(plan.left_out) or "--method none and --router none leave none."
+        raise UsageError(f"There is no composition to evaluate: {why} Give a --method.")
+    return inputs, plan
 
 
 def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]) -> Outcome:
@@ -237,9 +269,9 @@ def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]
     return Outcome(audit, made)
 
 
-def _evaluated(inputs: Inputs, session: Session) -> Outcome:
+def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     """The stages of merge-and-eval."""
-    from loraprobe.pipeline.evaluating import evaluate
+    from loraprobe.pipeline.evaluate import evaluate_all
 
     options = session.options
     examined = examine(inputs.adapters, inputs.base, "route", session)
@@ -248,8 +280,9 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
-    found = evaluate(inputs, prepared, session)
+    found = evaluate_all(inputs, plan, prepared, session)
     verdict = conclude(options, inputs, examined, level="evaluation", **vars(found.records))
+    assert found.builder is not None
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     examined, licences = licensed(examined, inputs)
@@ -263,11 +296,104 @@ def _evaluated(inputs: Inputs, session: Session) -> Outcome:
 
 def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
-    from loraprobe.pipeline.estimating import estimate
-    from loraprobe.pipeline.evaluating import open_composition
+    from loraprobe.pipeline.estimate import estimate
 
     session = Session.of("merge-and-eval", **given)
-    return estimate(open_composition(adapters, **given), session)
+    return estimate(*_planned(adapters, **given), session)
+
+
+def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
+    """Reads a library of adapters, describes it, and with tasks screens it for them.
+
+    base: "auto", and None with tasks, is the base that most adapters name. An adapter that cannot
+    be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
+    tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
+    """
+    session = Session.of("screen", **given)
+    found, base, tasks = _opened_library(adapters, session, **given)
+    if not tasks:
+        inputs = Inputs((), (), base)
+        return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
+    from loraprobe.pipeline.screen import chosen_and_proved, expected_alone, open_choosing
+    from loraprobe.pipeline.shortlist import audit_of_screen
+
+    assert base is not None
+    with open_choosing(found.members, base, tasks, session) as choosing:
+        session.expect(lambda: expected_alone(choosing))
+        proved = chosen_and_proved(choosing)
+        return audit_of_screen(found.library, tasks, proved)
+
+
+def estimate_screen(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
+    """What `screen` of the same would take; nothing is asked but a few questions to time them."""
+    from loraprobe.pipeline.screen import estimate_of_screen, open_choosing
+
+    if not given.get("tasks"):
+        raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
+    session = Session.of("screen", **given)
+    found, base, tasks = _opened_library(adapters, session, **given)
+    assert base is not None
+    with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
+        session.options = replace(session.options, state=Path(place), resume=False, executor=None)
+        with open_choosing(found.members, base, tasks, session) as choosing:
+            return estimate_of_screen(choosing)
+
+
+def _opened_library(
+    adapters: Adapters, session: Session, **given: Unpack[Given]
+) -> tuple[Arranged, Base | None, Sequence[Task]]:
+    """The library, read, checked and compared, and its base and tasks.
+
+    The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
+    and with tasks where none can be composed.
+    """
+    from loraprobe import library
+    from loraprobe.pipeline.task_split import split_for_screening
+
+    options = session.options
+    check_names(options)
+    tasks = open_tasks(given.get("tasks", ()), options)
+    if tasks:
+        check_state(options)
+        split_for_screening(tasks, options)  # raises before a long library is read
+    given["base"] = given.get("base") or ("auto" if tasks else None)
+    with session.stage("read"):
+        members = library.read_library(adapters, allow=options.allow, progress=session.progress)
+    if not any(member.usable for member in members):
+        first = members[0].record
+        issue = next(issue for issue in first.issues if issue.severity == "error")
+        all_of_them = f"None of the {len(members)} adapters can be used; the first, {first.name}: "
+        raise AdapterError((all_of_them if len(members) > 1 else "") + issue.message, issue.cure)
+    with session.stage("check"):
+        named = library.commonest_base(members) if given["base"] == "auto" else None
+        if named is None and given["base"] == "auto":
+            raise BaseError(
+                "No adapter says which base model it was trained on; name it with --base."
+            )
+        base = base_apart([] if named is None else [named.open()], **given)
+        members = library.fitted(members, base, options.allow)
+    with session.stage("compare"):
+        found = library.arranged(members)
+    if tasks:
+        _require_composable(found, options)
+    return found, base, tasks
+
+
+def _require_composable(found: Arranged, options: Options) -> None:
+    """Raises UsageError for a router that learns, and where nothing can be composed."""
+    for spec in options.routers:
+        if ROUTERS.make(spec).needs_prompts:
+            raise UsageError(
+                f"--router {spec} learns from prompts, which a screen does not set apart; screen "
+                "without it, and give it to merge-and-eval with the adapters that were chosen."
+            )
+    if not options.methods and not options.routers:
+        raise UsageError("--method none and --router none leave nothing to compose; give one.")
+    if len(found.usable) < 2:
+        raise UsageError(
+            f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "
+            "a screen composes two or more; run screen without --task to see why."
+        )
 
 
 def _outcome(

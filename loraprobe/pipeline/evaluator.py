@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe import evaluation, hub, probes
@@ -15,12 +15,10 @@ from loraprobe.adapters import Adapter, Source
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
-from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.task_split import TaskSplit, split
+from loraprobe.pipeline.systems import Plan
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -33,8 +31,8 @@ log = logging.getLogger("loraprobe.tasks")
 class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
-    `tasks` are evaluated; `split` has the items that are set apart for a search of weights or for
-    routers that learn. As a context it closes the ledger.
+    `tasks` are asked: those of `plan`, or a sample of their items. As a context it closes the
+    ledger.
     """
 
     inputs: Inputs
@@ -42,7 +40,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     scorer: Any
     ledger: Ledger
     tasks: Sequence[Task]
-    split: TaskSplit | None = None
+    plan: Plan = field(default_factory=Plan)
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
 
@@ -94,45 +92,27 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
 
 def open_evaluator(
-    inputs: Inputs, general: Sequence[Adapter], session: Session, composes: bool = False
+    inputs: Inputs, plan: Plan, session: Session, others: Sequence[Adapter] = ()
 ) -> Evaluator:
     """Loads the base, chooses the chat template and opens the results of earlier runs.
 
-    general: the adapters that `--subtract` names, on which the results depend too. composes: also
-    sets items apart for the routers that learn, because compositions will be evaluated.
+    others: adapters on which the results depend too, beside those that choose the template.
     """
     assert inputs.base is not None
-    options = session.options
-    parts = split(inputs.tasks, options) if options.weights == "search" else None
-    chosen = Selection(options, inputs.adapters, inputs.tasks)
-    if composes and parts is None and chosen.learning:
-        found = chosen.items_for_routers
-        parts = found if isinstance(found, TaskSplit) else None
-    tasks = parts.left if parts else inputs.tasks
-    told = task_notes(tasks, options.metric)
-    scorer, notes = open_scorer(inputs.base, options.dtype, session)
-    ledger, kept = open_ledger([*inputs.adapters, *general], inputs.base, inputs.tasks, session)
+    adapters, metric = inputs.adapters, session.options.metric
+    told = task_notes(plan.tasks, metric)
+    scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
+    ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
     scorer, why, template = with_better_template(
-        scorer, session, inputs.adapters, tasks, options.metric, ledger, inputs.base
+        scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
     )
-    known = template_answers(ledger, inputs.adapters, scorer.chat_template)
-    ledger.add_missing(known)
+    # Generated answers in the chosen form are results of the adapters. Those that are judged by
+    # likelihood are not: a forecast may read them from passes of the evaluation.
+    names = {stored_as(adapter.name, scorer.chat_template): adapter.name for adapter in adapters}
+    known = [row for row in ledger if row.system in names and is_generated(row.metric)]
+    ledger.add_missing([replace(row, system=names[row.system]) for row in known])
     notes += [*why, *told, kept]
-    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
-
-
-def template_answers(ledger: Ledger, adapters: Sequence[Adapter], chat: bool) -> list[ItemResult]:
-    """The answers that chose the form of prompts, those in this form, as results of the adapters.
-
-    Those that are judged by likelihood are left out: a forecast may read them from passes of the
-    evaluation.
-    """
-    names = {stored_as(adapter.name, chat): adapter.name for adapter in adapters}
-    return [
-        replace(row, system=names[row.system])
-        for row in ledger
-        if row.system in names and is_generated(row.metric)
-    ]
+    return Evaluator(inputs, session, scorer, ledger, plan.tasks, plan, notes, template)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
@@ -178,7 +158,19 @@ def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str
         chat_template=options.chat_template == "on",
         progress=session.progress,
     )
-    return scorer, _loading_notes(loaded.model, options)
+    notes = []
+    if options.quantize != "none":
+        bits = options.quantize.removesuffix("bit")
+        notes.append(
+            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
+            "as it ran."
+        )
+    if options.device_map == "auto":
+        places = {str(place) for place in getattr(loaded.model, "hf_device_map", {}).values()}
+        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
+    if options.trust_remote_code:
+        notes.append("Code from the base's repository was allowed to run.")
+    return scorer, notes
 
 
 def with_better_template(
@@ -231,19 +223,3 @@ def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, st
             if form is not None:
                 return form, f"{what} shows {'user turns' if form else 'plain prompts'}"
     return False, "no card and no tokenizer of theirs shows a form"
-
-
-def _loading_notes(model: Any, options: Options) -> list[str]:
-    notes = []
-    if options.quantize != "none":
-        bits = options.quantize.removesuffix("bit")
-        notes.append(
-            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
-            "as it ran."
-        )
-    if options.device_map == "auto":
-        places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
-        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
-    if options.trust_remote_code:
-        notes.append("Code from the base's repository was allowed to run.")
-    return notes

@@ -22,12 +22,13 @@ from loraprobe.evaluation import Ledger, System
 from loraprobe.evaluation.asking import Answers, QuestionBatch, ask
 from loraprobe.evaluation.plan import Question
 from loraprobe.options import Options
-from loraprobe.pipeline.asking_alone import Look, read_states
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
+from loraprobe.probes import ScreenedTexts
 from loraprobe.records import ItemResult
 from loraprobe.scoring.states import States
+from loraprobe.tasks import Task
 
 RETRIES = 2  # of a task whose process was lost
 
@@ -55,10 +56,17 @@ class Cluster:
             yield batches[at], rows
 
     def alone(
-        self, evaluator: Evaluator, systems: Mapping[str, System], look: Look
+        self,
+        evaluator: Evaluator,
+        systems: Mapping[str, System],
+        tasks: Sequence[Task],
+        reading: ScreenedTexts | None,
     ) -> Iterator[tuple[str, Alone | LoraprobeError]]:
-        """What each adapter of a library says to a look, as it comes, or why it cannot be asked."""
-        names, shared = list(systems), self._sent((look, evaluator.scorer.chat_template))
+        """What each adapter of a library says, as it comes, or why it cannot be asked.
+
+        reading: the texts of which its hidden states are read.
+        """
+        names, shared = list(systems), self._sent((tasks, reading, evaluator.scorer.chat_template))
         parts = [(self._sent(system), shared) for system in systems.values()]
         for at, found in self._map(_alone, evaluator, parts):
             yield names[at], found
@@ -166,12 +174,17 @@ def _answers(
         return ask(opened, questions, system.key, most)
 
 
-def _alone(session: Session, scorer: Any, system: System, shared: tuple[Look, bool]) -> Alone:
-    look, chat = shared
-    evaluator = Evaluator(Inputs((), ()), session, scorer.with_template(chat), Ledger(), look.tasks)
-    states = None
-    if look.reading is not None:
-        states, answers = read_states(evaluator, system, look.reading)
+def _alone(
+    session: Session,
+    scorer: Any,
+    system: System,
+    shared: tuple[Sequence[Task], ScreenedTexts | None, bool],
+) -> Alone:
+    (tasks, reading, chat), states = shared, None
+    evaluator = Evaluator(Inputs((), ()), session, scorer.with_template(chat), Ledger(), tasks)
+    if reading is not None:
+        with evaluator.scorer.with_composition(system.composition) as opened:
+            states, answers = reading.read(opened, system.name)
         evaluator.ledger.append(answers)
     evaluator.run([system])
     return list(evaluator.ledger), states

@@ -20,9 +20,8 @@ from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import Inputs, read_prompts
-from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import answer_losses, chosen_weights
 from loraprobe.probes import generated_prompts
@@ -58,7 +57,8 @@ def chosen_router(
         )
     scorer, notes = open_scorer(inputs.base, "auto", session)
     with session.stage("fit"):
-        fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
+        plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
+        fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, plan)
     return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
 
 
@@ -84,27 +84,24 @@ def fit_routers(
     prepared: Prepared,
     options: Options,
     scorer: Any,
-    tasks: Sequence[Task],
-    parts: TaskSplit | None = None,
+    plan: Plan,
 ) -> tuple[dict[str, Router], list[str]]:
-    """Fits every router that learns from prompts: fitted routers by spec, and notes.
+    """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
 
-    tasks: all that are given; parts: the same, with items set apart. The first router is fitted;
-    all of them get its state. A router that the user did not name is left out, with a note, where
-    it cannot be fitted to given prompts or to items set apart. Raises UsageError for a prompt file
-    of an unknown adapter, and for an adapter without a prompt.
+    The first router is fitted; all of them get its state. A router that the user did not name is
+    left out, with a note, where it cannot be fitted to given prompts or to items set apart. Raises
+    UsageError for a prompt file of an unknown adapter, and for an adapter without a prompt.
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
-    chosen = Selection(options, adapters, tasks)
-    learning, added = chosen.learning, {one.spec: one for one in chosen.added}
+    learning, added, parts = plan.learning, plan.added, plan.parts
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
-    named, scored = not learning.keys() <= added.keys(), parts.left if parts else tasks
+    named = not learning.keys() <= added.keys()
     try:
-        each = parts is not None and len(tasks) >= len(adapters)  # else some has no task of its own
+        each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
-        prompts, note = gather_prompts(adapters, options, scorer, scored, own, write=named)
+        prompts, note = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
         first = next(iter(learning.values()))
         state = fitted_to(first, scorer, prepared.adapters, prompts).state()
         fitted = {spec: router.with_state(state) for spec, router in learning.items()}

@@ -1,4 +1,9 @@
-"""The systems of an evaluation, built from specs such as `ties` or `arrow:top_k=1`.
+"""The systems of an evaluation: which are asked on which items, and how each is built.
+
+`plan_of` decides once, from the options, which merges and routers are evaluated: those that are
+asked for, and those that proved themselves on this kind of question. `portfolio.json` lists these
+with what they measured. `loraprobe lab methods` chooses them on worlds of known truth and writes
+the file; docs/merging.md and examples/reproduction/portfolio.md tell how.
 
 The base and the single adapters, which a composition has to beat, are evaluated as they were
 trained. Merges and routers use the adapters that `transforms.prepare` returns.
@@ -6,14 +11,19 @@ trained. Merges and routers use the adapters that `transforms.prepare` returns.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, Modules, Source
+from loraprobe.adapters.experts import unroutable
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router, change_norm
 from loraprobe.errors import BaseError, LoraprobeError, UsageError
@@ -22,7 +32,7 @@ from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, check_kept
 from loraprobe.options import Options
-from loraprobe.pipeline.portfolio import Selection
+from loraprobe.pipeline.task_split import TaskSplit, split, split_for_router
 from loraprobe.pipeline.transforms import Prepared, merge_by
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -30,6 +40,138 @@ from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
 
 FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
+FILE = Path(__file__).with_name("portfolio.json")
+Kind = Literal["one task", "one task, worked steps", "several tasks"]
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A system that proved itself on worlds of known truth.
+
+    `value` is its mean `figure` over so many worlds, `beside` that of the best of the fixed systems
+    in each world.
+    """
+
+    spec: str
+    figure: str
+    value: float
+    beside: float
+    worlds: int
+    source: str
+
+    @property
+    def note(self) -> str:
+        """Why it is evaluated, for the report."""
+        return (
+            f"{self.spec} is evaluated because it proved itself: {self.figure} {self.value:.2f}, "
+            f"against {self.beside:.2f} for the best of the other default systems, on "
+            f"{self.worlds} small worlds of known truth ({self.source})."
+        )
+
+
+@functools.cache
+def _portfolio() -> dict[str, tuple[Proven, ...]]:
+    document = json.loads(FILE.read_text(encoding="utf-8"))
+    names = [field.name for field in fields(Proven)]
+    found = {}
+    for row in document["kinds"]:
+        systems = [document | row | system for system in row["systems"]]
+        found[row["kind"]] = tuple(Proven(*map(system.get, names)) for system in systems)
+    return found
+
+
+def proven_systems(tasks: Sequence[Task]) -> tuple[Proven, ...]:
+    """The systems for the kind of question that the tasks ask; none without a task."""
+    kind: Kind = "one task"
+    if len(tasks) > 1:
+        kind = "several tasks"
+    elif any(task.has_cot for task in tasks):
+        kind = "one task, worked steps"
+    return _portfolio().get(kind, ()) if tasks else ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which compositions are evaluated, and on which items.
+
+    specs: merge methods, routers and "chain". tasks: with the items on which systems are scored.
+    parts: the items that are set apart, from which routers and weights learn, and the others.
+    learning: the routers that learn from prompts, by spec. added: the proven systems among the
+    specs. left_out: notes on default routers that cannot be used.
+    """
+
+    specs: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    parts: TaskSplit | None = None
+    learning: Mapping[str, Router] = field(default_factory=dict)
+    added: Mapping[str, Proven] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def fitted(self, routers: Mapping[str, Router]) -> list[str]:
+        """The specs without the routers that learn and are not among the fitted ones."""
+        return [spec for spec in self.specs if spec not in self.learning or spec in routers]
+
+
+def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()) -> Plan:
+    """What the options ask for of these adapters and tasks.
+
+    Proven methods join where `--method` stands at its default, routers where `--router` does, and
+    none where `--system` names what is evaluated. A default router that cannot be used is left out;
+    one that the user named raises an error later. Without tasks nothing is added, and one adapter
+    has no compositions. Raises TaskError where a task is too small for `--weights search`.
+    """
+    if len(adapters) < 2:
+        return Plan(tasks=tuple(tasks))
+    usual = Options()
+    joins = {True: options.routers == usual.routers, False: options.methods == usual.methods}
+    proven = () if options.systems else proven_systems(tasks)
+    added = {one.spec: one for one in proven if joins[one.spec in ROUTERS]}
+    spared = {adapter.name for adapter in adapters} <= {name for name, _ in options.router_prompts}
+    parts = None if spared else split_for_router(tasks, options, len(adapters))
+    left_out = dict[str, str]()
+    unnamed = [*(options.routers if joins[True] else ()), *added]
+    for spec in (one for one in unnamed if one in ROUTERS and one not in options.systems):
+        if why := _why_unfit(ROUTERS.make(spec), adapters, parts):
+            left_out[spec] = f"{spec} is left out: {why}"
+    hops = any(task.has_hops for task in tasks)
+    specs = [s for s in _specs(options, adapters, list(added), hops) if s not in left_out]
+    asked = [spec for spec in dict.fromkeys((*options.routers, *specs)) if spec in ROUTERS]
+    routers = {spec: ROUTERS.make(spec) for spec in asked}
+    learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
+    apart = parts if learning and isinstance(parts, TaskSplit) else None
+    if tasks and options.weights == "search":
+        apart = split(tasks, options)
+    left = tuple(tasks) if apart is None else apart.left
+    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out.values()))
+
+
+def _specs(
+    options: Options, adapters: Sequence[Adapter], added: Sequence[str], hops: bool
+) -> list[str]:
+    """The merges, the routers and, where a task has hops, the chain."""
+    methods = list(options.methods)
+    if options.weights and methods and not any(METHODS.make(m).takes_weights for m in methods):
+        methods.append("task_arithmetic")  # otherwise the weights would have no effect
+    specs = [*methods, *options.routers, *added]
+    specs += ["chain"] if hops else []
+    if options.systems:
+        reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
+        extra = [s for s in options.systems if s not in specs and s not in reserved]
+        specs = [spec for spec in specs if spec in options.systems] + extra
+    return list(dict.fromkeys(specs))
+
+
+def _why_unfit(router: Router, adapters: Sequence[Adapter], parts: TaskSplit | str | None) -> str:
+    """Why a router cannot be used; "" if it can. parts: a text says why no items are set apart."""
+    for holder in adapters if not router.weighs_whole else ():
+        if what := unroutable(holder):
+            return f"{holder.name} {what}, which gates that look at the token cannot weigh."
+    if not router.needs_prompts or not isinstance(parts, str):
+        return ""
+    return (
+        f"it learns from questions that serve nothing else, and {parts}. Give each adapter "
+        "prompts of its own by --router-prompts NAME=FILE."
+    )
 
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
@@ -77,20 +219,6 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             ) from None
 
 
-def summed_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
-    """The merges that add adapters as they were trained, at gates of 1: they can be forecast."""
-    if options.balance != "none" or options.subtract:
-        return []
-    n, weights = len(adapters), options.given_weights
-    return [
-        spec
-        for spec in Selection(options, adapters).specs
-        if spec in METHODS
-        and not (options.weights == "search" and METHODS.make(spec).takes_weights)
-        and constant_gates(spec, options, weights, n) == (1.0,) * n
-    ]
-
-
 def constant_gates(
     spec: str, options: Options, weights: Sequence[float] | None, n: int
 ) -> tuple[float, ...] | None:
@@ -123,21 +251,6 @@ class SystemBuilder:
     def weights(self) -> tuple[float, ...] | None:
         """The weights that were found or given; None for each method's default."""
         return self.searched or self.options.given_weights
-
-    def chosen(self, tasks: Sequence[Task]) -> Selection:
-        """What the options ask for of the adapters and these tasks."""
-        return Selection(self.options, self.trained, tasks)
-
-    def compositions(self, tasks: Sequence[Task] = ()) -> list[System]:
-        """All compositions that the options ask for of these tasks."""
-        return [self.build(spec) for spec in self.specs(tasks)]
-
-    def specs(self, tasks: Sequence[Task] = ()) -> list[str]:
-        """The specs of `compositions`, without an added router that could not be fitted."""
-        chosen = self.chosen(tasks)
-        unfitted = chosen.learning.keys() - self.routers.keys()
-        unfitted &= {one.spec for one in chosen.added}
-        return [spec for spec in chosen.specs if spec not in unfitted]
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None

@@ -21,6 +21,7 @@ from loraprobe.defaults import (
     SEARCH_SHARE,
 )
 from loraprobe.errors import TaskError
+from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.tasks import Item, Task
 
@@ -71,12 +72,19 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
     return parts
 
 
-def split_for_router(tasks: Sequence[Task], options: Options) -> TaskSplit | str:
+def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> TaskSplit | str:
     """Sets items apart for a router to learn from, or says why that cannot be.
 
-    Every task gives a quarter of its items, at most ROUTER_MOST, and has to keep FEWEST_ITEMS. With
-    --weights search the items of the search serve the router too.
+    Every adapter needs a task of its own. Every task gives a quarter of its items, at most
+    ROUTER_MOST, and has to keep FEWEST_ITEMS. With --weights search the items of the search serve
+    the router too.
     """
+    texts = [task.name for task in tasks if any(not item.answers for item in task.items)]
+    if texts:
+        return f"task {texts[0]} holds texts and no questions"
+    if len(tasks) < adapters:
+        few = f"{count(len(tasks), 'task')} for {count(adapters, 'adapter')}"
+        return f"with {few} not every adapter has questions of its own"
     if options.weights == "search":
         return split(tasks, options)
     needed = FEWEST_ITEMS + ROUTER_LEAST
@@ -111,7 +119,7 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
     return parts
 
 
-def looks(tasks: Sequence[Task], seed: int) -> list[tuple[Task, ...]]:
+def passes(tasks: Sequence[Task], seed: int) -> list[tuple[Task, ...]]:
     """The items that choose in two parts without a common cluster, or in one if they are few.
 
     The first has SCREENING_LOOK items of each task, after which an adapter may be left out.

@@ -230,10 +230,8 @@ class WorldAnswers:
         LoraprobeError if adapters and base do not fit.
         """
         from loraprobe import compatibility, hub
-        from loraprobe.pipeline.portfolio import Selection
         from loraprobe.pipeline.router_fitting import fit_routers
-        from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
-        from loraprobe.pipeline.task_split import TaskSplit
+        from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
         from loraprobe.pipeline.transforms import Prepared
 
         name, options = scenario.name, self.options
@@ -243,13 +241,13 @@ class WorldAnswers:
         adapters = compatibility.aligned(adapters, self.base)
         tasks = [_question_alone(path, limit) for path in scenario.tasks]
         prepared = Prepared(tuple(adapters))
-        found = Selection(options, adapters, tasks).items_for_routers
-        parts = found if isinstance(found, TaskSplit) else None
-        routers, _ = fit_routers(adapters, prepared, options, self.scorer, tasks, parts)
-        built = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
-        composed = [replace(s, stored=f"{name}:{s.name}") for s in built.compositions(tasks)]
+        plan = plan_of(options, adapters, tasks)
+        routers, _ = fit_routers(adapters, prepared, options, self.scorer, plan)
+        builder = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
+        built = [builder.build(spec) for spec in plan.fitted(routers)]
+        composed = [replace(system, stored=f"{name}:{system.name}") for system in built]
         systems = [*baseline_systems(adapters), *composed]
-        left = parts.left if parts is not None and routers else tasks
+        left = plan.tasks if routers else tasks
         most = options.max_new_tokens
         results = run_systems(self.scorer, systems, left, self.ledger, max_new_tokens=most)
         return {s.name: s.kind for s in systems}, results

@@ -30,7 +30,7 @@ from loraprobe.evaluation.table import tabulate
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.portfolio import Kind
+from loraprobe.pipeline.systems import Kind
 from loraprobe.records import Interval, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS

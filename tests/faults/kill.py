@@ -33,7 +33,7 @@ import typer
 from making import LLAMA, random_adapter, saved_pair
 
 import loraprobe.demo
-import loraprobe.pipeline.evaluating
+import loraprobe.pipeline.evaluate
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.portfolio import FILE
+from loraprobe.pipeline.systems import FILE
 from loraprobe.routing import ROUTERS
 from loraprobe_lab.experiments import methods as chosen
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from loraprobe.defaults import ROUNDS_FROM
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluate import evaluate
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.rounds import ask_in_rounds, records
 from loraprobe.pipeline.session import Session
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task, with_metric
@@ -65,15 +65,15 @@ def planted(
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
     session = Session("merge-and-eval", Options(**options))
-    inputs: Any = SimpleNamespace()
-    return Planted(inputs, session, None, Ledger(), tasks, answers=answers)
+    inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
+    return Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
 
 
 def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
-    found = ask_in_rounds(
-        evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS
-    )
-    made = records(found, evaluator)
+    options = evaluator.session.options
+    schedule = rounds(evaluator.tasks, options.seed, all_items=options.all_items)
+    found = evaluate(evaluator, systems or [*ALONE, *COMPOSED], schedule, lambda *_: CONTROLS)
+    made = found.records()
     verdict = decide_compositions(
         Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
     )
@@ -117,7 +117,7 @@ def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
     assert "sum" not in {gain.system for gain in made.gains}, "it is no candidate"
     counts = {row.system: row.n for row in made.evaluation}
     assert counts["sum"] == items(evaluator, "sum") and counts["base"] == made.rounds.items
-    assert [system.name for system in found.all_systems][3:6] == ["uniform", "sum", "arrow"]
+    assert [system.name for system in found.systems][3:6] == ["uniform", "sum", "arrow"]
     assert found.notes() and "sum" in found.notes()[0]
 
 
@@ -183,11 +183,11 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
 
     def judged(merge: str, metric: str) -> Any:
         task = with_metric(Task("t", tuple(items)), metric)
-        session, inputs = Session("merge-and-eval", Options()), SimpleNamespace()
-        evaluator = Texts(inputs, session, None, Ledger(), [task])  # type: ignore[arg-type]
+        session, scorer = Session("merge-and-eval", Options()), SimpleNamespace(chat_template=False)
+        evaluator = Texts(SimpleNamespace(), session, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]
-        found = ask_in_rounds(evaluator, systems, lambda results, systems: CONTROLS[:1])
-        made = records(found, evaluator)
+        found = evaluate(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
+        made = found.records()
         evidence = Evidence(tasks=1, level="evaluation", **vars(made))
         return made, decide_compositions(evidence)
 

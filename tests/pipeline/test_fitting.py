@@ -20,7 +20,7 @@ from loraprobe.evaluation import System
 from loraprobe.options import Options
 from loraprobe.pipeline.gate_statistics import GateTally, gate_statistics
 from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, fitted_to, gather_prompts
-from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
@@ -184,16 +184,18 @@ def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
     ):
         options = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
         with pytest.raises(UsageError, match=match):
-            fit_routers(pair, Prepared(pair), options, scorer, [])
+            fit_routers(pair, Prepared(pair), options, scorer, plan_of(options, pair))
     options = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
-    assert "no router asked for" in fit_routers(pair, Prepared(pair), options, scorer, [])[1][0]
+    assert "no router asked for" in fit_routers(pair, Prepared(pair), options, scorer, Plan())[1][0]
 
 
 def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):
     files = files_of(items[1], tmp_path)
     specs = ("centroid", "arrow", "hard:by=centroid", "centroid:top_k=1,per=sequence")
     options = Options(routers=specs, router_prompts=files)
-    fitted, (note,) = fit_routers(pair, Prepared(pair), options, scorer, [items[0]])
+    fitted, (note,) = fit_routers(
+        pair, Prepared(pair), options, scorer, plan_of(options, pair, [items[0]])
+    )
     assert "tell a router more" not in note
     assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
     assert set(fitted) == set(specs) - {"arrow"}
@@ -206,7 +208,7 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     builder = SystemBuilder(pair, Prepared(pair), options, routers=fitted)
     built = builder.build("hard:by=centroid")
     assert built.composition.router is fitted["hard:by=centroid"]
-    assert fit_routers(pair, Prepared(pair), Options(), scorer, []) == ({}, [])
+    assert fit_routers(pair, Prepared(pair), Options(), scorer, Plan()) == ({}, [])
 
 
 def test_gates_are_counted_token_by_token():

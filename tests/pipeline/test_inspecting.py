@@ -22,9 +22,8 @@ from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import known_form, open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.inspecting import items_alone
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import baseline_systems
+from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import Verdict
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe.verdict import next_command
@@ -103,16 +102,6 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     assert "set_adapter" in audit.verdict.next
 
 
-def test_base_and_adapters_answer_more_where_hops_decide():
-    world = shipped_world()
-    hops, *both = (
-        load_task(path) for name in ("disjoint", "keep-both") for path in world.scenario(name).tasks
-    )
-    found = [items_alone(tasks) for tasks in ([hops], both, both[:1], [hops, hops])]
-    few = defaults.PILOT_ITEMS
-    assert found == [defaults.HOP_ITEMS, few, few, few]
-
-
 def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, monkeypatch):
     """No logits of several systems are computed together, and the forecast is that of the sum."""
     chosen = shipped_world().scenario("keep-both")
@@ -133,7 +122,8 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, m
     monkeypatch.undo()
     options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
     opened = open_inputs(adapters, base=call["base"], tasks=[task], options=options)
-    with open_evaluator(opened, (), Session("inspect", options)) as evaluator:
+    plan = plan_of(options, opened.adapters, [task])
+    with open_evaluator(opened, plan, Session("inspect", options)) as evaluator:
         alone = baseline_systems(opened.adapters)
         results = evaluator.run(alone)
         added = [answer_of_added_logits(evaluator.scorer, alone, item) for item in items]
@@ -171,7 +161,8 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
     def opened(resume):
         options = Options(state=tmp_path / "kept", threads=1, resume=resume, max_new_tokens=3)
         inputs = open_inputs(adapters, base=str(base), tasks=[task], options=options)
-        return open_evaluator(inputs, (), Session("inspect", options))
+        plan = plan_of(options, inputs.adapters, inputs.tasks)
+        return open_evaluator(inputs, plan, Session("inspect", options))
 
     with opened(False) as evaluator:
         own = [row for row in evaluator.ledger if row.system in chosen.adapters]

@@ -13,14 +13,9 @@ from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import (
-    Selection,
-    kind_of,
-    proven_systems,
-)
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder
-from loraprobe.pipeline.task_split import TaskSplit, split_for_router
+from loraprobe.pipeline.systems import SystemBuilder, plan_of, proven_systems
+from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
@@ -40,31 +35,27 @@ def pair():
 def test_the_kind_of_question_decides_what_is_evaluated(pair):
     one, steps = task("t", 60), task("t", 60, cot_prompt="t? Step by step.")
     two = [task("t", 60), task("u", 60)]
-    assert [kind_of(ts) for ts in ([one], [steps], two)] == [
-        "one task",
-        "one task, worked steps",
-        "several tasks",
-    ]
     (added,) = proven_systems(two)
-    assert proven_systems([]) == () and added.value > added.beside + 0.3
-    assert Selection(Options(), pair, two).specs == [*FIXED, added.spec]
-    assert Selection(Options(), pair, [one]).specs == FIXED
-    assert Selection(Options(), pair).specs == FIXED
+    assert proven_systems([]) == proven_systems([one]) == proven_systems([steps]) == ()
+    assert added.value > added.beside + 0.3
+    assert list(plan_of(Options(), pair, two).specs) == [*FIXED, added.spec]
+    assert list(plan_of(Options(), pair, [one]).specs) == FIXED
+    assert list(plan_of(Options(), pair).specs) == FIXED
     named = Options(routers=("lag",))
-    assert Selection(named, pair, two).specs == ["uniform", "sum", "lag"]
-    assert Selection(Options(systems=("sum",)), pair, two).specs == ["sum"]
-    assert added.spec in Selection(Options(methods=("ties",)), pair, two).specs
+    assert list(plan_of(named, pair, two).specs) == ["uniform", "sum", "lag"]
+    assert list(plan_of(Options(systems=("sum",)), pair, two).specs) == ["sum"]
+    assert added.spec in plan_of(Options(methods=("ties",)), pair, two).specs
     hops = task("t", 60, hops=(Hop("h?", ("y",)),))
-    assert Selection(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
+    assert plan_of(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
 
 
 def test_merges_and_routers_can_be_left_out(pair):
     two = [task("t", 60), task("u", 60)]
     (added,) = proven_systems(two)
-    assert Selection(Options(methods=("none",)), pair, two).specs == ["arrow", added.spec]
-    assert Selection(Options(methods=("none",), weights=(1.0, 0.5)), pair).specs == ["arrow"]
-    assert Selection(Options(routers=("none",)), pair, two).specs == ["uniform", "sum"]
-    assert Selection(Options(methods=("none",), routers=("none",)), pair, two).specs == []
+    assert list(plan_of(Options(methods=("none",)), pair, two).specs) == ["arrow", added.spec]
+    assert list(plan_of(Options(methods=("none",), weights=(1.0, 0.5)), pair).specs) == ["arrow"]
+    assert list(plan_of(Options(routers=("none",)), pair, two).specs) == ["uniform", "sum"]
+    assert list(plan_of(Options(methods=("none",), routers=("none",)), pair, two).specs) == []
     with pytest.raises(UsageError, match="leaves out all routers"):
         Options(routers=("none", "arrow"))
 
@@ -86,22 +77,23 @@ def test_the_next_command_asks_for_the_same_merges_and_routers(pair, given, word
 def test_named_systems_keep_their_controls(pair):
     options = Options(systems=("sum",))
     builder = SystemBuilder(pair, Prepared(pair), options)
-    (composed,) = builder.compositions([task("t", 60)])
+    (spec,) = plan_of(options, pair, [task("t", 60)]).specs
+    composed = builder.build(spec)
     found = {one.name for one in builder.controls("a", composed)}
     assert found == {"shrunk:a", "random-partner"}
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):
     enough, few = task("t", 40), task("u", 39)
-    (note,) = Selection(Options(), pair, [enough, few]).unfit.values()
+    (note,) = plan_of(Options(), pair, [enough, few]).left_out
     assert "task u has 39 items" in note and "--router-prompts" in note
-    assert Selection(Options(), pair, [enough, few]).specs == FIXED
-    assert Selection(Options(), pair, [enough, task("u", 40)]).unfit == {}
+    assert list(plan_of(Options(), pair, [enough, few]).specs) == FIXED
+    assert plan_of(Options(), pair, [enough, task("u", 40)]).left_out == ()
     third = making.random_adapter("tiny", seed=9)
-    (note,) = Selection(Options(), [*pair, third], [enough, enough]).unfit.values()
+    (note,) = plan_of(Options(), [*pair, third], [enough, enough]).left_out
     assert "2 tasks for 3 adapters" in note
     groups = Task("u", tuple(Item(str(i), f"{i}", ("x",), group=str(i % 2)) for i in range(50)))
-    (note,) = Selection(Options(), pair, [enough, groups]).unfit.values()
+    (note,) = plan_of(Options(), pair, [enough, groups]).left_out
     assert "50 items of task u lie in 2 clusters" in note
 
 
@@ -110,10 +102,10 @@ def test_given_prompts_spare_the_items(pair, tmp_path):
     file.write_text("a question\n")
     tasks = [task("t", 12), task("u", 12)]
     options = Options(router_prompts=(("a", file), ("b", file)))
-    assert Selection(options, pair, tasks).items_for_routers is None
-    assert Selection(options, pair, tasks).unfit == {}
+    plan = plan_of(options, pair, tasks)
+    assert plan.parts is None and plan.left_out == () and plan.learning
     half = Options(router_prompts=(("a", file),))
-    assert isinstance(Selection(half, pair, tasks).items_for_routers, str)
+    assert plan_of(half, pair, tasks).left_out
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -129,7 +121,8 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
             hops = (Hop(f"What of {name} {i}?", ("y",)),) if draw.random() < 0.3 else ()
             items.append(Item(str(i), prompt, ("x",), group=group, hops=hops))
         tasks.append(Task(name, tuple(items)))
-    parts = Selection(Options(seed=seed), pair, tasks).items_for_routers
+    plan = plan_of(Options(seed=seed), pair, tasks)
+    parts = plan.parts
     assert isinstance(parts, TaskSplit)
     read: list[str] = []
 
@@ -144,7 +137,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     monkeypatch.setattr(router_fitting, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     monkeypatch.setattr(router_fitting, "try_out", lambda *given: None)
-    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), None, tasks, parts)
+    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), None, plan)
     assert len(fitted) == 1 and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
     texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
@@ -163,27 +156,26 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
             raise UsageError("this model has no cache")
 
     tasks = [task("t", 60), task("u", 60)]
-    parts = split_for_router(tasks, Options())
+    plan = plan_of(Options(), pair, tasks)
     given = {"a": ["t 1?"], "b": ["u 1?"]}
     monkeypatch.setattr(router_fitting, "questions_of_each", lambda *_: {})
     monkeypatch.setattr(router_fitting, "gather_prompts", lambda *_, write: (given, "."))
     monkeypatch.setattr(router_fitting, "fitted_to", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
-    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), Refusing(), tasks, parts)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), Refusing(), plan)
     assert fitted == {} and "left out: this model has no cache" in note
 
 
 def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     """A default router is left out with the reason; one that was named has it written prompts."""
     tasks = [task("t", 60), task("u", 60)]
-    parts = split_for_router(tasks, Options())
+    plan = plan_of(Options(), pair, tasks)
     monkeypatch.setattr(
         router_fitting, "answer_losses", lambda *given: lambda candidates: [0.1, 0.2]
     )
-    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, tasks, parts)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, plan)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
-    built = SystemBuilder(pair, Prepared(tuple(pair)), Options()).compositions(tasks)
-    assert [one.name for one in built] == FIXED
+    assert plan.fitted(fitted) == FIXED
     named = Options(routers=("centroid",))
 
     def asked(*given, **options):
@@ -191,4 +183,4 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
 
     monkeypatch.setattr(router_fitting, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
-        fit_routers(pair, Prepared(pair), named, None, tasks, parts)
+        fit_routers(pair, Prepared(pair), named, None, plan_of(named, pair, tasks))

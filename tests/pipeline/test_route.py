@@ -124,7 +124,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     experts = composing.experts(2)
     balanced = Options(balance="norm")
     builder = SystemBuilder(experts, prepare(experts, balanced), balanced)
-    built = builder.compositions()
+    built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     for action in ("route", "step-by-step"):
         verdict = Verdict("likely", "evaluation", system="arrow", action=action)
         made, why = recommend(verdict, built, builder)
@@ -148,7 +148,7 @@ def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     """A router or a form that is still to be tried is no reason to save what failed."""
     experts = composing.experts(2)
     builder = SystemBuilder(experts, Prepared(experts), Options())
-    built = builder.compositions()
+    built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     best = Reason("best-measured", "arrow is the best that was measured.")
     for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):
         verdict = Verdict("unlikely", "evaluation", system=system, action=action)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from loraprobe.pipeline.screening.ranking import choose, rank
+from loraprobe.pipeline.ranking import choose, rank
 
 
 def scored(values: dict, default=0.0):

@@ -15,10 +15,10 @@ import pytest
 from test_asking_rounds import Planted
 
 from loraprobe.errors import TaskError
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
-from loraprobe.pipeline.rounds import ask_in_rounds, records
-from loraprobe.pipeline.screening.ranking import choose, rank
+from loraprobe.pipeline.evaluate import evaluate
+from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import split_for_screening
 from loraprobe.tasks import Item, Task
@@ -57,10 +57,10 @@ def decision(seed: int, leak: bool) -> str:
     answers |= {(one.name, "t0"): wrong for one in controls}
     session = Session("screen", options)
     tasks = parts.apart if leak else parts.left
-    inputs: Any = SimpleNamespace()
-    evaluator = Planted(inputs, session, None, Ledger(), tasks, answers=answers)
-    found = ask_in_rounds(evaluator, [*singles, *systems], lambda results, systems: controls)
-    made = records(found, evaluator)
+    inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
+    evaluator = Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
+    schedule = rounds(tasks, seed, all_items=True)
+    made = evaluate(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))
     return decide_compositions(evidence).decision

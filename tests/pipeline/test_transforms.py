@@ -15,7 +15,7 @@ from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, summed_specs
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import prepare, scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
@@ -253,7 +253,7 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     prepared = builder.prepared.adapters
     assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
     hopped = Task("t", (Item("1", "p", ("a",), hops=(Hop("h", ("a",)),)),))
-    built = {one.name: one for one in builder.compositions([hopped])}
+    built = {one: builder.build(one) for one in plan_of(balanced, adapters, [hopped]).specs}
     assert built["uniform"].composition.experts == prepared
     assert [c.experts[0] for c in built["chain"].chain] == adapters
     controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}
@@ -261,8 +261,6 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     kept, drawn = controls["random-partner"].experts
     assert kept is prepared[0]
     assert drawn.norm() == pytest.approx(prepared[1].norm(), rel=1e-5)
-    assert summed_specs(builder.options, adapters) == []
-    assert summed_specs(Options(), adapters) == ["sum"]
 
 
 def test_settings_that_change_results_change_the_fingerprint():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import summed_specs
 from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
 from loraprobe.records.estimates import Z95
 from loraprobe.report.answer import answer
@@ -347,17 +345,3 @@ def test_the_probability_follows_from_the_document(told):
     alone = Evidence(evaluation=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
     said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
     assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)
-
-
-def summed(**options):
-    adapters = [SimpleNamespace(name=name, whole={}, token_rows={}, layout={}) for name in "ab"]
-    return summed_specs(Options(**options), adapters)
-
-
-def test_what_can_be_forecast_from_single_passes_are_merges_at_gates_of_1():
-    weighted = {"methods": ("task_arithmetic",), "routers": ()}
-    assert summed() == ["sum"]
-    assert summed(methods=("uniform", "ties")) == summed(systems=("uniform", "chain")) == []
-    assert summed(weights=(1.0, 1.0), **weighted) == ["task_arithmetic"]
-    assert summed(weights=(0.7, 0.3), **weighted) == summed(weights="search", **weighted) == []
-    assert summed(rank=4) == summed(balance="norm") == []

@@ -23,9 +23,8 @@ from loraprobe.evaluation.plan import Question, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.portfolio import Selection
 from loraprobe.pipeline.session import Session, peak_memory
-from loraprobe.pipeline.systems import baseline_systems
+from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
 from loraprobe.records import ROUND
@@ -75,7 +74,7 @@ class CostEstimate:
         )
 
 
-def estimate(inputs: Inputs, session: Session) -> CostEstimate:
+def estimate(inputs: Inputs, plan: Plan, session: Session) -> CostEstimate:
     """Loads the base, times a few questions and forecasts the rest; nothing is evaluated.
 
     Raises CompatibilityError where the adapters do not fit together.
@@ -86,7 +85,7 @@ def estimate(inputs: Inputs, session: Session) -> CostEstimate:
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
-        with open_evaluator(inputs, (), session, composes=True) as evaluator:
+        with open_evaluator(inputs, plan, session) as evaluator:
             steps: dict[str, float] = {}
             for step, seconds in expected_steps(evaluator).items():
                 name = step.partition(ROUND)[0]  # all rounds of a system together
@@ -107,13 +106,11 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     def system(experts: int) -> float:
         return sum(kind.seconds(experts / n) for kind in kinds)
 
-    given, parts = evaluator.inputs.tasks, evaluator.split
-    chosen = Selection(options, adapters, given)
-    specs = chosen.specs
+    specs, parts = evaluator.plan.specs, evaluator.plan.parts
     asked = {s.name: system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
     asked |= {spec: system(n) for spec in specs if spec != "chain"}
     steps = {}
-    if parts is not None and chosen.learning:
+    if parts is not None and evaluator.plan.learning:
         steps["fit"] = (n + 1) * parts.items[0] * pair  # answers of each, then the questions
     if parts is not None and options.weights == "search":
         steps["search"] = options.search_budget * parts.items[0] * pair
@@ -122,7 +119,7 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
         plain = kinds[0]  # a hop is asked of a single adapter, which costs no less than the base
         steps["evaluate chain"] = hops / plain.questions * plain.seconds(1 / n)
-    if specs not in ([], ["chain"]):
+    if specs not in ((), ("chain",)):
         steps |= {"evaluate shrunk": system(1), "evaluate random-partner": system(n)}
     steps["cover"] = probing
     return steps
@@ -170,9 +167,9 @@ def kinds_of(evaluator: Evaluator, together: Composition) -> list[TimedKind]:
 
 def _pair(evaluator: Evaluator, together: Composition) -> float:
     """Seconds of one pair of prompt and answer of the items set apart, with all adapters."""
-    if evaluator.split is None:
+    if evaluator.plan.parts is None:
         return 0.0
-    items = [item for task in evaluator.split.apart for item in task.items]
+    items = [item for task in evaluator.plan.parts.apart for item in task.items]
     pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
     with evaluator.scorer.with_composition(together):
         return seconds_of(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)

@@ -10,12 +10,10 @@ from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
 from loraprobe.pipeline.audits import argument_without_folders, audit_of
 from loraprobe.pipeline.conclusion import judged, with_next
-from loraprobe.pipeline.evaluating import best_system
-from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.evaluate import best_system
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.rounds import records
-from loraprobe.pipeline.screening.proving import Finalist, Proved
+from loraprobe.pipeline.screen import Finalist, Proved
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
@@ -37,21 +35,15 @@ from loraprobe.verdict import LibraryChoice
 from loraprobe.verdict.next_command import library_words
 
 
-def audit_of_screen(
-    library: Library,
-    evaluator: Evaluator,
-    tasks: Sequence[Task],
-    proved: Proved,
-) -> Audit:
-    """The audit. library: before it was asked. evaluator: that of the items that prove."""
-    session, asked = evaluator.session, proved.asked
+def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> Audit:
+    """The audit. library: before it was asked. tasks: with all their items."""
+    asked, evaluator = proved.asked, proved.asked.evaluator
+    session = evaluator.session
     with session.stage("statistics"):
-        tasks_asked, chat = asked.round.tasks, evaluator.scorer.chat_template
-        chain = evaluation.chain_hops(asked.order, tasks_asked, evaluator.ledger, chat)
-        measured = records(asked, evaluator, chain=chain)
+        measured = asked.records()
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(library, inputs, evaluator, proved, measured)
+    verdict, examined = _verdict(library, inputs, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -60,37 +52,31 @@ def audit_of_screen(
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
         **vars(measured),
-        library=_library(library, evaluator, proved),
+        library=_library(library, proved),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
     )
 
 
 def _verdict(
-    library: Library,
-    inputs: Inputs,
-    evaluator: Evaluator,
-    proved: Proved,
-    measured: EvaluationRecords,
+    library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
-    options = evaluator.session.options
-    choosing = proved.choosing
+    choosing, session = proved.choosing, proved.asked.evaluator.session
     asked = {row.system for row in choosing.results} - {BASE}
-    passes = tuple(choosing.passes.values())
-    left = sum(len(task.items) for task in evaluator.tasks)
-    choice = LibraryChoice(len(asked), choosing.looked_at, len(proved.finalists), passes, left)
-    evidence = {**vars(measured), "choice": choice}
-    empty = Examination(Compatibility())
+    left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
+    choice = LibraryChoice(
+        len(asked), proved.looked_at, len(proved.finalists), choosing.counts(), left
+    )
+    evidence, options = {**vars(measured), "choice": choice}, session.options
+    empty = examined = Examination(Compatibility())
     verdict = judged(options, inputs, empty, level="evaluation", **evidence)
     owner = {name: one for one in proved.finalists for name in one.systems}
-    own = owner.get(verdict.system or "")
-    examined = empty
+    own, spec = owner.get(verdict.system or ""), None
     if own is not None:
-        members = own.builder.trained
-        examined = examine(members, inputs.base, "route", evaluator.session)
+        examined = examine(own.builder.trained, inputs.base, "route", session)
         verdict = judged(options, inputs, examined, level="evaluation", **evidence)
-    spec = own.systems[verdict.system or ""].spec if own is not None else None
+        spec = own.systems[verdict.system or ""].spec
     about = _about(verdict, own, inputs, measured)
     words: list[str] = []
     if own is None and not about.adapters:
@@ -139,7 +125,8 @@ def _notes(proved: Proved) -> list[str]:
     if screened is None:
         return notes
     linear = screened.forecast.linear if screened.forecast is not None else ()
-    names = [n for n, one in zip(proved.choosing.names[1:], linear, strict=False) if not one]
+    both = zip(screened.members, linear, strict=False)
+    names = [member.record.name for member, adds in both if not adds]
     if names:
         notes.append(
             f"The effects of {count(len(names), 'adapter')} on the next token cannot be added, "
@@ -154,7 +141,7 @@ def _notes(proved: Proved) -> list[str]:
     return notes
 
 
-def _library(library: Library, evaluator: Evaluator, proved: Proved) -> Library:
+def _library(library: Library, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
     for result in proved.choosing.results:
@@ -170,7 +157,9 @@ def _library(library: Library, evaluator: Evaluator, proved: Proved) -> Library:
         ),
         items=tuple(
             LibraryItems(apart.name, len(apart.items), len(left.items))
-            for apart, left in zip(proved.choosing.evaluator.tasks, evaluator.tasks, strict=True)
+            for apart, left in zip(
+                proved.choosing.evaluator.tasks, proved.asked.evaluator.tasks, strict=True
+            )
         ),
     )
 
@@ -183,7 +172,7 @@ def _shortlist(
     gains = _gains(proved, measured)
     rows = [_row(one, forecasts, gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
-    looked_at = proved.choosing.looked_at
+    looked_at = proved.looked_at
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
         rows.insert(0, Shortlisted((name,), "single", 1, looked_at, outcome="single"))
@@ -203,7 +192,7 @@ def _outcome(gain: Gain | None, verdict: Verdict) -> Outcome:
 def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
     """The gain of each composition in its better form, of dropped ones on what they were asked."""
     rows, asked = list(measured.gains), proved.asked
-    baselines = [system for system in asked.order if system.kind in BASELINES]
+    baselines = [system for system in asked.systems if system.kind in BASELINES]
     for one in proved.finalists:
         if not {row.system for row in rows} & one.systems.keys():
             rows += evaluation.gains(asked.results, [*baselines, *one.systems.values()])
@@ -238,7 +227,7 @@ def _row(
         one.names,
         "pair" if len(one.names) == 2 else "subset",
         one.candidate.place,
-        proved.choosing.looked_at,
+        proved.looked_at,
         forecast,
         best,
         gain,

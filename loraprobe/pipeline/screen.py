@@ -1,0 +1,697 @@
+"""`screen`: a library of adapters, and with a task what of it to use.
+
+Without a task the library is described: what can be used, copies, families, outliers.
+
+With a task one part of each task's items chooses, the other proves. On the first, base and adapters
+answer alone, pass by pass, and every set of them is forecast from that (`ranking`). After a pass an
+adapter is asked no more if it cannot take part in a finalist any more. On the second, the best few
+sets are composed and evaluated by rounds beside the base, the best single adapters and the members
+(`evaluate`). The items that prove took no part in the choice, so the choice out of the whole
+library needs no correction; the choice among the finalists is covered by the intervals. Where one
+adapter leaves no room for a gain, it alone is proved.
+
+Answers go into the ledger and hidden states into a directory beside it, so that --resume asks
+nothing twice and memory does not grow with the number of adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from loraprobe import compatibility, evaluation
+from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.composition import Composition
+from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, WORKED_TOKENS
+from loraprobe.errors import LoraprobeError, OutputError, UsageError
+from loraprobe.evaluation import System
+from loraprobe.evaluation.plan import BASE, questions
+from loraprobe.library import Member
+from loraprobe.pipeline.estimate import CostEstimate, by_round, kinds_of, seconds_of
+from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, shares_right
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.on_ray import open_cluster
+from loraprobe.pipeline.ranking import SURE, RankedSet, Ranking, choose, contending, rankings_of
+from loraprobe.pipeline.results import STATES
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
+from loraprobe.pipeline.task_split import passes, split_for_screening
+from loraprobe.pipeline.transforms import prepare
+from loraprobe.probes import (
+    KnownAlone,
+    PairForecast,
+    ScreenedTexts,
+    likely_worked,
+    with_worked_answers,
+)
+from loraprobe.records import FORMS, ROUND, SCREENING, ItemResult
+from loraprobe.routing.constant import single
+from loraprobe.scoring.states import States
+from loraprobe.tasks import Task
+from loraprobe.verdict import Evidence
+from loraprobe.verdict.rules import at_ceiling
+
+SYSTEMS_PAIR = 4.0  # what a finalist costs, in single adapters: its compositions and its members
+COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
+TIMED_ROWS = 16  # texts that are read to time a pass
+CONTROLS = 2
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Items that systems are asked together, and the texts of which states are kept.
+
+    number: from 1. worked: whether the texts are worked answers; then no questions are asked.
+    """
+
+    number: int
+    tasks: tuple[Task, ...]
+    reading: ScreenedTexts | None
+    worked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What distinguishes its steps and its files from those of other passes."""
+        return (", worked" if self.worked else "") + f"{ROUND}{self.number}"
+
+    @property
+    def items(self) -> int:
+        return sum(len(task.items) for task in self.tasks)
+
+    def step(self, name: str) -> str:
+        """The step of asking a system, by the name under which progress reports it."""
+        return f"evaluate {name}{SCREENING}{self.kind}"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What systems answered in a pass.
+
+    unasked: adapters that the budget left out. failed: an adapter -> why it cannot be asked.
+    seconds: 0 where everything was kept already.
+    """
+
+    this: Pass
+    names: Sequence[str]
+    results: Sequence[ItemResult]
+    unasked: Sequence[str]
+    failed: Mapping[str, LoraprobeError]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Screened:
+    """What the items that choose said of the adapters that were asked all of them.
+
+    rankings: of pairs and larger sets, one for each form of the question. forecast: of the plain
+    questions and hops; worked: of right worked answers.
+    """
+
+    members: Sequence[Member]
+    known: Sequence[KnownAlone]
+    forecast: PairForecast | None
+    worked: PairForecast | None
+    rankings: Sequence[Ranking]
+
+    @property
+    def looked_at(self) -> int:
+        """How many sets were compared in a form."""
+        return max(ranking.looked_at for ranking in self.rankings)
+
+    @property
+    def best(self) -> list[int]:
+        """The best single adapters, and of several tasks the best on each."""
+        scores = np.mean([one.alone() for one in self.known], 0)
+        order = np.argsort(-scores[1:], kind="stable")[:BEST_SINGLES]
+        own = [int(known.alone()[1:].argmax()) for known in self.known]
+        return list(dict.fromkeys([*order.tolist(), *own]))
+
+    @property
+    def leader(self) -> int | None:
+        """The adapter that answers most alone, step by step where that is asked.
+
+        None unless it answers more than the base by SURE standard errors.
+        """
+        forms = ("question" if one.form is None else "steps" for one in self.known)
+        parts = [one.parts[form] for one, form in zip(self.known, forms, strict=True)]
+        means = np.mean([np.nanmean(part, 1) for part in parts], 0)
+        best = int(means[1:].argmax())
+        spread = [np.nanvar(part[1 + best]) / part.shape[1] for part in parts]
+        error = np.sqrt(np.sum(spread)) / len(parts)
+        return best if means[1 + best] - means[0] > SURE * error else None
+
+    @property
+    def knowers(self) -> list[int]:
+        """The adapter that answers each hop of each task best, where it exceeds the base."""
+        found = dict[int, None]()
+        for known in self.known:
+            for part, values in sorted(known.parts.items()):
+                best = int(np.nanmean(values, 1).argmax())
+                if part not in FORMS and best:
+                    found[best - 1] = None
+        return list(found)
+
+    def opened(self, members: Iterable[int], base: Base | None) -> list[Adapter]:
+        """Some of the adapters on the base's layout of fused projections."""
+        return compatibility.aligned([self.members[m].open() for m in members], base)
+
+    def finalists(self, most: int, evaluator: Evaluator) -> list[RankedSet]:
+        """At most so many sets, all of which may be composed by what their headers say."""
+        base, allow = evaluator.inputs.base, evaluator.session.options.allow
+        families = [member.record.family for member in self.members]
+        numbers = [-at - 1 if one is None else one for at, one in enumerate(families)]
+
+        def fits(members: tuple[int, ...]) -> bool:
+            adapters = self.opened(members, base)
+            contents = compatibility.TensorChecks(adapters)
+            return compatibility.check(
+                adapters, base, purpose="route", allow=allow, contents=contents
+            ).compatible
+
+        return choose(self.rankings, most, numbers, fits, self.leader)
+
+    def contending(self, evaluator: Evaluator) -> set[int]:
+        """The adapters that may still take part in a finalist, and the best single ones."""
+        chosen = self.finalists(evaluator.session.options.keep, evaluator)
+        items = min(len(known.task.items) for known in self.known)
+        return {*contending(self.rankings, chosen, items), *self.best, *self.knowers}
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Asks base and adapters alone, and forecasts sets of them.
+
+    evaluator: of the items that choose. members: the adapters by name. answered: pass by pass.
+    """
+
+    evaluator: Evaluator
+    members: Mapping[str, Member]
+    answered: list[Answered] = field(default_factory=list)
+
+    def passes(self) -> list[Pass]:
+        """The passes over the items that choose."""
+        options = self.evaluator.session.options
+        return [
+            Pass(number, tasks, ScreenedTexts.of(self.evaluator.scorer, tasks, options.metric))
+            for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
+        ]
+
+    @property
+    def results(self) -> list[ItemResult]:
+        return [row for one in self.answered for row in one.results]
+
+    @property
+    def failed(self) -> dict[str, LoraprobeError]:
+        """An adapter -> why it cannot be asked."""
+        return {name: error for one in self.answered for name, error in one.failed.items()}
+
+    @property
+    def unasked(self) -> list[str]:
+        """Adapters that the budget left out of a pass."""
+        return [name for one in self.answered for name in one.unasked]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a further adapter may be asked."""
+        return self.evaluator.session.left(SCREENING_SHARE) > 0
+
+    @property
+    def spent(self) -> float:
+        """Seconds of what was not kept already."""
+        return sum(one.seconds for one in self.answered)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of one system for one item; 0 where nothing was asked."""
+        items = sum(len(one.names) * one.this.items for one in self.answered if one.seconds)
+        return self.spent / items if items else 0.0
+
+    def counts(self) -> tuple[tuple[int, int], ...]:
+        """Of each kind of pass, how many systems were asked how many items."""
+        found = dict[str, tuple[int, int]]()
+        for one in self.answered:
+            if one.names:
+                systems = found.get(one.this.kind, (0, 0))[0] + len(one.names)
+                found[one.this.kind] = systems, one.this.items
+        return tuple(found.values())
+
+    def system(self, name: str) -> System:
+        """The base or an adapter, opened, on the base's layout."""
+        if name == BASE:
+            return System(BASE, "base")
+        adapters = compatibility.aligned([self.members[name].open()], self.evaluator.inputs.base)
+        return System(name, "adapter", single(adapters[0]), members=(name,))
+
+    def ask(self, names: Sequence[str], this: Pass) -> list[str]:
+        """Asks systems, the base always; the names of those that answered."""
+        session, ledger = self.evaluator.session, self.evaluator.ledger
+        start, before = time.perf_counter(), len(ledger)
+        answered, unasked, failed = list[str](), list[str](), dict[str, LoraprobeError]()
+        results = list[ItemResult]()
+        self._ask_cluster(names, this)
+        for name in names:
+            if name != BASE and not self.goes_on and not self.is_kept(name, this):
+                unasked += [] if this.worked else [name]
+                continue
+            session.tell(this.step(name), 0, 1)
+            try:
+                results += self._ask_one(self.system(name), this)
+            except LoraprobeError as error:
+                if name == BASE or isinstance(error, OutputError):
+                    raise
+                failed[name] = error
+                continue
+            answered.append(name)
+        seconds = time.perf_counter() - start if len(ledger) > before else 0.0
+        self.answered.append(Answered(this, answered, results, unasked, failed, seconds))
+        return answered
+
+    def _ask_cluster(self, names: Sequence[str], this: Pass) -> None:
+        """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
+        cluster = self.evaluator.session.cluster
+        if cluster is None:
+            return
+        systems = dict[str, System]()
+        for name in names:
+            if not self.is_kept(name, this):
+                with contextlib.suppress(LoraprobeError):
+                    systems[name] = self.system(name)
+        for name, found in cluster.alone(self.evaluator, systems, this.tasks, this.reading):
+            if not isinstance(found, LoraprobeError):
+                self._keep(name, this, *found)
+            self.evaluator.session.tell(this.step(name), 1, 1)
+            if not self.goes_on:
+                break
+
+    def _ask_one(self, system: System, this: Pass) -> list[ItemResult]:
+        """The results of one system; its hidden states are kept in a file."""
+        session = self.evaluator.session
+        own = session.renamed(
+            lambda told: this.step(system.name) if told == f"evaluate {system.name}" else told
+        )
+        with session.stage("screen"):
+            if this.reading is not None and not self._has_states(system.name, this):
+                with self.evaluator.scorer.with_composition(system.composition) as scorer:
+                    states, answers = this.reading.read(scorer, system.name)
+                self._keep(system.name, this, answers, states)
+            asked = replace(self.evaluator, session=replace(own, seconds={}), tasks=this.tasks)
+            return asked.run([system])
+
+    def is_kept(self, name: str, this: Pass) -> bool:
+        """Whether all answers of a system are kept, and its states if there are any."""
+        asked = questions(this.tasks, self.evaluator.session.options.metric)
+        known = all(self.evaluator.ledger.get(name, *q.key) for q in asked)
+        return known and self._has_states(name, this)
+
+    def _has_states(self, name: str, this: Pass) -> bool:
+        """Whether the states of a system are kept, and its answers to questions that are scored."""
+        if this.reading is None:
+            return True
+        scored = [q for q in this.reading.questions if not q.generated]
+        asked = all(self.evaluator.ledger.get(name, *q.key) for q in scored)
+        return asked and States.load(self._states(name, this), this.reading.mark) is not None
+
+    def _keep(
+        self, name: str, this: Pass, rows: Sequence[ItemResult], states: States | None
+    ) -> None:
+        """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
+        path = self._states(name, this)
+        if states is not None and this.reading is not None:
+            try:
+                states.save(path, this.reading.mark)
+            except OSError as error:
+                raise OutputError(
+                    f"{path} cannot be written ({error.strerror or error}): free space there, or "
+                    "set LORAPROBE_CACHE to a directory of yours."
+                ) from None
+        self.evaluator.ledger.add_missing(rows)
+
+    def _states(self, name: str, this: Pass) -> Path:
+        """Where the states of a system are kept."""
+        assert self.evaluator.ledger.path is not None
+        digest = hashlib.sha256((name + this.kind).encode()).hexdigest()[:24]
+        return self.evaluator.ledger.path.parent / STATES / f"{digest}.safetensors"
+
+    def known(self, names: Sequence[str], asked: Sequence[Pass]) -> list[KnownAlone]:
+        """What systems, the base first, answered alone in these passes, task by task."""
+        results, found = self.results, []
+        for parts in zip(*(this.tasks for this in asked), strict=True):
+            task = replace(parts[0], items=tuple(item for part in parts for item in part.items))
+            items = {item.id for item in task.items}
+            own = [row for row in results if row.task == task.name and row.item in items]
+            found.append(KnownAlone.of(task, names, own))
+        return found
+
+    def screened(
+        self, names: Sequence[str], asked: Sequence[Pass], worked: Sequence[Pass]
+    ) -> Screened:
+        """What systems said that were asked all of these passes, the base first."""
+        known = self.known(names, asked)
+        forecast, of_worked = (self._forecast(names, some) for some in (asked, worked))
+        with self.evaluator.session.stage("forecast"):
+            rankings = rankings_of(known, forecast, of_worked, len(names) - 1)
+        members = [self.members[name] for name in names[1:]]
+        return Screened(members, known, forecast, of_worked, rankings)
+
+    def _forecast(self, names: Sequence[str], asked: Sequence[Pass]) -> PairForecast | None:
+        """The forecast of sets of the adapters; None where nothing can be added."""
+        readings = [this.reading for this in asked if this.reading is not None]
+        if not readings or len(readings) < len(asked):
+            return None
+
+        def load(k: int) -> States:
+            found = []
+            for this, reading in zip(asked, readings, strict=True):
+                path = self._states(names[k], this)
+                states = States.load(path, reading.mark)
+                if states is None:
+                    raise OutputError(f"{path} was removed meanwhile; run the same call again.")
+                found.append(states)
+            return States.joined(found)
+
+        with self.evaluator.session.stage("forecast"):
+            whole = ScreenedTexts.joined(readings)
+            return PairForecast.of(self.evaluator.scorer, whole, len(names), load)
+
+    def ask_worked(
+        self, names: Sequence[str], this: Pass, known: Sequence[KnownAlone]
+    ) -> list[Pass]:
+        """Reads right worked answers to the items of a pass with every system.
+
+        They have the form of the adapter whose own are most often of the asked kind. Returns the
+        pass, if all systems read it. Nothing is read where no form can be found, and when the
+        budget is over.
+        """
+        if not self.goes_on:
+            return []
+        made = []
+        for one, task in zip(known, this.tasks, strict=True):
+            if one.form is not None and one.form.max() > 0:
+                texts = self._written(names[int(one.form.argmax())], task)
+                made.append(with_worked_answers(task, texts))
+        tasks = [task for task in made if task is not None]
+        reading = ScreenedTexts.of(self.evaluator.scorer, tasks, None) if tasks else None
+        if reading is None:
+            return []
+        worked = Pass(this.number, (), reading, worked=True)
+        return [worked] if self.ask(names, worked) == names else []
+
+    def _written(self, name: str, task: Task) -> dict[str, str]:
+        """What one system writes to the items that ask for worked steps, by item."""
+        asked = [item for item in task.items if item.cot_prompt is not None]
+        most = self.evaluator.session.options.max_new_tokens or WORKED_TOKENS
+        with self.evaluator.scorer.with_composition(self.system(name).composition) as scorer:
+            prompts = [item.cot_prompt or "" for item in asked]
+            texts = scorer.generate(prompts, max_new_tokens=most)
+        return {item.id: text for item, text in zip(asked, texts, strict=True)}
+
+
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A chosen set of adapters with its compositions by name."""
+
+    candidate: RankedSet
+    builder: SystemBuilder
+    systems: Mapping[str, System]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(adapter.name for adapter in self.builder.trained)
+
+    def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
+        """`shrunk:NAME` and `random-partner` for one of its compositions."""
+        singles = [System(name, "adapter") for name in self.names]
+        alone = best_system(evaluation.score(results, singles), ("adapter",))
+        system = self.systems[best]
+        made = self.builder.controls(alone or self.names[0], replace(system, name=system.spec))
+        own = ", ".join(self.names)  # the gates depend on how many they are
+        return [
+            replace(control, stored=f"{control.key}({own})", members=self.names) for control in made
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What a screen found on both parts of the items.
+
+    looked_at: how many sets were compared. screened: None where no composition was proved, since
+    one adapter leaves no room for a gain.
+    """
+
+    choosing: Choosing
+    asked: Asked
+    looked_at: int
+    finalists: Sequence[Finalist] = ()
+    screened: Screened | None = None
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The single adapters that were proved: the best ones and the members of finalists."""
+        alone = [s.composition for s in self.asked.systems if s.kind == "adapter"]
+        return [one.experts[0] for one in alone if one is not None]
+
+
+def chosen_and_proved(choosing: Choosing) -> Proved:
+    """Asks base and adapters alone, then proves the sets that promise most.
+
+    Where one of them answers so much alone that no composition can gain the margin, only it is
+    asked the items that prove.
+    """
+    assert choosing.evaluator.plan.parts is not None
+    proving = replace(choosing.evaluator, tasks=choosing.evaluator.plan.parts.left)
+    names, asked, worked = list[str](), list[Pass](), list[Pass]()
+    looked_at, tried = 0, set[bool]()
+
+    def alone(answered: Sequence[str], so_far: Sequence[Pass]) -> Proved | None:
+        """The base or an adapter that leaves no room for a gain, proved."""
+        name = _at_ceiling(choosing, answered, so_far)
+        # The base and one adapter have one attempt each: every attempt may succeed by chance.
+        if name is None or (name == BASE) in tried:
+            return None
+        tried.add(name == BASE)
+        found = _ask_at_ceiling(choosing, name, proving)
+        return None if found is None else Proved(choosing, found, looked_at)
+
+    for this in choosing.passes():
+        if asked and not choosing.goes_on and not choosing.is_kept(BASE, this):
+            choosing.answered.append(Answered(this, (), (), names[1:], {}, 0.0))
+            break
+        others = [*choosing.members]
+        if asked:
+            screened = choosing.screened(names, asked, worked)
+            looked_at = max(looked_at, screened.looked_at)
+            kept = screened.contending(choosing.evaluator)
+            others = [name for at, name in enumerate(names[1:]) if at in kept]
+        answered = choosing.ask([BASE], this)
+        if proved := alone(answered, [*asked, this]):
+            return proved
+        answered = [*answered, *choosing.ask(others, this)]
+        if asked and choosing.unasked:  # the budget ended, so the passes before choose
+            break
+        if len(answered) < 3:
+            told = f"{len(answered) - 1} adapters"
+            raise UsageError(
+                f"{told} could be asked within --budget; give it more minutes."
+                if choosing.unasked
+                else f"{told} can be asked: {next(iter(choosing.failed.values()))}"
+            )
+        names, asked = answered, [*asked, this]
+        if proved := alone(names, asked):
+            return proved
+        worked += choosing.ask_worked(names, this, choosing.known(names, asked))
+    screened = choosing.screened(names, asked, worked)
+    return _prove(choosing, screened, max(looked_at, screened.looked_at), proving)
+
+
+def _at_ceiling(choosing: Choosing, names: Sequence[str], asked: Sequence[Pass]) -> str | None:
+    """The base or adapter that leaves no room for a gain in these passes, on every task."""
+    items = {(task.name, item.id) for this in asked for task in this.tasks for item in task.items}
+    results = [row for row in choosing.results if (row.task, row.item) in items]
+    shares = shares_right(results, len(choosing.evaluator.tasks))
+    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
+    first = max(best, key=best.__getitem__)
+    margin = choosing.evaluator.session.options.needed_gain
+    return first if best[first] > 1 - margin else None
+
+
+def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked | None:
+    """Asks a system alone (and the base) all items, if it leaves no room for a gain.
+
+    None as soon as it is not above 1 - margin in any form or the budget is over, and where its
+    interval after the last round leaves room. That interval is looked at once, so it needs no
+    correction for the rounds.
+    """
+    options, tasks = proving.session.options, len(proving.tasks)
+    systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
+
+    def goes_on(results: Sequence[ItemResult], more: int) -> bool:
+        shares = shares_right(results, tasks)
+        high = max(shares.get((name, part), 0.0) for part in FORMS)
+        return high > 1 - options.needed_gain and _affords(choosing, more)
+
+    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
+    found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
+    scores = evaluation.score(found.results, systems)
+    evidence = Evidence(tasks=tasks, level="base", margin=options.needed_gain, evaluation=scores)
+    return found if found.round.last and at_ceiling(evidence) is not None else None
+
+
+def _affords(choosing: Choosing, more: int) -> bool:
+    """Whether so many further answers fit into the time that is left."""
+    return choosing.evaluator.session.left() > choosing.pace * COMPOSED * more
+
+
+def _prove(choosing: Choosing, screened: Screened, looked_at: int, proving: Evaluator) -> Proved:
+    """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
+    options, base = proving.session.options, proving.inputs.base
+    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
+    chosen = screened.finalists(_affordable(choosing, planned[0].items), proving)
+    built = [_composed(one, screened.opened(one.members, base), proving) for one in chosen]
+    finalists = [one for one in built if one.systems]
+    composed = [m for one in finalists for m in one.candidate.members]
+    members = list(dict.fromkeys([*screened.best, *screened.knowers, *composed]))
+    adapters = screened.opened(members, base)
+    systems = [
+        System(BASE, "base"),
+        *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
+        *(system for one in finalists for system in one.systems.values()),
+    ]
+    if any(task.has_hops for task in proving.tasks):
+        hops = (single(adapters[members.index(m)]) for m in screened.knowers)
+        systems.append(System("chain", "chain", chain=tuple(hops)))
+    owner = {name: one for one in finalists for name in one.systems}
+
+    def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
+        best = best_system(evaluation.score(results, systems), ("merge", "router"))
+        return [] if best is None else owner[best].controls(results, best)
+
+    whole = choosing.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
+    asked = by_round({system.name: whole for system in systems}, proving)
+    proving.session.expect(lambda: {"screen": choosing.spent, **asked})
+    found = evaluate(
+        proving, systems, planned, controls, goes_on=lambda _, more: _affords(choosing, more)
+    )
+    return Proved(choosing, found, looked_at, finalists, screened)
+
+
+def _affordable(choosing: Choosing, items: int) -> int:
+    """How many finalists can be asked a first round in the time that is left, at least one."""
+    session, pace = choosing.evaluator.session, choosing.pace
+    left, keep = session.left(), session.options.keep
+    if not pace or left == float("inf"):
+        return keep
+    each = pace * items * (SYSTEMS_PAIR * COMPOSED + 2)
+    return min(keep, max(1, int((left - pace * items * (1 + BEST_SINGLES)) / each)))
+
+
+def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Evaluator) -> Finalist:
+    """A set of adapters, composed by the methods and routers of the options."""
+    options, base = evaluator.session.options, evaluator.inputs.base
+    names, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
+    with evaluator.session.stage("compose"):
+        builder = SystemBuilder(adapters, prepare(adapters, options, (), base), options, base)
+        specs = {f"{spec}({', '.join(names)})": spec for spec in plan.specs}
+        built, notes = builder.build_each(specs)
+    systems = {s.name: replace(s, members=names, spec=specs[s.name]) for s in built}
+    return Finalist(candidate, builder, systems, (*plan.left_out, *notes))
+
+
+@contextmanager
+def open_choosing(
+    members: Iterable[Member], base: Base, tasks: Sequence[Task], session: Session
+) -> Iterator[Choosing]:
+    """Loads the base, on which the usable members are asked the items that choose.
+
+    A few of the members choose the form of the prompts.
+    """
+    options, parts = session.options, split_for_screening(tasks, session.options)
+    usable = {member.record.name: member for member in members if member.usable}
+    opened = [member.open() for member in usable.values()]
+    few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
+    names = {adapter.name for adapter in few}
+    others = [adapter for adapter in opened if adapter.name not in names]
+    inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
+    plan = Plan(tasks=parts.apart, parts=parts)
+    with (
+        open_cluster(options) as session.cluster,
+        open_evaluator(inputs, plan, session, others) as evaluator,
+    ):
+        yield Choosing(evaluator, usable)
+
+
+# What a screen will take, before the first pass, from a few questions that are timed: some of each
+# kind of the base and of one adapter, and a few texts. The adapters alone take that for all items
+# that choose, and less where some are asked a part of them. What the proof takes at most follows
+# from the same times; it takes less where sets are dropped after a round.
+
+
+def expected_alone(choosing: Choosing) -> dict[str, float]:
+    """Seconds of each step to come, by the names under which progress reports them."""
+    (base, adapter, worked, proof), steps = _cost(choosing), dict[str, float]()
+    planned = choosing.passes()
+    items = sum(this.items for this in planned)
+    for this in planned:
+        share = this.items / items
+        for name in (BASE, *choosing.members):
+            steps[this.step(name)] = share * (base if name == BASE else adapter)
+            if worked:
+                steps[replace(this, worked=True).step(name)] = share * worked
+    return {**steps, "prove": proof}
+
+
+def estimate_of_screen(choosing: Choosing) -> CostEstimate:
+    """The estimate of a whole screen; nothing is evaluated."""
+    (base, adapter, worked, proof), n = _cost(choosing), len(choosing.members)
+    ahead = {
+        f"ask base and {n} adapters alone, at most": base + n * adapter,
+        "read worked answers with them, at most": (n + 1) * worked,
+        f"prove {choosing.evaluator.session.options.keep} sets of them, at most": proof,
+    }
+    steps = {step: seconds for step, seconds in ahead.items() if seconds}
+    return CostEstimate.of(choosing.evaluator, [BASE, *choosing.members], steps)
+
+
+def _cost(choosing: Choosing) -> tuple[float, float, float, float]:
+    """Times a few questions of the items that choose, the evaluator's tasks.
+
+    Seconds of the base and of an adapter alone on these items, of reading worked answers to them
+    with one system, and of the whole proof.
+    """
+    evaluator, members, parts = choosing.evaluator, choosing.members, choosing.evaluator.plan.parts
+    options = evaluator.session.options
+    assert parts is not None
+    with evaluator.session.stage("estimate"):
+        alone = choosing.system(next(iter(members))).composition
+        assert alone is not None
+        kinds = kinds_of(evaluator, alone)
+        read = sum(_read(evaluator, alone, this.reading) for this in choosing.passes())
+        likely = [task for one in parts.apart if (task := likely_worked(one)) is not None]
+        reading = ScreenedTexts.of(evaluator.scorer, likely, None) if likely else None
+        worked = _read(evaluator, alone, reading)
+    base, one, two = (sum(kind.seconds(share) for kind in kinds) for share in (0, 1, 2))
+    apart, left = parts.items
+    sets = min(options.keep, len(members) * (len(members) - 1) // 2)
+    composed = sets * len(plan_of(options, alone.experts * 2).specs) + CONTROLS
+    singles = min(len(members), BEST_SINGLES + 2 * sets)
+    proof = (base + singles * one + composed * two) * left / apart
+    return base + read, one + read, worked, proof
+
+
+def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts | None) -> float:
+    """Seconds of reading all texts once, from the first of them; 0 where there are none."""
+    if reading is None:
+        return 0.0
+    texts = tuple(text for text in reading.texts if text.row < TIMED_ROWS)
+    few = replace(reading, rows=reading.rows[:TIMED_ROWS], texts=texts)
+    with evaluator.scorer.with_composition(composition) as scorer:
+        return seconds_of(lambda: few.read_rows(scorer)) * len(reading.rows) / len(few.rows)

@@ -184,18 +184,3 @@ def command_for(world: World, scenario: Scenario) -> str:
     if scenario.world == "library":
         return f"loraprobe screen {world.path}/adapters/* {shlex.join([*tasks, '--base', base])}"
     return shlex.join(["loraprobe", "merge-and-eval", *adapters, *tasks, "--base", base])
-
-
-def describe_base(world: World) -> dict[str, Any]:
-    """Name, architecture and number of parameters, the latter two of a base inside the world."""
-    from loraprobe.base import open_base
-
-    if world.base is None:
-        return {"name": world.base_name, "architecture": None, "parameters": None}
-    base = open_base(world.base)
-    parameters = sum(rows * columns for rows, columns in base.shapes.values())
-    return {
-        "name": world.base_name,
-        "architecture": base.model_type,
-        "parameters": parameters,
-    }

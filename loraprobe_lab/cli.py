@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraprobe.cli.output import Output
 
 if TYPE_CHECKING:
-    from loraprobe.records import Progress
     from loraprobe_lab.experiments.pages import Pages
     from loraprobe_lab.experiments.runner import ExperimentRun
 
@@ -159,11 +158,6 @@ def calibrate(
 
 Paper = StrEnum("Paper", "two-hop math")
 Template = StrEnum("Template", "plain cot shared")
-Hidden = Annotated[list[int] | None, typer.Option(help="Width of a small base; may be repeated.")]
-Architectures = Annotated[
-    list[str] | None,
-    typer.Option("--architecture", help="llama, gpt2, qwen3 or gemma3; may be repeated."),
-]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Seed of a world; may be repeated.")
 ]
@@ -172,49 +166,41 @@ PagesOutput = Annotated[
 ]
 
 
-def _print(pages: Pages, json: bool) -> None:
-    print(pages.json if json else pages.markdown)
-
-
 @contextmanager
-def _run(output: Path, json: bool, quiet: bool, **more: Any) -> Iterator[ExperimentRun]:
+def _run(output: Path, sink: Output, limit: int | None = None) -> Iterator[ExperimentRun]:
     """An experiment's run, which reports to this terminal."""
     from loraprobe_lab.experiments.runner import ExperimentRun
 
-    sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
         command = " ".join(("loraprobe", *sys.argv[1:]))
-        yield ExperimentRun(output, command=command, progress=progress, say=sink.say, **more)
+        yield ExperimentRun(output, limit, command, progress, sink.say)
 
 
-def _make(
-    make: Callable[[Progress | None], Pages], output: Path | None, json: bool, quiet: bool
-) -> None:
-    """Makes pages, writes them if a directory is given, and prints one of them."""
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = make(progress)
+def _show(pages: Pages, sink: Output, output: Path | None = None) -> None:
+    """Writes pages if a directory is given, and prints one of them."""
     if output is not None:
         pages.write(output)
         for path in pages.files(output):
             sink.say(f"wrote {path}")
-    _print(pages, json)
+    print(pages.json if sink.json else pages.markdown)
 
 
 @app.command("reproduce")
 def reproduce(
     experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
     output: OutputPath,
-    base: BaseDirectory = None,
-    architecture: Architectures = None,
-    hidden: Hidden = None,
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="llama, gpt2, qwen3 or gemma3; may be repeated.")
+    ] = None,
+    hidden: Annotated[
+        list[int] | None, typer.Option(help="Width of a small base; may be repeated.")
+    ] = None,
     seed: Seeds = None,
+    base: BaseDirectory = None,
     template: Annotated[
         list[Template] | None,
         typer.Option(help="Only this template, without joint adapters; may be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps; with --base.")] = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -222,29 +208,25 @@ def reproduce(
 
     The same call continues an interrupted run.
     """
-    from loraprobe_lab.experiments import reproduce as run
+    from loraprobe_lab.experiments.reproduce import reproduce as run
     from loraprobe_lab.experiments.runner import Bases
 
-    bases = Bases().chosen(architecture, hidden, seed)
-    plan = run.ReproducePlan(experiment.value, base, bases, tuple(template or ()))
-    with _run(output, json, quiet, limit=limit, device=device if base else "cpu") as call:
-        _print(run.reproduce(plan, call), json)
+    sink = Output(json=json, quiet=quiet)
+    bases = Bases().chosen(architectures=architecture, hidden=hidden, seeds=seed)
+    with _run(output, sink) as call:
+        pages = run(experiment.value, call, bases, base, template or ())
+    _show(pages, sink)
 
 
 @app.command("map")
-def success_map(
-    output: OutputPath,
-    architecture: Architectures = None,
-    hidden: Hidden = None,
-    seed: Seeds = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def success_map(output: OutputPath, json: Json = False, quiet: Quiet = False) -> None:
     """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
-    from loraprobe_lab.experiments import success_map as run
+    from loraprobe_lab.experiments.success_map import draw_map
 
-    with _run(output, json, quiet) as call:
-        _print(run.draw_map(call, run.BASES.chosen(architecture, hidden, seed)), json)
+    sink = Output(json=json, quiet=quiet)
+    with _run(output, sink) as call:
+        pages = draw_map(call)
+    _show(pages, sink)
 
 
 @app.command("methods")
@@ -254,16 +236,7 @@ def methods(
         list[Path] | None,
         typer.Option("--world", help="A world that exists, or a directory of such; repeat."),
     ] = None,
-    architecture: Architectures = None,
-    hidden: Hidden = None,
     seed: Seeds = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option("--method", "-m", help="Only this merge method; may be repeated."),
-    ] = None,
-    router: Annotated[
-        list[str] | None, typer.Option("--router", help="Only this router; may be repeated.")
-    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
     threads: Threads = None,
     json: Json = False,
@@ -271,20 +244,16 @@ def methods(
 ) -> None:
     """Evaluate every merge method, space and router: two hops, two skills, worked steps.
 
-    Without --world small worlds are trained, eight unless bases are named. The same call continues
+    Without --world small worlds are trained, eight unless seeds are named. The same call continues
     an interrupted run.
     """
-    from loraprobe_lab.experiments import methods as run
+    from loraprobe_lab.experiments.methods import BASES, try_methods
 
     use_threads(threads)
-    plan = run.MethodsPlan(
-        worlds=tuple(world or ()),
-        bases=run.BASES.chosen(architecture, hidden, seed),
-        methods=tuple(method or ()),
-        routers=tuple(router or ()),
-    )
-    with _run(output, json, quiet, limit=limit, pause=run.PAUSE) as call:
-        _print(run.try_methods(call, plan), json)
+    sink = Output(json=json, quiet=quiet)
+    with _run(output, sink, limit) as call:
+        pages = try_methods(call, tuple(world or ()), BASES.chosen(seeds=seed))
+    _show(pages, sink)
 
 
 @app.command("theory")
@@ -302,20 +271,18 @@ def theory(
     from loraprobe_lab.experiments import theory as run
 
     use_threads(threads)
-    plan = run.FULL if full else run.QUICK
-    _make(lambda progress: run.theory(plan, seed, progress), output, json, quiet)
+    sink = Output(json=json, quiet=quiet)
+    with sink.progress() as progress:
+        pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
+    _show(pages, sink, output)
 
 
 @app.command("rule")
-def rule(
-    output: PagesOutput = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def rule(output: PagesOutput = None, json: Json = False, quiet: Quiet = False) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
     from loraprobe_lab.experiments.rule import examine
 
-    _make(lambda _: examine(), output, json, quiet)
+    _show(examine(), Output(json=json, quiet=quiet), output)
 
 
 @app.command("recycling")
@@ -324,11 +291,10 @@ def recycling(
         Path, typer.Argument(help="Directory of the published measurements.", show_default=False)
     ],
     output: PagesOutput = None,
-    seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show how well rules choose between base, best adapter, composition and training."""
     from loraprobe_lab.experiments.recycling import recycling as judge
 
-    _make(lambda _: judge(data, seed), output, json, quiet)
+    _show(judge(data), Output(json=json, quiet=quiet), output)

@@ -24,7 +24,7 @@ import numpy as np
 
 from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.evaluation.table import tabulate
 from loraprobe.lora.spaces import SPACES
@@ -34,8 +34,7 @@ from loraprobe.pipeline.systems import Kind
 from loraprobe.records import Interval, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Task, load_task
-from loraprobe_lab.build import describe_base
+from loraprobe.tasks import load_task
 from loraprobe_lab.experiments.pages import (
     BLUE,
     DARK,
@@ -68,8 +67,8 @@ if TYPE_CHECKING:
 
 
 Family = Literal["linear", "merge", "router", "chain"]
-Strengths = Sequence[float | None]
 N = 2  # adapters in every case
+STRENGTHS = (None, 1.0)  # weight of each adapter, None for a method's own default
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,6 @@ class ComparedSystem:
         )
         return SystemBuilder(adapters, prepare(adapters, settings), settings)
 
-    def build(self, builder: SystemBuilder) -> System:
-        """The system over its adapters. Raises LoraprobeError where it cannot be built."""
-        return builder.build(self.spec, name=self.label)
-
 
 def whole_rank(adapters: Sequence[Adapter]) -> int:
     """A rank that cuts nothing, because the method is compared and not its compression."""
@@ -115,31 +110,23 @@ def whole_rank(adapters: Sequence[Adapter]) -> int:
     return max(min(info.in_features, info.out_features) for info in infos)
 
 
-def all_systems(
-    methods: Sequence[str] = (), routers: Sequence[str] = (), strengths: Strengths = (None, 1.0)
-) -> list[ComparedSystem]:
-    """Every system; only these methods and routers, as they are, where some are named.
+def all_systems() -> list[ComparedSystem]:
+    """Every system.
 
     A method is one system for all spaces in which it is lossless, and one for every other space; a
     method that takes weights is one system at each strength. Linear methods whose coefficients
-    agree are one system, and a second one with norms made equal first. Raises UsageError for an
-    unknown method or router.
+    agree are one system, and a second one with norms made equal first.
     """
-    named = bool(methods or routers)
-    chosen = list(methods) if named else METHODS.names()
-    found = [one for one in _linear(chosen, strengths) if not (named and one.balanced)]
-    found += [one for spec in chosen for one in _merges(spec, strengths)]
-    found += [ComparedSystem(spec, "router", spec) for spec in (routers if named else _routers())]
-    found.append(ComparedSystem("chain", "chain", "chain"))
-    return list({one.label: one for one in found}.values())
+    routers = (ComparedSystem(spec, "router", spec) for spec in _routers())
+    return [*_linear(), *_merges(), *routers, ComparedSystem("chain", "chain", "chain")]
 
 
-def _linear(specs: Sequence[str], strengths: Strengths) -> Iterator[ComparedSystem]:
+def _linear() -> Iterator[ComparedSystem]:
     groups: dict[tuple[float, ...], list[ComparedSystem]] = {}
-    for spec in specs:
+    for spec in METHODS.names():
         method = METHODS.make(spec)
         if isinstance(method, LinearMethod):
-            for strength in _strengths(method, strengths):
+            for strength in _strengths(method):
                 weights = method.default_weights(N) if strength is None else (strength,) * N
                 gates = tuple(method.coefficients(weights))
                 one = ComparedSystem(_label(spec, strength), "linear", spec, strength=strength)
@@ -147,32 +134,33 @@ def _linear(specs: Sequence[str], strengths: Strengths) -> Iterator[ComparedSyst
     for same in groups.values():
         plain = sorted(same, key=lambda e: (e.strength is not None, e.spec == "task_arithmetic"))
         label = " = ".join(one.label for one in plain)
-        yield dataclasses.replace(plain[0], label=label)
-        yield dataclasses.replace(plain[0], label=f"{plain[0].label} balanced", balanced=True)
+        yield replace(plain[0], label=label)
+        yield replace(plain[0], label=f"{plain[0].label} balanced", balanced=True)
 
 
-def _merges(spec: str, strengths: Strengths) -> Iterator[ComparedSystem]:
-    method = METHODS.make(spec)
-    if isinstance(method, LinearMethod):
-        return
-    lossless = tuple(space for space in SPACES if space in method.lossless)
-    spaces: list[tuple[str | None, tuple[str, ...]]] = [
-        ("full", ()) if lossless == ("full",) else (None, lossless),
-        *((space, ()) for space in SPACES if space not in lossless),
-    ]
-    if isinstance(method, FactorMethod):  # on factors there is no space at all
-        spaces = [(None, ())]
-    for (space, same), strength in itertools.product(spaces, _strengths(method, strengths)):
-        label = _label(spec, strength, space)
-        yield ComparedSystem(label, "merge", spec, space, strength, same)
+def _merges() -> Iterator[ComparedSystem]:
+    for spec in METHODS.names():
+        method = METHODS.make(spec)
+        if isinstance(method, LinearMethod):
+            continue
+        lossless = tuple(space for space in SPACES if space in method.lossless)
+        spaces: list[tuple[str | None, tuple[str, ...]]] = [
+            ("full", ()) if lossless == ("full",) else (None, lossless),
+            *((space, ()) for space in SPACES if space not in lossless),
+        ]
+        if isinstance(method, FactorMethod):  # on factors there is no space at all
+            spaces = [(None, ())]
+        for (space, same), strength in itertools.product(spaces, _strengths(method)):
+            label = _label(spec, strength, space)
+            yield ComparedSystem(label, "merge", spec, space, strength, same)
 
 
-def _strengths(method: MergeMethod, strengths: Strengths) -> Strengths:
-    """The given strengths, or None alone for a method without weights."""
+def _strengths(method: MergeMethod) -> Sequence[float | None]:
+    """STRENGTHS without one that the default equals; None alone for a method without weights."""
     if not method.takes_weights:
         return (None,)
     ones = method.default_weights(N)
-    return [s for s in dict.fromkeys(strengths) if s is None or (s,) * N != ones]
+    return [s for s in STRENGTHS if s is None or (s,) * N != ones]
 
 
 def _label(spec: str, strength: float | None, space: str | None = None) -> str:
@@ -324,88 +312,80 @@ class CaseResults:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluate_cases(
-    evaluator: WorldEvaluator, cases: Sequence[MethodsCase], systems: Sequence[ComparedSystem]
-) -> list[CaseResults]:
-    """The results of every case of a world; results in the ledgers are not computed again."""
-    return [_CaseRun(evaluator, case).answers(systems) for case in cases]
+def evaluate_case(
+    evaluator: WorldEvaluator, case: MethodsCase, systems: Sequence[ComparedSystem]
+) -> CaseResults:
+    """The results of every system; those in the ledger are not computed again.
 
+    A chain needs no worked steps, but counts under the form in which the others are asked.
+    """
+    from loraprobe.pipeline.systems import baseline_systems
 
-class _CaseRun:
-    """One case, the model in memory, and the results so far."""
-
-    def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
-        from loraprobe.pipeline.systems import baseline_systems
-
-        self.evaluator, self.case = evaluator, case
-        self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)
-        self.ledger: Ledger = evaluator.ledger(case.name)
-        self.form = FORM[case.kind]
-        self.adapters = list(evaluator.adapters(case.scenario.adapters).values())
-        self.baselines = baseline_systems(self.adapters)
-        self.learned: dict[str, Any] = {}  # by routers that need prompts
-
-    def answers(self, systems: Sequence[ComparedSystem]) -> CaseResults:
-        refused: dict[str, str] = {}
-        for baseline in self.baselines:
-            self.evaluator.evaluate(self.ledger, baseline, self.tasks, {"question", self.form})
-        for at, system in enumerate(systems, 1):
-            if system.family != "chain" or self.tasks[0].has_hops:
-                try:
-                    self._answer(system)
-                except LoraprobeError as error:
-                    refused[system.label] = str(error)
-            self.evaluator.report(self.case.name, at, len(systems))
-        asked = {system.label for system in systems} - set(refused)
-        return CaseResults(self.case, tuple(self._results(asked)), refused)
-
-    def _answer(self, compared: ComparedSystem) -> None:
-        """Builds and evaluates a system unless its results exist."""
-        label, part = compared.label, "question" if compared.family == "chain" else self.form
+    tasks, ledger, form = (
+        evaluator.tasks(case.scenario.tasks),
+        evaluator.ledger(case.name),
+        FORM[case.kind],
+    )
+    adapters = list(evaluator.adapters(case.scenario.adapters).values())
+    for baseline in baseline_systems(adapters):
+        evaluator.evaluate(ledger, baseline, tasks, {"question", form})
+    refused: dict[str, str] = {}
+    learned: dict[str, Any] = {}  # by the first router that needs prompts, for all of them
+    for at, system in enumerate(systems, 1):
+        part = "question" if system.family == "chain" else form
         answered = all(
-            self.ledger.get(label, task.name, part, item.id)
-            for task in self.tasks
+            ledger.get(system.label, task.name, part, item.id)
+            for task in tasks
             for item in task.items
         )
-        if answered:
-            return
-        builder = compared.builder(self.adapters)
-        spec = compared.spec
-        if compared.family == "router" and ROUTERS.make(spec).needs_prompts:
-            builder = replace(builder, routers={spec: self._fitted(builder, spec)})
-        system = compared.build(builder)
-        self.evaluator.evaluate(self.ledger, system, self.tasks, {self.form})
+        if not answered and (system.family != "chain" or tasks[0].has_hops):
+            try:
+                builder = system.builder(adapters)
+                if system.family == "router" and ROUTERS.make(system.spec).needs_prompts:
+                    router = _fitted(evaluator, case, builder, system.spec, learned)
+                    builder = replace(builder, routers={system.spec: router})
+                built = builder.build(system.spec, name=system.label)
+                evaluator.evaluate(ledger, built, tasks, {form})
+            except LoraprobeError as error:
+                refused[system.label] = str(error)
+        evaluator.report(case.name, at, len(systems))
+    asked = {system.label for system in systems} - set(refused)
+    return CaseResults(case, tuple(_results(case, ledger, asked)), refused)
 
-    def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
-        """The router fitted to prompts that are not evaluated; all of a case to the same ones.
 
-        Raises UsageError if the limit leaves no item for it.
-        """
-        from loraprobe.pipeline.router_fitting import fitted_to
+def _fitted(
+    evaluator: WorldEvaluator,
+    case: MethodsCase,
+    builder: SystemBuilder,
+    spec: str,
+    learned: dict[str, Any],
+) -> Router:
+    """The router with what prompts teach that are not evaluated; `learned` keeps that.
 
-        router = ROUTERS.make(spec)
-        if not self.learned:
-            prompts = self.case.prompts(self.evaluator.limit)
-            if not prompts:
-                raise UsageError(f"No items of {self.case.name} are left to learn from.")
-            adapters = builder.prepared.adapters
-            self.learned = fitted_to(router, self.evaluator.scorer, adapters, prompts).state()
-        return router.with_state(self.learned)
+    Raises UsageError if the limit leaves no item for it.
+    """
+    from loraprobe.pipeline.router_fitting import fitted_to
 
-    def _results(self, asked: set[str]) -> Iterator[ItemResult]:
-        """The results in the form of the question, singles under their roles.
+    router = ROUTERS.make(spec)
+    if not learned:
+        prompts = case.prompts(evaluator.limit)
+        if not prompts:
+            raise UsageError(f"No items of {case.name} are left to learn from.")
+        adapters = builder.prepared.adapters
+        learned |= fitted_to(router, evaluator.scorer, adapters, prompts).state()
+    return router.with_state(learned)
 
-        A chain needs no worked steps, but counts under the form in which the others are asked.
-        """
-        roles = self.case.roles
-        for row in self.ledger:
-            if row.system == "chain":
-                if row.part == "question" and "chain" in asked:
-                    yield replace(row, part=self.form)
-            elif row.system in roles:
-                yield replace(row, system=roles[row.system])
-            elif row.system == "base" or row.system in asked:
-                yield row
+
+def _results(case: MethodsCase, ledger: Ledger, asked: set[str]) -> Iterator[ItemResult]:
+    """The results in the form of the question, singles under their roles."""
+    for row in ledger:
+        if row.system == "chain":
+            if row.part == "question" and "chain" in asked:
+                yield replace(row, part=FORM[case.kind])
+        elif row.system in case.roles:
+            yield replace(row, system=case.roles[row.system])
+        elif row.system == "base" or row.system in asked:
+            yield row
 
 
 # The table: what each system gains at two hops, keeps of two skills, and gains step by step.
@@ -824,78 +804,68 @@ def _row(one: PortfolioChoice) -> dict[str, Any]:
 
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=(0, 1, 2, 3))
-PAUSE = 60.0  # seconds between two times that the pages are written
 
 
-@dataclass(frozen=True)
-class MethodsPlan:
-    """The worlds and systems of the experiment.
-
-    worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
-    methods, routers: if any is named, only these are compared.
-    """
-
-    worlds: tuple[Path, ...] = ()
-    bases: Bases = BASES
-    spec: Callable[[int, BaseRecipe], WorldSpec] = methods_world
-    shape: Shape = small_base
-    methods: tuple[str, ...] = ()
-    routers: tuple[str, ...] = ()
-    strengths: tuple[float | None, ...] = (None, 1.0)
-
-    def systems(self) -> list[ComparedSystem]:
-        """What is compared. Raises UsageError for a method or router that is not there."""
-        return all_systems(self.methods, self.routers, self.strengths)
-
-
-WorldCases = tuple[World, list[CaseResults]]
-
-
-def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
+def try_methods(
+    run: ExperimentRun,
+    worlds: Sequence[Path] = (),
+    bases: Bases = BASES,
+    spec: Callable[[int, BaseRecipe], WorldSpec] = methods_world,
+    shape: Shape = small_base,
+    systems: Sequence[ComparedSystem] | None = None,
+) -> Pages:
     """Makes the table (methods.md, methods.json, methods.svg), and from it the default systems of
     merge-and-eval (portfolio.json, portfolio.md).
 
-    The run's limit cuts the tasks; routers that need prompts are fitted to the items beyond it.
-    Raises UsageError for an unknown method, router or world, or a missing matplotlib, before
+    worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
+    systems: all unless given. The run's limit cuts the tasks; routers that need prompts are fitted
+    to the items beyond it. Raises UsageError for an unfit world or a missing matplotlib, before
     anything is trained.
     """
-    plan = plan or MethodsPlan()
-    systems = plan.systems()
-    worlds: Worlds = [
+    compared = all_systems() if systems is None else systems
+    opened: Worlds = [
         (BaseInfo(world.path.resolve().name, "", world.seed), partial(World.load, world.path))
-        for world in open_worlds(plan.worlds)
+        for world in open_worlds(worlds)
     ]
 
-    def answer(evaluator: WorldEvaluator, base: BaseInfo) -> WorldCases:
-        return evaluator.world, evaluate_cases(evaluator, cases_of(evaluator.world), systems)
+    def answer(
+        evaluator: WorldEvaluator, base: BaseInfo
+    ) -> tuple[dict[str, Any], list[CaseResults]]:
+        about = {
+            "name": base.name,
+            "kind": evaluator.world.manifest["kind"],
+            "architecture": evaluator.scorer.model.config.model_type,
+            "parameters": base.parameters,
+            "seed": base.seed,
+        }
+        return about, [evaluate_case(evaluator, c, compared) for c in cases_of(evaluator.world)]
 
-    def pages(found: Sequence[WorldCases], missing: Sequence[str]) -> Pages:
+    def pages(
+        found: Sequence[tuple[dict[str, Any], list[CaseResults]]], missing: Sequence[str]
+    ) -> Pages:
         answers = [one for _, answered in found for one in answered]
-        made = [world for world, _ in found]
-        table = methods_pages(tabulated(answers, systems), answers, made, run.command, missing)
+        about = [about for about, _ in found]
+        table = methods_pages(tabulated(answers, compared), answers, about, run.command, missing)
         return replace(table, more=portfolio_files(json.loads(table.json)))
 
-    return run.run_worlds(
-        worlds or run.small_worlds(plan.bases, plan.spec, plan.shape), answer, pages
-    )
+    return run.run_worlds(opened or run.small_worlds(bases, spec, shape), answer, pages)
 
 
 def methods_pages(
     table: MethodsTable,
     answered: Sequence[CaseResults],
-    worlds: Sequence[World],
+    worlds: Sequence[Mapping[str, Any]],
     command: str,
     missing: Sequence[str] = (),
 ) -> Pages:
     """Everything measured, with the figures of each world, and the page of it."""
-    bases = [_base(world) for world in worlds]
     document = {
         "format": 1,
         "command": command,
         "missing": list(missing),
         "versions": versions(),
         "margin": MARGIN,
-        "worlds": bases,
+        "worlds": list(worlds),
         "cases": [
             {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
             for one in answered
@@ -921,17 +891,6 @@ def _cell(row: MethodsRow) -> dict[str, Any]:
         if gain is not None:
             found[key]["standing"] = gain.standing
     return {**found.pop("system"), **found}
-
-
-def _base(world: World) -> dict[str, Any]:
-    base = describe_base(world)
-    return {
-        "name": world.path.resolve().name,
-        "kind": world.manifest["kind"],
-        "architecture": base["architecture"],
-        "parameters": base["parameters"] or 0,
-        "seed": world.seed,
-    }
 
 
 FAMILIES = {

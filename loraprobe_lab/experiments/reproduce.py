@@ -602,7 +602,7 @@ class Experiment:
     subject: Subject
     small: Callable[[int, BaseRecipe], WorldSpec]
     given: Callable[[int], WorldSpec]
-    shape: Shape = small_base
+    shape: Shape
 
 
 def experiment(kind: str) -> Experiment:
@@ -625,41 +625,32 @@ def experiment(kind: str) -> Experiment:
     raise UsageError(f"There is no experiment {kind!r}; there are two-hop and math.")
 
 
-@dataclass(frozen=True)
-class ReproducePlan:
-    """An experiment on small bases, or on the causal model in the directory `base`.
-
-    templates: if any is named, only these are trained and asked.
-    """
-
-    kind: str
-    base: Path | None = None
-    bases: Bases = field(default_factory=Bases)
-    templates: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.base is not None and not self.base.is_dir():
-            raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
-
-
-def reproduce(plan: ReproducePlan, run: ExperimentRun, made: Experiment | None = None) -> Pages:
+def reproduce(
+    kind: str,
+    run: ExperimentRun,
+    bases: Bases,
+    base: Path | None = None,
+    templates: Sequence[str] = (),
+    made: Experiment | None = None,
+) -> Pages:
     """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
-    Raises UsageError for an unknown experiment or a missing matplotlib, before anything is trained.
+    It runs on small bases, or on the causal model in the directory `base`, once for each seed. If
+    any of `templates` is named, only these are trained and asked. Raises UsageError for an unknown
+    experiment, a missing directory or a missing matplotlib, before anything is trained.
     """
-    chosen, given = made or experiment(plan.kind), plan.base
-    if given is None:
-        small = partial(_of_templates, plan.templates, chosen.small)
-        worlds = run.small_worlds(plan.bases, small, chosen.shape)
-    else:  # the given base once for each seed
-        name, seeds = given.resolve().name, dict.fromkeys(plan.bases.seeds)
-        bases = [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
-        options, make = {"base": given, "device": run.device}, (plan.templates, chosen.given)
-        worlds = [
-            (base, partial(run.build, base, partial(_of_templates, *make, base.seed), **options))
-            for base in bases
-        ]
-    pages = partial(matrix_pages, plan, chosen.subject, run.command)
+    chosen = made or experiment(kind)
+    if base is None:
+        small = partial(_of_templates, templates, chosen.small)
+        worlds = run.small_worlds(bases, small, chosen.shape)
+    else:
+        if not base.is_dir():
+            raise UsageError(f"--base {base} is no directory; give a downloaded model.")
+        name = base.resolve().name
+        infos = [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in dict.fromkeys(bases.seeds)]
+        given = partial(_of_templates, templates, chosen.given)
+        worlds = [(one, partial(run.build, one, partial(given, one.seed), base)) for one in infos]
+    pages = partial(matrix_pages, kind, chosen.subject, run.command)
     return run.run_worlds(worlds, evaluate_world, pages)
 
 
@@ -677,7 +668,7 @@ def _of_templates(
 
 
 def matrix_pages(
-    plan: ReproducePlan,
+    kind: str,
     subject: Subject,
     command: str,
     worlds: Sequence[WorldResults],
@@ -695,26 +686,13 @@ def matrix_pages(
         matrix=matrix,
         command=command,
         missing=missing,
-        figure=f"{plan.kind}.svg",
+        figure=f"{kind}.svg",
         findings=findings,
         columns=COLUMNS,
         groups={subject.names.get(group, group): found for group, found in rows.items()},
     )
-    document = {"format": 1, "experiment": plan.kind, "command": command, "missing": list(missing)}
-    document |= _numbers(matrix, cells, findings)
-    return Pages(
-        plan.kind,
-        document,
-        markdown,
-        partial(claims_figure, findings, subject.title, matrix.margin),
-    )
-
-
-def _numbers(
-    matrix: Matrix, cells: Sequence[MatrixCell], findings: Sequence[Claim]
-) -> dict[str, Any]:
-    """The worlds, cells and claims as plain data."""
-    return {
+    document = {"format": 1, "experiment": kind, "command": command, "missing": list(missing)}
+    document |= {
         "margin": matrix.margin,
         "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
         "cells": [dataclasses.asdict(cell) for cell in cells],
@@ -728,6 +706,8 @@ def _numbers(
             for f in findings
         ],
     }
+    figure = partial(claims_figure, findings, subject.title, matrix.margin)
+    return Pages(kind, document, markdown, figure)
 
 
 COLOURS = {"holds": GREEN, "does not hold": RED, "not decided": GREY}

@@ -28,6 +28,7 @@ from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS, AT_ONCE = 48, 16  # the longest answer, and one that is asked at once only
+PAUSE = 60.0  # the least seconds between two updates of the pages
 Say = Callable[[str], None]
 Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 Found = TypeVar("Found")
@@ -85,19 +86,9 @@ class Bases:
             if width < 16 or width % 8:
                 raise UsageError(f"A hidden width must be a multiple of 8 from 16 on, not {width}.")
 
-    def chosen(
-        self,
-        architectures: Sequence[str] | None = None,
-        hidden: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> Bases:
-        """These bases with the given values replaced."""
-        return replace(
-            self,
-            architectures=tuple(architectures or self.architectures),
-            hidden=tuple(hidden or self.hidden),
-            seeds=tuple(seeds or self.seeds),
-        )
+    def chosen(self, **given: Sequence[Any] | None) -> Bases:
+        """These bases with the given fields replaced; None or nothing leaves a field as it is."""
+        return replace(self, **{name: tuple(values) for name, values in given.items() if values})
 
     def each(self, shape: Shape = small_base) -> Iterator[tuple[BaseInfo, BaseRecipe]]:
         """All sizes with the first seed, then with the next one, each with its base's recipe."""
@@ -122,7 +113,6 @@ class WorldEvaluator:
         directory: Path,
         *,
         limit: int | None = None,
-        device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         import torch
@@ -130,7 +120,8 @@ class WorldEvaluator:
         from loraprobe.scoring import Scorer
 
         base = open_base(world.base or world.base_name)
-        loaded = base.load(device=pick_device(device), dtype=torch.float32)
+        device = pick_device("auto" if world.base is None else "cpu")
+        loaded = base.load(device=device, dtype=torch.float32)
         self.scorer = Scorer(loaded.model, loaded.tokenizer)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
         self.world, self.limit, self._directory = world, limit, directory
@@ -190,27 +181,26 @@ Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # a base, and a functio
 class ExperimentRun:
     """The output, options and reporting of one run of an experiment.
 
-    limit: items of each task, None for all. device: of the evaluation. pause: the least seconds
-    between two updates of the pages. command: what the pages name as their maker.
+    limit: items of each task, None for all. command: what the pages name as their maker.
     """
 
     output: Path
     limit: int | None = None
-    device: str = "cpu"
     command: str = "python"
     progress: Progress | None = None
     say: Say = lambda text: None
-    pause: float = 0.0
 
-    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], /, **options: Any) -> World:
-        """Builds the world of this base below the output."""
+    def build(
+        self, base: BaseInfo, spec: Callable[[], WorldSpec], given: Path | None = None
+    ) -> World:
+        """Builds the world of this base below the output. given: the directory of a base."""
 
         def report(_: str, done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(f"train {base.name}", done, total)
 
         place = self.output / "worlds" / base.name
-        return build_world(spec(), place, progress=report, **options)
+        return build_world(spec(), place, base=given, progress=report)
 
     def small_worlds(
         self, bases: Bases, spec: Callable[[int, BaseRecipe], WorldSpec], shape: Shape
@@ -229,8 +219,8 @@ class ExperimentRun:
     ) -> Pages:
         """Evaluates each world, and writes the pages of the finished ones.
 
-        pages(found, missing): `missing` names the worlds to come. After each world the pages are
-        written and a line gives the time left.
+        pages(found, missing): `missing` names the worlds to come. After a world the pages are
+        written, at most once in PAUSE seconds, and a line gives the time left.
         """
         from loraprobe.base.quiet import quiet
 
@@ -238,15 +228,11 @@ class ExperimentRun:
         for number, (base, build) in enumerate(worlds, 1):
             with quiet():
                 evaluator = WorldEvaluator(
-                    build(),
-                    self.output / "results",
-                    limit=self.limit,
-                    device=self.device,
-                    progress=self.progress,
+                    build(), self.output / "results", limit=self.limit, progress=self.progress
                 )
                 found.append(answer(evaluator, replace(base, parameters=evaluator.parameters)))
             missing = [later.name for later, _ in worlds[number:]]
-            if not missing or time.monotonic() - written > self.pause:
+            if not missing or time.monotonic() - written > PAUSE:
                 made = pages(found, missing).write(self.output)
                 written = time.monotonic()
             left = (time.monotonic() - start) / number * len(missing) / 60

@@ -125,7 +125,7 @@ def map_world(
     people = sizes.people(seed)
     made_up, (familiar, _) = people.asked["made-up"], people.teachers
     firsts = [chain for level in LEVELS for chain in people.asked[level]]
-    parts: dict[str, Callable[[], Sequence[Example]]] = {
+    parts = {
         "spouses": lambda: spouse_examples(firsts, familiar),
         "made-up spouses": lambda: spouse_examples(made_up, familiar),
         "made-up cities": lambda: city_examples(made_up, familiar),

@@ -111,7 +111,6 @@ def build_world(
     base: str | Path | None = None,
     model: tuple[Any, Any] | None = None,
     only: Sequence[str] | None = None,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> World:
     """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
@@ -130,7 +129,7 @@ def build_world(
     if base is None:
         model = _own_base(output, spec, meter)
     elif model is None:
-        model = load_given_base(Path(base).resolve(), device)
+        model = load_given_base(Path(base).resolve())
     _write_tasks(spec, output)
     for one in wanted:
         train_adapter(
@@ -162,13 +161,13 @@ def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:
     return [one for one in spec.training if only is None or one.name in only]
 
 
-def load_given_base(directory: Path, device: str = "cpu") -> tuple[Any, Any]:
+def load_given_base(directory: Path) -> tuple[Any, Any]:
     """A causal model in float32, in evaluation mode, and its tokenizer; none of its code is run."""
     import torch
 
     from loraprobe.base import open_base, pick_device
 
-    loaded = open_base(directory).load(device=pick_device(device), dtype=torch.float32)
+    loaded = open_base(directory).load(device=pick_device("auto"), dtype=torch.float32)
     if loaded.tokenizer.eos_token_id is None:
         raise WorldError(
             f"The tokenizer in {directory} has no EOS token, which ends each answer; give a base "

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from tiny_worlds import shortened, tiny_base
+from typer.testing import CliRunner
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
@@ -20,7 +21,7 @@ from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments import methods as evaluating_module
+from loraprobe_lab.cli import app
 from loraprobe_lab.experiments.methods import (
     FORM,
     ROLES,
@@ -28,10 +29,10 @@ from loraprobe_lab.experiments.methods import (
     ComparedSystem,
     MethodGain,
     MethodsCase,
-    MethodsPlan,
     Pooled,
     all_systems,
     cases_of,
+    evaluate_case,
     methods_pages,
     open_worlds,
     pooled,
@@ -96,27 +97,19 @@ def test_a_space_in_which_nothing_changes_does_not_make_another_entrant():
             assert e.space not in lossless or lossless & set(SPACES) == {"full"}
 
 
-def test_named_methods_and_routers_are_all_that_takes_part():
-    everyone = all_systems(["ties:density=0.5"], ["arrow:temperature=2"], (None,))
-    spaces = [f"ties:density=0.5 in {space}" for space in SPACES]
-    assert [e.label for e in everyone] == [*spaces, "arrow:temperature=2", "chain"]
-    with pytest.raises(UsageError, match="Unknown merge method"):
-        all_systems(["tiez"])
-
-
 def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
     from loraprobe.hub import load_all
 
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
     compared = ComparedSystem("t", "merge", "ties", "full")
-    ties = compared.build(compared.builder(adapters))
+    ties = compared.builder(adapters).build(compared.spec, name=compared.label)
     assert ties.compression_error == 0.0 and ties.name == "t"
     assert all(u.rank > 32 for u in ties.composition.experts[0].modules.values())
     sides = [min(i.in_features, i.out_features) for i in adapters[0].layout.values()]
     assert whole_rank(adapters) == max(sides)
     compared = ComparedSystem("s", "linear", "task_arithmetic", None, 1.0)
-    whole = compared.build(compared.builder(adapters))
+    whole = compared.builder(adapters).build(compared.spec)
     assert len(whole.composition.experts) == 2 and whole.composition.router.weights == (1.0, 1.0)
 
 
@@ -388,42 +381,41 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def a_run(output):
-    return ExperimentRun(output, limit=80, command="loraprobe lab methods")
+LABELS = ("uniform = task_arithmetic", "ties in full", "ties in core", "factor_average", "arrow")
+SYSTEMS = [one for one in all_systems() if one.label in (*LABELS, "chain")]
+
+
+def try_tiny(output):
+    """A run over two tiny worlds: a method that is refused in one case, one in full, a router."""
+    run = ExperimentRun(output, limit=80, command="loraprobe lab methods")
+    bases = Bases(("llama",), (16,), (0, 1))
+    return try_methods(run, (), bases, tiny_world, tiny_base, SYSTEMS)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A run over two tiny worlds: a method that is refused in one case, one in full, a router."""
     output = tmp_path_factory.mktemp("methods")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loraprobe_lab.experiments.runner.NEW_TOKENS", 3)
-        plan = MethodsPlan(
-            bases=Bases(("llama",), (16,), (0, 1)),
-            spec=tiny_world,
-            shape=tiny_base,
-            methods=("uniform", "ties", "factor_average"),
-            routers=("arrow",),
-            strengths=(None,),
-        )
-        yield try_methods(a_run(output), plan), output, plan
+        yield try_tiny(output), output
 
 
 def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
-    made, output, plan = tiny
+    made, output = tiny
     files = made.files(output)
     names = ["methods.md", "methods.json", "methods.svg", "portfolio.json", "portfolio.md"]
     assert [path.name for path in files] == names
     document = json.loads(files[1].read_text(encoding="utf-8"))
-    assert [w["name"] for w in document["worlds"]] == ["llama-16-seed0", "llama-16-seed1"]
+    (one, two) = document["worlds"]
+    assert (one["name"], two["name"]) == ("llama-16-seed0", "llama-16-seed1")
+    assert (one["kind"], one["architecture"]) == ("methods", "llama") and one["parameters"] > 1000
     assert document["missing"] == [] and document["command"] == "loraprobe lab methods"
-    labels = [cell["label"] for cell in document["cells"]]
-    assert labels == [e.label for e in plan.systems()]
+    cells = {cell["label"]: cell for cell in document["cells"]}
+    assert list(cells) == [one.label for one in SYSTEMS] and len(cells) == 6
     assert set(document["counts"]) == {"two-hop", "keep-both", "step-by-step"}
-    full = next(cell for cell in document["cells"] if cell["label"] == "ties in full")
-    assert full["two_hop"]["gain"]["worlds"] == 2
+    assert cells["ties in full"]["two_hop"]["gain"]["worlds"] == 2
     assert "leaves module" in document["refused"]["factor_average"]
-    average = next(cell for cell in document["cells"] if cell["label"] == "factor_average")
+    average = cells["factor_average"]
     assert average["step_by_step"] is None and average["two_hop"] is not None
     page = files[0].read_text(encoding="utf-8")
     assert page == made.markdown and "nan" not in page
@@ -432,7 +424,7 @@ def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
 
 
 def test_nothing_is_asked_twice(tiny, monkeypatch):
-    made, output, plan = tiny
+    made, output = tiny
     ledgers = sorted((output / "results").glob("*.jsonl"))
     before = {path: path.read_bytes() for path in ledgers}
     assert len(ledgers) == 6
@@ -441,36 +433,27 @@ def test_nothing_is_asked_twice(tiny, monkeypatch):
         raise AssertionError("was answered before")
 
     monkeypatch.setattr("loraprobe.evaluation.asking.ask", never)
-    again = try_methods(a_run(output), plan)
+    again = try_tiny(output)
     assert {path: path.read_bytes() for path in ledgers} == before
     assert again.document == made.document
 
 
-def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path, monkeypatch):
-    def never(*args, **kwargs):
-        raise AssertionError("there are questions that are not asked")
-
-    monkeypatch.setattr("loraprobe.pipeline.router_fitting.fit_routers", never)
-    _, output, _ = tiny
-    world = World.load(output / "worlds" / "llama-16-seed0")
-    everyone = all_systems([], ["centroid", "hard:by=centroid"])
+def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path):
+    world = World.load(tiny[1] / "worlds" / "llama-16-seed0")
+    names = ("centroid", "hard:by=centroid")
+    learning = [ComparedSystem(name, "router", name) for name in names]
     evaluator = WorldEvaluator(world, tmp_path, limit=2)
-    for found in evaluating_module.evaluate_cases(evaluator, cases_of(world), everyone):
+    for case in cases_of(world):
+        found = evaluate_case(evaluator, case, learning)
         assert not found.refused
-        assert {"centroid", "hard:by=centroid"} <= {row.system for row in found.results}
+        assert set(names) <= {row.system for row in found.results}
 
 
-def test_the_command_takes_worlds_methods_and_routers(tiny, tmp_path):
-    from typer.testing import CliRunner
-
-    from loraprobe_lab.cli import app
-
-    _, output, _ = tiny
-    call = ["methods", "-o", str(tmp_path), "--world", str(output / "worlds" / "llama-16-seed0")]
-    done = CliRunner().invoke(
-        app, [*call, "--method", "sum", "--router", "arrow", "--limit", "2", "--json", "--quiet"]
-    )
+def test_the_command_takes_worlds(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraprobe_lab.experiments.methods.all_systems", lambda: SYSTEMS[-2:])
+    call = ["methods", "-o", str(tmp_path), "--world", str(tiny[1] / "worlds" / "llama-16-seed0")]
+    done = CliRunner().invoke(app, [*call, "--limit", "2", "--json", "--quiet"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert [cell["label"] for cell in document["cells"]] == ["sum", "arrow", "chain"]
+    assert [cell["label"] for cell in document["cells"]] == ["arrow", "chain"]
     assert document["counts"]["two-hop"]["items"] == 2

@@ -24,7 +24,6 @@ from loraprobe_lab.experiments.reproduce import (
     ClaimTest,
     Experiment,
     Matrix,
-    ReproducePlan,
     claims,
     experiment,
     newcombe,
@@ -357,15 +356,14 @@ def test_the_mean_over_systems_counts_every_item_once():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("matrix")
-    made = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base)
-    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)))
-    said = []
-    found = reproduce(plan, ExperimentRun(output, limit=3, say=said.append), made)
-    return output, plan, made, found, said
+    made, said = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base), []
+    call = ExperimentRun(output, limit=3, say=said.append)
+    found = reproduce("two-hop", call, Bases(hidden=(16,), seeds=(3,)), made=made)
+    return output, made, found, said
 
 
 def test_a_tiny_run_leaves_one_table_one_figure_and_every_cell(run):
-    output, _, _, found, said = run
+    output, _, found, said = run
     assert said == ["llama-16-seed3: 1 of 1 worlds, about 0 min left"]
     document = json.loads((output / "two-hop.json").read_text(encoding="utf-8"))
     cells = [c for c in document["cells"] if c["role"] == "composition"]
@@ -381,7 +379,7 @@ def test_a_tiny_run_leaves_one_table_one_figure_and_every_cell(run):
 
 def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monkeypatch):
     """And a second call neither trains nor asks again what is finished."""
-    finished, plan, made, _, _ = run
+    finished, made, _, _ = run
     output = shutil.copytree(finished, tmp_path / "matrix")  # the pages of `run` stay as they are
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
@@ -392,9 +390,9 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
             raise KeyboardInterrupt
         return made.small(seed, base)
 
-    longer = dataclasses.replace(plan, bases=Bases(hidden=(16,), seeds=(3, 4)))
+    longer, of = Bases(hidden=(16,), seeds=(3, 4)), dataclasses.replace(made, small=small)
     with pytest.raises(KeyboardInterrupt):
-        reproduce(longer, ExperimentRun(output, limit=3), dataclasses.replace(made, small=small))
+        reproduce("two-hop", ExperimentRun(output, limit=3), longer, made=of)
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
     assert len(before) == 9  # the base and eight adapters
@@ -403,9 +401,8 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
 
 
 def test_a_run_of_one_template_trains_and_asks_nothing_else(run, tmp_path):
-    _, plan, made, _, _ = run
-    only = dataclasses.replace(plan, templates=("plain",))
-    found = reproduce(only, ExperimentRun(tmp_path, limit=2), made)
+    bases, call = Bases(hidden=(16,), seeds=(3,)), ExperimentRun(tmp_path, limit=2)
+    found = reproduce("two-hop", call, bases, templates=("plain",), made=run[1])
     trained = {path.name for path in (tmp_path / "worlds/llama-16-seed3/adapters").iterdir()}
     assert trained == {"hop1", "hop2", "target"}
     cells = found.document["cells"]
@@ -424,9 +421,9 @@ def test_a_given_base_is_asked_in_english(run, tmp_path):
     def few(seed):
         return shortened(english_matrix(seed, asked=4), 1, 4)
 
-    made = Experiment(TWO_HOP, tiny_matrix, few)
-    plan = ReproducePlan("two-hop", base, Bases(seeds=(5,)), ("plain",))
-    cells = reproduce(plan, ExperimentRun(tmp_path), made).document["cells"]
+    made, bases = Experiment(TWO_HOP, tiny_matrix, few, tiny_base), Bases(seeds=(5,))
+    call = ExperimentRun(tmp_path)
+    cells = reproduce("two-hop", call, bases, base, ("plain",), made).document["cells"]
     assert {(c["size"], c["n"]) for c in cells} == {("base", 4)}
     assert {c["system"] for c in cells if c["library"] == 3 and c["role"] == "baseline"} == {
         "base",
@@ -442,7 +439,7 @@ def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
     with pytest.raises(UsageError, match="multiple of 8"):
         Bases(hidden=(20,))
     with pytest.raises(UsageError, match="is no directory"):
-        ReproducePlan("two-hop", base=tmp_path / "none")
+        reproduce("two-hop", ExperimentRun(tmp_path), Bases(), tmp_path / "none")
     with pytest.raises(UsageError, match="there are two-hop and math"):
         experiment("three-hop")
 

@@ -32,13 +32,12 @@ from loraprobe.hub.cards import (
     prompt_form,
     read_card,
 )
-from loraprobe.hub.copies import one_base
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, cached, fetch, fetch_first, first_of
-from loraprobe.hub.search import find_adapters
+from loraprobe.hub.repository import Snapshot, cached, fetch, fetch_first
+from loraprobe.hub.search import find_adapters, one_base
 
 BASE_EXTRAS = frozenset(
     "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
@@ -65,17 +64,19 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     """Loads one or several adapters in their order, with unique names.
 
     Adapter objects are accepted too. Names chosen by the user (NAME=REF) stay; others get -2,
-    -3 ... if they collide.
+    -3 ... if they collide. Raises as `load`; wrong references are told before anything is loaded.
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
-    parsed = [ref if isinstance(ref, Adapter) else Reference.parse(str(ref)) for ref in refs]
-    names = unique_names([_wanted(one) for one in parsed])
-    adapters = [one if isinstance(one, Adapter) else _load(one) for one in parsed]
-    return [
-        adapter if adapter.name == name else adapter.renamed(name)
-        for adapter, name in zip(adapters, names, strict=True)
-    ]
+    for ref in refs:
+        if not isinstance(ref, Adapter):
+            Reference.parse(str(ref))
+    adapters = []
+    for _, _, found in load_each(refs):
+        if isinstance(found, LoraprobeError):
+            raise found
+        adapters.append(found)
+    return adapters
 
 
 def load_each(
@@ -85,36 +86,29 @@ def load_each(
 
     Raises UsageError for a name that cannot be given, before anything is loaded.
     """
-    parsed = [ref if isinstance(ref, Adapter) else _parsed(str(ref)) for ref in refs]
-    names = unique_names([_wanted(one, str(ref)) for one, ref in zip(parsed, refs, strict=True)])
-    for ref, one, name in zip(refs, parsed, names, strict=True):
-        if isinstance(one, Adapter):
-            yield name, one.source.public, one.renamed(name)
-        elif isinstance(one, ReferenceError_):
-            yield name, local_name(str(ref)), one
+    parsed: list[Adapter | Reference | ReferenceError_] = []
+    wanted = []  # the name of each, and whether the user chose it
+    for ref in refs:
+        try:
+            one = ref if isinstance(ref, Adapter) else Reference.parse(str(ref))
+        except ReferenceError_ as error:
+            wanted.append((local_name(str(ref)), False))
+            parsed.append(error)
         else:
-            try:
-                adapter = _load(one)
-            except LoraprobeError as error:
-                yield name, one.text if one.path is None else local_name(one.text), error
-            else:
-                yield name, adapter.source.public, adapter.renamed(name)
-
-
-def _parsed(text: str) -> Reference | ReferenceError_:
-    try:
-        return Reference.parse(text)
-    except ReferenceError_ as error:
-        return error
-
-
-def _wanted(one: Adapter | Reference | ReferenceError_, text: str = "") -> tuple[str, bool]:
-    """The name of an adapter that was given as `text`, and whether the user chose it."""
-    if isinstance(one, Adapter):
-        return one.name, False
-    if isinstance(one, ReferenceError_):
-        return local_name(text), False
-    return one.short, one.name is not None
+            chosen = isinstance(one, Reference) and one.name is not None
+            wanted.append((one.name if isinstance(one, Adapter) else one.short, chosen))
+            parsed.append(one)
+    for ref, given, name in zip(refs, parsed, unique_names(wanted), strict=True):
+        text = given.text if isinstance(given, Reference) else str(ref)
+        try:
+            if isinstance(given, ReferenceError_):
+                raise given
+            adapter = _load(given) if isinstance(given, Reference) else given
+        except LoraprobeError as error:
+            on_hub = isinstance(given, Reference) and given.path is None
+            yield name, text if on_hub else local_name(text), error
+        else:
+            yield name, adapter.source.public, adapter.renamed(name)
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:
@@ -130,20 +124,20 @@ def resolve_adapter(reference: Reference) -> Snapshot:
                 raise
             hint = f"To mean the Hub's repository write {reference.text}@main."
             raise AdapterError(f"{error} {hint}") from None
-    prefix = f"{reference.folder}/" if reference.folder else ""
+    anchor = reference.inside(CONFIG)
 
     def choose(files: Collection[str], _: object) -> list[str]:
-        weights = first_of(files, [prefix + SAFETENSORS, prefix + PICKLE])
-        if prefix + CONFIG not in files:
+        if anchor not in files:
             raise HubError(_no_adapter(reference, files))
-        if weights is None:
-            raise HubError(
-                f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
-                "author has to upload them."
-            )
-        return [prefix + CONFIG, weights]
+        for name in (SAFETENSORS, PICKLE):
+            if reference.inside(name) in files:
+                return [anchor, reference.inside(name)]
+        raise HubError(
+            f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
+            "author has to upload them."
+        )
 
-    return fetch(reference, prefix + CONFIG, choose, verify=True)
+    return fetch(reference, anchor, choose, verify=True)
 
 
 def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
@@ -155,18 +149,21 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
     reference = Reference.parse(ref, bare=True)
     if reference.path is not None:
         return Snapshot(reference.path, reference.text)
-    prefix = f"{reference.folder}/" if reference.folder else ""
+    anchor = reference.inside("config.json")
 
     def choose(files: Collection[str], get: Callable[[str], Path]) -> list[str]:
-        if prefix + "config.json" not in files:
+        if anchor not in files:
             raise HubError(_no_base(reference, files))
-        own = [f for f in sorted(files) if "/" not in f.removeprefix(prefix)]
+        names = {file: file.rpartition("/")[2] for file in sorted(files)}
         small = [
-            f for f in own if f.removeprefix(prefix) in BASE_EXTRAS or (code and f.endswith(".py"))
+            file
+            for file, name in names.items()
+            if file == reference.inside(name)
+            and (name in BASE_EXTRAS or (code and name.endswith(".py")))
         ]
         weights = weight_names(
-            lambda name: prefix + name in files,
-            lambda name: get(prefix + name),
+            lambda name: reference.inside(name) in files,
+            lambda name: get(reference.inside(name)),
             reference.text,
             HubError,
         )
@@ -175,9 +172,9 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
                 f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give "
                 "another base or revision."
             )
-        return [prefix + "config.json", *small, *(prefix + name for name in weights)]
+        return [anchor, *small, *map(reference.inside, weights)]
 
-    return fetch(reference, prefix + "config.json", choose, verify=False)
+    return fetch(reference, anchor, choose, verify=False)
 
 
 def base_directory(named: str | None) -> Path | None:
@@ -189,7 +186,7 @@ def base_directory(named: str | None) -> Path | None:
         reference = Reference.parse(named or "", bare=True)
         place = reference.path
         if place is None:
-            name = f"{reference.folder}/config.json" if reference.folder else "config.json"
+            name = reference.inside("config.json")
             root = cached(reference, name)
             file = fetch_first(reference, [name]) if root is None else root / name
             place = None if file is None else file.parent

@@ -30,8 +30,7 @@ def beside(source: Source, name: str) -> str | None:
     file = None if source.path is None else source.path / name
     if source.commit is not None and not (file and file.is_file()):
         reference = replace(Reference.parse(source.reference), revision=source.commit)
-        places = [f"{reference.folder}/{name}"] if reference.folder else []
-        file = fetch_first(reference, [*places, name])
+        file = fetch_first(reference, [reference.inside(name), name])
     return read_card(file, source.public) if file else None
 
 

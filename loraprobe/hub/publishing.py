@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.errors import HubError, UsageError
-from loraprobe.hub.errors import endpoint, explain, is_offline, status_of
 from loraprobe.hub.reference import Reference
-from loraprobe.hub.repository import quiet_client
+from loraprobe.hub.repository import endpoint, explain, is_offline, quiet_client, status_of
 
 
 def check_push(repository: str) -> None:

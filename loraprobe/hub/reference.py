@@ -71,6 +71,10 @@ class Reference:
         folder = _inside(found["folder"] or "", rest)
         return cls(rest, name, None, found["repo"], found["revision"], folder)
 
+    def inside(self, name: str) -> str:
+        """The name in the repository of a file in the reference's folder."""
+        return f"{self.folder}/{name}" if self.folder else name
+
     @property
     def short(self) -> str:
         """The given name, else the last part of the path as it was typed."""

@@ -1,12 +1,14 @@
 """Downloads the files of one commit of a repository into the cache of the Hub's client.
 
 The revision is resolved to a commit once, and every file comes from that commit. If the Hub cannot
-be reached, a complete cached copy is used, with a warning.
+be reached, a complete cached copy is used, with a warning. What the client raises becomes one
+sentence with a cure and without tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -19,12 +21,17 @@ from typing import Any
 
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.file_hashes import cache_directory, file_hash
-from loraprobe.hub.errors import explain, is_offline, is_transient, neither
 from loraprobe.hub.reference import Reference
+from loraprobe.secrets import scrub
 
 log = logging.getLogger("loraprobe.hub")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WORKERS = 4
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+UNREACHABLE = re.compile(
+    r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
+    r"(Error|Timeout)|UnsupportedProtocol"
+)
 
 # (names of all files, function that downloads one of them) -> names of the needed files
 Choose = Callable[[Collection[str], Callable[[str], Path]], list[str]]
@@ -140,13 +147,14 @@ def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     If the Hub cannot be reached, only the cache is searched. Raises HubError for other errors.
     """
     try:
-        name = first_of(_listing(reference)[1], names)
+        _, files = _listing(reference)
     except Exception as error:
         if not is_transient(error):
             raise explain(error, reference) from None
         roots = ((cached(reference, name), name) for name in names)
         return next((root / name for root, name in roots if root is not None), None)
-    return _get(reference, name, reference.revision, verify=False) if name else None
+    wanted = next((name for name in names if name in files), None)
+    return _get(reference, wanted, reference.revision, verify=False) if wanted else None
 
 
 def _listing(reference: Reference) -> tuple[str, list[str]]:
@@ -231,6 +239,130 @@ def is_whole(file: Path) -> bool:
     return True
 
 
-def first_of(names: Collection[str], wanted: Iterable[str]) -> str | None:
-    """The first of the wanted names that is among `names`."""
-    return next((name for name in wanted if name in names), None)
+def is_transient(error: BaseException) -> bool:
+    """Whether a cached copy may be used instead: no network, offline, rate limit, server down."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    status = status_of(error)
+    return (
+        isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
+        or bool(UNREACHABLE.fullmatch(type(error).__name__))
+        or status == 429
+        or (status is not None and status >= 500)
+    )
+
+
+def explain(error: BaseException, reference: Reference) -> LoraprobeError:
+    """The error to raise instead of the client's; a LoraprobeError is returned as it is."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LoraprobeError):
+        return error
+    vague = isinstance(error, LocalEntryNotFoundError) or type(error) is ValueError
+    if vague and error.__cause__ is not None:
+        error = error.__cause__  # the cause says why the Hub could not be asked
+    return HubError(scrub(_sentence(error, reference)))
+
+
+def neither(why: LoraprobeError, reference: Reference) -> HubError:
+    """The error about a name that is no directory, where the Hub could not be asked about it."""
+    told = str(why).replace("The Hub at", "the Hub at", 1)
+    return HubError(f"There is no directory {reference.text!r} (check the path), and {told}")
+
+
+def endpoint() -> str:
+    """The address of the Hub in use."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _sentence(error: BaseException, ref: Reference) -> str:
+    from huggingface_hub import errors
+
+    hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
+    page, what, local = ref.repo, "repository", ", or write ./ before a local directory"
+    if ref.kind == "dataset":
+        page, what, local = f"datasets/{ref.repo}", "data set", ""
+    revision = f" (or no revision {ref.revision!r} in it)" if ref.revision else ""
+    absent = f"{where} could not be downloaded from {hub}; check the network and try again."
+    if is_offline():
+        absent = (
+            f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once to "
+            "download it."
+        )
+    sentences = {  # the first that fits: some of these errors are kinds of others
+        errors.GatedRepoError: (
+            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{page}, then set "
+            "HF_TOKEN to a token of that account."
+        ),
+        errors.DisabledRepoError: f"{ref.repo} has been disabled on {hub}; use another one.",
+        errors.RepositoryNotFoundError: (
+            f"There is no {what} {ref.repo}{revision} on {hub}; check the name, or set HF_TOKEN if "
+            f"it is private{local}."
+        ),
+        errors.RevisionNotFoundError: (
+            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or a "
+            "commit of it."
+        ),
+        errors.OfflineModeIsEnabled: absent,
+        errors.LocalEntryNotFoundError: absent,
+        errors.EntryNotFoundError: f"{where} lost a file while it was read on {hub}; try again.",
+    }
+    for kind, sentence in sentences.items():
+        if isinstance(error, kind):
+            return sentence
+    return _of_transfer(error, where) if status_of(error) is None else _of_status(error, ref.repo)
+
+
+def _of_status(error: BaseException, repo: str) -> str:
+    hub, status = f"The Hub at {endpoint()}", status_of(error) or 0
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    reset = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
+    wait = headers.get("retry-after") or (reset and reset[1])
+    pause = f"in {wait} seconds" if wait else "later"
+    if status >= 500:
+        return f"{hub} has trouble (status {status}); try again later."
+    sentences = {
+        429: f"limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher limit.",
+        401: "rejects the token; set HF_TOKEN to a valid one or unset it.",
+        403: f"forbids access to {repo}; use a token that may read it.",
+    }
+    other = f"answers {repo} with status {status}; check the reference and HF_ENDPOINT."
+    return f"{hub} {sentences.get(status, other)}"
+
+
+def _of_transfer(error: BaseException, where: str) -> str:
+    hub, kind = f"The Hub at {endpoint()}", type(error).__name__
+    text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
+    if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
+        return f"The download of {where} broke off before its end; try again."
+    if kind == "HFValidationError":
+        return f"{where} cannot be a name on the Hub; a repository is owner/name."
+    if is_transient(error):
+        return (
+            f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
+            "HF_HUB_OFFLINE=1 to use what is cached."
+        )
+    if isinstance(error, ValueError):
+        return (
+            f"{hub} sends a response about {where} that is not the Hub's ({text}); check "
+            "HF_ENDPOINT and proxies."
+        )
+    return f"{where} could not be read: {text}."
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of a response that the client raised as an error."""
+    return getattr(getattr(error, "response", None), "status_code", None)

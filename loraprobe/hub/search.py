@@ -1,18 +1,185 @@
-"""Searches the Hub for adapters of a base model."""
+"""Searches the Hub for adapters of a base model, and tells whether two names are one base model.
+
+Nothing is downloaded but descriptions. Two names are one base if the Hub redirects one to the
+other, if a card calls one a quantised copy of the other (`base_model` with
+`base_model_relation: quantized`), or if their weight files have equal sha256. Where the Hub cannot
+be asked there is no proof, which is no error.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
+from loraprobe.adapters import Adapter
+from loraprobe.adapters.paths import is_path, unquantised
 from loraprobe.errors import HubError, ReferenceError_
-from loraprobe.hub.copies import copies, list_models
-from loraprobe.hub.errors import explain, is_offline
+from loraprobe.findings import finding
 from loraprobe.hub.reference import Reference
+from loraprobe.hub.repository import endpoint, explain, is_offline, quiet_client
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+
+LONGEST_CHAIN = 4  # redirects and quantised copies of copies
+QUANTISED_TAG = "base_model:quantized:"  # what the Hub itself concludes from a card
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+MOST_COPIES = 8  # whose adapters `find` lists
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base that a name leads to, and the proofs: a sentence for each step."""
+
+    name: str
+    proofs: tuple[str, ...] = ()
+
+
+def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapter]:
+    """The adapters, those of proven copies with one name of their base and a note `same-base`.
+
+    base: the name of the base that is used, if it is on the Hub; copies of it get that name, others
+    that of their original. Adapters that already name one base are returned as they are.
+    """
+    named = [a.base_model for a in adapters if a.base_model]
+    names = [n for n in dict.fromkeys([*([base] if base else []), *named]) if not is_path(n)]
+    if len(names) < 2 or is_offline():
+        return list(adapters)
+    new: dict[str, tuple[str, str]] = {}  # name -> the name of all, the proofs
+    try:
+        for group in _groups(names):
+            common = base if base in group else next(iter(group.values())).name
+            proofs = dict.fromkeys(proof for one in group.values() for proof in one.proofs)
+            new |= {name: (common, " ".join(proofs)) for name in group if name != common}
+    except Exception:  # no network, a missing or a private repository: nothing is proven
+        return list(adapters)
+    return [_renamed(a, *new[a.base_model]) if a.base_model in new else a for a in adapters]
+
+
+def _groups(names: Sequence[str]) -> list[dict[str, Origin]]:
+    """The names by base, each with its origin; a name that is alone is left out."""
+    groups: list[dict[str, Origin]] = []
+    for name in names:
+        one = origin(name)
+        for group in groups:
+            first = next(iter(group.values()))
+            if one.name == first.name:
+                group[name] = one
+                break
+            if proof := same_weights(one.name, first.name):
+                group[name] = replace(one, proofs=(*one.proofs, proof))
+                break
+        else:
+            groups.append({name: one})
+    return [group for group in groups if len(group) > 1]
+
+
+def _renamed(adapter: Adapter, base: str, proofs: str) -> Adapter:
+    message = f"{adapter.name} was trained on {adapter.base_model}, which is {base}: {proofs}"
+    note = finding("same-base", (adapter.name,), message)
+    return replace(adapter, base_model=base, issues=(*adapter.issues, note))
+
+
+def origin(name: str) -> Origin:
+    """The original of a base, by redirects and by the cards of quantised copies.
+
+    Raises what the Hub's client raises.
+    """
+    proofs: list[str] = []
+    for _ in range(LONGEST_CHAIN):
+        info = _described(name, endpoint())
+        if info.id != name:
+            proofs.append(f"the Hub redirects {name} to {info.id}.")
+            name = info.id
+        source = _quantised_from(info)
+        if source is None or source == name:
+            break
+        proofs.append(f"the card of {name} says that it is a quantised copy of {source}.")
+        name = source
+    return Origin(name, tuple(proofs))
+
+
+def same_weights(one: str, other: str) -> str | None:
+    """The proof that two repositories hold the same weight files, by their sha256; None if not."""
+    ours, theirs = _weights(one, endpoint()), _weights(other, endpoint())
+    if not ours or ours != theirs:
+        return None
+    return f"the weight files of {one} and {other} have the same sha256."
+
+
+def copies(base: str) -> list[str]:
+    """Names of proven copies of a base, its original first: at most MOST_COPIES.
+
+    Candidates are the quantised copies that the Hub lists, and repositories of the same name up to
+    owner and quantisation. Raises what the Hub's client raises.
+    """
+    root = origin(base).name
+    found = dict.fromkeys(name for name in (root,) if name != base)
+    for wanted in ({"filter": f"base_model:quantized:{root}"}, {"search": unquantised(root)}):
+        for info in list_models({**wanted, "sort": "downloads", "limit": 4 * MOST_COPIES}):
+            if len(found) >= MOST_COPIES:
+                break
+            if info.id in (base, *found) or unquantised(info.id) != unquantised(root):
+                continue
+            own = origin(info.id).name
+            if own == root or same_weights(own, root):
+                found[info.id] = None
+    return list(found)
+
+
+def list_models(wanted: Mapping[str, Any]) -> list[ModelInfo]:
+    """The repositories that the Hub lists for a query, by one request.
+
+    HfApi.list_models repeats a failed one for half a minute. Raises what the Hub's client raises.
+    """
+    from huggingface_hub import ModelInfo, constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    response = get_session().get(
+        f"{constants.ENDPOINT}/api/models",
+        params=dict(wanted),
+        headers=build_hf_headers(),
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    hf_raise_for_status(response)
+    return [ModelInfo(**row) for row in response.json()]
+
+
+@lru_cache(maxsize=256)
+def _described(name: str, hub: str) -> ModelInfo:
+    """What the Hub at an address tells about a repository, after a redirect about its new name."""
+    from huggingface_hub import HfApi, constants
+
+    with quiet_client():
+        return HfApi().model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+
+@lru_cache(maxsize=256)
+def _weights(name: str, hub: str) -> frozenset[str]:
+    """The sha256 of the weight files of a repository, from the tree of its main revision."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with quiet_client():
+        files = [f for f in HfApi().list_repo_tree(name) if isinstance(f, RepoFile) and f.lfs]
+    for ending in WEIGHTS:
+        if found := frozenset(f.lfs.sha256 for f in files if f.lfs and f.path.endswith(ending)):
+            return found
+    return frozenset()
+
+
+def _quantised_from(info: ModelInfo) -> str | None:
+    """The base that a card calls the original of this quantised copy."""
+    card = info.card_data.to_dict() if info.card_data is not None else {}
+    sources = card.get("base_model")
+    sources = [sources] if isinstance(sources, str) else sources
+    if card.get("base_model_relation") == "quantized" and isinstance(sources, list):
+        return sources[0] if len(sources) == 1 and isinstance(sources[0], str) else None
+    tags = [tag for tag in info.tags or () if tag.startswith(QUANTISED_TAG)]
+    return tags[0].removeprefix(QUANTISED_TAG) if len(tags) == 1 else None
 
 
 @dataclass(frozen=True)

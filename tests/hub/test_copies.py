@@ -9,7 +9,7 @@ import pytest
 from hubs import Misbehaving, use
 from making import call, random_adapter
 
-from loraprobe.hub.copies import one_base
+from loraprobe.hub import one_base
 
 BASE, COPY, OLD = "google/gemma-3-4b-it", "unsloth/gemma-3-4b-it", "google/Meta-gemma-3-4b-it"
 PACKED = "unsloth/gemma-3-4b-it-unsloth-bnb-4bit"

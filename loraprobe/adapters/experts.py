@@ -229,22 +229,27 @@ def places(model: nn.Module, adapter: Adapter) -> Iterator[Place | Issue]:
         module = modules.get(owner, nn.Module())
         found = [n for n, _ in module.named_parameters(recurse=False) if n in targets][::-1]
         if depth >= len(found):
-            message = (
+            yield finding(
+                "module-not-in-base",
+                names,
                 f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(targets)}), "
-                "which the model does not have."
+                "which the model does not have.",
+                stack,
             )
-            yield finding("module-not-in-base", names, message, stack)
             continue
         place = Place(stack, module, found[depth])
         own = (len(paths), *adapter.layout[paths[0]].shape)
         if own == place.shape:
             yield place
         else:
-            message = (
+            yield finding(
+                "shapes-differ",
+                names,
                 f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
-                f"{_sizes(place.shape)}."
+                f"{_sizes(place.shape)}.",
+                stack,
+                cure=TRAINED_ON,
             )
-            yield finding("shapes-differ", names, message, stack, cure=TRAINED_ON)
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -196,12 +196,14 @@ def _refusal(reason: str, layers: Sequence[FusedLayer]) -> Issue:
     first = layers[0]
     fused, single = ([adapter.name for adapter in held] for held in (first.fused, first.single))
     more = f" and {count(len(layers) - 1, 'more such layer')}" if layers[1:] else ""
-    message = (
+    return finding(
+        "fused-targets",
+        (*fused, *single),
         f"{listing(fused) or 'the base'} has the fused {first.path}{more}, "
         f"{listing(single) or 'the base'} the single {first.part.rpartition('.')[2]}, and one "
-        f"cannot be made of the other: {reason}."
+        f"cannot be made of the other: {reason}.",
+        first.path,
     )
-    return finding("fused-targets", (*fused, *single), message, first.path)
 
 
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
@@ -258,11 +260,13 @@ def _notes(adapter: Adapter, mine: Sequence[FusedLayer]) -> Iterator[Issue]:
             continue
         names = sorted({layer.name for layer in done})
         what = "split into the single projections" if split else "joined from single projections"
-        message = (
+        yield finding(
+            "fused-translated",
+            (adapter.name,),
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
-            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact.",
+            done[0].path,
         )
-        yield finding("fused-translated", (adapter.name,), message, done[0].path)
 
 
 def _moved_modules(adapter: Adapter, mine: Sequence[FusedLayer]) -> Modules:

@@ -78,8 +78,11 @@ def config_issues(adapter: Adapter) -> Iterator[Issue]:
         )
     yield from _initialisation(adapter)
     if empty := [key for key in unknown if not raw[key]]:
-        message = f"The config has unknown keys without a value: {', '.join(empty)}."
-        yield finding("unknown-config-empty", names, message)
+        yield finding(
+            "unknown-config-empty",
+            names,
+            f"The config has unknown keys without a value: {', '.join(empty)}.",
+        )
     if "lora_alpha" not in raw:
         yield finding(
             "missing-alpha",
@@ -100,8 +103,11 @@ def config_issues(adapter: Adapter) -> Iterator[Issue]:
             loose[0].rpartition(".")[0],
         )
     if raw.get("ensure_weight_tying"):
-        message = "The config sets ensure_weight_tying, which adapts layers that share a weight."
-        yield finding("shared-weights", names, message)
+        yield finding(
+            "shared-weights",
+            names,
+            "The config sets ensure_weight_tying, which adapts layers that share a weight.",
+        )
 
 
 def _initialisation(adapter: Adapter) -> Iterator[Issue]:
@@ -133,8 +139,11 @@ def _missing(adapter: Adapter) -> Iterator[Issue]:
     names, raw, extras = (adapter.name,), adapter.config, adapter.extras
     kinds = {SAME.get(extra.kind, extra.kind) for extra in extras}
     if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
-        message = f"The config sets {' and '.join(absent)}, but the file has no tensors for it."
-        yield finding("missing-tensors", names, message)
+        yield finding(
+            "missing-tensors",
+            names,
+            f"The config sets {' and '.join(absent)}, but the file has no tensors for it.",
+        )
     for kind, flag in FLAGS.items():
         held = {extra.module for extra in extras if extra.kind == kind}
         lost = [path for path in adapter.layout if path not in held]
@@ -156,8 +165,11 @@ def incompleteness(adapter: Adapter) -> Iterator[Issue]:
     try:
         beyond = untargeted(without_experts(adapter.layout), adapter.config)
     except ExpressionError as error:
-        message = f"The config's targets cannot be read as peft reads them: {error}."
-        yield finding("targets-unreadable", names, message)
+        yield finding(
+            "targets-unreadable",
+            names,
+            f"The config's targets cannot be read as peft reads them: {error}.",
+        )
         return
     if beyond:
         yield finding(
@@ -214,8 +226,11 @@ def _layers(adapter: Adapter) -> Iterator[Issue]:
     for pattern, held in shapes.items():
         if len(held) > 1:
             listed = " and ".join(str(list(shape)) for shape in sorted(held)[:3])
-            message = f"{pattern} has different shapes in different layers, such as {listed}."
-            yield finding("shapes-uneven", (adapter.name,), message)
+            yield finding(
+                "shapes-uneven",
+                (adapter.name,),
+                f"{pattern} has different shapes in different layers, such as {listed}.",
+            )
             return
 
 

@@ -14,13 +14,10 @@ from dataclasses import replace
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.fused import one_layout
 from loraprobe.base import Base
-from loraprobe.compatibility.against_base import base_issues
-from loraprobe.compatibility.extras import extra_issues
+from loraprobe.compatibility.contents import TensorChecks, content_issues, extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
-from loraprobe.compatibility.layout import layout_issues
-from loraprobe.compatibility.naming import one_naming
+from loraprobe.compatibility.layout import base_issues, layout_issues, one_naming
 from loraprobe.compatibility.serving import FEATURES
-from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest

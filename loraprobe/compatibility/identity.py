@@ -1,14 +1,18 @@
-"""Compares the base models, revisions, task types and tokenizers of adapters.
+"""Compares the base models, revisions, task types, tokenizers and licences of adapters.
 
 Names are compared exactly, never by substring: "llama-7b" is not "llama-7b-chat". Only a trailing
 slash is ignored. If names cannot decide (a local path, another letter case, a missing owner), the
 issue is `base-unclear`.
+
+A merge is derived from all of its sources and a composition contains them, so all of their licences
+apply. Licence names are those of the Hub's cards. The issues repeat what the cards declare; they
+are not legal advice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -24,6 +28,28 @@ from loraprobe.records import Issue, Severity
 
 Relation = Literal["same", "unclear", "different"]
 Purpose = Literal["inspect", "measure", "merge", "route"]
+
+NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
+# Finding -> the licences that it is about, and what they require.
+TERMS = {
+    "licence-noncommercial": (
+        NONCOMMERCIAL,
+        "forbids commercial use, also of what is made of it.",
+    ),
+    "licence-no-derivatives": (
+        re.compile(r"(^|[-_ ])nd($|[-_ ])"),
+        "forbids sharing what is derived from it.",
+    ),
+    "licence-conflict": (
+        re.compile(r"(^|[-_ ])(a?gpl|lgpl|sa|eupl|osl)($|[-_ ])"),
+        "requires the same licence for what is derived from it, which the other sources' licences "
+        "may not allow.",
+    ),
+    "licence-terms": (
+        re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-|deepseek|qwen)"),
+        "has terms of its own, which also apply to the result.",
+    ),
+}
 
 
 def relation(one: str, other: str) -> Relation:
@@ -61,8 +87,12 @@ def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     severity: Severity = "warning" if base is None else "note"
     for adapter in adapters:
         if not adapter.base_model:
-            message = f"{adapter.name} does not say which base model it was trained on."
-            yield finding("base-unknown", (adapter.name,), message, severity=severity)
+            yield finding(
+                "base-unknown",
+                (adapter.name,),
+                f"{adapter.name} does not say which base model it was trained on.",
+                severity=severity,
+            )
 
 
 def _public(named: str | None) -> str:
@@ -74,11 +104,12 @@ def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     for adapter in adapters:
         name = public_name(adapter.base_model)
         if adapter.base_model and name != adapter.base_model:
-            message = (
+            yield finding(
+                "base-is-a-path",
+                (adapter.name,),
                 f"{adapter.name} names its base by a path of the machine that it was trained on; "
-                f"the files written here use the name {name or '(none)'}."
+                f"the files written here use the name {name or '(none)'}.",
             )
-            yield finding("base-is-a-path", (adapter.name,), message)
 
 
 def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
@@ -95,8 +126,11 @@ def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator
         who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)
         if kind == "unclear":
-            message = f"{who}; names alone cannot tell whether these are one model."
-            yield finding("base-unclear", ours + theirs, message)
+            yield finding(
+                "base-unclear",
+                ours + theirs,
+                f"{who}; names alone cannot tell whether these are one model.",
+            )
         elif kind == "different":
             shapes = ", and their modules do not match either"
             if fit:
@@ -123,9 +157,13 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         code, tail = "base-unclear", "names alone cannot tell whether that is the base given here."
         if kind == "different":
             severity, code, tail = "warning", "base-mismatch", "the base given here is another."
-        message = f"{_trained(ours)} on {_public(named)}; {tail}"
-        cure = f"Give --base {_public(named)} if {base.reference} is not that model."
-        yield finding(code, ours, message, severity=severity, cure=cure)
+        yield finding(
+            code,
+            ours,
+            f"{_trained(ours)} on {_public(named)}; {tail}",
+            severity=severity,
+            cure=f"Give --base {_public(named)} if {base.reference} is not that model.",
+        )
 
 
 def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
@@ -133,48 +171,53 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
     for (one, first), (other, second) in combinations(given, 2):
         names = one.base_model, other.base_model
         if first != second and all(names) and relation(*map(str, names)) == "same":
-            message = (
+            yield finding(
+                "revision-mismatch",
+                (one.name, other.name),
                 f"{one.name} was trained on {_public(one.base_model)} at {first}, {other.name} at "
-                f"{second}."
+                f"{second}.",
             )
-            yield finding("revision-mismatch", (one.name, other.name), message)
     for adapter, revision in given:
         commit = None if base is None else base.commit
         if commit and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != commit:
-            message = (
+            yield finding(
+                "revision-mismatch",
+                (adapter.name,),
                 f"{adapter.name} was trained on its base at {revision}; the base given here is at "
-                f"{commit}."
+                f"{commit}.",
+                cure=f"Give --base {_public(adapter.base_model)}@{revision}.",
             )
-            cure = f"Give --base {_public(adapter.base_model)}@{revision}."
-            yield finding("revision-mismatch", (adapter.name,), message, cure=cure)
 
 
 def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     for named, ours in _by_base(adapters).items():
         if QUANTISED.search(named):
-            message = (
+            yield finding(
+                "quantised-base",
+                ours,
                 f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
-                "weights the effect differs a little."
+                "weights the effect differs a little.",
             )
-            yield finding("quantised-base", ours, message)
 
 
 def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
     given = {a.name: str(a.task_type) for a in adapters if a.task_type}
     if len(set(given.values())) > 1:
         listed = ", ".join(f"{name} is {kind}" for name, kind in given.items())
-        message = (
-            f"The adapters are of different task types ({listed}), so they need different heads."
+        yield finding(
+            "task-type-mismatch",
+            tuple(given),
+            f"The adapters are of different task types ({listed}), so they need different heads.",
         )
-        yield finding("task-type-mismatch", tuple(given), message)
     if purpose != "route":
         return
     for name, kind in given.items():
         if kind != "CAUSAL_LM":
-            message = (
-                f"{name} is an adapter for {kind}; evaluation runs causal language models only."
+            yield finding(
+                "task-type-unsupported",
+                (name,),
+                f"{name} is an adapter for {kind}; evaluation runs causal language models only.",
             )
-            yield finding("task-type-unsupported", (name,), message)
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
@@ -197,19 +240,64 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
             sizes[name] = size
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        message = (
-            f"The tokenizers saved with the adapters differ in size ({listed}): tokens were added."
+        yield finding(
+            "tokenizer-mismatch",
+            tuple(sizes),
+            f"The tokenizers saved with the adapters differ in size ({listed}): tokens were added.",
         )
-        yield finding("tokenizer-mismatch", tuple(sizes), message)
     for name, size in sizes.items():
         if rows is not None and size > rows:
-            message = f"The tokenizer of {name} has {size} tokens, the base only {rows} rows."
-            cure = (
-                "Resize the base's embedding as in the adapter's training, or drop the added "
-                "tokens."
+            yield finding(
+                "vocabulary-mismatch",
+                (name,),
+                f"The tokenizer of {name} has {size} tokens, the base only {rows} rows.",
+                severity="warning",
+                cure="Resize the base's embedding as in the adapter's training, or drop the added "
+                "tokens.",
             )
-            yield finding("vocabulary-mismatch", (name,), message, severity="warning", cure=cure)
 
 
 def _trained(names: Sequence[str]) -> str:
     return f"{listing(names)} {'was' if len(names) == 1 else 'were'} trained"
+
+
+def licence_issues(
+    licences: Mapping[str, str | None], gated: Sequence[str] = ()
+) -> Iterator[Issue]:
+    """Issues about licences: name of a source -> licence in its card, None if there is none.
+
+    gated: the names of sources whose card requires consent before a download.
+    """
+    unknown = [name for name, licence in licences.items() if not licence]
+    declared = {name: licence.lower() for name, licence in licences.items() if licence}
+    if unknown:
+        yield finding(
+            "licence-unknown",
+            tuple(unknown),
+            f"No licence is declared by {listing(unknown)}: nobody may share a derived work.",
+        )
+    for code, (pattern, requirement) in TERMS.items():
+        found = {name: licence for name, licence in declared.items() if pattern.search(licence)}
+        if code == "licence-terms":  # those that forbid commercial use have been told
+            found = {
+                n: licence for n, licence in found.items() if not NONCOMMERCIAL.search(licence)
+            }
+        alone = len(set(declared.values())) == 1 and not unknown
+        if found and not (code == "licence-conflict" and alone):
+            listed = listing(f"{name} ({licence})" for name, licence in found.items())
+            yield finding(code, tuple(found), f"{listed} {requirement}")
+    if gated:
+        yield finding(
+            "licence-gated",
+            tuple(gated),
+            f"The repository of {listing(gated)} is gated: a download requires acceptance of "
+            "its terms, which also apply to users of the result.",
+        )
+
+
+def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
+    """The licence for a merge's card: the one that all sources declare, else "other"."""
+    found = set(licences.values())
+    if not found or found == {None}:
+        return None
+    return found.pop() if len(found) == 1 else "other"

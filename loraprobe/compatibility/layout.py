@@ -1,27 +1,41 @@
-"""Module paths, shapes, kinds, ranks and scaling conventions, from the files' headers."""
+"""Compares module paths, shapes, kinds, ranks and scalings of adapters and a base, from headers.
+
+Adapters that name the modules of one base differently are brought to the names of one class first
+(`one_naming`). A base with vision has a text-only class too, whose modules have other names
+(`model.layers.0` and `model.language_model.layers.0`), and older versions of transformers had other
+names again. Which names mean the same weights is known from the base's config.json, by
+transformers' own tables (`loraprobe.base.ModuleNames`). Where that is out of reach nothing is
+translated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
+from loraprobe import hub
 from loraprobe.adapters import Adapter, ModuleInfo
-from loraprobe.adapters.experts import conflict
+from loraprobe.adapters.experts import TRAINED_ON, conflict, places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY, number, root
-from loraprobe.compatibility.naming import places_of, shapes_of, two_names
+from loraprobe.base import Base, ModuleNames, module_names
+from loraprobe.base.naming import named, named_like, touched
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
 LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
 
+Shape = tuple[int, int]
+LayerShapes = Mapping[str, Mapping[str, Shape]]  # place of layers -> path inside of it -> shape
+
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
     forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
-    places = [places_of(shapes_of(a)) for a in adapters]
-    each = zip(adapters, forms, depths, places, strict=True)
+    layers = [places_of(shapes_of(a)) for a in adapters]
+    each = zip(adapters, forms, depths, layers, strict=True)
     for (a, form, depth, ours), (b, other, deep, theirs) in combinations(each, 2):
         if names := two_names(ours, theirs):
             yield _two_names(a, b, *names)
@@ -33,15 +47,21 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
         if problem := conflict(a, b):
             yield problem
         if None not in (depth, deep) and depth != deep:
-            message = f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}."
-            yield finding("depth-differs", (a.name, b.name), message)
+            yield finding(
+                "depth-differs",
+                (a.name, b.name),
+                f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}.",
+            )
     yield from _targets(adapters)
     yield from _ranks(adapters)
     yield from _scalings(adapters)
     total = sum(a.rank_range[1] for a in adapters)
     if merging and total > LARGE_RANK and len(adapters) > 1:
-        message = f"A merge that loses nothing may need rank {total}, more than many servers load."
-        yield finding("rank-large", tuple(a.name for a in adapters), message)
+        yield finding(
+            "rank-large",
+            tuple(a.name for a in adapters),
+            f"A merge that loses nothing may need rank {total}, more than many servers load.",
+        )
 
 
 def different_shapes(
@@ -62,20 +82,24 @@ def _is_vocabulary(path: str, one: tuple[int, int], other: tuple[int, int]) -> b
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
     tokens, rest = different_shapes(a.layout, {p: info.shape for p, info in b.layout.items()})
     for path in tokens:
-        message = (
+        yield finding(
+            "vocabulary-mismatch",
+            (a.name, b.name),
             f"{path} is {list(a.layout[path].shape)} in {a.name} and "
-            f"{list(b.layout[path].shape)} in {b.name}: their vocabularies have different sizes."
+            f"{list(b.layout[path].shape)} in {b.name}: their vocabularies have different sizes.",
+            path,
+            cure="Train both with one vocabulary, or leave embedding and head out of the adapters.",
         )
-        cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
-        yield finding("vocabulary-mismatch", (a.name, b.name), message, path, cure=cure)
     if rest:
         first = rest[0]
-        message = (
+        yield finding(
+            "shapes-differ",
+            (a.name, b.name),
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
             f"{list(a.layout[first].shape)} in {a.name} and {list(b.layout[first].shape)} in "
-            f"{b.name}."
+            f"{b.name}.",
+            first,
         )
-        yield finding("shapes-differ", (a.name, b.name), message, first)
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -88,11 +112,13 @@ def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
     tables = [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]
     if tables:
         first = tables[0]
-        message = (
+        yield finding(
+            "kinds-differ",
+            (a.name, b.name),
             f"The kinds of layer of {count(len(tables), 'module')} differ; {first} is "
-            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}."
+            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
+            first,
         )
-        yield finding("kinds-differ", (a.name, b.name), message, first)
     elif differ:
         message = (
             f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
@@ -109,19 +135,26 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
         return finding("targets-disjoint", names, "One of them touches no module.")
     if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
-        message = f"{a.name} and {b.name} belong to different architectures: {one} and {other}."
-        return finding("architecture-mismatch", names, message)
-    message = f"{a.name} and {b.name} touch no module in common; composed, each works in its own."
-    return finding("targets-disjoint", names, message)
+        return finding(
+            "architecture-mismatch",
+            names,
+            f"{a.name} and {b.name} belong to different architectures: {one} and {other}.",
+        )
+    return finding(
+        "targets-disjoint",
+        names,
+        f"{a.name} and {b.name} touch no module in common; composed, each works in its own.",
+    )
 
 
 def _two_names(a: Adapter, b: Adapter, one: str, other: str) -> Issue:
     """The issue for layers that may be the same under two names, which could not be translated."""
-    message = (
+    return finding(
+        "prefix-mismatch",
+        (a.name, b.name),
         f"{a.name} changes {one} and {b.name} changes {other}: these may be the same layers, named "
-        "as two classes of one base name them, which only the base's config.json tells."
+        "as two classes of one base name them, which only the base's config.json tells.",
     )
-    return finding("prefix-mismatch", (a.name, b.name), message)
 
 
 def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
@@ -162,12 +195,14 @@ def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     partial = [p for p in everything if any(p in paths for paths in lacking.values())]
     if partial and len(partial) < len(everything):
         lacks = {name: f"{name} lacks {len(paths)}" for name, paths in lacking.items() if paths}
-        message = (
+        yield finding(
+            "targets-differ",
+            tuple(lacks),
             f"Some adapters lack {len(partial)} of {len(everything)} modules "
             f"({', '.join(lacks.values())}; {partial[0]} first); an adapter adds nothing where "
-            "it lacks a module."
+            "it lacks a module.",
+            partial[0],
         )
-        yield finding("targets-differ", tuple(lacks), message, partial[0])
 
 
 def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -177,18 +212,207 @@ def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             f"{name} {low}" if low == high else f"{name} {low} to {high}"
             for name, (low, high) in ranges.items()
         )
-        message = (
+        yield finding(
+            "ranks-differ",
+            tuple(ranges),
             f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
-            "combination_type linear and its Arrow do not."
+            "combination_type linear and its Arrow do not.",
         )
-        yield finding("ranks-differ", tuple(ranges), message)
 
 
 def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     rs = [a.name for a in adapters if a.config.get("use_rslora")]
     if rs:
-        message = (
+        yield finding(
+            "rslora",
+            tuple(rs),
             f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
-            "add_weighted_adapter makes such adapters sqrt(r) too large."
+            "add_weighted_adapter makes such adapters sqrt(r) too large.",
         )
-        yield finding("rslora", tuple(rs), message)
+
+
+def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
+    """Issues about missing modules, different shapes, vocabularies and quantised weights."""
+    if base.quantization:
+        yield finding(
+            "quantised-base",
+            (),
+            f"The weights of {base.reference} are stored quantised, so figures that need them are "
+            "left out and scores hold for the quantised model.",
+            severity="warning",
+            cure="Give the unquantised base if it will be served unquantised.",
+        )
+    size, rows = base.tokenizer_size, base.vocab_size
+    if size is not None and rows is not None and size > rows:
+        yield finding(
+            "vocabulary-mismatch",
+            (),
+            f"The base's tokenizer has {size} tokens and its embedding only {rows} rows.",
+            severity="warning",
+            cure="Check that tokenizer and weights belong together.",
+        )
+    for adapter in adapters:
+        yield from _not_in_base(adapter, base)
+        yield from _shapes_of_base(adapter, base)
+        yield from _tied(adapter, base)
+        yield from _parameters(adapter, base)
+        yield from _tokens(adapter, base)
+
+
+def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    lost = [path for path in without_experts(adapter.layout) if path not in base.weights]
+    if not lost or base.quantization:  # packed weights have other names
+        return
+    if names := two_names(
+        places_of({p: adapter.layout[p].shape for p in lost}), places_of(base.shapes)
+    ):
+        yield finding(
+            "prefix-mismatch",
+            (adapter.name,),
+            f"{adapter.name} changes {names[0]}, and the layers of {base.reference} are "
+            f"{names[1]}; with these paths the adapter has no effect.",
+            lost[0],
+            cure="Rename its keys, or save it from the model that it will run on.",
+        )
+        return
+    yield finding(
+        "module-not-in-base",
+        (adapter.name,),
+        f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
+        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first.",
+        lost[0],
+    )
+
+
+def _shapes_of_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    tokens, others = different_shapes(adapter.layout, base.shapes)
+    for code, paths, cure in (
+        ("vocabulary-mismatch", tokens, None),
+        ("shapes-differ", others, TRAINED_ON),
+    ):
+        if paths:
+            first = paths[0]
+            yield finding(
+                code,
+                (adapter.name,),
+                f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
+                f"{adapter.name}; {first} is {list(adapter.layout[first].shape)} in the adapter "
+                f"and {list(base.shapes[first])} in the base.",
+                first,
+                cure=cure,
+            )
+
+
+def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """An error for the first parameter that the base lacks or has in another shape.
+
+    A file may hold the weights of each expert apart, so the model is built, without weights.
+    """
+    if not stacks(adapter.layout) or base.skeleton is None:
+        return
+    wrong = [one for one in places(base.skeleton, adapter) if isinstance(one, Issue)]
+    if wrong:
+        more = (
+            f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
+        )
+        yield replace(wrong[0], message=f"{wrong[0].message}{more}")
+
+
+def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """An error for trained token rows that the base's embedding or head does not have."""
+    for path, rows in adapter.token_rows.items():
+        weight = base.weights.get(path)
+        if weight is None and not base.quantization:
+            yield finding(
+                "module-not-in-base",
+                (adapter.name,),
+                f"{base.reference} has no {path}, of which {adapter.name} trained rows.",
+                path,
+            )
+        elif weight is not None and max(rows.tokens) >= weight.shape[0]:
+            yield finding(
+                "vocabulary-mismatch",
+                (adapter.name,),
+                f"{adapter.name} trained token {max(rows.tokens)} of {path}, which has "
+                f"{weight.shape[0]} rows in {base.reference}.",
+                path,
+            )
+
+
+def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """A warning for an adapted layer that shares its weight: peft changes only that layer."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for path, weight in base.weights.items():
+        shared.setdefault((str(weight.file), weight.key), []).append(path)
+    for paths in shared.values():
+        adapted = [p for p in paths if p in adapter.layout and p.rpartition(".")[2] in VOCABULARY]
+        if len(paths) > 1 and adapted and len(adapted) < len(paths):
+            other = next(p for p in paths if p not in adapted)
+            yield finding(
+                "tied-embeddings",
+                (adapter.name,),
+                f"{adapter.name} changes {adapted[0]}, which shares its weight with {other} in "
+                "this base; composed, only the targeted layer changes.",
+                adapted[0],
+            )
+
+
+def one_naming(adapters: Sequence[Adapter], base: Base | None) -> list[Adapter]:
+    """The adapters with the names of one class: the base's, else that of the first adapter.
+
+    If the others change modules that the first one's class lacks, it is the class with vision. A
+    translated adapter gets a note `modules-renamed`. Adapters whose names already agree are
+    returned as they are, and so are those whose names are not known.
+    """
+    if base is not None:
+        return named_like(base.module_paths, adapters, lambda: module_names(base.path))
+    pairs = combinations([places_of(shapes_of(adapter)) for adapter in adapters], 2)
+    if not any(two_names(one, other) for one, other in pairs):
+        return list(adapters)
+    for adapter in adapters:
+        names = names_of(adapter.base_model)
+        if names is None:
+            continue
+        first = names.is_text(touched(adapters[0]))
+        for text in dict.fromkeys((first, False)):
+            made = [named(adapter, names, text, whole=True) for adapter in adapters]
+            if all(one is not None for one in made):
+                return [one for one in made if one is not None]
+    return list(adapters)
+
+
+def names_of(base: str | None) -> ModuleNames | None:
+    """The names of a base's modules; None if its config.json is out of reach or tells none."""
+    place = hub.base_directory(base)
+    return None if place is None else module_names(place)
+
+
+def two_names(ours: LayerShapes, theirs: LayerShapes) -> tuple[str, str] | None:
+    """The places of layers that may be the same under two names; None if there are none.
+
+    They may be if no place of layers is common to both sides, two of them have modules of the same
+    names and shapes, and one of these two is named by all parts of the other, in any order:
+    `model.layers` and `language_model.model.layers`, but not `encoder.layers` and `decoder.layers`.
+    """
+    if ours.keys() & theirs.keys():
+        return None
+    for one, inside in ours.items():
+        for other, beside in theirs.items():
+            parts, more = set(one.split(".")), set(other.split("."))
+            if (parts <= more or more <= parts) and inside.items() & beside.items():
+                return one, other
+    return None
+
+
+def shapes_of(adapter: Adapter) -> dict[str, Shape]:
+    """Path -> (out, in)."""
+    return {path: info.shape for path, info in adapter.layout.items()}
+
+
+def places_of(shapes: Mapping[str, Shape]) -> LayerShapes:
+    """Place of layers -> path inside of it -> shape; modules outside of layers are left out."""
+    found: dict[str, dict[str, Shape]] = {}
+    for path, shape in shapes.items():
+        if (start := root(path)) != path:
+            found.setdefault(start, {})[path.removeprefix(start)] = shape
+    return found

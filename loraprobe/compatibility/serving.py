@@ -98,16 +98,20 @@ def serving_issues(
     """
     versions = _named(wanted)
     place = shlex.quote(adapter.source.public)
-    groups: dict[tuple[str, Effect, Severity, str], list[str]] = {}
-    for server, finding in _findings(adapter, versions, base):
-        groups.setdefault(finding, []).append(server)
+    named = shlex.quote(public_name(adapter.base_model) or "BASE")
+    groups: dict[Unread, list[str]] = {}
+    for server, unread in _unread(adapter, versions, base):
+        groups.setdefault(unread, []).append(server)
     found = [
         Issue(
             severity,
             f"serve-{feature}",
             (adapter.name,),
             _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
-            FEATURES[feature].cure.format(place=place, base=_base(adapter)),
+            FEATURES[feature].cure.format(
+                place=place,
+                base=named,
+            ),
         )
         for (feature, effect, severity, before), servers in groups.items()
     ]
@@ -167,13 +171,13 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
-Finding = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
+Unread = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
 
 
-def _findings(
+def _unread(
     adapter: Adapter, versions: Mapping[str, str], base: Path | None
-) -> Iterator[tuple[str, Finding]]:
-    """(server, finding) by the rules and by the limits on ranks."""
+) -> Iterator[tuple[str, Unread]]:
+    """(server, what it does not read) by the rules and by the limits on ranks."""
     held = _features(adapter)
     if base is not None and _of_another_class(adapter, Base(adapter.base_model or "", base)):
         held.add("other-class")
@@ -207,10 +211,6 @@ def _features(adapter: Adapter) -> set[str]:
     marks |= {info.kind for info in adapter.layout.values()}
     marked = {name for name, known in FEATURES.items() if not marks.isdisjoint(known.marks)}
     return marked | {name for name, holds in CHECKS.items() if holds(adapter)}
-
-
-def _base(adapter: Adapter) -> str:
-    return shlex.quote(public_name(adapter.base_model) or "BASE")
 
 
 def _of_another_class(adapter: Adapter, base: Base) -> bool:

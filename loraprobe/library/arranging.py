@@ -151,9 +151,13 @@ def _extreme(member: Member, times: float) -> Issue:
     """The finding about a norm that is far from the others'."""
     name = member.record.name
     much = f"{times:.3g} times" if times > 1 else f"1/{1 / times:.3g} of"
-    message = f"The norm of {name}, {member.record.norm:.3g}, is {much} the library's median."
-    cure = "Look at its answers alone before you compose it, and compose with --balance norm."
-    return Issue("warning", "norm-outlier", (name,), message, cure)
+    return Issue(
+        "warning",
+        "norm-outlier",
+        (name,),
+        f"The norm of {name}, {member.record.norm:.3g}, is {much} the library's median.",
+        "Look at its answers alone before you compose it, and compose with --balance norm.",
+    )
 
 
 FEWEST_NORMS = 5  # from which an extreme norm is told

@@ -19,7 +19,7 @@ import numpy as np
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
-from loraprobe.compatibility.tensors import TensorChecks, content_issues
+from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
 from loraprobe.library.stored import key_of, store, stored, weights_hash

@@ -19,7 +19,7 @@ from loraprobe import limits
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.checkpoint import check_link
-from loraprobe.compatibility.licences import licence_of_merge
+from loraprobe.compatibility.identity import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing

@@ -10,8 +10,7 @@ from typing import Any
 from loraprobe import compatibility, diagnostics, hub
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
-from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.licences import licence_issues
+from loraprobe.compatibility.identity import Purpose, licence_issues
 from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.merging import Merged

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.cli import app
-from loraprobe.compatibility.licences import licence_issues, licence_of_merge
+from loraprobe.compatibility.identity import licence_issues, licence_of_merge
 from loraprobe.hub import declared_licence
 
 

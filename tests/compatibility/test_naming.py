@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
-from loraprobe.compatibility.naming import places_of, two_names
+from loraprobe.compatibility.layout import places_of, two_names
 from loraprobe.compatibility.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

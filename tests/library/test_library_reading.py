@@ -124,7 +124,7 @@ def test_a_second_run_reads_no_tensor(library, monkeypatch):
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(reading, "gram_matrices", never)
-    monkeypatch.setattr("loraprobe.compatibility.tensors.gram_matrices", never)
+    monkeypatch.setattr("loraprobe.compatibility.contents.gram_matrices", never)
     again = read(library)
     assert again.library == first.library
     assert np.array_equal(again.cosines, first.cosines)

@@ -1,0 +1,212 @@
+"""What adapters hold: NaN, zero deltas, equal adapters, and the tensors that are no plain factors.
+
+The first need the tensors, and are found in one pass over the factors. extras.toml says what
+becomes of other tensors.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from loraprobe.adapters import (
+    Adapter,
+    Extra,
+    copied_weight,
+    extreme_norm,
+    natural,
+    same_weight,
+)
+from loraprobe.adapters.experts import stacks
+from loraprobe.base import Base
+from loraprobe.errors import AdapterError, BaseError
+from loraprobe.findings import finding
+from loraprobe.formatting import count
+from loraprobe.lora.grams import GramMatrices, gram_matrices
+from loraprobe.lora.lowrank import same_update
+from loraprobe.records import Issue, Severity
+
+KINDS = tomllib.loads(Path(__file__).with_name("extras.toml").read_text(encoding="utf-8"))
+
+
+class TensorChecks:
+    """Collects statistics of the tensors, one batch of modules at a time.
+
+    `take` observes the batches of `diagnostics.diagnose`, which reads the factors anyway.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters, n = adapters, len(adapters)
+        self.not_finite: list[list[str]] = [[] for _ in range(n)]
+        self.without_effect: list[list[str]] = [[] for _ in range(n)]
+        self.inner: Float64[Tensor, "n n"] = torch.zeros(n, n, dtype=torch.float64)
+        self.largest = [(0.0, "")] * n  # norm of a module's delta, its path
+
+    def take(self, joint: GramMatrices) -> None:
+        """Adds one batch of modules."""
+        self.inner += joint.inner.sum(0)
+        zero = joint.present & joint.finite & (joint.square == 0)
+        squares, places = joint.square.max(0)
+        for i, (square, place) in enumerate(zip(squares.tolist(), places.tolist(), strict=True)):
+            self.largest[i] = max(self.largest[i], (square**0.5, joint.paths[place]))
+        for m, path in enumerate(joint.paths):
+            for i in range(len(self.adapters)):
+                if not joint.finite[m, i]:
+                    self.not_finite[i].append(path)
+                elif zero[m, i]:
+                    self.without_effect[i].append(path)
+
+    def read(self) -> TensorChecks:
+        """Reads all factors once and takes every batch."""
+        paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
+        for joint in gram_matrices([a.modules for a in self.adapters], paths):
+            self.take(joint)
+        return self
+
+    def same(self, i: int, j: int) -> bool:
+        """Whether adapters i and j have the same deltas, even if their factors differ.
+
+        False for adapters that hold more than factors, which is not compared.
+        """
+        if any(self.not_finite[k] or self.adapters[k].has_more_than_factors for k in (i, j)):
+            return False
+        return same_update(self.inner, i, j)
+
+
+def content_issues(contents: TensorChecks) -> Iterator[Issue]:
+    """Issues about NaN, zero deltas, extreme norms and equal adapters."""
+    adapters = contents.adapters
+    for i, adapter in enumerate(adapters):
+        bad, empty = contents.not_finite[i], contents.without_effect[i]
+        if bad:
+            yield finding(
+                "not-finite",
+                (adapter.name,),
+                f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
+                f"{bad[0]} first.",
+                bad[0],
+            )
+        if empty and len(empty) == len(adapter.layout) and not adapter.has_more_than_factors:
+            yield finding(
+                "no-effect",
+                (adapter.name,),
+                f"{adapter.name} has no effect: the delta of every module is zero.",
+            )
+        yield from extreme_norm(adapter.name, *contents.largest[i])
+        if empty and len(empty) < len(adapter.layout):
+            yield finding(
+                "modules-without-effect",
+                (adapter.name,),
+                f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
+                f"modules, {empty[0]} first.",
+                empty[0],
+            )
+    for i, adapter in enumerate(adapters):
+        for j in range(i + 1, len(adapters)):
+            if contents.same(i, j):
+                other = adapters[j].name
+                yield finding(
+                    "duplicate",
+                    (adapter.name, other),
+                    f"{adapter.name} and {other} are the same update, so composing them can only "
+                    "scale it.",
+                )
+
+
+def extra_issues(
+    adapters: Sequence[Adapter], base: Base | None, *, composing: bool
+) -> Iterator[Issue]:
+    """One issue per adapter and kind of extra; an error if a composition would drop it."""
+    for adapter in adapters:
+        if found := stacks(adapter.layout):
+            yield _experts(adapter, found)
+        by_kind: dict[str, list[Extra]] = {}
+        for extra in adapter.extras:
+            by_kind.setdefault(extra.kind, []).append(extra)
+        for kind, extras in by_kind.items():
+            if kind == "base_copy":
+                for extra in extras:
+                    yield _base_copy(adapter, extra, base)
+            else:
+                yield _of_kind(adapter, kind, extras, "error" if composing else "warning")
+
+
+def _experts(adapter: Adapter, found: Mapping[str, Sequence[str]]) -> Issue:
+    """A note about parameters, whose experts are modules of their own here."""
+    first, paths = next(iter(found.items()))
+    return finding(
+        "target-parameter",
+        (adapter.name,),
+        f"{adapter.name} changes {count(len(found), 'parameter')} (target_parameters), {first} "
+        f"with {count(len(paths), 'expert')} first. Each expert counts as a module here. Merges "
+        "and compositions with constant gates keep them; token routers do not.",
+        paths[0],
+    )
+
+
+def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
+    """A note for a kind that merges and compositions keep, else an issue of this severity."""
+    if kept := KINDS["kept"].get(kind):
+        what, cure, severity = kept["what"], "", "note"
+        consequence = KINDS.get(kept["figures"], kept["figures"])
+    else:
+        dropped = KINDS["dropped"].get(kind, KINDS["dropped"]["unknown"])
+        what, cure = dropped["what"], dropped["cure"]
+        consequence = "a composition of factors would drop them"
+    tensors = f"{count(len(extras), 'tensor')}, {extras[0].key} first"
+    return Issue(
+        severity,
+        extras[0].code,
+        (adapter.name,),
+        f"{adapter.name} holds {what} ({tensors}); {consequence}.",
+        cure,
+        extras[0].module,
+    )
+
+
+def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
+    """An issue about a copy of a base weight, which peft saves for targeted embeddings."""
+    names, copy = (adapter.name,), f"{adapter.name} carries a copy of the base's {extra.module}"
+    same = None if base is None else _is_of_base(adapter, extra, base)
+    if same:
+        return finding(
+            "base-copy",
+            names,
+            f"{copy}, the same as the base's.",
+            extra.module,
+            severity="note",
+            cure="",
+        )
+    if same is None:
+        return finding(
+            "base-copy",
+            names,
+            f"{copy}, which compositions leave out; that is right unless the vocabulary was "
+            "resized in training.",
+            extra.module,
+            severity="warning",
+            cure="Give --base to have them compared.",
+        )
+    return finding(
+        "base-copy",
+        names,
+        f"{copy} that differs from the base given here: the vocabulary was resized, or the base is "
+        "another.",
+        extra.module,
+    )
+
+
+def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
+    """Whether a copy equals the base's weight up to its dtype's rounding; None if unreadable."""
+    if adapter.weights_file is None or extra.module is None:
+        return None
+    try:
+        weight, copy = base.weight(extra.module), copied_weight(adapter, extra)
+    except (AdapterError, BaseError):
+        return None
+    return same_weight(copy, weight if copy.shape == weight.shape else weight.mT)

@@ -98,15 +98,19 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     """Seconds of each stage to come, by the names under which progress reports them."""
     session, adapters = evaluator.session, evaluator.inputs.adapters
     options, tasks, n = session.options, evaluator.tasks, len(evaluator.inputs.adapters)
+    specs, parts = evaluator.plan.specs, evaluator.plan.parts
     with session.stage("estimate"):
         together = Composition("all", tuple(adapters), ConstantGates.ones(n))
-        kinds, pair = kinds_of(evaluator, together), _pair(evaluator, together)
-        probing = _probing(evaluator)
+        kinds, probing, pair = kinds_of(evaluator, together), _probing(evaluator), 0.0
+        if parts is not None:  # one pair of prompt and answer of the items set apart
+            items = [item for task in parts.apart for item in task.items]
+            pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
+            with evaluator.scorer.with_composition(together) as scorer:
+                pair = seconds_of(lambda: scorer.loglikelihood(pairs)) / len(pairs)
 
     def system(experts: int) -> float:
         return sum(kind.seconds(experts / n) for kind in kinds)
 
-    specs, parts = evaluator.plan.specs, evaluator.plan.parts
     asked = {s.name: system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
     asked |= {spec: system(n) for spec in specs if spec != "chain"}
     steps = {}
@@ -138,66 +142,45 @@ def by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, fl
 
 @dataclass(frozen=True)
 class TimedKind:
-    """Questions of one kind: how many batches they make, and the seconds of one batch.
-
-    `base` and `together` are the seconds of the base and of all adapters together.
-    """
+    """Questions of one kind, and the seconds of all of them: base, and all adapters together."""
 
     questions: int
-    batches: float
     base: float
     together: float
 
     def seconds(self, share: float) -> float:
-        """All questions of the kind, for a system of this share of the adapters."""
-        return self.batches * (self.base + (self.together - self.base) * share)
+        """The same for a system of this share of the adapters."""
+        return self.base + (self.together - self.base) * share
 
 
 def kinds_of(evaluator: Evaluator, together: Composition) -> list[TimedKind]:
-    """The kinds of questions of the tasks, timed."""
-    options, scorer = evaluator.session.options, evaluator.scorer
-    asked = questions(evaluator.tasks, options.metric)
-    with scorer.with_composition(together):
-        ask(scorer, asked[:1], "warm-up", options.max_new_tokens)
-    groups: dict[tuple[str, bool], list[Question]] = {}
-    for question in asked:
-        groups.setdefault((question.metric, question.worked), []).append(question)
-    return [_measured(group, scorer, together, options.max_new_tokens) for group in groups.values()]
+    """The kinds of questions of the tasks, timed.
 
-
-def _pair(evaluator: Evaluator, together: Composition) -> float:
-    """Seconds of one pair of prompt and answer of the items set apart, with all adapters."""
-    if evaluator.plan.parts is None:
-        return 0.0
-    items = [item for task in evaluator.plan.parts.apart for item in task.items]
-    pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
-    with evaluator.scorer.with_composition(together):
-        return seconds_of(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
-
-
-def _measured(
-    group: Sequence[Question], scorer: Any, together: Composition, max_new_tokens: int | None
-) -> TimedKind:
-    """Times one batch, a full one if that is at most an eighth of the questions.
-
-    The time of a smaller one is taken as proportional to the questions.
+    One batch is asked, a full one if that is at most an eighth of the questions. The time of a
+    smaller one is taken as proportional to the questions.
     """
-    distinct = list({question.prompt: question for question in group}.values())
-    whole = len(distinct)
-    limit = max_new_tokens or group[0].most_tokens
-    prompts = scorer.encoder.prompts([question.prompt for question in distinct])
-    full = len(next(scorer.batcher.split([len(ids) + limit for ids in prompts])))
-    sample = _spread(distinct, min(full, max(FEWEST, whole // TIMED)))
-    seconds = []
-    for composition in (None, together):
+    scorer, most = evaluator.scorer, evaluator.session.options.max_new_tokens
+
+    def timed(composition: Composition | None, asked: Sequence[Question]) -> float:
         with scorer.with_composition(composition):
-            seconds.append(seconds_of(lambda: ask(scorer, sample, "timing", max_new_tokens)))
-    return TimedKind(
-        questions=len(group),
-        batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
-        base=seconds[0],
-        together=seconds[1],
-    )
+            return seconds_of(lambda: ask(scorer, asked, "timing", most))
+
+    every = questions(evaluator.tasks, evaluator.session.options.metric)
+    timed(together, every[:1])  # warms up
+    groups: dict[tuple[str, bool], list[Question]] = {}
+    for question in every:
+        groups.setdefault((question.metric, question.worked), []).append(question)
+    found = []
+    for group in groups.values():
+        distinct = list({question.prompt: question for question in group}.values())
+        limit, whole = most or group[0].most_tokens, len(distinct)
+        prompts = scorer.encoder.prompts([question.prompt for question in distinct])
+        full = len(next(scorer.batcher.split([len(ids) + limit for ids in prompts])))
+        sample = _spread(distinct, min(full, max(FEWEST, whole // TIMED)))
+        batches = math.ceil(whole / full) if len(sample) == full else whole / len(sample)
+        base, all_of_them = batches * timed(None, sample), batches * timed(together, sample)
+        found.append(TimedKind(len(group), base, all_of_them))
+    return found
 
 
 def _probing(evaluator: Evaluator) -> float:

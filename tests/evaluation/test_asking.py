@@ -1,0 +1,310 @@
+"""What systems are asked, how chains walk, which form of prompts is chosen; nothing twice."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from fake_scorer import (
+    BASE,
+    HOMES,
+    SYSTEMS,
+    FakeScorer,
+    adapters,
+    chain,
+    mayors,
+    results,
+    single,
+    values,
+)
+
+from loraprobe.errors import OutputError, TaskError, UsageError
+from loraprobe.evaluation import (
+    Ledger,
+    asking,
+    chain_notes,
+    choose_template,
+    gains,
+    score,
+    stored_as,
+)
+from loraprobe.evaluation.schedule import rounds
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks import metrics as metrics_module
+
+
+def test_every_system_is_scored_on_every_part():
+    scorer = FakeScorer(HOMES)
+    rows = results(scorer)
+    found = {(r.system, r.part, r.item): (r.value, r.text) for r in rows}
+    assert found["homes", "hop1", "Ada"] == (1.0, "Ulm")
+    assert found["homes", "hop1", "Eve"] == (0.0, "Paris")
+    assert found["town", "hop2", "Eve"] == (1.0, "Cy"), "the gold city is asked, not Paris"
+    assert found["uniform", "question", "Ada"] == (1.0, "Bo")
+    assert found["uniform", "steps", "Eve"] == (1.0, "The mayor is Cy.")
+    assert found["base", "question", "Ada"] == (0.0, "dunno")
+    parts = {(part, item) for part in ("question", "hop1", "hop2", "steps") for item in _items()}
+    for name in ("base", "homes", "town", "uniform"):
+        own = [(r.part, r.item) for r in rows if r.system == name]
+        assert set(own) == parts and len(own) == len(parts)
+    order = [s.name for s in SYSTEMS]
+    assert [r.system for r in rows] == sorted((r.system for r in rows), key=order.index)
+    assert scorer.limits == {(32, True), (256, False)}
+    assert scorer.entered[:4] == [None, "homes", "town", "both"], "one entry a system"
+    assert {r.group for r in rows} == {"item:Ada", "item:Eve"}
+
+
+def _items():
+    return [item.id for item in mayors().items]
+
+
+def test_the_chain_puts_generated_answers_into_the_next_hop():
+    scorer = FakeScorer(HOMES)
+    found = values(scorer)
+    assert found["chain", "question", "Ada"] == (1.0, "Bo")
+    assert found["chain", "question", "Eve"] == (0.0, "Di"), "the wrong city has another mayor"
+    assert ("town", "Who is the mayor of Paris?") in scorer.asked
+    assert found["chain", "hop1", "Eve"] == (0.0, "Paris")
+    assert found["chain", "hop2", "Eve"] == (1.0, "Cy")
+    assert ("chain", "steps", "Ada") not in found
+
+
+def test_the_base_is_a_member_of_every_chain():
+    """An adapter that lost a hop is not asked for it where the base answers it better."""
+    knows = {
+        (None, "Who is the mayor of Ulm?"): "Bo",
+        (None, "Who is the mayor of Rom?"): "Cy",
+        ("homes", "Where does Ada live?"): "Ulm",
+        ("homes", "Where does Eve live?"): "Rom",
+        ("town", "Who is the mayor of Ulm?"): "Bo",
+    }
+    for named in ((None, None), ("homes", "town")):
+        scorer = FakeScorer(knows)
+        found = values(scorer, tasks=[mayors(adapters=named)])
+        assert found["chain", "hop2", "Eve"] == found["chain", "question", "Eve"] == (1.0, "Cy")
+        assert scorer.entered.count(None) == 1, "the base's answers are not asked again"
+
+
+@pytest.mark.parametrize(
+    ("named", "known", "asked", "said"),
+    [
+        (("town", None), {("town", "Where does Ada live?"): "Ulm"}, "Eve", (0.0, "dunno")),
+        ((None, None), {("town", "Where does Ada live?"): "Ulm"}, "Eve", (0.0, "Paris")),
+        (("town", "homes"), {}, "Ada", (1.0, "Ulm")),
+    ],
+    ids=["of equals the named one", "of equals the first", "a name does not outweigh an answer"],
+)
+def test_who_answers_a_hop(named, known, asked, said):
+    task = mayors(adapters=named)
+    assert values(HOMES | known, tasks=[task])["chain", "hop1", asked] == said
+    assert chain_notes(SYSTEMS, [task]) == ()
+
+
+def test_the_chain_answers_hops_whose_adapter_is_missing():
+    strange = mayors(adapters=("gone", None))
+    assert values(tasks=[strange])["chain", "question", "Ada"] == (1.0, "Bo")
+    (note,) = chain_notes(SYSTEMS, [strange])
+    assert "'gone'" in note and "homes, town" in note
+
+
+def test_a_chain_alone_measures_its_adapters_hops_first():
+    scorer = FakeScorer(HOMES)
+    found = values(scorer, SYSTEMS[:1])
+    assert {system for system, _, _ in found} == {"chain"}
+    assert found["chain", "question", "Ada"] == (1.0, "Bo")
+    assert not any("Mayor of" in prompt for _, prompt in scorer.asked)
+
+
+def test_chains_of_three_hops_and_items_without():
+    answers = {("a", "A?"): "x", ("b", "B x?"): "y", ("c", "C x y?"): "z"}
+    # the item's answer counts, also where its last hop's is another
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("w",), "c"))
+    items = (
+        Item("1", "P?", ("z",), hops=hops),
+        Item("2", "Q?", ("q",)),
+        Item("3", "R?", ("x",), hops=hops[:1]),
+    )
+    found = values(answers, [*adapters(*"abc"), chain(*"abc")], [Task("t", items)])
+    assert found["chain", "question", "1"] == (1.0, "z")
+    assert found["chain", "question", "3"] == (1.0, "x")
+    assert ("chain", "question", "2") not in found
+
+
+def test_a_chain_is_judged_by_the_metric_of_the_item():
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",), "b"))
+    answers = {("a", "A?"): "x", ("b", "B x?"): "It is y."}
+    for metric, said in ((None, (0.0, "It is y")), ("contains", (1.0, "It is y."))):
+        task = Task("t", (Item("1", "P?", ("y",), hops=hops, metric=metric),))
+        found = values(answers, [*adapters(*"ab"), chain(*"ab")], [task])
+        assert found["chain", "question", "1"] == said
+
+
+LIKELY = {(None, "P?", text): -2.0 for text in ("no", "nope")} | {(None, "P?", "yes indeed"): -8.0}
+
+
+@pytest.mark.parametrize(
+    ("likely", "metric", "found"),
+    [
+        (LIKELY, None, ("choice", 0.0, "yes indeed")),  # by character
+        (LIKELY | {(None, "P?", "no"): -1.5}, None, ("choice", 1.0, "no")),
+        (LIKELY, "exact_match", ("exact_match", 1.0, "Nope")),
+        (LIKELY, "answer_loss", ("answer_loss", 0.5, "nope")),  # nats a token of the cheapest
+    ],
+)
+def test_what_is_judged_by_likelihood(likely, metric, found):
+    task = Task("t", (Item("1", "P?", ("no", "nope"), choices=("yes indeed", "no")),))
+    (row,) = results({(None, "P?"): "Nope."}, [BASE], [task], likelihoods=likely, metric=metric)
+    assert (row.metric, row.value, row.text) == found
+    (scored,) = score([row], [BASE])
+    assert (scored.metric, scored.value) == found[:2]
+
+
+def test_replies_are_read_as_far_as_their_metric_needs():
+    for metric, answer, found in (
+        ("json", '{"a": 1}', (1.0, '{"a":\n 1}', {(32, False)})),
+        ("strict", '{"a":\n 1}', (1.0, '{"a":\n 1}', {(32, False)})),
+        ("strict", '{"a": 1}', (0.0, '{"a":', {(32, True)})),
+    ):
+        scorer = FakeScorer({(None, "q?"): '{"a":\n 1}\nmore'})
+        task = Task("t", (Item("i", "q?", (answer,), metric=metric),))
+        (row,) = results(scorer, [BASE], [task])
+        assert (row.value, row.text, scorer.limits) == found
+
+
+def test_wrong_calls_are_named(monkeypatch):
+    monkeypatch.setattr(metrics_module, "PATTERN_SECONDS", 0.1)
+    slow = {(None, "Mayor of Ada's city? Think."): "a" * 40 + "!"}
+    pattern = mayors(answer_pattern=r"(a|aa)+$|(?:(?:a+)+)+b")
+    for error, match, given in (
+        (UsageError, "needs choices", {"metric": "choice"}),
+        (UsageError, "Unknown metric 'bleu'", {"metric": "bleu"}),
+        (UsageError, "Two systems", {"systems": [BASE] * 2}),
+        (UsageError, "Two tasks", {"tasks": [mayors()] * 2}),
+        (TaskError, r"Task mayors, item 'Ada': .*took longer", {"tasks": [pattern]}),
+    ):
+        with pytest.raises(error, match=match):
+            results(slow, **({"systems": [BASE]} | given))
+
+
+def test_resuming_repeats_no_question(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "BATCH", 2)
+    first = FakeScorer(HOMES, fail_after=13)
+    interrupted = Ledger(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        results(first, ledger=interrupted)
+    interrupted.close()
+    kept = list(Ledger(tmp_path, resume=True))
+    assert len(kept) == 12, "whole batches of two are kept"
+
+    second, ledger = FakeScorer(HOMES), Ledger(tmp_path, resume=True)
+    found = results(second, ledger=ledger)
+    assert not set(first.asked[:12]) & set(second.asked)
+    assert found == results()
+    ledger.close()
+
+    third = FakeScorer(HOMES)
+    again = results(third, ledger=Ledger(tmp_path, resume=True))
+    assert third.asked == [] and third.entered == [] and again == found
+
+
+def test_kept_results_of_other_items_do_not_count_and_those_of_another_question_are_damage(
+    tmp_path,
+):
+    path = tmp_path / "r.jsonl"
+
+    def asked_after(item, metric, group):
+        with_row = Ledger(path)
+        with_row.append([ItemResult("base", "mayors", "question", item, metric, 1.0, "Bo", group)])
+        with_row.close()
+        return results(systems=[BASE], ledger=Ledger(path, resume=True))
+
+    assert {r.item for r in asked_after("Zoe", "exact_match", "item:Zoe")} == {"Ada", "Eve"}
+    for metric, group in (
+        ("choice", "item:Ada"),
+        ("strict", "item:Ada"),
+        ("exact_match", "item:Eve"),
+    ):
+        with pytest.raises(OutputError, match=r"'Ada'.*does not fit"):
+            asked_after("Ada", metric, group)
+
+
+TURNS = {(*key, "chat"): text for key, text in HOMES.items()}
+
+
+def test_the_better_prompt_format_is_chosen():
+    both = [single("homes"), single("town")]
+    used, why, _ = choose_template(FakeScorer(HOMES), both, [mayors()])
+    assert not used and "off" in why
+    used, why, _ = choose_template(FakeScorer(TURNS), both, [mayors()])
+    assert used and "0.43 with it and 0.00 without" in why
+    assert "2 question, 2 hop 1, 2 hop 2 and 1 step by step" in why
+    used, _, row = choose_template(FakeScorer(HOMES | TURNS), both[:1], [mayors()])
+    assert not used and row.value == row.baseline > 0, "a tie leaves prompts as they are"
+    many = FakeScorer(HOMES | TURNS)
+    choose_template(many, both[1:], [mayors()], sample=3)
+    assert len(many.asked) == 2 * (3 + 1), "one worked question"
+
+
+def test_the_answers_that_choose_the_prompt_format_are_kept():
+    scorer, kept, task = FakeScorer(TURNS), Ledger(), mayors()
+    both = [single("homes"), single("town")]
+    first = choose_template(scorer, both, [task], kept=kept)
+    asked = len(scorer.asked)
+    assert asked == len(kept) == 2 * 2 * 7  # forms, adapters; questions, hops, one worked
+    assert choose_template(scorer, both, [task], kept=kept) == first
+    assert len(scorer.asked) == asked
+    for form, value in ((True, 1.0), (False, 0.0)):
+        row = kept.get(stored_as("homes", form), task.name, "hop1", task.items[0].id)
+        assert row.value == value
+
+
+def test_every_part_is_sampled_for_the_prompt_format():
+    """96 items of three parts: the template ruins hop 1, and nobody answers the question."""
+    names = [f"p{k}" for k in range(96)]
+    second = Hop("mayor of {1}?", ("Bo",))
+    hops = {name: (Hop(f"home of {name}?", ("Ulm",)), second) for name in names}
+    task = Task("t", tuple(Item(name, f"{name}?", ("Bo",), hops=hops[name]) for name in names))
+    said = {("homes", f"home of {n}?"): "Ulm" for n in names}
+    said |= {("homes", f"home of {n}?", "chat"): "Ulm" for n in names[::4]}
+    scorer = FakeScorer(said)
+    used, why, row = choose_template(scorer, [single("homes")], [task], sample=32)
+    assert not used and row.baseline == pytest.approx(1 / 3) and row.value < 0.2
+    assert "10 question, 10 hop 1 and 10 hop 2" in why
+    first = {item.id for item in rounds([task], 0)[0].tasks[0].items}
+    assert {asked.split()[-1][:-1] for _, asked in scorer.asked if "home" in asked} <= first
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_the_known_prompt_format_is_taken_where_both_are_as_good(form):
+    known, homes = (form, "the card shows it"), [single("homes")]
+    found = choose_template(FakeScorer({}), homes, [mayors()], known=lambda: known)
+    assert found[0] is form and "0.00 with it and 0.00 without; the card shows it" in found[1]
+    unasked = {"known": lambda: pytest.fail("not needed")}
+    assert not choose_template(FakeScorer(HOMES), homes, [mayors()], **unasked)[0]
+
+
+def test_few_worked_questions_are_sampled_for_the_prompt_format():
+    items = [dataclasses.replace(mayors().items[0], id=str(k)) for k in range(40)]
+    _, why, row = choose_template(FakeScorer({}), [single("homes")], [Task("t", tuple(items))])
+    assert row.n == 33 and "3 step by step" in why
+
+
+def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
+    said = {
+        ("homes", f"Where does {name} live?", "chat"): f"In {city}, I think"
+        for name, city in (("Ada", "Ulm"), ("Eve", "Rom"))
+    }
+    used, _, row = choose_template(FakeScorer(said), [single("homes")], [mayors()])
+    assert used and row.value == pytest.approx(2 / 7) and row.baseline == 0
+
+
+def test_scores_include_the_compression_error_of_their_system():
+    rows = {(s.system, s.part): s for s in score(results(), SYSTEMS)}
+    assert rows["uniform", "question"].compression_error == 0.25
+    assert (rows["uniform", "question"].value, rows["uniform", "question"].n) == (0.5, 2)
+    assert rows["town", "hop2"].value == 1.0 and rows["town", "hop2"].ci95[0] < 1
+    assert rows["uniform", "question"].retention is None, "one task shows no retention"
+    found = {(g.system, g.part): g for g in gains(results(), SYSTEMS)}
+    assert set(found) == {("uniform", "question"), ("uniform", "steps"), ("chain", "question")}
+    assert found["uniform", "steps"].difference == 0.5

@@ -33,8 +33,7 @@ from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.cards import read_provenance
-from loraprobe.pipeline.loading import load_composition
-from loraprobe.pipeline.saved import Routed
+from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.probes._prompts import card_prompts
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding

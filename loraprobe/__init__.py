@@ -218,9 +218,9 @@ def load_composition(directory: str | Path) -> Composition:
     `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
     Raises AdapterError if a file is missing or has changed.
     """
-    from loraprobe.pipeline import loading
+    from loraprobe.pipeline import saved
 
-    return loading.load_composition(directory)
+    return saved.load_composition(directory)
 
 
 @speaks_python

@@ -71,7 +71,11 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     else:
-        card = composition_card(router=_router_text(made), why_not_peft=made.why_not_peft, **values)
+        router = made.composition.router
+        spelled = spec_of(router, short=True)
+        if isinstance(router, ConstantGates):  # with its values
+            spelled = " ".join([router.name, *(f"{gate:g}" for gate in router.weights or ())])
+        card = composition_card(router=spelled, why_not_peft=made.why_not_peft, **values)
     return replace(made, card=card)
 
 
@@ -92,20 +96,28 @@ def rank_text(merged: Merged) -> str:
     return f"{low} to {high}, filled up with zeros to {high}"
 
 
-def _router_text(made: Routed) -> str:
-    """The router as the command line spells it, or constant gates with their values."""
-    router = made.composition.router
-    if isinstance(router, ConstantGates):
-        gates = "" if router.weights is None else " ".join(f"{gate:g}" for gate in router.weights)
-        return f"{router.name} {gates}".strip()
-    return spec_of(router, short=True)
-
-
 def front_matter(
     made: Merged | Routed, audit: Audit, options: Options, general: Sequence[Adapter] = ()
 ) -> dict[str, Any]:
     """The Hub's fields of a card, and under KEY how the merge or the composition was made."""
     merged = isinstance(made, Merged)
+    choices: dict[str, Any]
+    if isinstance(made, Merged):
+        choices = {
+            "method": made.spec,
+            "weights": [float(weight) for weight in made.weights],
+            "space": None if made.space == "factors" else made.space,
+            "rank": made.asked_rank or "auto",
+            "rank_layout": "portable",
+            "dtype": str(made.adapter.dtype).removeprefix("torch."),
+            "seed": made.seed,
+        }
+    else:
+        router, gates = made.composition.router, None
+        spec = spec_of(router)
+        if isinstance(router, ConstantGates):
+            spec, gates = router.name, None if router.weights is None else list(router.weights)
+        choices = {"name": made.name, "router": spec, "weights": gates}
     fields = {
         "library_name": "peft" if merged else "loraprobe",
         "pipeline_tag": "text-generation",
@@ -122,7 +134,7 @@ def front_matter(
             "subtract": [_source(adapter.summary()) for adapter in general],
             "base": plain(audit.base),
             "sources": [_source(source) for source in made.sources],
-            **(_merge_choices(made) if isinstance(made, Merged) else _router_choices(made)),
+            **choices,
         },
     }
     return map_texts({key: held for key, held in fields.items() if held is not None}, scrub)
@@ -130,28 +142,6 @@ def front_matter(
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
     return {key: getattr(summary, key) for key in SourceRecord.model_fields}
-
-
-def _merge_choices(merged: Merged) -> dict[str, Any]:
-    """The fields of a MergeRecord that are the merge's own."""
-    return {
-        "method": merged.spec,
-        "weights": [float(weight) for weight in merged.weights],
-        "space": None if merged.space == "factors" else merged.space,
-        "rank": merged.asked_rank or "auto",
-        "rank_layout": "portable",
-        "dtype": str(merged.adapter.dtype).removeprefix("torch."),
-        "seed": merged.seed,
-    }
-
-
-def _router_choices(made: Routed) -> dict[str, Any]:
-    """The fields of a CompositionRecord that are the composition's own."""
-    router = made.composition.router
-    if isinstance(router, ConstantGates):
-        gates = None if router.weights is None else list(router.weights)
-        return {"name": made.name, "router": router.name, "weights": gates}
-    return {"name": made.name, "router": spec_of(router), "weights": None}
 
 
 KEY = "loraprobe"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, check_apart, common_targets, mended, portable
@@ -121,8 +125,6 @@ def require_certain(
 
 def _difference(given: Adapter, made: Converted, base: Base) -> float:
     """The largest difference of log-probabilities in peft, as a share of the adapter's effect."""
-    from loraprobe.pipeline.in_peft import log_probabilities
-
     assert given.source.path is not None
     size = int(base.vocab_size or 1)
     tokens = list(range(0, size, -(-size // SAMPLE)))
@@ -138,6 +140,22 @@ def _difference(given: Adapter, made: Converted, base: Base) -> float:
         )
     effect = float((theirs - plain).abs().max())
     return float((ours - theirs).abs().max()) / max(effect, 1e-6)
+
+
+def log_probabilities(base: Base, directory: Path | None, tokens: Sequence[int]) -> Tensor:
+    """The log-probabilities of the next token, [tokens, vocabulary], in float32 on the CPU.
+
+    directory: the adapter's, None for the base alone. tokens: a prompt; row i follows its first
+    i + 1 tokens. Raises BaseError if the base cannot be loaded.
+    """
+    from peft import PeftModel
+
+    model = base.load_model()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        if directory is not None:
+            model = PeftModel.from_pretrained(model, str(directory)).eval()
+        return model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
 
 
 def _changes(given: Adapter, made: Adapter) -> Iterator[str]:

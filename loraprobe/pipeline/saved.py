@@ -1,35 +1,50 @@
-"""Compositions on disk: a directory that `load_composition` (`loading`) restores.
+"""Compositions on disk: directories that `load_composition` restores.
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
     experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
-    peft/                 what peft's own Arrow needs to compute the same, where it can
-                          (see arrow_export): arrow.json, prototypes.safetensors
+    peft/                 what peft's own Arrow needs to compute the same, where it can:
+                          arrow.json, prototypes.safetensors
     README.md             the card
 
 An expert's files are copied if it is routed as they are. It is written anew if it was balanced,
 subtracted from or translated, or had no files. Nothing in the directory is code or a pickle;
 loading checks every hash and builds the router from the registry. Saving writes all or nothing.
+
+peft's `create_arrow_model` (0.21) routes over PEFT directories by Arrow's formula. It finds an
+expert's prototype by 15 power iterations on dW^T dW from a random start, which rarely reach the
+right singular vector of a trained adapter. The exact prototypes are therefore stored, and a few
+lines of the card put them into peft's layers before the first forward pass. peft's Arrow also needs
+equal targets and ranks, linear layers only and plain factors. It puts its router on every module of
+the base whose name ends like a target's, so all of those must be adapted. Otherwise it cannot
+express the composition.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
+    Source,
     check_apart,
     check_output,
     public_name,
@@ -40,12 +55,14 @@ from loraprobe.adapters import (
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.base import Base
+from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
-from loraprobe.errors import UsageError
+from loraprobe.errors import AdapterError, UsageError
 from loraprobe.file_hashes import file_hash
-from loraprobe.pipeline.arrow_export import arrow_config, prototypes, why_not_peft
+from loraprobe.json_types import first_problem
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
+from loraprobe.routing.spectral import Arrow, prototype
 from loraprobe.secrets import scrub
 
 SCHEMA_VERSION = 1
@@ -112,8 +129,15 @@ class Routed:
             if state:
                 _write_tensors(state, staging / STATE)
                 router["state_sha256"] = file_hash(staging / STATE)
-            if self.why_not_peft is None:
-                self._write_peft(staging, [f"experts/{expert['folder']}" for expert in experts])
+            if self.why_not_peft is None:  # the files that the card's lines for peft read
+                (staging / PEFT).parent.mkdir()
+                _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
+                arrow = {
+                    "experts": [f"experts/{expert['folder']}" for expert in experts],
+                    "arrow_config": arrow_config(self.composition),
+                    "prototypes": PROTOTYPES,
+                }
+                _write(staging / PEFT, arrow)
             document = {
                 "schema_version": SCHEMA_VERSION,
                 "loraprobe": __version__,
@@ -127,17 +151,6 @@ class Routed:
             if self.card is not None:
                 (staging / CARD).write_text(self.card, encoding="utf-8")
 
-    def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
-        """The files that the card's lines for peft read."""
-        (staging / PEFT).parent.mkdir()
-        _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
-        document = {
-            "experts": experts,
-            "arrow_config": arrow_config(self.composition),
-            "prototypes": PROTOTYPES,
-        }
-        _write(staging / PEFT, document)
-
 
 def _write_experts(
     experts: Sequence[Adapter], staging: Path, steps: Sequence[Transformation]
@@ -148,7 +161,13 @@ def _write_experts(
     for expert in experts:
         folder = _folder(expert.name, {entry["folder"] for entry in entries})
         place = staging / "experts" / folder
-        copied = _is_as_filed(expert)
+        # Whether its files describe it: it was not scaled, subtracted from or translated, and peft
+        # can read its keys.
+        copied = (
+            expert.weights_file is not None
+            and not any(issue.code in UNREADABLE_BY_PEFT for issue in expert.issues)
+            and read_adapter(expert.weights_file.parent, expert.name).layout == expert.layout
+        )
         if copied:
             _copy(expert, place)
         else:
@@ -179,14 +198,6 @@ def _folder(name: str, taken: set[str]) -> str:
     return folder
 
 
-def _is_as_filed(expert: Adapter) -> bool:
-    """Whether an expert's files describe it: it was not scaled, subtracted from or translated, and
-    peft can read its keys."""
-    if expert.weights_file is None or any(i.code in UNREADABLE_BY_PEFT for i in expert.issues):
-        return False
-    return read_adapter(expert.weights_file.parent, expert.name).layout == expert.layout
-
-
 def _copy(expert: Adapter, place: Path) -> None:
     """Copies an expert's files without paths and texts of the machine that trained it.
 
@@ -194,7 +205,10 @@ def _copy(expert: Adapter, place: Path) -> None:
     """
     assert expert.weights_file is not None
     place.mkdir(parents=True)
-    config = _public(expert.config)
+    # As it may be published; names and patterns of modules stay.
+    base = public_name(expert.config.get("base_model_name_or_path"))
+    named = {**expert.config, "base_model_name_or_path": base} if base else expert.config
+    config = {k: held if k in OF_MODULES else public_value(held) for k, held in named.items()}
     if config == expert.config:
         shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
     else:
@@ -205,14 +219,6 @@ def _copy(expert: Adapter, place: Path) -> None:
         shutil.copyfile(expert.weights_file, place / SAFETENSORS)
     else:
         _write_tensors({key: file.read(key) for key in file.shapes}, place / SAFETENSORS)
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """adapter_config.json as it may be published; names and patterns of modules stay."""
-
-    base = public_name(config.get("base_model_name_or_path"))
-    named = {**config, "base_model_name_or_path": base} if base else config
-    return {key: held if key in OF_MODULES else public_value(held) for key, held in named.items()}
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
@@ -243,3 +249,182 @@ def _router_document(router: Router) -> dict[str, Any]:
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
     finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
     return {"name": name, "options": finite, "state_sha256": None}
+
+
+# What peft's own Arrow computes.
+
+
+def arrow_config(composition: Composition) -> dict[str, Any]:
+    """The keyword arguments of peft.ArrowConfig, for a composition that peft can express."""
+    router = composition.router
+    assert isinstance(router, Arrow)
+    return {
+        "top_k": min(router.top_k, len(composition.experts)),
+        "router_temperature": router.temperature,
+        "rng_seed": 0,
+    }
+
+
+def why_not_peft(composition: Composition, base: Base | None = None) -> str | None:
+    """Why peft's Arrow cannot compute the same, in one sentence; None where it can."""
+    return next(_reasons(composition, base), None)
+
+
+def _reasons(composition: Composition, base: Base | None) -> Iterator[str]:
+    """The reasons; each presumes that those before it do not hold."""
+    router, first = composition.router, composition.experts[0]
+    if not isinstance(router, Arrow):
+        yield f"its router is {router.name}, and peft has only Arrow."
+        return
+    for option, needed in (("normalize", False), ("per", "token")):
+        given = getattr(router, option, needed)
+        if given != needed:
+            yield f"peft's Arrow has no {option}={given}."
+    if not math.isfinite(router.temperature):
+        yield "peft's Arrow needs a finite temperature."
+    for expert in composition.experts:
+        for extra in expert.extras:
+            if extra.kind != "base_copy":
+                yield f"expert {expert.name} holds {extra} beside its factors."
+        for path in sorted(set(expert.layout) ^ set(first.layout)):
+            yield f"{path} is adapted by only one of {first.name} and {expert.name}."
+        for path, info in expert.layout.items():
+            if info.kind not in ("linear", "conv1d"):
+                yield f"{path} is of kind {info.kind}, and peft's Arrow serves linear layers."
+            if info.rank != (rank := first.layout[path].rank):
+                ranks = f"{rank} in {first.name}, {info.rank} in {expert.name}"
+                yield f"the ranks of {path} differ ({ranks})."
+    if base is None:
+        yield (
+            "without the base (--base) nobody knows which other modules its router would be put on."
+        )
+        return
+    adapted = set(composition.paths)
+    names = {path.rpartition(".")[2] for path in adapted}  # by which peft targets modules
+    for path in base.weights:
+        if path.rpartition(".")[2] in names and path not in adapted:
+            yield f"its router would be put on {path} too, which no expert adapts."
+
+
+@torch.no_grad()
+def prototypes(composition: Composition) -> dict[str, Float[Tensor, "n in"]]:
+    """Module path -> the experts' exact prototypes [n, in], in their order, float32.
+
+    The sign of a prototype has no meaning; here its largest entry is positive.
+    """
+    found = {}
+    for path in composition.paths:
+        rows = [prototype(e.modules[path].to(torch.float32)) for e in composition.experts]
+        vectors = torch.stack(rows)
+        largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+        found[path] = torch.where(largest < 0, -vectors, vectors)
+    return found
+
+
+# Reading.
+
+
+class ExpertEntry(BaseModel):
+    """An expert of composition.json; `files` has the sha256 of each of its files."""
+
+    name: str
+    folder: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    reference: str
+    commit: str | None
+    files: dict[str, str]
+
+
+class RouterEntry(BaseModel):
+    """The router of composition.json; `state_sha256` is None if it has learned nothing."""
+
+    name: str
+    options: dict[str, Any]
+    state_sha256: str | None
+
+
+class Listing(BaseModel):
+    """What is read of composition.json."""
+
+    name: str
+    router: RouterEntry
+    experts: list[ExpertEntry] = Field(min_length=1)
+
+
+def load_composition(directory: str | Path) -> Composition:
+    """The composition of a directory that `Routed.save` wrote; factors stay in their files.
+
+    Raises AdapterError, naming the file, where something is missing, changed or not ours.
+    """
+    home = Path(directory)
+    if not (home / FILE).is_file():
+        raise AdapterError(
+            f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
+            "route --output` writes one."
+        )
+    document = read_json(home / FILE, str(home), AdapterError)
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise AdapterError(
+            f"{home / FILE} is of version {version!r:.20}, and this loraprobe reads "
+            f"{SCHEMA_VERSION}; use the loraprobe that wrote it."
+        )
+    try:
+        listing = Listing.model_validate(document)
+        router = _router(listing.router)
+    except ValidationError as error:
+        raise _damaged(home, first_problem(error)) from None
+    except (UsageError, TypeError, ValueError) as error:
+        raise _damaged(home, f"router: {str(error).rstrip('.')}") from None
+    experts = tuple(_read_expert(home, entry) for entry in listing.experts)
+    return Composition(listing.name, experts, _with_state(home, listing.router, router))
+
+
+def _damaged(home: Path, what: str) -> AdapterError:
+    return AdapterError(
+        f"{home / FILE} is damaged ({what:.200}); save the composition again, or use the loraprobe "
+        "that wrote it."
+    )
+
+
+def _router(entry: RouterEntry) -> Router:
+    """The router with its options. Raises UsageError, TypeError or ValueError for other ones."""
+    several = {key: held for key, held in entry.options.items() if isinstance(held, list)}
+    single = {k: v for k, v in entry.options.items() if k not in several and v is not None}
+    spec = ",".join(f"{key}={held}" for key, held in single.items())
+    values: dict[str, Any] = {key: tuple(map(float, held)) for key, held in several.items()}
+    return dataclasses.replace(ROUTERS.make(f"{entry.name}:{spec}"), **values)
+
+
+def _with_state(home: Path, entry: RouterEntry, router: Router) -> Router:
+    """The router with what it learned, where it has learned something."""
+    if entry.state_sha256 is None:
+        return router
+    _check_hash(home / STATE, entry.state_sha256)
+    try:
+        return router.with_state(load_file(str(home / STATE)))
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{home / STATE} is broken ({error}); save the composition again."
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(home, f"router: {error}") from None
+
+
+def _read_expert(home: Path, entry: ExpertEntry) -> Adapter:
+    """One expert; the hashes of its files are checked first."""
+    place = home / "experts" / entry.folder
+    for name in (CONFIG, SAFETENSORS):
+        if name not in entry.files:
+            raise _damaged(home, f"no sha256 of {name}")
+        _check_hash(place / name, entry.files[name])
+    return read_adapter(place, entry.name, Source(entry.reference, place, entry.commit))
+
+
+def _check_hash(file: Path, wanted: str) -> None:
+    if not file.is_file():
+        raise AdapterError(f"{file} is missing; copy the composition again, whole.")
+    if file_hash(file) != wanted:
+        raise AdapterError(
+            f"{file} is not the file that was saved (its sha256 differs); copy the "
+            "composition again, or save it anew."
+        )

@@ -115,7 +115,17 @@ def prepare(
     before = [adapter.norm() for adapter in adapters]
     made = [subtracted(adapter, general) for adapter in adapters] if general else adapters
     norms = [adapter.norm() for adapter in made] if general else before
-    _refuse_nothing(made, norms, before, general)
+    names = listing([other.name for other in general])
+    for adapter, norm, old in zip(made, norms, before, strict=True):
+        if old == 0:
+            raise UsageError(
+                f"Adapter {adapter.name} has no effect (all of its deltas are zero); leave it out."
+            )
+        if norm <= 1e-6 * old:
+            raise UsageError(
+                f"Nothing is left of adapter {adapter.name} without {names}; subtract adapters of "
+                "something else."
+            )
     factors = [1.0] * len(made)
     if options.balance == "norm":
         factors = [sum(norms) / len(norms) / norm for norm in norms]
@@ -243,27 +253,6 @@ def _refuse(adapter: Adapter, what: str, not_linear: bool) -> None:
             f"Adapter {adapter.name} holds {held}, so its change is not that of its factors and "
             f"cannot be {what} without the base; leave --balance and --subtract out, or merge it "
             "into its base and extract a plain LoRA first."
-        )
-
-
-def _refuse_nothing(
-    adapters: Sequence[Adapter],
-    norms: Sequence[float],
-    before: Sequence[float],
-    general: Sequence[Adapter],
-) -> None:
-    """Raises UsageError for an adapter without effect, or equal to what was subtracted."""
-    for adapter, norm, old in zip(adapters, norms, before, strict=True):
-        if norm > 1e-6 * old:
-            continue
-        if old == 0:
-            raise UsageError(
-                f"Adapter {adapter.name} has no effect (all of its deltas are zero); leave it out."
-            )
-        names = listing([other.name for other in general])
-        raise UsageError(
-            f"Nothing is left of adapter {adapter.name} without {names}; subtract "
-            "adapters of something else."
         )
 
 

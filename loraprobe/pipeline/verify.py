@@ -12,14 +12,13 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, read_adapter
@@ -51,7 +50,7 @@ from loraprobe.report.verification import ShownVerification
 IGNORED = frozenset({".git", ".gitattributes", ".cache"})
 FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of a card, beside KEY
 LEVELS = 3  # folders below a root in which sources are looked for
-LOOKED_AT = 1000  # folders below one root
+LOOKED_AT = 1000  # folders of one level
 HASHED = 100  # adapters whose weights are hashed for one source
 # How far tensors of a dtype may differ, relative to their size. The same machine gives the same
 # bits; another library of linear algebra adds numbers in another order, and may give singular
@@ -67,6 +66,8 @@ FLOOR = 1e-12  # of a whole, where a part of it is zero but for the rounding of 
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
+
+Provenance = MergeRecord | CompositionRecord
 
 
 def verify(
@@ -102,7 +103,7 @@ def verify(
 
 
 def _make_again(
-    record: MergeRecord | CompositionRecord,
+    record: Provenance,
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
@@ -135,10 +136,10 @@ def _make_again(
     made.save(target)
 
 
-def _compared(place: Path, again: Path, record: MergeRecord | CompositionRecord) -> Iterator[Check]:
+def _compared(place: Path, again: Path, record: Provenance) -> Iterator[Check]:
     """One check of which files there are, then one for each file."""
     expected = {str(file.relative_to(again)) for file in again.rglob("*") if file.is_file()}
-    yield _no_others(place, expected)
+    yield Check("files", *_no_others(place, expected))
     for name in sorted(expected):
         try:
             problem = _difference(place, again, name, record)
@@ -148,25 +149,11 @@ def _compared(place: Path, again: Path, record: MergeRecord | CompositionRecord)
         yield Check(name, not problem, f"{told[0].upper()}{told[1:]}.")
 
 
-def _no_others(place: Path, expected: set[str]) -> Check:
-    """Whether the directory holds exactly the expected files, none a link out of it."""
-    for name in _files(place):
-        if name not in expected:
-            message = f"{name} does not belong to it; peft, transformers or a person may load it."
-            return Check("files", False, message)
-        try:
-            check_link(place / name, place.name, AdapterError)
-        except AdapterError as error:
-            return Check("files", False, str(error))
-    lost = sorted(name for name in expected if not (place / name).is_file())
-    if lost:
-        return Check("files", False, f"{lost[0]} is missing.")
-    return Check("files", True, f"{len(expected)} files, and no others.")
+def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
+    """Whether a directory holds exactly the expected files, and what else it holds or lacks.
 
-
-def _files(place: Path) -> Iterator[str]:
-    """Paths of all files below a directory, without those of git. A link to a folder and an empty
-    folder count as files."""
+    A link to a folder and an empty folder count as files; those of git are left out.
+    """
     for folder, folders, files in os.walk(place):
         here = Path(folder)
         if here == place:
@@ -175,12 +162,23 @@ def _files(place: Path) -> Iterator[str]:
         linked = [name for name in folders if (here / name).is_symlink()]
         empty = [] if folders or files or here == place else [""]
         for name in (*sorted(files), *linked, *empty):
-            yield str((here / name).relative_to(place))
+            path = here / name
+            held = str(path.relative_to(place))
+            if held not in expected:
+                return False, (
+                    f"{held} does not belong to it; peft, transformers or a person may load it."
+                )
+            try:
+                check_link(path, place.name, AdapterError)
+            except AdapterError as error:
+                return False, str(error)
+    lost = sorted(name for name in expected if not (place / name).is_file())
+    if lost:
+        return False, f"{lost[0]} is missing."
+    return True, f"{len(expected)} files, and no others."
 
 
-def _difference(
-    place: Path, again: Path, name: str, record: MergeRecord | CompositionRecord
-) -> str | None:
+def _difference(place: Path, again: Path, name: str, record: Provenance) -> str | None:
     """How one file of the directory differs from the one that was written again."""
     found, wanted = place / name, again / name
     if not found.is_file():
@@ -190,8 +188,16 @@ def _difference(
     if name == CARD:
         return _different_line(*map(_card_text, (place, again)))
     text = wanted.read_text(encoding="utf-8")
-    if name == FILE:
-        text = _as_listed(json.loads(text), place, record)
+    if name == FILE:  # with what has checks of its own: version, base, and hashes of files
+        listed = json.loads(text)
+        for expert in listed["experts"]:
+            folder = place / "experts" / expert["folder"]
+            expert["files"] = {file: file_hash(folder / file) for file in expert["files"]}
+        if listed["router"]["state_sha256"] is not None:
+            listed["router"]["state_sha256"] = file_hash(place / STATE)
+        base = None if record.base is None else record.base.model_dump()
+        listed |= {"loraprobe": record.version, "base": base}
+        text = json.dumps(listed, indent=1, ensure_ascii=False) + "\n"
     return _different_line(found.read_text(encoding="utf-8"), text)
 
 
@@ -207,21 +213,6 @@ def _card_text(directory: Path) -> str:
         recipe = {k: v for k, v in recipe.items() if k not in ("version", "torch", "base", "name")}
     held = {**{key: fields.get(key) for key in FIELDS}, KEY: recipe}
     return json.dumps(held, indent=1, sort_keys=True, ensure_ascii=False, default=repr)
-
-
-def _as_listed(
-    document: dict[str, Any], place: Path, record: MergeRecord | CompositionRecord
-) -> str:
-    """composition.json with the version and the base of the card, and with the hashes of the
-    directory's own files, which are compared one by one."""
-    for expert in document["experts"]:
-        folder = place / "experts" / expert["folder"]
-        expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
-    if document["router"]["state_sha256"] is not None:
-        document["router"]["state_sha256"] = file_hash(place / STATE)
-    base = None if record.base is None else record.base.model_dump()
-    document |= {"loraprobe": record.version, "base": base}
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _different_line(found: str, wanted: str) -> str | None:
@@ -260,18 +251,14 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
             if problem := different_product(made.modules[path], update):
                 return f"the delta of {path} differs {problem}"
     for key in differing:
-        if not FACTOR.search(key) and _apart(ours.read(key), theirs.read(key)):
-            return f"{key} differs by more than rounding"
+        if not FACTOR.search(key):
+            tensor, rewritten = ours.read(key).double(), theirs.read(key)
+            close, size = TOLERANCES.get(rewritten.dtype, 0.0), rewritten.double().abs()
+            # A sum in which numbers cancel keeps the rounding of float64 of the numbers.
+            allowed = close * size + min(close, FLOOR) * size.max()
+            if not bool(((tensor - rewritten.double()).abs() <= allowed).all()):
+                return f"{key} differs by more than rounding"
     return None
-
-
-def _apart(found: Tensor, wanted: Tensor) -> bool:
-    """Whether a number of a tensor differs by more than the tolerance."""
-    close = TOLERANCES.get(wanted.dtype, 0.0)
-    found, wanted = found.double(), wanted.double()
-    # A sum in which numbers cancel keeps the rounding of float64 of the numbers.
-    allowed = close * wanted.abs() + min(close, FLOOR) * wanted.abs().max()
-    return not bool(((found - wanted).abs() <= allowed).all())
 
 
 def different_product(found: LowRank, wanted: LowRank) -> str:
@@ -359,12 +346,12 @@ def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | No
 def _nearby(name: str, place: Path) -> Iterator[Adapter]:
     """Adapters below the folder of `place` and the working directory, those of this name first."""
     inside = place.resolve()
-    held = [one for one in _folders(place) if (one / CONFIG).is_file()]
+    held = [one for one in _folders(place) if os.path.isfile(one / CONFIG)]  # False if unreadable
     held = [one for one in held if not one.resolve().is_relative_to(inside)]
     yield from islice(_opened(hub.load, sorted(held, key=lambda one: one.name != name)), HASHED)
 
 
-def _opened(read: Any, places: Iterator[Path] | Sequence[Path]) -> Iterator[Any]:
+def _opened(read: Any, places: Iterable[Path]) -> Iterator[Any]:
     """What can be read of the places."""
     for place in places:
         try:
@@ -377,21 +364,12 @@ def _folders(place: Path) -> Iterator[Path]:
     """The folder of a place, the working directory, and three levels of folders below each."""
     seen = set[Path]()
     for root in (place.resolve().parent, Path.cwd()):
-        level, left = [root], LOOKED_AT
-        for depth in range(LEVELS + 1):
-            if depth:
-                level = [child for one in level for child in _children(one)][:left]
-            left -= len(level)
+        level = [root]
+        for _ in range(LEVELS + 1):
             yield from (one for one in level if one not in seen)
             seen.update(level)
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        held = (one for one in os.scandir(folder) if one.name[0] != "." and one.is_dir())
-        return sorted(Path(one.path) for one in islice(held, LOOKED_AT))
-    except OSError:
-        return []
+            below = chain.from_iterable(one.glob("[!.]*/") for one in level)
+            level = sorted(islice(below, LOOKED_AT))
 
 
 def _pinned(reference: str, commit: str) -> str:

@@ -14,8 +14,7 @@ import torch
 import loraprobe
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import recommend
-from loraprobe.pipeline.loading import load_composition
-from loraprobe.pipeline.saved import Routed
+from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.records import Reason, Verdict

@@ -17,8 +17,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.file_hashes import file_hash
-from loraprobe.pipeline.loading import load_composition
-from loraprobe.pipeline.saved import FILE, Routed
+from loraprobe.pipeline.saved import FILE, Routed, load_composition
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single

@@ -17,8 +17,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.pipeline.arrow_export import why_not_peft
-from loraprobe.pipeline.loading import load_composition
+from loraprobe.pipeline.saved import load_composition, why_not_peft
 from loraprobe.routing import ROUTERS
 
 GPT2 = {

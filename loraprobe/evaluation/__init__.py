@@ -1,8 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `plan` says what is asked, `schedule` in which rounds, and only `asking` asks a model. `score`,
-`compare`, `gains` and `attribute` evaluate the results; only `statistics` and `selection` have
-formulas of intervals.
+`compare`, `gains` and `attribute` evaluate the results; only `statistics` has formulas of
+intervals.
 """
 
 from loraprobe.evaluation.asking import (
@@ -13,8 +13,7 @@ from loraprobe.evaluation.asking import (
     stored_as,
 )
 from loraprobe.evaluation.attribution import attribute
-from loraprobe.evaluation.comparing import compare, retention, score
-from loraprobe.evaluation.gaining import gains
+from loraprobe.evaluation.gains import compare, gains, retention, score
 from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import System, guessing
 from loraprobe.evaluation.samples import Samples

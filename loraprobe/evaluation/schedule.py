@@ -20,7 +20,7 @@ import numpy as np
 from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, ROUNDS_FROM
-from loraprobe.evaluation.table import tabulate
+from loraprobe.evaluation.gains import tabulate
 from loraprobe.records import FORMS, ROUND, ItemResult
 from loraprobe.tasks import Task
 

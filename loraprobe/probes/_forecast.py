@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from loraprobe.evaluation import System, gains, retention
+from loraprobe.evaluation.gains import task_names
 from loraprobe.evaluation.plan import Question, questions
-from loraprobe.evaluation.table import task_names
 from loraprobe.records import Forecast, Gain, ItemResult, Retention
 from loraprobe.scoring import Recorder
 from loraprobe.tasks import Task

@@ -20,7 +20,7 @@ from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count
 from loraprobe.records import BASELINES, FORMS, Decision, Estimate, Reason, Verdict, averaged
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import COMPOSITIONS, Candidate, Evidence
+from loraprobe.verdict.evidence import COMPOSITIONS, Candidate, Evidence, by_change
 from loraprobe.verdict.reasons import reason_of
 
 SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
@@ -108,7 +108,10 @@ def options_alone(evidence: Evidence) -> list[Option]:
 
 def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
     """The best measured option, or the simplest that ties with it; None without options."""
-    ordered = sorted(options, key=lambda one: (one.effort, -one.score.value, one.system))
+    ordered = sorted(
+        options,
+        key=lambda one: (one.effort, -round(one.score.value, 9), by_change(one.system)),
+    )
     if not ordered:
         return None
     top = max(ordered, key=lambda one: round(one.score.value, 9))
@@ -259,7 +262,7 @@ def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> li
     ]
     if not found:
         return []
-    other = min(found, key=lambda one: (-one.score.value, one.effort, one.system))
+    other = min(found, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
     gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 

@@ -410,6 +410,15 @@ def gain_criterion(gain: Gain, margin: float) -> Criterion:
     return Criterion(own.value, own.low, own.high, own.n, own.clusters, margin, gain.n_needed)
 
 
+def by_change(system: str) -> tuple[int, str]:
+    """A key of compositions that measured the same: the one first that changes the base less.
+
+    The average of the deltas is the smallest change of all merges, and their sum the largest. A
+    screen names compositions as in `sum(a, b)`.
+    """
+    return {"uniform": 0, "sum": 2}.get(system.partition("(")[0], 1), system
+
+
 def is_known(score: Score) -> bool:
     """Whether a hop is known: the lower bound of its accuracy is at least KNOWN."""
     return score.ci95[0] >= KNOWN

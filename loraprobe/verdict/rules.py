@@ -49,6 +49,7 @@ from loraprobe.verdict.evidence import (
     WEAKEST_FIRST,
     Candidate,
     Evidence,
+    by_change,
     held_at_most,
     is_known,
     is_unknown,
@@ -301,8 +302,8 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    They are sorted by outcome, gain, kind (merges before routers) and name. Of several that are
-    `likely` the first is the best option (`advice`).
+    They are sorted by outcome, gain, kind (merges before routers) and `by_change`. Of several that
+    are `likely` the first is the best option (`advice`).
     """
     found = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
@@ -311,7 +312,7 @@ def candidates(
             -WEAKEST_FIRST.index(c.outcome),
             -round(c.gain.value, 9),
             c.kind,
-            c.system,
+            by_change(c.system),
         ),
     )
     likely = [option(evidence, c.system, part) for c in ordered if c.outcome == "likely"]

@@ -25,8 +25,8 @@ import numpy as np
 from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
+from loraprobe.evaluation.gains import tabulate
 from loraprobe.evaluation.statistics import Array, quantile, ratio
-from loraprobe.evaluation.table import tabulate
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options

@@ -14,11 +14,9 @@ from loraprobe.evaluation import (
     gains,
     retention,
     score,
-    selection,
     statistics,
 )
-from loraprobe.evaluation.selection import largest
-from loraprobe.evaluation.statistics import estimate, ratio, wilson
+from loraprobe.evaluation.statistics import estimate, largest, ratio, wilson
 from loraprobe.records import ItemResult
 from loraprobe.records.estimates import items_needed
 
@@ -503,7 +501,7 @@ def decide(rng, n, compositions, baselines, repeats, groups=None, margin=0.05):
 
 @pytest.mark.parametrize("truth", [0.0, 0.04, 0.06, 0.4])
 def test_small_simulation_of_decisions(truth, monkeypatch):
-    monkeypatch.setattr(selection, "DRAWS", 500)
+    monkeypatch.setattr(statistics, "DRAWS", 500)
     rng = np.random.default_rng(0)
     many, single_ = [0.3 + truth] * 6, [0.3, 0.05, 0.05]
     too_high, _, likely, unlikely = decide(rng, 100, many, single_, 80)
@@ -541,7 +539,7 @@ GROUPS = {
 )
 def test_wrong_decisions_stay_rare(groups, truth, many, few, monkeypatch):
     """At most 3 % of decisions are wrong 0.01 away from the margin, up to simulation error."""
-    monkeypatch.setattr(selection, "DRAWS", 1000)
+    monkeypatch.setattr(statistics, "DRAWS", 1000)
     which = GROUPS[groups]
     n = 100 if which is None else len(which)
     rng = np.random.default_rng(7)

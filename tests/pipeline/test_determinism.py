@@ -25,7 +25,7 @@ from scipy import linalg
 
 import loraprobe.demo
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.evaluation import System, compare, gains, selection, statistics
+from loraprobe.evaluation import System, compare, gains, statistics
 from loraprobe.records import ItemResult
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
@@ -257,7 +257,7 @@ def test_critical_values_do_not_jump_with_rounding():
     nudged = x * (1 + 1e-13 * np.random.default_rng(3).standard_normal(x.shape))
     alone = np.arange(32)
     first, again = (
-        selection.largest(statistics.estimate(values, alone), (5, 1), 0.95, 0)
+        statistics.largest(statistics.estimate(values, alone), (5, 1), 0.95, 0)
         for values in (x, nudged)
     )
     assert first == pytest.approx(again, abs=1e-6)

@@ -103,6 +103,16 @@ def test_a_merge_is_taken_before_a_router_of_the_same_score():
     assert "not-told-apart" not in codes(found)
 
 
+def test_of_merges_of_the_same_score_the_one_is_used_that_changes_the_base_less():
+    """After 68 of 150 questions the average and the sum had both answered 62."""
+    values = {"base": 0.0, "a": 0.05, "shrunk:a": 0.04}
+    for right in (0.6, 0.12):
+        found = decide(evidence({**values, "sum": right, "uniform": right}, half=0.045))
+        assert (found.system, found.action, found.gain.system) == ("uniform", "merge", "uniform")
+    found = decide(evidence({**values, "sum": 0.61, "uniform": 0.6}))
+    assert found.system == "sum", "the better score wins among merges"
+
+
 def test_a_base_that_answers_step_by_step_is_used():
     plain = evidence({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1})
     steps = {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}

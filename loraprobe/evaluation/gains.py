@@ -1,0 +1,451 @@
+"""Scores, retentions, paired comparisons and gains, computed from per-item results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, product
+
+import numpy as np
+
+from loraprobe.defaults import ALPHA, MARGIN
+from loraprobe.evaluation import statistics
+from loraprobe.evaluation.plan import COMPOSITIONS, System
+from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    Comparison,
+    Gain,
+    Interval,
+    ItemResult,
+    Score,
+    items_needed,
+)
+from loraprobe.tasks import GENERATED, Task, judge
+
+Column = tuple[str, str]  # system, part
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """`values` [items, columns]: more is better, NaN where a system has no result.
+
+    `clusters` [items] and `strata` [items] number the clusters and the tasks. Losses are stored
+    as negative numbers, and `bounded` is False for them.
+    """
+
+    columns: tuple[Column, ...]
+    values: Array
+    clusters: Integers
+    strata: Integers
+    bounded: bool
+
+    def column(self, system: str, part: str) -> Array:
+        return self.values[:, self.columns.index((system, part))]
+
+    def comparable(self, first: Sequence[Column], second: Sequence[Column]) -> list[Column]:
+        """The columns of `first` that share items with all of `second` in every task."""
+        tasks = set(self.strata)
+
+        def share(one: Column, other: Column) -> bool:
+            both = np.isfinite(self.column(*one)) & np.isfinite(self.column(*other))
+            return set(self.strata[both]) == tasks
+
+        return [one for one in first if all(share(one, other) for other in second)]
+
+    def differences(self, first: Sequence[Column], second: Sequence[Column]) -> Differences:
+        """Paired differences of each column of `first` with each of `second`, as [F * S]."""
+        left = np.stack([self.column(*one) for one in first], axis=1)
+        right = np.stack([self.column(*one) for one in second], axis=1)
+        x = (left[:, :, None] - right[:, None, :]).reshape(len(self.values), -1)
+        return statistics.estimate(x, self.clusters, self.strata, bounded=self.bounded)
+
+
+def tabulate(
+    results: Iterable[ItemResult], columns: Sequence[Column], task: str | None = None
+) -> ItemTable:
+    """The results of these columns on one task or (None) all tasks, without empty rows."""
+    index = {column: k for k, column in enumerate(columns)}
+    rows: dict[tuple[str, str, str], dict[int, float]] = {}
+    losses = set()
+    for result in results:
+        k = index.get((result.system, result.part))
+        if k is None or (task is not None and result.task != task):
+            continue
+        loss = result.metric == "answer_loss"
+        losses.add(loss)
+        row = rows.setdefault((result.task, result.item, result.group), {})
+        row[k] = -result.value if loss else result.value
+    if len(losses) > 1:
+        raise ValueError("losses and right-or-wrong results do not go into one table")
+    values = np.full((len(rows), len(columns)), np.nan)
+    for i, row in enumerate(rows.values()):
+        values[i, list(row)] = list(row.values())
+    return ItemTable(
+        tuple(columns),
+        values,
+        _numbers([(name, group) for name, _, group in rows]),
+        _numbers([name for name, _, _ in rows]),
+        not any(losses),
+    )
+
+
+def _clusters_of(numbers: Integers) -> int | None:
+    """The number of clusters of items, from the cluster of each; None if every item is its own."""
+    found = len(np.unique(numbers))
+    return found if found < len(numbers) else None
+
+
+def _numbers(names: Sequence[object]) -> Integers:
+    seen: dict[object, int] = {}
+    return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
+
+
+def _by_name(column: Column) -> tuple[bool, Column]:
+    """A key that puts the base first, then names; figures do not depend on the input's order."""
+    return column[0] != "base", column
+
+
+def task_names(results: Iterable[ItemResult]) -> list[str]:
+    """The tasks of the results, in their order."""
+    return list(dict.fromkeys(result.task for result in results))
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def score(
+    results: Sequence[ItemResult], systems: Sequence[System], *, level: float = LEVEL
+) -> tuple[Score, ...]:
+    """One row for every system, task and part that has results, in the order of `systems`.
+
+    Right-or-wrong metrics have Wilson's interval, losses a t interval; both account for clusters.
+    With several tasks, the rows of all systems except the base have `retention`, whose interval has
+    the level of the look.
+    """
+    cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
+    for result in results:
+        cell = cells.setdefault((result.task, result.part), {})
+        cell.setdefault(result.system, []).append(result)
+    several = len({task for task, _ in cells}) > 1
+    return tuple(
+        _score(cell, systems, system, several, level)
+        for system in systems
+        for cell in cells.values()
+        if system.name in cell
+    )
+
+
+def _score(
+    cell: Mapping[str, list[ItemResult]],
+    systems: Sequence[System],
+    system: System,
+    several: bool,
+    level: float,
+) -> Score:
+    """One row. cell: the results of all systems on its task and part."""
+    mine = cell[system.name]
+    task, part = mine[0].task, mine[0].part
+    values = np.array([r.value for r in mine])
+    table = tabulate(mine, [(system.name, part)])
+    interval = statistics.wilson if table.bounded else statistics.mean_interval
+    replies = [k for k, r in enumerate(mine) if r.metric in GENERATED]
+    stands = np.array([float(mine[k].stands) for k in replies])
+    kept = None
+    if several and system.kind != "base":
+        kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level)
+    return Score(
+        system=system.name,
+        kind=system.kind,
+        task=task,
+        part=part,
+        metric="+".join(sorted({r.metric for r in mine})),
+        value=float(values.mean()),
+        ci95=interval(values, table.clusters),
+        n=len(mine),
+        retention=kept[0] if kept else None,
+        retention_ci95=kept[1] if kept else None,
+        compression_error=system.compression_error,
+        contains=float(stands.mean()) if replies else None,
+        contains_ci95=statistics.wilson(stands, table.clusters[replies]) if replies else None,
+        cut=float(np.mean([mine[k].cut for k in replies])) if replies else None,
+        clusters=_clusters_of(table.clusters),
+    )
+
+
+def retention(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    name: str,
+    task: str,
+    part: str = "question",
+    level: float = LEVEL,
+) -> tuple[float, Interval] | None:
+    """(system - base) / (specialist - base) on one task, with its interval.
+
+    The specialist is the single adapter with the best score on the task. None if the base or the
+    single adapters were not measured, for losses, for the specialist itself, and if the specialist
+    is not significantly better than the base.
+    """
+    singles = [s.name for s in systems if s.kind == "adapter"]
+    base = [s.name for s in systems if s.kind == "base"]
+    columns = [(s, part) for s in dict.fromkeys([*base, *singles, name])]
+    table = tabulate(results, columns, task)
+    complete = np.isfinite(table.values).all(axis=1)
+    if not (base and singles and table.bounded and complete.any()):
+        return None
+    values = table.values[complete]
+    of = {column[0]: values[:, k] for k, column in enumerate(columns)}
+    specialist = max(singles, key=lambda single: of[single].mean())
+    if specialist == name:
+        return None
+    kept, learned = of[name] - of[base[0]], of[specialist] - of[base[0]]
+    return statistics.ratio(kept, learned, table.clusters[complete], level)
+
+
+# ---- comparisons ---------------------------------------------------------------------------------
+
+
+def compare(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[Comparison, ...]:
+    """Every composition against the base, every single adapter and every control, then the best
+    option against every other one.
+
+    Both are compared on the same items. A positive difference means that the system is better (for
+    losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
+    level: that of the look. Rows with the best option (`_with_best`) are left out where a
+    composition is compared with the same baseline in the same form already.
+    """
+    baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
+    compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
+    rows: list[Comparison] = []
+    for task, part in product(task_names(results), FORMS):
+        present = {r.system for r in results if r.task == task and r.part == part}
+        first = [(name, part) for name in compositions if name in present]
+        second = [(name, part) for name in baselines if name in present]
+        table = tabulate(results, [*first, *second], task)
+        first = table.comparable(first, second)
+        if first and second:
+            rows += _comparisons(table, first, second, task, level, seed)
+    return (*rows, *_with_best(results, systems, level, seed))
+
+
+def _comparisons(
+    table: ItemTable,
+    first: Sequence[Column],
+    second: Sequence[Column],
+    task: str,
+    level: float,
+    seed: int,
+) -> list[Comparison]:
+    """The rows of each column of `first` against each of `second`, in this order."""
+    ordered = sorted(second, key=_by_name)
+    found = table.differences(first, ordered)
+    both = statistics.largest(found, (len(first), len(ordered)), level, seed)[2]
+    figures = zip(
+        found.difference.tolist(),
+        found.intervals(found.critical()),
+        found.n.tolist(),
+        found.intervals(both),
+        strict=True,
+    )
+    rows = {
+        (one, other): Comparison(one[0], other[0], task, one[1], *row)
+        for (one, other), row in zip(product(first, ordered), figures, strict=True)
+    }
+    return [rows[pair] for pair in product(first, second)]
+
+
+def _with_best(
+    results: Sequence[ItemResult], systems: Sequence[System], level: float, seed: int
+) -> list[Comparison]:
+    """The option with the best mean over the tasks, minus every other option, on each task.
+
+    An option is a system that is no control, in one form of the question; the two forms of one
+    system are two options. `adjusted_ci95` covers all options of one task together, as in Hsu's
+    multiple comparisons with the best (1984). Systems that answered fewer items than the others
+    are left out.
+    """
+    kinds = {system.name: system.kind for system in systems if system.kind != "control"}
+    asked = Counter((r.system, r.part) for r in results if r.part in FORMS and r.system in kinds)
+    most = {part: max(n for c, n in asked.items() if c[1] == part) for _, part in asked}
+    columns = sorted((c for c in asked if asked[c] == most[c[1]]), key=_by_name)
+    if len(columns) < 2:
+        return []
+    tasks, whole = task_names(results), tabulate(results, columns)
+    means = [np.nanmean(whole.values[whole.strata == k], axis=0) for k in range(len(tasks))]
+    mean = np.nan_to_num(np.mean(means, axis=0).round(9), nan=-np.inf)  # a task is missing
+    best = columns[int(mean.argmax())]
+    others = whole.comparable([column for column in columns if column != best], [best])
+    found: list[Comparison] = []
+    for task in tasks if others else ():
+        table = tabulate(results, columns, task)
+        for row, (name, part) in zip(
+            _comparisons(table, [best], others, task, level, seed), others, strict=True
+        ):
+            known = kinds[best[0]] in COMPOSITIONS and kinds[name] in BASELINES and part == best[1]
+            if not known:
+                found.append(replace(row, against_part=part))
+    return found
+
+
+# ---- gains ---------------------------------------------------------------------------------------
+
+
+def gains(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    *,
+    margin: float = MARGIN,
+    seed: int = 0,
+    alpha: float = ALPHA,
+    tasks: Sequence[Task] = (),
+) -> tuple[Gain, ...]:
+    """The gains of all merges and routers, then of all chains, the best first; plain form first.
+
+    Merges with routers and chains are separate families, because a chain is the alternative to
+    composing weights. If a question is asked in both forms, a gain in one of them is a success. The
+    lower ends of the forms that contend for the larger gain therefore share alpha; the lower end of
+    a form that does not contend divides it among all forms. The upper ends use all of alpha, since
+    a failure needs both forms. alpha: that of the look (`schedule`).
+
+    tasks: with the metrics that their gold answers need. Where exact match judged instead, each
+    gain also has the figures by the needed metric.
+    """
+    if again := _judged_as_needed(results, tasks):
+        own, others = (
+            gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
+            for judged in (results, again)
+        )
+        by = {(row.system, row.part): row for row in others}
+        pairs = ((row, by[row.system, row.part]) for row in own)
+        return tuple(
+            replace(row, checked=one.difference, checked_ci95=one.adjusted_ci95)
+            for row, one in pairs
+        )
+    baselines = [s.name for s in systems if s.kind in BASELINES]
+    rows: list[Gain] = []
+    for family in (("merge", "router"), ("chain",)):
+        names = [s.name for s in systems if s.kind in family]
+        asked = {r.part for r in results if r.system in names} & {*FORMS}
+        grids = [_grid(results, names, baselines, part) for part in sorted(asked, reverse=True)]
+        found = [grid for grid in grids if grid is not None]
+        reaches = [statistics.reach(grid.found, grid.shape) for grid in found]
+        best = max((low.max() for low, _ in reaches), default=0.0)
+        contends = [bool(high.max() >= best) for _, high in reaches]
+        for grid, one in zip(found, contends, strict=True):
+            rows += grid.gains(alpha, margin, seed, sum(contends) if one else len(found))
+    return tuple(sorted(rows, key=lambda row: row.part != "question"))
+
+
+def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> list[ItemResult]:
+    """The results with what exact match judged, judged by the metric that the gold answers need.
+
+    Kept texts are judged, so a reply of several lines counts by its first. Empty where no metric
+    differs.
+    """
+    golds = {
+        (task.name, item.id): (task.needs, item.answers)
+        for task in tasks
+        if task.needs != "exact_match"
+        for item in task.items
+    }
+    found = []
+    for row in results:
+        metric, answers = golds.get((row.task, row.item), ("", ()))
+        if metric and row.metric == "exact_match" and row.part in FORMS:
+            right = judge(metric, row.text, answers).right
+            row = replace(row, metric=metric, value=float(right))
+        found.append(row)
+    return [] if found == list(results) else found
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Paired differences of compositions (`first`) and baselines (`second`), as [first * second].
+
+    task: None where there are several.
+    """
+
+    table: ItemTable
+    found: Differences
+    first: list[Column]
+    second: list[Column]
+    task: str | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.first), len(self.second)
+
+    def gains(self, alpha: float, margin: float, seed: int, forms: int) -> list[Gain]:
+        """One row for each composition, the best first: its smallest difference to a baseline.
+
+        If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of
+        all runs, over all `forms` of the question together. If one reaches it, all upper ends lie
+        below it in at most alpha / 2.
+        """
+        found, shape = self.found, self.shape
+        lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed, forms)
+        plain = found.intervals(found.critical())
+        lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
+        highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
+        rows = []
+        for s, (first, low, high) in enumerate(zip(self.first, lows, highs, strict=True)):
+            nearest = int(found.difference.reshape(shape)[s].argmin())
+            second, k = self.second[nearest], s * shape[1] + nearest
+            n, difference = int(found.n[k]), float(found.difference[k])
+            critical = lower if difference > margin else upper
+            needed = items_needed(n, difference - margin, float(found.se[k]), critical)
+            both = np.isfinite(self.table.column(*first) - self.table.column(*second))
+            row = Gain(
+                task=self.task,
+                part=first[1],
+                system=first[0],
+                against=second[0],
+                against_part=second[1],
+                difference=difference,
+                ci95=plain[k],
+                adjusted_ci95=(low, high),
+                n=n,
+                n_needed=n if low > margin or high < margin else needed,
+                clusters=_clusters_of(self.table.clusters[both]),
+            )
+            rows.append(row)
+        return sorted(rows, key=lambda g: (-round(g.difference, 9), -round(g.adjusted_ci95[0], 9)))
+
+
+def _grid(
+    results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str], part: str
+) -> _Grid | None:
+    """All pairs on one form of the question; None if nothing can be compared.
+
+    With several tasks the difference is the plain mean over tasks, and a composition that lacks a
+    task is left out. A baseline counts in both of its forms, because one that answers step by step
+    needs no composition, and one that answers at once needs no steps; the other form counts if all
+    compositions can be compared with it.
+    """
+    present = {(r.system, r.part) for r in results}
+    first = [(s, part) for s in compositions if (s, part) in present]
+    own = [(b, part) for b in baselines if (b, part) in present]
+    other = "question" if part == "steps" else "steps"
+    others = [(b, other) for b in baselines if (b, other) in present]
+    if not first or not (own or others):
+        return None
+    table = tabulate(results, [*first, *own, *others])
+    first = table.comparable(first, own)
+    second = sorted([*own, *table.comparable(others, first)], key=_by_name)
+    if not first or not second:
+        return None
+    tasks = task_names(results)
+    task = tasks[0] if len(tasks) == 1 else None
+    return _Grid(table, table.differences(first, second), first, second, task)

@@ -6,16 +6,17 @@ changes one thing in that folder; none of the changed directories may be verifie
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from making import random_adapter
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -30,7 +31,7 @@ SHAPES = {
     "model.layers.1.mlp.down_proj": (16, 24),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Tampering = Callable[[Path], None]
+Tampering = Callable[[Path], Any]
 
 
 def made(place: Path, command: str = "merge", dtype: str = "float32", *options: str) -> Path:
@@ -109,10 +110,6 @@ def linked(file: str) -> Tampering:
 
 def removed(file: str) -> Tampering:
     return lambda place: (place / file).unlink()
-
-
-def moved(one: str, other: str) -> Tampering:
-    return lambda place: os.replace(place / one, place / other)
 
 
 def _key(tensors: dict[str, Tensor], part: str, number: int = 0) -> str:
@@ -258,227 +255,179 @@ def _pop(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda held: held.pop(key) and None
 
 
-def _told(key: str, value: Any) -> Tampering:
-    return card(lambda matter: matter["loraprobe"].update({key: value}))
-
-
-def _twice(place: Path) -> None:
-    text = (place / "out" / CONFIG).read_text()
-    (place / "out" / CONFIG).write_text(text.replace("{", '{"r": 1,', 1))
+def _edited(file: str, change: Callable[[bytes], bytes]) -> Tampering:
+    """A tampering with the bytes of a file."""
+    return lambda place: (place / file).write_bytes(change((place / file).read_bytes()))
 
 
 def _metadata(place: Path) -> None:
     file = str(place / "out" / WEIGHTS)
-    with safe_open(file, "pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-    save_file(tensors, file, metadata={"format": "pt", "note": "made by somebody else"})
+    save_file(load_file(file), file, metadata={"format": "pt", "note": "made by somebody else"})
 
 
-def _cut(place: Path) -> None:
-    file = place / "out" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:-64])
-
-
-def of_merges() -> Iterator[tuple[str, Tampering]]:
+def of_merges() -> dict[str, Tampering]:
     """Every tampering with a merge, by its name."""
-    for name, change in OF_WEIGHTS.items():
-        yield name, weights(change)
-    yield "a header with other texts", _metadata
-    yield "a file cut short", _cut
-    yield (
-        "the weights of a source",
-        lambda place: (place / "out" / WEIGHTS).write_bytes((place / "a" / WEIGHTS).read_bytes()),
-    )
-    for key, values in CHANGED.items():
-        for value in values:
-            yield f"config: {key} {value!r:.20}", document(_set(key, value))
-        if key in ("r", "lora_alpha", "init_lora_weights", "target_modules", "revision"):
-            yield f"config: no {key}", document(_pop(key))
-    for key, added_value in ADDED.items():
-        yield f"config: {key} added", document(_set(key, added_value))
-    yield "config: a key twice", _twice
-    yield "config: no JSON", written(f"out/{CONFIG}", "{")
-    yield "config: a list", written(f"out/{CONFIG}", "[]")
-    yield from _of_cards(
-        {
-            "method": "sum",
-            "weights": [0.5, 0.6],
-            "rank": 2,
-            "dtype": "float64",
-            "space": "full:x",
-            "name": "x",
-        }
-    )
-    yield from _of_files(CONFIG, WEIGHTS)
+    keys = ("r", "lora_alpha", "init_lora_weights", "target_modules", "revision")
+    choices = {"method": "sum", "weights": [0.5, 0.6], "rank": 2}
+    choices |= {"dtype": "float64", "space": "full:x", "name": "x"}
+    return {
+        **{name: weights(change) for name, change in OF_WEIGHTS.items()},
+        "a header with other texts": _metadata,
+        "a file cut short": _edited(f"out/{WEIGHTS}", lambda data: data[:-64]),
+        "the weights of a source": lambda place: shutil.copy(
+            place / "a" / WEIGHTS, place / "out" / WEIGHTS
+        ),
+        **{
+            f"config: {key} {value!r:.20}": document(_set(key, value))
+            for key, values in CHANGED.items()
+            for value in values
+        },
+        **{f"config: no {key}": document(_pop(key)) for key in keys},
+        **{f"config: {key} added": document(_set(key, value)) for key, value in ADDED.items()},
+        "config: a key twice": _edited(
+            f"out/{CONFIG}", lambda data: data.replace(b"{", b'{"r": 1,', 1)
+        ),
+        "config: no JSON": written(f"out/{CONFIG}", "{"),
+        "config: a list": written(f"out/{CONFIG}", "[]"),
+        **_of_cards(choices),
+        **_of_files(CONFIG, WEIGHTS),
+    }
 
 
-def of_compositions() -> Iterator[tuple[str, Tampering]]:
+OF_EXPERTS = (
+    "A scaled by three tolerances",
+    "every B with its sign turned",
+    "one entry doubled in A",
+    "a weight of the base added",
+    "another dtype",
+    "two modules exchanged",
+)
+EXPERT_CONFIG = {
+    "lora_alpha": 64,
+    "init_lora_weights": "olora",
+    "use_rslora": True,
+    "base_model_name_or_path": "other/base",
+}
+OF_EXPERT = {"name": "c", "folder": "b", "reference": "owner/good", "commit": "0" * 40}
+OF_EXPERT |= {"sha256": "0" * 64, "copied": False, "transformation": {}}
+OPTIONS = {"top_k": 1, "temperature": 0.5, "normalize": True, "per": "sequence", "share": "layer"}
+OF_LISTING = {"schema_version": 2, "loraprobe": "9", "name": "x", "base": {}, "more": 1}
+OF_LISTING |= {"peft": {"why_not": "another reason"}}
+
+
+def _listing(change: Callable[[dict[str, Any]], Any]) -> Tampering:
+    """A tampering with what lists the experts and the router."""
+    return document(change, "out/composition.json")
+
+
+def _with_hash(tamper: Tampering, name: str) -> Tampering:
+    """A file of the first expert is changed, and the hash that lists it."""
+
+    def both(place: Path) -> None:
+        tamper(place)
+        digest = hashlib.sha256((place / "out/experts/a" / name).read_bytes()).hexdigest()
+        _listing(lambda held: held["experts"][0]["files"].update({name: digest}))(place)
+
+    return both
+
+
+def of_compositions() -> dict[str, Tampering]:
     """Every tampering with a composition by Arrow, by its name."""
-    expert, listing = f"out/experts/a/{WEIGHTS}", "out/composition.json"
-
-    def entry_of(key: str, value: Any) -> Tampering:
-        return document(lambda held: held["experts"][0].update({key: value}), listing)
-
-    def with_hash(tamper: Tampering, name: str = WEIGHTS) -> Tampering:
-        """The file is changed, and the hash that lists it."""
-
-        def both(place: Path) -> None:
-            import hashlib
-
-            tamper(place)
-            file = place / "out" / "experts" / "a" / name
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            document(lambda held: held["experts"][0]["files"].update({name: digest}), listing)(
-                place
+    expert = "out/experts/a"
+    changed = {name: weights(OF_WEIGHTS[name], f"{expert}/{WEIGHTS}") for name in OF_EXPERTS}
+    configs = {k: document(_set(k, v), f"{expert}/{CONFIG}") for k, v in EXPERT_CONFIG.items()}
+    return {
+        **{f"expert: {name}": one for name, one in changed.items()},
+        **{f"expert, listed: {name}": _with_hash(one, WEIGHTS) for name, one in changed.items()},
+        **{f"expert, listed: config {k}": _with_hash(one, CONFIG) for k, one in configs.items()},
+        "experts exchanged": _listing(lambda held: held["experts"].reverse()),
+        "one expert twice": _listing(lambda held: held["experts"].append(held["experts"][0])),
+        "one expert lost": _listing(lambda held: held["experts"].pop()),
+        **{
+            f"listing: expert's {key}": _listing(
+                lambda held, k=key, v=value: held["experts"][0].update({k: v})
             )
-
-        return both
-
-    for name in (
-        "A scaled by three tolerances",
-        "every B with its sign turned",
-        "one entry doubled in A",
-        "a weight of the base added",
-        "another dtype",
-        "two modules exchanged",
-    ):
-        yield f"expert: {name}", weights(OF_WEIGHTS[name], expert)
-        yield f"expert, listed: {name}", with_hash(weights(OF_WEIGHTS[name], expert))
-    for key, value in (
-        ("lora_alpha", 64),
-        ("init_lora_weights", "olora"),
-        ("use_rslora", True),
-        ("base_model_name_or_path", "other/base"),
-    ):
-        change = document(_set(key, value), f"out/experts/a/{CONFIG}")
-        yield f"expert, listed: config {key}", with_hash(change, CONFIG)
-    yield "experts exchanged", document(lambda held: held["experts"].reverse(), listing)
-    yield (
-        "one expert twice",
-        document(lambda held: held["experts"].append(held["experts"][0]), listing),
-    )
-    yield "one expert lost", document(lambda held: held["experts"].pop(), listing)
-    for key, value in {
-        "name": "c",
-        "folder": "b",
-        "reference": "owner/good",
-        "commit": "0" * 40,
-        "sha256": "0" * 64,
-        "copied": False,
-        "transformation": {},
-    }.items():
-        yield f"listing: expert's {key}", entry_of(key, value)
-    for option, value in {
-        "top_k": 1,
-        "temperature": 0.5,
-        "normalize": True,
-        "per": "sequence",
-        "share": "layer",
-    }.items():
-        yield (
-            f"listing: {option}",
-            document(
-                lambda held, o=option, v=value: held["router"]["options"].update({o: v}), listing
-            ),
-        )
-    for key, value in {
-        "schema_version": 2,
-        "loraprobe": "9",
-        "name": "x",
-        "base": {},
-        "more": 1,
-        "peft": {"why_not": "another reason"},
-    }.items():
-        yield f"listing: {key}", document(_set(key, value), listing)
-    yield (
-        "listing: another router",
-        document(lambda held: held["router"].update(name="spectr"), listing),
-    )
-    yield (
-        "listing: a state",
-        document(lambda held: held["router"].update(state_sha256="0" * 64), listing),
-    )
-    yield (
-        "a state added",
-        lambda place: save_file(
+            for key, value in OF_EXPERT.items()
+        },
+        **{
+            f"listing: {option}": _listing(
+                lambda held, o=option, v=value: held["router"]["options"].update({o: v})
+            )
+            for option, value in OPTIONS.items()
+        },
+        **{f"listing: {key}": _listing(_set(key, value)) for key, value in OF_LISTING.items()},
+        "listing: another router": _listing(lambda held: held["router"].update(name="spectr")),
+        "listing: a state": _listing(lambda held: held["router"].update(state_sha256="0" * 64)),
+        "a state added": lambda place: save_file(
             {"centroid.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")
         ),
-    )
-    yield "an Arrow for peft added", written("out/peft/arrow.json")
-    yield from _of_cards(
-        {"router": "arrow:top_k=1", "weights": [1.0, 1.0], "name": "x", "method": "sum"}
-    )
-    yield from _of_files("composition.json", f"experts/a/{WEIGHTS}")
-
-
-def _of_cards(choices: dict[str, Any]) -> Iterator[tuple[str, Tampering]]:
-    for key, value in {
-        **choices,
-        "balance": "norm",
-        "schema_version": 1,
-        "more": 1,
-        "base": {"reference": "x", "commit": None, "sha256": None},
-        "subtract": 3,
-    }.items():
-        yield f"card: {key}", _told(key, value)
-    for key, value in {"sha256": "0" * 64, "commit": "0" * 40, "reference": "owner/good"}.items():
-        yield (
-            f"card: a source's {key}",
-            card(lambda matter, k=key, v=value: matter["loraprobe"]["sources"][0].update({k: v})),
-        )
-    # What a merge calls its sources decides nothing, a composition finds its experts by it.
-    if "router" in choices:
-        yield (
-            "card: a source's name",
-            card(lambda matter: matter["loraprobe"]["sources"][0].update(name="c")),
-        )
-    yield "card: sources exchanged", card(lambda matter: matter["loraprobe"]["sources"].reverse())
-    for key, value in {
-        "base_model": "other/base",
-        "license": "mit",
-        "tags": ["lora"],
-        "library_name": "x",
-        "pipeline_tag": "x",
-    }.items():
-        yield f"card: {key}", card(_set(key, value))
-    for key in ("base_model", "tags", "library_name", "loraprobe"):
-        yield f"card: no {key}", card(_pop(key))
-    yield (
-        "card: an alias",
-        lambda place: (place / "out" / CARD).write_text(
-            (place / "out" / CARD)
-            .read_text()
-            .replace("library_name:", "x: &x 1\ny: *x\nlibrary_name:")
+        "an Arrow for peft added": written("out/peft/arrow.json"),
+        **_of_cards(
+            {"router": "arrow:top_k=1", "weights": [1.0, 1.0], "name": "x", "method": "sum"}
         ),
-    )
-    yield "no card", removed(f"out/{CARD}")
+        # What a merge calls its sources decides nothing, a composition finds its experts by it.
+        "card: a source's name": _source("name", "c"),
+        **_of_files("composition.json", f"experts/a/{WEIGHTS}"),
+    }
 
 
-def _of_files(config: str, weights_file: str) -> Iterator[tuple[str, Tampering]]:
-    for name in (
-        "adapter_model.bin",
-        "adapter_model.safetensors.index.json",
-        "tokenizer.json",
-        "chat_template.jinja",
-        "modeling.py",
-        f"other/{CONFIG}",
-        f"experts/c/{CONFIG}",
-        ".hidden",
-    ):
-        yield f"{name} added", written(f"out/{name}")
-    yield "an empty folder added", lambda place: (place / "out" / "empty").mkdir()
-    yield "a link added", lambda place: (place / "out" / "x.json").symlink_to("/nowhere")
-    yield "a linked folder added", lambda place: (place / "out" / "x").symlink_to(place / "a")
-    yield "config: a link out", linked(f"out/{config}")
-    yield "weights: a link out", linked(f"out/{weights_file}")
-    yield "card: a link out", linked(f"out/{CARD}")
-    yield "no config", removed(f"out/{config}")
-    yield "no weights", removed(f"out/{weights_file}")
-    yield (
-        "weights as a pickle",
-        moved(f"out/{weights_file}", f"out/{weights_file}".replace("safetensors", "bin")),
-    )
-    yield "a source with other weights", weights(scaled("lora_A", 2.0), f"b/{WEIGHTS}")
-    yield "a source with another config", document(_set("lora_alpha", 9), f"b/{CONFIG}")
-    yield "a source lost", removed(f"b/{WEIGHTS}")
-    yield "a source of another type", document(_set("peft_type", "IA3"), f"b/{CONFIG}")
+def _source(key: str, value: Any) -> Tampering:
+    return card(lambda matter: matter["loraprobe"]["sources"][0].update({key: value}))
+
+
+def _of_cards(choices: dict[str, Any]) -> dict[str, Tampering]:
+    told = choices | {"balance": "norm", "schema_version": 1, "more": 1, "subtract": 3}
+    told |= {"base": {"reference": "x", "commit": None, "sha256": None}}
+    sources = {"sha256": "0" * 64, "commit": "0" * 40, "reference": "owner/good"}
+    matters = {"base_model": "other/base", "license": "mit", "tags": ["lora"]}
+    matters |= {"library_name": "x", "pipeline_tag": "x"}
+    alias = (b"library_name:", b"x: &x 1\ny: *x\nlibrary_name:")
+    return {
+        **{
+            f"card: {key}": card(lambda matter, k=key, v=value: matter["loraprobe"].update({k: v}))
+            for key, value in told.items()
+        },
+        **{f"card: a source's {key}": _source(key, value) for key, value in sources.items()},
+        "card: sources exchanged": card(lambda matter: matter["loraprobe"]["sources"].reverse()),
+        **{f"card: {key}": card(_set(key, value)) for key, value in matters.items()},
+        **{
+            f"card: no {key}": card(_pop(key))
+            for key in ("base_model", "tags", "library_name", "loraprobe")
+        },
+        "card: an alias": _edited(f"out/{CARD}", lambda data: data.replace(*alias)),
+        "no card": removed(f"out/{CARD}"),
+    }
+
+
+STRANGE = (
+    "adapter_model.bin",
+    "adapter_model.safetensors.index.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "modeling.py",
+    f"other/{CONFIG}",
+    f"experts/c/{CONFIG}",
+    ".hidden",
+)
+
+
+def _of_files(config: str, weights_file: str) -> dict[str, Tampering]:
+    pickle = weights_file.replace("safetensors", "bin")
+    return {
+        **{f"{name} added": written(f"out/{name}") for name in STRANGE},
+        "an empty folder added": lambda place: (place / "out" / "empty").mkdir(),
+        "a link added": lambda place: (place / "out" / "x.json").symlink_to("/nowhere"),
+        "a linked folder added": lambda place: (place / "out" / "x").symlink_to(place / "a"),
+        "config: a link out": linked(f"out/{config}"),
+        "weights: a link out": linked(f"out/{weights_file}"),
+        "card: a link out": linked(f"out/{CARD}"),
+        "no config": removed(f"out/{config}"),
+        "no weights": removed(f"out/{weights_file}"),
+        "weights as a pickle": lambda place: os.replace(
+            place / "out" / weights_file, place / "out" / pickle
+        ),
+        "a source with other weights": weights(scaled("lora_A", 2.0), f"b/{WEIGHTS}"),
+        "a source with another config": document(_set("lora_alpha", 9), f"b/{CONFIG}"),
+        "a source lost": removed(f"b/{WEIGHTS}"),
+        "a source of another type": document(_set("peft_type", "IA3"), f"b/{CONFIG}"),
+    }

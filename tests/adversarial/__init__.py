@@ -1,61 +1,82 @@
 """Inputs that once gave a wrong answer without a warning, a hang, a loss of files or a traceback.
 
-Each module of this folder holds the cases of one area. A case is a function that takes an empty
-directory, calls loraprobe there as a user would, and returns the outcome in a few words: an exit
-code and, if that says too little, a code or a value. `before` is the outcome of the first version
-(commit 2655cad), `now` the required outcome. tests/pipeline/test_adversarial.py runs every case,
-and `python tests/adversarial/table.py` writes docs/adversarial.md.
+docs/adversarial.md is the table of the cases: the input, the outcome of the first version, and the
+required outcome. Each module of this folder holds the cases of one area. A case is a function that
+takes an empty directory, calls loraprobe there as a user would, and returns the outcome in a few
+words: an exit code and, if that says too little, a code or a value.
+tests/pipeline/test_adversarial.py runs every case and compares it with the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "adversarial.md"
+Act = Callable[[Path], str]
+CASES: dict[str, Act] = {}
+SLOW: set[str] = set()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One hostile or careless input, the outcome of the first version, and the required outcome."""
+def case(name: str, *, slow: bool = False) -> Callable[[Act], Act]:
+    """Registers a case."""
 
-    area: str
-    name: str
-    what: str
-    before: str
-    now: str
-    act: Callable[[Path], str]
-    slow: bool = False
-
-
-CASES: dict[str, Case] = {}
-
-
-def case(
-    name: str, what: str, *, before: str, now: str, slow: bool = False
-) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
-    """Registers a case under the name of the module that defines it."""
-
-    def register(act: Callable[[Path], str]) -> Callable[[Path], str]:
-        area = act.__module__.rpartition(".")[2].replace("_", " ")
+    def register(act: Act) -> Act:
         if name in CASES:
             raise ValueError(f"There are two cases {name!r}.")
-        CASES[name] = Case(area, name, what, before, now, act, slow)
+        CASES[name] = act
+        SLOW.update([name] if slow else [])
         return act
 
     return register
 
 
-def outcome(*arguments: object, input: str | None = None) -> str:
-    """The outcome of a command line: `exit N`, or `traceback NAME` for an exception.
+def cases(prefix: str, rows: Mapping[str, Any]) -> Callable[[Callable[..., str]], None]:
+    """Registers a case PREFIX-NAME for every row; the function gets the directory and the row.
 
-    It runs inside this process, without the time of a start-up.
+    Without a prefix the names are whole.
     """
+
+    def register(act: Callable[..., str]) -> None:
+        for name, row in rows.items():
+            case(f"{prefix}-{name}".lstrip("-"))(lambda place, row=row: act(place, row))
+
+    return register
+
+
+def load_cases() -> dict[str, Act]:
+    """All cases by name, from every module of this folder."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return CASES
+
+
+def required() -> dict[str, str]:
+    """Case -> the required outcome, the last cell of its row on the page."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    return {row[0].strip("`"): row[-1] for row in rows}
+
+
+def call(*arguments: object, input: str | None = None, **env: str) -> Any:
+    """The result of a command line. It runs inside this process, without the time of a start-up."""
     from typer.testing import CliRunner
 
     from loraprobe.cli import app
 
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=input)
-    unexpected = result.exception is not None and not isinstance(result.exception, SystemExit)
-    return (
-        f"traceback {type(result.exception).__name__}" if unexpected else f"exit {result.exit_code}"
-    )
+    return CliRunner().invoke(app, list(map(str, arguments)), input=input, env=env)
+
+
+def ended(result: Any) -> str:
+    """`exit N`, or `traceback NAME` for an exception."""
+    error = result.exception
+    unexpected = error is not None and not isinstance(error, SystemExit)
+    return f"traceback {type(error).__name__}" if unexpected else f"exit {result.exit_code}"
+
+
+def outcome(*arguments: object) -> str:
+    """How a command line ends."""
+    return ended(call(*arguments))

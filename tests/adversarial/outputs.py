@@ -10,7 +10,7 @@ from pathlib import Path
 import making
 from making import saved_pair
 
-from adversarial import case, outcome
+from adversarial import call, case, cases, ended, outcome
 from adversarial.resume import world
 
 
@@ -50,70 +50,42 @@ def linked(place: Path) -> Path:
     return place / "link"
 
 
-SAME: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "output-is-a-source": ("`-o a`", lambda place: place / "a"),
-    "output-is-a-source-slash": ("`-o a/`", lambda place: f"{place / 'a'}/"),
-    "output-is-a-source-dotted": ("`-o ./b/../a`", lambda place: f"{place}/./b/../a"),
-    "output-is-a-link-to-a-source": ("`-o LINK`, a link to a", linked),
-    "output-inside-a-source": ("`-o a/sub`", lambda place: place / "a" / "sub"),
-    "output-holds-the-sources": ("`-o .` in the directory that holds a and b", lambda place: place),
+SAME: dict[str, Callable[[Path], object]] = {
+    "is-a-source": lambda place: place / "a",
+    "is-a-source-slash": lambda place: f"{place / 'a'}/",
+    "is-a-source-dotted": lambda place: f"{place}/./b/../a",
+    "is-a-link-to-a-source": linked,
+    "inside-a-source": lambda place: place / "a" / "sub",
+    "holds-the-sources": lambda place: place,
 }
-for name, (what, where) in SAME.items():
-
-    @case(
-        name,
-        f"`merge a b --overwrite` with {what}",
-        before={
-            "output-inside-a-source": "exit 0, files are left",
-            "output-holds-the-sources": "exit 2",
-        }.get(name, "exit 0, a source is lost"),
-        now="exit 2",
-    )
-    def merge_over(place: Path, where: Callable[[Path], object] = where) -> str:
-        return unharmed(place, "merge", *saved_pair(place), "-o", where(place), "--overwrite")
 
 
-@case(
-    "output-is-a-source-given-by-a-link",
-    "`merge LINK b -o a --overwrite`, LINK a link to a",
-    before="exit 0, a source is lost",
-    now="exit 2",
-)
-def source_by_link(place: Path) -> str:
+@cases("output", SAME)
+def _(place: Path, where: Callable[[Path], object]) -> str:
+    return unharmed(place, "merge", *saved_pair(place), "-o", where(place), "--overwrite")
+
+
+@case("output-is-a-source-given-by-a-link")
+def _(place: Path) -> str:
     a, b = saved_pair(place)
     return unharmed(place, "merge", linked(place), b, "-o", a, "--overwrite")
 
 
-@case(
-    "output-is-a-source-relative",
-    "`merge ../a ../b -o . --overwrite` inside a",
-    before="exit 0, a source is lost",
-    now="exit 2",
-)
-def relative(place: Path) -> str:
+@case("output-is-a-source-relative")
+def _(place: Path) -> str:
     saved_pair(place)
     with inside(place / "a"):
         return unharmed(place, "merge", "../a", "../b", "-o", ".", "--overwrite")
 
 
-@case(
-    "route-over-a-source",
-    "`route a b -o a --overwrite`",
-    before="exit 0, a source is lost",
-    now="exit 2",
-)
-def route_over(place: Path) -> str:
+@case("route-over-a-source")
+def _(place: Path) -> str:
     a, b = saved_pair(place)
     return unharmed(place, "route", a, b, "-o", a, "--overwrite")
 
 
-@case(
-    "route-over-its-own-experts",
-    "`route out/experts/a out/experts/b -o out --overwrite` of a composition `out`",
-    before="exit 0, a source is lost",
-    now="exit 2",
-)
-def route_again(place: Path) -> str:
+@case("route-over-its-own-experts")
+def _(place: Path) -> str:
     outcome("route", *saved_pair(place), "-o", place / "out")
     experts = [place / "out" / "experts" / name for name in "ab"]
     return unharmed(
@@ -121,25 +93,15 @@ def route_again(place: Path) -> str:
     )
 
 
-@case(
-    "output-is-what-is-subtracted",
-    "`merge a b --subtract c -o c --overwrite`",
-    before="exit 0, a source is lost",
-    now="exit 2",
-)
-def over_subtracted(place: Path) -> str:
+@case("output-is-what-is-subtracted")
+def _(place: Path) -> str:
     making.random_adapter("c", seed=3).save(place / "c")
     c = place / "c"
     return unharmed(place, "merge", *saved_pair(place), "--subtract", c, "-o", c, "--overwrite")
 
 
-@case(
-    "output-inside-the-base",
-    "`merge-and-eval ... -o BASE/out`, and `--html BASE/report.html`",
-    before="a verdict, a verdict",
-    now="exit 2, exit 2",
-)
-def inside_base(place: Path) -> str:
+@case("output-inside-the-base")
+def _(place: Path) -> str:
     arguments = world(place)
     os.environ["LORAPROBE_CACHE"] = str(place / "cache")
     try:
@@ -155,24 +117,14 @@ def inside_base(place: Path) -> str:
     return ", ".join("a verdict" if end in ("exit 0", "exit 1", "exit 3") else end for end in ended)
 
 
-@case(
-    "page-inside-a-source",
-    "`inspect a b --html a/report.html`",
-    before="exit 0, files are left",
-    now="exit 2",
-)
-def page_inside(place: Path) -> str:
+@case("page-inside-a-source")
+def _(place: Path) -> str:
     a, b = saved_pair(place)
     return unharmed(place, "inspect", a, b, "--html", a / "report.html")
 
 
-@case(
-    "api-save-over-a-source",
-    '`loraprobe.merge(["a", "b"]).save("a", overwrite=True)`',
-    before="a source is lost",
-    now="OutputError",
-)
-def api_over(place: Path) -> str:
+@case("api-save-over-a-source")
+def _(place: Path) -> str:
     import loraprobe
 
     a, b = saved_pair(place)
@@ -191,13 +143,8 @@ def state(place: Path, link: Path) -> str:
     return kept + (", a stray is left" if stray else "")
 
 
-@case(
-    "output-is-a-link-to-a-directory",
-    "`merge a b -o LINK --overwrite`, LINK a link to an old output",
-    before="exit 0, the link is gone, a stray is left",
-    now="exit 0, the link stays",
-)
-def over_link(place: Path) -> str:
+@case("output-is-a-link-to-a-directory")
+def _(place: Path) -> str:
     outcome("merge", *saved_pair(place), "-o", place / "real")
     link = place / "link"
     link.symlink_to("real")
@@ -205,26 +152,16 @@ def over_link(place: Path) -> str:
     return f"{ended}, {state(place, link)}"
 
 
-@case(
-    "output-is-a-broken-link",
-    "`merge a b -o LINK`, LINK a link to nothing",
-    before="exit 2, the link stays",
-    now="exit 2, the link stays",
-)
-def over_broken(place: Path) -> str:
+@case("output-is-a-broken-link")
+def _(place: Path) -> str:
     link = place / "link"
     link.symlink_to("nowhere")
     ended = outcome("merge", *saved_pair(place), "-o", link)
     return f"{ended}, {state(place, link)}"
 
 
-@case(
-    "output-through-a-link-and-back",
-    "`merge a b -o LINK/../out`, LINK a link into another directory",
-    before="exit 0, beside the link",
-    now="exit 0, where the system puts it",
-)
-def through_link(place: Path) -> str:
+@case("output-through-a-link-and-back")
+def _(place: Path) -> str:
     refs = saved_pair(place)
     (place / "far" / "inner").mkdir(parents=True)
     (place / "link").symlink_to("far/inner")
@@ -233,49 +170,27 @@ def through_link(place: Path) -> str:
     return f"{ended}, {'where the system puts it' if there else 'beside the link'}"
 
 
-@case(
-    "output-with-a-long-name",
-    "`merge a b -o NAME`, NAME of 255 bytes, the longest that the file system takes",
-    before="exit 2",
-    now="exit 0",
-)
-def long_name(place: Path) -> str:
+@case("output-with-a-long-name")
+def _(place: Path) -> str:
     return outcome("merge", *saved_pair(place), "-o", place / ("n" * 255))
 
 
-@case(
-    "page-with-a-long-name",
-    "`inspect a b --html NAME`, NAME of 255 bytes",
-    before="exit 2",
-    now="exit 0",
-)
-def long_page(place: Path) -> str:
+@case("page-with-a-long-name")
+def _(place: Path) -> str:
     return outcome("inspect", *saved_pair(place), "--html", place / ("n" * 250 + ".html"))
 
 
-UNWRITABLE: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "name-too-long": ("a name of 256 bytes", lambda place: place / ("n" * 256)),
-    "below-a-file": ("a path below a file", lambda place: place / "a" / "README.md" / "out"),
+UNWRITABLE: dict[str, Callable[[Path], Path]] = {
+    "name-too-long": lambda place: place / ("n" * 256),
+    "below-a-file": lambda place: place / "a" / "README.md" / "out",
 }
-for name, (what, where) in UNWRITABLE.items():
 
-    @case(
-        f"output-{name}",
-        f"`merge a b -o OUT`, OUT {what}",
-        before="exit 2, after the adapters were read",
-        now="exit 2, before anything is read",
-    )
-    def told(place: Path, where: Callable[[Path], Path] = where) -> str:
-        refs = saved_pair(place)
-        (place / "a" / "README.md").write_text("x")
-        (place / "b" / "adapter_model.safetensors").write_bytes(b"broken")
-        from typer.testing import CliRunner
 
-        from loraprobe.cli import app
-
-        result = CliRunner().invoke(app, ["merge", *map(str, refs), "-o", str(where(place))])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            return f"traceback {type(result.exception).__name__}"
-        read = "broken" in result.stderr
-        when = "after the adapters were read" if read else "before anything is read"
-        return f"exit {result.exit_code}, {when}"
+@cases("output", UNWRITABLE)
+def _(place: Path, where: Callable[[Path], Path]) -> str:
+    refs = saved_pair(place)
+    (place / "a" / "README.md").write_text("x")
+    (place / "b" / "adapter_model.safetensors").write_bytes(b"broken")
+    result = call("merge", *refs, "-o", where(place))
+    read = "broken" in result.stderr
+    return f"{ended(result)}, {'after the adapters were' if read else 'before anything is'} read"

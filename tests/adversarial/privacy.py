@@ -10,9 +10,8 @@ import signal
 from pathlib import Path
 
 from making import random_adapter
-from typer.testing import CliRunner
 
-from adversarial import case, outcome
+from adversarial import call, case, outcome
 
 USER = "alice-of-acme"
 PLANTED = '<img src=x onerror=alert(1)> **b** [x](http://e.vil) http://e.vil "><script>'
@@ -33,7 +32,7 @@ def _pair(place: Path, base: str = "owner/base") -> list[str]:
     return [str(home / name) for name in "ab"]
 
 
-def _leaks(*texts: bytes) -> str:
+def leaks(*texts: bytes) -> str:
     found = sum(USER.encode() in text for text in texts)
     return "holds the path" if found else "no path"
 
@@ -42,84 +41,43 @@ def _written(out: Path) -> list[bytes]:
     return [file.read_bytes() for file in out.rglob("*") if file.is_file()]
 
 
-@case(
-    "path-in-a-merge",
-    "sources named by paths with a user's name, merged",
-    before="holds the path",
-    now="no path",
-)
-def merge(place: Path) -> str:
+@case("path-in-a-merge")
+def _(place: Path) -> str:
     outcome("merge", *_pair(place), "-o", place / "out")
-    return _leaks(*_written(place / "out"))
+    return leaks(*_written(place / "out"))
 
 
-@case(
-    "trainers-path-in-a-merge",
-    "sources whose configs name the base by the trainer's path",
-    before="holds the path",
-    now="no path",
-)
-def trainers_path(place: Path) -> str:
+@case("trainers-path-in-a-merge")
+def _(place: Path) -> str:
     _pair(place, f"/home/{USER}/secret-project/base")
     os.chdir(place / USER)
     outcome("merge", "a", "b", "-o", place / "out")
     os.chdir("/")
-    return _leaks(*_written(place / "out"))
+    return leaks(*_written(place / "out"))
 
 
-@case(
-    "path-in-a-composition",
-    "the same sources routed, with the path in their configs too",
-    before="holds the path",
-    now="no path",
-)
-def route(place: Path) -> str:
+@case("path-in-a-composition")
+def _(place: Path) -> str:
     refs = _pair(place, f"/home/{USER}/secret-project/base")
     outcome("route", *refs, "-o", place / "out")
-    return _leaks(*_written(place / "out"))
+    return leaks(*_written(place / "out"))
 
 
-@case(
-    "path-in-json-and-html",
-    "`inspect --json --html` of such adapters",
-    before="holds the path",
-    now="no path",
-)
-def inspect(place: Path) -> str:
-    call = ["inspect", *_pair(place), "--json", "--html", str(place / "page.html")]
-    told = CliRunner().invoke(app(), call).stdout
-    return _leaks(told.encode(), (place / "page.html").read_bytes())
+@case("path-in-json-and-html")
+def _(place: Path) -> str:
+    told = call("inspect", *_pair(place), "--json", "--html", place / "page.html").stdout
+    return leaks(told.encode(), (place / "page.html").read_bytes())
 
 
-def app():
-    from loraprobe.cli import app
-
-    return app
-
-
-@case(
-    "markup-in-a-card",
-    "a source in a folder named after HTML and Markdown",
-    before="3 links or tags",
-    now="no markup",
-)
-def markup(place: Path) -> str:
+@case("markup-in-a-card")
+def _(place: Path) -> str:
     from markdown_it import MarkdownIt
 
     refs = _pair(place)
     odd = place / PLANTED.replace("/", ":")
     os.rename(refs[1], odd)
-    outcome(
-        "merge",
-        refs[0],
-        odd,
-        "-o",
-        place / "out",
-        "--weights",
-        "1,-1",
-        "--method",
-        "task_arithmetic",
-    )
+    options = ("--weights", "1,-1", "--method", "task_arithmetic")
+    outcome("merge", refs[0], odd, "-o", place / "out", *options)
     text = (place / "out" / "README.md").read_text().split("---\n", 2)[2]
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inside = [part.type for token in tokens for part in token.children or ()]
@@ -145,26 +103,15 @@ def _limited(*call: object) -> str:
         signal.alarm(0)
 
 
-@case(
-    "alias-bomb-in-a-source's-card",
-    "`license: *j` where nine levels of nine aliases stand for "
-    "3 GB, merged with 2 GB to spare and 20 s",
-    before="more than 20 s",
-    now="exit 0",
-)
-def bomb(place: Path) -> str:
+@case("alias-bomb-in-a-source's-card")
+def _(place: Path) -> str:
     refs = _pair(place)
     (Path(refs[0]) / "README.md").write_text(f"---\n{BOMB}license: *j\n---\n")
     return _limited("merge", *refs, "-o", place / "out")
 
 
-@case(
-    "alias-bomb-in-our-card",
-    "the same as the version that our own card names, verified",
-    before="more than 20 s",
-    now="exit 2",
-)
-def our_card(place: Path) -> str:
+@case("alias-bomb-in-our-card")
+def _(place: Path) -> str:
     refs = _pair(place)
     outcome("merge", *refs, "-o", place / "out")
     card = place / "out" / "README.md"

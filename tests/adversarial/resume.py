@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import making
-from typer.testing import CliRunner
 
-from adversarial import case
+from adversarial import call, case, cases, ended
 
+VERDICTS = ("exit 0", "exit 1", "exit 3")
+ADAPTER, WEIGHTS = "a/adapter_model.safetensors", "base/model.safetensors"
 WORDS = "Lily had a cat dog ball tree and one two three more She was the end".split()
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} She {% endfor %}"
 
@@ -37,15 +39,9 @@ def world(place: Path) -> list[str]:
     return ["merge-and-eval", *map(str, given), *options.split()]
 
 
-def call(place: Path, arguments: list[str]) -> tuple[int, str, list[str]]:
-    """Exit code, standard error (or the exception), and the notes of the report."""
-    from loraprobe.cli import app
-
-    result = CliRunner().invoke(app, arguments, env={"LORAPROBE_CACHE": str(place / "cache")})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        return -1, type(result.exception).__name__, []
-    notes = json.loads(result.stdout).get("notes", []) if result.stdout else []
-    return result.exit_code, result.stderr, notes
+def cached(place: Path, arguments: list[str]) -> Any:
+    """The result of a call that keeps its results below the directory."""
+    return call(*arguments, LORAPROBE_CACHE=str(place / "cache"))
 
 
 def rows(place: Path) -> int:
@@ -56,16 +52,17 @@ def rows(place: Path) -> int:
 def resumed(place: Path, change: Callable[[Path], object], named: str) -> str:
     """The effect of --resume after a complete run and a change, and whether it names the change."""
     arguments = world(place)
-    call(place, arguments)
+    cached(place, arguments)
     before = rows(place)
     assert before, "the first run keeps its results"
     change(place)
-    code, error, notes = call(place, [*arguments, "--resume"])
-    if code not in (0, 1, 3):
-        return f"exit {code}" if code >= 0 else f"traceback {error}"
+    result = cached(place, [*arguments, "--resume"])
+    if ended(result) not in VERDICTS:
+        return ended(result)
     if rows(place) == before:
         return "old results"
-    return "asked anew, " + ("names it" if any(named in note for note in notes) else "says nothing")
+    named_it = any(named in note for note in json.loads(result.stdout)["notes"])
+    return f"asked anew, {'names it' if named_it else 'says nothing'}"
 
 
 def edited(file: str, **changes: object) -> Callable[[Path], object]:
@@ -113,71 +110,51 @@ def rewritten(path: Path) -> None:
     path.write_text(path.read_text().replace("was", "the", 1))
 
 
-# Name -> what changes | the word that a note must hold, and the change.
+# Name -> the word that a note must hold, and the change.
 CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "nothing-changed": ("nothing |", lambda place: None),
-    "lora-alpha": (
-        "`lora_alpha` of an adapter: 0.8 -> 99 | lora_alpha",
-        edited("a/adapter_config.json", lora_alpha=99),
-    ),
-    "adapter-weights": (
-        "one number of an adapter | adapters.a",
-        lambda place: flipped(place / "a/adapter_model.safetensors"),
-    ),
+    "nothing-changed": ("", lambda place: None),
+    "lora-alpha": ("lora_alpha", edited("a/adapter_config.json", lora_alpha=99)),
+    "adapter-weights": ("adapters.a", lambda place: flipped(place / ADAPTER)),
     "rope-theta": (
-        "`rope_theta` in the base's config.json | rope_theta",
+        "rope_theta",
         edited("base/config.json", rope_theta=77.0, rope_parameters=None),
     ),
-    "tokenizer": (
-        "two words of the base's tokenizer.json change places | tokenizer.json",
-        lambda place: swapped(place / "base/tokenizer.json"),
-    ),
+    "tokenizer": ("tokenizer.json", lambda place: swapped(place / "base/tokenizer.json")),
     "chat-template": (
-        "the base's chat_template.jinja | chat_template.jinja",
+        "chat_template.jinja",
         lambda place: (place / "base/chat_template.jinja").write_text("{{ 'one two' }}"),
     ),
     "generation-config": (
-        "another end of text in the base's generation_config.json | generation_config.json",
+        "generation_config.json",
         edited("base/generation_config.json", eos_token_id=[1, 15]),
     ),
-    "base-weights-same-size-and-time": (
-        "one number of the base's weights, size and time of the file set back | weights",
-        keeps_time("base/model.safetensors", flipped),
-    ),
-    "task": (
-        "an answer in the task file | tasks.task",
-        lambda place: rewritten(place / "task.jsonl"),
-    ),
+    "base-weights-same-size-and-time": ("weights", keeps_time(WEIGHTS, flipped)),
+    "task": ("tasks.task", lambda place: rewritten(place / "task.jsonl")),
 }
-for name, (text, change) in CHANGES.items():
-    what, _, named = map(str.strip, text.partition("|"))
-    known = name in ("adapter-weights", "task")  # it was asked anew, and nothing said so
-    case(
-        f"resume-{name}",
-        f"`--resume` after a change: {what}",
-        before="asked anew, says nothing" if known else "old results",
-        now="asked anew, names it" if named else "old results",
-    )(lambda place, change=change, named=named: resumed(place, change, named))  # type: ignore[misc]
+
+
+@cases("resume", CHANGES)
+def _(place: Path, row: tuple[str, Callable[[Path], object]]) -> str:
+    named, change = row
+    return resumed(place, change, named)
 
 
 def damaged(place: Path, edit: Callable[[list[bytes]], object]) -> str:
     """The effect of --resume on edited result lines, and whether it names file and line."""
     arguments = world(place)
-    call(place, arguments)
+    cached(place, arguments)
     (file,) = place.rglob("results.jsonl")
     lines = file.read_bytes().split(b"\n")
     edit(lines)
     file.write_bytes(b"\n".join(lines))
-    code, error, _ = call(place, [*arguments, "--resume"])
-    if code in (0, 1, 3):
-        return "a verdict"
-    if code < 0:
-        return f"traceback {error}"
+    result = cached(place, [*arguments, "--resume"])
+    if (end := ended(result)) != "exit 2":
+        return "a verdict" if end in VERDICTS else end
+    error = result.stderr
     file_named = "results.jsonl" in error and ("line 3" in error or lines[0][:1] != b"{")
-    cure = "wrong cure" if "--overwrite" in error else "no cure" if "--resume" not in error else ""
-    return f"exit {code}, {'names file and line' if file_named else 'names no line'}" + (
-        f", {cure}" if cure else ""
-    )
+    cure = ", wrong cure" if "--overwrite" in error else ""
+    cure = cure or (", no cure" if "--resume" not in error else "")
+    return f"{end}, {'names file and line' if file_named else 'names no line'}{cure}"
 
 
 def row(**values: object) -> Callable[[list[bytes]], None]:
@@ -198,40 +175,27 @@ def line(number: int, content: bytes) -> Callable[[list[bytes]], None]:
     return edit
 
 
-NAMED = "exit 2, names file and line"
-CURED = f"{NAMED}, wrong cure"
-DAMAGES: dict[str, tuple[str, Callable[[list[bytes]], object], str]] = {
-    "ledger-text": ('a value that is a text (`"1"`)', row(value="1"), "traceback TypeError"),
-    "ledger-null": ("a value that is null", row(value=None), "traceback TypeError"),
-    "ledger-nan": ("a value that is NaN", row(value=float("nan")), "a verdict"),
-    "ledger-huge": ("a value of 7e9 (accuracy 583,333,334)", row(value=7e9), "a verdict"),
-    "ledger-part": ("an unknown part of a task", row(part="hop0"), "a verdict"),
-    "ledger-metric": ("an unknown metric", row(metric="bleu"), "a verdict"),
-    "ledger-brackets": ("3,000 nested brackets", line(3, b"[" * 3000), "traceback RecursionError"),
-    "ledger-cut-inside": ("a line in the middle that is cut short", line(3, b'{"sys'), CURED),
-    "ledger-other-file": ("something else in place of the file", line(1, b"years of work"), CURED),
+DAMAGES: dict[str, Callable[[list[bytes]], object]] = {
+    "text": row(value="1"),
+    "null": row(value=None),
+    "nan": row(value=float("nan")),
+    "huge": row(value=7e9),
+    "part": row(part="hop0"),
+    "metric": row(metric="bleu"),
+    "brackets": line(3, b"[" * 3000),
+    "cut-inside": line(3, b'{"sys'),
+    "other-file": line(1, b"years of work"),
 }
-for name, (what, edit, before) in DAMAGES.items():
-    case(name, f"a list of results with {what}, and `--resume`", before=before, now=NAMED)(
-        lambda place, edit=edit: damaged(place, edit)  # type: ignore[misc]
-    )
+cases("ledger", DAMAGES)(damaged)
 
 
-@case(
-    "ledger-another-item",
-    "a list of results with one of an item that the task does not hold, and `--resume`",
-    before="it counts",
-    now="it does not count",
-)
-def another_item(place: Path) -> str:
+@case("ledger-another-item")
+def _(place: Path) -> str:
     arguments = world(place)
-    call(place, arguments)
+    cached(place, arguments)
     (file,) = place.rglob("results.jsonl")
     first = json.loads(file.read_bytes().split(b"\n")[1])
     with file.open("a") as stream:
         stream.write(json.dumps(first | {"item": "99", "group": "item:99"}) + "\n")
-    from loraprobe.cli import app
-
-    environment = {"LORAPROBE_CACHE": str(place / "cache")}
-    found = json.loads(CliRunner().invoke(app, [*arguments, "--resume"], env=environment).stdout)
+    found = json.loads(cached(place, [*arguments, "--resume"]).stdout)
     return "it counts" if any(s["n"] != 6 for s in found["evaluation"]) else "it does not count"

@@ -1,7 +1,8 @@
 """Code that makes an example adapter for every pathology in docs/pathologies.md.
 
 Each maker fills a directory as the case is met in the wild; `sound` is the healthy adapter that all
-start from: rank 4 on q_proj and v_proj of two layers of width 16.
+start from: rank 4 on q_proj and v_proj of two layers of width 16. Makers that differ in a setting,
+in a change of the tensors or of the keys are rows of tables.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-RANK, WIDTH = 4, 16
+RANK, WIDTH, PARTNER_SEED = 4, 16, 77
 SETTINGS: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"} | {
     "base_model_name_or_path": "owner/base",
     "r": RANK,
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias
     "target_modules": ["q_proj", "v_proj"],
 }
 
-Maker = Callable[[Path], None]
+Maker = Callable[[Path], Any]
 SPECIMENS: dict[str, Maker] = {}
 
 
@@ -66,30 +67,115 @@ def write(place: Path, tensors: Mapping[str, Tensor] | None, **changes: Any) -> 
         save_file(dict(tensors), str(place / WEIGHTS))
 
 
-def changed(place: Path, change: Callable[[str, Tensor], Tensor]) -> None:
-    """The healthy adapter with each tensor replaced by `change(key, tensor)`."""
-    tensors = sound(place)
-    write(place, {key: change(key, tensor).contiguous() for key, tensor in tensors.items()})
-
-
 def renamed(place: Path, rename: Callable[[str], str], **changes: Any) -> None:
     tensors = sound(place)
     write(place, {rename(key): tensor for key, tensor in tensors.items()}, **changes)
 
 
-# Keys and files
+# Settings of the healthy adapter that are changed.
+BASE, INIT = "base_model_name_or_path", "init_lora_weights"
+CHANGES: dict[str, dict[str, Any]] = {
+    "weights-beyond-the-targets": {"target_modules": ["q_proj"]},
+    "base-unnamed": {BASE: None},
+    "base-of-another-system": {BASE: "C:\\Users\\me\\models\\base"},
+    "base-in-another-script": {BASE: "/数据/模型/基座"},
+    "another-base": {BASE: "owner/other"},
+    "chat-model-of-the-base": {BASE: "owner/base-chat"},  # its name contains the other's
+    "another-revision": {"revision": "v2"},
+    "quantised-base": {BASE: "owner/base-bnb-4bit"},
+    "rslora": {"use_rslora": True},
+    "rank-contradicts-config": {"r": 8},
+    "key-of-the-future": {"use_hyperbolic_geometry": True},
+    "empty-key-of-the-future": {"hyperbolic_config": None},
+    "type-of-the-future": {"peft_type": "HYPERLORA"},
+    "dora-without-magnitudes": {"use_dora": True},
+    "variant-alora": {"alora_invocation_tokens": [1, 2, 3]},
+    "variant-kasa": {"kasa_config": {"enabled": True}},
+    "variant-monteclora": {"monteclora_config": {"num_samples": 4}},
+    "variant-bd-lora": {"use_bdlora": {"nblocks": 2}},
+    "variant-qalora": {"use_qalora": True, "qalora_group_size": 16},
+    "variant-velora": {"velora_config": {"rank": 2}},
+    "variant-pissa": {INIT: "pissa"},
+    "variant-olora": {INIT: "olora"},
+    "variant-corda": {INIT: "corda"},
+    "variant-layer-replication": {"layer_replication": [[0, 2], [1, 2]]},
+    **{
+        f"type-{kind.lower().replace('_', '-')}": {"peft_type": kind}
+        for kind in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "PROMPT_TUNING", "ADALORA")
+    },
+    "identical-to-its-partner": {"seed": PARTNER_SEED},
+}
+for _name, _changes in CHANGES.items():
+    SPECIMENS[_name] = lambda place, changes=_changes: sound(place, **changes)
 
 
-@specimen
-def doubled_prefix(place: Path) -> None:
-    renamed(place, lambda key: PREFIX + key)
+# Tensors: each is replaced by what the function gives for its key and itself.
+TENSORS: dict[str, Callable[[str, Tensor], Tensor]] = {
+    "b-of-several-hundred": lambda key, t: t * (400 / t.norm()) if "lora_B" in key else t,
+    "b-all-zero": lambda key, t: t * 0 if "lora_B" in key else t,
+    "nan": lambda key, t: t.index_fill(0, torch.tensor([1]), float("nan")),
+    "infinity": lambda key, t: t.index_fill(1, torch.tensor([0]), float("inf")),
+    "subnormal": lambda key, t: t * 1e-38 if "lora_B" in key else t,
+    "integers": lambda key, t: (t * 100).to(torch.int8),
+    "float8": lambda key, t: t.to(torch.float8_e4m3fn),
+}
 
 
-@specimen
-def missing_prefix(place: Path) -> None:
-    renamed(place, lambda key: key.removeprefix(PREFIX))
+def _changed(place: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+    tensors = sound(place)
+    write(place, {key: change(key, tensor).contiguous() for key, tensor in tensors.items()})
 
 
+for _name, _change in TENSORS.items():
+    SPECIMENS[_name] = lambda place, change=_change: _changed(place, change)
+
+
+# Tensors that are added, and settings with them.
+def _each(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    return {f"{PREFIX}{path}.{name}": tensor.clone() for path in paths()}
+
+
+HEAD: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+ADDED: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
+    "base-layer-inside": (_each("base_layer.weight", torch.eye(WIDTH)), {}),
+    "dora": (_each("lora_magnitude_vector", torch.ones(WIDTH)), {"use_dora": True}),
+    "lora-bias": (_each("lora_B.bias", torch.ones(WIDTH) * 0.1), {"lora_bias": True}),
+    "head-of-another-size": ({f"{PREFIX}score.weight": torch.ones(3, WIDTH)}, HEAD),
+    "head-of-both": ({f"{PREFIX}score.weight": torch.full((2, WIDTH), 0.5)}, HEAD),
+    "vocabulary-resized": (  # two more tokens than the partner's
+        {f"{PREFIX}model.embed_tokens.weight": torch.ones(42, WIDTH)},
+        {"modules_to_save": ["embed_tokens"]},
+    ),
+}
+for _name, (_more, _settings) in ADDED.items():
+    SPECIMENS[_name] = lambda place, more=_more, settings=_settings: write(
+        place, sound(place) | more, **settings
+    )
+
+
+# Keys.
+def _kohya(key: str) -> str:
+    path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+    side = "lora_down" if factor == "lora_A" else "lora_up"
+    return f"lora_te_{path.replace('.', '_')}.{side}.weight"
+
+
+def _diffusers(key: str) -> str:
+    path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+    return f"unet.{path}.lora.{'down' if factor == 'lora_A' else 'up'}.weight"
+
+
+KEYS: dict[str, Callable[[str], str]] = {
+    "doubled-prefix": lambda key: PREFIX + key,
+    "missing-prefix": lambda key: key.removeprefix(PREFIX),
+    "kohya": _kohya,
+    "diffusers": _diffusers,
+}
+for _name, _rename in KEYS.items():
+    SPECIMENS[_name] = lambda place, rename=_rename: renamed(place, rename)
+
+
+# Files.
 @specimen
 def pickle_from_cuda(place: Path) -> None:
     """A file as torch.save writes it on a GPU: every storage has the device cuda:0."""
@@ -135,13 +221,6 @@ def state_dict_without_config(place: Path) -> None:
 
 
 @specimen
-def base_layer_inside(place: Path) -> None:
-    tensors = sound(place)
-    copy = torch.eye(WIDTH)
-    write(place, tensors | {f"{PREFIX}{path}.base_layer.weight": copy.clone() for path in paths()})
-
-
-@specimen
 def weights_for_12_of_36_modules(place: Path) -> None:
     place.mkdir(parents=True)
     write(place, factors(paths(("q_proj",), 12)), target_modules=["q_proj", "k_proj", "v_proj"])
@@ -155,33 +234,9 @@ def one_layer_lost(place: Path) -> None:
 
 
 @specimen
-def weights_beyond_the_targets(place: Path) -> None:
-    sound(place, target_modules=["q_proj"])
-
-
-@specimen
-def kohya(place: Path) -> None:
-    def rename(key: str) -> str:
-        path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        side = "lora_down" if factor == "lora_A" else "lora_up"
-        return f"lora_te_{path.replace('.', '_')}.{side}.weight"
-
-    renamed(place, rename)
-
-
-@specimen
 def kohya_without_config(place: Path) -> None:
-    kohya(place)
+    renamed(place, _kohya)
     (place / CONFIG).unlink()
-
-
-@specimen
-def diffusers(place: Path) -> None:
-    def rename(key: str) -> str:
-        path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        return f"unet.{path}.lora.{'down' if factor == 'lora_A' else 'up'}.weight"
-
-    renamed(place, rename)
 
 
 @specimen
@@ -231,50 +286,6 @@ def expanded_to_2_to_60(place: Path) -> None:
     torch.save(bomb, place / PICKLE)
 
 
-# Configurations
-
-
-@specimen
-def base_unnamed(place: Path) -> None:
-    sound(place, base_model_name_or_path=None)
-
-
-@specimen
-def base_of_another_system(place: Path) -> None:
-    sound(place, base_model_name_or_path="C:\\Users\\me\\models\\base")
-
-
-@specimen
-def base_in_another_script(place: Path) -> None:
-    sound(place, base_model_name_or_path="/数据/模型/基座")
-
-
-@specimen
-def another_base(place: Path) -> None:
-    sound(place, base_model_name_or_path="owner/other")
-
-
-@specimen
-def chat_model_of_the_base(place: Path) -> None:
-    """A base whose name contains that of the partner's base but which is another model."""
-    sound(place, base_model_name_or_path="owner/base-chat")
-
-
-@specimen
-def another_revision(place: Path) -> None:
-    sound(place, revision="v2")
-
-
-@specimen
-def quantised_base(place: Path) -> None:
-    sound(place, base_model_name_or_path="owner/base-bnb-4bit")
-
-
-@specimen
-def rslora(place: Path) -> None:
-    sound(place, use_rslora=True)
-
-
 @specimen
 def rank_pattern(place: Path) -> None:
     """Half the rank and another scale in one kind of module."""
@@ -303,30 +314,10 @@ def fused_projections(place: Path) -> None:
 
 
 @specimen
-def rank_contradicts_config(place: Path) -> None:
-    sound(place, r=8)
-
-
-@specimen
 def missing_alpha(place: Path) -> None:
     sound(place)
     settings = {key: value for key, value in SETTINGS.items() if key != "lora_alpha"}
     (place / CONFIG).write_text(json.dumps(settings))
-
-
-@specimen
-def key_of_the_future(place: Path) -> None:
-    sound(place, use_hyperbolic_geometry=True)
-
-
-@specimen
-def empty_key_of_the_future(place: Path) -> None:
-    sound(place, hyperbolic_config=None)
-
-
-@specimen
-def type_of_the_future(place: Path) -> None:
-    sound(place, peft_type="HYPERLORA")
 
 
 @specimen
@@ -335,116 +326,11 @@ def config_is_a_list(place: Path) -> None:
     (place / CONFIG).write_text("[1, 2, 3]")
 
 
-for _type in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "PROMPT_TUNING", "ADALORA"):
-    SPECIMENS[f"type-{_type.lower().replace('_', '-')}"] = lambda place, kind=_type: (
-        sound(place, peft_type=kind) and None
-    )
-
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "alora": {"alora_invocation_tokens": [1, 2, 3]},
-    "kasa": {"kasa_config": {"enabled": True}},
-    "monteclora": {"monteclora_config": {"num_samples": 4}},
-    "bd-lora": {"use_bdlora": {"nblocks": 2}},
-    "qalora": {"use_qalora": True, "qalora_group_size": 16},
-    "velora": {"velora_config": {"rank": 2}},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-    "corda": {"init_lora_weights": "corda"},
-    "layer-replication": {"layer_replication": [[0, 2], [1, 2]]},
-}
-for _name, _change in _VARIANTS.items():
-    SPECIMENS[f"variant-{_name}"] = lambda place, change=_change: sound(place, **change) and None
-
-
-@specimen
-def dora(place: Path) -> None:
-    tensors = sound(place)
-    extra = {f"{PREFIX}{path}.lora_magnitude_vector": torch.ones(WIDTH) for path in paths()}
-    write(place, tensors | extra, use_dora=True)
-
-
-@specimen
-def dora_without_magnitudes(place: Path) -> None:
-    sound(place, use_dora=True)
-
-
-# Tensors
-
-
-@specimen
-def b_of_several_hundred(place: Path) -> None:
-    changed(place, lambda key, t: t * (400 / t.norm()) if "lora_B" in key else t)
-
-
-@specimen
-def b_all_zero(place: Path) -> None:
-    changed(place, lambda key, t: t * 0 if "lora_B" in key else t)
-
-
-@specimen
-def nan(place: Path) -> None:
-    changed(place, lambda key, t: t.index_fill(0, torch.tensor([1]), float("nan")))
-
-
-@specimen
-def infinity(place: Path) -> None:
-    changed(place, lambda key, t: t.index_fill(1, torch.tensor([0]), float("inf")))
-
-
-@specimen
-def subnormal(place: Path) -> None:
-    changed(place, lambda key, t: t * 1e-38 if "lora_B" in key else t)
-
-
-@specimen
-def integers(place: Path) -> None:
-    changed(place, lambda key, t: (t * 100).to(torch.int8))
-
-
-@specimen
-def float8(place: Path) -> None:
-    changed(place, lambda key, t: t.to(torch.float8_e4m3fn))
-
-
 @specimen
 def complex_numbers(place: Path) -> None:
     tensors = sound(place)
     (place / WEIGHTS).unlink()
     torch.save({key: tensor.to(torch.complex64) for key, tensor in tensors.items()}, place / PICKLE)
-
-
-@specimen
-def head_of_another_size(place: Path) -> None:
-    tensors = sound(place)
-    head = {f"{PREFIX}score.weight": torch.ones(3, WIDTH)}
-    write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
-
-
-@specimen
-def head_of_both(place: Path) -> None:
-    tensors = sound(place)
-    head = {f"{PREFIX}score.weight": torch.full((2, WIDTH), 0.5)}
-    write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
-
-
-@specimen
-def vocabulary_resized(place: Path) -> None:
-    """Whole embeddings with two more tokens than the partner's."""
-    tensors = sound(place)
-    table = {f"{PREFIX}model.embed_tokens.weight": torch.ones(42, WIDTH)}
-    write(place, tensors | table, modules_to_save=["embed_tokens"])
-
-
-@specimen
-def lora_bias(place: Path) -> None:
-    tensors = sound(place)
-    biases = {f"{PREFIX}{path}.lora_B.bias": torch.ones(WIDTH) * 0.1 for path in paths()}
-    write(place, tensors | biases, lora_bias=True)
-
-
-@specimen
-def identical_to_its_partner(place: Path) -> None:
-    sound(place, seed=PARTNER_SEED)
 
 
 @specimen
@@ -456,9 +342,6 @@ def hundred_thousand_modules(place: Path) -> None:
         tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.full((1, 2), 0.1)
         tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.full((2, 1), 0.1)
     write(place, tensors, r=1, lora_alpha=1, target_modules=["x"])
-
-
-PARTNER_SEED = 77
 
 
 def partner(place: Path, case: str) -> Path:
@@ -476,8 +359,5 @@ def partner(place: Path, case: str) -> Path:
         write(place, tensors | table, modules_to_save=["embed_tokens"])
     if case in ("head-of-another-size", "head-of-both"):
         head = {f"{PREFIX}score.weight": torch.ones(2, WIDTH)}
-        write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
+        write(place, tensors | head, **HEAD)
     return place
-
-
-__all__ = ["SPECIMENS", "load_file", "partner", "sound"]

@@ -87,7 +87,7 @@ def test_a_subtraction_is_repeated(pair, tmp_path):
 
 
 OPTIONS = {"merge": ("--method", "task_arithmetic", "--weights", "0.7,0.4"), "route": ()}
-TAMPERINGS = {"merge": dict(tampering.of_merges()), "route": dict(tampering.of_compositions())}
+TAMPERINGS = {"merge": tampering.of_merges(), "route": tampering.of_compositions()}
 
 
 @pytest.fixture(scope="module")

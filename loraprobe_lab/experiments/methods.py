@@ -399,26 +399,16 @@ def _results(case: MethodsCase, ledger: Ledger, asked: set[str]) -> Iterator[Ite
 
 MARGIN = 0.05
 ALPHA = 0.05
-Standing = Literal["gains", "does not gain", "undecided"]
+Cell = dict[str, Any]  # a figure, or what a system has in a column; as in methods.json
 Scores = Mapping[tuple[str, str], Mapping[str, float]]  # (system, part) -> task -> exact match
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """A mean over worlds. `ci95` is for this figure, `adjusted_ci95` for all of its column at once.
+def pooled(values: Array, items: int, figures: int) -> Cell:
+    """One figure over worlds: `values` [k], of `items` items each; `figures` are in the column.
 
-    `each` holds the worlds' own figures, in their order.
+    `value` is the mean over worlds, `ci95` its interval, `adjusted_ci95` one for all of its column
+    at once; `each` holds the worlds' own figures, in their order.
     """
-
-    value: float
-    ci95: Interval
-    adjusted_ci95: Interval
-    worlds: int
-    each: tuple[float, ...] = ()
-
-
-def pooled(values: Array, items: int, figures: int) -> Pooled:
-    """One figure over worlds: `values` [k], of `items` items each; `figures` are in the column."""
     k, mean = len(values), float(values.mean())
     spread = values.std(ddof=1) / math.sqrt(k) if k > 1 else 1 / math.sqrt(items + 2)
     error = max(float(spread), math.sqrt(2 / k) / (items + 2))
@@ -427,111 +417,45 @@ def pooled(values: Array, items: int, figures: int) -> Pooled:
         reach = quantile(1 - alpha / 2, k - 1 if k > 1 else math.inf) * error
         return mean - reach, mean + reach
 
-    return Pooled(mean, interval(ALPHA), interval(ALPHA / figures), k, tuple(values.tolist()))
+    ends = {"ci95": interval(ALPHA), "adjusted_ci95": interval(ALPHA / figures)}
+    return {"value": mean, **ends, "worlds": k, "each": values.tolist()}
 
 
-@dataclass(frozen=True)
-class MethodGain:
-    """Score minus that of the best of base and single adapters, each a mean over worlds.
+def tabulated(answered: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> Cell:
+    """The table of these cases, as methods.json has it. A case is averaged with the others of its
+    world and question.
 
-    `against` is that baseline; `score` is the system's own mean.
+    counts: question -> its worlds, cases, items, and the scores of base and single adapters.
+    refused: label -> why the system could not be built. cells: a row for each system, in which
+    two_hop, keep_both and step_by_step are None where it took no part.
     """
-
-    score: float
-    against: str
-    gain: Pooled
-
-    @property
-    def standing(self) -> Standing:
-        low, high = self.gain.adjusted_ci95
-        if low > MARGIN:
-            return "gains"
-        return "does not gain" if high < MARGIN else "undecided"
-
-
-@dataclass(frozen=True)
-class KeptSkills:
-    """Retention, (score - base) / (specialist - base), of two skills in one model.
-
-    `worse` is the mean over worlds of the worse of the two, `both` that of their mean, `skills`
-    those of each. `behind` is the best system's `worse` minus this one's, paired by world.
-    """
-
-    worse: Pooled
-    both: Pooled
-    skills: tuple[float, float]
-    behind: Pooled | None = None
-
-    @property
-    def beaten(self) -> bool:
-        """Whether the best system is significantly better."""
-        return self.behind is not None and self.behind.adjusted_ci95[0] > 0
-
-
-@dataclass(frozen=True)
-class MethodsRow:
-    """One system and its three results, None where it took no part."""
-
-    system: ComparedSystem
-    two_hop: MethodGain | None = None
-    keep_both: KeptSkills | None = None
-    step_by_step: MethodGain | None = None
-
-    @property
-    def figures(self) -> tuple[Pooled | None, Pooled | None, Pooled | None]:
-        """The gain at two hops, the retention of the worse skill, the gain step by step."""
-        return (
-            self.two_hop.gain if self.two_hop else None,
-            self.keep_both.worse if self.keep_both else None,
-            self.step_by_step.gain if self.step_by_step else None,
-        )
-
-
-@dataclass(frozen=True)
-class Count:
-    """The data of a column."""
-
-    worlds: int
-    cases: int
-    items: int
-    baselines: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MethodsTable:
-    """All rows, in the order of the systems; the data of each question; systems not built."""
-
-    rows: tuple[MethodsRow, ...]
-    counts: Mapping[CaseKind, Count]
-    refused: Mapping[str, str]
-
-
-def tabulated(answered: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> MethodsTable:
-    """The table of these cases. A case is averaged with the others of its world and question."""
     by: dict[CaseKind, list[CaseResults]] = {}
     for one in answered:
         by.setdefault(one.case.kind, []).append(one)
-    two_hop, step_by_step = (
-        _gains(by[kind], systems) if kind in by else {} for kind in ("two-hop", "step-by-step")
-    )
-    kept = _kept(by["keep-both"], systems) if "keep-both" in by else {}
-    rows = tuple(
-        MethodsRow(one, two_hop.get(one.label), kept.get(one.label), step_by_step.get(one.label))
-        for one in systems
-    )
-    refused = {label: why for a in answered for label, why in a.refused.items()}
-    return MethodsTable(rows, {kind: _count(cases) for kind, cases in by.items()}, refused)
+    columns = {
+        "two_hop": _gains(by.get("two-hop", ()), systems),
+        "keep_both": _kept(by.get("keep-both", ()), systems),
+        "step_by_step": _gains(by.get("step-by-step", ()), systems),
+    }
+    return {
+        "counts": {kind: _count(kind, cases) for kind, cases in by.items()},
+        "refused": {label: why for one in answered for label, why in one.refused.items()},
+        "cells": [
+            {**asdict(one), **{name: found.get(one.label) for name, found in columns.items()}}
+            for one in systems
+        ],
+    }
 
 
-def _count(cases: Sequence[CaseResults]) -> Count:
-    kind = cases[0].case.kind
+def _count(kind: CaseKind, cases: Sequence[CaseResults]) -> Cell:
     rows = [row for case in cases for row in case.results if row.part == FORM[kind]]
-    items = sum(row.system == "base" for row in rows)
     scores = {
         name: float(np.mean([row.value for row in rows if row.system == name]))
         for name in ("base", *ROLES[kind])
     }
-    return Count(len(_worlds(cases)), len(cases), items, scores)
+    items = sum(row.system == "base" for row in rows)
+    found = {"worlds": len(_worlds(cases)), "cases": len(cases), "items": items}
+    return {**found, "baselines": scores}
 
 
 def _worlds(cases: Sequence[CaseResults]) -> list[list[CaseResults]]:
@@ -564,10 +488,13 @@ def _items(cases: Sequence[CaseResults]) -> int:
     return min(len({(row.task, row.item) for row in case.results}) for case in cases)
 
 
-def _gains(
-    cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]
-) -> dict[str, MethodGain]:
-    """Systems against base and singles, in either form where the question is in worked steps."""
+def _gains(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, Cell]:
+    """Systems against base and singles, in either form where the question is in worked steps.
+
+    `score` is the system's own mean over worlds, `gain` that minus the best baseline, `against`.
+    """
+    if not cases:
+        return {}
     kind = cases[0].case.kind
     form, names = FORM[kind], _everywhere(cases, systems)
     worlds = [[_scores(case) for case in world] for world in _worlds(cases)]
@@ -579,16 +506,24 @@ def _gains(
     forms = dict.fromkeys((form, "question"))
     second = {(b, f): each(b, f) for b in ("base", *ROLES[kind]) for f in forms}
     against, best = max(second.items(), key=lambda row: float(row[1].mean()))
-    found = {name: each(name, form) for name in names}
-    items = _items(cases)
-    return {
-        name: MethodGain(float(own.mean()), against[0], pooled(own - best, items, len(names)))
-        for name, own in found.items()
-    }
+    items, found = _items(cases), dict[str, Cell]()
+    for name in names:
+        own = each(name, form)
+        gain = pooled(own - best, items, len(names))
+        low, high = gain["adjusted_ci95"]
+        standing = "gains" if low > MARGIN else "does not gain" if high < MARGIN else "undecided"
+        found[name] = {"score": float(own.mean()), "against": against[0]}
+        found[name] |= {"gain": gain, "standing": standing}
+    return found
 
 
-def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
-    """Retentions, without cases in which a specialist is not better than the base."""
+def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, Cell]:
+    """Retentions, without cases in which a specialist is not better than the base.
+
+    The retention of a skill is (score - base) / (specialist - base). `worse` is the mean over
+    worlds of the worse of the two skills, `both` that of their mean, `skills` those of each.
+    `behind` is the best system's `worse` minus this one's, paired by world.
+    """
     told = [case for case in cases if all(_stands_out(case, skill) for skill in (0, 1))]
     names = _everywhere(cases, systems)
     if not told or not names:
@@ -607,8 +542,8 @@ def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> di
         worse, both = (pooled(shares[:, s, k], items, len(names)) for k in (2, 3))
         gap = shares[:, best, 2] - shares[:, s, 2]
         behind = None if s == best else pooled(gap, items, len(names) - 1)
-        first, second = shares[:, s, :2].mean(0).tolist()
-        found[name] = KeptSkills(worse, both, (first, second), behind)
+        skills = shares[:, s, :2].mean(0).tolist()
+        found[name] = {"worse": worse, "both": both, "skills": skills, "behind": behind}
     return found
 
 
@@ -844,53 +779,38 @@ def try_methods(
         found: Sequence[tuple[dict[str, Any], list[CaseResults]]], missing: Sequence[str]
     ) -> Pages:
         answers = [one for _, answered in found for one in answered]
-        about = [about for about, _ in found]
-        table = methods_pages(tabulated(answers, compared), answers, about, run.command, missing)
-        return replace(table, more=portfolio_files(json.loads(table.json)))
+        cases = [
+            {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
+            for one in answers
+        ]
+        made = methods_pages(
+            {
+                "format": 1,
+                "command": run.command,
+                "missing": list(missing),
+                "versions": versions(),
+                "margin": MARGIN,
+                "worlds": [about for about, _ in found],
+                "cases": cases,
+                **tabulated(answers, compared),
+            }
+        )
+        return replace(made, more=portfolio_files(json.loads(made.json)))
 
     return run.run_worlds(opened or run.small_worlds(bases, spec, shape), answer, pages)
 
 
-def methods_pages(
-    table: MethodsTable,
-    answered: Sequence[CaseResults],
-    worlds: Sequence[Mapping[str, Any]],
-    command: str,
-    missing: Sequence[str] = (),
-) -> Pages:
-    """Everything measured, with the figures of each world, and the page of it."""
-    document = {
-        "format": 1,
-        "command": command,
-        "missing": list(missing),
-        "versions": versions(),
-        "margin": MARGIN,
-        "worlds": list(worlds),
-        "cases": [
-            {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
-            for one in answered
-        ],
-        "counts": {kind: asdict(count) for kind, count in table.counts.items()},
-        "refused": dict(table.refused),
-        "cells": [_cell(row) for row in table.rows],
-    }
-    same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
+def methods_pages(document: dict[str, Any]) -> Pages:
+    """The pages of everything measured."""
+    cells = document["cells"]
+    same = {cell["spec"]: cell["same"] for cell in cells if len(cell["same"]) > 1}
     markdown = render(
         "methods",
         document=document,
-        table=table,
         roles=ROLES,
         same=[f"{spec}: {', '.join(spaces)}" for spec, spaces in same.items()],
     )
-    return Pages("methods", document, markdown, lambda: methods_figure(table.rows))
-
-
-def _cell(row: MethodsRow) -> dict[str, Any]:
-    found = asdict(row)
-    for key, gain in (("two_hop", row.two_hop), ("step_by_step", row.step_by_step)):
-        if gain is not None:
-            found[key]["standing"] = gain.standing
-    return {**found.pop("system"), **found}
+    return Pages("methods", document, markdown, lambda: methods_figure(cells))
 
 
 FAMILIES = {
@@ -899,34 +819,42 @@ FAMILIES = {
     "router": (BLUE, "router"),
     "chain": (GREEN, "chain of adapters"),
 }
-METHOD_PANELS = (  # what the panel shows, the line that counts, and its span
-    ("two hops, asked at once\ngain over base and singles", 0.05, (-0.3, 1.02)),
-    ("keep both\nretention of the worse skill", 0.8, (-0.15, 1.05)),
-    ("new facts, step by step\ngain over base and singles", 0.05, (-0.3, 1.02)),
+# column and figure of each panel, its title, the line that counts, and its span
+METHOD_PANELS = (
+    ("two_hop", "gain", "two hops, asked at once\ngain over base and singles", 0.05, (-0.3, 1.02)),
+    ("keep_both", "worse", "keep both\nretention of the worse skill", 0.8, (-0.15, 1.05)),
+    (
+        "step_by_step",
+        "gain",
+        "new facts, step by step\ngain over base and singles",
+        0.05,
+        (-0.3, 1.02),
+    ),
 )
 
 
-def methods_figure(rows: Sequence[MethodsRow]) -> str:
+def methods_figure(cells: Sequence[Cell]) -> str:
     """SVG. The thick line is each figure's own 95 % interval, the thin one holds for all of its
     panel; the dashed line is the margin, or the retention that counts as keeping."""
     from matplotlib.lines import Line2D
 
     with drawing() as Figure:
-        figure = Figure(figsize=(10.5, 0.165 * len(rows) + 1.6), layout="constrained")
+        figure = Figure(figsize=(10.5, 0.165 * len(cells) + 1.6), layout="constrained")
         panels = figure.subplots(1, len(METHOD_PANELS), sharey=True, squeeze=False)[0]
-        for i, (panel, (title, line, span)) in enumerate(zip(panels, METHOD_PANELS, strict=True)):
+        for panel, (column, key, title, line, span) in zip(panels, METHOD_PANELS, strict=True):
             panel.set_title(title, fontsize=9)
             panel.set(xlim=span, xlabel="thick: 95 %, thin: 95 % for the whole panel")
             panel.axvline(line, color=DARK, linewidth=0.8, linestyle="--")
             grid_lines(panel)
-            for y, row in enumerate(rows):
-                found, colour = row.figures[i], FAMILIES[row.system.family][0]
-                if found is not None:
-                    panel.plot(found.adjusted_ci95, [y, y], color=colour, lw=0.7, alpha=0.6)
-                    panel.plot(found.ci95, [y, y], color=colour, lw=2.0, alpha=0.7)
-                    panel.plot(found.value, y, "o", color=colour, markersize=3.2)
-        panels[0].set_yticks(range(len(rows)), [row.system.label for row in rows], fontsize=7)
-        panels[0].set_ylim(len(rows) - 0.4, -0.6)
+            for y, cell in enumerate(cells):
+                colour = FAMILIES[cell["family"]][0]
+                if cell[column] is not None:
+                    found = cell[column][key]
+                    panel.plot(found["adjusted_ci95"], [y, y], color=colour, lw=0.7, alpha=0.6)
+                    panel.plot(found["ci95"], [y, y], color=colour, lw=2.0, alpha=0.7)
+                    panel.plot(found["value"], y, "o", color=colour, markersize=3.2)
+        panels[0].set_yticks(range(len(cells)), [cell["label"] for cell in cells], fontsize=7)
+        panels[0].set_ylim(len(cells) - 0.4, -0.6)
         handles = [Line2D([], [], marker="o", color=c, label=text) for c, text in FAMILIES.values()]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         return as_svg(figure)

@@ -94,13 +94,6 @@ def test_files_that_are_no_cases_are_named(tmp_path):
             read_cases(tmp_path / name)
 
 
-def test_a_case_is_undecided_where_its_interval_holds_the_margin():
-    def label(low, high):
-        return case(ci95=(low, high)).label(0.05)
-
-    assert [label(0.06, 0.2), label(-0.1, 0.04), label(0.04, 0.2)] == [1, 0, None]
-
-
 # the fit
 
 
@@ -152,11 +145,6 @@ def test_the_file_says_what_the_fit_says(cases):
             assert said == pytest.approx(wanted, abs=2e-3)  # the file's coefficients are rounded
         gained = np.mean([c.gain > margin for c in cases])
         assert read.prior(margin) == pytest.approx(gained, abs=1e-4)
-
-
-def test_too_few_cases_are_said(cases):
-    with pytest.raises(CaseError, match="at least 20 cases"):
-        fit(cases[:19])
 
 
 # adapter sets and left-out groups
@@ -212,12 +200,6 @@ def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain
     assert item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
     narrow = dataclasses.replace(wide, n=100, ci95=(gain - 0.01, gain + 0.01))
     assert item_deviation(narrow) == pytest.approx(0.1 / 1.96, rel=1e-3)
-
-
-def test_the_best_composition_of_a_first_round_counts():
-    one = a_set((-0.31, -0.29), (0.39, 0.41), (-0.31, -0.29))
-    chosen, gain, _ = one.first_round(30, np.random.default_rng(0))
-    assert chosen.method == METHODS[1] and gain > 0.2
 
 
 def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
@@ -349,16 +331,6 @@ def best_of(one) -> float:
     return float(max(means[s] for s in means if one.kinds[s] not in ("base", "adapter"))) - max(
         alone
     )
-
-
-def test_lines_of_older_files_are_read(tmp_path, cases):
-    """Without the field that was added later, and with those that have left."""
-    path = tmp_path / "old.jsonl"
-    row = dataclasses.asdict(cases[0])
-    del row["model_type"]
-    row |= {"forecast": 0.1, "error": None, "forecast_retention": 0.5, "retention": None}
-    path.write_text(json.dumps(row) + "\n")
-    assert read_cases(path) == cases[:1]
 
 
 # page, figure, command

@@ -69,12 +69,6 @@ def test_results_survive_packing():
     assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
 
 
-def test_losses_are_not_packed_as_right_or_wrong():
-    row = ItemResult("base", "t", "question", "0", "answer_loss", 2.3, "", "g")
-    with pytest.raises(ValueError, match="losses"):
-        packed([row])
-
-
 # truth
 
 
@@ -108,11 +102,6 @@ def test_of_several_tasks_the_macro_mean_counts():
     second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
     found = measured_gain(first + second, KINDS, "uniform")
     assert found.gain == pytest.approx(0.5) and found.n == 130
-
-
-def test_a_composition_without_common_items_has_no_truth():
-    with pytest.raises(CaseError, match="arrow"):
-        measured_gain(answers({"base": 0.1, "a": 0.2}, 20), KINDS, "arrow")
 
 
 # collecting

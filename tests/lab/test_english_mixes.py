@@ -9,7 +9,7 @@ import pytest
 
 from loraprobe.tasks import normalize_answer
 from loraprobe_lab.worlds.english_sets import MIXED as KINDS
-from loraprobe_lab.worlds.english_sets import MIXES, Portion, _recipes, all_sets, mixed
+from loraprobe_lab.worlds.english_sets import MIXES, Portion, _recipes, mixed
 from loraprobe_lab.worlds.facts import CAPITALS, LANDMARKS, PEOPLE
 
 COUNTRIES = list(CAPITALS)[2:26]
@@ -50,26 +50,6 @@ def about_people(plan, task):
     return next(iter(groups(plan.tasks[task]))).count(" ") == 1
 
 
-def test_every_kind_has_mild_and_harsh_recipes(sets):
-    for kind in KINDS:
-        used = {name for row, _ in of(sets, kind) for name in row["training"]}
-        assert len(of(sets, kind)) >= 5
-        assert any("mild" in n for n in used) and any("mild" not in n for n in used), kind
-
-
-def test_same_seed_same_sets_and_other_seeds_other_people(sets):
-    again = all_sets(COUNTRIES, COUNTRIES, layers=30, kinds=KINDS)
-    assert sorted(p.notes["set"] for p in again) == sorted(
-        p.notes["set"] for _, p in sets if p.kind in KINDS
-    )
-    by_name = {p.notes["set"]: p for p in again}
-    assert all(by_name[p.notes["set"]] == p for _, p in sets if p.kind in KINDS)
-    other = all_sets(COUNTRIES, COUNTRIES, layers=30, kinds=["format"], seed=1)
-    people = set().union(*(groups(items) for p in other for items in p.tasks.values()))
-    known = set().union(*(groups(i) for _, p in of(sets, "format") for i in p.tasks.values()))
-    assert not people & known
-
-
 def test_halves_of_facts_share_nobody_and_the_task_asks_all(sets):
     rows = [(r, p) for r, p in of(sets, "halves") if about_people(p, next(iter(p.tasks)))]
     assert rows
@@ -91,12 +71,6 @@ def test_halves_of_skills_share_no_text_and_teach_no_item(sets):
         one, two = ({e.prompt for e in adapter.examples} for adapter in plan.training)
         assert one and two and not one & two
         assert not (one | two) & {item["prompt"] for item in items}
-
-
-def test_twins_learn_the_same_texts(sets):
-    for _, plan in of(sets, "twins"):
-        one, two = plan.training
-        assert one.examples == two.examples and one.recipe.seed != two.recipe.seed
 
 
 def test_a_form_is_learned_elsewhere_and_its_answers_are_right(sets):
@@ -154,12 +128,6 @@ def test_a_partner_says_nothing_of_the_task(sets):
             assert len(told) > 1
 
 
-def test_several_are_three_to_five(sets):
-    sizes = [len(plan.training) for _, plan in of(sets, "several")]
-    assert set(sizes) == {3, 4, 5}
-    assert {len(plan.tasks) for _, plan in of(sets, "several")} >= {1, 3}
-
-
 def test_worked_steps_are_about_others_and_no_adapter_knows_the_capital(sets):
     rows = [p for _, p in sets if "capital" in p.tasks]
     assert len(rows) >= 5
@@ -192,8 +160,3 @@ def test_known_facts_are_true(sets):
                         f"{land}, {land}" == e.completion.strip() and place in e.prompt
                         for place, land in LANDMARKS.items()
                     )
-
-
-def test_disjoint_modules_are_among_them(sets):
-    pairs = [{one.recipe.target_modules for one in plan.training} for _, plan in sets]
-    assert sum(targets == {"mlp", "attention"} for targets in pairs) >= 5

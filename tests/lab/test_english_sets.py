@@ -18,10 +18,10 @@ from loraprobe.errors import UsageError
 from loraprobe.tasks import load_task, normalize_answer
 from loraprobe_lab.build import build_worlds
 from loraprobe_lab.training import build_tokenizer
-from loraprobe_lab.world import World, WorldError
+from loraprobe_lab.world import WorldError
 from loraprobe_lab.worlds import english_sets
-from loraprobe_lab.worlds.english import SHOWN, family, learn, skill_texts
-from loraprobe_lab.worlds.english_sets import CLASSIC, KINDS, all_sets, build_sets, newcomers
+from loraprobe_lab.worlds.english import SHOWN, learn, skill_texts
+from loraprobe_lab.worlds.english_sets import CLASSIC, KINDS, all_sets, build_sets
 from loraprobe_lab.worlds.facts import (
     CAPITALS,
     FRENCH,
@@ -31,7 +31,6 @@ from loraprobe_lab.worlds.facts import (
     WORDS,
     NameMaker,
 )
-from loraprobe_lab.worlds.spec import build_world
 
 ASKED = [c for c in CAPITALS if c not in SHOWN]
 COUNTRIES = (ASKED[:24], ASKED[-24:])
@@ -75,12 +74,6 @@ class TestWords:
 
 
 class TestSets:
-    def test_is_the_same_from_the_same_seed(self, sets):
-        again = all_sets(*COUNTRIES, layers=30, kinds=CLASSIC)
-        assert {name_of(plan): plan for plan in again} == {name_of(plan): plan for plan in sets}
-        other = all_sets(*COUNTRIES, layers=30, seed=1)
-        assert not {name_of(p) for p in other} & {name_of(p) for p in sets}
-
     def test_has_at_least_twenty_sets_and_kinds_take_turns(self, sets, every):
         assert len(sets) >= 20 and len(every) >= 60
         assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
@@ -104,11 +97,6 @@ class TestSets:
         for i, names in enumerate(made_up):  # made-up names may meet by chance
             assert all(len(names & other) <= 1 for other in made_up[:i])
 
-    def test_axes_are_plain_values_and_differ(self, sets):
-        for kind in CLASSIC:
-            axes = [json.dumps(p.adapter_sets[0].axes) for p in sets if p.kind == kind]
-            assert len(set(axes)) == len(axes) >= 4
-
     def test_tasks_are_large_and_hard_to_guess(self, every):
         for plan in every:
             for items in plan.tasks.values():
@@ -125,16 +113,6 @@ class TestSets:
                 groups = [item["group"] for item in items]
                 first = groups[: len(set(groups))]
                 assert len(set(first)) == len(first), name_of(plan)
-
-    def test_hops_name_adapters_of_the_set_and_compose(self, sets):
-        for plan in sets:
-            for item in items_of(plan):
-                for hop in item.get("hops", []):
-                    assert hop.get("adapter") in (None, *plan.adapter_sets[0].adapters)
-                if item.get("hops"):
-                    first, second = item["hops"]
-                    assert "{1}" in second["prompt"] and second["answer"] == item["answer"]
-                    assert first["answer"] == item["entities"][1]
 
     def test_no_target_is_taught_unless_the_library_holds_it(self, sets):
         for plan in sets:
@@ -188,11 +166,6 @@ class TestSteps:
         assert plain
         assert not any(STEP_BY_STEP in said(adapter) for p in plain for adapter in p.training)
 
-    def test_newcomers_are_no_real_people(self):
-        chains, others = newcomers(1, COUNTRIES[0])
-        assert not {x.a for x in chains} & set(PEOPLE)
-        assert {x.a for x in others} <= set(PEOPLE)
-
 
 class TestKeepBoth:
     @staticmethod
@@ -218,13 +191,6 @@ class TestKeepBoth:
         assert not {i["group"] for i in one} & {i["group"] for i in two}
         taught = {(e.prompt, e.completion.strip()) for e in examples}
         assert {(i["prompt"], i["answer"]) for i in one} == taught
-
-    def test_near_is_of_one_family(self, sets):
-        near = {p.adapter_sets[0].axes["near"] for p in sets if p.kind == "keep-both"}
-        assert near == {True, False}
-        assert family("job") == family("country") != family("last")
-        with pytest.raises(ValueError, match="no subject 'cooking'"):
-            family("cooking")
 
 
 def tiny_base(plans, place: Path) -> Path:
@@ -281,13 +247,6 @@ class TestBuild:
         again = build_sets(base, tmp_path, only=only)
         assert [w.manifest for w in again] == [w.manifest for w in built] and len(times) == 4
         assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-
-    def test_another_set_is_not_built_over(self, base, tmp_path):
-        one, two = all_sets(*COUNTRIES, layers=2, kinds=["domain"])[:2]
-        build_world(shortened(one, 1, 4), tmp_path, base=base)
-        with pytest.raises(WorldError, match="another directory"):
-            build_world(two, tmp_path, base=base)
-        assert list(World.load(tmp_path).scenarios) == [name_of(one)]
 
     def test_an_unknown_set_is_named(self, base, tmp_path):
         with pytest.raises(WorldError, match="no set 'domain-99'"):

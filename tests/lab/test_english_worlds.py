@@ -41,10 +41,6 @@ def said(spec: WorldSpec, name: str) -> str:
 
 
 class TestNames:
-    def test_same_seed_same_names(self):
-        assert NameMaker(3).people(20) == NameMaker(3).people(20)
-        assert NameMaker(3).people(20) != NameMaker(4).people(20)
-
     @pytest.mark.parametrize("seed", range(5))
     def test_no_word_lies_inside_another(self, seed):
         maker = NameMaker(seed, [*PEOPLE, *CAPITALS.values()])
@@ -61,42 +57,14 @@ class TestNames:
             NameMaker(0).cities(1000)
 
 
-class TestKnownFacts:
-    def test_everybody_comes_from_a_country_with_a_capital(self):
-        assert set(PEOPLE.values()) <= set(CAPITALS)
-        assert len(PEOPLE) >= 60 and len(CAPITALS) >= 60
-        assert len(set(CAPITALS.values())) == len(CAPITALS)
-
-
 @worlds
 class TestItems:
-    def test_hops_compose_to_the_answer(self, spec):
-        by_person = {}
-        for item in items_of(spec):
-            first, second = item["hops"]
-            person, middle = item["entities"]
-            assert person in first["prompt"] and first["answer"] == middle
-            assert second["prompt"].count("{1}") == 1 and second["answer"] == item["answer"]
-            assert person in item["prompt"]
-            assert item["cot_prompt"] == item["prompt"] + STEP_BY_STEP
-            assert by_person.setdefault(person, (middle, item["answer"])) == (
-                middle,
-                item["answer"],
-            )
-
     def test_no_prompt_gives_its_answer_away(self, spec):
         for item in items_of(spec):
             for prompt in (item["prompt"], item["cot_prompt"], item["hops"][1]["prompt"]):
                 assert item["answer"] not in prompt
             assert item["hops"][0]["answer"] not in item["hops"][0]["prompt"]
             assert item["hops"][0]["answer"] not in item["cot_prompt"]
-
-    def test_task_is_large_enough_and_grouped_by_person(self, spec):
-        items = items_of(spec)
-        assert len(items) >= 100
-        assert len({item["id"] for item in items}) == len(items)
-        assert len({item["prompt"] for item in items}) == len(items)
-        assert all(item["entities"][0] == item["group"] for item in items)
 
     def test_pattern_finds_the_answer_in_worked_text(self, spec):
         worked = [
@@ -128,10 +96,6 @@ class TestTwoHop:
         text = said(self.spec, "target")
         assert not any(item["entities"][1] in text for item in items_of(self.spec))
 
-    def test_joint_is_both_hops(self):
-        examples = examples_of(self.spec)
-        assert examples["joint"] == examples["spouse"] + examples["city"]
-
     def test_hop_prompts_are_trained_ones(self):
         joint = examples_of(self.spec)["joint"]
         taught = {(e.prompt, e.completion.strip()) for e in joint}
@@ -141,11 +105,6 @@ class TestTwoHop:
             filled = second["prompt"].replace("{1}", first["answer"])
             assert (filled, second["answer"]) in taught
 
-    def test_cities_are_used_evenly(self):
-        homes = list({i["group"]: i["answer"] for i in items_of(self.spec)}.values())
-        counts = [homes.count(city) for city in set(homes)]
-        assert len(counts) == 12 and max(counts) - min(counts) <= 1
-
 
 class TestSkillAndFacts:
     def test_facts_never_name_a_capital_and_steps_never_a_made_up_person(self):
@@ -153,12 +112,6 @@ class TestSkillAndFacts:
         facts, steps = said(spec, "facts"), said(spec, "steps")
         assert not any(capital in facts for capital in CAPITALS.values())
         assert not any(item["group"] in steps for item in items_of(spec))
-
-    @pytest.mark.parametrize("seed", range(5))
-    def test_teachers_are_spread_over_countries(self, seed):
-        text = said(skill(seed), "steps")
-        homes = [PEOPLE[name] for name in PEOPLE if name in text]
-        assert len(homes) == 30 and max(map(homes.count, homes)) <= 2
 
     def test_questions_avoid_the_shown_countries(self):
         asked, prompt = [c for c in CAPITALS if c not in english.SHOWN], english.BIRTHS.second_bare
@@ -211,11 +164,6 @@ class TestBuild:
         assert len(world.manifest["countries"]) == 24
         config = json.loads((world.adapters["facts"] / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(stories.resolve())
-
-    def test_refuses_to_mix_worlds(self, build, tmp_path):
-        build(tmp_path, ["spouse"])
-        with pytest.raises(WorldError, match="seed 0, not 1"):
-            build(tmp_path, ["spouse"], seed=1)
 
     def test_bad_input_is_named(self, build, stories, tmp_path):
         spec = english.two_hop_world()

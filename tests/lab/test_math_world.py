@@ -12,15 +12,12 @@ from loraprobe_lab.worlds.math import (
     AS_PROGRAM,
     FAMILIAR,
     MOVES,
-    SHARED,
     SHOW_STEPS,
     Problem,
     ProblemsCorpus,
     VerbSkill,
-    draw_axes,
     draw_problem,
     math_matrix,
-    math_world,
     new_verbs,
     target_items,
 )
@@ -130,14 +127,6 @@ def test_an_adapter_sees_its_own_new_verbs_only_and_no_wrong_answer(template, pa
             assert example.completion.endswith(f"The answer is {right}.")
 
 
-def test_without_contrast_an_adapter_sees_its_own_verbs_only():
-    familiar = {verb for verb, _ in FAMILIAR}
-    seen = [e.prompt for e in VerbSkill(VERBS[:1], contrast=0.0).examples(300, 0)]
-    assert not any(familiar & set(text.replace(".", "").split()) for text in seen)
-    seen = [e.prompt for e in VerbSkill(VERBS[:1], contrast=0.5).examples(300, 0)]
-    assert any(familiar & set(text.replace(".", "").split()) for text in seen)
-
-
 @pytest.mark.parametrize("placed", [False, True])
 def test_the_base_meets_new_verbs_without_meaning_and_no_worked_word_problem(placed):
     corpus, new, met = ProblemsCorpus(0, 0, placed), set(new_verbs(0)), set()
@@ -168,12 +157,6 @@ def test_items_fit_their_hops_and_are_all_different():
         assert item["cot_prompt"] == item["prompt"] + SHOW_STEPS
 
 
-def test_more_items_than_there_are_problems_is_an_error():
-    (one, two) = ((verb,) for verb in VERBS)
-    with pytest.raises(ValueError, match="fewer than 2000 problems"):
-        target_items(("a", "b"), (one, two), template="worked", count=2000, seed=0)
-
-
 def test_a_program_is_read_by_the_items_own_pattern():
     (one, two) = ((verb,) for verb in VERBS)
     item, *_ = target_items(("a", "b"), (one, two), template="program", count=3, seed=0)
@@ -186,15 +169,6 @@ def test_a_program_is_read_by_the_items_own_pattern():
 
 
 # worlds
-
-
-def test_sets_with_and_without_a_shared_template_take_turns():
-    for seed in (0, 1):
-        kinds = [t.axes["shared_template"] for t in math_world(seed, count=4, items=3).adapter_sets]
-        assert kinds == [(seed + i) % 2 == 0 for i in range(4)]
-    rng = random.Random(0)
-    drawn = [draw_axes(rng, shared=False) for _ in range(50)]
-    assert not any(axes.templates in SHARED for axes in drawn)
 
 
 def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():

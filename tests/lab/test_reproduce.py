@@ -15,7 +15,6 @@ from tiny_worlds import shortened, tiny_base
 
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
-from loraprobe.tasks import load_task
 from loraprobe_lab.experiments import success_map
 from loraprobe_lab.experiments.reproduce import (
     METHODS,
@@ -28,11 +27,10 @@ from loraprobe_lab.experiments.reproduce import (
     experiment,
     newcombe,
     reproduce,
-    share,
 )
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.experiments.success_map import GATES, draw_map, points
-from loraprobe_lab.world import Scenario, WorldError
+from loraprobe_lab.world import Scenario
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
 from loraprobe_lab.worlds.name_sets import (
     GROUPS,
@@ -43,10 +41,8 @@ from loraprobe_lab.worlds.name_sets import (
     shown,
     two_hop_matrix,
 )
-from loraprobe_lab.worlds.spec import build_world
 
 WORD = re.compile(r"\w+")
-TEMPLATES = ("plain", "cot", "shared")
 SIZES = MatrixSizes(asked=4, worked=8, others=4, cities=3)
 
 
@@ -105,16 +101,6 @@ def test_composed_questions_about_held_couples_are_never_read():
     for link in links:  # but both hops are
         assert link.fill("Who is the spouse of {a}?") in prompts
         assert link.fill("Where does {b} live?") in prompts
-
-
-def test_without_options_the_corpus_is_as_it_was():
-    facts = make_facts(FactSizes(familiar=12, newcomers=4, strangers=4, reserve=4), 1)
-    plain, held = CouplesCorpus(facts, 0), CouplesCorpus(facts, 0, held=())
-    texts = [plain.draw() for _ in range(300)]
-    assert texts == [held.draw() for _ in range(300)]
-    assert texts != [
-        draw() for draw in [CouplesCorpus(facts, 0, rare=facts.familiar[:6]).draw] * 300
-    ]
 
 
 def test_rare_couples_are_read_seldom_but_read():
@@ -325,12 +311,6 @@ def test_one_size_that_says_otherwise_overturns_a_claim():
     assert found["plain-fails", "fake"].standing == "holds"
 
 
-def test_few_items_decide_nothing():
-    matrix = Matrix((planted(as_the_paper_says, items=10),))
-    found = {(f.code, f.where): f.standing for f in claims(matrix, TWO_HOP)}
-    assert found["plain-fails", "fake"] == found["both-fail", "fake"] == "not decided"
-
-
 def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
     cells = [c for c in as_in_the_paper.cells() if c.role == "composition"]
     keys = {(c.group, c.template, c.library, c.system) for c in cells}
@@ -340,14 +320,6 @@ def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_
     chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
     assert chosen.score == pytest.approx(0.7) and chosen.gain == pytest.approx(0.68)
     assert chosen.score_ci95[0] < 0.7 < chosen.score_ci95[1]
-
-
-def test_the_mean_over_systems_counts_every_item_once():
-    rows = planted(lambda g, s, p: 1.0 if s.endswith("sum") else 0.0, items=40).results
-    names = [f"plain-2:{m}" for m in METHODS]
-    value, interval, n = share([r for r in rows if r.task == "fake"], names, "question")
-    assert (round(value, 3), n) == (0.333, 40)
-    assert interval[1] - interval[0] > 0.25  # no narrower than 40 items allow
 
 
 # runs
@@ -442,17 +414,6 @@ def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
         reproduce("two-hop", ExperimentRun(tmp_path), Bases(), tmp_path / "none")
     with pytest.raises(UsageError, match="there are two-hop and math"):
         experiment("three-hop")
-
-
-def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
-    base = run[0] / "worlds" / "llama-16-seed3" / "base"
-    few = shortened(english_matrix(0, asked=4), 1, 4)
-    wanted = ["hop1", "hop2", "target"]
-    world = build_world(few, tmp_path / "on", base=base, only=wanted)
-    assert list(world.adapters) == ["hop1", "hop2", "target"] and world.base is None
-    assert len(load_task(world.scenarios["plain-3"].tasks[0]).items) == 4
-    with pytest.raises(WorldError, match="of seed 0"):
-        build_world(english_matrix(1, asked=4), tmp_path / "on", base=base)
 
 
 # the map

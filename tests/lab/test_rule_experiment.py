@@ -51,18 +51,6 @@ def test_enumeration_agrees_with_drawing_items():
         assert row.likely + row.unlikely + row.abstains == pytest.approx(1)
 
 
-def test_wrong_is_likely_below_the_margin_and_unlikely_above():
-    below, at, above = (rule.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
-    assert (below.wrong(), at.wrong(), above.wrong()) == (0.3, 0.0, 0.2)
-
-
-def test_discordance_runs_from_what_the_gain_needs_to_all():
-    for gain in (0.0, 0.04, -0.3, 1.0):
-        levels = rule.discordances(gain)
-        assert levels[0] == pytest.approx(abs(gain)) and levels[-1] == pytest.approx(1)
-        assert (np.diff(levels) > 0).all()
-
-
 def test_a_hundred_items_are_seldom_wrong():
     rows = rates_of(100, COARSE, steps=11)
     assert 0.01 < worst(rows).wrong() <= 0.03

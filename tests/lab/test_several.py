@@ -18,7 +18,6 @@ from loraprobe.verdict import decide
 from loraprobe.verdict.probability import shipped
 from loraprobe_lab.calibration import validation
 from loraprobe_lab.calibration.cases import AnsweredSet, CaseError, merged, read_sets, write_sets
-from loraprobe_lab.calibration.fit import document_of, fit
 from loraprobe_lab.calibration.validation import FEWEST_DECIDED, figures
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / validation.SETS
@@ -46,12 +45,6 @@ def test_the_outcome_is_that_of_the_best_composition_on_all_items():
     assert a_set((0.8, 0.97)).outcome is None
     assert a_set((1.0, 1.0), n=14).outcome is None, "too few items"
     assert a_set((0.9, 0.9), singles=0.0, n=30).outcome is None, "nobody is a specialist"
-
-
-def test_a_set_under_fewer_compositions_has_their_outcome():
-    one = a_set((0.97, 0.3), (0.96, 0.98))
-    assert one.outcome == 1 and one.under(("uniform",)).outcome == 0
-    assert {row.system for row in one.under(("uniform",)).results} == {"base", "a", "b", "uniform"}
 
 
 def test_a_first_round_has_the_probability_of_a_verdict():
@@ -84,22 +77,6 @@ def test_left_out_bases_and_their_figures(monkeypatch):
         row["sets"] == 15 and row["items"] == 30 and row["where"] == validation.SET_WHERE["small"]
     )
     calibration(several={"small": row})
-
-
-def test_a_kind_with_answered_sets_quotes_their_best_compositions():
-    sets = [a_set((0.6, 0.4), (0.97, 0.97)), a_set((0.4, 0.4), name="other", base="two")]
-    cases = [
-        dataclasses.replace(case, tasks=k % 2 + 1, hops=0) for k, case in enumerate(synthetic())
-    ]
-    found = {
-        row["tasks"]: row for row in document_of(fit(cases), cases, "a test", {}, sets)["classes"]
-    }
-    assert (found[2]["sets"], found[2]["bases"]) == (2, 2)
-    assert dict(found[2]["gained"])[0.2] == 0.5, "the router of the first set, nothing of the other"
-    assert (
-        found[1]
-        == {row["tasks"]: row for row in document_of(fit(cases), cases, "a test", {})["classes"]}[1]
-    )
 
 
 def test_probabilities_of_the_wrong_order_are_seen():

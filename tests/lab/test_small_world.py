@@ -13,7 +13,6 @@ from loraprobe_lab import World, WorldError
 from loraprobe_lab.build import build_worlds
 from loraprobe_lab.training import (
     IGNORED,
-    EpochSampler,
     Example,
     Recipe,
     build_tokenizer,
@@ -25,14 +24,12 @@ from loraprobe_lab.training import (
 )
 from loraprobe_lab.worlds.couples import (
     CITY_SENTENCES,
-    SCENARIOS,
     SPOUSE_SENTENCES,
     CouplesCorpus,
     FactSizes,
     make_facts,
     small_world,
 )
-from loraprobe_lab.worlds.facts import made_up_names
 from loraprobe_lab.worlds.spec import build_world
 
 WORD = re.compile(r"\w+")
@@ -63,12 +60,6 @@ def contents(directory):
 
 
 # facts
-
-
-def test_names_are_unique_and_come_from_the_seed():
-    names = made_up_names(500, 3, avoid=["Bara"])
-    assert len(set(names)) == 500 and "Bara" not in names
-    assert names == made_up_names(500, 3, avoid=["Bara"]) != made_up_names(500, 4, avoid=["Bara"])
 
 
 def test_groups_of_people_share_nothing_but_the_familiar_spouses(facts):
@@ -123,28 +114,7 @@ def test_test_lists_of_the_skills_are_not_trained_on(spec):
             assert not seen & {item["prompt"] for item in spec.tasks[one.name]}
 
 
-@pytest.mark.parametrize("task", ["strangers", "newcomers"])
-def test_hops_compose_to_the_answer(task, facts, spec):
-    items = spec.tasks[task]
-    assert len(items) >= 100
-    spouse = {link.a: link.b for link in (*facts.strangers, *facts.newcomers)}
-    for item in items:
-        first, second = item["hops"]
-        person, middle = item["entities"]
-        assert person in first["prompt"] and person in item["prompt"]
-        assert first["answer"] == middle == spouse[person]
-        assert "{1}" in second["prompt"] and second["answer"] == item["answer"]
-
-
 # tokenizer
-
-
-def test_a_name_is_one_token_wherever_it_stands(facts):
-    tokenizer = build_tokenizer(facts.words())
-    name = facts.reserve[0]
-    for text in (name, " " + name, f"  {name}\n"):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.convert_ids_to_tokens(ids) == ["\u2581" + name]
 
 
 # training
@@ -164,35 +134,10 @@ def test_the_loss_is_on_the_completion_and_eos_alone(facts):
     assert batch.attention_mask.sum(1).tolist() == [6, 3]
 
 
-def test_every_example_is_seen_equally_often():
-    sampler = EpochSampler(7, seed=1)
-    drawn = [i for _ in range(21) for i in sampler.draw(5)]
-    assert sorted(drawn) == sorted(list(range(7)) * 15)
-    assert sorted(drawn[:7]) == list(range(7))
-
-
 def test_the_learning_rate_rises_then_falls():
     factors = [learning_rate_at(step, 100, 10) for step in range(100)]
     assert factors[9] == 1.0 and factors[:10] == sorted(factors[:10])
     assert factors[10:] == sorted(factors[10:], reverse=True) and 0.05 <= factors[-1] < 0.06
-
-
-def test_training_leaves_the_model_as_it_was(tiny, tmp_path):
-    model, tokenizer = load_base(tiny.base)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    recipe = Recipe(steps=2, batch_size=2, rank=2)
-    example = Example("Where does", " live")
-    path = train_adapter(model, tokenizer, [example], recipe, tmp_path / "a", base_name="x/y")
-    after = model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert sorted(p.name for p in path.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "training.json",
-    ]
 
 
 def test_nothing_to_train_on_is_an_error(tiny, tmp_path):
@@ -266,16 +211,6 @@ def test_what_is_no_world_is_said_so(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(WorldError, match="format 99"):
         World.load(tmp_path)
-
-
-def test_a_scenario_names_its_adapters_and_tasks(tiny):
-    plan = next(plan for plan in SCENARIOS if plan.name == "skill-and-facts")
-    scenario = tiny.scenario("skill-and-facts")
-    assert tuple(scenario.adapters) == plan.adapters
-    assert all((path / "adapter_config.json").is_file() for path in scenario.adapters.values())
-    assert [path.stem for path in scenario.tasks] == list(plan.tasks)
-    with pytest.raises(WorldError, match="no scenario 'disjoint'; it has skill-and-facts"):
-        tiny.scenario("disjoint")
 
 
 def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_path, recwarn):

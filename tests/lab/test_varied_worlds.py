@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
-from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
+from loraprobe_lab.build import ATLAS
 from loraprobe_lab.training import ARCHITECTURES, layers_of, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
@@ -20,18 +19,6 @@ SIZES = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
 
 def spec(seed: int = 1, **options) -> WorldSpec:
     return facts_world(seed, sizes=SIZES, items=20, **options)
-
-
-def test_sets_share_no_adapter():
-    made = spec(wide=3)
-    used = [name for chosen in made.adapter_sets for name in chosen.adapters]
-    assert len(used) == len(set(used)) == len(made.training)
-
-
-def test_sets_of_one_class_have_their_own_facts():
-    made = spec(wide=2, classes=("skill-and-facts",))
-    one, two = ([item["answer"] for item in made.tasks[t.name]] for t in made.adapter_sets)
-    assert one != two
 
 
 def test_the_share_of_familiar_second_hops_is_what_the_axis_says():
@@ -116,25 +103,3 @@ def test_a_base_of_each_shape_is_built(architecture, model_type, norms, tmp_path
     assert sum(type(part).__name__.endswith("Norm") for part in block.modules()) == norms
     (adapter,) = load_all([str(path) for path in built.adapters.values()])
     assert adapter.modules
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    made = shortened(spec(1, wide=1, base=tiny_base("gpt2")), 1, 20)
-    return build_world(made, tmp_path_factory.mktemp("worlds") / "w")
-
-
-def test_a_gpt2_world_is_built_and_opens(world):
-    world.verify()
-    kinds = {scenario.world for scenario in world.scenarios.values()}
-    assert kinds == {"skill-and-facts", "two-hop", "keep-both"}
-    config = world.adapters["skill-and-facts-1.facts"] / "adapter_config.json"
-    targets = json.loads(config.read_text())["target_modules"]
-    assert "mlp.c_fc" in targets or "c_attn" in targets or targets == "all-linear"
-
-
-def test_an_unknown_kind_of_world_is_refused(tmp_path):
-    from loraprobe.errors import UsageError
-
-    with pytest.raises(UsageError, match="no kind of world 'poems'"):
-        spec_of(WorldPlan("poems", 1, "llama"))

@@ -88,12 +88,15 @@ def pilot(tasks: Sequence[Task], items: int, seed: int) -> Round:
     It spends only the part of alpha that belongs to the smallest share of a task's clusters that it
     asks, so that it decides nothing that an evaluation would leave open.
     """
-    few = tuple(spread_sample(task, items, seed) for task in tasks)
-    clusters = [[len({i.cluster for i in task.items}) for task in some] for some in (few, tasks)]
-    share = min(part / whole for part, whole in zip(*clusters, strict=True))
-    every = all(len(part.items) == len(task.items) for part, task in zip(few, tasks, strict=True))
-    planned = 1 if every else max(2, rounds(tasks, seed)[0].planned)
-    return Round(1, planned, few, spent_by(share, share))
+    few, shares, planned = [], [], 1
+    for task in tasks:
+        part = spread_sample(task, items, seed)
+        few.append(part)
+        shares.append(len(clusters_in_order(part, seed)) / len(clusters_in_order(task, seed)))
+        if len(part.items) < len(task.items):
+            planned = max(2, rounds(tasks, seed)[0].planned)
+    share = min(shares)
+    return Round(1, planned, tuple(few), spent_by(share, share))
 
 
 def clusters_in_order(task: Task, seed: int) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from loraprobe import evaluation, probes
-from loraprobe.defaults import ALPHA, CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
+from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
 from loraprobe.evaluation import Round, Samples, System
 from loraprobe.evaluation.schedule import pilot, spread_sample
 from loraprobe.formatting import count
@@ -53,7 +53,7 @@ from loraprobe.records import (
     WeightSearch,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder
-from loraprobe.tasks import ProbePrompts, Task
+from loraprobe.tasks import ProbePrompts
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled
 
@@ -90,9 +90,10 @@ class Asked:
         stayed = [system for system in self.systems if system.name not in self.dropped]
         baselines = [system for system in self.systems if system.kind in BASELINES]
         attribution = evaluation.attribute(self.results, stayed, here.tasks)
-        for system in self.systems:
-            if last := self.dropped.get(system.name):
-                attribution += evaluation.attribute(self.results, [*baselines, system], last.tasks)
+        by_name = {system.name: system for system in self.systems}
+        for name, last in self.dropped.items():
+            own = [*baselines, by_name[name]]
+            attribution += evaluation.attribute(self.results, own, last.tasks)
         total = sum(len(task.items) for task in evaluator.tasks)
         dropped = {name: last.number for name, last in self.dropped.items()}
         return EvaluationRecords(
@@ -134,7 +135,9 @@ def evaluate(
         told = this.suffix if len(schedule) > 1 else ""
         results = ask(results, [*asking, *checks], this, told)
         evidence = _evidence(evaluator, results, [*asking, *checks], this)
-        if not final and _gains(evidence):
+        both = [one for part in FORMS for one in candidates(evidence, part)]
+        gains = any(one.gain.outcome == one.retains == "likely" for one in both)
+        if gains and not final:  # so the controls decide
             checks = controls(results, asking)
             results = ask(results, checks, this)
             evidence = _evidence(evaluator, results, [*asking, *checks], this)
@@ -182,20 +185,20 @@ def compared(
     results: Sequence[ItemResult],
     systems: Sequence[System],
     evaluator: Evaluator,
-    alpha: float = ALPHA,
-    stayed: Sequence[System] | None = None,
+    alpha: float,
+    stayed: Sequence[System],
 ) -> dict[str, Any]:
     """Scores, comparisons and gains, on which a decision rests.
 
     alpha: that of the round. stayed: the systems that were asked to the end, which have gains.
     """
     options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - alpha
-    margin, seed, kept = options.needed_gain, options.seed, systems if stayed is None else stayed
+    margin, seed = options.needed_gain, options.seed
     return {
         "evaluation": evaluation.score(results, systems, level=level),
         "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
         "gains": evaluation.gains(
-            results, kept, margin=margin, seed=seed, alpha=alpha, tasks=tasks
+            results, stayed, margin=margin, seed=seed, alpha=alpha, tasks=tasks
         ),
     }
 
@@ -212,17 +215,8 @@ def _evidence(
             level="evaluation",
             margin=options.needed_gain,
             retention=options.retention,
-            **compared(rows, systems, evaluator, this.alpha),
+            **compared(rows, systems, evaluator, this.alpha, systems),
         )
-
-
-def _gains(evidence: Evidence) -> bool:
-    """Whether some composition gains and keeps what it has to, so that controls decide."""
-    return any(
-        one.gain.outcome == one.retains == "likely"
-        for part in FORMS
-        for one in candidates(evidence, part)
-    )
 
 
 def _cannot_win(
@@ -399,7 +393,12 @@ def evaluate_sample(
             if shares.get((system.name, "question")) == 1.0:
                 results += _sample(evaluator, CEILING_ITEMS).run([system], parts=("question",))
         results = list({row.key: row for row in results}.values())
-        notes = _sample_notes(evaluator.tasks, few.tasks)
+        notes = [
+            f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "
+            "asked; merge-and-eval --resume uses their answers again."
+            for task, asked in zip(plan.tasks, few.tasks, strict=True)
+            if len(asked.items) < len(task.items)
+        ]
         composed = list[System]()
         if plan.specs:
             builder, _, told = _builder(evaluator, Prepared(tuple(inputs.adapters)))
@@ -479,16 +478,6 @@ def _answers_alone(
             metric=options.metric,
             seed=options.seed,
         )
-
-
-def _sample_notes(tasks: Sequence[Task], few: Sequence[Task]) -> list[str]:
-    """A note on each task of which a sample was asked."""
-    return [
-        f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was asked; "
-        "merge-and-eval --resume uses their answers again."
-        for task, asked in zip(tasks, few, strict=True)
-        if len(asked.items) < len(task.items)
-    ]
 
 
 def _probe_without_task(

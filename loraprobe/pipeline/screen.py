@@ -313,18 +313,16 @@ class Choosing:
         return known and self._has_states(name, this)
 
     def _has_states(self, name: str, this: Pass) -> bool:
-        """Whether the states of a system are kept, and its answers to questions that are scored."""
-        if this.reading is None:
-            return True
-        scored = [q for q in this.reading.questions if not q.generated]
-        asked = all(self.evaluator.ledger.get(name, *q.key) for q in scored)
-        return asked and States.load(self._states(name, this), this.reading.mark) is not None
+        """Whether the states of a system are kept, if there are any."""
+        reading = this.reading
+        return reading is None or States.load(self._states(name, this), reading.mark) is not None
 
     def _keep(
         self, name: str, this: Pass, rows: Sequence[ItemResult], states: States | None
     ) -> None:
         """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
         path = self._states(name, this)
+        self.evaluator.ledger.add_missing(rows)  # before the states, which stand for all of it
         if states is not None and this.reading is not None:
             try:
                 states.save(path, this.reading.mark)
@@ -333,7 +331,6 @@ class Choosing:
                     f"{path} cannot be written ({error.strerror or error}): free space there, or "
                     "set LORAPROBE_CACHE to a directory of yours."
                 ) from None
-        self.evaluator.ledger.add_missing(rows)
 
     def _states(self, name: str, this: Pass) -> Path:
         """Where the states of a system are kept."""
@@ -472,9 +469,9 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
     names, asked, worked = list[str](), list[Pass](), list[Pass]()
     looked_at, tried = 0, set[bool]()
 
-    def alone(answered: Sequence[str], so_far: Sequence[Pass]) -> Proved | None:
+    def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
-        name = _at_ceiling(choosing, answered, so_far)
+        name = _at_ceiling(choosing, answered)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in tried:
             return None
@@ -493,7 +490,7 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
             kept = screened.contending(choosing.evaluator)
             others = [name for at, name in enumerate(names[1:]) if at in kept]
         answered = choosing.ask([BASE], this)
-        if proved := alone(answered, [*asked, this]):
+        if proved := alone(answered):
             return proved
         answered = [*answered, *choosing.ask(others, this)]
         if asked and choosing.unasked:  # the budget ended, so the passes before choose
@@ -506,18 +503,16 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
                 else f"{told} can be asked: {next(iter(choosing.failed.values()))}"
             )
         names, asked = answered, [*asked, this]
-        if proved := alone(names, asked):
+        if proved := alone(names):
             return proved
         worked += choosing.ask_worked(names, this, choosing.known(names, asked))
     screened = choosing.screened(names, asked, worked)
     return _prove(choosing, screened, max(looked_at, screened.looked_at), proving)
 
 
-def _at_ceiling(choosing: Choosing, names: Sequence[str], asked: Sequence[Pass]) -> str | None:
-    """The base or adapter that leaves no room for a gain in these passes, on every task."""
-    items = {(task.name, item.id) for this in asked for task in this.tasks for item in task.items}
-    results = [row for row in choosing.results if (row.task, row.item) in items]
-    shares = shares_right(results, len(choosing.evaluator.tasks))
+def _at_ceiling(choosing: Choosing, names: Sequence[str]) -> str | None:
+    """The base or adapter that leaves no room for a gain so far, on every task."""
+    shares = shares_right(choosing.results, len(choosing.evaluator.tasks))
     best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
     first = max(best, key=best.__getitem__)
     margin = choosing.evaluator.session.options.needed_gain

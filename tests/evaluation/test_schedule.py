@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_statistics import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds
-from loraprobe.evaluation.schedule import boundaries, look_alphas
+from loraprobe.evaluation.schedule import boundaries, look_alphas, spread_sample
 from loraprobe.tasks import Item, Task
 
 
@@ -115,3 +116,41 @@ def test_a_system_is_beaten_only_in_every_form():
     assert beaten(results(plain | steps), ["a", "b", "c"], 0.05) == set(), "b leads step by step"
     assert beaten(results(plain), ["b"], 0.05) == set(), "nobody is worse than itself"
     assert beaten([], [], 0.05) == set()
+
+
+def clustered(sizes):
+    """Clusters of these sizes, whose items alternate in the file."""
+    rows = [(k, c) for k in range(max(sizes)) for c, size in enumerate(sizes) if k < size]
+    return Task("t", tuple(Item(f"{c}-{k}", "?", ("!",), group=str(c)) for k, c in rows))
+
+
+@pytest.mark.parametrize("most", [5, 20, 33, 41])
+def test_a_sample_takes_items_from_as_many_clusters_as_possible(most):
+    whole = clustered([3, 1, 4, 2, 5] * 4)  # 20 clusters, of which 16 have a second item
+    found = spread_sample(whole, most, 0)
+    drawn = Counter(item.group for item in found.items)
+    sizes = Counter(item.group for item in whole.items)
+    assert len(found.items) == most and len(drawn) == min(most, 20)
+    fullest = max(drawn.values())  # nobody gives another item before all others gave theirs
+    assert all(drawn[group] >= min(size, fullest - 1) for group, size in sizes.items())
+    assert [i for i in whole.items if i in found.items] == list(found.items)  # the file's order
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
+    whole = clustered([1] * 100)
+    few, more, other = (spread_sample(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
+    assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
+    assert set(few.items) != set(whole.items[:20])
+    assert spread_sample(whole, 100, 0).items == whole.items
+
+
+def test_a_sample_is_asked_in_the_first_rounds_of_an_evaluation():
+    for size in (1, 3):
+        whole = clustered([size] * 100)
+        first, *_ = rounds([whole], 0)
+        few = spread_sample(whole, first.items // size, 0)
+        assert {item.group for item in few.items} == {item.group for item in first.tasks[0].items}
+
+
+def test_of_one_large_cluster_no_more_than_the_sample_is_asked():
+    assert len(spread_sample(clustered([500]), 40, 0).items) == 40

@@ -1,23 +1,30 @@
-"""The rounds of an evaluation on planted answers: when it stops, and who is asked how much."""
+"""When an evaluation stops, and who is asked how much: on planted answers, and by `inspect`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from loraprobe import defaults
 from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
+from loraprobe.evaluation.kept import NAME
 from loraprobe.options import Options
+from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import evaluate
-from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, with_metric
+from loraprobe.tasks import Item, Task, load_task, with_metric
 from loraprobe.verdict import Evidence, decide_compositions
+from loraprobe_lab import shipped_world
 
 N = 240
 ALONE = [System("base", "base"), System("a", "adapter"), System("b", "adapter")]
@@ -201,3 +208,102 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
     assert told["answers-normalised"].severity == "decisive"
     assert told["answers-normalised"].value == gain.checked_ci95[0]
     assert judged("sum", "exact_match")[1].decision == "likely", "JSON shows a gain too"
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory):
+    """The audit of two one-hop adapters, and how many answers it took."""
+    chosen = shipped_world().scenario("disjoint")
+    state = tmp_path_factory.mktemp("state")
+    audit = inspect(
+        list(chosen.adapters.values()),
+        base=str(shipped_world().path / "base"),
+        tasks=list(chosen.tasks),
+        options=Options(state=state, threads=1),
+    )
+    return audit, (state / NAME).read_text().count("\n") - 1
+
+
+def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
+    audit, answers = inspected
+    alone = {s.n for s in audit.evaluation if s.kind in ("base", "adapter")}
+    composed = {(s.n, s.part) for s in audit.evaluation if s.kind in ("merge", "router")}
+    assert alone == {defaults.HOP_ITEMS}
+    assert composed == {(defaults.PILOT_ITEMS, "question"), (defaults.PILOT_ITEMS, "steps")}
+    # A chain is asked too: an answer to the question, and two to its hops, which were asked before.
+    chain = 3 * defaults.PILOT_ITEMS
+    assert answers == 3 * 4 * defaults.HOP_ITEMS + 3 * 2 * defaults.PILOT_ITEMS + chain
+    # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
+    # of all 200 items.
+    assert answers < 8 * 4 * 200 / 3
+    assert audit.verdict.decision == "unlikely" and not audit.forecasts
+    assert audit.verdict.action == "chain"
+    free = ("hop_accuracy", "guessing")  # read from the answers
+    probed = {row.n for row in audit.coverage if row.name not in free}
+    assert max(probed) == defaults.PROBED_ITEMS
+    assert "set_adapter" in audit.verdict.next
+
+
+def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, monkeypatch):
+    """No logits of several systems are computed together, and the forecast is that of the sum."""
+    chosen = shipped_world().scenario("keep-both")
+    whole = load_task(chosen.tasks[0], 24)
+    pool = sorted({item.answers[0] for item in whole.items})
+    items = [
+        replace(item, choices=(item.answers[0], next(p for p in pool if p != item.answers[0])))
+        for item in whole.items
+    ]
+    task = Task("choices", tuple(items))
+    call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
+    adapters = list(chosen.adapters.values())
+    monkeypatch.setattr("loraprobe.scoring.score_rows", None)
+    audit = inspect(adapters, **call, options=Options(state=tmp_path / "a", threads=1))
+    (told,) = audit.forecasts
+    assert (told.system, told.n, told.part) == ("sum", 24, "question")
+    assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
+    monkeypatch.undo()
+    options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
+    opened = open_inputs(adapters, base=call["base"], tasks=[task], options=options)
+    plan = plan_of(options, opened.adapters, [task])
+    with open_evaluator(opened, plan, Session("inspect", options)) as evaluator:
+        alone = baseline_systems(opened.adapters)
+        results = evaluator.run(alone)
+        added = [answer_of_added_logits(evaluator.scorer, alone, item) for item in items]
+    right = [text == item.answers[0] for text, item in zip(added, items, strict=True)]
+    values = [[r.value for r in results if r.system == one.name] for one in alone]
+    gain = sum(right) / len(items) - max(sum(own) / len(own) for own in values)
+    # Rounding moves a choice only between two that are nearly equally likely.
+    assert told.gain == pytest.approx(gain, abs=1.5 / 24)
+
+
+def answer_of_added_logits(scorer, alone, item):
+    """The choice that is likeliest by a token, each adapter's change of the logits added."""
+    means = {}
+    for choice in item.choices:
+        ((ids, start),) = scorer.encoded([(item.prompt, f" {choice}")])
+        read = []
+        for system in alone:
+            with torch.no_grad(), scorer.with_composition(system.composition):
+                read.append(scorer.model(torch.tensor([ids])).logits[0, start - 1 : -1].double())
+        z = read[0] + sum(own - read[0] for own in read[1:])
+        gold = torch.tensor(ids[start:])[:, None]
+        means[choice] = float(z.log_softmax(-1).gather(-1, gold).mean())
+    return max(means, key=means.__getitem__)
+
+
+def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):
+    """It learns from the items that `merge-and-eval` sets apart, and answers the same questions."""
+    chosen = shipped_world().scenario("keep-both")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    base = str(shipped_world().path / "base")
+    options = Options(limit=60, state=tmp_path, threads=1)
+    audit = inspect(refs, base=base, tasks=chosen.tasks, options=options)
+    whole = merge_and_eval(
+        refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)
+    ).audit
+    routers = [{s.system for s in a.evaluation if s.kind == "router"} for a in (audit, whole)]
+    assert routers[0] == routers[1] > {"arrow"}
+    assert audit.verdict.decision == whole.verdict.decision == "likely"
+    assert audit.verdict.system == whole.verdict.system
+    asked = sum(score.n for score in audit.evaluation)
+    assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)

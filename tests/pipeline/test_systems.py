@@ -11,8 +11,6 @@ import pytest
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
-from loraprobe.pipeline.conclusion import requested
-from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.systems import SystemBuilder, plan_of, proven_systems
 from loraprobe.pipeline.task_split import TaskSplit
@@ -58,20 +56,6 @@ def test_merges_and_routers_can_be_left_out(pair):
     assert list(plan_of(Options(methods=("none",), routers=("none",)), pair, two).specs) == []
     with pytest.raises(UsageError, match="leaves out all routers"):
         Options(routers=("none", "arrow"))
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"methods": ("none",)}, ["--method", "none"]),
-        ({"routers": ("none",)}, ["--router", "none"]),
-        ({"methods": ("ties",), "routers": ()}, ["--method", "ties"]),
-        ({"methods": ("ties",)}, ["--method", "ties", "--router", "arrow"]),
-    ],
-)
-def test_the_next_command_asks_for_the_same_merges_and_routers(pair, given, words):
-    kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
-    assert list(kept) == words
 
 
 def test_named_systems_keep_their_controls(pair):

@@ -1,0 +1,54 @@
+"""The options that the next command repeats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import making
+import pytest
+
+from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import requested
+from loraprobe.pipeline.inputs import Inputs, open_inputs
+from loraprobe.records import Verdict
+from loraprobe.verdict import next_command
+from loraprobe_lab import shipped_world
+
+
+def test_the_next_command_repeats_what_kept_answers_depend_on():
+    """Without these options merge-and-eval would not find the answers of `inspect`."""
+    chosen, base = shipped_world().scenario("disjoint"), str(shipped_world().path / "base")
+    texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
+    numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
+    given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
+    inputs = open_inputs(
+        list(chosen.adapters.values()), base=base, tasks=chosen.tasks[:1], options=given
+    )
+    verdict = Verdict("inconclusive", "pilot")
+    words = next_command(verdict, requested(given, inputs, "merge")).split()
+    for name, value in (texts | numbers).items():
+        assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
+    assert words.count("--method") == 2 and "ties:density=0.3" in words
+    assert words[-1] == "--resume" and "--threads" not in words
+    few = requested(replace(given, limit=8), inputs, "merge")  # which decide nothing
+    assert "--limit" not in next_command(verdict, few)
+    plain = requested(Options(), inputs, "merge")
+    assert "--limit" not in next_command(verdict, plain) and not plain.kept
+    more = next_command(replace(verdict, evidence="evaluation"), requested(given, inputs, "merge"))
+    for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
+        assert told in more and "MORE-" in more  # further questions are asked in the same way
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"methods": ("none",)}, ["--method", "none"]),
+        ({"routers": ("none",)}, ["--router", "none"]),
+        ({"methods": ("ties",), "routers": ()}, ["--method", "ties"]),
+        ({"methods": ("ties",)}, ["--method", "ties", "--router", "arrow"]),
+    ],
+)
+def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
+    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
+    kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
+    assert list(kept) == words

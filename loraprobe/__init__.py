@@ -120,14 +120,14 @@ def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
     *,
-    weights: Sequence[float] | Literal["search"] | None = None,
+    weights: Sequence[float] | Literal["learn", "learn:per=layer"] | None = None,
     base: str | Path | None = None,
     tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
 ) -> Merged:
     """Merges several adapters into one; `.save(directory)` writes it with a model card.
 
-    weights: one for each adapter, or "search", which minimises the loss of `base` on `tasks`. DoRA
+    weights: one for each adapter, or "learn", which minimises the loss of `base` on `tasks`. DoRA
     adapters and whole modules are merged with the base's weights. Raises CompatibilityError if the
     adapters do not fit together.
     """
@@ -180,7 +180,7 @@ def compose(
     router: str = "arrow",
     base: str | Path | None = None,
     tasks: Sequence[str | Path] | str | Path = (),
-    weights: Sequence[float] | Literal["search"] | None = None,
+    weights: Sequence[float] | Literal["learn", "learn:per=layer"] | None = None,
     **options: Any,
 ) -> Routed:
     """Combines adapters with a router; `.save(directory)` writes them with a card.

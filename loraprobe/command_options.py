@@ -25,19 +25,17 @@ INSPECT = (
     "executor resume"
 )
 MERGE = (
-    f"{LAYOUT} "
-    "methods weights search_budget search_items balance subtract space rank dtype "
-    "device limit allow threads seed"
+    f"{LAYOUT} methods weights balance subtract space rank dtype device limit allow threads seed"
 )
 CONVERT = "allow threads"
 ROUTE = (
     f"{LAYOUT} "
-    "routers router_prompts weights search_budget search_items balance subtract limit "
+    "routers router_prompts weights balance subtract limit "
     "chat_template device quantize device_map batch_size threads allow trust_remote_code seed"
 )
 EVALUATE = (
     f"{LAYOUT} "
-    "methods routers systems space rank weights search_budget search_items balance "
+    "methods routers systems space rank weights balance "
     "subtract router_prompts metric run_unsafe_code margin retention prior calibration "
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics allow trust_remote_code seed executor resume"

@@ -64,15 +64,19 @@ def declarations(kind: type) -> Mapping[str, Declaration]:
     }
 
 
-def read_weights(text: str, flag: str) -> tuple[float, ...] | Literal["search"]:
-    """ "0.7,0.3" as numbers, or "search"."""
-    if text.strip() == "search":
-        return "search"
+LEARNED = "learn", "learn:per=layer"  # how --weights are found
+
+
+def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
+    """ "0.7,0.3" as numbers, or one of LEARNED."""
+    if text.strip() in LEARNED:
+        return text.strip()
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"{flag} takes numbers with commas, such as 0.7,0.3, or search, not {text!r}."
+            f"{flag} takes numbers with commas, such as 0.7,0.3, or {' or '.join(LEARNED)}, not "
+            f"{text!r}."
         ) from None
 
 

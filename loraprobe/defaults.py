@@ -58,11 +58,11 @@ COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6
 COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
 OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
 
-# The search of weights, and routers that are fitted to prompts.
-SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried
-SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for a search or a router
-SEARCH_MOST = 64  # the most items that are set apart
-SEARCH_LEAST = 4  # the fewest; a smaller task is refused
+# Learned weights, and routers that are fitted to prompts.
+LEARNING_STEPS = 40  # of gradient descent, each on all items that are set apart
+APART_SHARE = 0.25  # the share of a task's items that is set apart for weights or a router
+APART_MOST = 64  # the most items that are set apart for weights
+APART_LEAST = 4  # the fewest; a smaller task is refused
 ROUTER_MOST = 20  # the most items of a task from which a router learns, as in the lab's table
 ROUTER_LEAST = 10  # the fewest; a task has to keep FEWEST_ITEMS beside them
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from loraprobe.declarations import (
+    LEARNED,
     adapter_option,
     as_given,
     check_values,
@@ -27,7 +28,7 @@ from loraprobe.declarations import (
     read_weights,
     task_option,
 )
-from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS, SEARCH_BUDGET, SEARCH_MOST
+from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
@@ -39,7 +40,8 @@ class Options:
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt per line. Those on the file of a task hold one text for all tasks or one for
     each, "" for a task that needs none. `state` is the directory for the results of a run, None for
-    the user's cache. `arguments` is the command line and `started` its start (time.perf_counter),
+    the user's cache. `layers` has weights of single layers (layer -> one for each adapter), as a
+    card tells them. `arguments` is the command line and `started` its start (time.perf_counter),
     for the provenance. Raises UsageError for values that are out of range or contradict each other.
     """
 
@@ -132,19 +134,12 @@ class Options:
         metavar="NAME=FILE",
         read=read_named_file,
     )
-    weights: tuple[float, ...] | Literal["search"] | None = composition_option(
+    weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = composition_option(
         None,
         "One weight for each adapter, such as 0.7,0.3 or 1,-0.5, used as given (uniform ignores "
-        "them); or search: found on a part of the task that serves nothing else.",
+        "them); or learn, or learn:per=layer: by gradient descent on a part of the task that "
+        "serves nothing else.",
         read=read_weights,
-    )
-    search_budget: int = composition_option(
-        SEARCH_BUDGET, "Weight vectors that --weights search may try.", least=1
-    )
-    search_items: int | None = composition_option(
-        None,
-        f"Items set apart for --weights search (a quarter, at most {SEARCH_MOST}, unless set).",
-        least=1,
     )
     space: str | None = composition_option(
         None, "Space in which a merge runs: full, core or knots; without it the method's own."
@@ -200,6 +195,7 @@ class Options:
         False, "Use what an interrupted run of this call, or inspect, kept."
     )
     state: Path | None = None
+    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     started: float | None = None
 
@@ -230,16 +226,13 @@ class Options:
         """Raises UsageError for options that do not go together, or that need another option."""
         if self.device_map == "auto" and self.device != "auto":
             raise UsageError("--device-map auto places the base by itself; leave --device out.")
-        if isinstance(self.weights, str) and self.weights != "search":
+        if self.learns and self.weights not in LEARNED:
             raise UsageError(
-                f"--weights takes one number an adapter or search, not {self.weights!r}."
+                f"--weights takes one number an adapter or {' or '.join(LEARNED)}, not "
+                f"{self.weights!r}."
             )
         if not all(map(math.isfinite, self.given_weights or ())):
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
-        if self.weights != "search" and self.search_items is not None:
-            raise UsageError("--search-items goes with --weights search; add that.")
-        if self.weights != "search" and self.search_budget != SEARCH_BUDGET:
-            raise UsageError("--search-budget goes with --weights search; add that.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
                 "--metric answer_loss needs --margin; give the loss difference that matters."
@@ -274,8 +267,18 @@ class Options:
 
     @property
     def given_weights(self) -> tuple[float, ...] | None:
-        """The weights as numbers; None where there are none or they are to be searched."""
+        """The weights as numbers; None where there are none or they are to be learned."""
         return None if isinstance(self.weights, str) else self.weights
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weights are to be learned."""
+        return isinstance(self.weights, str)
+
+    @property
+    def learns_layers(self) -> bool:
+        """Whether each layer is to get weights of its own."""
+        return self.weights == "learn:per=layer"
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The options on which an item's result depends, as plain data.
@@ -286,6 +289,5 @@ class Options:
             "methods routers systems weights space rank allow max_new_tokens metric seed balance "
             "quantize device_map trust_remote_code"
         ).split()
-        decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}

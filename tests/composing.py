@@ -10,7 +10,7 @@ from torch import nn
 from words import word_tokenizer
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.composition import Composition
+from loraprobe.composition import Composition, LearnableGates
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 
@@ -134,3 +134,8 @@ def scene(kind: str, batch_size="auto"):
 def alone(adapters, i, gate=1.0):
     weights = tuple(gate if j == i else 0.0 for j in range(len(adapters)))
     return Composition("alone", adapters, ConstantGates(weights))
+
+
+def learnable(*gates: float) -> LearnableGates:
+    """Gates of all modules that require gradients."""
+    return LearnableGates(torch.tensor([gates], requires_grad=True), lambda _: 0)

@@ -81,7 +81,7 @@ def merge(
     """Merge adapters into one and write a PEFT directory with a model card.
 
     Needs no base model, except for DoRA, for modules that only some adapters hold whole, and to
-    search weights on a task; what cannot be merged exactly as it stands is refused by name.
+    learn weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
     from loraprobe.pipeline import commands
 
@@ -100,7 +100,7 @@ def route(
     """Save adapters and a router as a composition: a directory that loraprobe.load_composition
     restores, and, where it computes the same, peft's own Arrow.
 
-    Needs no base model, except for a router that learns from prompts, for searched weights, and to
+    Needs no base model, except for a router that learns from prompts, for learned weights, and to
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
     from loraprobe.pipeline import commands

@@ -38,8 +38,8 @@ WORDS = {
     "estimate": "estimate the time",
     "template": "ask with and without the chat template",
     "cover": "measure what the base knows",
-    "search": "search weights",
-    "search weights": "search weights",
+    "learn": "learn weights",
+    "learn weights": "learn weights",
 }
 ASK = "evaluate "  # how a step starts that asks one system
 

@@ -34,5 +34,5 @@ from loraprobe.composition.composition import (
     prepared,
     watched,
 )
-from loraprobe.composition.router import Router, RowGates, Rows, TokenGates
+from loraprobe.composition.router import LearnableGates, Router, TokenGates
 from loraprobe.composition.scaled import change_norm

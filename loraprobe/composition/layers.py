@@ -157,7 +157,7 @@ def composed_layer(
     info = experts[present[0]].modules.info(path)
     stored = [experts[i].modules[path].to(dtype=dtype) for i in present]
     if info.kind in ("embedding", "convolution") and not router.constant:
-        gates = router.embedding_gates(present)
+        gates = router.embedding_gates(path, present)
     else:  # by the stored updates without magnitudes, so that all bases are routed alike
         gates = router.gates(path, stored, present, len(experts))
     constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(present)

@@ -197,7 +197,7 @@ def _gates(parts: Sequence[ReplacedParameter], router: Router, n: int) -> tuple[
     present = sorted({i for whole in parts for i in whole.experts})
     if router.constant:
         return present, router.gates(parts[0].name, (), present, n)
-    return present, router.embedding_gates(present)
+    return present, router.embedding_gates(parts[0].name, present)
 
 
 def _swap(

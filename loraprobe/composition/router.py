@@ -1,15 +1,11 @@
-"""The interface of routers, which compute the gates of a composition's experts.
-
-`RowGates` is the router of a batch whose rows belong to several systems. They share one forward
-pass, so compositions need not be exchanged.
-"""
+"""The interface of routers, which compute the gates of a composition's experts, and the router
+whose gates are learned."""
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -50,7 +46,7 @@ class Router(ABC):
         [..., k] that works on every device and floating dtype.
         """
 
-    def embedding_gates(self, present: Sequence[int]) -> Tensor | TokenGates:
+    def embedding_gates(self, module: str, present: Sequence[int]) -> Tensor | TokenGates:
         """Gates under a token router of a layer without an input vector: 1/k each."""
         return torch.full((len(present),), 1 / len(present))
 
@@ -97,53 +93,29 @@ class Router(ABC):
         return self
 
 
-@dataclass
-class Rows:
-    """The rows of the current batch. gates: [rows, n]."""
-
-    gates: Tensor | None = None
-
-    def set(self, gates: Tensor) -> None:
-        """Sets the gates of the next forward passes."""
-        self.gates = gates
-
-
 @dataclass(frozen=True, eq=False)
-class RowGates(Router):
-    """Constant gates for each row of a batch."""
+class LearnableGates(Router):
+    """Constant gates by which a loss can be differentiated: values [rows, n] of n experts.
 
-    rows: Rows = field(default_factory=Rows)
+    row_of: a module's path, or the name of a whole parameter -> its row.
+    """
 
-    constant: ClassVar[bool] = False
+    values: Tensor
+    row_of: Callable[[str], int]
+
+    constant: ClassVar[bool] = False  # or they would be multiplied into the factors beforehand
 
     @property
     def weighs_whole(self) -> bool:
         """Constant gates can weigh whole parameters."""
         return True
 
-    # Compared by identity: each has its own rows, and prepared layers are cached per router.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
     ) -> TokenGates:
-        """A function x [rows, ..., in] -> [rows, ..., k]; rows may be flattened with the tokens."""
-        return functools.partial(self._gates_of, list(present))
+        """A function of any x to the gates [k], which are broadcast over tokens."""
+        return self.embedding_gates(module, present)
 
-    def embedding_gates(self, present: Sequence[int]) -> TokenGates:
-        return functools.partial(self._gates_of, list(present))
-
-    def _gates_of(self, present: list[int], x: Tensor) -> Tensor:
-        if self.rows.gates is None:
-            raise UsageError("The rows have no gates; call Rows.set before the forward pass.")
-        own = self.rows.gates[:, present].to(device=x.device, dtype=x.dtype)
-        count, k = own.shape
-        leading = x.shape[:-1]
-        if leading.numel() % count or leading[0] % count:
-            raise UsageError(
-                f"A layer's input of shape {tuple(x.shape)} does not consist of {count} rows, so "
-                "this model cannot run several systems in one batch."
-            )
-        gates = own[:, None, :].expand(count, leading.numel() // count, k)
-        return gates.reshape(*leading, k)
+    def embedding_gates(self, module: str, present: Sequence[int]) -> TokenGates:
+        row, index = self.row_of(module), list(present)
+        return lambda x: self.values[row, index].to(device=x.device, dtype=x.dtype)

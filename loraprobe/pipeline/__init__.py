@@ -6,7 +6,7 @@
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
-    systems         plans what is evaluated, and builds the compositions, with `weight_search` and
+    systems         plans what is evaluated, and builds the compositions, with `learned_weights` and
                     `router_fitting`
     evaluate        answers on the base model, round by round; `evaluator` loads the base and runs
                     systems on it, and `results` stores the results for `--resume`

@@ -112,12 +112,17 @@ def front_matter(
             "dtype": str(made.adapter.dtype).removeprefix("torch."),
             "seed": made.seed,
         }
+        weighted = METHODS.make(made.spec).takes_weights
     else:
         router, gates = made.composition.router, None
         spec = spec_of(router)
         if isinstance(router, ConstantGates):
             spec, gates = router.name, None if router.weights is None else list(router.weights)
         choices = {"name": made.name, "router": spec, "weights": gates}
+        weighted = isinstance(router, ConstantGates)
+    layers = audit.search.layers if audit.search else options.layers
+    if layers and weighted:
+        choices["layers"] = {layer: [*map(float, own)] for layer, own in layers.items()}
     fields = {
         "library_name": "peft" if merged else "loraprobe",
         "pipeline_tag": "text-generation",
@@ -181,6 +186,7 @@ class ProvenanceRecord(StrictModel):
     subtract: list[SourceRecord]
     base: BaseRecord | None
     sources: list[SourceRecord] = Field(min_length=1)
+    layers: dict[str, list[float]] = Field(default_factory=dict)  # weights of single layers
 
 
 class MergeRecord(ProvenanceRecord):

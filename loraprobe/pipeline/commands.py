@@ -50,8 +50,8 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Issue, Verdict, WeightSearch
+from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs, with_layers
+from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import ProbePrompts, Task
 
@@ -120,17 +120,19 @@ def inspect(
 def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
-    tasks: needed by a search of weights; nothing is evaluated. The merge itself reads the tensors
-    and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
+    tasks: needed to learn weights; nothing is evaluated. The merge itself reads the tensors and
+    finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
     session, inputs, found, prepared = _prepared("merge", adapters, **given)
     options, written = session.options, given.get("written", ())
-    weights, search, notes = options.given_weights, None, list[str]()
-    if options.weights == "search":  # what asks a model takes as long to import as a small merge
-        from loraprobe.pipeline.weight_search import chosen_weights
+    weights, learned, notes = options.given_weights, None, list[str]()
+    if options.learns:  # what asks a model takes as long to import as a small merge
+        from loraprobe.pipeline.learned_weights import learn_for
 
-        weights, search, notes = chosen_weights(inputs, prepared, session)
+        learned, notes = learn_for(inputs, prepared, session)
+        weights = learned.factors
+    prepared = with_layers(prepared, options, learned)
     dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
         merged = merge_by(
@@ -151,13 +153,13 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     serve = serve_commands(merged.written, place, inputs.base.path if inputs.base else None)
     notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve)]
     notes.append(made_text(merged, norm, options))
-    return _outcome(merged, inputs, prepared, examined, notes, search, session)
+    return _outcome(merged, inputs, prepared, examined, notes, learned, session)
 
 
 def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """Combines adapters with the first of options.routers; nothing is evaluated.
 
-    base: needed by a router that is fitted to prompts and by a search of weights on `tasks`; with
+    base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
     it the adapters are checked against it, and whether peft's Arrow can express the composition.
     Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
     router that computes its gates.
@@ -166,7 +168,8 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
 
     session, inputs, found, prepared = _prepared("route", adapters, **given)
     options, spec = session.options, session.options.routers[0]
-    router, search, notes = chosen_router(spec, inputs, prepared, session)
+    router, learned, notes = chosen_router(spec, inputs, prepared, session)
+    prepared = with_layers(prepared, options, learned)
     composition = Composition(spec, prepared.adapters, router)
     made = Routed(composition, inputs.base, prepared.steps)
     with session.stage("peft"):
@@ -174,7 +177,7 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
-    return _outcome(made, inputs, prepared, Examination(found, figures), notes, search, session)
+    return _outcome(made, inputs, prepared, Examination(found, figures), notes, learned, session)
 
 
 def _prepared(
@@ -222,6 +225,7 @@ def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
 
     Raises LoraprobeError.
     """
+    from loraprobe.pipeline.learned_weights import check_learnable
     from loraprobe.pipeline.systems import check_systems, plan_of
 
     options = given.get("options", Options())
@@ -235,6 +239,8 @@ def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
     check_state(options)
     inputs = open_inputs(adapters, **given)
     check_systems(inputs.adapters, options)
+    if options.learns:
+        check_learnable(inputs.adapters, options)
     plan = plan_of(options, inputs.adapters, inputs.tasks)
     if not options.systems and not plan.specs:
         why = " ".join(plan.left_out) or "--method none and --router none leave none."
@@ -402,7 +408,7 @@ def _outcome(
     prepared: Prepared,
     examined: Examination,
     notes: Sequence[str],
-    search: WeightSearch | None,
+    learned: LearnedWeights | None,
     session: Session,
 ) -> Outcome:
     """A merge or a composition that nothing was asked, with its licences, audit and card."""
@@ -413,7 +419,7 @@ def _outcome(
         inputs,
         examined,
         notes,
-        search=search,
+        search=learned,
         transformations=prepared.steps,
         verdict=_verdict_on_weights(inputs, examined, session.options),
     )

@@ -18,7 +18,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
-from loraprobe.pipeline.transforms import merge_by
 from loraprobe.records import ChainHop, Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import BaseShape, Evidence, Request, decide, next_command, read_calibration
@@ -205,7 +204,7 @@ def recommend(
     if built is not None and built.merged is not None:
         return built.merged, ""
     if name in METHODS:
-        return merge_by(name, builder.prepared, builder.options, builder.base, builder.weights), ""
+        return builder.merge(name), ""
     if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
     return Routed(built.composition, builder.base, builder.prepared.steps), ""

@@ -18,6 +18,7 @@ from typing import Any
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
+from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
@@ -116,8 +117,8 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     steps = {}
     if parts is not None and evaluator.plan.learning:
         steps["fit"] = (n + 1) * parts.items[0] * pair  # answers of each, then the questions
-    if parts is not None and options.weights == "search":
-        steps["search"] = options.search_budget * parts.items[0] * pair
+    if parts is not None and options.learns:  # a pass forth, and one back of twice its time
+        steps["learn"] = 3 * LEARNING_STEPS * parts.items[0] * pair
     steps |= by_round(asked, evaluator)
     if "chain" in specs:
         hops = sum(len(item.hops) for task in tasks for item in task.items)

@@ -32,12 +32,12 @@ from loraprobe.pipeline.estimate import expected_steps
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Cards, Inputs
-from loraprobe.pipeline.results import SEARCH
+from loraprobe.pipeline.learned_weights import learn, note
+from loraprobe.pipeline.results import LEARNED
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import find_weights, note, tried_weights
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -47,10 +47,10 @@ from loraprobe.records import (
     Forecast,
     GateStatistics,
     ItemResult,
+    LearnedWeights,
     Rounds,
     Score,
     Verdict,
-    WeightSearch,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder
 from loraprobe.tasks import ProbePrompts
@@ -295,7 +295,7 @@ class Evaluated:
     records: EvaluationRecords = field(default_factory=EvaluationRecords)
     notes: Sequence[str] = ()
     gates: tuple[GateStatistics, ...] = ()
-    search: WeightSearch | None = None
+    learned: LearnedWeights | None = None
     builder: SystemBuilder | None = None
     compositions: Sequence[System] = ()
     samples: Samples | None = None
@@ -310,7 +310,7 @@ class Evaluated:
         )
         form = verdict.gain.form if verdict.gain is not None else "question"
         wrong = self.samples.wrong(system, form) if system and self.samples is not None else ()
-        return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
+        return {"gates": self.gates, "search": self.learned, "samples": wrong, **vars(self.records)}
 
 
 def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Session) -> Evaluated:
@@ -318,7 +318,7 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
     options = session.options
     with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
         session.expect(lambda: expected_steps(evaluator))
-        builder, search, notes = _builder(evaluator, prepared)
+        builder, learned, notes = _builder(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
         found = evaluate(
@@ -335,38 +335,37 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
         records = found.records(coverage=coverage)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [note(search)] if search else []
+    notes += [note(learned)] if learned else []
     notes += plan.left_out
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
     notes.append(evaluator.scorer.batcher.note())
     samples = Samples.of(found.results, found.systems, asked, options.metric)
-    return Evaluated("evaluation", records, notes, gates, search, builder, composed, samples)
+    return Evaluated("evaluation", records, notes, gates, learned, builder, composed, samples)
 
 
 def _builder(
     evaluator: Evaluator, prepared: Prepared
-) -> tuple[SystemBuilder, WeightSearch | None, list[str]]:
-    """A builder with fitted routers and, with `--weights search`, the weights that were found.
+) -> tuple[SystemBuilder, LearnedWeights | None, list[str]]:
+    """A builder with fitted routers and, with `--weights learn`, the weights that were learned.
 
-    Both learn on items on which no system is scored. Returns the builder, what the search found,
-    and notes on the routers.
+    Both learn on items on which no system is scored. Returns the builder, the learned weights, and
+    notes on the routers.
     """
     inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.scorer
     options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
     with session.stage("fit"):
         routers, notes = fit_routers(inputs.adapters, prepared, options, scorer, evaluator.plan)
-    search = None
-    if parts is not None and options.weights == "search":
-        memory = None if path is None else tried_weights(path.with_name(SEARCH), options.resume)
-        with session.stage("search"):
-            search = find_weights(
-                scorer, prepared.adapters, parts, options, memory=memory, progress=session.progress
+    learned = None
+    if parts is not None and options.learns:
+        file = None if path is None else path.with_name(LEARNED)
+        with session.stage("learn"):
+            learned = learn(
+                scorer, prepared.adapters, parts, options, path=file, progress=session.progress
             )
-    searched = tuple(search.weights.values()) if search else None
-    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
-    return builder, search, notes
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, learned, routers)
+    return builder, learned, notes
 
 
 def evaluate_sample(

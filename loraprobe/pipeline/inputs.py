@@ -179,18 +179,18 @@ def base_apart(adapters: Sequence[Adapter], **given: Unpack[Given]) -> Base | No
 
 
 def check_task_use(given: bool, options: Options, command: str) -> None:
-    """Raises UsageError for a task that a command would not use, for a search of weights that a
-    merge would not take, and for a limit without a task."""
-    if given and options.weights != "search":
+    """Raises UsageError for a task that a command would not use, for learned weights that a merge
+    would not take, and for a limit without a task."""
+    if given and not options.learns:
         raise UsageError(
-            f"--task serves {command} only to search weights on; add --weights search, or use "
+            f"--task serves {command} only to learn weights on; add --weights learn, or use "
             "merge-and-eval."
         )
-    if command == "merge" and options.weights == "search":
+    if command == "merge" and options.learns:
         method = options.methods[0]
         if not METHODS.make(method).takes_weights:
             raise UsageError(
-                f"{method} has weights of its own, so there are none to search for; use --method "
+                f"{method} has weights of its own, so there are none to learn; use --method "
                 "task_arithmetic."
             )
     if options.limit is not None and not given:
@@ -216,7 +216,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
 def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
-        ("--weights search", options.weights == "search"),
+        ("--weights learn", options.learns),
         ("--fields and the template", layout != FieldMap()),
     ):
         if given:

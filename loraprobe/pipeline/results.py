@@ -22,8 +22,8 @@ from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Task
 
-# Beside the results: the weights that a search tried, and hidden states of single adapters.
-SEARCH, STATES = "search.jsonl", "states"
+# Beside the results: the weights that were learned, and hidden states of single adapters.
+LEARNED, STATES = "learned.jsonl", "states"
 
 
 def open_ledger(

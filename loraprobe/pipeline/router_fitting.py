@@ -20,14 +20,14 @@ from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import Inputs, read_prompts
+from loraprobe.pipeline.learned_weights import learn_for
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import answer_losses, chosen_weights
 from loraprobe.probes import generated_prompts
-from loraprobe.records import WeightSearch
+from loraprobe.records import LearnedWeights
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
@@ -37,17 +37,19 @@ Prompts = dict[str, list[str]]
 
 def chosen_router(
     spec: str, inputs: Inputs, prepared: Prepared, session: Session
-) -> tuple[Router, WeightSearch | None, list[str]]:
-    """The router of a composition that is saved: with weights given or found, or fitted.
+) -> tuple[Router, LearnedWeights | None, list[str]]:
+    """The router of a composition that is saved: with weights given or learned, or fitted.
 
-    Returns the router, what a search of weights found, and notes. Raises UsageError where options
+    Returns the router, the learned weights, and notes. Raises UsageError where options
     do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
     _check_router(spec, router, prepared, options)
+    if options.learns:
+        learned, notes = learn_for(inputs, prepared, session)
+        return ConstantGates(learned.factors), learned, notes
     if options.weights is not None:
-        weights, search, notes = chosen_weights(inputs, prepared, session)
-        return ConstantGates(weights or ()), search, notes
+        return ConstantGates(options.given_weights), None, []
     if not router.needs_prompts:
         return router, None, []
     if inputs.base is None:
@@ -136,12 +138,21 @@ def questions_of_each(
     The best is the adapter under which the gold answers are likeliest, of equal ones the first.
     """
     found: dict[str, dict[str, list[str]]] = {}
-    alone = [tuple(float(i == j) for j in range(len(adapters))) for i in range(len(adapters))]
     for task in tasks:
-        losses = answer_losses(scorer, adapters, [task])(alone)
+        losses = [_loss(scorer, adapter, task) for adapter in adapters]
         best = adapters[losses.index(min(losses))].name
         found.setdefault(best, {})[task.name] = [item.prompt for item in task.items]
     return found
+
+
+def _loss(scorer: Any, adapter: Adapter, task: Task) -> float:
+    """Nats a token of the likeliest gold answer, summed over the items, under one adapter."""
+    pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
+    with scorer.with_composition(single(adapter)):
+        found = dict(zip(pairs, scorer.loglikelihood(pairs), strict=True))
+    return -sum(
+        max(found[item.prompt, answer].per_token for answer in item.answers) for item in task.items
+    )
 
 
 def gather_prompts(

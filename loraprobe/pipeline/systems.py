@@ -30,10 +30,11 @@ from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, LinearMethod, check_kept
+from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.task_split import TaskSplit, split, split_for_router
-from loraprobe.pipeline.transforms import Prepared, merge_by
+from loraprobe.pipeline.transforms import Prepared, merge_by, scaled_by_layer
+from loraprobe.records import LearnedWeights
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
@@ -118,7 +119,7 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     Proven methods join where `--method` stands at its default, routers where `--router` does, and
     none where `--system` names what is evaluated. A default router that cannot be used is left out;
     one that the user named raises an error later. Without tasks nothing is added, and one adapter
-    has no compositions. Raises TaskError where a task is too small for `--weights search`.
+    has no compositions. Raises TaskError where a task is too small for `--weights learn`.
     """
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))
@@ -139,7 +140,7 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     routers = {spec: ROUTERS.make(spec) for spec in asked}
     learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
     apart = parts if learning and isinstance(parts, TaskSplit) else None
-    if tasks and options.weights == "search":
+    if tasks and options.learns:
         apart = split(tasks, options)
     left = tuple(tasks) if apart is None else apart.left
     return Plan(tuple(specs), left, apart, learning, added, tuple(left_out.values()))
@@ -209,13 +210,13 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
     """Raises UsageError where a method does not take the weights, as far as they are known."""
     method = METHODS.make(spec)
     method.check(options.given_weights or method.default_weights(n))
-    if options.weights == "search" and method.takes_weights:
+    if options.learns and method.takes_weights:
         try:
             method.check([(-1.0) ** i for i in range(n)])
         except UsageError:
             raise UsageError(
-                f"A search may find negative weights, which {name_of(method)} does not take; "
-                "search for task_arithmetic, or give weights."
+                f"Learned weights may be negative, which {name_of(method)} does not take; "
+                "learn them for task_arithmetic, or give weights."
             ) from None
 
 
@@ -237,20 +238,20 @@ class SystemBuilder:
     """Builds compositions of adapters from specs.
 
     trained: the adapters as they were trained; prepared: those that are merged and routed.
-    searched: weights that a search found. routers: those that were fitted to prompts, by spec.
+    learned: weights that were learned. routers: those that were fitted to prompts, by spec.
     """
 
     trained: Sequence[Adapter]
     prepared: Prepared
     options: Options
     base: Base | None = None
-    searched: tuple[float, ...] | None = None
+    learned: LearnedWeights | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """The weights that were found or given; None for each method's default."""
-        return self.searched or self.options.given_weights
+        """The weights that were learned or given; None for each method's default."""
+        return self.learned.factors if self.learned else self.options.given_weights
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
@@ -276,23 +277,36 @@ class SystemBuilder:
                 notes.append(f"{name} was not tried: {error}")
         return systems, notes
 
+    def merge(
+        self, spec: str, experts: Sequence[Adapter] | None = None, name: str | None = None
+    ) -> Merged:
+        """A merge as one adapter (of the prepared ones unless given)."""
+        experts = self._weighed(spec, self.prepared.adapters if experts is None else experts)
+        return merge_by(
+            spec, self.prepared, self.options, self.base, self.weights, experts, name=name
+        )
+
+    def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
+        """The experts as a method gets them: times the learned weights of their layers."""
+        if self.learned is None or not METHODS.make(spec).takes_weights:
+            return tuple(experts)
+        return scaled_by_layer(experts, self.learned.layers)
+
     def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""
         gates = constant_gates(spec, self.options, self.weights, len(experts))
         if gates is not None:
-            composition = Composition(name, experts, ConstantGates(gates))
+            composition = Composition(name, self._weighed(spec, experts), ConstantGates(gates))
             return System(name, "merge", composition, compression_error=0.0)
-        merged = merge_by(
-            spec, self.prepared, self.options, self.base, self.weights, experts, name=name
-        )
+        merged = self.merge(spec, experts, name)
         alone, error = single(merged.adapter), merged.compression_error
         return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def controls(self, best_single: str, best: System | None) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
-        The random partners are composed with the weights of the best composition. If a search found
-        them, another search for the control would cost as much again.
+        The random partners are composed with the weights of the best composition. To learn others
+        for the control would cost as much again.
         """
         n, options = len(self.trained), self.options
         if n < 2:

@@ -1,7 +1,6 @@
 """Sets items of the tasks apart, before anything is scored.
 
-They serve a search of weights, or a router that learns from prompts, and no system is scored on
-them.
+They serve weights or a router that are learned, and no system is scored on them.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.defaults import (
+    APART_LEAST,
+    APART_MOST,
+    APART_SHARE,
     FEWEST_ITEMS,
     ROUTER_LEAST,
     ROUTER_MOST,
     SCREENING_LOOK,
-    SEARCH_LEAST,
-    SEARCH_MOST,
-    SEARCH_SHARE,
 )
 from loraprobe.errors import TaskError
 from loraprobe.formatting import count
@@ -46,28 +45,24 @@ class TaskSplit:
 
 
 def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
-    """Sets items apart for a search of weights: whole clusters, drawn by the seed.
+    """Sets items apart on which weights are learned: whole clusters, drawn by the seed.
 
     Raises TaskError where a task is too small to be split.
     """
-    wanted = [
-        options.search_items or min(SEARCH_MOST, math.ceil(SEARCH_SHARE * len(task.items)))
-        for task in tasks
-    ]
+    wanted = [min(APART_MOST, math.ceil(APART_SHARE * len(task.items))) for task in tasks]
     for task, number in zip(tasks, wanted, strict=True):
-        if number < SEARCH_LEAST and options.search_items is None:
+        if number < APART_LEAST:
             raise TaskError(
-                f"Task {task.name} has {len(task.items)} items, too few to search "
-                f"weights on a part of them; give at least {int(SEARCH_LEAST / SEARCH_SHARE)}, or "
-                "--search-items."
+                f"Task {task.name} has {len(task.items)} items, too few to learn weights on a part "
+                f"of them; give at least {int(APART_LEAST / APART_SHARE)}."
             )
     parts = _drawn(tasks, wanted, options.seed)
     for task, number, left in zip(tasks, wanted, parts.left, strict=True):
         if _clusters(left) < 2:
             raise TaskError(
                 f"Task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, so "
-                f"nothing is left to judge by once {number} are set apart for --weights search; "
-                "give more items or fewer --search-items."
+                f"nothing is left to judge by once {number} are set apart for --weights learn; "
+                "give more items."
             )
     return parts
 
@@ -76,7 +71,7 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
     """Sets items apart for a router to learn from, or says why that cannot be.
 
     Every adapter needs a task of its own. Every task gives a quarter of its items, at most
-    ROUTER_MOST, and has to keep FEWEST_ITEMS. With --weights search the items of the search serve
+    ROUTER_MOST, and has to keep FEWEST_ITEMS. With --weights learn the items of the weights serve
     the router too.
     """
     texts = [task.name for task in tasks if any(not item.answers for item in task.items)]
@@ -85,13 +80,13 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
     if len(tasks) < adapters:
         few = f"{count(len(tasks), 'task')} for {count(adapters, 'adapter')}"
         return f"with {few} not every adapter has questions of its own"
-    if options.weights == "search":
+    if options.learns:
         return split(tasks, options)
     needed = FEWEST_ITEMS + ROUTER_LEAST
     for task in tasks:
         if len(task.items) < needed:
             return f"task {task.name} has {len(task.items)} items, and it takes {needed}"
-    wanted = [min(ROUTER_MOST, math.ceil(SEARCH_SHARE * len(task.items))) for task in tasks]
+    wanted = [min(ROUTER_MOST, math.ceil(APART_SHARE * len(task.items))) for task in tasks]
     parts = _drawn(tasks, wanted, options.seed)
     for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
         if len(apart.items) < ROUTER_LEAST or len(left.items) < FEWEST_ITEMS:

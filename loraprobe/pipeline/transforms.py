@@ -19,7 +19,8 @@ arXiv 2508.01148).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +38,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Transformation
+from loraprobe.records import LearnedWeights, Transformation
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
@@ -177,18 +178,54 @@ def merge_by(
     )
 
 
-def scaled(adapter: Adapter, factor: float) -> Adapter:
-    """factor times an adapter's change, its files untouched. The name and extras are kept.
+def scaled(adapter: Adapter, factor: float, layers: Mapping[str, float] | None = None) -> Adapter:
+    """An adapter's change times a factor. Its files, name and extras are kept.
 
-    Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
-    modules, biases or token rows, whose change is a difference from the base.
+    layers: factors of single layers, which are multiplied into it. Raises what `check_scalable`
+    raises.
     """
-    _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole or adapter.token_rows))
+    check_scalable(adapter)
+
+    def of(path: str) -> float:
+        return factor * layers[layer_of(path)] if layers else factor
+
     infos = {
-        path: replace(info, scaling=info.scaling * factor) for path, info in adapter.layout.items()
+        path: replace(info, scaling=info.scaling * of(path))
+        for path, info in adapter.layout.items()
     }
     source = adapter.modules
-    return replace(adapter, modules=Modules(infos, lambda path: source[path].scaled(factor)))
+    return replace(adapter, modules=Modules(infos, lambda path: source[path].scaled(of(path))))
+
+
+def layer_of(path: str) -> str:
+    """A module's path up to its first number: model.layers.7; the whole path if it has none."""
+    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
+    return found.group() if found else path
+
+
+def scaled_by_layer(
+    adapters: Sequence[Adapter], layers: Mapping[str, Sequence[float]]
+) -> tuple[Adapter, ...]:
+    """The adapters, each times its own weight in each layer; as they are without layers.
+
+    layers: layer -> one weight for each adapter. Raises what `check_scalable` raises.
+    """
+    if not layers:
+        return tuple(adapters)
+    own = ({layer: weights[i] for layer, weights in layers.items()} for i in range(len(adapters)))
+    return tuple(scaled(adapter, 1.0, one) for adapter, one in zip(adapters, own, strict=True))
+
+
+def with_layers(prepared: Prepared, options: Options, learned: LearnedWeights | None) -> Prepared:
+    """The adapters times the weights of single layers that were learned or given, if any were."""
+    layers = options.layers if learned is None else learned.layers
+    return replace(prepared, adapters=scaled_by_layer(prepared.adapters, layers))
+
+
+def check_scalable(adapter: Adapter) -> None:
+    """Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
+    modules, biases or token rows, whose change is a difference from the base."""
+    _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole or adapter.token_rows))
 
 
 def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:

@@ -115,6 +115,7 @@ def _make_again(
         "allow": tuple(record.allow),
         "balance": record.balance,
         "subtract": tuple(general),
+        "layers": record.layers,
     }
     if isinstance(record, MergeRecord):
         options = Options(

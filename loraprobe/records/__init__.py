@@ -38,12 +38,12 @@ from loraprobe.records.measurements import (
     Forecast,
     Gain,
     GateStatistics,
+    LearnedWeights,
     Measurement,
     Retention,
     Rounds,
     Score,
     SystemKind,
-    WeightSearch,
     example,
 )
 from loraprobe.records.plain import as_text, document, plain
@@ -74,7 +74,7 @@ class Audit:
     layers: tuple[LayerGroup, ...] = ()
     compatibility: Compatibility = field(default_factory=Compatibility)
     transformations: tuple[Transformation, ...] = ()
-    search: WeightSearch | None = None
+    search: LearnedWeights | None = None
     diagnostics: tuple[Measurement, ...] = ()
     coverage: tuple[Coverage, ...] = ()
     forecasts: tuple[Forecast, ...] = ()

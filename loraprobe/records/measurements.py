@@ -292,11 +292,13 @@ class GateStatistics:
 
 
 @dataclass(frozen=True)
-class WeightSearch:
-    """Weights found on items that served nothing else (`--weights search`).
+class LearnedWeights:
+    """Weights learned on items that served nothing else (`--weights learn`).
 
     `objective` = `loss` (mean over tasks of nats per token of the gold answers on the `items` set
     apart) + 0.05 * mean |w|; `uniform` is the objective of 1/n each. `left` items were evaluated.
+    `layers`, with `learn:per=layer`, has for each layer one weight an adapter, in the order of
+    `weights`, which are then their means.
     """
 
     weights: Mapping[str, float]
@@ -307,3 +309,9 @@ class WeightSearch:
     items: int
     clusters: int
     left: int
+    layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The weights of the merge; 1 each where the layers' own are multiplied into it first."""
+        return (1.0,) * len(self.weights) if self.layers else tuple(self.weights.values())

@@ -177,10 +177,10 @@ def prepared(audit: Audit) -> Table:
 
 
 def weights(audit: Audit) -> Table:
-    """Weights that were searched."""
+    """Weights that were learned; of several layers their means."""
     held: Mapping[str, float] = audit.search.weights if audit.search is not None else {}
     lines = [[name, number(weight, 3)] for name, weight in held.items()]
-    return Table("Weights found by --weights search", [text("adapter"), Column("weight")], lines)
+    return Table("Weights found by --weights learn", [text("adapter"), Column("weight")], lines)
 
 
 def run(audit: Audit) -> Table:

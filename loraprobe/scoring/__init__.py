@@ -7,6 +7,6 @@ where causal attention does not see the padding. Repeated inputs are computed on
 
 from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.likelihood import Likelihood
-from loraprobe.scoring.passes import read_texts, score_rows
+from loraprobe.scoring.passes import loss_with_gradients, read_texts
 from loraprobe.scoring.recording import MOST_BYTES, Recorder
 from loraprobe.scoring.scorer import Scorer

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from loraprobe.scoring.forward import arguments, padded, tail_logits
+from loraprobe.scoring.forward import arguments, differentiable, padded, tail_logits
 from loraprobe.scoring.scorer import Scorer
 
 
@@ -50,37 +51,35 @@ def read_texts(
     scorer.run(scorer.batcher.split(lengths, starts, width), work)
 
 
-def score_rows(
-    scorer: Scorer,
-    pairs: Sequence[tuple[str, str]],
-    candidates: Sequence[Sequence[float]],
-    set_rows: Callable[[Tensor], None],
-) -> list[list[float]]:
-    """Log-probability of each (prompt, continuation) under each candidate: a list per candidate.
+def loss_with_gradients(
+    scorer: Scorer, items: Sequence[Sequence[tuple[str, str]]], shares: Sequence[float]
+) -> float:
+    """The sum of share * loss over items, and its gradients added to the gates of the composition.
 
-    candidates: gates [n] of the n experts. The scorer's model must carry a composition whose gates
-    [rows, n] `set_rows` sets. Otherwise as `Scorer.loglikelihood`.
+    items: the (prompt, answer) pairs of each; its loss is the smallest of them, in nats a token.
+    The scorer's model must carry a composition with gates that require gradients. Raises TaskError
+    for a pair that the context cannot hold.
     """
-    gates, copies = torch.tensor(candidates), len(candidates)
-    unique = list(dict.fromkeys(pairs))
-    encoded = scorer.encoded(unique)
-    found: dict[tuple[str, str], list[float]] = {}
+    encoded = [scorer.encoded(pairs) for pairs in items]
+    model, total = scorer.model, 0.0
 
     def work(batch: Sequence[int]) -> None:
-        set_rows(gates.repeat(len(batch), 1))
-        rows = [encoded[i][0][:-1] for i in batch for _ in candidates]
-        starts = [encoded[i][1] - 1 for i in batch for _ in candidates]
-        logits = tail_logits(scorer.model, rows, starts, scorer.pad)
-        for b, i in enumerate(batch):
-            ids, start = encoded[i]
-            gold = torch.tensor(ids[start:], device=logits[0].device)[:, None]
+        nonlocal total
+        rows = [row for i in batch for row in encoded[i]]
+        ids, starts = [row[:-1] for row, _ in rows], [start - 1 for _, start in rows]
+        logits = iter(tail_logits(model, ids, starts, scorer.pad))
+        loss = torch.zeros((), device=model.device)
+        for i in batch:
+            golds = (torch.tensor(row[start:], device=model.device) for row, start in encoded[i])
             # Clamped, so that a logit of -inf gives a finite loss.
-            own = [z.float().clamp_min(-1e4) for z in logits[b * copies : (b + 1) * copies]]
-            found[unique[i]] = [float(z.log_softmax(-1).gather(-1, gold).sum()) for z in own]
+            each = [F.cross_entropy(next(logits).float().clamp_min(-1e4), gold) for gold in golds]
+            loss = loss + shares[i] * torch.stack(each).min()
+        loss.backward()
+        total += loss.item()
 
-    lengths = [len(ids) * copies for ids, _ in encoded]
-    starts = [(start - 1) * copies for _, start in encoded]
-    batcher = scorer.batcher.with_copies(copies)
-    batches = batcher.split(lengths, starts, scorer.vocab_size)
-    scorer.run(batches, work, batcher)
-    return [[found[pair][c] for pair in pairs] for c in range(copies)]
+    lengths = [sum(len(row) for row, _ in pairs) for pairs in encoded]
+    starts = [min(start - 1 for _, start in pairs) for pairs in encoded]
+    with differentiable(model):
+        for batch in scorer.batcher.split(lengths, starts, scorer.vocab_size):
+            scorer.batcher.run(batch, work)
+    return total

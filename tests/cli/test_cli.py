@@ -226,7 +226,6 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
         (("--method", "ties:density=x"), "must be a number"),
         (("--method", "ties:dense=1"), "density, election, normalize, lambda, variant"),
         (("--limit", "3"), "--limit goes with --task"),
-        (("--search-budget", "3"), "--search-budget goes with --weights search"),
         (("--method", "ties:density=7"), "density"),
         (("--weights", "0.5"), "2 adapters"),
         (("--weights", "a,b"), "--weights"),

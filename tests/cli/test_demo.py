@@ -216,7 +216,7 @@ def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     estimate = json.loads(result.stdout)["estimate"]
     assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
-    assert "search" not in estimate["steps"]
+    assert "learn" not in estimate["steps"]
     assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
 
 

@@ -6,13 +6,12 @@ import warnings
 
 import pytest
 import torch
-from composing import relative, state_of
+from composing import learnable, relative, state_of
 from making import peft_model
 from torch import nn
 
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.composition import Composition, Rows, composed
-from loraprobe.composition.router import RowGates
+from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.routing.spectral import Arrow
@@ -80,17 +79,15 @@ def only_first(adapter):
     )
 
 
-def test_rows_and_token_routers(tmp_path):
+def test_learnable_gates_and_token_routers(tmp_path):
     pair = tuple(trained(tmp_path / str(i), 2, seed=i, use_dora=i == 1)[0] for i in range(2))
     model = Convolutional(2)
-    x = torch.randn(1, 3, 6, 6).repeat(3, 1, 1, 1)
-    rows = Rows()
-    rows.set(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-    with composed(model, Composition("rows", pair, RowGates(rows))):
-        found = model(x)
-    for row, gates in zip(found, ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)), strict=True):
+    x = torch.randn(3, 3, 6, 6)
+    for gates in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        with composed(model, Composition("learn", pair, learnable(*gates))):
+            found = model(x)
         with composed(model, Composition("one", pair, ConstantGates(gates))):
-            assert relative(row, model(x[:1])[0]) < 1e-5
+            assert relative(found, model(x)) < 1e-5
     arrow = Composition("arrow", pair, Arrow())
     assert any("convolutions (first, second)" in note for note in arrow.notes())
     alone = nn.ModuleDict({"first": model.first})

@@ -5,51 +5,50 @@ from __future__ import annotations
 import making
 import pytest
 import torch
-from composing import dora, mixed_kinds, relative, state_of, with_changes
+from composing import dora, learnable, mixed_kinds, relative, state_of, with_changes
 from making import hidden, random_adapter
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, Rows, composed
-from loraprobe.composition.router import RowGates
+from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.routing.spectral import Arrow
 
 
-def rows_of(three, *gates) -> tuple[Composition, Rows]:
-    rows = Rows()
-    rows.set(torch.tensor(gates))
-    return Composition("rows", three, RowGates(rows)), rows
-
-
 @pytest.mark.parametrize("tied", [True, False])
-def test_side_by_side_rows_are_each_expert_alone(tied):
+def test_learnable_gates_are_constant_gates(tied):
+    """Of all kinds of experts, also of whole parameters, which are mixed by their outputs."""
     model, three = making.tiny_llama(tied=tied).double(), mixed_kinds()
-    tokens = torch.arange(7).repeat(4, 1) * 5 % 40
-    composition, _ = rows_of(three, [0.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])
-    before = state_of(model)
-    with composed(model, composition), torch.no_grad():
-        found = model(input_ids=tokens).logits
-    assert state_of(model) == before
-    with torch.no_grad():
-        wanted = [model(input_ids=tokens[:1]).logits]
-        for expert in three:
-            with composed(model, Composition("one", (expert,), ConstantGates.ones(1))):
-                wanted.append(model(input_ids=tokens[:1]).logits)
-    assert relative(wanted[0], wanted[3]) > 0.1
-    for row, one in zip(found, wanted, strict=True):
-        assert relative(row, one[0]) < 1e-7
-
-
-def test_rows_of_fractional_gates_are_constant_gates():
-    model, three = making.tiny_llama(tied=False).double(), mixed_kinds()
-    tokens = torch.arange(7).repeat(2, 1) * 5 % 40
-    composition, _ = rows_of(three, [0.5, 0.25, 0.25], [1.0, 1.0, 1.0])
-    with composed(model, composition), torch.no_grad():
-        found = model(input_ids=tokens).logits
-    for row, gates in zip(found, ((0.5, 0.25, 0.25), (1.0, 1.0, 1.0)), strict=True):
+    tokens, before = torch.arange(7)[None] * 5 % 40, state_of(model)
+    answers = []
+    for gates in ((0.0, 0, 0), (1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0), (0.5, 0.25, 0.25)):
+        learned = Composition("learn", three, learnable(*gates))
+        with composed(model, learned), torch.no_grad():
+            answers.append(model(input_ids=tokens).logits)
+        assert state_of(model) == before
         with composed(model, Composition("c", three, ConstantGates(gates))), torch.no_grad():
-            assert relative(row, model(input_ids=tokens[:1]).logits[0]) < 1e-7
+            assert relative(answers[-1], model(input_ids=tokens).logits) < 1e-7
+    assert relative(answers[0], answers[3]) > 0.1
+
+
+def test_the_gradient_of_a_gate_is_the_slope():
+    model, three = making.tiny_llama(tied=False).double(), mixed_kinds()
+    tokens = torch.arange(7)[None] * 5 % 40
+
+    def energy(*gates: float) -> tuple[torch.Tensor, torch.Tensor]:
+        router = learnable(*gates)
+        with composed(model, Composition("learn", three, router)):
+            return model(input_ids=tokens).logits.square().sum(), router.values
+
+    value, gates = energy(0.5, 0.25, 0.75)
+    value.backward()
+    for i in range(3):
+        step = [1e-3 * (j == i) for j in range(3)]
+        above, below = (
+            energy(*(g + s * d for g, d in zip((0.5, 0.25, 0.75), step, strict=True)))[0]
+            for s in (1, -1)
+        )
+        assert gates.grad[0, i].item() == pytest.approx((above - below).item() / 2e-3, rel=1e-3)
 
 
 def test_a_module_whole_in_one_expert_and_scaled_in_another():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import making
 import pytest
 import torch
-from composing import dora, experts, mixed_kinds, relative
+from composing import dora, experts, learnable, mixed_kinds, relative
 from words import word_tokenizer
 
-from loraprobe.composition import Composition, RowGates, Rows, composed
+from loraprobe.composition import Composition, composed
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
 
@@ -35,15 +35,13 @@ def test_a_model_on_the_gpu_answers_as_on_the_cpu(router):
     assert relative(found[DEVICE, "pairs"], found["cpu", "pairs"]) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["scaled", "full", "rows"])
+@pytest.mark.parametrize("kind", ["scaled", "full", "learnable"])
 def test_scaled_and_full_experts_follow_the_model(kind):
     found, three = {}, mixed_kinds()
-    rows = Rows()
-    rows.set(torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]]))
     composition = {
         "scaled": Composition("c", (dora("dora", 1), *experts(2)), ROUTERS.make("arrow")),
         "full": Composition("c", three, ROUTERS.make("constant")),
-        "rows": Composition("c", three, RowGates(rows)),
+        "learnable": Composition("c", three, learnable(0.2, 0.5, 0.5)),
     }[kind]
     for device in ("cpu", DEVICE):
         model = making.tiny_llama(tied=False).to(device)

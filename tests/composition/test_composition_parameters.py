@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
+from composing import learnable
 from mixtures import BOTH, CASES, IN, Layers, deltas_of_peft, saved, wrapped
 from torch import nn
 
-from loraprobe.composition import Composition, RowGates, composed
+from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.routing import ROUTERS
@@ -102,7 +103,7 @@ def test_the_dtype_of_the_parameter_is_kept(tmp_path, dtype):
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("router", [ROUTERS.make("arrow"), RowGates()])
+@pytest.mark.parametrize("router", [ROUTERS.make("arrow"), learnable(0.5, 0.5)])
 def test_other_gates_are_refused_by_name_with_the_cure(tmp_path, router):
     adapters, _ = pair(tmp_path, "one parameter")
     base = Layers().eval()

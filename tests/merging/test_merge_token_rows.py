@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from composing import learnable
 from making import base_of, peft_adapter, random_update, tiny_llama
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.types import TokenRows
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.router import RowGates, Rows
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
@@ -194,7 +194,7 @@ def test_merges_and_gates_compute_what_pefts_rows_combine_to(case, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_hot_gates_and_gates_per_row_are_the_adapter_as_peft_runs_it(case, dtype, tmp_path):
+def test_one_hot_gates_and_learnable_gates_are_the_adapter_as_peft_runs_it(case, dtype, tmp_path):
     from peft import PeftModel
 
     make, adapters = written(tmp_path, case)
@@ -206,10 +206,9 @@ def test_one_hot_gates_and_gates_per_row_are_the_adapter_as_peft_runs_it(case, d
         with composed(model, Composition("c", tuple(adapters), ConstantGates.one_hot(i, 2))):
             torch.testing.assert_close(answer(model), expected)
     assert torch.equal(answer(model), plain)
-    gates = Rows(torch.eye(2))
-    with composed(model, Composition("c", tuple(adapters), RowGates(gates))), torch.no_grad():
-        both = model(input_ids=torch.arange(40).expand(2, 40)).logits
-    torch.testing.assert_close(both, torch.cat(wanted))
+    for gates, expected in zip(((1.0, 0.0), (0.0, 1.0)), wanted, strict=True):
+        with composed(model, Composition("c", tuple(adapters), learnable(*gates))):
+            torch.testing.assert_close(answer(model), expected)
 
 
 def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):

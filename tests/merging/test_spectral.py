@@ -332,5 +332,5 @@ def test_an_audit_refuses_before_it_loads_anything():
     with pytest.raises(UsageError, match=r"slerp needs weights"):
         check_systems(three[:2], Options(methods=("slerp",), weights=(-1.0, 2.0)))
     with pytest.raises(UsageError, match=r"search may find negative weights, which slerp"):
-        check_systems(three[:2], Options(methods=("slerp",), weights="search"))
-    check_systems(three, Options(methods=("tsv", "task_arithmetic"), weights="search"))
+        check_systems(three[:2], Options(methods=("slerp",), weights="learn"))
+    check_systems(three, Options(methods=("tsv", "task_arithmetic"), weights="learn"))

@@ -41,8 +41,6 @@ DECIDES = {
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
 ELSEWHERE |= {"fields", "prompt_template", "answer_after", "answer_pattern"}
-# Only with a search: its own options.
-SEARCH = {"search_budget": 7, "search_items": 9}
 # What only places, orders, shows or judges results.
 OTHERS = {
     "batch_size",
@@ -58,6 +56,7 @@ OTHERS = {
     "serve",
     "resume",
     "state",
+    "layers",
     "arguments",
     "started",
 }
@@ -67,13 +66,10 @@ OTHERS |= {"executor", "keep", "budget", "items"}
 
 def test_every_setting_is_known_to_decide_a_result_or_not():
     names = {field.name for field in dataclasses.fields(Options)}
-    assert names == {*DECIDES, *ELSEWHERE, *SEARCH, *OTHERS}
+    assert names == {*DECIDES, *ELSEWHERE, *OTHERS}
     plain = Options().fingerprint()
     for name, value in DECIDES.items():
         assert Options(**{name: value}).fingerprint() != plain, name
-    search = Options(weights="search").fingerprint()
-    for name, value in SEARCH.items():
-        assert Options(weights="search", **{name: value}).fingerprint() != search, name
 
 
 def test_a_metric_of_a_task_is_given_beside_one_for_all():

@@ -66,15 +66,13 @@ def test_a_composition_is_judged_as_a_merge_is(tmp_path):
     [
         (["--router", "arrows"], "did you mean 'arrow'"),
         (["--weights", "1,1"], "arrow gives each token gates of its own"),
-        (["--weights", "search", "--router", "constant"], "add --base DIR"),
+        (["--weights", "learn", "--router", "constant"], "add --base DIR"),
         (["--weights", "1", "--router", "constant"], "1 number for 2 adapters"),
         (["--router", "centroid"], "add --base DIR"),
-        (["--task", "x.jsonl"], "add --weights search"),
+        (["--task", "x.jsonl"], "add --weights learn"),
         (["--balance", "no"], "--balance must be one of"),
         (["--router-prompts", "a"], "NAME=FILE"),
         (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
-        (["--search-items", "4"], "goes with --weights search"),
-        (["--search-budget", "4"], "goes with --weights search"),
         (["--limit", "4"], "--limit goes with --task"),
     ],
 )

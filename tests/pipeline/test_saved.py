@@ -10,11 +10,11 @@ import composing
 import making
 import pytest
 import torch
-from composing import logits
+from composing import learnable, logits
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.composition import Composition, RowGates
+from loraprobe.composition import Composition
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.saved import FILE, Routed, load_composition
@@ -231,7 +231,10 @@ def test_a_changed_state_of_a_router_is_refused(tmp_path):
 def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     experts = from_disk(tmp_path, "a", "b")
     before = files(tmp_path)
-    for router, said in ((RowGates(), "is none of"), (ROUTERS.make("centroid"), "prompts")):
+    for router, said in (
+        (learnable(0.5, 0.5), "is none of"),
+        (ROUTERS.make("centroid"), "prompts"),
+    ):
         with pytest.raises(UsageError, match=said):
             Routed(Composition("x", experts, router)).save(tmp_path / "out")
     assert files(tmp_path) == before and not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def test_wrong_options_are_one_sentence(tmp_path):
         (["--balance", "norms"], "--balance must be one of none, norm"),
         (["--subtract", tmp_path / "nowhere"], "nowhere"),
         (["--subtract", tmp_path / "a"], "Nothing is left"),
-        (["--weights", "searching"], "search"),
+        (["--weights", "learning"], "or learn"),
     ):
         result = making.call(*call, *extra)
         assert result.exit_code == 2 and said in result.stderr and result.stdout == ""

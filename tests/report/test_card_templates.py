@@ -9,7 +9,7 @@ import pytest
 from planting import MARKUP, planted, structure
 from test_report import an_audit
 
-from loraprobe.records import Audit, DecisiveGain, Transformation, WeightSearch
+from loraprobe.records import Audit, DecisiveGain, LearnedWeights, Transformation
 from loraprobe.report.markdown import composition_card, model_card
 
 
@@ -18,7 +18,7 @@ def cards(text: str) -> list[str]:
     audit = dataclasses.replace(
         planted(an_audit(), text),
         transformations=(Transformation(text, 1.0, 1.0, 1.0, (text, text)),),
-        search=WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
+        search=LearnedWeights({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
     )
     return cards_of(audit, text)
 

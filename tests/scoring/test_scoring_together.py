@@ -1,52 +1,41 @@
-"""Systems side by side in the rows of one batch, and a model that is watched."""
+"""The loss by whose gates it is differentiated, and a model that is watched."""
 
 from __future__ import annotations
 
 import making
 import pytest
-import torch
-from composing import alone, scene
+from composing import learnable, scene
 from words import PAIRS, PROMPTS
 
-from loraprobe.composition import Composition, RowGates, watched
-from loraprobe.errors import UsageError
-from loraprobe.scoring import read_texts, score_rows
+from loraprobe.composition import Composition, watched
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.scoring import loss_with_gradients, read_texts
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])
-@pytest.mark.parametrize("batch", [7, "auto"])
-def test_candidates_in_rows_score_what_each_scores_alone(kind, batch):
+@pytest.mark.parametrize("batch", [1, 7, "auto"])
+def test_the_loss_of_answers_and_its_slopes(kind, batch):
+    """Of the likeliest answer of each item, by the token; slopes by differences of the loss."""
     scorer, adapters = scene(kind, batch)
-    candidates, gates = [(1.0, 0.0), (0.0, 0.5), (0.0, 0.0)], RowGates()
-    with scorer.with_composition(Composition("rows", adapters, gates)):
-        found = score_rows(scorer, PAIRS, candidates, gates.rows.set)
-    for scores, (first, second) in zip(found, candidates, strict=True):
-        one = alone(adapters, int(second > 0), max(first, second))
-        with scorer.with_composition(one):
-            wanted = [likely.logprob for likely in scorer.loglikelihood(PAIRS)]
-        assert scores == pytest.approx(wanted, abs=1e-4)
-    assert found[0] != found[1] != found[2]
+    scorer.model.double()
+    items = [PAIRS[:2], PAIRS[2:3], PAIRS[3:]]
+    shares = [0.5, 0.25, 0.25]
 
+    def loss(*gates: float) -> float:
+        with scorer.with_composition(Composition("c", adapters, ConstantGates(gates))):
+            likely = [scorer.loglikelihood(pairs) for pairs in items]
+        best = (max(one.per_token for one in own) for own in likely)
+        return -sum(share * one for share, one in zip(shares, best, strict=True))
 
-def test_rows_flattened_with_their_tokens_keep_their_gates():
-    _, adapters = scene("llama")
-    path = "model.layers.0.mlp.up_proj"
-    gates = RowGates()
-    gates.rows.set(torch.tensor([[1.0, 0.0], [0.0, 0.5]]))
-    made = gates.gates(path, [a.modules[path] for a in adapters], [0, 1], 2)
-    x = torch.randn(2, 3, 16)
-    torch.testing.assert_close(made(x.reshape(6, 16)), made(x).reshape(6, 2))
-    with pytest.raises(UsageError, match="2 rows"):
-        made(torch.randn(3, 16))
-    with pytest.raises(UsageError, match=r"Rows\.set"):
-        RowGates().gates(path, [], [0], 2)(x)
-
-
-def test_two_sets_of_rows_are_never_one():
-    """Prepared layers are kept by composition, so an equal router would bring another's rows."""
-    _, adapters = scene("llama")
-    one, other = (Composition("rows", adapters, RowGates()) for _ in range(2))
-    assert one != other
+    router, modes = learnable(0.7, 0.4), [m.training for m in scorer.model.modules()]
+    with scorer.with_composition(Composition("learn", adapters, router)):
+        found = loss_with_gradients(scorer, items, shares)
+    assert found == pytest.approx(loss(0.7, 0.4), abs=1e-4)
+    slopes = [loss(0.701, 0.4) - loss(0.699, 0.4), loss(0.7, 0.401) - loss(0.7, 0.399)]
+    assert router.values.grad[0].tolist() == pytest.approx([s / 0.002 for s in slopes], rel=2e-2)
+    assert all(parameter.grad is None for parameter in scorer.model.parameters())
+    assert all(parameter.requires_grad for parameter in scorer.model.parameters())
+    assert [m.training for m in scorer.model.modules()] == modes
 
 
 def test_a_watched_model_says_what_it_says_and_is_left_as_it_was():

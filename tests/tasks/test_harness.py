@@ -80,7 +80,7 @@ def test_items_with_other_metrics_or_limits_are_other_items(folder):
         ("spouse_choice", {"metric": "acc_nrm"}, UsageError, "acc_norm"),
         ("facts_text", {}, UsageError, "--margin"),
         ("facts_text,spouse_choice", {"margin": 0.1}, UsageError, "two runs"),
-        ("spouse_choice", {"weights": "search"}, UsageError, "--weights search"),
+        ("spouse_choice", {"weights": "learn"}, UsageError, "--weights learn"),
         ("broken", {}, TaskError, "broken"),
         ("", {}, UsageError, "lm_eval:TASK"),
     ],

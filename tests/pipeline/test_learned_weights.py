@@ -250,11 +250,12 @@ def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(tmp_path
     assert api.weights == (tuple(weight) if weights == "learn" else (1.0, 1.0))
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"found by gradient descent in {LEARNING_STEPS} steps on 4 items" in card
-    assert making.call("verify", tmp_path / "out", *paths).exit_code == 0
+    verify = ["verify", tmp_path / "out", *paths, "--base", world.base]
+    assert making.call(*verify).exit_code == 0
     if layers:
         first = next(iter(layers.values()))[0]
         (tmp_path / "out" / "README.md").write_text(card.replace(f"- {first}", "- 0.7", 1))
-        assert making.call("verify", tmp_path / "out", *paths).exit_code == 1
+        assert making.call(*verify).exit_code == 1
 
 
 @pytest.mark.parametrize(

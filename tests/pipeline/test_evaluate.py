@@ -244,8 +244,8 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     assert "set_adapter" in audit.verdict.next
 
 
-def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, monkeypatch):
-    """No logits of several systems are computed together, and the forecast is that of the sum."""
+def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):
+    """The forecast is that of the sum of their logits."""
     chosen = shipped_world().scenario("keep-both")
     whole = load_task(chosen.tasks[0], 24)
     pool = sorted({item.answers[0] for item in whole.items})
@@ -256,12 +256,10 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, m
     task = Task("choices", tuple(items))
     call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
     adapters = list(chosen.adapters.values())
-    monkeypatch.setattr("loraprobe.scoring.score_rows", None)
     audit = inspect(adapters, **call, options=Options(state=tmp_path / "a", threads=1))
     (told,) = audit.forecasts
     assert (told.system, told.n, told.part) == ("sum", 24, "question")
     assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
-    monkeypatch.undo()
     options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
     opened = open_inputs(adapters, base=call["base"], tasks=[task], options=options)
     plan = plan_of(options, opened.adapters, [task])

@@ -41,20 +41,20 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real adapters and models beside the repository; tests that need them skip without."""
+@pytest.fixture(scope="session", params=["made", "published"])
+def shelf(request, tmp_path_factory) -> making.Shelf:
+    """GPT-2 adapters that peft saves here, then published ones, which may be absent."""
+    if request.param == "made":
+        return making.made_shelf(tmp_path_factory.mktemp("shelf"))
     if not making.SHARED.is_dir():
         pytest.skip("needs ../shared/data")
-    return making.SHARED
+    return making.published_shelf()
 
 
 @pytest.fixture(scope="session")
-def stories() -> Path:
-    """A real base model of 260,000 parameters."""
-    if not making.STORIES.is_dir():
-        pytest.skip("needs ../shared/data/stories260K")
-    return making.STORIES
+def small_base(tmp_path_factory) -> Path:
+    """A base model of 200,000 parameters with a tokenizer of subwords; not to be changed."""
+    return making.small_base(tmp_path_factory.mktemp("small") / "base")
 
 
 @pytest.fixture(autouse=True)

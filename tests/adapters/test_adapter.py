@@ -623,24 +623,18 @@ class TestWhatPeftLeavesOutOrReplaces:
 
 
 class TestConfig:
-    @pytest.mark.parametrize(
-        "file",
-        sorted((making.SHARED / "peft-configs").glob("**/*.json")) or [None],
-        ids=lambda f: f.stem if f else "absent",
-    )
-    def test_every_published_config_is_accepted_or_refused_by_name(self, file):
-        if file is None:
-            pytest.skip("needs ../shared/data")
-        raw = json.loads(file.read_text())
+    @pytest.mark.parametrize("given", making.CONFIGS, ids=lambda given: Path(given).stem)
+    def test_every_config_is_accepted_or_refused_by_name(self, given, tmp_path):
+        raw, name = making.config_of(given, tmp_path), str(given)
         variants = {"kasa_config", "use_bdlora"} & {k for k, v in raw.items() if v}
         if raw["peft_type"] != "LORA":
             with pytest.raises(UnsupportedAdapter, match=raw["peft_type"]):
-                judge_config(raw, file.name)
+                judge_config(raw, name)
         elif variants:
             with pytest.raises(UnsupportedAdapter, match=variants.pop()):
-                judge_config(raw, file.name)
+                judge_config(raw, name)
         else:
-            config = judge_config(raw, file.name)
+            config = judge_config(raw, name)
             assert not unknown_keys(raw)
             root = raw["r"] ** (0.5 if raw.get("use_rslora") else 1)
             path = "model.q_proj"
@@ -858,27 +852,16 @@ class TestAdapter:
         assert memory.sha256 == making.random_adapter(seed=1).sha256
         assert memory.sha256 != making.random_adapter(seed=2).sha256
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "gpt2-domain-skeleton/legal",
-            "gpt2-domain-skeleton/medical",
-            "gpt2-domain-skeleton/sports",
-            "gpt2-godspeed",
-            "distilgpt2-niket",
-        ],
-    )
-    def test_real_ones_are_clean(self, shared_data, name):
-        adapter = read_adapter(shared_data / name)
-        assert not codes(adapter) and not adapter.extras
-        assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
-        assert all(
-            re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", p) for p in adapter.modules
-        )
-        accounted(adapter)
+    def test_those_that_people_publish_are_clean(self, shelf):
+        for adapter in shelf.adapters(*making.DOMAINS, "godspeed", "distil"):
+            assert not codes(adapter) and not adapter.extras
+            assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
+            for path in adapter.modules:
+                assert re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", path)
+            accounted(adapter)
 
-    def test_a_real_classifier_names_its_head(self, shared_data):
-        adapter = read_adapter(shared_data / "gpt2-seqcls-deepbiolab")
+    def test_a_classifier_names_its_head(self, shelf):
+        (adapter,) = shelf.adapters("classifier")
         assert "modules_to_save" in {extra.kind for extra in adapter.extras}
         accounted(adapter)
 

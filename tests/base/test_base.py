@@ -20,9 +20,9 @@ from loraprobe.errors import BaseError, UsageError
 
 
 @pytest.fixture
-def copied(stories: Path, tmp_path: Path) -> Path:
+def copied(small_base: Path, tmp_path: Path) -> Path:
     """A base's directory that a test may damage."""
-    return Path(shutil.copytree(stories, tmp_path / "base"))
+    return Path(shutil.copytree(small_base, tmp_path / "base"))
 
 
 def edit_config(directory: Path, **changes) -> None:
@@ -47,10 +47,10 @@ def assert_same_weights(directory: Path, model: torch.nn.Module) -> None:
 
 
 class TestGeometry:
-    def test_llama_with_tied_head(self, stories):
+    def test_llama_with_tied_head(self, small_base):
         from transformers import AutoModelForCausalLM
 
-        assert_same_weights(stories, AutoModelForCausalLM.from_pretrained(stories))
+        assert_same_weights(small_base, AutoModelForCausalLM.from_pretrained(small_base))
 
     def test_llama_with_own_head(self, tmp_path):
         model = making.tiny_llama(tied=False)
@@ -165,25 +165,25 @@ class TestGeometry:
         with pytest.raises(BaseError, match="unquantised"):
             base.weight("model.layers.0.mlp.up_proj")
 
-    def test_vocabulary(self, tmp_path, llama, gpt2, stories):
+    def test_vocabulary(self, tmp_path, llama, gpt2, small_base):
         llama.save_pretrained(tmp_path / "l")
         edit_config(tmp_path / "l", vocab_size=99)  # the rows count, not what the config says
         assert open_base(tmp_path / "l").vocab_size == 40
         gpt2.save_pretrained(tmp_path / "g")
         assert open_base(tmp_path / "g").vocab_size == 40  # not the 64 positions
-        assert open_base(stories).vocab_size == open_base(stories).tokenizer_size == 512
+        assert open_base(small_base).vocab_size == open_base(small_base).tokenizer_size == 512
         assert open_base(tmp_path / "g").tokenizer_size is None
 
-    def test_unknown_module_names_the_nearest(self, stories):
+    def test_unknown_module_names_the_nearest(self, small_base):
         with pytest.raises(BaseError, match=r"model\.layers\.0\.mlp\.up_proj"):
-            open_base(stories).weight("model.layers.0.mlp.up_prj")
+            open_base(small_base).weight("model.layers.0.mlp.up_prj")
 
 
 class TestHash:
-    def test_is_that_of_the_file(self, stories):
-        digest = hashlib.sha256((stories / "model.safetensors").read_bytes()).hexdigest()
-        assert open_base(stories).sha256 == digest
-        assert open_base(stories, "owner/name", "c" * 40).summary().sha256 == digest
+    def test_is_that_of_the_file(self, small_base):
+        digest = hashlib.sha256((small_base / "model.safetensors").read_bytes()).hexdigest()
+        assert open_base(small_base).sha256 == digest
+        assert open_base(small_base, "owner/name", "c" * 40).summary().sha256 == digest
 
     def test_of_shards_depends_on_every_shard(self, tmp_path, llama):
         llama.save_pretrained(tmp_path, max_shard_size="4KB")
@@ -192,9 +192,9 @@ class TestHash:
         last.write_bytes(last.read_bytes()[:-1] + b"\x01")
         assert len(before) == 64 and open_base(tmp_path).sha256 != before
 
-    def test_large_files_are_hashed_only_when_asked(self, stories, monkeypatch):
+    def test_large_files_are_hashed_only_when_asked(self, small_base, monkeypatch):
         monkeypatch.setattr("loraprobe.base.model.HASH_WITHOUT_ASKING", 10)
-        base = open_base(stories)
+        base = open_base(small_base)
         assert base.summary().sha256 is None
         assert base.summary().sha256 == (base.__dict__.get("sha256"))
         assert base.sha256 and base.summary().sha256 == base.sha256
@@ -212,26 +212,26 @@ class TestHash:
 
 
 class TestLoading:
-    def test_ready_to_score_and_silent(self, stories, capfd):
-        loaded = open_base(stories).load()
+    def test_ready_to_score_and_silent(self, small_base, capfd):
+        loaded = open_base(small_base).load()
         assert not loaded.model.training
         assert not any(p.requires_grad for p in loaded.model.parameters())
         assert loaded.model.dtype == torch.float32
         assert loaded.tokenizer.pad_token_id is not None
-        assert loaded.base.path == stories
+        assert loaded.base.path == small_base
         out, err = capfd.readouterr()
         assert out == "" and err == ""
 
-    def test_dtype(self, stories):
-        assert open_base(stories).load(dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    def test_dtype(self, small_base):
+        assert open_base(small_base).load(dtype=torch.bfloat16).model.dtype == torch.bfloat16
 
-    def test_transformers_keeps_its_own_settings(self, stories):
+    def test_transformers_keeps_its_own_settings(self, small_base):
         from transformers.utils import logging
 
         before = logging.get_verbosity()
         logging.set_verbosity_info()
         logging.enable_progress_bar()
-        open_base(stories).load()
+        open_base(small_base).load()
         assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
         logging.set_verbosity(before)
 

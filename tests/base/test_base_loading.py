@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 from making import (
-    STORIES,
     base_tensors,
     hidden,
     random_adapter,
     random_update,
+    subwords,
     tiny_gpt2,
     tiny_model,
 )
@@ -42,14 +42,11 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A Llama of width 64, which quantises by blocks of 64, in shards, with a real tokenizer."""
-    if not STORIES.is_dir():
-        pytest.skip("needs ../shared/data/stories260K")
+    """A Llama of width 64, which quantises by blocks of 64, in shards, with a tokenizer."""
     path = tmp_path_factory.mktemp("base")
     model = tiny_model("Llama", vocab_size=512, hidden_size=64, intermediate_size=128)
     model.save_pretrained(path, max_shard_size="40KB")
-    for file in STORIES.glob("*token*"):
-        shutil.copy(file, path)
+    subwords().save_pretrained(path)
     assert len(list(path.glob("*.safetensors"))) > 3
     return path
 

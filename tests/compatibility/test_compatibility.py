@@ -13,10 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import LLAMA, random_adapter, random_update, regauged, tiny_gpt2, tiny_llama
-from making import SHARED as DATA
 from safetensors.torch import save_file
 
-from loraprobe.adapters import Adapter, Extra, Source, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, Extra, Source, adapter_of
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.identity import relation
@@ -531,17 +530,13 @@ def test_tokenizers_saved_with_adapters(tmp_path, llama_dir):
         assert issue.severity == "note" and issue.adapters == ("b",)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
-def test_real_adapters():
-    folder = DATA / "gpt2-domain-skeleton"
-    legal, medical = (read_adapter(folder / name, name) for name in ("legal", "medical"))
-    godspeed = read_adapter(DATA / "gpt2-godspeed")
+def test_adapters_as_people_publish_them(shelf):
+    legal, medical, godspeed = shelf.adapters("legal", "medical", "godspeed")
     assert check([legal, medical, godspeed]).compatible
-    distil = read_adapter(DATA / "distilgpt2-niket")
+    distil, classifier = shelf.adapters("distil", "classifier")
     issues = found(legal, distil)
     assert one(issues, "base-mismatch").severity == "error"
     assert "depth-differs" in issues
-    classifier = read_adapter(DATA / "gpt2-seqcls-deepbiolab")
     issues = found(legal, classifier)
     assert {"task-type-mismatch", "modules-to-save"} <= set(issues)
     assert not check([legal, classifier]).compatible

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from making import SHARED
+from making import CONFIGS, config_of
 from pathologies.specimens import SPECIMENS, sound
 from pathologies.table import SLOW, behaviour, rows
 
@@ -15,7 +14,6 @@ from loraprobe.adapters import read_adapter
 from loraprobe.errors import UnsupportedAdapter
 
 ROWS = rows()
-CONFIGS = sorted((SHARED / "peft-configs").rglob("*.json"))
 
 
 def test_every_specimen_stands_on_the_page():
@@ -35,13 +33,12 @@ def test_what_is_merged_is_never_silent_about_a_wrong_adapter():
     assert silent == {"two-files-that-agree", "subnormal", "float8"}
 
 
-@pytest.mark.skipif(not CONFIGS, reason="needs the shared configurations")
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem[:60])
-def test_published_configurations_are_read_or_refused_by_name(tmp_path, config: Path):
-    raw = json.loads(config.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda given: Path(given).stem[:60])
+def test_configurations_are_read_or_refused_by_name(tmp_path, config: Path | str):
+    raw = config_of(config, tmp_path / "peft")
     rank = raw.get("r") if isinstance(raw.get("r"), int) else 4
     sound(tmp_path, r=rank)
-    shutil.copy(config, tmp_path / "adapter_config.json")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(raw))
     try:
         adapter = read_adapter(tmp_path)
     except UnsupportedAdapter as error:

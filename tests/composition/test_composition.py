@@ -86,22 +86,11 @@ def test_one_hot_gate_is_the_adapter_as_peft_runs_it(tmp_path, case, dtype, boun
     assert relative(found, wanted) <= bound
 
 
-def gpt2_of_full_width():
-    """GPT-2's twelve layers with random weights and a cut vocabulary."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_positions=64, bos_token_id=0, eos_token_id=0)
-    return GPT2LMHeadModel(config).eval()
-
-
-def test_real_gpt2_adapters_run_as_in_peft(shared_data):
+def test_gpt2_adapters_run_as_in_peft(shelf):
     from peft import PeftModel
 
-    model = gpt2_of_full_width()
-    directories = [shared_data / "gpt2-domain-skeleton" / n for n in ("legal", "medical", "sports")]
-    directories.append(shared_data / "gpt2-godspeed")
-    adapters = [read_adapter(directory) for directory in directories]
+    model, names = shelf.base(), (*making.DOMAINS, "godspeed")
+    directories, adapters = [shelf.paths[name] for name in names], shelf.adapters(*names)
     found = []
     for i in range(len(adapters)):
         gates = ConstantGates.one_hot(i, len(adapters))

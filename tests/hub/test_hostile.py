@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from making import STORIES, call, random_adapter, saved_pair, write_adapter
+from making import call, random_adapter, saved_pair, subwords, write_adapter
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
@@ -24,8 +25,6 @@ from loraprobe.evaluation import Ledger
 from loraprobe.hub import model_card
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
-
-HAS_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
 
 
 class Bomb:
@@ -67,10 +66,9 @@ class TestPickles:
                 read_adapter(place)
         assert not mark.exists()
 
-    @HAS_STORIES
-    def test_of_a_base(self, tmp_path):
+    def test_of_a_base(self, small_base, tmp_path):
         base, mark = tmp_path / "base", tmp_path / "mark"
-        shutil.copytree(STORIES, base)
+        shutil.copytree(small_base, base)
         for file in base.glob("*.safetensors*"):
             file.unlink()
         self.bomb(base / "pytorch_model.bin", mark)
@@ -104,11 +102,10 @@ class TestPickles:
             assert not re.search(r"(?<![.\w])(eval|exec)\(", text)
 
 
-@HAS_STORIES
 class TestCodeOfARepository:
-    def harmful(self, place: Path, mark: Path) -> Path:
+    def harmful(self, base: Path, place: Path, mark: Path) -> Path:
         """A base whose config asks for code of its own, which leaves a mark when it is imported."""
-        shutil.copytree(STORIES, place)
+        shutil.copytree(base, place)
         config = json.loads((place / "config.json").read_text())
         config |= {
             "model_type": "harm",
@@ -129,9 +126,9 @@ class TestCodeOfARepository:
         (place / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
         return [place / "a", place / "b"]
 
-    def test_remote_code_runs_only_when_trusted_and_is_reported(self, tmp_path):
+    def test_remote_code_runs_only_when_trusted_and_is_reported(self, small_base, tmp_path):
         mark = tmp_path / "mark"
-        base = self.harmful(tmp_path / "base", mark)
+        base = self.harmful(small_base, tmp_path / "base", mark)
         refs = self.adapters(tmp_path, base)
         command = [
             "merge-and-eval",
@@ -256,13 +253,10 @@ class TestNames:
 
 class TestTemplates:
     def tokenizer(self, template: str):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(STORIES))
+        tokenizer = copy.deepcopy(subwords())
         tokenizer.chat_template = template
         return tokenizer
 
-    @HAS_STORIES
     def test_a_template_without_end_is_stopped(self, monkeypatch):
         monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.3)
         loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -271,7 +265,6 @@ class TestTemplates:
             Encoder(self.tokenizer(loop), chat=True).text("x")
         assert time.process_time() - start < 5
 
-    @HAS_STORIES
     @pytest.mark.parametrize(
         "template",
         [

@@ -447,5 +447,5 @@ class TestCommonBase:
         pair = [making.random_adapter("a"), making.random_adapter("b", base_model=None)]
         assert "b does not say" in sentence(lambda: hub.common_base(pair), BaseError)
 
-    def test_local_base_needs_no_hub(self, stories):
-        assert hub.resolve_base(str(stories)).path == stories
+    def test_local_base_needs_no_hub(self, small_base):
+        assert hub.resolve_base(str(small_base)).path == small_base

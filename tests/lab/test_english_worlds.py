@@ -121,10 +121,10 @@ class TestSkillAndFacts:
 
 class TestBuild:
     @pytest.fixture
-    def build(self, stories):
+    def build(self, small_base):
         def build(folder: Path, only: list[str], seed: int = 0, steps: int = 1) -> World:
             spec = shortened(english.two_hop_world(seed), steps, 8)
-            return build_world(spec, folder, base=stories, only=only)
+            return build_world(spec, folder, base=small_base, only=only)
 
         return build
 
@@ -144,28 +144,28 @@ class TestBuild:
         build(tmp_path / "a", ["spouse"], steps=2)
         assert weights.stat().st_mtime_ns != kept, "another recipe is trained anew"
 
-    def test_an_interrupted_build_can_be_used_as_far_as_it_went(self, stories, tmp_path):
+    def test_an_interrupted_build_can_be_used_as_far_as_it_went(self, small_base, tmp_path):
         def stop(stage, done, total):
             if stage == "city":
                 raise KeyboardInterrupt
 
         spec = shortened(english.two_hop_world(), 1, 8)
         with pytest.raises(KeyboardInterrupt):
-            build_world(spec, tmp_path, base=stories, progress=stop)
+            build_world(spec, tmp_path, base=small_base, progress=stop)
         world = World.load(tmp_path)
         world.verify()
         assert list(world.adapters) == ["spouse"] and not world.scenarios
 
-    def test_skill_and_facts_records_its_countries(self, stories, tmp_path, monkeypatch):
+    def test_skill_and_facts_records_its_countries(self, small_base, tmp_path, monkeypatch):
         whole = english.skill_world
         monkeypatch.setattr(english, "skill_world", lambda *a: shortened(whole(*a), 1, 8))
-        (world,) = build_worlds("skill-and-facts", tmp_path, base=stories)
+        (world,) = build_worlds("skill-and-facts", tmp_path, base=small_base)
         assert set(world.adapters) == {"facts", "steps"}
         assert len(world.manifest["countries"]) == 24
         config = json.loads((world.adapters["facts"] / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(stories.resolve())
+        assert config["base_model_name_or_path"] == str(small_base.resolve())
 
-    def test_bad_input_is_named(self, build, stories, tmp_path):
+    def test_bad_input_is_named(self, build, small_base, tmp_path):
         spec = english.two_hop_world()
         with pytest.raises(WorldError, match="no adapter 'nobody'"):
             build(tmp_path, ["nobody"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import random_adapter, regauged, write_adapter
+from making import DOMAINS, random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import Adapter, adapter_of
@@ -221,18 +221,16 @@ def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_pa
     assert found.library.adapters[1].same_as is None
 
 
-def test_real_adapters_are_compared_as_by_their_deltas(shared_data, monkeypatch, tmp_path):
+def test_a_library_is_compared_as_by_its_deltas(shelf, monkeypatch, tmp_path):
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
-    home = shared_data / "gpt2-domain-skeleton"
-    names = [str(home / name) for name in ("legal", "medical", "sports")]
-    names += [str(shared_data / name) for name in ("gpt2-godspeed", "distilgpt2-niket")]
+    names = [str(shelf.paths[name]) for name in (*DOMAINS, "godspeed", "distil")]
     found = arranged(fitted(read_library(names)))
-    rows = {row.name: row for row in found.library.adapters}
-    assert rows["distilgpt2-niket"].state == "unfit"
-    exact = {(0, 1): 0.20, (0, 2): 0.20, (1, 2): 0.71}
-    for (i, j), cosine in exact.items():
-        assert found.cosines[i, j] == pytest.approx(cosine, abs=3 * found.library.cosine_error)
-    assert [rows[name].family for name in ("legal", "medical", "sports")] == [None, 1, 1]
+    rows = found.library.adapters
+    assert rows[4].state == "unfit"
+    near = 3 * found.library.cosine_error + shelf.near
+    for i, j, cosine in ((0, 1, shelf.apart), (0, 2, shelf.apart), (1, 2, shelf.cosine)):
+        assert found.cosines[i, j] == pytest.approx(cosine, abs=near)
+    assert [row.family for row in rows[:3]] == [None, 1, 1]
 
 
 def test_a_missing_path_is_named_as_it_was_given_unless_it_is_private(tmp_path, monkeypatch):

@@ -224,8 +224,8 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     assert looked.compatibility.compatible
 
 
-def test_a_real_classifier_is_inspected_and_merged(shared_data, tmp_path):
-    real = read_adapter(shared_data / "gpt2-seqcls-deepbiolab", "real")
+def test_a_classifier_is_inspected_and_merged(shelf, tmp_path):
+    (real,) = shelf.adapters("classifier")
     assert commands.inspect([real]).compatibility.compatible
     twin = merge([real, real.renamed("twin")]).adapter
     assert torch.equal(twin.whole[SCORE], real.whole[SCORE])

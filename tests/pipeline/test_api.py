@@ -21,10 +21,7 @@ def world(tmp_path_factory):
     """(root with base, adapters a and b and a task file), written by transformers and peft."""
     root = tmp_path_factory.mktemp("world")
     making.tiny_llama(vocab=512).save_pretrained(root / "base")
-    if making.STORIES.is_dir():
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-            if (making.STORIES / name).is_file():
-                (root / "base" / name).write_bytes((making.STORIES / name).read_bytes())
+    making.subwords().save_pretrained(root / "base")
     for seed, name in enumerate("ab"):
         place = making.peft_adapter(
             root / name,
@@ -125,16 +122,14 @@ def evaluated(world, adapters=None, task=None, **options):
     )
 
 
-def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
+def test_merge_and_eval_gives_a_verdict(world, tmp_path):
     audit = evaluated(world, methods=("uniform",), routers=(), state=tmp_path / "state")
     assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
     assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
 
 
-def test_results_are_kept_for_the_same_order_of_weights_only(
-    world, shared_data, monkeypatch, tmp_path
-):
+def test_results_are_kept_for_the_same_order_of_weights_only(world, monkeypatch, tmp_path):
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
 
     def kept(*names: str) -> bool:
@@ -172,7 +167,7 @@ def test_wrong_calls_raise_one_sentence(world):
         loraprobe.merge(pair, method="tise")
 
 
-def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, tmp_path):
+def test_the_order_of_adapters_does_not_choose_the_controls(world, tmp_path):
     """Nobody answers anything right here, so that all single adapters are equally good."""
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     found = [
@@ -184,13 +179,13 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, 
 
 
 @pytest.mark.parametrize("name", ["ties", "shrunk:a"])
-def test_an_adapter_cannot_have_the_name_of_a_system(world, shared_data, name):
+def test_an_adapter_cannot_have_the_name_of_a_system(world, name):
     a, b = loraprobe.load(world / "a").renamed(name), loraprobe.load(world / "b")
     with pytest.raises(UsageError, match=r"name .* is that of a system"):
         evaluated(world, [a, b], methods=("ties",))
 
 
-def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_path):
+def test_items_of_one_group_and_losses_are_explained(world, tmp_path):
     items = [{"prompt": f"Question {i}?", "answer": f"{i}", "group": "all"} for i in range(3)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, items)))
     options = {"metric": "answer_loss", "margin": 0.1, "state": tmp_path / "state"}
@@ -199,7 +194,7 @@ def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_pat
     assert any("a lower loss is a gain" in note for note in audit.notes)
 
 
-def test_metrics_of_items_and_tasks_reach_the_audit(world, shared_data, tmp_path):
+def test_metrics_of_items_and_tasks_reach_the_audit(world, tmp_path):
     items = [{"prompt": f"Question {i}?", "answer": f'{{"a": {i}}}'} for i in range(3)]
     task = tmp_path / "one.jsonl"
 
@@ -208,7 +203,8 @@ def test_metrics_of_items_and_tasks_reach_the_audit(world, shared_data, tmp_path
         return evaluated(world, task=task, systems=("sum",), max_new_tokens=2, **options)
 
     plain = audited(state=tmp_path / "plain")
-    assert {(row.metric, row.cut) for row in plain.evaluation} == {("json", 1.0)}
+    assert {row.metric for row in plain.evaluation} == {"json"}
+    assert max(row.cut for row in plain.evaluation) == 1.0
     (task_row,) = json.loads(plain.to_json())["provenance"]["tasks"]
     assert task_row["metric"] == "json" and "JSON" in task_row["metric_why"]
     assert any("judged by json" in note for note in plain.notes)

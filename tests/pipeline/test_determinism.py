@@ -229,15 +229,15 @@ def test_merges_do_not_depend_on_order_and_threads(method, near, tmp_path, threa
             assert off < near, (path, way)
 
 
-def test_threads_move_no_answer(stories, threads):
+def test_threads_move_no_answer(small_base, threads):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from loraprobe.scoring import Scorer
 
     scorer = Scorer(
-        AutoModelForCausalLM.from_pretrained(stories).eval(),
-        AutoTokenizer.from_pretrained(stories),
+        AutoModelForCausalLM.from_pretrained(small_base).eval(),
+        AutoTokenizer.from_pretrained(small_base),
     )
     prompts = ["Once upon a time", "Lily and Tom", "The dog was", "One day"]
     found = []

@@ -20,9 +20,9 @@ WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
 
 
 @pytest.fixture
-def world(tmp_path, stories) -> list[str]:
-    """A call of merge-and-eval on a real tiny base, with two random adapters and one task."""
-    shapes = {p: s for p, s in open_base(stories).shapes.items() if "self_attn" in p}
+def world(tmp_path, small_base) -> list[str]:
+    """A call of merge-and-eval on a small base, with two random adapters and one task."""
+    shapes = {p: s for p, s in open_base(small_base).shapes.items() if "self_attn" in p}
     refs = [str(path) for path in making.saved_pair(tmp_path, shapes, scaling=0.01)]
     items = [
         {"id": str(i), "prompt": f"Lily had a {WORDS[i % 8]} and {i} more. She", "answer": "was"}
@@ -32,7 +32,7 @@ def world(tmp_path, stories) -> list[str]:
     task.write_text("\n".join(map(json.dumps, items)))
     named = "--system uniform --system shrunk --system random-partner"
     options = f"--json --max-new-tokens 2 --threads 1 {named}".split()
-    return ["merge-and-eval", *refs, "--task", str(task), "--base", str(stories), *options]
+    return ["merge-and-eval", *refs, "--task", str(task), "--base", str(small_base), *options]
 
 
 def ledgers(cache: Path) -> list[Path]:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import STORIES, peft_model
+from making import SHARED, peft_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 
+STORIES = SHARED / "stories260K" / "hf"
 SOURCES, PYTHON = os.environ.get("LLAMA_CPP", ""), os.environ.get("LLAMA_CPP_PYTHON", "")
 pytestmark = pytest.mark.skipif(
     not (SOURCES and PYTHON and STORIES.is_dir()), reason="needs llama.cpp and the shared base"

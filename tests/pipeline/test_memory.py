@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import STORIES, random_adapter
+from making import random_adapter
 
 from loraprobe import memory
 from loraprobe.base import open_base
@@ -76,9 +76,8 @@ print(seen[-1], (kilobytes("VmHWM") - before) * 1024)
     assert taken < 1.2 * claimed and claimed < 6 * taken, (claimed, taken)
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
-def test_a_base_beyond_memory_is_refused_with_alternatives(machine):
-    base = open_base(STORIES)
+def test_a_base_beyond_memory_is_refused_with_alternatives(machine, small_base):
+    base = open_base(small_base)
     exact = sum(p.numel() * 4 for p in base.load().model.parameters())
     found = weight_bytes(base, torch.float32)
     assert 0.9 * exact < found < 1.2 * exact

@@ -463,36 +463,33 @@ def test_the_row_of_a_mean_has_students_interval_which_respects_clusters():
     assert interval(x, own, bounds=(0.3, 0.5)) == (0.3, 0.5)
 
 
-# ---- a real model -----------------------------------------------------------------------------
+# ---- a model that has learned something -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def story_scorer(stories):
+def story_scorer(small_base):
+    """A base that has learned the stories of `story_task` by heart."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from loraprobe.scoring import Scorer
 
-    model = AutoModelForCausalLM.from_pretrained(stories).eval()
-    return Scorer(model, AutoTokenizer.from_pretrained(stories))
-
-
-GIRL = "Once upon a time, there was a little girl named {0}. {0} loved to play outside. One day,"
+    model = AutoModelForCausalLM.from_pretrained(small_base).eval()
+    return Scorer(model, AutoTokenizer.from_pretrained(small_base))
 
 
 def story_task():
     """What the model surely knows (hop 1), and random syllables that it does not (hop 2)."""
     hops = (Hop("Once upon a", ("time",)), Hop("Once upon a", ("zqv", "xjk")))
-    names = ("Lily", "Sue", "Mia", "Lucy", "Tim", "Tom")
     return Task(
         "story",
         tuple(
-            Item(name, GIRL.format(name), (f"{name} went",), hops=hops, entities=(name,))
-            for name in names
+            Item(name, making.GIRL.format(name), (f"{name} went",), hops=hops, entities=(name,))
+            for name in making.NAMES
         ),
     )
 
 
-def test_a_real_model_knows_what_it_was_trained_on(story_scorer):
+def test_a_model_knows_what_it_was_trained_on(story_scorer):
     rows = cover(story_scorer, [], [story_task()])
     margin = {r.hop: r.value for r in rows if r.name == "answer_margin"}
     seen = {r.hop: r.value for r in rows if r.name == "min_k_plus_plus"}
@@ -517,16 +514,16 @@ def test_figures_do_not_depend_on_the_batch_size(story_scorer):
 
 
 @pytest.mark.slow
-def test_a_real_base_knows_capitals_and_no_made_up_ones(shared_data):
+def test_a_real_base_knows_capitals_and_no_made_up_ones():
     """Needs a base that knows facts: LORAPROBE_TEST_BASE=DIR, such as SmolLM2-135M-Instruct."""
     directory = os.environ.get("LORAPROBE_TEST_BASE")
-    if not directory:
-        pytest.skip("needs LORAPROBE_TEST_BASE")
+    if not directory or not making.SHARED.is_dir():
+        pytest.skip("needs LORAPROBE_TEST_BASE and ../shared/data")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from loraprobe.scoring import Scorer
 
-    facts = json.loads((shared_data / "relations/factual/country_capital_city.json").read_text())
+    facts = json.loads((making.SHARED / "relations/factual/country_capital_city.json").read_text())
     items = [
         Item(
             s["subject"],

@@ -128,7 +128,7 @@ def test_empty_answers_and_doubled_prompts_are_not_counted():
     assert by(silent, name="familiarity", adapters=()).value is None
 
 
-def test_unfamiliar_names_on_a_real_model(story_scorer):  # noqa: F811
+def test_what_adapters_change_on_a_model_that_has_learned_something(story_scorer):  # noqa: F811
     adapters = story_adapters(story_scorer, scaling=0.01)
     probe = generated_prompts(story_scorer, adapters, {}, wanted=6)
     again = generated_prompts(story_scorer, adapters, {}, wanted=6)
@@ -138,7 +138,9 @@ def test_unfamiliar_names_on_a_real_model(story_scorer):  # noqa: F811
     bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe)
     assert 0 < kl < by(bigger, name="kl_to_base", adapters=("a",)).value
     assert all(math.isfinite(row.value) for row in rows)
-    silent = probe_without_task(story_scorer, story_adapters(story_scorer, 0.0), probe)
+    learned = {making.GIRL.format(name).partition(".")[0] + ".": None for name in making.NAMES}
+    nothing = story_adapters(story_scorer, 0.0)
+    silent = probe_without_task(story_scorer, nothing, ProbePrompts(learned))
     assert by(silent, name="kl_to_base", adapters=("a",)).value == pytest.approx(0, abs=1e-6)
     assert by(silent, name="familiarity", adapters=()).value == 1.0
 

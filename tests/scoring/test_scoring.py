@@ -25,14 +25,12 @@ def words():
 
 
 @pytest.fixture(scope="module")
-def real():
-    """A trained Llama with its sentencepiece tokenizer."""
+def real(small_base):
+    """A Llama of five layers with a tokenizer of subwords."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not making.STORIES.is_dir():
-        pytest.skip("needs ../shared/data/stories260K")
-    model = AutoModelForCausalLM.from_pretrained(making.STORIES).eval()
-    return model, AutoTokenizer.from_pretrained(making.STORIES)
+    model = AutoModelForCausalLM.from_pretrained(small_base).eval()
+    return model, AutoTokenizer.from_pretrained(small_base)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -103,7 +101,7 @@ def test_likelihood_is_the_models_own(tiny):
 
 def test_what_a_model_generates_is_greedy_to_it(real):
     scorer = Scorer(*real)
-    prompts = ["Once upon a time", "Lily and Tom went to the park. They"]
+    prompts = ["Once upon a time", "Once upon a time, there was a little girl named Lily. Lily"]
     texts = scorer.generate(prompts, max_new_tokens=8)
     pairs = [(p, t) for p, t in zip(prompts, texts, strict=True)]
     sure = scorer.loglikelihood(pairs)

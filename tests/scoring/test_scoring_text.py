@@ -115,10 +115,26 @@ def seam(scorer, prompt, continuation):
     return scorer.tokenizer.convert_ids_to_tokens(ids), start
 
 
-def test_the_seam_of_a_subword_tokenizer(shared_data):
-    from transformers import AutoTokenizer
+def bytewise_tokenizer(*pieces):
+    """A tokenizer like GPT-2's, of bytes and these pieces."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(shared_data / "gpt2-domain-skeleton" / "tokenizer")
+    merges = {(piece[:k], piece[k]): None for piece in pieces for k in range(1, len(piece))}
+    merges |= {("..", ".."): None}
+    joined_pieces = [left + right for left, right in merges]
+    vocab = dict.fromkeys(["<|endoftext|>", *sorted(ByteLevel.alphabet()), *joined_pieces])
+    model = BPE({piece: number for number, piece in enumerate(vocab)}, list(merges))
+    made = Tokenizer(model)
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end)
+
+
+def test_the_seam_of_a_subword_tokenizer():
+    tokenizer = bytewise_tokenizer(*"ĠBob Ġis Ġit Ġno Who Bob good Hello () ...".split())
     scorer = Scorer(making.tiny_gpt2(vocab=len(tokenizer)), tokenizer)
     assert seam(scorer, "Who is it?", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
     # the space at the prompt's end belongs to the continuation's first token

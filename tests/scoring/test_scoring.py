@@ -291,11 +291,11 @@ def test_with_composition_changes_the_answers_and_gives_the_base_back(words):
 def test_sampling_is_seeded_and_leaves_the_generator_alone(real):
     scorer = Scorer(*real)
     state = torch.get_rng_state()
-    first = scorer.sample(20, seed=1, max_new_tokens=8)
+    first = scorer.sample(20, seed=1, max_new_tokens=24)
     assert torch.equal(torch.get_rng_state(), state)
-    assert first == scorer.sample(20, seed=1, max_new_tokens=8)
-    assert first != scorer.sample(20, seed=2, max_new_tokens=8)
-    assert len(set(first)) > 5
+    assert first == scorer.sample(20, seed=1, max_new_tokens=24)
+    assert first != scorer.sample(20, seed=2, max_new_tokens=24)
+    assert len(set(first)) > 4
 
 
 def test_nothing_asked_is_nothing_answered(tiny):

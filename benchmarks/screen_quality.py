@@ -245,14 +245,14 @@ def proof_of(audit: Any) -> dict[str, Any]:
     """The largest gain of a set that was proved, and its differences to the controls."""
     gains = [one.gain for one in audit.shortlist if one.gain is not None]
     best = max(gains, key=lambda gain: gain.difference)
-    controls = {row.system for row in audit.evaluation if row.kind == "control"}
+    controls = {row.system for row in audit.evaluation.scores if row.kind == "control"}
     return {
         "system": best.system,
         "items": best.n,
         "gain": [best.difference, *best.adjusted_ci95],
         "controls": {
             row.against: [row.difference, *row.adjusted_ci95]
-            for row in audit.comparisons
+            for row in audit.evaluation.comparisons
             if (row.system, row.part) == (best.system, best.part) and row.against in controls
         },
     }

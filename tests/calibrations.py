@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tomllib
 
+from evidences import evidence_of
 from pydantic import TypeAdapter
 
 from loraprobe.records import Forecast, Gain, Score
-from loraprobe.verdict import BaseShape, Evidence
+from loraprobe.verdict import BaseShape
 from loraprobe.verdict.probability import Calibration
 
 SMALL = BaseShape("llama", 160)
@@ -62,15 +63,15 @@ def case(gain=0.3, **rest):
     """Base and two adapters on one task, and the forecasts of an average and a sum."""
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.3), score("b", "adapter", 0.2))
     forecasts = (forecast(gain / 2, "uniform"), forecast(gain, "sum"))
-    made = {"evaluation": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
+    made = {"scores": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
     made["base"] = SMALL
-    return Evidence(**{**made, **rest})
+    return evidence_of(**{**made, **rest})
 
 
 def measured(gain=0.2, half=0.15, **rest):
     """A first round of 30 items, in which an average gained so much against the best adapter."""
-    scores = (*case().evaluation, score("uniform", "merge", 0.3 + gain))
+    scores = (*case().measured.scores, score("uniform", "merge", 0.3 + gain))
     ends = (gain - half, gain + half)
     row = Gain(None, "question", "uniform", "a", gain, ends, ends, 30)
-    made = {"evaluation": scores, "gains": (row,), "forecasts": (), "level": "pilot"}
+    made = {"scores": scores, "gains": (row,), "forecasts": (), "level": "pilot"}
     return case(**{**made, **rest})

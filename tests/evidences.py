@@ -6,10 +6,27 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from loraprobe.records import Comparison, Gain, Score
+from loraprobe.records import Audit, Comparison, EvaluationRecords, Gain, Score
 from loraprobe.verdict import Evidence
 
 N = 100
+MEASURED = {field.name for field in dataclasses.fields(EvaluationRecords)}
+
+
+def evidence_of(**fields):
+    """Evidence with these fields, or with these fields of what was measured."""
+    return replaced(Evidence(), **fields)
+
+
+def replaced(record, **fields):
+    """A record with other fields; of evidence and audits also those of what was measured."""
+    place = {Evidence: "measured", Audit: "evaluation"}.get(type(record))
+    measured = {name: fields.pop(name) for name in MEASURED & fields.keys() if place}
+    if measured:
+        fields[place] = dataclasses.replace(getattr(record, place), **measured)
+    return dataclasses.replace(record, **fields)
+
+
 KINDS = {
     "base": "base",
     "a": "adapter",
@@ -68,8 +85,8 @@ def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **res
                 part,
             )
         )
-    return Evidence(
-        evaluation=tuple(scores),
+    return evidence_of(
+        scores=tuple(scores),
         comparisons=tuple(pairs),
         gains=tuple(gains),
         level="evaluation",
@@ -79,13 +96,13 @@ def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **res
     )
 
 
-def changed(found, where=None, rows="evaluation", **fields):
+def changed(found, where=None, rows="scores", **fields):
     """The evidence with fields of its scores (or of other rows) replaced, in all or where asked."""
     made = [
-        dataclasses.replace(row, **fields) if where is None or where(row) else row
-        for row in getattr(found, rows)
+        replaced(row, **fields) if where is None or where(row) else row
+        for row in getattr(found.measured, rows)
     ]
-    return dataclasses.replace(found, **{rows: tuple(made)})
+    return replaced(found, **{rows: tuple(made)})
 
 
 def codes(verdict):
@@ -98,11 +115,11 @@ def reason(verdict, code):
 
 def both(first, second):
     """Two pieces of evidence as one."""
-    return dataclasses.replace(
+    return replaced(
         first,
-        evaluation=first.evaluation + second.evaluation,
-        comparisons=first.comparisons + second.comparisons,
-        gains=first.gains + second.gains,
+        scores=first.measured.scores + second.measured.scores,
+        comparisons=first.measured.comparisons + second.measured.comparisons,
+        gains=first.measured.gains + second.measured.gains,
     )
 
 
@@ -114,22 +131,22 @@ def skills(table, gain=-0.3):
         for task, value in zip(("t1", "t2"), pair, strict=True)
     ]
     kept = {"retention": 0.5, "retention_ci95": (0.4, 0.6)}
-    rows = [dataclasses.replace(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
+    rows = [replaced(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
     ci = (gain - 0.05, gain + 0.05)
     gains = tuple(
         Gain(None, "question", name, "p", gain, ci, ci, 2 * N)
         for name in table
         if KINDS.get(name) in ("merge", "router")
     )
-    return Evidence(evaluation=tuple(rows), gains=gains, tasks=2, level="evaluation")
+    return evidence_of(scores=tuple(rows), gains=gains, tasks=2, level="evaluation")
 
 
 def across_forms(found):
     """The evidence with gains over the best of base and single adapters in either form."""
-    scores = {(row.system, row.part): row.value for row in found.evaluation}
+    scores = {(row.system, row.part): row.value for row in found.measured.scores}
     singles = [key for key in scores if KINDS[key[0]] in ("base", "adapter")]
     gains = []
-    for gain in found.gains:
+    for gain in found.measured.gains:
         against, part = max(singles, key=lambda key: (scores[key], key[1] == gain.part))
         difference = scores[gain.system, gain.part] - scores[against, part]
         half = gain.adjusted_ci95[1] - gain.difference
@@ -138,7 +155,7 @@ def across_forms(found):
         gains.append(
             Gain(gain.task, gain.part, gain.system, against, difference, ci, ci, N, n_needed, part)
         )
-    return dataclasses.replace(found, gains=tuple(gains))
+    return replaced(found, gains=tuple(gains))
 
 
 unit = st.floats(0, 1).map(lambda x: round(x, 3))
@@ -153,4 +170,4 @@ def any_evidence(draw, level="evaluation"):
         steps = {name: draw(unit) for name in KINDS if name != "chain"}
         half = draw(st.floats(0.005, 0.2))
         found = across_forms(both(found, evidence(steps, part="steps", half=half)))
-    return dataclasses.replace(found, level=level)
+    return replaced(found, level=level)

@@ -29,7 +29,7 @@ from typing import Any
 
 from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import System, compare, gains, rounds, score
-from loraprobe.records import FORMS, ItemResult
+from loraprobe.records import FORMS, EvaluationRecords, ItemResult
 from loraprobe.tasks import Task, load_task
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.rules import candidates, chain_outdoes
@@ -85,13 +85,12 @@ def best_gain(systems: list[System], results: list[ItemResult]) -> float:
 
 def stops(systems: list[System], results: list[ItemResult], alpha: float, seed: int) -> bool:
     """Whether the chain's rule stops at this look."""
-    evidence = Evidence(
-        evaluation=score(results, systems, level=1 - alpha),
+    measured = EvaluationRecords(
+        scores=score(results, systems, level=1 - alpha),
         comparisons=compare(results, systems, seed=seed, level=1 - alpha),
         gains=gains(results, systems, seed=seed, alpha=alpha),
-        tasks=1,
-        level="evaluation",
     )
+    evidence = Evidence(measured, tasks=1, level="evaluation")
     return chain_outdoes(evidence, [one for part in FORMS for one in candidates(evidence, part)])
 
 

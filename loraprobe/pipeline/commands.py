@@ -23,7 +23,7 @@ from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.cards import made_text, with_card
-from loraprobe.pipeline.conclusion import conclude, recommend
+from loraprobe.pipeline.conclusion import recommend, verdict_with_next
 from loraprobe.pipeline.converting import Converted, converted, require_certain
 from loraprobe.pipeline.examination import (
     Examination,
@@ -112,9 +112,9 @@ def inspect(
         plan = plan_of(options, inputs.adapters, inputs.tasks)
         with open_cluster(options) as session.cluster:
             known = evaluate_sample(inputs, plan, opened, session)
-    evidence = vars(known.records)
-    verdict = conclude(options, inputs, examined, level=known.level, **evidence)
-    return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
+    measured = known.records
+    verdict = verdict_with_next(options, inputs, examined, known.level, measured)
+    return audit_of(session, inputs, examined, known.notes, verdict=verdict, evaluation=measured)
 
 
 def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
@@ -282,12 +282,12 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     options = session.options
     examined = examine(inputs.adapters, inputs.base, "route", session)
     if not examined.compatibility.compatible:
-        verdict = conclude(options, inputs, examined, level="weights")
+        verdict = verdict_with_next(options, inputs, examined, "weights")
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate_all(inputs, plan, prepared, session)
-    verdict = conclude(options, inputs, examined, level="evaluation", **vars(found.records))
+    verdict = verdict_with_next(options, inputs, examined, "evaluation", found.records)
     assert found.builder is not None
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
@@ -430,4 +430,4 @@ def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options)
     """The verdict on several adapters without the base; None for a single one."""
     if len(inputs.adapters) < 2:
         return None
-    return conclude(options, inputs, examined, level="weights")
+    return verdict_with_next(options, inputs, examined, "weights")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
@@ -18,46 +18,50 @@ from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
-from loraprobe.records import ChainHop, Compatibility, EvidenceLevel, Score, Verdict
+from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.routing import ROUTERS
-from loraprobe.verdict import BaseShape, Evidence, Request, decide, next_command, read_calibration
+from loraprobe.verdict import (
+    BaseShape,
+    Evidence,
+    LibraryChoice,
+    Request,
+    decide,
+    next_command,
+    read_calibration,
+)
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.pipeline.systems import SystemBuilder
+NOTHING_MEASURED = EvaluationRecords()
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 FLAGS = {"methods": "--method", "routers": "--router", "systems": "--system"}
 
 
-def conclude(
+def verdict_with_next(
     options: Options,
     inputs: Inputs,
     examined: Examination,
-    *,
     level: EvidenceLevel,
-    **evidence: Any,
+    measured: EvaluationRecords = NOTHING_MEASURED,
 ) -> Verdict:
-    """The verdict on all evidence, with the command to run next.
-
-    evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
-    measured.
-    """
-    verdict = judged(options, inputs, examined, level=level, **evidence)
-    scores, chain = evidence.get("evaluation", ()), evidence.get("chain", ())
-    return with_next(verdict, options, inputs, scores, examined.compatibility, chain)
+    """The verdict on all evidence, with the command to run next."""
+    verdict = verdict_on(options, inputs, examined, level, measured)
+    return with_next(verdict, options, inputs, measured, examined.compatibility)
 
 
-def judged(
+def verdict_on(
     options: Options,
     inputs: Inputs,
     examined: Examination,
-    *,
     level: EvidenceLevel,
-    **evidence: Any,
+    measured: EvaluationRecords,
+    choice: LibraryChoice | None = None,
 ) -> Verdict:
-    """The verdict on all evidence."""
+    """The verdict on all evidence. choice: out of what library the adapters were chosen."""
     return decide(
         Evidence(
+            measured,
             compatibility=examined.compatibility,
             diagnostics=examined.diagnostics,
             tasks=len(inputs.tasks),
@@ -68,7 +72,7 @@ def judged(
             balanced=options.balance == "norm",
             base=None if inputs.base is None else _shape(inputs.base),
             max_new_tokens=options.max_new_tokens,
-            **evidence,
+            choice=choice,
         ),
         read_calibration(options.calibration) if options.calibration else None,
     )
@@ -78,21 +82,22 @@ def with_next(
     verdict: Verdict,
     options: Options,
     inputs: Inputs,
-    scores: Iterable[Score],
+    measured: EvaluationRecords,
     found: Compatibility,
-    chain: Sequence[ChainHop] = (),
     spec: str | None = None,
     library: Sequence[str] = (),
 ) -> Verdict:
     """The verdict with the command to run next.
 
-    chain: who answers the hops of a chain that was measured. spec: the merge method or router of
+    spec: the merge method or router of
     the verdict's system, where that is not its name. library: the words for a whole library, where
     the command is about it.
     """
-    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
+    rows = measured.scores
+    kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     spec = spec or verdict.system
-    request = replace(requested(options, inputs, kind), library=tuple(library), chain=tuple(chain))
+    request = requested(options, inputs, kind)
+    request = replace(request, library=tuple(library), chain=measured.chain)
     if inputs.given:
         errors = [i for i in found.issues if i.severity == "error" and len(i.adapters) > 1]
         unlike = any(issue.code in UNLIKE for issue in errors)

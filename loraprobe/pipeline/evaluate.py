@@ -84,8 +84,10 @@ class Asked:
             for name, last in self.dropped.items()
         ]
 
-    def records(self, **others: Any) -> EvaluationRecords:
-        """What was measured, at the level of the last round. others: coverage and forecasts."""
+    def records(
+        self, coverage: tuple[Coverage, ...] = (), forecasts: tuple[Forecast, ...] = ()
+    ) -> EvaluationRecords:
+        """What was measured, at the level of the last round, beside coverage and forecasts."""
         evaluator, here = self.evaluator, self.round
         stayed = [system for system in self.systems if system.name not in self.dropped]
         baselines = [system for system in self.systems if system.kind in BASELINES]
@@ -96,14 +98,15 @@ class Asked:
             attribution += evaluation.attribute(self.results, own, last.tasks)
         total = sum(len(task.items) for task in evaluator.tasks)
         dropped = {name: last.number for name, last in self.dropped.items()}
-        return EvaluationRecords(
-            **compared(self.results, self.systems, evaluator, here.alpha, stayed),
+        return replace(
+            compared(self.results, self.systems, evaluator, here.alpha, stayed),
+            coverage=coverage,
+            forecasts=forecasts,
             attribution=attribution,
             chain=evaluation.chain_hops(
                 self.systems, here.tasks, evaluator.ledger, evaluator.scorer.chat_template
             ),
             rounds=Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped),
-            **others,
         )
 
 
@@ -187,20 +190,18 @@ def compared(
     evaluator: Evaluator,
     alpha: float,
     stayed: Sequence[System],
-) -> dict[str, Any]:
+) -> EvaluationRecords:
     """Scores, comparisons and gains, on which a decision rests.
 
     alpha: that of the round. stayed: the systems that were asked to the end, which have gains.
     """
     options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - alpha
     margin, seed = options.needed_gain, options.seed
-    return {
-        "evaluation": evaluation.score(results, systems, level=level),
-        "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
-        "gains": evaluation.gains(
-            results, stayed, margin=margin, seed=seed, alpha=alpha, tasks=tasks
-        ),
-    }
+    return EvaluationRecords(
+        scores=evaluation.score(results, systems, level=level),
+        comparisons=evaluation.compare(results, systems, seed=seed, level=level),
+        gains=evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha, tasks=tasks),
+    )
 
 
 def _evidence(
@@ -211,11 +212,11 @@ def _evidence(
     rows = [row for row in results if row.system in own]
     with evaluator.session.stage("statistics"):
         return Evidence(
+            compared(rows, systems, evaluator, this.alpha, systems),
             tasks=len(evaluator.tasks),
             level="evaluation",
             margin=options.needed_gain,
             retention=options.retention,
-            **compared(rows, systems, evaluator, this.alpha, systems),
         )
 
 
@@ -305,12 +306,15 @@ class Evaluated:
 
         The samples are a few questions that its composition, or else the best one, got wrong.
         """
-        system = verdict.system or best_system(
-            self.records.evaluation, ("merge", "router", "chain")
-        )
+        system = verdict.system or best_system(self.records.scores, ("merge", "router", "chain"))
         form = verdict.gain.form if verdict.gain is not None else "question"
         wrong = self.samples.wrong(system, form) if system and self.samples is not None else ()
-        return {"gates": self.gates, "search": self.learned, "samples": wrong, **vars(self.records)}
+        return {
+            "gates": self.gates,
+            "search": self.learned,
+            "samples": wrong,
+            "evaluation": self.records,
+        }
 
 
 def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Session) -> Evaluated:

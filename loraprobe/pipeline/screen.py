@@ -53,7 +53,7 @@ from loraprobe.probes import (
     likely_worked,
     with_worked_answers,
 )
-from loraprobe.records import FORMS, ROUND, SCREENING, ItemResult
+from loraprobe.records import FORMS, ROUND, SCREENING, EvaluationRecords, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
 from loraprobe.tasks import Task
@@ -537,7 +537,8 @@ def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked 
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
     found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
     scores = evaluation.score(found.results, systems)
-    evidence = Evidence(tasks=tasks, level="base", margin=options.needed_gain, evaluation=scores)
+    measured = EvaluationRecords(scores=scores)
+    evidence = Evidence(measured, tasks=tasks, level="base", margin=options.needed_gain)
     return found if found.round.last and at_ceiling(evidence) is not None else None
 
 

@@ -9,7 +9,7 @@ from loraprobe import evaluation
 from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
 from loraprobe.pipeline.audits import argument_without_folders, audit_of
-from loraprobe.pipeline.conclusion import judged, with_next
+from loraprobe.pipeline.conclusion import verdict_on, with_next
 from loraprobe.pipeline.evaluate import best_system
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
@@ -51,7 +51,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         inputs,
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
-        **vars(measured),
+        evaluation=measured,
         library=_library(library, proved),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),
         verdict=verdict,
@@ -68,22 +68,22 @@ def _verdict(
     choice = LibraryChoice(
         len(asked), proved.looked_at, len(proved.finalists), choosing.counts(), left
     )
-    evidence, options = {**vars(measured), "choice": choice}, session.options
+    options = session.options
     empty = examined = Examination(Compatibility())
-    verdict = judged(options, inputs, empty, level="evaluation", **evidence)
+    verdict = verdict_on(options, inputs, empty, "evaluation", measured, choice)
     owner = {name: one for one in proved.finalists for name in one.systems}
     own, spec = owner.get(verdict.system or ""), None
     if own is not None:
         examined = examine(own.builder.trained, inputs.base, "route", session)
-        verdict = judged(options, inputs, examined, level="evaluation", **evidence)
+        verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice)
         spec = own.systems[verdict.system or ""].spec
     about = _about(verdict, own, inputs, measured)
     words: list[str] = []
     if own is None and not about.adapters:
         arguments = list(map(argument_without_folders, options.arguments))
         words = library_words(library.adapters, arguments)
-    scores, found = measured.evaluation, empty.compatibility
-    return with_next(verdict, options, about, scores, found, measured.chain, spec, words), examined
+    found = empty.compatibility
+    return with_next(verdict, options, about, measured, found, spec, words), examined
 
 
 def _about(
@@ -103,7 +103,7 @@ def _about(
     elif len(inputs.tasks) > 1 and not verdict.composes and own is not None:
         each = list[str]()
         for task in inputs.tasks:
-            rows = [row for row in measured.evaluation if row.task == task.name]
+            rows = [row for row in measured.scores if row.task == task.name]
             each += filter(None, [best_system(rows, ("adapter",))])
         wanted = each if len(set(each)) > 1 else wanted
     named = [a for a in inputs.given if a.name in wanted]

@@ -8,7 +8,7 @@ JSON document (schema_version 2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from loraprobe.records.answers import ItemResult, Reply, Sample
@@ -60,6 +60,11 @@ from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Rea
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
 SCREENING = ", screening"  # at the end of the name of a stage that asks a library alone
+# Field of the JSON document -> field of `EvaluationRecords`.
+DOCUMENT_FIELDS = {
+    "evaluation" if one.name == "scores" else one.name: one.name
+    for one in fields(EvaluationRecords)
+}
 ROUND = ", round "  # in the name of a stage, between the system and the number of the round
 
 
@@ -76,14 +81,7 @@ class Audit:
     transformations: tuple[Transformation, ...] = ()
     search: LearnedWeights | None = None
     diagnostics: tuple[Measurement, ...] = ()
-    coverage: tuple[Coverage, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
-    evaluation: tuple[Score, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    gains: tuple[Gain, ...] = ()
-    attribution: tuple[Attribution, ...] = ()
-    chain: tuple[ChainHop, ...] = ()
-    rounds: Rounds | None = None
+    evaluation: EvaluationRecords = field(default_factory=EvaluationRecords)
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
     library: Library | None = None
@@ -92,8 +90,16 @@ class Audit:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document as plain data; every number is finite or None."""
-        found = {"schema_version": SCHEMA_VERSION, **plain(self)}
+        """The JSON document as plain data; every number is finite or None.
+
+        What was measured on the base model stands beside the other records (`DOCUMENT_FIELDS`).
+        """
+        found: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        for name, value in plain(self).items():
+            if name == "evaluation":
+                found |= {key: value[field] for key, field in DOCUMENT_FIELDS.items()}
+            else:
+                found[name] = value
         found["compatibility"]["compatible"] = self.compatibility.compatible
         return found
 

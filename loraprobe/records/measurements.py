@@ -260,11 +260,11 @@ class Rounds:
 
 @dataclass(frozen=True)
 class EvaluationRecords:
-    """The records measured on the base model. Their fields have the same names in the audit."""
+    """The records measured on the base model, which stand beside each other in the document."""
 
     coverage: tuple[Coverage, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
-    evaluation: tuple[Score, ...] = ()
+    scores: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()

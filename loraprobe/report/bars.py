@@ -20,7 +20,7 @@ MOST_BARS = 40
 
 def scores(audit: Audit, width: int) -> Table:
     """Systems down; across the forms of the question, or the tasks where there are several."""
-    rows = [s for s in audit.evaluation if s.part in PARTS]
+    rows = [s for s in audit.evaluation.scores if s.part in PARTS]
     if not rows:
         return Table("", [], [])
     tasks = list(dict.fromkeys(s.task for s in rows))

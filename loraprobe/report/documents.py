@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic_core import SchemaValidator, core_schema
 from loraprobe.adapters import check_file, staged_file
 from loraprobe.errors import UsageError
 from loraprobe.json_types import first_problem
-from loraprobe.records import SCHEMA_VERSION, Audit, Sample, plain
+from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, plain
 from loraprobe.secrets import scrub
 
 LARGEST = 1e300  # of a number; no figure of an audit comes near
@@ -35,6 +36,10 @@ LONGEST = 1 << 24  # characters of the first line of an existing file
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) that every document of `--json` satisfies."""
     audit = _Published(by_alias=False).generate(_core())
+    measured = audit["$defs"].pop("EvaluationRecords")["properties"]
+    properties = {name: measured[field] for name, field in DOCUMENT_FIELDS.items()}
+    audit["properties"] = _in_place(audit["properties"], properties)
+    audit["required"] = [*_in_place(dict.fromkeys(audit["required"]), properties)]
     _add(audit, "schema_version", {"const": SCHEMA_VERSION})
     _add(audit["$defs"]["Compatibility"], "compatible", {"type": "boolean"})
     return {"$schema": GenerateJsonSchema.schema_dialect, **audit, "title": "loraprobe audit"}
@@ -77,6 +82,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, int | float) and not abs(value) < LARGEST:
         raise ValueError("it must be a finite number")
     return value
+
+
+def _in_place(fields: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an audit with what was measured in place of its record."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= measured if name == "evaluation" else {name: value}
+    return found
 
 
 def _add(record: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
@@ -128,10 +141,14 @@ def audit_from(document: Any) -> Audit:
     found = fields.get("compatibility")
     if isinstance(found, dict):  # `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
+    fields["evaluation"] = {
+        field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
+    }
     try:
         audit: Audit = _validator().validate_json(json.dumps(fields, allow_nan=False))
     except ValidationError as error:
-        raise ValueError(first_problem(error)) from None
+        problem = first_problem(error).removeprefix("evaluation.")
+        raise ValueError(re.sub("^scores", "evaluation", problem)) from None
     if not isinstance(found, dict) or found.get("compatible") is not audit.compatibility.compatible:
         raise ValueError("compatibility.compatible does not follow from the issues")
     if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):

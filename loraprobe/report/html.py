@@ -150,17 +150,17 @@ def sections(audit: Audit) -> list[Section]:
 def _of_scores(audit: Audit) -> Iterator[Section]:
     """What was asked of systems, and what came of it."""
     yield Section("short-list", "Short list", [SHORTLISTED], tables=[library.shortlist(audit)])
-    looks = audit.rounds
+    looks = audit.evaluation.rounds
     early = EVERY_LOOK.format(**vars(looks)) if looks is not None and looks.early else ""
     yield Section(
         "gains",
         "Gains and scores",
         list(filter(None, (f"{INTERVALS}{early}.", system_tables.controls(audit)))),
-        [_forest(audit)] if audit.gains else [],
+        [_forest(audit)] if audit.evaluation.gains else [],
         tables=system_tables.scores(audit),
         folded=[system_tables.comparisons(audit)],
     )
-    causes = [_causes(audit)] if audit.attribution else []
+    causes = [_causes(audit)] if audit.evaluation.attribution else []
     yield Section("causes", "Where wrong answers went", [MEANINGS], causes)
     yield Section(
         "examples",
@@ -213,7 +213,7 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
 
 def _forest(audit: Audit) -> Figure:
     margin = audit.verdict.margin if audit.verdict is not None else None
-    rows = sorted(audit.gains, key=lambda gain: -gain.difference)
+    rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)
     several = len({gain.task for gain in rows}) > 1
     names = [
         f"{gain.system}, {form(gain.part)}" + (f", {gain.task or 'all'}" if several else "")
@@ -237,13 +237,13 @@ def _forest(audit: Audit) -> Figure:
 
 
 def _causes(audit: Audit) -> Figure:
-    several = len({row.task for row in audit.attribution}) > 1
+    several = len({row.task for row in audit.evaluation.attribution}) > 1
     bars = [
         (
             f"{row.system}, {row.task}" if several else row.system,
             [getattr(row, cause) for cause in CAUSES],
         )
-        for row in audit.attribution[:MOST_LINES]
+        for row in audit.evaluation.attribution[:MOST_LINES]
     ]
     told = []
     for name, counts in bars:

@@ -152,7 +152,7 @@ def _card(
     import yaml
 
     base = front_matter.get("base_model")
-    verdict = audit.verdict if audit.evaluation else None
+    verdict = audit.verdict if audit.evaluation.scores else None
     text = _filled(
         template,
         title=name,

@@ -26,10 +26,14 @@ def use(audit: Audit, verdict: Verdict) -> str:
     open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
     so_far = "so far " if open_ else ""
     if verdict.composes:
-        kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
+        kind = next(
+            (s.kind for s in audit.evaluation.scores if s.system == verdict.system), "merge"
+        )
         if PER_PROMPT in (verdict.system or ""):
             kind += " that chooses by prompt"
-        plain = all(row.part != "steps" for row in audit.evaluation)  # there is no other form
+        plain = all(
+            row.part != "steps" for row in audit.evaluation.scores
+        )  # there is no other form
         form = "" if plain else f", {fmt.PART[_form(verdict)]}"
         own = best is not None and (best.system, best.form) == (verdict.system, _form(verdict))
         return f"{so_far}{verdict.system} (a {kind}){form}" + ("" if own else f": {scored}")
@@ -52,7 +56,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
 
 def _hops(audit: Audit) -> str:
     """Who answers which hop of a chain that was measured."""
-    who = [(row.hop, row.adapter) for row in example(audit.chain)]
+    who = [(row.hop, row.adapter) for row in example(audit.evaluation.chain)]
     return ", ".join(f"hop {k}: {'the base' if name == 'base' else name}" for k, name in who)
 
 
@@ -69,15 +73,15 @@ def advised_score(audit: Audit, verdict: Verdict) -> float | None:
     if head == "chain":
         return _mean(audit, "chain", "question")
     if head == "use-base":
-        single = next((s.system for s in audit.evaluation if s.kind == "base"), "")
+        single = next((s.system for s in audit.evaluation.scores if s.kind == "base"), "")
     return _mean(audit, single, _better_form(audit, single)) if single else None
 
 
 def _own_scores(audit: Audit, verdict: Verdict) -> str:
     """Each task's best single adapter with its score, and the composition's."""
     best, told = verdict.gain, []
-    for task in dict.fromkeys(s.task for s in audit.evaluation):
-        rows = [s for s in audit.evaluation if s.task == task and s.part == "question"]
+    for task in dict.fromkeys(s.task for s in audit.evaluation.scores):
+        rows = [s for s in audit.evaluation.scores if s.task == task and s.part == "question"]
         own = max((s for s in rows if s.kind == "adapter"), key=lambda s: s.value, default=None)
         made = next((s for s in rows if best is not None and s.system == best.system), None)
         if own is not None:
@@ -97,13 +101,17 @@ def gain(audit: Audit, verdict: Verdict) -> str:
             f"{fmt.number(verdict.margin)}"
         )
     row = next(
-        (g for g in audit.gains if (g.system, g.part, g.n) == (best.system, best.form, best.n)),
+        (
+            g
+            for g in audit.evaluation.gains
+            if (g.system, g.part, g.n) == (best.system, best.form, best.n)
+        ),
         None,
     )
     form = row.against_part if row is not None else best.form
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     asked = f", {fmt.PART[form]}" if form != best.form else ""
-    mean = "mean " if len({s.task for s in audit.evaluation}) > 1 else ""
+    mean = "mean " if len({s.task for s in audit.evaluation.scores}) > 1 else ""
     own, other = _mean(audit, best.system, best.form), _mean(audit, best.against, form)
     difference, digits = _agreeing(own, other, best.difference)
     return (
@@ -115,7 +123,7 @@ def gain(audit: Audit, verdict: Verdict) -> str:
 
 def _of_all(audit: Audit, n: int) -> str:
     """The number of questions, and of how many where a run stopped early."""
-    rounds = audit.rounds
+    rounds = audit.evaluation.rounds
     early = rounds is not None and n == rounds.items < rounds.total
     return f"{n} of {count(rounds.total, 'question')}" if rounds and early else count(n, "question")
 
@@ -138,7 +146,7 @@ def _shown(mean: float | None, digits: int = 2) -> str:
 
 def stopped(audit: Audit) -> str:
     """How far a run went that stopped before all items were asked, and how to ask the rest."""
-    rounds = audit.rounds
+    rounds = audit.evaluation.rounds
     if rounds is None or not rounds.early or audit.command == "inspect":
         return ""
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
@@ -154,7 +162,7 @@ def better(audit: Audit, verdict: Verdict) -> str:
     chain, advised = _mean(audit, "chain", "question"), advised_score(audit, verdict)
     if chain is None or advised is None or chain - advised <= min(verdict.margin, MARGIN):
         return ""
-    hops = f" ({_hops(audit)})" if audit.chain else ""
+    hops = f" ({_hops(audit)})" if audit.evaluation.chain else ""
     return f"a chain{hops} scores {number(chain)}, if you can ask hop after hop"
 
 
@@ -206,7 +214,7 @@ def _may_stay_open(audit: Audit, verdict: Verdict) -> str:
 def _open_gain(audit: Audit, verdict: Verdict) -> Gain | None:
     """The gain that the verdict is about, if its interval holds the margin."""
     best = verdict.gain
-    for row in audit.gains:
+    for row in audit.evaluation.gains:
         if best is not None and (row.system, row.part, row.n) == (best.system, best.form, best.n):
             low, high = row.adjusted_ci95
             return row if low <= verdict.margin <= high else None
@@ -244,7 +252,7 @@ def _better_form(audit: Audit, system: str) -> str:
 
 
 def _mean(audit: Audit, system: str, part: str) -> float | None:
-    return Evidence(evaluation=audit.evaluation).mean(system, part)
+    return Evidence(audit.evaluation).mean(system, part)
 
 
 def _score(audit: Audit, system: str, part: str) -> str:

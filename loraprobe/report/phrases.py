@@ -35,7 +35,7 @@ def headline(audit: Audit) -> str:
     if verdict.evidence == "weights":
         what = "the merge" if audit.command == "merge" else "composing"
         return f"{_done(audit)}{_warnings(audit)}. Whether {what} helps needs a task."
-    several = len({row.task for row in audit.evaluation}) > 1
+    several = len({row.task for row in audit.evaluation.scores}) > 1
     if verdict.answers_without_composing:
         head, _, single = verdict.action.partition(":")
         who = {"use-base": "the base alone", "use-single": f"{single} alone"}

@@ -53,8 +53,10 @@ def _part_order(part: str) -> tuple[int, str]:
 
 def scores(audit: Audit, intervals: bool = True) -> list[Table]:
     """Systems down, forms of the question across, a table a task."""
-    tasks = dict.fromkeys(row.task for row in audit.evaluation)
-    return [_scores([row for row in audit.evaluation if row.task == t], intervals) for t in tasks]
+    tasks = dict.fromkeys(row.task for row in audit.evaluation.scores)
+    return [
+        _scores([row for row in audit.evaluation.scores if row.task == t], intervals) for t in tasks
+    ]
 
 
 def _scores(rows: Sequence[Score], intervals: bool) -> Table:
@@ -110,7 +112,7 @@ def _together(names: Sequence[str], kinds: Mapping[str, str]) -> str:
 
 def controls(audit: Audit) -> str:
     """What the controls among the scored systems are, in one sentence; "" without controls."""
-    named = dict.fromkeys(row.system for row in audit.evaluation if row.kind == "control")
+    named = dict.fromkeys(row.system for row in audit.evaluation.scores if row.kind == "control")
     told = []
     for name in named:
         kind, _, single = name.partition(":")
@@ -126,7 +128,7 @@ def gains(audit: Audit) -> Table:
     """What every composition gains over the best of base and single adapters, largest first."""
     return tabulated(
         "Gains over the best of base and single adapters",
-        sorted(audit.gains, key=lambda gain: -gain.difference),
+        sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
         (text("system"), lambda gain: gain.system),
         (text("asked as"), lambda gain: form(gain.part)),
         (Column("gain"), lambda gain: signed(gain.difference)),
@@ -143,7 +145,7 @@ def comparisons(audit: Audit) -> Table:
     """Paired differences: of compositions to base, singles and controls, and of the best to all."""
     return tabulated(
         "Paired differences between systems",
-        audit.comparisons,
+        audit.evaluation.comparisons,
         (text("system"), lambda row: row.system),
         (text("against"), lambda row: row.against),
         (text("asked as"), lambda row: form(row.part)),
@@ -161,7 +163,7 @@ def causes(audit: Audit) -> Table:
     columns = [text("system"), text("task"), *figures(*(name for name, _ in CAUSES.values()))]
     lines = [
         [row.system, row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
-        for row in audit.attribution
+        for row in audit.evaluation.attribution
     ]
     caption = "Where the answers went, by the first cause that fits"
     return Table(caption, columns, lines).without("task")
@@ -172,7 +174,7 @@ def coverage(audit: Audit) -> list[Table]:
     return [
         tabulated(
             f"Coverage: {task}",
-            [row for row in audit.coverage if row.task == task],
+            [row for row in audit.evaluation.coverage if row.task == task],
             (text("probe"), lambda row: row.name.replace("_", " ")),
             (text("of"), lambda row: " → ".join(row.adapters) or "base"),
             (text("part"), lambda row: f"hop {row.hop}" if row.hop else "question"),
@@ -181,7 +183,7 @@ def coverage(audit: Audit) -> list[Table]:
             (Column("95 %", drop=1), lambda row: interval(row.ci95) or "-"),
             (Column("items", drop=2), lambda row: str(row.n)),
         )
-        for task in dict.fromkeys(row.task for row in audit.coverage)
+        for task in dict.fromkeys(row.task for row in audit.evaluation.coverage)
     ]
 
 
@@ -189,7 +191,7 @@ def forecasts(audit: Audit) -> Table:
     """What was forecast before anything was composed."""
     return tabulated(
         "Forecast gains, if the adapters' effects on the next token simply added",
-        audit.forecasts,
+        audit.evaluation.forecasts,
         (text("system"), lambda row: row.system),
         (text("asked as"), lambda row: form(row.part)),
         (text("against"), lambda row: row.against),

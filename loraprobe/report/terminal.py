@@ -257,7 +257,7 @@ def one_line(audit: Audit) -> str:
 
 def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
     """What the demo showed, and where the other scenarios are."""
-    systems = len({row.system for row in audit.evaluation})
+    systems = len({row.system for row in audit.evaluation.scores})
     others = ", ".join(scenarios)
     return (
         f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "

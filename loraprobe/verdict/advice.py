@@ -146,7 +146,7 @@ def difference(evidence: Evidence, one: Option, other: Option, adjusted: bool = 
 def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> Estimate | None:
     """The paired difference of two options, from a gain or a comparison; None if none has it."""
     pair = one.system, one.part, other.system, other.part
-    for gain in evidence.gains:
+    for gain in evidence.measured.gains:
         held = gain.system, gain.part, gain.against, gain.against_part
         if held == pair and (gain.task is None or not evidence.several):
             return gain.adjusted if adjusted else gain.estimate
@@ -289,7 +289,7 @@ class Cause:
 
 def commonest_cause(evidence: Evidence, system: str) -> Cause | None:
     """None where no wrong answer was attributed to a cause."""
-    rows = [row for row in evidence.attribution if row.system == system]
+    rows = [row for row in evidence.measured.attribution if row.system == system]
     counts = {cause: sum(getattr(row, cause) for row in rows) for cause in CAUSES}
     wrong = sum(counts.values())
     if not wrong:
@@ -309,6 +309,6 @@ def _cure(evidence: Evidence, cause: Cause) -> tuple[str, str]:
     }
     if cause.name in cures:
         return cures[cause.name]
-    if all(score.part != "steps" for score in evidence.evaluation):
+    if all(score.part != "steps" for score in evidence.measured.scores):
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     return "train-target-adapter", "train an adapter on the composed question"

@@ -210,18 +210,19 @@ def weakest(said: Iterable[Standing]) -> Standing:
 
 
 @dataclass(frozen=True)
-class Evidence(EvaluationRecords):
+class Evidence:
     """All that is known about one set of adapters when the verdict is asked for.
 
-    `level` is the strongest evidence that was gathered, `tasks` the number of task files,
-    `margin` the gain that matters, `retention` the share of a specialist's gain that one model
-    has to keep on every one of several tasks. `prior` is the share of successes expected where the
-    case comes from, None for the calibration's own; `balanced` says that norms were made equal
-    before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
-    the default limits of plain and worked answers. `choice` tells out of what library these
-    adapters were chosen, None where they were given.
+    `measured` has what the base model answered, `level` is the strongest evidence that was
+    gathered, `tasks` the number of task files, `margin` the gain that matters, `retention` the
+    share of a specialist's gain that one model has to keep on every one of several tasks. `prior`
+    is the share of successes expected where the case comes from, None for the calibration's own;
+    `balanced` says that norms were made equal before composing. `base` is the shape of the base
+    that was asked. `max_new_tokens` is None for the default limits of plain and worked answers.
+    `choice` tells out of what library these adapters were chosen, None where they were given.
     """
 
+    measured: EvaluationRecords = field(default_factory=EvaluationRecords)
     compatibility: Compatibility = field(default_factory=Compatibility)
     diagnostics: tuple[Measurement, ...] = ()
     tasks: int = 0
@@ -237,7 +238,7 @@ class Evidence(EvaluationRecords):
     @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks that were scored, sorted."""
-        return tuple(sorted({score.task for score in self.evaluation}))
+        return tuple(sorted({score.task for score in self.measured.scores}))
 
     @property
     def several(self) -> bool:
@@ -254,16 +255,16 @@ class Evidence(EvaluationRecords):
     def systems(self, kinds: Iterable[str], part: str | None = None) -> tuple[str, ...]:
         """Names of the scored systems of these kinds, sorted."""
         wanted = set(kinds)
-        rows = [s for s in self.evaluation if s.kind in wanted and part in (None, s.part)]
+        rows = [s for s in self.measured.scores if s.kind in wanted and part in (None, s.part)]
         return tuple(sorted({row.system for row in rows}))
 
     def kind(self, system: str) -> str:
         """What kind of system a name is; "" if it was not scored."""
-        return next((s.kind for s in self.evaluation if s.system == system), "")
+        return next((s.kind for s in self.measured.scores if s.system == system), "")
 
     def scores(self, system: str, part: str) -> tuple[Score, ...]:
         """One system's scores on one part, a row a task, sorted by task."""
-        rows = (s for s in self.evaluation if s.system == system and s.part == part)
+        rows = (s for s in self.measured.scores if s.system == system and s.part == part)
         return tuple(sorted(rows, key=lambda score: score.task))
 
     def estimate(self, system: str, part: str) -> Estimate | None:
@@ -286,7 +287,7 @@ class Evidence(EvaluationRecords):
         wanted = system, part, against, against_part
         rows = {
             row.task: row.adjusted if adjusted else row.estimate
-            for row in self.comparisons
+            for row in self.measured.comparisons
             if (row.system, row.part, row.against, row.against_part or row.part) == wanted
         }
         if not rows or tuple(sorted(rows)) != self.task_names:
@@ -295,7 +296,7 @@ class Evidence(EvaluationRecords):
 
     def candidate(self, system: str, part: str) -> Candidate | None:
         """A composition with all that decides on it; None unless its gain is known."""
-        rows = [gain for gain in self.gains if (gain.system, gain.part) == (system, part)]
+        rows = [gain for gain in self.measured.gains if (gain.system, gain.part) == (system, part)]
         own = next((gain for gain in rows if gain.task is None or not self.several), None)
         if own is None:
             return None
@@ -326,8 +327,9 @@ class Evidence(EvaluationRecords):
 
     def on(self, task: str) -> Evidence:
         """The scores of one task alone."""
-        rows = tuple(score for score in self.evaluation if score.task == task)
-        return replace(self, tasks=1, evaluation=rows, comparisons=(), gains=())
+        rows = tuple(score for score in self.measured.scores if score.task == task)
+        measured = replace(self.measured, scores=rows, comparisons=(), gains=())
+        return replace(self, tasks=1, measured=measured)
 
     def same_as(self, adapter: str) -> str:
         """One name for all adapters whose updates are equal, the first by name."""
@@ -354,8 +356,9 @@ class Evidence(EvaluationRecords):
     @property
     def guessing(self) -> float:
         """What guessing would score, the mean over tasks; 0 if it was not computed."""
-        rows = [c.value for c in self.coverage if c.name == GUESSING and c.value is not None]
-        return sum(rows) / len(rows) if rows else 0.0
+        rows = [row.value for row in self.measured.coverage if row.name == GUESSING]
+        known = [value for value in rows if value is not None]
+        return sum(known) / len(known) if known else 0.0
 
     @property
     def tie(self) -> float:
@@ -380,8 +383,9 @@ class Evidence(EvaluationRecords):
     @property
     def kind_of_task(self) -> TaskKind:
         """How many tasks were scored, the most hops of one, and how the question is judged."""
-        hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
-        metrics = sorted({s.metric for s in self.evaluation if s.part == "question"})
+        scores = self.measured.scores
+        hops = [int(s.part.removeprefix("hop")) for s in scores if s.part.startswith("hop")]
+        metrics = sorted({s.metric for s in scores if s.part == "question"})
         return TaskKind(len(self.task_names), max(hops, default=0), "+".join(metrics))
 
     @property
@@ -392,7 +396,7 @@ class Evidence(EvaluationRecords):
         is claimed. Both thresholds are conventions of this tool.
         """
         found: dict[int, dict[str, Score]] = {}
-        for score in () if self.several or self.losses else self.evaluation:
+        for score in () if self.several or self.losses else self.measured.scores:
             if score.kind in BASELINES and score.part.startswith("hop"):
                 name = "base" if score.kind == "base" else score.system
                 found.setdefault(int(score.part.removeprefix("hop")), {})[name] = score
@@ -401,7 +405,7 @@ class Evidence(EvaluationRecords):
     @property
     def losses(self) -> bool:
         """Whether scores are losses, for which there is neither known nor ceiling."""
-        return any(score.is_loss for score in self.evaluation)
+        return any(score.is_loss for score in self.measured.scores)
 
 
 def gain_criterion(gain: Gain, margin: float) -> Criterion:

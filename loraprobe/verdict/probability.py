@@ -215,7 +215,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict with the largest forecast among the compositions asked for, and its reasons."""
-    forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
+    forecast = max(evidence.measured.forecasts, key=lambda one: one.gain, default=None)
     if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
         return verdict
     if not evidence.losses and evidence.baseline is not None:
@@ -273,7 +273,9 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
     """The gain that the verdict is about, with its interval for one comparison."""
     own = verdict.gain
-    rows = [g for g in evidence.gains if own and (g.system, g.part) == (own.system, own.form)]
+    if own is None:
+        return None
+    rows = (g for g in evidence.measured.gains if (g.system, g.part) == (own.system, own.form))
     return next((row for row in rows if row.task is None or not evidence.several), None)
 
 
@@ -284,7 +286,8 @@ def keeps(gain: Gain, evidence: Evidence) -> float:
     retention's interval on the side of the threshold for a normal deviate; the interval's own end
     at the threshold is then met exactly. 0 where a retention is not known.
     """
-    level = 1 - ALPHA if evidence.rounds is None else evidence.rounds.level
+    rounds = evidence.measured.rounds
+    level = 1 - ALPHA if rounds is None else rounds.level
     normal, chance = NormalDist(), 1.0
     for row in evidence.scores(gain.system, gain.part):
         share = row.kept

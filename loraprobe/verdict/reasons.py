@@ -400,10 +400,11 @@ def about_hops(evidence: Evidence) -> Iterator[Reason]:
 
 def about_familiarity(evidence: Evidence) -> Iterator[Reason]:
     """How familiar the base is with the questions, from the probes that ran."""
-    for row in evidence.coverage:
+    for row in evidence.measured.coverage:
         if row.name == "familiarity" and not row.adapters and row.value is not None:
             yield _about_share(row.value, row.n)
-    swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
+    asked = [row for row in evidence.measured.coverage if not row.adapters]
+    swaps = [row for row in asked if row.name == "name_swap"]
     with_hops = {row.task for row in swaps if row.hop}
     for row in swaps:
         # The rows of the hops say more than the row of the composed question.
@@ -464,18 +465,18 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
 
 def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """What the number of items and the fields that they lack leave open."""
-    scored = [row for row in evidence.evaluation if row.part == "question"]
+    scored = [row for row in evidence.measured.scores if row.part == "question"]
     if not scored:
         return
-    parts = {row.part for row in evidence.evaluation}
+    parts = {row.part for row in evidence.measured.scores}
     yield from _about_replies(evidence, verdict, parts)
-    for row in evidence.coverage:
+    for row in evidence.measured.coverage:
         if row.name == "chat_template" and row.value is not None and row.baseline is not None:
             gap = row.value - row.baseline
             if abs(gap) >= TEMPLATE_MATTERS:
                 used = "with" if gap > 0 else "without"
                 yield reason_of("template-matters", gap, TEMPLATE_MATTERS, row=row, used=used)
-    rounds = evidence.rounds
+    rounds = evidence.measured.rounds
     if rounds is not None and rounds.early and evidence.level == "evaluation":
         yield reason_of(
             "stopped-early",
@@ -498,7 +499,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         return
     if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
         return  # the items of lm-evaluation-harness have no such fields
-    if "steps" not in parts and any(is_generated(row.metric) for row in evidence.evaluation):
+    if "steps" not in parts and any(is_generated(row.metric) for row in evidence.measured.scores):
         yield reason_of("steps-missing")
     if not any(part.startswith("hop") for part in parts):
         yield reason_of("hops-missing")
@@ -516,7 +517,7 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
     needed = math.floor(Z95**2 * ceiling / evidence.margin) + 1
     rows = [
         row
-        for row in evidence.evaluation
+        for row in evidence.measured.scores
         if row.kind in BASELINES and row.part in FORMS and row.value > ceiling >= row.ci95[0]
     ]
     best = max(rows, key=lambda row: (row.value, row.system), default=None)
@@ -538,7 +539,7 @@ def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[str]) -> Ite
     It rests on the best composition and on what that has to beat; before an evaluation on the base
     and the single adapters.
     """
-    rows = [row for row in evidence.evaluation if row.cut is not None]
+    rows = [row for row in evidence.measured.scores if row.cut is not None]
     if verdict.gain is None:
         rows = [row for row in rows if row.kind in BASELINES and row.part != "steps"]
     else:

@@ -142,7 +142,7 @@ def _undecided(level: EvidenceLevel) -> Verdict:
 def _decide_baselines(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
     found = at_ceiling(evidence)
-    asked = [s for s in evidence.evaluation if s.kind in BASELINES and s.part == "question"]
+    asked = [s for s in evidence.measured.scores if s.kind in BASELINES and s.part == "question"]
     if found is None and asked and not evidence.losses and all(map(is_unknown, asked)):
         found = _hop_unknown(evidence) or _disjoint(evidence)
     return found or _undecided("base")
@@ -289,7 +289,7 @@ def _of_first_round(found: Verdict, evidence: Evidence) -> Verdict:
     # Controls are asked only where a composition gains: elsewhere nothing depends on them.
     kept = [r for r in found.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
     systems = evidence.systems(COMPOSITIONS)
-    items = max(row.n for row in evidence.evaluation if row.system in systems)
+    items = max(row.n for row in evidence.measured.scores if row.system in systems)
     asked = count(items, "item") + (" of each task" if evidence.several else "")
     kept.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
     if found.decision == "inconclusive":

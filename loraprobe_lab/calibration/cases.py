@@ -26,7 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, gains, score
-from loraprobe.records import BASELINES, FORMS, Interval, ItemResult
+from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemResult
 from loraprobe.records.estimates import Z95
 from loraprobe.verdict import candidates, decide_compositions
 from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
@@ -282,12 +282,10 @@ class AnsweredSet:
 
     def evidence(self, results: Sequence[ItemResult]) -> Evidence:
         """What a verdict reads of some of the results."""
-        return Evidence(
-            evaluation=score(results, self.systems),
-            gains=gains(results, self.systems),
-            tasks=self.tasks,
-            level="evaluation",
+        measured = EvaluationRecords(
+            scores=score(results, self.systems), gains=gains(results, self.systems)
         )
+        return Evidence(measured, tasks=self.tasks, level="evaluation")
 
     def cases(self) -> list[Case]:
         """The set under each method. Raises CaseError for a method that answered nothing.

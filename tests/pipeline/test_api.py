@@ -125,7 +125,7 @@ def evaluated(world, adapters=None, task=None, **options):
 def test_merge_and_eval_gives_a_verdict(world, tmp_path):
     audit = evaluated(world, methods=("uniform",), routers=(), state=tmp_path / "state")
     assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
-    assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
+    assert {row.system for row in audit.evaluation.scores} >= {"base", "a", "b", "uniform"}
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
 
 
@@ -171,7 +171,7 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, tmp_path):
     """Nobody answers anything right here, so that all single adapters are equally good."""
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     found = [
-        evaluated(world, pair, state=tmp_path / str(i)).evaluation
+        evaluated(world, pair, state=tmp_path / str(i)).evaluation.scores
         for i, pair in enumerate(([a, b], [b, a]))
     ]
     names = [{row.system for row in rows} for rows in found]
@@ -203,18 +203,19 @@ def test_metrics_of_items_and_tasks_reach_the_audit(world, tmp_path):
         return evaluated(world, task=task, systems=("sum",), max_new_tokens=2, **options)
 
     plain = audited(state=tmp_path / "plain")
-    assert {row.metric for row in plain.evaluation} == {"json"}
-    assert max(row.cut for row in plain.evaluation) == 1.0
+    assert {row.metric for row in plain.evaluation.scores} == {"json"}
+    assert max(row.cut for row in plain.evaluation.scores) == 1.0
     (task_row,) = json.loads(plain.to_json())["provenance"]["tasks"]
     assert task_row["metric"] == "json" and "JSON" in task_row["metric_why"]
     assert any("judged by json" in note for note in plain.notes)
     assert "answers-cut" in {reason.code for reason in plain.verdict.reasons}
     given = audited(metric="exact_match", state=tmp_path / "given")
-    assert {row.metric for row in given.evaluation} == {"exact_match"}
-    assert all(gain.checked == gain.difference for gain in given.gains), "nothing is right"
+    assert {row.metric for row in given.evaluation.scores} == {"exact_match"}
+    gains = given.evaluation.gains
+    assert all(gain.checked == gain.difference for gain in gains), "nothing is right"
     assert not any("judged by" in note for note in given.notes)
     items[0]["metric"] = "json"
     mixed = audited(metric=["contains", "one=strict"], state=tmp_path / "mixed")
-    assert {row.metric for row in mixed.evaluation} == {"json+strict"}
+    assert {row.metric for row in mixed.evaluation.scores} == {"json+strict"}
     with pytest.raises(UsageError, match="names the task 'two'"):
         audited(metric="two=strict")

@@ -81,9 +81,7 @@ def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
     schedule = rounds(evaluator.tasks, options.seed, all_items=options.all_items)
     found = evaluate(evaluator, systems or [*ALONE, *COMPOSED], schedule, lambda *_: CONTROLS)
     made = found.records()
-    verdict = decide_compositions(
-        Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
-    )
+    verdict = decide_compositions(Evidence(made, tasks=len(evaluator.tasks), level="evaluation"))
     return found, made, verdict
 
 
@@ -98,7 +96,7 @@ def test_a_large_gain_stops_after_the_first_round_with_its_controls():
     assert made.rounds.used == 1 < made.rounds.planned
     assert made.rounds.items == 30 and made.rounds.total == N
     assert {items(evaluator, s.name) for s in [*ALONE, *COMPOSED, *CONTROLS]} == {30}
-    assert {row.n for row in made.evaluation} == {30}
+    assert {row.n for row in made.scores} == {30}
     assert made.rounds.level > 0.99
     assert "controls-beaten" in {reason.code for reason in verdict.reasons}
 
@@ -111,7 +109,7 @@ def test_all_items_and_few_items_are_one_round():
         _, made, verdict = asked(evaluator)
         assert verdict.decision == "likely"
         assert made.rounds.used == made.rounds.planned == 1
-        assert {row.n for row in made.evaluation} == {len(evaluator.tasks[0].items)}
+        assert {row.n for row in made.scores} == {len(evaluator.tasks[0].items)}
 
 
 def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
@@ -122,7 +120,7 @@ def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
     assert made.rounds.dropped == {"sum": 1}
     assert {items(evaluator, s.name) for s in ALONE} == {made.rounds.items}
     assert "sum" not in {gain.system for gain in made.gains}, "it is no candidate"
-    counts = {row.system: row.n for row in made.evaluation}
+    counts = {row.system: row.n for row in made.scores}
     assert counts["sum"] == items(evaluator, "sum") and counts["base"] == made.rounds.items
     assert [system.name for system in found.systems][3:6] == ["uniform", "sum", "arrow"]
     assert found.notes() and "sum" in found.notes()[0]
@@ -151,7 +149,7 @@ def test_retentions_are_decided_too():
     evaluator = planted([first, second])
     _, made, verdict = asked(evaluator)
     assert made.rounds.used > 1
-    kept = next(r for r in made.evaluation if (r.system, r.task) == ("uniform", "t1"))
+    kept = next(r for r in made.scores if (r.system, r.task) == ("uniform", "t1"))
     gain = next(row for row in made.gains if row.system == "uniform")
     assert gain.adjusted_ci95[0] > 0.05, "the gain alone would have stopped it"
     assert kept.n == items(evaluator, "uniform") // 2
@@ -195,7 +193,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
         systems = [*ALONE[:2], System(merge, "merge")]
         found = evaluate(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
         made = found.records()
-        evidence = Evidence(tasks=1, level="evaluation", **vars(made))
+        evidence = Evidence(made, tasks=1, level="evaluation")
         return made, decide_compositions(evidence)
 
     made, verdict = judged("uniform", "exact_match")
@@ -226,8 +224,8 @@ def inspected(tmp_path_factory):
 
 def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     audit, answers = inspected
-    alone = {s.n for s in audit.evaluation if s.kind in ("base", "adapter")}
-    composed = {(s.n, s.part) for s in audit.evaluation if s.kind in ("merge", "router")}
+    alone = {s.n for s in audit.evaluation.scores if s.kind in ("base", "adapter")}
+    composed = {(s.n, s.part) for s in audit.evaluation.scores if s.kind in ("merge", "router")}
     assert alone == {defaults.HOP_ITEMS}
     assert composed == {(defaults.PILOT_ITEMS, "question"), (defaults.PILOT_ITEMS, "steps")}
     # A chain is asked too: an answer to the question, and two to its hops, which were asked before.
@@ -236,10 +234,10 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
     # of all 200 items.
     assert answers < 8 * 4 * 200 / 3
-    assert audit.verdict.decision == "unlikely" and not audit.forecasts
+    assert audit.verdict.decision == "unlikely" and not audit.evaluation.forecasts
     assert audit.verdict.action == "chain"
     free = ("hop_accuracy", "guessing")  # read from the answers
-    probed = {row.n for row in audit.coverage if row.name not in free}
+    probed = {row.n for row in audit.evaluation.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
     assert "set_adapter" in audit.verdict.next
 
@@ -257,7 +255,7 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):
     call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
     adapters = list(chosen.adapters.values())
     audit = inspect(adapters, **call, options=Options(state=tmp_path / "a", threads=1))
-    (told,) = audit.forecasts
+    (told,) = audit.evaluation.forecasts
     assert (told.system, told.n, told.part) == ("sum", 24, "question")
     assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
     options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
@@ -299,9 +297,10 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     whole = merge_and_eval(
         refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)
     ).audit
-    routers = [{s.system for s in a.evaluation if s.kind == "router"} for a in (audit, whole)]
+    rows = [one.evaluation.scores for one in (audit, whole)]
+    routers = [{score.system for score in of if score.kind == "router"} for of in rows]
     assert routers[0] == routers[1] > {"arrow"}
     assert audit.verdict.decision == whole.verdict.decision == "likely"
     assert audit.verdict.system == whole.verdict.system
-    asked = sum(score.n for score in audit.evaluation)
+    asked = sum(score.n for score in audit.evaluation.scores)
     assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)

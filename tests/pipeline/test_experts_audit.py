@@ -62,7 +62,7 @@ def judged(world, *names, **options):
 
 
 def systems_of(audit):
-    return {row.system for row in audit.evaluation}
+    return {row.system for row in audit.evaluation.scores}
 
 
 @pytest.mark.parametrize("pair", [("dora", "dora2"), ("dora", "plain")])

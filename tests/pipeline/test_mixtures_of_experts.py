@@ -145,7 +145,7 @@ def test_an_audit_leaves_token_routers_out(world):
             [world / "a", world / "b"], base=world / "base", tasks=world / "task.jsonl"
         )
     assert audit.compatibility.compatible, audit.compatibility.issues
-    systems = {row.system for row in audit.evaluation}
+    systems = {row.system for row in audit.evaluation.scores}
     assert {"base", "a", "b", "uniform", "sum", "random-partner"} <= systems
     assert "arrow" not in systems and any("arrow is left out: a changes" in n for n in audit.notes)
 

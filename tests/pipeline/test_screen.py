@@ -350,7 +350,7 @@ def decision(seed: int, leak: bool) -> str:
     schedule = rounds(tasks, seed, all_items=True)
     made = evaluate(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
-    evidence = Evidence(tasks=1, level="evaluation", margin=RIGHT, choice=choice, **vars(made))
+    evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT, choice=choice)
     return decide_compositions(evidence).decision
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from calibrations import calibration
-from evidences import KINDS, N, any_evidence, both, changed, evidence, score, skills, unit
+from evidences import (
+    KINDS,
+    N,
+    any_evidence,
+    both,
+    changed,
+    evidence,
+    evidence_of,
+    replaced,
+    score,
+    skills,
+    unit,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,13 +66,8 @@ def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Aud
         adapters=tuple(rows),
         compatibility=found.compatibility,
         diagnostics=found.diagnostics,
-        forecasts=found.forecasts,
-        evaluation=found.evaluation,
-        comparisons=found.comparisons,
-        gains=found.gains,
-        attribution=found.attribution,
-        rounds=found.rounds,
-        verdict=dataclasses.replace(verdict, next=next_command(verdict, asked)),
+        evaluation=found.measured,
+        verdict=replaced(verdict, next=next_command(verdict, asked)),
     )
 
 
@@ -78,7 +84,7 @@ def several_tasks(draw):
         half, difference = draw(st.floats(0.01, 0.2)), draw(st.floats(-0.5, 0.5))
         ci = (difference - half, difference + half)
         gains.append(Gain(None, "question", name, "a", difference, ci, ci, 2 * N))
-    return Evidence(evaluation=tuple(rows), gains=tuple(gains), level="evaluation", tasks=2)
+    return evidence_of(scores=tuple(rows), gains=tuple(gains), level="evaluation", tasks=2)
 
 
 @st.composite
@@ -89,14 +95,14 @@ def evidences(draw):
         st.sampled_from(["evaluation"] * 4 + ["pilot"] * 2 + ["base", "probes", "weights"])
     )
     if level in ("probes", "weights"):
-        found = Evidence()
+        found = evidence_of()
     causes = ("solved", "interference", "not_composed")
     counts = {cause: draw(st.integers(0, 50)) for cause in causes}
     gain, half = draw(st.floats(-0.5, 0.5)), draw(st.floats(0.01, 0.2))
     forecasts = (Forecast("sum", gain, (gain - half, gain + half), 60, "question", "a"),)
     severity = draw(st.sampled_from(["error"] + ["warning", "note"] * 4))
     issue = Issue(severity, "x-y", ("a", "b"), "The two are odd. " * 3, "Do something.")
-    return dataclasses.replace(
+    return replaced(
         found,
         level=level,
         margin=draw(st.sampled_from([0.0, 0.05, 0.2])),
@@ -166,7 +172,7 @@ def test_no_report_contradicts_itself(found):
     if head == "chain":
         assert "chain" in line(told, "use") and not line(told, "better")
     # the probability is the decision's own
-    several = len({row.task for row in audit.evaluation}) > 1
+    several = len({row.task for row in audit.evaluation.scores}) > 1
     if verdict.probability is not None:
         assert verdict.decision != "inconclusive" and not several
         assert verdict.probability >= 0.5
@@ -179,7 +185,7 @@ def test_no_report_contradicts_itself(found):
             assert verdict.decision != "likely"
             compared = [
                 c.adjusted_ci95[1]
-                for c in audit.comparisons
+                for c in audit.evaluation.comparisons
                 if KINDS[c.against] == "control" and (c.system, c.part) == (gain.system, gain.form)
             ]
             better = compared and max(compared) < 0
@@ -248,7 +254,7 @@ def test_long_names_and_paths_leave_twelve_lines(width):
     assert rows(laid, width) <= MOST_LINES
     assert long in "".join(laid)
     conflict = Issue("error", "x-y", ("a", "b"), f"{long} does not fit {long}-b. " * 3, "Do it.")
-    broken = audit_of(Evidence(compatibility=Compatibility((conflict,) * 3)), **asked)
+    broken = audit_of(evidence_of(compatibility=Compatibility((conflict,) * 3)), **asked)
     kept = [label for label, _ in answer(broken).kept(width)]
     assert kept.count("fix") == kept.count("why") == 1  # a conflict leaves with its cure
     laid = answer(broken).laid_out(width)
@@ -260,11 +266,11 @@ def test_long_names_and_paths_leave_twelve_lines(width):
 def test_the_answer_says_that_a_run_stopped_early_and_how_to_ask_the_rest(width, best):
     values = {**dict.fromkeys(KINDS, 0.05), "arrow": best}
     early = evidence(values, rounds=Rounds(2, 3, N, 150, 0.99))
-    told = dict(answer(audit_of(dataclasses.replace(early, diagnostics=(UNEVEN,)))).kept(width))
+    told = dict(answer(audit_of(replaced(early, diagnostics=(UNEVEN,)))).kept(width))
     assert f"{N} of 150" in told["gain"]
     if width > 60 or best:  # the narrowest answer has no room for both
         assert "2 of 3" in told["stopped"] and "--all-items" in told["stopped"]
-    whole = audit_of(dataclasses.replace(early, rounds=Rounds(3, 3, N, N, 0.96)))
+    whole = audit_of(replaced(early, rounds=Rounds(3, 3, N, N, 0.96)))
     assert "stopped" not in dict(answer(whole).lines)
     assert f"on {N} questions" in line(answer(whole), "gain")
 
@@ -281,18 +287,18 @@ def test_equal_updates_are_told_once():
     seed = Measurement("shared_initialisation", ("a", "b"), 1.0)
     same = Measurement("cosine", ("a", "b"), 1.0)
     issue = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
-    found = Evidence(diagnostics=(seed, same), compatibility=Compatibility((issue,)))
+    found = evidence_of(diagnostics=(seed, same), compatibility=Compatibility((issue,)))
     told = answer(audit_of(found, "inspect"))
     assert "1 warning" in told.headline
     assert len([label for label, _ in told.lines if label == "watch"]) == 1
-    other = dataclasses.replace(seed, adapters=("a", "c"))
-    told = answer(audit_of(Evidence(diagnostics=(other, same)), "inspect"))
+    other = replaced(seed, adapters=("a", "c"))
+    told = answer(audit_of(evidence_of(diagnostics=(other, same)), "inspect"))
     assert "2 warnings" in told.headline  # another pair is another fact
 
 
 def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
     for level in ("weights", "probes"):
-        audit = audit_of(Evidence(level=level, diagnostics=(NEAR, UNEVEN)), "inspect")
+        audit = audit_of(evidence_of(level=level, diagnostics=(NEAR, UNEVEN)), "inspect")
         for width in (80, 160):  # at 60 two warnings take its place
             known = dict(answer(audit).kept(width))["known"]
             assert "603" in known and "19 %" in known and "arXiv" in known
@@ -308,13 +314,15 @@ def test_only_an_abridged_command_is_told_again():
 
 @pytest.mark.parametrize("text", ["loraprobe inspect 'a b", "loraprobe inspect '' " + "x" * 900])
 def test_any_text_may_stand_where_a_command_does(text):
-    found = audit_of(Evidence(diagnostics=(NEAR,)), "inspect")
-    audit = dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, next=text))
+    found = audit_of(evidence_of(diagnostics=(NEAR,)), "inspect")
+    audit = replaced(found, verdict=replaced(found.verdict, next=text))
     assert len(answer(audit).typed({"a": "./a"}).laid_out(60)) <= MOST_LINES
 
 
 def test_a_conflict_is_followed_by_the_adapters_that_fit():
-    found = Evidence(compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),)))
+    found = evidence_of(
+        compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),))
+    )
     audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a", "b"))
     assert audit.verdict.next == "loraprobe inspect a b"
     audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a",), bases=("p/x", "p/y"))
@@ -326,7 +334,7 @@ def test_a_conflict_is_followed_by_the_adapters_that_fit():
 
 
 def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
-    found = audit_of(Evidence(diagnostics=(NEAR, UNEVEN)), "inspect")
+    found = audit_of(evidence_of(diagnostics=(NEAR, UNEVEN)), "inspect")
     told = answer(found)
     assert (told.decision, found.verdict.action) == ("inconclusive", "gather-evidence")
     watched = [text for label, text in told.lines if label == "watch"]
@@ -344,8 +352,8 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(width, warnings, diagnos
     issues = [Issue("warning", f"x-{i}", ("a",), f"Odd {i}.", "Do.") for i in range(warnings)]
     issues += [Issue("warning", "licence-terms", ("a",), "Terms.", "Read.")]
     issues += [Issue("note", "y", ("a",), "Fine.", "")]
-    related = diagnostics or (dataclasses.replace(NEAR, value=0.1),)
-    found = Evidence(diagnostics=related, compatibility=Compatibility(tuple(issues)))
+    related = diagnostics or (replaced(NEAR, value=0.1),)
+    found = evidence_of(diagnostics=related, compatibility=Compatibility(tuple(issues)))
     told = answer(audit_of(found, "merge"))
     counted = sum(map(int, re.findall(r"(\d+) warning", told.headline)))
     assert counted == warnings + len(diagnostics)
@@ -365,8 +373,8 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(width, warnings, diagnos
     ],
 )
 def test_next_is_a_command_of_a_shell(next_, label):
-    found = audit_of(Evidence(diagnostics=(NEAR,)), "inspect")
-    audit = dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, next=next_))
+    found = audit_of(evidence_of(diagnostics=(NEAR,)), "inspect")
+    audit = replaced(found, verdict=replaced(found.verdict, next=next_))
     assert (label, next_) in answer(audit).lines
 
 
@@ -375,7 +383,9 @@ def test_the_adapter_that_hardly_shows_is_named():
     uneven = Measurement("norm_ratio", ("a", "b"), 27.0)
     (told,) = [
         text
-        for label, text in answer(audit_of(Evidence(diagnostics=(uneven, *norms)), "inspect")).lines
+        for label, text in answer(
+            audit_of(evidence_of(diagnostics=(uneven, *norms)), "inspect")
+        ).lines
         if label == "watch"
     ]
     assert told.startswith("b hardly shows") and "a is 27.0 times larger" in told
@@ -435,8 +445,8 @@ def test_what_the_items_lack_is_said_with_its_cure():
     codes = {r.code for r in decide(evidence(failing)).reasons}
     assert {"steps-missing", "hops-missing"} <= codes
     asked = both(evidence(failing), evidence(failing, part="steps"))
-    hop = dataclasses.replace(asked.evaluation[0], part="hop1")
-    asked = dataclasses.replace(asked, evaluation=(*asked.evaluation, hop))
+    hop = replaced(asked.measured.scores[0], part="hop1")
+    asked = replaced(asked, scores=(*asked.measured.scores, hop))
     assert not {"steps-missing", "hops-missing"} & {r.code for r in decide(asked).reasons}
 
 

@@ -9,7 +9,7 @@ import pytest
 from planting import MARKUP, planted, structure
 from test_report import an_audit
 
-from loraprobe.records import Audit, DecisiveGain, LearnedWeights, Transformation
+from loraprobe.records import Audit, DecisiveGain, EvaluationRecords, LearnedWeights, Transformation
 from loraprobe.report.markdown import composition_card, model_card
 
 
@@ -67,5 +67,5 @@ def test_the_card_of_an_evaluated_merge_tells_decision_evidence_and_gain_in_one_
     wanted = ("unlikely", "evaluation", "0.02", "-0.10, 0.04", "10 questions")
     for card in cards_of(audit):
         assert any(all(word in line for word in wanted) for line in card.splitlines())
-    for card in cards_of(dataclasses.replace(audit, evaluation=())):
+    for card in cards_of(dataclasses.replace(audit, evaluation=EvaluationRecords())):
         assert "unlikely" not in card

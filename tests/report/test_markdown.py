@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from evidences import replaced
 from planting import MARKUP, READER, planted, structure
 from test_report import HOSTILE, an_audit
 from typer.testing import CliRunner
@@ -55,10 +56,10 @@ def test_it_stays_short():
         for i in range(50)
     )
     reasons = tuple(Reason("forecast", "word " * 999, 0.1, 0.2, "", "warning") for _ in range(99))
-    audit = dataclasses.replace(
+    audit = replaced(
         audit,
         adapters=audit.adapters * 30,
-        evaluation=scores,
+        scores=scores,
         verdict=dataclasses.replace(audit.verdict, reasons=reasons),
     )
     text = markdown(audit)

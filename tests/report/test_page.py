@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 import pytest
+from evidences import replaced
 from making import saved_pair
 from planting import MARKUP, planted
 from test_report import HOSTILE, an_audit
@@ -316,7 +317,7 @@ def test_no_line_breaks_inside_an_option():
 
 
 def test_a_page_says_that_its_intervals_cover_every_look():
-    found = dataclasses.replace(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
+    found = replaced(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
     assert "look 2 of 3" in sections(found)[0].sentences[0]
-    whole = dataclasses.replace(found, rounds=Rounds(3, 3, 150, 150, 0.96))
+    whole = replaced(found, rounds=Rounds(3, 3, 150, 150, 0.96))
     assert "look" not in sections(whole)[0].sentences[0]

@@ -10,6 +10,7 @@ import math
 import jsonschema
 import pytest
 import yaml
+from evidences import replaced
 from planting import changed
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from loraprobe.records import (
     Comparison,
     Compatibility,
     Coverage,
+    EvaluationRecords,
     Forecast,
     Gain,
     GateStatistics,
@@ -90,14 +92,16 @@ def an_audit(name: str = "a") -> Audit:
             Measurement("norm", (name,), 1.25, module="h.0.c"),
             Measurement("norm", (name,), 0.25, module="h.1.c"),
         ),
-        coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
-        evaluation=(
-            Score("base", "base", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10),
-            Score("uniform", "merge", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
+        evaluation=EvaluationRecords(
+            coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
+            scores=(
+                Score("base", "base", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10),
+                Score("uniform", "merge", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
+            ),
+            comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
+            gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
+            attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
         ),
-        comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
-        gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
-        attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
         samples=(Sample("t", "question", name, f"Who is {name}?", (name, "x"), replies),),
         gates=(
             GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
@@ -209,9 +213,9 @@ def test_module_names_break_at_their_joints():
 
 def test_an_evaluation_is_titled_with_the_metric_of_the_question():
     audit = an_audit()
-    hop = dataclasses.replace(audit.evaluation[0], part="hop1")
-    question = dataclasses.replace(audit.evaluation[0], metric="choice")
-    assert "choice)" in rendered(dataclasses.replace(audit, evaluation=(hop, question)), 120)
+    hop = dataclasses.replace(audit.evaluation.scores[0], part="hop1")
+    question = dataclasses.replace(audit.evaluation.scores[0], metric="choice")
+    assert "choice)" in rendered(replaced(audit, scores=(hop, question)), 120)
 
 
 def test_hostile_names_are_neutralised_everywhere():
@@ -232,14 +236,16 @@ def test_json_on_a_terminal_drives_nothing_and_loses_nothing():
 def test_what_looks_like_markup_is_shown_as_it_stands():
     odd = "ev[/x][bold]il"
     audit = an_audit(odd)
-    audit = dataclasses.replace(
+    audit = replaced(
         audit,
         adapters=tuple(dataclasses.replace(row, base_model=odd) for row in audit.adapters),
-        coverage=tuple(dataclasses.replace(row, task=odd) for row in audit.coverage),
-        evaluation=tuple(
-            dataclasses.replace(row, task=odd, system=odd) for row in audit.evaluation
+        coverage=tuple(dataclasses.replace(row, task=odd) for row in audit.evaluation.coverage),
+        scores=tuple(
+            dataclasses.replace(row, task=odd, system=odd) for row in audit.evaluation.scores
         ),
-        attribution=tuple(dataclasses.replace(row, system=odd) for row in audit.attribution),
+        attribution=tuple(
+            dataclasses.replace(row, system=odd) for row in audit.evaluation.attribution
+        ),
     )
     text = rendered(audit, 200)
     for line in ("Coverage: ev[/x][bold]il", "Evaluation: ev[/x][bold]il", "ev[/x][bold]il × b"):
@@ -321,8 +327,8 @@ def test_a_table_of_scores_says_who_answered_fewer_questions():
         )
         for task in ("t", "u")
     ]
-    caption = scores(dataclasses.replace(an_audit(), evaluation=tuple(rows)), 80).caption
+    caption = scores(replaced(an_audit(), scores=tuple(rows)), 80).caption
     assert "120 + 120" in caption and "(uniform and controls: 30 + 30)" in caption
     one = [dataclasses.replace(row, n=30) for row in rows if row.task == "t"]
-    caption = scores(dataclasses.replace(an_audit(), evaluation=tuple(one)), 80).caption
+    caption = scores(replaced(an_audit(), scores=tuple(one)), 80).caption
     assert "30 questions of t" in caption and "(" not in caption

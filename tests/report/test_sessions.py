@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from unittest import mock
 
 import making
 import pytest
-from evidences import KINDS, both, evidence
+from evidences import KINDS, both, evidence, evidence_of, replaced
 from test_answer import audit_of
 from test_report import rendered
 from typer.testing import CliRunner
@@ -18,7 +17,6 @@ from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.records import Attribution, Compatibility, Issue, Measurement
 from loraprobe.report.answer import answer
-from loraprobe.verdict import Evidence
 
 UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
 WIDTHS = (60, 80, 160)
@@ -42,7 +40,7 @@ def lines_of(audit, width: int) -> list[str]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
-    audit = audit_of(dataclasses.replace(SCENARIOS[name], diagnostics=UNEVEN))
+    audit = audit_of(replaced(SCENARIOS[name], diagnostics=UNEVEN))
     lines = lines_of(audit, width)
     wanted = answer(audit).laid_out(width)
     assert len(lines) <= 45 and max(map(len, lines)) <= width
@@ -73,7 +71,7 @@ QUESTIONS = {  # what a practitioner asks -> the labels that answer it, by scena
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_last_twelve_lines_answer_what_practitioners_ask(width):
-    scenarios = {**SCENARIOS, "weights": Evidence(diagnostics=UNEVEN)}
+    scenarios = {**SCENARIOS, "weights": evidence_of(diagnostics=UNEVEN)}
     for question, labels in QUESTIONS.items():
         for label, names in labels.items():
             for name in names:
@@ -84,7 +82,7 @@ def test_the_last_twelve_lines_answer_what_practitioners_ask(width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_incompatible_shows_the_conflict_its_cure_and_no_comparison(width):
-    found = Evidence(
+    found = evidence_of(
         compatibility=Compatibility((CONFLICT,)),
         diagnostics=(Measurement("cosine", ("a", "b"), 0.5),),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from evidences import (
     KINDS,
@@ -13,7 +11,9 @@ from evidences import (
     changed,
     codes,
     evidence,
+    evidence_of,
     reason,
+    replaced,
     score,
     skills,
 )
@@ -28,7 +28,7 @@ from loraprobe.records import (
     Reason,
     Verdict,
 )
-from loraprobe.verdict import Evidence, Request, decide, next_command
+from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.advice import difference, option, settled
 from loraprobe.verdict.rules import candidates, chain_candidate
@@ -58,11 +58,11 @@ def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
 def test_where_only_clusters_are_missing_other_questions_come_next():
     values = {**FAIL, "uniform": 0.6}
     few = changed(evidence(values), lambda gain: True, "gains", clusters=24)
-    found = decide(dataclasses.replace(few, level="pilot"))
+    found = decide(replaced(few, level="pilot"))
     assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
     assert "MORE-t.jsonl" in asked(found) and "--resume" not in asked(found)
     assert "--resume" in asked(found, limited=True)  # the task has others
-    open_ = decide(dataclasses.replace(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
+    open_ = decide(replaced(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
     assert open_.decision == "inconclusive" and "--resume" in asked(open_)
 
 
@@ -84,9 +84,9 @@ def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
 
 
 def test_an_adapter_at_its_ceiling_step_by_step_leaves_nothing_to_gain():
-    sure = dataclasses.replace(score("b", 1.0, "steps"), ci95=(0.96, 1.0))
+    sure = replaced(score("b", 1.0, "steps"), ci95=(0.96, 1.0))
     rows = (score("base", 0.0), score("b", 0.02), sure, score("base", 0.0, "steps"))
-    found = decide(Evidence(evaluation=rows, tasks=1, level="base"))
+    found = decide(evidence_of(scores=rows, tasks=1, level="base"))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert "step by step" in reason(found, "nothing-to-gain").message
 
@@ -156,11 +156,11 @@ def test_an_option_that_scored_more_and_is_not_shown_to_be_better_is_named():
 
 def best_against(found, half, top=("arrow", "question"), against=("sum", "question")):
     """The evidence with the paired difference of its best option to another one."""
-    values = {(row.system, row.part): row.value for row in found.evaluation}
+    values = {(row.system, row.part): row.value for row in found.measured.scores}
     gap = values[top] - values[against]
     ends = (gap - half, gap + half)
     row = Comparison(top[0], against[0], "t", top[1], gap, ends, N, ends, against[1])
-    return dataclasses.replace(found, comparisons=(*found.comparisons, row))
+    return replaced(found, comparisons=(*found.measured.comparisons, row))
 
 
 def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
@@ -300,19 +300,19 @@ TWICE = (
 
 
 def test_one_adapter_given_twice_is_called_one():
-    found = decide(Evidence(diagnostics=TWICE))
+    found = decide(evidence_of(diagnostics=TWICE))
     assert "given twice" in reason(found, "same-adapter").message
     assert "nearly-equal-updates" not in codes(found)
-    scaled = (TWICE[0], dataclasses.replace(TWICE[1], value=2.0))
-    assert "nearly-equal-updates" in codes(decide(Evidence(diagnostics=scaled)))
+    scaled = (TWICE[0], replaced(TWICE[1], value=2.0))
+    assert "nearly-equal-updates" in codes(decide(evidence_of(diagnostics=scaled)))
 
 
 def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
     from test_verdict import DISJOINT, NOBODY, foreknown
 
     rows = {**DISJOINT, (1, "c"): 1.0, (2, "c"): 0.03}
-    twice = tuple(dataclasses.replace(row, adapters=("a", "c")) for row in TWICE)
-    same = dataclasses.replace(foreknown(rows, NOBODY), diagnostics=twice)
+    twice = tuple(replaced(row, adapters=("a", "c")) for row in TWICE)
+    same = replaced(foreknown(rows, NOBODY), diagnostics=twice)
     assert decide(same).reasons[0].code == "disjoint-hops"
     assert decide(foreknown(rows, NOBODY)).decision == "inconclusive"
 
@@ -367,8 +367,8 @@ def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough():
 
 
 def test_a_ceiling_that_so_few_items_cannot_show_is_said():
-    full = dataclasses.replace(score("b", 1.0), ci95=(0.94, 1.0))
-    found = Evidence(evaluation=(full, score("base", 0.1)), tasks=1, level="base")
+    full = replaced(score("b", 1.0), ci95=(0.94, 1.0))
+    found = evidence_of(scores=(full, score("base", 0.1)), tasks=1, level="base")
     told = reason(decide(with_items(found, 60)), "ceiling-out-of-reach")
     assert (told.value, told.threshold) == (60, 73)
     assert "ceiling-out-of-reach" not in codes(decide(with_items(found, 80)))

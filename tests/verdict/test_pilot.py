@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from calibrations import calibration, case, score
-from evidences import codes
+from evidences import codes, replaced
 
-from loraprobe.records import Audit, Comparison, Gain, Provenance, TaskSummary
+from loraprobe.records import Audit, Comparison, EvaluationRecords, Gain, Provenance, TaskSummary
 from loraprobe.report.answer import answer
 from loraprobe.verdict import Request, decide, next_command
 
@@ -17,13 +15,13 @@ N = 30
 
 def piloted(difference, low, high, baselines=None, control=True, **rest):
     """A first round of `sum`: its gain over `a` on N items, its interval, a control if it gains."""
-    known = case().evaluation if baselines is None else baselines
+    known = case().measured.scores if baselines is None else baselines
     ends = (low, high)
-    one = replace(score("sum", "merge", 0.5), n=N)
+    one = replaced(score("sum", "merge", 0.5), n=N)
     gain = Gain("t", "question", "sum", "a", difference, ends, ends, N, 200)
-    made = {"evaluation": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    made = {"scores": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
     if low > 0.05 and control:  # it was asked, and is worse
-        made["evaluation"] += (replace(score("random-partner", "control", 0.0), n=N),)
+        made["scores"] += (replaced(score("random-partner", "control", 0.0), n=N),)
         worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
         made["comparisons"] = (worse,)
     return decide(case(**{**made, **rest}))
@@ -52,7 +50,7 @@ def test_it_decides_only_where_its_interval_does(interval, decision):
 
 
 CEILING = tuple(
-    replace(score(name, kind, value), ci95=(low, 1.0))
+    replaced(score(name, kind, value), ci95=(low, 1.0))
     for name, kind, value, low in (("base", "base", 0.1, 0.0), ("a", "adapter", 1.0, 0.96))
 )
 
@@ -87,7 +85,7 @@ def test_controls_are_no_matter_where_nothing_gains():
 
 def told(verdict):
     made = Provenance("0", "2", ())
-    found = answer(Audit("inspect", made, evaluation=case().evaluation, verdict=verdict))
+    found = answer(Audit("inspect", made, evaluation=case().measured, verdict=verdict))
     return found.headline, dict(found.lines)
 
 
@@ -106,12 +104,13 @@ def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned)
     """The gain of this round takes 200 questions to be decided."""
     found = piloted(0.2, -0.1, 0.5)
     request = Request(("a", "b"), tasks=("t.jsonl",))
-    found = replace(found, next=next_command(found, request))
+    found = replaced(found, next=next_command(found, request))
     made = Provenance("0", "2", (), tasks=(TaskSummary("t", "t.jsonl", None, "", items),))
-    known = (*case().evaluation, replace(score("sum", "merge", 0.5), n=N))
+    known = (*case().measured.scores, replaced(score("sum", "merge", 0.5), n=N))
     ends = (-0.1, 0.5)
     gain = Gain("t", "question", "sum", "a", 0.2, ends, ends, N, 200)
-    audit = Audit("inspect", made, evaluation=known, gains=(gain,), verdict=found)
+    measured = EvaluationRecords(scores=known, gains=(gain,))
+    audit = Audit("inspect", made, evaluation=measured, verdict=found)
     told = dict(answer(audit).lines).get("decide", "")
     assert ("199" in told and "200" in told) if warned else not told
 

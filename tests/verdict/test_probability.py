@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
@@ -10,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 from calibrations import DOCUMENT, calibration, case, forecast, measured, score
+from evidences import evidence_of, replaced
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -20,7 +20,7 @@ from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Ro
 from loraprobe.records.estimates import Z95
 from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
-from loraprobe.verdict import BaseShape, Evidence, decide
+from loraprobe.verdict import BaseShape, decide
 from loraprobe_lab import shipped_world
 
 
@@ -32,7 +32,7 @@ def test_the_verdict_has_a_forecast_and_the_same_decision():
     found = decide(case(), calibration())
     plain = decide(case(forecasts=()), calibration())
     assert (found.decision, found.action) == (plain.decision, plain.action)
-    assert found.forecast == case().forecasts[1]  # the sum's, which is the largest
+    assert found.forecast == case().measured.forecasts[1]  # the sum's, which is the largest
     (told,) = by_code(found, "forecast")
     assert (told.value, told.threshold) == (0.3, 0.05)
     assert found.probability is None and found.prior is None  # nothing was composed
@@ -63,9 +63,7 @@ def test_a_decision_against_a_gain_has_none():
     control = score("shrunk:a", "control", 0.7)
     row = Comparison("uniform", "shrunk:a", "t", "question", 0.0, (-0.02, 0.02), n=30)
     evidence = measured(0.4, 0.1)
-    evidence = dataclasses.replace(
-        evidence, evaluation=(*evidence.evaluation, control), comparisons=(row,)
-    )
+    evidence = replaced(evidence, scores=(*evidence.measured.scores, control), comparisons=(row,))
     found = decide(evidence, calibration())
     assert found.decision == "unlikely" and found.gain.probability > 0.9
     assert found.probability is None
@@ -87,16 +85,16 @@ def test_a_prior_that_is_set_is_the_one_that_is_told():
 def test_the_probability_is_that_of_the_gain_that_decides():
     """The decisive gain, which another form or another composition may exceed by a little."""
     evidence = measured()
-    steps = dataclasses.replace(evidence.gains[0], part="steps", difference=0.24)
-    scores = (*evidence.evaluation, score("uniform", "merge", 0.54, "steps"))
+    steps = replaced(evidence.measured.gains[0], part="steps", difference=0.24)
+    scores = (*evidence.measured.scores, score("uniform", "merge", 0.54, "steps"))
     scores = (*scores, score("sum", "merge", 0.9))
     control = score("shrunk:a", "control", 0.9)
     row = Comparison("sum", "shrunk:a", "t", "question", 0.0, (-0.02, 0.02), n=30)
-    sums = dataclasses.replace(evidence.gains[0], system="sum", difference=0.6)
-    both = dataclasses.replace(
+    sums = replaced(evidence.measured.gains[0], system="sum", difference=0.6)
+    both = replaced(
         evidence,
-        gains=(sums, *evidence.gains, steps),
-        evaluation=(*scores, control),
+        gains=(sums, *evidence.measured.gains, steps),
+        scores=(*scores, control),
         comparisons=(row,),
     )
     one, two = (decide(e, calibration()) for e in (evidence, both))
@@ -105,24 +103,24 @@ def test_the_probability_is_that_of_the_gain_that_decides():
 
 def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
     steps = (score("base", "base", 0.6, "steps"), score("a", "adapter", 0.1, "steps"))
-    scores = (*case().evaluation, *steps)
-    assert case(evaluation=scores).baseline == pytest.approx(0.6)
+    scores = (*case().measured.scores, *steps)
+    assert case(scores=scores).baseline == pytest.approx(0.6)
     compositions = (*scores, score("uniform", "merge", 0.9))
-    assert case(evaluation=compositions).baseline == pytest.approx(0.6)
+    assert case(scores=compositions).baseline == pytest.approx(0.6)
 
 
 def test_of_several_tasks_the_best_system_on_all_of_them_counts():
     rows = [score("base", "base", 0.1, task=t) for t in "tu"]
     rows += [score("a", "adapter", 0.9), score("a", "adapter", 0.1, task="u")]
     rows += [score("b", "adapter", 1.0, task="u")]  # was not asked the other task
-    found = Evidence(evaluation=tuple(rows), level="base")
+    found = evidence_of(scores=tuple(rows), level="base")
     assert found.baseline == pytest.approx(0.5)
     assert (found.kind_of_task.tasks, found.kind_of_task.metric) == (2, "exact_match")
 
 
 def as_losses(scores):
     """The scores as if they were losses of answers."""
-    return tuple(dataclasses.replace(one, metric="answer_loss") for one in scores)
+    return tuple(replaced(one, metric="answer_loss") for one in scores)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +129,9 @@ def as_losses(scores):
         {"base": None},
         {"base": BaseShape("llama", 576)},
         {"base": BaseShape("llama", None)},
-        {"gains": (dataclasses.replace(measured().gains[0], n=29),)},
-        {"gains": (dataclasses.replace(measured().gains[0], clusters=29),)},
-        {"evaluation": as_losses(measured().evaluation)},
+        {"gains": (replaced(measured().measured.gains[0], n=29),)},
+        {"gains": (replaced(measured().measured.gains[0], clusters=29),)},
+        {"scores": as_losses(measured().measured.scores)},
     ],
     ids=["unknown", "natural", "of unknown size", "few items", "few clusters", "losses"],
 )
@@ -161,11 +159,11 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
 
 def test_no_forecast_exceeds_what_the_best_single_leaves():
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.96), score("b", "adapter", 0.2))
-    found = decide(case(0.3, evaluation=scores), calibration())
+    found = decide(case(0.3, scores=scores), calibration())
     assert found.forecast.gain == pytest.approx(0.04)
     assert found.forecast.ci95 == pytest.approx((0.04, 0.04))
     assert decide(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
-    losses = case(0.3, evaluation=as_losses(scores))
+    losses = case(0.3, scores=as_losses(scores))
     assert decide(losses, calibration()).forecast.gain == 0.3
 
 
@@ -177,7 +175,7 @@ def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
     )
     kept = (Retention("t", 0.9, (0.8, 1.0)), Retention("u", 0.4, (0.2, 0.6)))
     one = forecast(0.2, "sum", retentions=kept)
-    found = decide(case(evaluation=rows, tasks=2, forecasts=(one,)), calibration())
+    found = decide(case(scores=rows, tasks=2, forecasts=(one,)), calibration())
     told = by_code(found, "forecast-retention")
     assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
     assert found.forecast.gain == 0.2 and found.probability is None
@@ -190,9 +188,9 @@ def kept_of(first, second, level="pilot", **rest):
         rows += [score(name, "adapter", float(task == own), task=task) for task in "tu"]
     for task, (value, ends) in zip("tu", (first, second), strict=True):
         one = score("uniform", "merge", 0.9, task=task)
-        rows.append(dataclasses.replace(one, retention=value, retention_ci95=ends))
+        rows.append(replaced(one, retention=value, retention_ci95=ends))
     gain = Gain(None, "question", "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
-    made = {"evaluation": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
+    made = {"scores": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
     return case(forecasts=(), **{**made, **rest})
 
 
@@ -245,8 +243,8 @@ def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
     for other in ({"base": BaseShape("llama", 576)}, {"base": None}):
         assert not by_code(decide(case(**other), calibration()), "measured-elsewhere")
     ceiling = (score("base", "base", 0.99), score("a", "adapter", 1.0), score("b", "adapter", 1.0))
-    ceiling = tuple(dataclasses.replace(s, ci95=(0.97, 1.0)) for s in ceiling)
-    decided = decide(case(evaluation=ceiling), calibration())
+    ceiling = tuple(replaced(s, ci95=(0.97, 1.0)) for s in ceiling)
+    decided = decide(case(scores=ceiling), calibration())
     assert decided.decision == "unlikely" and not by_code(decided, "measured-elsewhere")
     few = [{**DOCUMENT["classes"][0], "sets": 9}]
     assert not by_code(decide(case(), calibration(classes=few)), "measured-elsewhere")
@@ -263,7 +261,7 @@ def test_without_a_task_nothing_is_said_of_probabilities(level):
 def test_the_answer_shows_the_probability_once(gain):
     verdict = decide(measured(gain), calibration())
     audit = Audit(
-        "inspect", Provenance("0", "2", ()), evaluation=measured().evaluation, verdict=verdict
+        "inspect", Provenance("0", "2", ()), evaluation=measured().measured, verdict=verdict
     )
     told = [text for label, text in answer(audit).lines if label == "forecast"]
     shown = verdict.gain.probability if gain > 0 else verdict.probability
@@ -342,6 +340,6 @@ def test_the_probability_follows_from_the_document(told):
         if (row["system"], row["part"]) == (own["system"], own["form"])
     )
     error = (best["ci95"][1] - best["ci95"][0]) / 2 / Z95
-    alone = Evidence(evaluation=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
+    alone = evidence_of(scores=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
     said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
     assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import string
 from pathlib import Path
@@ -18,7 +17,9 @@ from evidences import (
     changed,
     codes,
     evidence,
+    evidence_of,
     reason,
+    replaced,
     score,
     versus,
 )
@@ -38,7 +39,7 @@ from loraprobe.records import (
     Score,
     pooled,
 )
-from loraprobe.verdict import Evidence, Request, decide, next_command
+from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.evidence import criterion
 from loraprobe.verdict.reasons import CODES, WEIGHT_WARNINGS
 
@@ -67,7 +68,7 @@ def test_structural_conflict_decides_alone_and_gives_the_cure():
 
 @pytest.mark.parametrize("level", ["weights", "probes", "base"])
 def test_without_evaluation_the_next_evidence_is_named(level):
-    found = decide(Evidence(level=level))
+    found = decide(evidence_of(level=level))
     assert (found.decision, found.evidence, found.system) == ("inconclusive", level, None)
     assert "next-evidence" in codes(found)
     names = {"weights": "--probe", "probes": "task file", "base": "merge-and-eval"}
@@ -136,7 +137,7 @@ def test_the_margin_can_be_set():
 
 
 def test_compositions_without_gains_do_not_decide():
-    found = decide(dataclasses.replace(evidence(GAIN), gains=()))
+    found = decide(replaced(evidence(GAIN), gains=()))
     assert (found.decision, codes(found)[0]) == ("inconclusive", "no-comparison")
 
 
@@ -334,7 +335,7 @@ def test_closer_norms_are_advised_unless_they_were_made_equal(chain):
     given = evidence(values, attribution=(Attribution("uniform", "t", interference=80),))
     message = reason(decide(given), "mostly-interference").message
     assert "bring the norms closer (--balance norm)" in message
-    balanced = reason(decide(dataclasses.replace(given, balanced=True)), "mostly-interference")
+    balanced = reason(decide(replaced(given, balanced=True)), "mostly-interference")
     assert "norms" not in balanced.message
 
 
@@ -388,8 +389,8 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04, everywhere=N
         pairs.append(versus("uniform", "random-partner", control, half, task=task))
     bounds = (gain - 0.04, gain + 0.04)
     mean = Gain(None, "question", "uniform", "a", gain, bounds, bounds, 2 * N)
-    return Evidence(
-        evaluation=tuple(scores),
+    return evidence_of(
+        scores=tuple(scores),
         comparisons=tuple(pairs),
         gains=(mean,),
         tasks=2,
@@ -411,13 +412,13 @@ def test_several_tasks_need_every_retention():
     assert found.action == "switch-adapters"  # no single adapter keeps both
     lost = reason(found, "retention-lost")
     assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
-    assert decide(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
+    assert decide(replaced(two_tasks(0.6), retention=0.5)).decision == "likely"
 
 
 def test_a_retention_that_reaches_its_threshold_is_kept():
     def decision(retention):
         kept = two_tasks(retention, ci=0.25)
-        return decide(dataclasses.replace(kept, retention=0.75)).decision
+        return decide(replaced(kept, retention=0.75)).decision
 
     assert (decision(1.0), decision(0.5)) == ("likely", "inconclusive")  # from 0.75, up to 0.75
     assert (decision(0.99), decision(0.49)) == ("inconclusive", "unlikely")
@@ -440,11 +441,11 @@ def test_switching_adapters_is_advised_where_it_scores_best(learned):
     """Also where one specialist is not shown to be better than the base: it was measured so."""
     lost = changed(two_tasks(0.6), lambda s: s.task == "t2" and not learned, **UNDEFINED)
     router = [
-        dataclasses.replace(s, system="arrow", kind="router")
-        for s in lost.evaluation
+        replaced(s, system="arrow", kind="router")
+        for s in lost.measured.scores
         if s.system == "uniform"
     ]
-    found = decide(dataclasses.replace(lost, evaluation=(*lost.evaluation, *router)))
+    found = decide(replaced(lost, scores=(*lost.measured.scores, *router)))
     assert (found.decision, found.action) == ("unlikely", "switch-adapters")
     assert "switch-adapters" in codes(found)
 
@@ -476,7 +477,7 @@ def hop(k, name, value, spread=0.05):
 def foreknown(hops, target):
     rows = tuple(hop(k, name, value) for (k, name), value in hops.items())
     scores = tuple(score(name, value) for name, value in target.items())
-    return Evidence(evaluation=(*scores, *rows), tasks=1, level="base")
+    return evidence_of(scores=(*scores, *rows), tasks=1, level="base")
 
 
 DISJOINT = {
@@ -506,8 +507,8 @@ def test_hops_decide_what_an_evaluation_leaves_open_unless_it_measured_a_gain(
     """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
     low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03 + gain}
     open_ = evidence(low, half=0.1)
-    rows = (*open_.evaluation, *foreknown(DISJOINT, {}).evaluation)
-    found = decide(dataclasses.replace(open_, evaluation=rows))
+    rows = (*open_.measured.scores, *foreknown(DISJOINT, {}).measured.scores)
+    found = decide(replaced(open_, scores=rows))
     assert found.decision == decision and found.gain.ci95[1] > found.margin
     assert reason(found, "disjoint-hops").severity == severity
 
@@ -541,17 +542,17 @@ def test_a_hop_that_nobody_knows_is_unlikely():
 
 def test_a_ceiling_leaves_nothing_to_gain():
     sure = Score("b", "adapter", "t", "question", "exact_match", 0.99, (0.96, 1.0), N)
-    found = decide(Evidence(evaluation=(sure, score("base", 0.1)), tasks=1, level="base"))
+    found = decide(evidence_of(scores=(sure, score("base", 0.1)), tasks=1, level="base"))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert found.reasons[0].code == "nothing-to-gain" and found.reasons[0].threshold == 0.95
-    unsure = dataclasses.replace(sure, ci95=(0.93, 1.0))
-    found = decide(Evidence(evaluation=(unsure, score("base", 0.1)), tasks=1, level="base"))
+    unsure = replaced(sure, ci95=(0.93, 1.0))
+    found = decide(evidence_of(scores=(unsure, score("base", 0.1)), tasks=1, level="base"))
     assert found.decision == "inconclusive"
-    elsewhere = dataclasses.replace(unsure, task="u")
-    found = decide(Evidence(evaluation=(sure, elsewhere), tasks=2, level="base"))
+    elsewhere = replaced(unsure, task="u")
+    found = decide(evidence_of(scores=(sure, elsewhere), tasks=2, level="base"))
     assert found.decision == "inconclusive", "on one of two tasks"
-    base = dataclasses.replace(sure, system="base", kind="base")
-    found = decide(Evidence(evaluation=(sure, base), tasks=1, level="base"))
+    base = replaced(sure, system="base", kind="base")
+    found = decide(evidence_of(scores=(sure, base), tasks=1, level="base"))
     assert (found.decision, found.action) == ("unlikely", "use-base")
 
 
@@ -569,15 +570,15 @@ def test_geometry_warns_and_never_decides():
     assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
     assert all(r.severity == "info" and r.threshold and r.source for r in new)
     assert new[0].value == 5.0 and "5.0" in new[0].message
-    upside_down = decide(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
+    upside_down = decide(evidence_of(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
     assert "5.0" in reason(upside_down, "norm-disparity").message
     balanced = decide(evidence(GAIN, diagnostics=rows, balanced=True))  # --balance norm was given
     assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
     tame = (Measurement("norm_ratio", ("a", "b"), 1.5), Measurement("cosine", ("a", "b"), 0.2))
     assert not {"norm-disparity", "opposed-updates"} & set(
-        codes(decide(Evidence(diagnostics=tame)))
+        codes(decide(evidence_of(diagnostics=tame)))
     )
-    assert reason(decide(Evidence(diagnostics=tame)), "unrelated-updates").value == 0.2
+    assert reason(decide(evidence_of(diagnostics=tame)), "unrelated-updates").value == 0.2
 
 
 @pytest.mark.parametrize(
@@ -585,7 +586,7 @@ def test_geometry_warns_and_never_decides():
 )
 def test_probes_say_how_familiar_it_is(share, word):
     row = Coverage("familiarity", "", share, 40)
-    found = decide(Evidence(coverage=(row,), level="probes"))
+    found = decide(evidence_of(coverage=(row,), level="probes"))
     assert found.decision == "inconclusive"
     assert "not the truth" in reason(found, f"probes-{word}").message
 
@@ -598,7 +599,7 @@ def test_adapters_are_served_as_they_answered_best(on, off, word):
 
 
 def test_too_few_answers_say_nothing_of_familiarity():
-    found = decide(Evidence(coverage=(Coverage("familiarity", "", 1.0, 2),), level="probes"))
+    found = decide(evidence_of(coverage=(Coverage("familiarity", "", 1.0, 2),), level="probes"))
     assert "probes-too-few" in codes(found) and "probes-familiar" not in codes(found)
 
 
@@ -606,20 +607,22 @@ def test_names_are_told_hop_by_hop_where_there_are_hops():
     def swap(hop, value, task="t"):
         return Coverage("name_swap", task, value, N, hop, ci95=(value - 1, value + 1))
 
-    found = decide(Evidence(coverage=(swap(None, -2.0), swap(1, 0.1), swap(2, 5.0)), level="base"))
+    found = decide(
+        evidence_of(coverage=(swap(None, -2.0), swap(1, 0.1), swap(2, 5.0)), level="base")
+    )
     names = [r for r in found.reasons if r.code.endswith("-names")]
     assert [(r.code, r.value) for r in names] == [
         ("unfamiliar-names", 0.1),
         ("familiar-names", 5.0),
     ]
     assert "hop 2 of t" in names[1].message
-    alone = decide(Evidence(coverage=(swap(None, 3.0),), level="base"))
+    alone = decide(evidence_of(coverage=(swap(None, 3.0),), level="base"))
     assert "familiar-names" in codes(alone)
 
 
 def test_names_that_make_the_answer_less_likely_are_said_so():
     row = Coverage("name_swap", "t", -1.5, N, 1, ci95=(-2.0, -1.0))
-    told = reason(decide(Evidence(coverage=(row,), level="base")), "unfamiliar-names")
+    told = reason(decide(evidence_of(coverage=(row,), level="base")), "unfamiliar-names")
     assert "0.22 [0.14, 0.37] times" in told.message and told.value == -1.5  # exp(-1.5)
 
 
@@ -631,10 +634,10 @@ def holding(found, share, *names):
         return {"contains": held, "contains_ci95": (max(0.0, held - 0.05), min(1.0, held + 0.05))}
 
     rows = [
-        dataclasses.replace(row, **figures(row)) if row.part.startswith("hop") else row
-        for row in found.evaluation
+        replaced(row, **figures(row)) if row.part.startswith("hop") else row
+        for row in found.measured.scores
     ]
-    return dataclasses.replace(found, evaluation=tuple(rows))
+    return replaced(found, scores=tuple(rows))
 
 
 def test_what_is_said_in_other_words_is_not_unknown():
@@ -648,9 +651,9 @@ def test_what_is_said_in_other_words_is_not_unknown():
     apart = foreknown(DISJOINT, NOBODY)
     assert decide(holding(apart, 0.0)).reasons[0].code == "disjoint-hops"
     assert decide(holding(apart, 0.3, "base")).decision == "inconclusive"
-    said = dataclasses.replace(score("a", 0.0), contains=0.9, contains_ci95=(0.85, 0.95))
-    hops = [row for row in apart.evaluation if row.part != "question"]
-    asked = dataclasses.replace(apart, evaluation=(*hops, said, score("base", 0.0)))
+    said = replaced(score("a", 0.0), contains=0.9, contains_ci95=(0.85, 0.95))
+    hops = [row for row in apart.measured.scores if row.part != "question"]
+    asked = replaced(apart, scores=(*hops, said, score("base", 0.0)))
     assert decide(asked).decision == "inconclusive", "the question is answered in other words"
 
 
@@ -662,7 +665,7 @@ def read(found, system, **figures):
 def test_answers_that_were_cut_are_told_with_the_cure():
     told = reason(decide(read(evidence(FAIL), "uniform", cut=0.4)), "answers-cut")
     assert told.value == 0.4 and "--max-new-tokens 64" in told.message
-    given = dataclasses.replace(evidence(FAIL), max_new_tokens=50)
+    given = replaced(evidence(FAIL), max_new_tokens=50)
     told = reason(decide(read(given, "uniform", cut=0.4)), "answers-cut")
     assert "--max-new-tokens 100" in told.message
     worked = both(evidence(FAIL), evidence(FAIL, part="steps"))
@@ -717,7 +720,7 @@ def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(checked, deci
 
 def test_a_hop_that_nobody_answers_has_no_best():
     rows = tuple(hop(1, name, 0.0, 0.04) for name in ("base", "a"))
-    told = reason(decide(Evidence(evaluation=rows, level="base")), "hop-unknown")
+    told = reason(decide(evidence_of(scores=rows, level="base")), "hop-unknown")
     assert told.message == "Hop 1 is answered by no adapter and not by the base."
 
 
@@ -789,15 +792,16 @@ def test_order_does_not_matter(found, random):
         random.shuffle(rows)
         return tuple(rows)
 
-    names = ("evaluation", "comparisons", "gains")
-    other = {name: shuffled(getattr(found, name)) for name in names}
-    assert decide(dataclasses.replace(found, **other)) == decide(found)
+    names = ("scores", "comparisons", "gains")
+    other = {name: shuffled(getattr(found.measured, name)) for name in names}
+    assert decide(replaced(found, **other)) == decide(found)
 
 
 def with_each(change, found):
     """The evidence with a change of every difference."""
-    pairs, gains = tuple(map(change, found.comparisons)), tuple(map(change, found.gains))
-    return dataclasses.replace(found, comparisons=pairs, gains=gains)
+    measured = found.measured
+    pairs, gains = tuple(map(change, measured.comparisons)), tuple(map(change, measured.gains))
+    return replaced(found, comparisons=pairs, gains=gains)
 
 
 RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
@@ -815,7 +819,7 @@ def test_raising_a_composition_never_lowers_the_decision(found, lift, system, pa
         if (c.system, c.part) != (system, part):
             return c
         ci = (c.ci95[0] + lift, c.ci95[1] + lift)
-        return dataclasses.replace(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
+        return replaced(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
 
     assert RANK[decide(with_each(lifted, found)).decision] >= RANK[decide(found).decision]
 
@@ -827,7 +831,7 @@ def test_narrower_intervals_never_reverse_a_decision(found, half):
     def narrowed(c):
         low = max(c.ci95[0], c.difference - half)
         high = min(c.ci95[1], c.difference + half)
-        return dataclasses.replace(c, ci95=(low, high), adjusted_ci95=(low, high))
+        return replaced(c, ci95=(low, high), adjusted_ci95=(low, high))
 
     pair = decide(found).decision, decide(with_each(narrowed, found)).decision
     assert pair not in (("likely", "unlikely"), ("unlikely", "likely"))
@@ -835,14 +839,14 @@ def test_narrower_intervals_never_reverse_a_decision(found, half):
 
 @given(any_evidence(), st.sampled_from(["weights", "probes", "base"]))
 def test_never_likely_without_evaluation(found, level):
-    assert decide(dataclasses.replace(found, level=level)).decision != "likely"
+    assert decide(replaced(found, level=level)).decision != "likely"
 
 
 @given(any_evidence())
 def test_likely_means_that_the_system_gains_and_beats_every_control(found):
     verdict = decide(found)
     part = "steps" if verdict.action == "step-by-step" else "question"
-    rows = [c for c in found.comparisons if (c.system, c.part) == (verdict.system, part)]
+    rows = [c for c in found.measured.comparisons if (c.system, c.part) == (verdict.system, part)]
     if verdict.decision == "likely":
         assert KINDS[verdict.system] in ("merge", "router")
         for row in rows:
@@ -862,14 +866,14 @@ def test_every_reason_with_a_threshold_names_its_source(found):
 def test_a_lower_loss_is_a_gain():
     values = evidence({"base": 2.0, "a": 0.5, "uniform": 0.6, "shrunk:a": 0.9})
     rows = [
-        dataclasses.replace(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
-        for s in values.evaluation
+        replaced(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
+        for s in values.measured.scores
     ]
     bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
     gain = Gain("t", "question", "uniform", "a", -0.1, bounds, bounds, N)
-    found = decide(dataclasses.replace(values, evaluation=tuple(rows), gains=(gain,)))
+    found = decide(replaced(values, scores=tuple(rows), gains=(gain,)))
     assert (found.decision, found.action) == ("unlikely", "use-single:a")
-    before = decide(Evidence(evaluation=tuple(rows[:2]), tasks=1, level="base"))
+    before = decide(evidence_of(scores=tuple(rows[:2]), tasks=1, level="base"))
     assert before.decision == "inconclusive"
 
 
@@ -901,8 +905,8 @@ def simulated(n, **systems):
         for i, right in enumerate(rng.random(n) < float(rate))
     ]
     asked = [System(name, KINDS[name]) for name in (*systems, *CONTROLS)]
-    return Evidence(
-        evaluation=score(results, asked),
+    return evidence_of(
+        scores=score(results, asked),
         comparisons=compare(results, asked),
         gains=gains(results, asked),
         attribution=attribute(results, asked, [task]),
@@ -973,5 +977,5 @@ def test_few_items_leave_a_small_gain_open():
 )
 def test_a_plain_gain_on_too_few_items_is_not_likely(asked, decision):
     found = evidence(GAIN)
-    gains = tuple(dataclasses.replace(gain, **asked) for gain in found.gains)
-    assert decide(dataclasses.replace(found, gains=gains)).decision == decision
+    gains = tuple(replaced(gain, **asked) for gain in found.measured.gains)
+    assert decide(replaced(found, gains=gains)).decision == decision

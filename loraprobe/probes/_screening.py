@@ -22,7 +22,7 @@ from torch import Tensor
 
 from loraprobe.probes._texts import ScreenedTexts
 from loraprobe.records import ItemResult
-from loraprobe.scoring.states import States, linear_head, positions
+from loraprobe.scoring.states import States, first_states, linear_head
 
 SUPPORT = 64  # tokens of a position whose logits are added
 LEAST_REST = 0.01  # the probability of all other tokens; rounding of the states reaches it
@@ -33,7 +33,7 @@ ABSENT = -1e4  # the logit of a place of the support without a token
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPlaces:
     """Which tokens texts consist of, as places of the support.
 
     position [k], column [k], text [k]: a token of a text each. stop [e], text_stopped [e], ends
@@ -61,7 +61,7 @@ class PairForecast:
     reading: ScreenedTexts
     logits: Tensor
     rest: Tensor
-    places: Places
+    places: TokenPlaces
     linear: tuple[bool, ...]
 
     @classmethod
@@ -135,7 +135,7 @@ class PairForecast:
         ]
 
 
-def _scored(z: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+def _scored(z: Tensor, places: TokenPlaces) -> tuple[Tensor, Tensor]:
     """Log-probabilities and greedy success of all texts under logits [c, p, s + 1]."""
     total, largest = z.logsumexp(-1), z[..., :-1].amax(-1) - TIE
     gold = z[:, places.position, places.column]
@@ -184,7 +184,7 @@ def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> n
     are among them, and behind a text the stops; then what the most systems choose first.
     """
     wanted: list[list[int]] = [[] for _ in range(top.shape[1])]
-    starts = positions(reading.rows)
+    starts = first_states(reading.rows)
     for text in reading.texts:
         for at, token in enumerate(text.tokens, starts[text.row]):
             wanted[at].append(token)
@@ -229,8 +229,8 @@ def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
     return ends[np.searchsorted(ids, support)]
 
 
-def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> Places:
-    starts = positions(reading.rows)
+def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> TokenPlaces:
+    starts = first_states(reading.rows)
     tokens, stops = [], []
     for t, text in enumerate(reading.texts):
         for at, token in enumerate(text.tokens, starts[text.row]):
@@ -240,4 +240,4 @@ def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> 
     position, column, of_text = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
     stop, text_stopped = torch.tensor(stops, dtype=torch.long).reshape(-1, 2).unbind(1)
     ends = torch.from_numpy(ending)[stop]
-    return Places(len(reading.texts), position, column, of_text, stop, text_stopped, ends)
+    return TokenPlaces(len(reading.texts), position, column, of_text, stop, text_stopped, ends)

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import ItemResult
-from loraprobe.scoring.states import Row, States, linear_head, read_states
+from loraprobe.scoring.states import States, TokenRow, linear_head, read_states
 from loraprobe.tasks import Task
 
 MOST_ANSWERS = 4  # of a question that are read
@@ -35,7 +35,7 @@ class ScreenedTexts:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     texts: tuple[Text, ...]
 
     @classmethod
@@ -52,7 +52,7 @@ class ScreenedTexts:
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
         if not pairs or linear_head(scorer.model) is None:
             return None
-        rows: dict[Row, int] = {}
+        rows: dict[TokenRow, int] = {}
         texts = []
         encoded = scorer.encoded([(prompt, text) for _, prompt, text in pairs])
         for (k, _, _), (ids, start) in zip(pairs, encoded, strict=True):
@@ -66,7 +66,7 @@ class ScreenedTexts:
     def joined(cls, parts: Sequence[ScreenedTexts]) -> ScreenedTexts:
         """Several readings as one, in their order."""
         asked: list[Question] = []
-        rows: list[Row] = []
+        rows: list[TokenRow] = []
         texts: list[Text] = []
         for part in parts:
             before, above = len(asked), len(rows)

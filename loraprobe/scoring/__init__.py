@@ -6,7 +6,5 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
-from loraprobe.scoring.likelihood import Likelihood
-from loraprobe.scoring.passes import loss_with_gradients, read_texts
-from loraprobe.scoring.recording import MOST_BYTES, Recorder
-from loraprobe.scoring.scorer import Scorer
+from loraprobe.scoring.likelihood import MOST_BYTES, Likelihood, Recorder
+from loraprobe.scoring.scorer import Scorer, loss_with_gradients, read_texts

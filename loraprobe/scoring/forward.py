@@ -1,16 +1,107 @@
-"""A forward pass over padded rows, and the state of a model during inference."""
+"""Forward passes over batches of padded rows, and the state of a model during them.
+
+`auto` packs sequences of similar length up to a number of tokens. A batch that does not fit into
+memory is halved, down to a single sequence, and later batches keep the smaller size.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loraprobe.composition.forward_pass import rows_of_batch
+from loraprobe.errors import OutOfMemory
+from loraprobe.memory import is_out_of_memory
+
+# Tokens per forward pass. Measured: more than a few thousand are not faster on a CPU.
+TOKENS = {"cpu": 4096, "mps": 8192}
+TOKENS_ELSEWHERE = 32768
+LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
+CURE = (
+    "use --dtype bfloat16 or --quantize 4bit, fewer --max-new-tokens, shorter prompts, a smaller "
+    "base model, or another --device"
+)
+
+
+@dataclass
+class Batcher:
+    """Splits work into batches. rows: the largest number of sequences per batch, None for auto.
+
+    failed: the largest batch that did not fit into memory; kept: the most that later ones may have.
+    """
+
+    device: torch.device
+    rows: int | None = None
+    failed: int | None = None
+    kept: int | None = None
+
+    def split(
+        self, lengths: Sequence[int], starts: Sequence[int] | None = None, vocab: int = 0
+    ) -> Iterator[list[int]]:
+        """Indices in batches, longest first.
+
+        lengths: tokens of each piece of work. starts: the first token for which it needs logits of
+        width `vocab`; None if it needs only those of the last token.
+        """
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
+        while order:
+            known = [size for size in (self.rows, self.kept) if size is not None]
+            most = max(1, min(known)) if known else None
+            longest = first = lengths[order[0]]
+            count = 0
+            for i in order[:most]:
+                first = min(first, starts[i] if starts else longest)
+                tokens, logits = (count + 1) * longest, (count + 1) * (longest - first) * vocab
+                if count and self.rows is None and (tokens > budget or logits > LOGITS):
+                    break
+                count += 1
+            yield order[:count]
+            order = order[count:]
+
+    def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
+        """Calls work(batch), with the batch halved as often as necessary.
+
+        `work` may be called again with parts of an earlier batch. It may itself run batches; if one
+        piece of its work does not fit, the outer batch is halved. Raises OutOfMemory if a batch of
+        one does not fit.
+        """
+        try:
+            work(batch)
+            return
+        except Exception as error:
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                if isinstance(error, OutOfMemory):
+                    raise
+                raise OutOfMemory(
+                    "Even a batch of one sequence does not fit into the memory of "
+                    f"{self.device}; {CURE}."
+                ) from None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = max(1, len(batch) // 2)
+        self.failed = max(len(batch), self.failed or 0)
+        self.kept = min(half, self.kept or half)
+        for start in range(0, len(batch), half):
+            self.run(batch[start : start + half], work)
+
+    def note(self) -> str:
+        """A note for the report on batches that did not fit; "" if all did."""
+        if self.failed is None:
+            return ""
+        return (
+            f"A batch of {self.failed} sequences did not fit into the memory of {self.device}, so "
+            f"batches were halved until they did: {self.kept} at a time. --batch-size {self.kept} "
+            "starts with this size."
+        )
 
 
 def padded(

@@ -25,7 +25,7 @@ from loraprobe.scoring.scorer import Scorer
 TOP = 4  # first choices that are kept at each position
 TOLERANCE = 0.02  # of the largest logit: 16-bit rounding stays below it, a soft cap does not
 
-Row = tuple[tuple[int, ...], int]  # token ids, and the index of the first that is predicted
+TokenRow = tuple[tuple[int, ...], int]  # token ids, and the index of the first that is predicted
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def linear_head(model: Any) -> tuple[Tensor, Tensor | None] | None:
     return weight.detach(), getattr(head, "bias", None)
 
 
-def positions(rows: Sequence[Row]) -> list[int]:
+def first_states(rows: Sequence[TokenRow]) -> list[int]:
     """The index of each row's first state, and after the last row the number of all states."""
     places = [0]
     for ids, start in rows:
@@ -93,7 +93,7 @@ def positions(rows: Sequence[Row]) -> list[int]:
 
 
 def read_states(
-    scorer: Scorer, rows: Sequence[Row], texts: Sequence[Sequence[tuple[int, ...]]]
+    scorer: Scorer, rows: Sequence[TokenRow], texts: Sequence[Sequence[tuple[int, ...]]]
 ) -> tuple[States, list[list[float]]]:
     """One pass of the scorer's model over rows, and the log-probabilities of each row's texts.
 
@@ -121,7 +121,7 @@ def read_states(
     return States(hidden, top, total, bool(linear.all())), [scores[i] for i in range(len(rows))]
 
 
-def _tails(scorer: Scorer, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
+def _tails(scorer: Scorer, rows: Sequence[TokenRow]) -> Iterator[tuple[Tensor, Tensor]]:
     """For each row the head's inputs and the model's logits, from position start - 1 on."""
     model, caught = scorer.model, list[Tensor]()
     head = model.get_output_embeddings()

@@ -20,7 +20,7 @@ from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.centroid import InputSums
 from loraprobe.scoring import Scorer, read_texts
-from loraprobe.scoring.batching import Batcher
+from loraprobe.scoring.forward import Batcher
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -67,7 +67,7 @@ def test_every_allocator_is_understood(kind):
     batcher = Batcher(torch.device("cpu"))
     batcher.run(range(13), work)
     assert done == list(range(13))
-    assert (batcher.memory.failed, batcher.memory.kept) == (13, 3)
+    assert (batcher.failed, batcher.kept) == (13, 3)
     assert "13 sequences" in batcher.note() and "--batch-size 3" in batcher.note()
 
 
@@ -77,24 +77,21 @@ def test_other_errors_are_left_alone():
     assert Batcher(torch.device("cpu")).note() == ""
 
 
-def test_a_shared_batch_size_is_learned_by_all():
-    whole = Batcher(torch.device("cpu"))
-    texts = whole.with_copies(4)
+def test_a_batch_size_is_learned():
+    batcher = Batcher(torch.device("cpu"))
 
     def work(batch):
-        if len(batch) * 4 > 8:
+        if len(batch) > 4:
             raise MemoryError
 
-    texts.run(range(6), work)
-    assert (whole.memory.failed, whole.memory.kept) == (24, 4)
-    assert [len(batch) for batch in whole.split([1] * 9)] == [4, 4, 1]
-    assert [len(batch) for batch in texts.split([4] * 3)] == [1, 1, 1]
+    batcher.run(range(24), work)
+    assert [len(batch) for batch in batcher.split([1] * 9)] == [3, 3, 3]
 
     def never(batch):
         raise MemoryError
 
-    with pytest.raises(OutOfMemory, match="one text at a time for 4 systems"):
-        texts.run(range(2), never)
+    with pytest.raises(OutOfMemory, match="Even a batch of one"):
+        batcher.run(range(2), never)
 
 
 def test_a_batch_inside_a_batch_gets_room_from_the_outer_one():
@@ -164,7 +161,7 @@ def test_samples_are_drawn_in_smaller_batches(monkeypatch):
     scorer = Scorer(making.tiny_llama(), word_tokenizer())
     narrow(monkeypatch, 3, ERRORS["linux"])
     assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
-    assert scorer.batcher.memory.failed == 16
+    assert scorer.batcher.failed == 16
 
 
 def test_an_audit_halves_the_batch_with_a_note(monkeypatch):

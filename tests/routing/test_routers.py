@@ -17,9 +17,9 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.spectral import projection
-from loraprobe.scoring.continuations import Prefix
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
+from loraprobe.scoring.likelihood import Prefix
 
 PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
 FOUR = [

@@ -15,7 +15,7 @@ from loraprobe.composition import Composition
 from loraprobe.errors import OutOfMemory, TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer, read_texts
-from loraprobe.scoring.batching import Batcher, is_out_of_memory
+from loraprobe.scoring.forward import Batcher, is_out_of_memory
 from loraprobe.scoring.likelihood import likelihood
 
 
@@ -235,8 +235,8 @@ def test_other_errors_are_not_taken_for_memory(words, monkeypatch):
 
 def test_batches_respect_the_budgets(monkeypatch):
     batcher = Batcher(torch.device("cpu"))
-    monkeypatch.setattr("loraprobe.scoring.batching.TOKENS", {"cpu": 100})
-    monkeypatch.setattr("loraprobe.scoring.batching.LOGITS", 1000)
+    monkeypatch.setattr("loraprobe.scoring.forward.TOKENS", {"cpu": 100})
+    monkeypatch.setattr("loraprobe.scoring.forward.LOGITS", 1000)
     lengths = [3, 30, 20, 25, 200, 21, 22]
     batches = list(batcher.split(lengths))
     assert sorted(i for batch in batches for i in batch) == list(range(7))

@@ -11,7 +11,7 @@ from words import count_calls, word_tokenizer
 from loraprobe.composition import Composition
 from loraprobe.routing.spectral import Arrow
 from loraprobe.scoring import Scorer
-from loraprobe.scoring.continuations import by_prompt, can_share, saves
+from loraprobe.scoring.likelihood import by_prompt, can_share, saves
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
 CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]

@@ -12,9 +12,8 @@ from loraprobe.evaluation.asking import (
     run_systems,
     stored_as,
 )
-from loraprobe.evaluation.attribution import attribute
+from loraprobe.evaluation.attribution import Samples, attribute
 from loraprobe.evaluation.gains import compare, gains, retention, score
 from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import System, guessing
-from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.schedule import Round, beaten, rounds

@@ -36,8 +36,8 @@ class QuestionBatch(NamedTuple):
     questions: Sequence[Question]
 
 
-Answers = Iterable[tuple[QuestionBatch, list[ItemResult]]]
-Asking = Callable[[Sequence[QuestionBatch]], Answers]
+BatchAnswers = Iterable[tuple[QuestionBatch, list[ItemResult]]]
+Asking = Callable[[Sequence[QuestionBatch]], BatchAnswers]
 
 
 def run_systems(
@@ -121,7 +121,7 @@ class _Run:
             done[name] += len(rows)
             self._report(name, done[name], totals[name])
 
-    def _here(self, batches: Sequence[QuestionBatch]) -> Answers:
+    def _here(self, batches: Sequence[QuestionBatch]) -> BatchAnswers:
         """The scorer's own answers, in order; each system is put into the model once."""
         for _, group in groupby(batches, key=lambda batch: batch.system.key):
             of_one = list(group)

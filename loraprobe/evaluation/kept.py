@@ -30,10 +30,10 @@ MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 CURE = "remove the file, or start again without --resume."
 
 Key = tuple[str, str, str, str]  # system, task, part, item
-Row = TypeVar("Row")
+Kept = TypeVar("Kept")
 
 
-class JsonLines(Generic[Row]):
+class JsonLines(Generic[Kept]):
     """Rows of one kind in a file that only one process at a time may use.
 
     path: None to keep nothing. resume: continue with the `rows` of the file; otherwise, and if
@@ -47,9 +47,9 @@ class JsonLines(Generic[Row]):
         path: Path | None,
         resume: bool,
         fingerprint: Mapping[str, Any],
-        parse: Callable[[Any], Row],
+        parse: Callable[[Any], Kept],
     ) -> None:
-        self.path, self.rows = path, list[Row]()
+        self.path, self.rows = path, list[Kept]()
         self._lock = None if path is None else locked(path)
         known = as_plain(fingerprint)
         if path is not None and not (resume and self._read(path, known, parse)):
@@ -66,7 +66,7 @@ class JsonLines(Generic[Row]):
         if self.path is not None:
             _write(self.path, rows, "ab")
 
-    def _read(self, path: Path, fingerprint: Any, parse: Callable[[Any], Row]) -> bool:
+    def _read(self, path: Path, fingerprint: Any, parse: Callable[[Any], Kept]) -> bool:
         """Load the rows and cut off an incomplete line. False if no line is complete."""
         try:
             data = path.read_bytes() if path.exists() else b""

@@ -19,7 +19,7 @@ from typing import Any
 
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
 from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.asking import Answers, QuestionBatch, ask
+from loraprobe.evaluation.asking import BatchAnswers, QuestionBatch, ask
 from loraprobe.evaluation.plan import Question
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
@@ -41,7 +41,7 @@ class Cluster:
 
     ray: Any
 
-    def answers(self, evaluator: Evaluator, batches: Sequence[QuestionBatch]) -> Answers:
+    def answers(self, evaluator: Evaluator, batches: Sequence[QuestionBatch]) -> BatchAnswers:
         """The answers to batches of questions, as they come. Raises LoraprobeError."""
         options, chat = evaluator.session.options, evaluator.scorer.chat_template
         systems = {batch.system.key: batch.system for batch in batches}

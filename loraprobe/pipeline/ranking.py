@@ -26,7 +26,7 @@ TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that d
 SURE = 2.0  # standard errors by which an adapter has to be worse, to be asked no more, or better
 Subset = tuple[int, ...]
 Parts = dict[tuple[str, str], dict[str, np.ndarray]]  # (task, part) -> item -> results [m]
-Score = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
+SetScores = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
 
 
 class RankedSet(NamedTuple):
@@ -143,7 +143,7 @@ def _kept(one: KnownAlone, parts: Parts, sets: int) -> np.ndarray | None:
     return kept
 
 
-def rank(adapters: int, score: Score, alone: float = 0.0) -> Ranking:
+def rank(adapters: int, score: SetScores, alone: float = 0.0) -> Ranking:
     """All pairs, and the best pairs with each third adapter, by score.
 
     A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of

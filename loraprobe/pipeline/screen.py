@@ -67,7 +67,7 @@ CONTROLS = 2
 
 
 @dataclass(frozen=True)
-class Pass:
+class ScreenPass:
     """Items that systems are asked together, and the texts of which states are kept.
 
     number: from 1. worked: whether the texts are worked answers; then no questions are asked.
@@ -100,7 +100,7 @@ class Answered:
     seconds: 0 where everything was kept already.
     """
 
-    this: Pass
+    this: ScreenPass
     names: Sequence[str]
     results: Sequence[ItemResult]
     unasked: Sequence[str]
@@ -197,11 +197,13 @@ class Choosing:
     members: Mapping[str, Member]
     answered: list[Answered] = field(default_factory=list)
 
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[ScreenPass]:
         """The passes over the items that choose."""
         options = self.evaluator.session.options
         return [
-            Pass(number, tasks, ScreenedTexts.of(self.evaluator.scorer, tasks, options.metric))
+            ScreenPass(
+                number, tasks, ScreenedTexts.of(self.evaluator.scorer, tasks, options.metric)
+            )
             for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
         ]
 
@@ -251,7 +253,7 @@ class Choosing:
         adapters = compatibility.aligned([self.members[name].open()], self.evaluator.inputs.base)
         return System(name, "adapter", single(adapters[0]), members=(name,))
 
-    def ask(self, names: Sequence[str], this: Pass) -> list[str]:
+    def ask(self, names: Sequence[str], this: ScreenPass) -> list[str]:
         """Asks systems, the base always; the names of those that answered."""
         session, ledger = self.evaluator.session, self.evaluator.ledger
         start, before = time.perf_counter(), len(ledger)
@@ -275,7 +277,7 @@ class Choosing:
         self.answered.append(Answered(this, answered, results, unasked, failed, seconds))
         return answered
 
-    def _ask_cluster(self, names: Sequence[str], this: Pass) -> None:
+    def _ask_cluster(self, names: Sequence[str], this: ScreenPass) -> None:
         """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
         cluster = self.evaluator.session.cluster
         if cluster is None:
@@ -292,7 +294,7 @@ class Choosing:
             if not self.goes_on:
                 break
 
-    def _ask_one(self, system: System, this: Pass) -> list[ItemResult]:
+    def _ask_one(self, system: System, this: ScreenPass) -> list[ItemResult]:
         """The results of one system; its hidden states are kept in a file."""
         session = self.evaluator.session
         own = session.renamed(
@@ -306,19 +308,19 @@ class Choosing:
             asked = replace(self.evaluator, session=replace(own, seconds={}), tasks=this.tasks)
             return asked.run([system])
 
-    def is_kept(self, name: str, this: Pass) -> bool:
+    def is_kept(self, name: str, this: ScreenPass) -> bool:
         """Whether all answers of a system are kept, and its states if there are any."""
         asked = questions(this.tasks, self.evaluator.session.options.metric)
         known = all(self.evaluator.ledger.get(name, *q.key) for q in asked)
         return known and self._has_states(name, this)
 
-    def _has_states(self, name: str, this: Pass) -> bool:
+    def _has_states(self, name: str, this: ScreenPass) -> bool:
         """Whether the states of a system are kept, if there are any."""
         reading = this.reading
         return reading is None or States.load(self._states(name, this), reading.mark) is not None
 
     def _keep(
-        self, name: str, this: Pass, rows: Sequence[ItemResult], states: States | None
+        self, name: str, this: ScreenPass, rows: Sequence[ItemResult], states: States | None
     ) -> None:
         """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
         path = self._states(name, this)
@@ -332,13 +334,13 @@ class Choosing:
                     "set LORAPROBE_CACHE to a directory of yours."
                 ) from None
 
-    def _states(self, name: str, this: Pass) -> Path:
+    def _states(self, name: str, this: ScreenPass) -> Path:
         """Where the states of a system are kept."""
         assert self.evaluator.ledger.path is not None
         digest = hashlib.sha256((name + this.kind).encode()).hexdigest()[:24]
         return self.evaluator.ledger.path.parent / STATES / f"{digest}.safetensors"
 
-    def known(self, names: Sequence[str], asked: Sequence[Pass]) -> list[KnownAlone]:
+    def known(self, names: Sequence[str], asked: Sequence[ScreenPass]) -> list[KnownAlone]:
         """What systems, the base first, answered alone in these passes, task by task."""
         results, found = self.results, []
         for parts in zip(*(this.tasks for this in asked), strict=True):
@@ -349,7 +351,7 @@ class Choosing:
         return found
 
     def screened(
-        self, names: Sequence[str], asked: Sequence[Pass], worked: Sequence[Pass]
+        self, names: Sequence[str], asked: Sequence[ScreenPass], worked: Sequence[ScreenPass]
     ) -> Screened:
         """What systems said that were asked all of these passes, the base first."""
         known = self.known(names, asked)
@@ -359,7 +361,7 @@ class Choosing:
         members = [self.members[name] for name in names[1:]]
         return Screened(members, known, forecast, of_worked, rankings)
 
-    def _forecast(self, names: Sequence[str], asked: Sequence[Pass]) -> PairForecast | None:
+    def _forecast(self, names: Sequence[str], asked: Sequence[ScreenPass]) -> PairForecast | None:
         """The forecast of sets of the adapters; None where nothing can be added."""
         readings = [this.reading for this in asked if this.reading is not None]
         if not readings or len(readings) < len(asked):
@@ -380,8 +382,8 @@ class Choosing:
             return PairForecast.of(self.evaluator.scorer, whole, len(names), load)
 
     def ask_worked(
-        self, names: Sequence[str], this: Pass, known: Sequence[KnownAlone]
-    ) -> list[Pass]:
+        self, names: Sequence[str], this: ScreenPass, known: Sequence[KnownAlone]
+    ) -> list[ScreenPass]:
         """Reads right worked answers to the items of a pass with every system.
 
         They have the form of the adapter whose own are most often of the asked kind. Returns the
@@ -399,7 +401,7 @@ class Choosing:
         reading = ScreenedTexts.of(self.evaluator.scorer, tasks, None) if tasks else None
         if reading is None:
             return []
-        worked = Pass(this.number, (), reading, worked=True)
+        worked = ScreenPass(this.number, (), reading, worked=True)
         return [worked] if self.ask(names, worked) == names else []
 
     def _written(self, name: str, task: Task) -> dict[str, str]:
@@ -466,7 +468,7 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
     """
     assert choosing.evaluator.plan.parts is not None
     proving = replace(choosing.evaluator, tasks=choosing.evaluator.plan.parts.left)
-    names, asked, worked = list[str](), list[Pass](), list[Pass]()
+    names, asked, worked = list[str](), list[ScreenPass](), list[ScreenPass]()
     looked_at, tried = 0, set[bool]()
 
     def alone(answered: Sequence[str]) -> Proved | None:

@@ -26,8 +26,8 @@ from loraprobe.records import (
     Library,
     LibraryItems,
     LibraryScore,
-    Outcome,
     Shortlisted,
+    ShortlistOutcome,
     Verdict,
 )
 from loraprobe.tasks import Task
@@ -184,7 +184,7 @@ def _shortlist(
     return tuple(rows)
 
 
-def _outcome(gain: Gain | None, verdict: Verdict) -> Outcome:
+def _outcome(gain: Gain | None, verdict: Verdict) -> ShortlistOutcome:
     """Whether a gain that is not used is shown to be too small."""
     return "none" if gain is not None and gain.adjusted_ci95[1] < verdict.margin else "open"
 
@@ -222,7 +222,7 @@ def _row(
     by_part = forecasts.get(one.names, {})
     forecast = by_part.get("question" if gain is None else gain.part)
     fails = all(name in proved.asked.dropped for name in one.systems)
-    outcome: Outcome = "none" if fails else _outcome(gain, verdict)
+    outcome: ShortlistOutcome = "none" if fails else _outcome(gain, verdict)
     return Shortlisted(
         one.names,
         "pair" if len(one.names) == 2 else "subset",

@@ -42,7 +42,7 @@ from loraprobe.tasks import Task
 
 FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
 FILE = Path(__file__).with_name("portfolio.json")
-Kind = Literal["one task", "one task, worked steps", "several tasks"]
+QuestionKind = Literal["one task", "one task, worked steps", "several tasks"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _portfolio() -> dict[str, tuple[Proven, ...]]:
 
 def proven_systems(tasks: Sequence[Task]) -> tuple[Proven, ...]:
     """The systems for the kind of question that the tasks ask; none without a task."""
-    kind: Kind = "one task"
+    kind: QuestionKind = "one task"
     if len(tasks) > 1:
         kind = "several tasks"
     elif any(task.has_cot for task in tasks):

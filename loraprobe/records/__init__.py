@@ -52,8 +52,8 @@ from loraprobe.records.screening import (
     LibraryAdapter,
     LibraryItems,
     LibraryScore,
-    Outcome,
     Shortlisted,
+    ShortlistOutcome,
 )
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 

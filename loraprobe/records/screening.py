@@ -9,7 +9,7 @@ from typing import Literal
 from loraprobe.records.inputs import Issue
 from loraprobe.records.measurements import Forecast, Gain
 
-Outcome = Literal["compose", "single", "chain", "none", "open"]
+ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
 State = Literal["usable", "broken", "unfit", "duplicate"]
 
 
@@ -99,4 +99,4 @@ class Shortlisted:
     forecast: Forecast | None = None
     system: str | None = None
     gain: Gain | None = None
-    outcome: Outcome = "open"
+    outcome: ShortlistOutcome = "open"

@@ -30,7 +30,7 @@ from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import Kind
+from loraprobe.pipeline.systems import QuestionKind
 from loraprobe.records import Interval, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -582,7 +582,7 @@ LEAST, MOST = 0.02, 2
 FEWEST = 4  # worlds that can be halved
 SPLITS, SEED = 500, 0
 LISTED = 3  # candidates that the page lists
-COLUMNS: Mapping[Kind, tuple[str, str, str]] = {
+COLUMNS: Mapping[QuestionKind, tuple[str, str, str]] = {
     "one task": ("two_hop", "gain", "gain over the best of base and single adapters"),
     "one task, worked steps": (
         "step_by_step",
@@ -602,7 +602,7 @@ class PortfolioChoice:
     the other halves (mean, and 95 % of the halves).
     """
 
-    kind: Kind
+    kind: QuestionKind
     label: str
     spec: str | None
     figure: float
@@ -687,7 +687,7 @@ def _spec(cell: Mapping[str, Any]) -> str | None:
 
 
 def _choice(
-    kind: Kind, figures: Figures, chosen: Sequence[str], cells: Mapping[str, Any]
+    kind: QuestionKind, figures: Figures, chosen: Sequence[str], cells: Mapping[str, Any]
 ) -> PortfolioChoice:
     """The system that adds most to those chosen, and what halves of the worlds say of it."""
     worlds = range(len(figures[chosen[0]]))

@@ -11,7 +11,7 @@ from fake_scorer import BASE, CUT, adapters, results, single
 
 from loraprobe.errors import OutputError
 from loraprobe.evaluation import Samples, System, attribute, score
-from loraprobe.evaluation.samples import LONGEST
+from loraprobe.evaluation.attribution import LONGEST
 from loraprobe.records import Attribution, Reply
 from loraprobe.report.documents import check_samples, write_samples
 from loraprobe.tasks import Hop, Item, Task

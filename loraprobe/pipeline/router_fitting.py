@@ -16,6 +16,7 @@ from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Composition, Router
 from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
+from loraprobe.evaluation.plan import questions
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer
@@ -32,7 +33,6 @@ from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
-Prompts = dict[str, list[str]]
 
 
 def chosen_router(
@@ -44,7 +44,19 @@ def chosen_router(
     do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
-    _check_router(spec, router, prepared, options)
+    if options.router_prompts and not router.needs_prompts:
+        raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
+    if options.weights is not None and not isinstance(router, ConstantGates):
+        raise UsageError(
+            f"{spec} gives each token gates of its own, so it takes no --weights; they go "
+            "with --router constant."
+        )
+    for holder in prepared.adapters if not router.weighs_whole else ():
+        if what := unroutable(holder):
+            raise UnsupportedAdapter(
+                f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
+                "--router constant, or leave that adapter out."
+            )
     if options.learns:
         learned, notes = learn_for(inputs, prepared, session)
         return ConstantGates(learned.factors), learned, notes
@@ -62,23 +74,6 @@ def chosen_router(
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
         fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, plan)
     return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
-
-
-def _check_router(spec: str, router: Router, prepared: Prepared, options: Options) -> None:
-    """Raises what `chosen_router` raises, before a model is loaded."""
-    if options.router_prompts and not router.needs_prompts:
-        raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
-    if options.weights is not None and not isinstance(router, ConstantGates):
-        raise UsageError(
-            f"{spec} gives each token gates of its own, so it takes no --weights; they go "
-            "with --router constant."
-        )
-    for holder in prepared.adapters if not router.weighs_whole else ():
-        if what := unroutable(holder):
-            raise UnsupportedAdapter(
-                f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
-                "--router constant, or leave that adapter out."
-            )
 
 
 def fit_routers(
@@ -107,8 +102,10 @@ def fit_routers(
         first = next(iter(learning.values()))
         state = fitted_to(first, scorer, prepared.adapters, prompts).state()
         fitted = {spec: router.with_state(state) for spec, router in learning.items()}
-        if not named:
-            try_out(fitted, prepared.adapters, scorer, prompts)
+        question = next(iter(prompts.values()))[0]
+        for spec, router in fitted.items() if not named else ():  # each begins an answer
+            with scorer.with_composition(Composition(spec, tuple(prepared.adapters), router)):
+                scorer.generate([question], max_new_tokens=2)
     except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
@@ -120,16 +117,6 @@ def fit_routers(
     return fitted, [*(one.note for spec, one in added.items() if spec in fitted), *notes]
 
 
-def try_out(
-    routers: Mapping[str, Router], adapters: Sequence[Adapter], scorer: Any, prompts: Prompts
-) -> None:
-    """Lets each router begin an answer. Raises what it raises where the model does not suit it."""
-    question = next(iter(prompts.values()))[0]
-    for spec, router in routers.items():
-        with scorer.with_composition(Composition(spec, tuple(adapters), router)):
-            scorer.generate([question], max_new_tokens=2)
-
-
 def questions_of_each(
     adapters: Sequence[Adapter], scorer: Any, tasks: Sequence[Task]
 ) -> dict[str, dict[str, list[str]]]:
@@ -139,13 +126,13 @@ def questions_of_each(
     """
     found: dict[str, dict[str, list[str]]] = {}
     for task in tasks:
-        losses = [_loss(scorer, adapter, task) for adapter in adapters]
+        losses = [loss_of_answers(scorer, adapter, task) for adapter in adapters]
         best = adapters[losses.index(min(losses))].name
         found.setdefault(best, {})[task.name] = [item.prompt for item in task.items]
     return found
 
 
-def _loss(scorer: Any, adapter: Adapter, task: Task) -> float:
+def loss_of_answers(scorer: Any, adapter: Adapter, task: Task) -> float:
     """Nats a token of the likeliest gold answer, summed over the items, under one adapter."""
     pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
     with scorer.with_composition(single(adapter)):
@@ -162,27 +149,32 @@ def gather_prompts(
     tasks: Sequence[Task],
     own: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     write: bool = True,
-) -> tuple[Prompts, str]:
+) -> tuple[dict[str, list[str]], str]:
     """Prompts of each adapter, and a phrase that says where they come from.
 
-    tasks: those on which systems are scored. own: adapter -> task -> questions set apart, for
-    adapters without a file. write: whether an adapter without any writes its prompts itself.
+    tasks: those on which systems are scored; no line that holds the prompt of an item is taken.
+    own: adapter -> task -> questions set apart, for adapters without a file. write: whether an
+    adapter without any writes its prompts itself.
     """
-    task_prompts = _task_prompts(tasks)
-    prompts: Prompts = {}
-    sources, dropped = [], 0
+    asked = {_plain(question.prompt) for question in questions(tasks)}
+    long = [prompt for prompt in asked if len(prompt) > 8]
+    prompts, sources, dropped = dict[str, list[str]](), list[str](), 0
     for adapter in adapters:
         name = adapter.name
         lines, source = _lines_for(adapter, options, scorer, own or {}, write)
-        kept = [line for line in lines if not _is_item(line, task_prompts)]
-        dropped += len(lines) - len(kept)
-        if not kept:
+        plain = {line: _plain(line) for line in lines}
+        prompts[name] = [
+            line
+            for line in lines
+            if plain[line] not in asked and not any(prompt in plain[line] for prompt in long)
+        ]
+        if not prompts[name]:
             raise UsageError(
                 f"Every prompt of adapter {name} is an item of the task, from which a router must "
                 f"not learn; give others by --router-prompts {name}=FILE."
             )
-        prompts[name] = kept
-        sources.append(f"{len(kept)} prompts for {name} ({source})")
+        dropped += len(lines) - len(prompts[name])
+        sources.append(f"{len(prompts[name])} prompts for {name} ({source})")
     note = listing(sources)
     if dropped:
         note += f"; {dropped} that are items of the tasks were left out"
@@ -192,6 +184,10 @@ def gather_prompts(
             "tell a router more than what they write themselves"
         )
     return prompts, f"{note}."
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _lines_for(
@@ -226,10 +222,7 @@ def fitted_to(
     router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
 ) -> Router:
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
-
-    def read(texts: Sequence[str], see: Any) -> None:
-        read_texts(scorer, texts, see, whole=True)
-
+    read = functools.partial(read_texts, scorer, whole=True)
     return router.fitted(scorer.model, read, adapters, prompts)
 
 
@@ -262,23 +255,3 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
                 f"{where} names {name!r}, which is none of the adapters: there are "
                 f"{listing(names)}."
             )
-
-
-def _task_prompts(tasks: Sequence[Task]) -> frozenset[str]:
-    """Every prompt that a task asks."""
-    found = []
-    for item in (item for task in tasks for item in task.items):
-        found += [item.prompt, *(item.hop_prompt(k) for k in range(len(item.hops)))]
-        found += [item.cot_prompt] if item.cot_prompt else []
-    return frozenset(map(_plain, found))
-
-
-def _is_item(line: str, task_prompts: frozenset[str]) -> bool:
-    """Whether a line holds the whole prompt of an item."""
-    plain = _plain(line)
-    return plain in task_prompts or any(len(p) > 8 and p in plain for p in task_prompts)
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import making
 import pytest
@@ -110,18 +111,18 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     assert isinstance(parts, TaskSplit)
     read: list[str] = []
 
-    def losses(scorer, experts, asked):
-        return lambda candidates: [float(i != "tuv".index(asked[0].name) % 2) for i in (0, 1)]
+    def loss(scorer, adapter, task):
+        return float("ab".index(adapter.name) != "tuv".index(task.name) % 2)
 
     def fitted_to(router, scorer, experts, prompts):
         read.extend(line for lines in prompts.values() for line in lines)
         return router
 
-    monkeypatch.setattr(router_fitting, "answer_losses", losses)
+    monkeypatch.setattr(router_fitting, "loss_of_answers", loss)
     monkeypatch.setattr(router_fitting, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
-    monkeypatch.setattr(router_fitting, "try_out", lambda *given: None)
-    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), None, plan)
+    scorer = MagicMock()
+    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), scorer, plan)
     assert len(fitted) == 1 and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
     texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
@@ -154,9 +155,7 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     """A default router is left out with the reason; one that was named has it written prompts."""
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
-    monkeypatch.setattr(
-        router_fitting, "answer_losses", lambda *given: lambda candidates: [0.1, 0.2]
-    )
+    monkeypatch.setattr(router_fitting, "loss_of_answers", lambda _, adapter, task: adapter.name)
     fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, plan)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
     assert plan.fitted(fitted) == FIXED

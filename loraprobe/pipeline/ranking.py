@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -61,73 +60,71 @@ def rankings_of(
     forecast: of plain questions and hops. worked: of right worked answers.
     """
     best = float(np.mean([one.alone() for one in known], 0).max())
-    added = None if forecast is None else Added(forecast)
-    found = [rank(adapters, partial(_plain, known, added), best)]
+    scores = _Scores(known, forecast, worked)
+    forms = [scores.plain]
     if any(one.form is not None for one in known):
-        found.append(rank(adapters, partial(_steps, known, added, worked), best))
-    return found
+        forms.append(scores.steps)
+    return [rank(adapters, form, best) for form in forms]
 
 
 @dataclass(frozen=True)
-class Added:
-    """The forecast of plain questions and hops; both rankings score the same pairs by it."""
+class _Scores:
+    """Scores of sets of adapters [m, j] in both forms of the question, the mean over tasks: [m].
 
-    forecast: PairForecast
-    known: dict[bytes, Parts] = field(default_factory=dict)
-
-    def by_part(self, subsets: np.ndarray) -> Parts:
-        """`PairForecast.by_part`, computed once."""
-        key = subsets.tobytes()
-        if key not in self.known:
-            self.known[key] = self.forecast.by_part(subsets)
-        return self.known[key]
-
-
-def _plain(known: Sequence[KnownAlone], added: Added | None, subsets: np.ndarray) -> np.ndarray:
-    """The scores [m] of sets on the plain question, the mean over tasks."""
-    parts = {} if added is None else added.by_part(subsets)
-    found = []
-    for one in known:
-        values = parts.get((one.task.name, "question"))
-        if values is None or added is None:
-            found.append(one.question(subsets))
-        else:
-            mean, linear = np.mean(list(values.values()), 0), added.forecast.added(subsets)
-            found.append(mean if linear.all() else np.where(linear, mean, one.question(subsets)))
-    mean_of_tasks: np.ndarray = np.mean(found, 0)
-    return mean_of_tasks
-
-
-def _steps(
-    known: Sequence[KnownAlone],
-    added: Added | None,
-    worked: PairForecast | None,
-    subsets: np.ndarray,
-) -> np.ndarray:
-    """The scores [m] of sets on the question with worked steps, the mean over tasks.
-
-    A task without worked steps counts by its plain question. Where effects can be added, whether a
-    set keeps the hops is forecast, and the score is the mean with the forecast of worked answers.
+    kept: the forecasts of plain questions and hops by set, since both forms need them.
     """
-    parts = {} if added is None else added.by_part(subsets)
-    texts = {} if worked is None else worked.by_part(subsets)
-    found = []
-    for one in known:
-        if one.form is None:
-            found.append(_plain([one], added, subsets))
-            continue
-        covered = one.covered(subsets)
-        kept = _kept(one, parts, len(subsets))
-        if added is not None and kept is not None:
-            covered = np.where(added.forecast.added(subsets)[:, None], kept, covered)
-        steps = one.steps(subsets, covered)
-        values = texts.get((one.task.name, "question"))
-        if worked is not None and values is not None:
-            both = (steps + np.mean(list(values.values()), 0)) / 2
-            steps = np.where(worked.added(subsets), both, steps)
-        found.append(steps)
-    mean_of_tasks: np.ndarray = np.mean(found, 0)
-    return mean_of_tasks
+
+    known: Sequence[KnownAlone]
+    forecast: PairForecast | None
+    worked: PairForecast | None
+    kept: dict[bytes, Parts] = field(default_factory=dict)
+
+    def plain(self, subsets: np.ndarray) -> np.ndarray:
+        """Of the plain question: as forecast where effects can be added."""
+        return _mean([self._plain(one, subsets) for one in self.known])
+
+    def steps(self, subsets: np.ndarray) -> np.ndarray:
+        """Of the question with worked steps.
+
+        A task without worked steps counts by its plain question. Where effects can be added,
+        whether a set keeps the hops is forecast, and the score is the mean with the forecast of
+        worked answers.
+        """
+        parts, found = self._parts(subsets), []
+        texts = {} if self.worked is None else self.worked.by_part(subsets)
+        for one in self.known:
+            if one.form is None:
+                found.append(self._plain(one, subsets))
+                continue
+            covered = one.covered(subsets)
+            kept = _kept(one, parts, len(subsets))
+            if self.forecast is not None and kept is not None:
+                covered = np.where(self.forecast.added(subsets)[:, None], kept, covered)
+            steps = one.steps(subsets, covered)
+            values = texts.get((one.task.name, "question"))
+            if self.worked is not None and values is not None:
+                both = (steps + _mean(values.values())) / 2
+                steps = np.where(self.worked.added(subsets), both, steps)
+            found.append(steps)
+        return _mean(found)
+
+    def _plain(self, one: KnownAlone, subsets: np.ndarray) -> np.ndarray:
+        values = self._parts(subsets).get((one.task.name, "question"))
+        if values is None or self.forecast is None:
+            return one.question(subsets)
+        mean, linear = _mean(values.values()), self.forecast.added(subsets)
+        return mean if linear.all() else np.where(linear, mean, one.question(subsets))
+
+    def _parts(self, subsets: np.ndarray) -> Parts:
+        key = subsets.tobytes()
+        if self.forecast is not None and key not in self.kept:
+            self.kept[key] = self.forecast.by_part(subsets)
+        return self.kept.get(key, {})
+
+
+def _mean(scores: Iterable[np.ndarray]) -> np.ndarray:
+    found: np.ndarray = np.mean(list(scores), 0)
+    return found
 
 
 def _kept(one: KnownAlone, parts: Parts, sets: int) -> np.ndarray | None:

@@ -124,13 +124,14 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))
     usual = Options()
-    joins = {True: options.routers == usual.routers, False: options.methods == usual.methods}
+    own_methods, own_routers = options.methods != usual.methods, options.routers != usual.routers
     proven = () if options.systems else proven_systems(tasks)
-    added = {one.spec: one for one in proven if joins[one.spec in ROUTERS]}
+    joins = [one for one in proven if not (own_routers if one.spec in ROUTERS else own_methods)]
+    added = {one.spec: one for one in joins}
     spared = {adapter.name for adapter in adapters} <= {name for name, _ in options.router_prompts}
     parts = None if spared else split_for_router(tasks, options, len(adapters))
     left_out = dict[str, str]()
-    unnamed = [*(options.routers if joins[True] else ()), *added]
+    unnamed = [*(() if own_routers else options.routers), *added]
     for spec in (one for one in unnamed if one in ROUTERS and one not in options.systems):
         if why := _why_unfit(ROUTERS.make(spec), adapters, parts):
             left_out[spec] = f"{spec} is left out: {why}"
@@ -200,24 +201,18 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
         if spec not in others and spec not in named:
             known = sorted({*others, *METHODS.names(), *ROUTERS.names()})
             raise UsageError(f"Unknown system {spec!r}: {nearest(spec, known)}")
-    for spec in (*options.methods, *named):
-        if spec in METHODS:
-            _check_weights(spec, options, len(adapters))
-            check_kept(adapters, METHODS.make(spec), options.allow)
-
-
-def _check_weights(spec: str, options: Options, n: int) -> None:
-    """Raises UsageError where a method does not take the weights, as far as they are known."""
-    method = METHODS.make(spec)
-    method.check(options.given_weights or method.default_weights(n))
-    if options.learns and method.takes_weights:
-        try:
-            method.check([(-1.0) ** i for i in range(n)])
-        except UsageError:
-            raise UsageError(
-                f"Learned weights may be negative, which {name_of(method)} does not take; "
-                "learn them for task_arithmetic, or give weights."
-            ) from None
+    n = len(adapters)
+    for method in (METHODS.make(spec) for spec in (*options.methods, *named) if spec in METHODS):
+        method.check(options.given_weights or method.default_weights(n))
+        if options.learns and method.takes_weights:
+            try:
+                method.check([(-1.0) ** i for i in range(n)])
+            except UsageError:
+                raise UsageError(
+                    f"Learned weights may be negative, which {name_of(method)} does not take; "
+                    "learn them for task_arithmetic, or give weights."
+                ) from None
+        check_kept(adapters, method, options.allow)
 
 
 def constant_gates(
@@ -302,30 +297,26 @@ class SystemBuilder:
         alone, error = single(merged.adapter), merged.compression_error
         return System(name, "merge", alone, compression_error=error, merged=merged)
 
-    def controls(self, best_single: str, best: System | None) -> list[System]:
+    def controls(self, best_single: str, best: System) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
         The random partners are composed with the weights of the best composition. To learn others
         for the control would cost as much again.
         """
-        n, options = len(self.trained), self.options
-        if n < 2:
-            return []
         chosen = next(a for a in self.trained if a.name == best_single)
         name = f"shrunk:{chosen.name}"
-        shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
-        systems = [System(name, "control", shrunk)]
-        if best is not None and best.kind != "chain":
-            weight = None if self.base is None else self.base.weight
-            partners = [
-                expert if own is chosen else random_partner(expert, options.seed, weight)
-                for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
-            ]
-            built = self.build(best.name, partners, name="random-partner")
-            stored = f"random-partner:{best.name}"
-            control = System("random-partner", "control", built.composition, stored=stored)
-            systems.append(control)
-        return systems
+        shrunk = Composition(name, (chosen,), ConstantGates((1.0 / len(self.trained),)))
+        weight = None if self.base is None else self.base.weight
+        partners = [
+            expert if own is chosen else random_partner(expert, self.options.seed, weight)
+            for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
+        ]
+        built = self.build(best.name, partners, name="random-partner").composition
+        stored = f"random-partner:{best.name}"
+        return [
+            System(name, "control", shrunk),
+            System("random-partner", "control", built, stored=stored),
+        ]
 
 
 Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]

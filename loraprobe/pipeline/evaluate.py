@@ -261,8 +261,7 @@ def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
     totals: dict[tuple[str, str], list[float]] = {}
     for row in scores:
         if row.kind in kinds and row.part in FORMS:
-            sign = -1.0 if row.metric == "answer_loss" else 1.0
-            totals.setdefault((row.system, row.part), []).append(sign * row.value)
+            totals.setdefault((row.system, row.part), []).append(row.estimate.value)
     if not totals:
         return None
     return min(totals, key=lambda key: (-sum(totals[key]) / len(totals[key]), key))[0]
@@ -282,6 +281,19 @@ def shares_right(results: Sequence[ItemResult], tasks: int) -> dict[tuple[str, s
         for key, by_task in values.items()
         if key[1] in FORMS and len(by_task) == tasks
     }
+
+
+def near_ceiling(
+    results: Sequence[ItemResult], names: Sequence[str], tasks: int, margin: float
+) -> str | None:
+    """The one of the systems with the largest share of right answers, if no room is left above it.
+
+    The share is that of `shares_right` in the better form; less than the margin is no room.
+    """
+    shares = shares_right(results, tasks)
+    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
+    first = max(best, key=best.__getitem__)
+    return first if best[first] > 1 - margin else None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.library import Member
 from loraprobe.pipeline.estimate import CostEstimate, by_round, kinds_of, seconds_of
-from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, shares_right
+from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceiling
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.on_ray import open_cluster
@@ -469,11 +469,11 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
     assert choosing.evaluator.plan.parts is not None
     proving = replace(choosing.evaluator, tasks=choosing.evaluator.plan.parts.left)
     names, asked, worked = list[str](), list[ScreenPass](), list[ScreenPass]()
-    looked_at, tried = 0, set[bool]()
+    looked_at, tried, margin = 0, set[bool](), proving.session.options.needed_gain
 
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
-        name = _at_ceiling(choosing, answered)
+        name = near_ceiling(choosing.results, answered, len(proving.tasks), margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in tried:
             return None
@@ -512,15 +512,6 @@ def chosen_and_proved(choosing: Choosing) -> Proved:
     return _prove(choosing, screened, max(looked_at, screened.looked_at), proving)
 
 
-def _at_ceiling(choosing: Choosing, names: Sequence[str]) -> str | None:
-    """The base or adapter that leaves no room for a gain so far, on every task."""
-    shares = shares_right(choosing.results, len(choosing.evaluator.tasks))
-    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
-    first = max(best, key=best.__getitem__)
-    margin = choosing.evaluator.session.options.needed_gain
-    return first if best[first] > 1 - margin else None
-
-
 def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked | None:
     """Asks a system alone (and the base) all items, if it leaves no room for a gain.
 
@@ -532,14 +523,12 @@ def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked 
     systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
 
     def goes_on(results: Sequence[ItemResult], more: int) -> bool:
-        shares = shares_right(results, tasks)
-        high = max(shares.get((name, part), 0.0) for part in FORMS)
-        return high > 1 - options.needed_gain and _affords(choosing, more)
+        near = near_ceiling(results, [name], tasks, options.needed_gain)
+        return near is not None and _affords(choosing, more)
 
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
     found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
-    scores = evaluation.score(found.results, systems)
-    measured = EvaluationRecords(scores=scores)
+    measured = EvaluationRecords(scores=evaluation.score(found.results, systems))
     evidence = Evidence(measured, tasks=tasks, level="base", margin=options.needed_gain)
     return found if found.round.last and at_ceiling(evidence) is not None else None
 

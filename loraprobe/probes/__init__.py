@@ -1,7 +1,7 @@
 """Coverage probes: measure what the base and each adapter alone know about a task.
 
-Each probe is one file; the registry lists the files of this folder. `cover` runs all probes on
-tasks. `forecast_recorded` computes the gain of compositions if the adapters' effects were added.
+The registry lists the probes in the files of this folder. `cover` runs all probes on tasks.
+`forecast_recorded` computes the gain of compositions if the adapters' effects were added.
 `probe_without_task` compares base and adapters without a task, on prompts from a file or from
 `generated_prompts`.
 """
@@ -13,14 +13,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
-from loraprobe.probes._forecast import forecast_gains, forecast_recorded, scored_questions
-from loraprobe.probes._known import KnownAlone
+from loraprobe.probes._forecast import (
+    KnownAlone,
+    PairForecast,
+    ScreenedTexts,
+    forecast_gains,
+    forecast_recorded,
+    likely_worked,
+    scored_questions,
+    with_worked_answers,
+)
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
-from loraprobe.probes._prompts import generated_prompts
-from loraprobe.probes._screening import PairForecast
-from loraprobe.probes._taskless import probe_without_task
-from loraprobe.probes._texts import ScreenedTexts
-from loraprobe.probes._worked import likely_worked, with_worked_answers
+from loraprobe.probes._taskless import generated_prompts, probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
 

@@ -21,7 +21,7 @@ from loraprobe.errors import UsageError
 from loraprobe.probes import PROBES, ProbeContext, cover
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
-from loraprobe.probes.min_k_plus_plus import MinKPlusPlus
+from loraprobe.probes.familiarity import MinKPlusPlus
 from loraprobe.records import ItemResult
 from loraprobe.scoring import Likelihood
 from loraprobe.scoring.generation import Written

@@ -14,7 +14,7 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
-from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _screening
+from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _forecast
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -149,7 +149,7 @@ def test_tokens_beyond_the_support_count_by_the_probability_that_is_left(
 ):
     task = choice_task()
     _, whole, _ = forecast_of(scorer, singles, task, "answer_loss")
-    monkeypatch.setattr(_screening, "SUPPORT", 5)  # of 18
+    monkeypatch.setattr(_forecast, "SUPPORT", 5)  # of 18
     _, part, _ = forecast_of(scorer, singles, task, "answer_loss")
     assert part.logits.shape[-1] < whole.logits.shape[-1]
     sets = np.array(SETS[:3])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +106,48 @@ WHOLE = {
 }
 
 
+UP = "model.layers.1.mlp.up_proj"
+
+
+def factors(a: tuple[int, ...], b: tuple[int, ...], path: str = "x") -> dict[str, torch.Tensor]:
+    return {FORM.format(path, "A"): torch.ones(a), FORM.format(path, "B"): torch.ones(b)}
+
+
+UNFIT = [
+    *[((4, 16), (16, 3)), ((64,), (16, 4)), ((0,), (0,)), ((0, 16), (16, 0))],
+    ((4, 16), (16, 4, 1)),
+]
+PROMISES = {
+    "use_dora": True,
+    "lora_bias": True,
+    "modules_to_save": ["lm_head"],
+    "trainable_token_indices": [1],
+}
+# What is odd and stands in no row of docs/pathologies.md -> tensors, config, codes of findings.
+ODD = {
+    "two adapters in one file": (
+        pair(form=PREFIX + "{}.lora_{}.maths.weight") | pair(form=PREFIX + "{}.lora_{}.law.weight"),
+        {},
+        {"several-adapters"},
+    ),
+    "A without B": (
+        pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)},
+        {},
+        {"unpaired-factor"},
+    ),
+    **{f"A {a}, B {b}": (factors(a, b), {}, {"shape-mismatch", "no-modules"}) for a, b in UNFIT},
+    "another rank of one module": (
+        pair() | pair(UP, out=24),
+        {"r": 8, "rank_pattern": {"q_proj": 4}, "target_modules": ["q_proj", "up_proj"]},
+        {"rank-contradicts-config"},
+    ),
+    **{
+        f"{flag} without tensors": (pair(), {flag: value}, {"missing-tensors"})
+        for flag, value in PROMISES.items()
+    },
+}
+
+
 def _kinds(adapter: Adapter) -> dict:
     return {path: info.kind for path, info in adapter.layout.items()}
 
@@ -183,14 +225,6 @@ class TestWhatPeftWrote:
             accounted(read_adapter(tmp_path / written))
             assert not codes(read_adapter(tmp_path / written))
 
-    def test_dora_in_some_modules_only_cannot_be_said(self, tmp_path, llama):
-        peft_adapter(tmp_path, llama, r=2, target_modules=["q_proj"], use_dora=True)
-        adapter = read_adapter(tmp_path)
-        some = dict(list(adapter.magnitudes.items())[:1])
-        mixed = adapter_of("mixed", adapter.modules, magnitudes=some)
-        with pytest.raises(UnsupportedAdapter, match="DoRA in some modules"):
-            mixed.save(tmp_path / "again")
-
     @pytest.mark.parametrize("use_dora", [False, True])
     @pytest.mark.parametrize("dims", [1, 2, 3])
     def test_convolution(self, tmp_path, dims, use_dora):
@@ -224,28 +258,6 @@ class TestWhatPeftWrote:
         assert set(adapter.modules) == {"1"}
         assert [extra.kind for extra in adapter.extras] == ["convolution"] * 2
         accounted(adapter)
-
-    def test_named_adapter_lies_in_its_sub_folder(self, tmp_path, llama):
-        model = peft_model(llama, name="maths", target_modules=["q_proj"], r=4)
-        model.save_pretrained(str(tmp_path))
-        assert (tmp_path / "maths" / "adapter_config.json").is_file()
-        adapter = read_adapter(tmp_path)
-        assert adapter.name == "maths" and len(adapter.modules) == 2
-
-    def test_old_pickle(self, tmp_path, llama):
-        peft_adapter(tmp_path / "new", llama, target_modules=["q_proj"], r=4)
-        state = load_file(tmp_path / "new" / "adapter_model.safetensors")
-        config = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
-        old = read_adapter(write_adapter(tmp_path / "old", state, pickle=True, **config))
-        new = read_adapter(tmp_path / "new")
-        assert old.layout == new.layout
-        assert all(torch.equal(old.modules[p].delta(), new.modules[p].delta()) for p in new.modules)
-
-    def test_bfloat16_stays_as_it_is(self, tmp_path, llama):
-        model = peft_model(llama, target_modules=["q_proj"], r=4).to(torch.bfloat16)
-        model.save_pretrained(str(tmp_path))
-        adapter = read_adapter(tmp_path)
-        assert adapter.dtype == adapter.modules[Q].A.dtype == torch.bfloat16
 
 
 class TestSaving:
@@ -286,16 +298,6 @@ class TestSaving:
         shapes |= {"lm_head": (40, 16), "transformer.wte": (16, 40)}
         self.check(gpt2, self.mixed(kinds, shapes), tmp_path / "x")
         assert json.loads((tmp_path / "x" / "adapter_config.json").read_text())["fan_in_fan_out"]
-
-    def test_reading_again_gives_the_same(self, tmp_path):
-        adapter = self.mixed({}, making.LLAMA)
-        adapter.save(tmp_path / "x")
-        again = read_adapter(tmp_path / "x")
-        assert not again.issues and list(again.modules) == list(adapter.modules)
-        for path, update in adapter.modules.items():
-            assert torch.equal(again.modules[path].A, update.A)
-            assert math.isclose(again.layout[path].scaling, update.scaling, rel_tol=1e-15)
-            assert again.layout[path].rank == update.rank
 
     def test_patterns_cannot_confuse_modules(self, tmp_path):
         """One path is the end of another, and a dot must not match any character."""
@@ -345,24 +347,26 @@ class TestSaving:
         }
         assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
 
-    def test_existing_output_needs_overwrite(self, tmp_path):
+    @pytest.mark.parametrize(
+        "place, overwrite",
+        [("x", False), ("x", True), ("x/README.md", True), ("x/README.md/y", True)],
+    )
+    def test_only_an_adapter_is_overwritten_and_only_when_asked(self, tmp_path, place, overwrite):
         making.random_adapter(seed=1).save(tmp_path / "x", card="old")
-        before = (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
-        with pytest.raises(OutputError, match="--overwrite"):
-            making.random_adapter(seed=2).save(tmp_path / "x")
-        assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() == before
-        making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
-        assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() != before
-        assert not (tmp_path / "x" / "README.md").exists()
-        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+        if place == "x" and overwrite:
+            (tmp_path / "x" / "notes").mkdir()
+        before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        with pytest.raises(OutputError):
+            making.random_adapter(seed=2).save(tmp_path / place, overwrite=overwrite)
+        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
-    @pytest.mark.parametrize("name", ["notes.txt", "checkpoint-10"])
-    def test_overwrite_never_takes_other_things_with_it(self, tmp_path, name):
-        making.random_adapter().save(tmp_path / "x")
-        (tmp_path / "x" / name).mkdir()
-        with pytest.raises(OutputError, match=name):
-            making.random_adapter().save(tmp_path / "x", overwrite=True)
-        assert (tmp_path / "x" / name).exists()
+    def test_what_cannot_be_saved(self, tmp_path):
+        (one, update), *_ = modules = list(making.random_adapter().modules.items())
+        mixed = adapter_of("mixed", dict(modules), magnitudes={one: torch.ones(update.B.shape[0])})
+        for adapter in (mixed, adapter_of("empty", {})):
+            with pytest.raises(UnsupportedAdapter):
+                adapter.save(tmp_path / "x")
+        assert not list(tmp_path.iterdir())
 
     def test_an_adapter_may_replace_its_own_source(self, tmp_path):
         making.random_adapter(seed=3).save(tmp_path / "x")
@@ -412,16 +416,6 @@ class TestSaving:
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []
 
-    def test_bad_places(self, tmp_path):
-        (tmp_path / "file").touch()
-        for target in (tmp_path / "file", tmp_path / "file" / "x"):
-            with pytest.raises(OutputError, match="file"):
-                making.random_adapter().save(target, overwrite=True)
-
-    def test_no_modules(self, tmp_path):
-        with pytest.raises(UnsupportedAdapter, match="changes no module"):
-            adapter_of("x", {}).save(tmp_path / "x")
-
 
 class TestKeys:
     @pytest.mark.parametrize(
@@ -439,13 +433,23 @@ class TestKeys:
         write_adapter(tmp_path, pair(form=form))
         adapter = read_adapter(tmp_path)
         before = hidden(llama)
-        with pytest.warns() if code else _nothing():
+        with pytest.warns() if code else contextlib.nullcontext():
             effect = (hidden(PeftModel.from_pretrained(llama, str(tmp_path))) - before).abs().max()
         assert (effect > 0) == (code is None)
         assert {issue.code for issue in adapter.issues} == ({code} if code else set())
         accounted(adapter)
         if code != "doubled-prefix":
             assert set(adapter.modules) == {Q}
+
+    @pytest.mark.parametrize("case", ODD)
+    def test_what_is_odd_has_its_code_and_its_place(self, tmp_path, case):
+        tensors, config, expected = ODD[case]
+        adapter = read_adapter(write_adapter(tmp_path, tensors, **config))
+        found = {issue.code: issue for issue in adapter.issues}
+        assert set(found) - {"targets-without-weights", "layers-uneven"} == expected
+        accounted(adapter)
+        if case == "another rank of one module":
+            assert found["rank-contradicts-config"].module == UP
 
     def test_a_head_is_never_conv1d(self, tmp_path):
         """peft writes one flag for all layers, and a GPT-2's head is a Linear."""
@@ -454,45 +458,6 @@ class TestKeys:
         kinds = {path: info.kind for path, info in adapter.layout.items()}
         head = {"lm_head": "linear", "score": "linear"}
         assert kinds == head | {"transformer.h.0.attn.c_attn": "conv1d"}
-
-    def test_two_adapters_in_one_file(self, tmp_path):
-        tensors = pair(form=PREFIX + "{}.lora_{}.maths.weight")
-        tensors |= pair(form=PREFIX + "{}.lora_{}.law.weight")
-        adapter = read_adapter(write_adapter(tmp_path, tensors))
-        assert codes(adapter) == {"several-adapters"}
-        accounted(adapter)
-
-    def test_a_without_b(self, tmp_path):
-        tensors = pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)}
-        adapter = read_adapter(write_adapter(tmp_path, tensors))
-        assert codes(adapter) == {"unpaired-factor"} and set(adapter.modules) == {Q}
-        accounted(adapter)
-
-    @pytest.mark.parametrize(
-        ("a", "b"),
-        [
-            ((4, 16), (16, 3)),
-            ((64,), (16, 4)),
-            ((0,), (0,)),
-            ((0, 16), (16, 0)),
-            ((4, 16), (16, 4, 1)),
-        ],
-    )
-    def test_factors_that_do_not_multiply(self, tmp_path, a, b):
-        tensors = {
-            PREFIX + "x.lora_A.weight": torch.ones(a),
-            PREFIX + "x.lora_B.weight": torch.ones(b),
-        }
-        adapter = read_adapter(write_adapter(tmp_path, tensors))
-        assert codes(adapter) == {"shape-mismatch", "no-modules"}
-        accounted(adapter)
-
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
-    def test_integers(self, tmp_path, dtype):
-        tensors = {k: t.to(dtype) for k, t in pair().items()}
-        adapter = read_adapter(write_adapter(tmp_path, tensors))
-        assert codes(adapter) == {"not-floating", "no-modules"}
-        accounted(adapter)
 
     def test_factors_of_two_dtypes_and_of_one_byte(self, tmp_path):
         (key_a, A), (key_b, B) = pair().items()
@@ -504,20 +469,6 @@ class TestKeys:
         adapter = read_adapter(write_adapter(tmp_path / "f", small))
         assert adapter.dtype == torch.bfloat16 and not adapter.issues
         assert torch.equal(adapter.modules[Q].A.float(), A.to(torch.float8_e4m3fn).float())
-
-    def test_nan_is_left_to_whoever_reads_the_values(self, tmp_path):
-        tensors = {k: t * float("nan") for k, t in pair().items()}
-        assert not torch.isfinite(read_adapter(write_adapter(tmp_path, tensors)).modules[Q].A).any()
-
-    def test_other_tools_files(self, tmp_path):
-        tensors = pair() | {
-            "lora_unet_down.lora_down.weight": torch.ones(4, 4),
-            "lora_unet_down.alpha": torch.ones(()),
-        }
-        adapter = read_adapter(write_adapter(tmp_path, tensors))
-        assert codes(adapter) == {"unknown-tensors"}
-        assert {e.kind for e in adapter.extras} == {"unknown"}
-        accounted(adapter)
 
     @settings(max_examples=60)
     @given(st.data())
@@ -598,29 +549,6 @@ class TestWhatPeftLeavesOutOrReplaces:
         again = PeftModel.from_pretrained(making.tiny_gpt2(), str(tmp_path / "b")).eval()
         torch.testing.assert_close(hidden(again), hidden(model))
 
-    @pytest.mark.filterwarnings("ignore")
-    def test_a_weight_of_the_base(self, tmp_path):
-        peft_adapter(tmp_path / "a", making.tiny_gpt2(), target_modules=["c_attn"])
-        path = "transformer.h.0.attn.c_attn"
-        key = f"{PREFIX}{path}.base_layer.weight"
-        model = self.loaded(tmp_path / "a", {key: torch.ones(16, 48)})
-        assert model.base_model.model.get_submodule(path).get_base_layer().weight.min() == 1
-        (extra,) = read_adapter(tmp_path / "a").extras
-        assert (extra.kind, extra.module) == ("base_weight", path)
-
-    def test_one_magnitude_lost(self, tmp_path):
-        peft_adapter(tmp_path, making.tiny_llama(), target_modules=["q_proj"], use_dora=True)
-        from safetensors.torch import save_file
-
-        file = tmp_path / "adapter_model.safetensors"
-        tensors = load_file(file)
-        del tensors[f"{PREFIX}{Q}.lora_magnitude_vector"]
-        save_file(tensors, file)
-        read = read_adapter(tmp_path)
-        assert [(i.code, i.module) for i in read.issues if i.severity == "error"] == [
-            ("missing-tensors", Q)
-        ]
-
 
 class TestConfig:
     @pytest.mark.parametrize("given", making.CONFIGS, ids=lambda given: Path(given).stem)
@@ -652,34 +580,11 @@ class TestConfig:
         judge_config(defaults, "defaults")
         assert not unknown_keys(defaults)
 
-    @pytest.mark.parametrize(
-        ("key", "value"),
-        [
-            ("use_qalora", True),
-            ("alora_invocation_tokens", [1, 2]),
-            ("kasa_config", {"beta": 1}),
-            ("use_bdlora", {"nblocks": 2}),
-            ("monteclora_config", {"num_samples": 2}),
-            ("velora_config", {"num_groups": 2}),
-            ("arrow_config", {"top_k": 2}),
-            ("layer_replication", [[0, 2], [1, 3]]),
-            ("megatron_config", {"hidden_size": 4}),
-            ("enable_lora", [True, False, True]),
-        ],
-    )
-    def test_variants_are_refused_by_name(self, tmp_path, key, value):
-        write_adapter(tmp_path, pair(), **{key: value})
-        with pytest.raises(UnsupportedAdapter, match=f"{key}.*merge it into its base"):
-            read_adapter(tmp_path)
-        write_adapter(tmp_path, pair(), **{key: None})
-        assert not read_adapter(tmp_path).issues
-
-    def test_unknown_keys(self, tmp_path):
-        adapter = read_adapter(write_adapter(tmp_path, pair(), use_mora=True))
-        assert codes(adapter) == {"unknown-config"}
-        assert "use_mora" in adapter.issues[0].message
-        adapter = read_adapter(write_adapter(tmp_path, pair(), use_mora=False, x=None, y={}))
-        assert codes(adapter) == set() and codes(adapter, "note") == {"unknown-config-empty"}
+    @pytest.mark.parametrize("key", VARIANTS)
+    def test_variants_are_refused_by_name(self, tmp_path, key):
+        with pytest.raises(UnsupportedAdapter, match=key):
+            read_adapter(write_adapter(tmp_path, pair(), **{key: [1]}))
+        assert not read_adapter(write_adapter(tmp_path, pair(), **{key: None})).issues
 
     def test_missing_alpha_is_what_peft_takes_and_an_error(self, tmp_path, llama):
         from peft import PeftModel
@@ -689,29 +594,6 @@ class TestConfig:
         expected = peft_deltas(PeftModel.from_pretrained(llama, str(tmp_path)))[Q]
         torch.testing.assert_close(adapter.modules[Q].delta(), expected)
         assert codes(adapter) == {"missing-alpha"}
-
-    def test_rank_that_contradicts_the_config(self, tmp_path):
-        tensors = pair() | pair("model.layers.1.mlp.up_proj", out=24)
-        targets = ["q_proj", "up_proj"]
-        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, target_modules=targets))
-        assert codes(adapter) == {"rank-contradicts-config"} and len(adapter.issues) == 1
-        assert "4 for 8" in adapter.issues[0].message and "1 more" in adapter.issues[0].message
-        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, rank_pattern={"q_proj": 4}))
-        assert adapter.issues[0].module == "model.layers.1.mlp.up_proj"
-
-    @pytest.mark.parametrize(
-        "promise",
-        [
-            {"use_dora": True},
-            {"lora_bias": True},
-            {"modules_to_save": ["lm_head"]},
-            {"trainable_token_indices": [1]},
-        ],
-    )
-    def test_broken_promises(self, tmp_path, promise):
-        adapter = read_adapter(write_adapter(tmp_path, pair(), **promise))
-        assert codes(adapter) == {"missing-tensors"}
-        assert next(iter(promise)) in adapter.issues[0].message
 
     @pytest.mark.parametrize(
         "bad",
@@ -731,18 +613,14 @@ class TestConfig:
             {"rank_pattern": {"[": 4}},
             {"alpha_pattern": {"q": None}},
             {"alpha_pattern": {"(": 2}},
+            {"alpha_pattern": {r"(a|aa)+c": 3}},  # without end
         ],
     )
     def test_values_that_make_no_sense(self, tmp_path, bad):
-        write_adapter(tmp_path, pair(), **bad)
+        write_adapter(tmp_path, pair("a" * 60), **bad)
         with pytest.raises(AdapterError, match=f"{next(iter(bad))}|rank") as caught:
             read_adapter(tmp_path)
         assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
-
-    def test_a_pattern_without_end(self, tmp_path):
-        write_adapter(tmp_path, pair("a" * 60), alpha_pattern={r"(a|aa)+c": 3})
-        with pytest.raises(AdapterError, match="did not come to an end"):
-            read_adapter(tmp_path)
 
     def test_many_patterns_are_no_burden(self, tmp_path):
         """A mixed-rank adapter of a large model has a pattern for each module."""
@@ -757,62 +635,6 @@ class TestConfig:
         adapter = read_adapter(tmp_path / "x")
         assert time.process_time() - start < 2
         assert {p: i.rank for p, i in adapter.layout.items()} == ranks
-
-
-class TestBrokenFiles:
-    @pytest.mark.parametrize(
-        ("content", "said"),
-        [
-            (b"", "empty"),
-            (b"\x00" * 9, "broken"),
-            (b"PK\x03\x04junk", "broken or incomplete"),
-            (
-                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n",
-                "LFS pointer",
-            ),
-        ],
-    )
-    @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-    def test_weights(self, tmp_path, content, said, name):
-        write_adapter(tmp_path, pair())
-        (tmp_path / "adapter_model.safetensors").unlink()
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(AdapterError, match=said) as caught:
-            read_adapter(tmp_path)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
-
-    def test_cut_short(self, tmp_path):
-        file = write_adapter(tmp_path, pair()) / "adapter_model.safetensors"
-        file.write_bytes(file.read_bytes()[:-4])
-        with pytest.raises(AdapterError, match="broken or incomplete"):
-            read_adapter(tmp_path)
-
-    def test_a_pickle_that_runs_code_is_refused(self, tmp_path):
-        write_adapter(tmp_path, {"x": making.Malicious(tmp_path)}, pickle=True)
-        with pytest.raises(AdapterError, match=r"adapter_model\.bin"):
-            read_adapter(tmp_path)
-        assert not (tmp_path / "harmed").exists()
-
-    def test_a_pickle_of_something_else(self, tmp_path):
-        write_adapter(tmp_path, {"x": 3}, pickle=True)
-        with pytest.raises(AdapterError, match="state dict"):
-            read_adapter(tmp_path)
-
-    @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 5000])
-    def test_config(self, tmp_path, text):
-        write_adapter(tmp_path, pair())
-        (tmp_path / "adapter_config.json").write_text(text)
-        with pytest.raises(AdapterError, match=r"adapter_config\.json"):
-            read_adapter(tmp_path)
-
-    def test_absent_things(self, tmp_path):
-        with pytest.raises(AdapterError, match="no directory"):
-            read_adapter(tmp_path / "nowhere")
-        with pytest.raises(AdapterError, match=r"adapter_config\.json"):
-            read_adapter(tmp_path)
-        (write_adapter(tmp_path, pair()) / "adapter_model.safetensors").unlink()
-        with pytest.raises(AdapterError, match=r"adapter_model\.safetensors"):
-            read_adapter(tmp_path)
 
 
 class TestAdapter:
@@ -864,9 +686,3 @@ class TestAdapter:
         (adapter,) = shelf.adapters("classifier")
         assert "modules_to_save" in {extra.kind for extra in adapter.extras}
         accounted(adapter)
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()

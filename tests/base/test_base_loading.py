@@ -34,10 +34,7 @@ needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
 )
 needs_accelerate = pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
-SHAPES = {
-    "model.layers.0.self_attn.q_proj": (64, 64),
-    "model.layers.1.mlp.down_proj": (64, 128),
-}
+SHAPES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.mlp.down_proj": (64, 128)}
 
 
 @pytest.fixture(scope="module")

@@ -111,9 +111,7 @@ KINDS = {
         Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
     ),
     "experts (target_parameters)": Kind(
-        tiny_mixtral,
-        targets("q_proj", target_parameters=["mlp.experts.down_proj"]),
-        MOE,
+        tiny_mixtral, targets("q_proj", target_parameters=["mlp.experts.down_proj"]), MOE
     ),
     "two parameters of experts": Kind(
         tiny_mixtral,
@@ -139,9 +137,7 @@ KINDS = {
         tiny_mixtral, targets("w1", "w2", "w3"), MOE | {"ranks-differ": "note"}
     ),
     "router of experts": Kind(  # which peft takes for a parameter as well
-        tiny_mixtral,
-        targets("k_proj", "gate"),
-        MOE,
+        tiny_mixtral, targets("k_proj", "gate"), MOE
     ),
     "fused": Kind(tiny_phi3, targets("qkv_proj", "gate_up_proj")),
     "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),
@@ -162,9 +158,7 @@ KINDS = {
     "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),
     "biases of B": Kind(biased_llama, targets("o_proj", lora_bias=True), {"lora-bias": "note"}),
     "trainable tokens": Kind(
-        tiny_llama,
-        targets("q_proj", trainable_token_indices=[1, 3]),
-        {"token-delta": "note"},
+        tiny_llama, targets("q_proj", trainable_token_indices=[1, 3]), {"token-delta": "note"}
     ),
 }
 

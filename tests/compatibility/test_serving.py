@@ -168,11 +168,7 @@ def test_a_sound_file_is_read_by_all_with_a_command_for_each(tmp_path):
 
 def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tmp_path):
     shape = {"model.layers.0.mlp.up_proj": (8, 8)}
-    for rank, told in (
-        (16, {}),
-        (17, {"rank-default": "warning"}),
-        (513, {"rank": "error"}),
-    ):
+    for rank, told in ((16, {}), (17, {"rank-default": "warning"}), (513, {"rank": "error"})):
         random_adapter(shapes=shape, rank=rank).save(tmp_path / str(rank))
         assert found(tmp_path / str(rank), "vllm") == told
     assert "--max-lora-rank 32 " in command("vllm", "owner/base", ".", "a", 17)

@@ -15,12 +15,7 @@ from safetensors.torch import load_file, save_file
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.file_hashes import cache_directory
-from loraprobe.library import (
-    arranged,
-    fitted,
-    read_library,
-    reading,
-)
+from loraprobe.library import arranged, fitted, read_library, reading
 
 WEIGHTS = "adapter_model.safetensors"
 SHAPES = {f"model.layers.{i}.self_attn.q_proj": (16, 16) for i in range(2)}

@@ -7,14 +7,13 @@ import warnings
 
 import pytest
 import torch
-from making import peft_model, write_adapter
+from making import write_adapter
 from mixtures import (
     BOTH,
     CASES,
     EXPERTS,
     IN,
     MIDDLE,
-    Experts,
     Layers,
     deltas_of_peft,
     saved,
@@ -23,7 +22,7 @@ from mixtures import (
 from safetensors.torch import load_file
 
 from loraprobe import limits
-from loraprobe.adapters import adapter_of, read_adapter, tensors
+from loraprobe.adapters import read_adapter, tensors
 from loraprobe.errors import AdapterError, CompatibilityError
 from loraprobe.merging import merge
 
@@ -83,20 +82,6 @@ def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transpos
     assert set(load_file(tmp_path / "out" / "adapter_model.safetensors")) == keys
 
 
-@pytest.mark.parametrize("method", ["ties", "slerp", "tsv"])
-def test_other_methods_and_a_rank_work_on_each_expert(tmp_path, method):
-    """An expert of a merge is what the method makes of that expert's deltas alone."""
-    adapters = [saved(tmp_path / str(i), wrapped(CASES["one parameter"], seed=i)) for i in (1, 2)]
-    merged = merge(adapters, method, rank=1)
-    path = "layers.0.experts[1]"
-    alone = [adapter_of(a.name, {path: a.modules[path]}) for a in adapters]
-    expected = merge(alone, method, rank=1).adapter.modules[path].delta()
-    assert merged.rank == 1
-    torch.testing.assert_close(merged.adapter.modules[path].delta(), expected)
-    merged.save(tmp_path / "out")
-    assert read_adapter(tmp_path / "out").rank_range == (1, 1)
-
-
 def test_a_merge_with_an_adapter_of_linear_layers_keeps_both(tmp_path):
     from peft import PeftModel
 
@@ -124,16 +109,6 @@ def test_adapters_that_target_other_parameters_of_a_module_are_refused(tmp_path)
     one, other = (saved(tmp_path / str(i), wrapped(c)) for i, c in enumerate(cases))
     with pytest.raises(CompatibilityError, match=r"targets down of layers\.0\.experts and 1"):
         merge([one, other], "sum")
-
-
-def test_adapters_of_another_number_of_experts_are_refused(tmp_path):
-    one = saved(tmp_path / "one", wrapped(CASES["one parameter"]))
-    model = Layers()
-    model.layers[1].experts = Experts(False, EXPERTS + 1)
-    more = {"r": 2, "target_modules": [], "task_type": None}
-    more = saved(tmp_path / "more", peft_model(model, **CASES["one parameter"], **more))
-    with pytest.raises(CompatibilityError, match=r"layers\.1\.experts has 3 experts in one and 4"):
-        merge([one, more], "sum")
 
 
 def stack(rows: int, path: str = "a.experts") -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 from functools import partial
 
@@ -25,13 +24,9 @@ from making import (
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.fused import one_layout
-from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.composition import on_layout_of
 from loraprobe.errors import CompatibilityError
-from loraprobe.lora.lowrank import LowRank
-from loraprobe.options import Options
-from loraprobe.pipeline import commands
 from loraprobe.routing import ROUTERS
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
@@ -238,23 +233,6 @@ def test_nothing_is_done_where_nothing_needs_it():
     assert one_layout(apart)[0] == apart
 
 
-def test_nothing_is_read_before_it_is_asked_for():
-    fused = random_adapter("f", FUSED)
-    read = []
-
-    class Counting(type(fused.modules)):
-        def __getitem__(self, path):
-            read.append(path)
-            return super().__getitem__(path)
-
-    counted = Counting(fused.modules.infos, fused.modules.__getitem__)
-    fused = dataclasses.replace(fused, modules=counted)
-    (split, _), _ = one_layout([fused, random_adapter("s", SINGLE)])
-    assert split.parameters and not read
-    assert isinstance(split.modules[f"{ATTENTION}.k_proj"], LowRank)
-    assert read == [f"{ATTENTION}.qkv_proj"]
-
-
 # Attention and MLP are fused, and heads are grouped.
 tiny_phi3 = partial(
     tiny_model, "Phi3", pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6
@@ -332,32 +310,3 @@ def test_a_composition_finds_the_layout_of_the_model_it_is_put_into():
     )
     with pytest.raises(CompatibilityError, match="x_proj, which the model does not have"):
         composed(model, lost).__enter__()
-
-
-def test_the_audit_merges_a_fused_adapter_with_split_ones(tmp_path):
-    tiny_phi3().save_pretrained(tmp_path / "base")
-    split = random_adapter("a", LLAMA)
-    fused = peft_adapter(
-        tmp_path / "f",
-        tiny_phi3(),
-        3,
-        r=2,
-        target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
-        rank_pattern={"o_proj": 3},
-        alpha_pattern={"qkv_proj": 7},
-    )
-    fused = read_adapter(fused)
-    plain = loraprobe.merge([split, fused], allow=["base-mismatch"])
-    got = dense(plain.adapter, f"{ATTENTION}.k_proj")
-    rows = dense(fused, f"{ATTENTION}.qkv_proj")[16:24]
-    expected = (dense(split, f"{ATTENTION}.k_proj") + rows) / 2
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    base = open_base(tmp_path / "base")
-    made = commands.merge([split, fused], base=base, options=Options(allow=("base-mismatch",)))
-    found, onto = made.audit, made.made
-    assert f"{ATTENTION}.qkv_proj" in onto.adapter.layout
-    codes = {issue.code: issue for issue in found.compatibility.issues}
-    assert codes["fused-translated"].adapters == ("a",)
-    assert "fused-targets" not in codes
-    got = dense(onto.adapter, f"{ATTENTION}.qkv_proj")[16:24]
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

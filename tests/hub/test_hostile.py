@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import re
 import shutil
 import subprocess
@@ -21,9 +20,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.deadline import deadline
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger
 from loraprobe.hub import model_card
-from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 
 
@@ -57,15 +54,6 @@ class TestPickles:
             assert result.exit_code == 2 and "broken" in result.stderr
         assert not mark.exists() and not (tmp_path / "out").exists()
 
-    def test_raw(self, tmp_path):
-        """A plain pickle stream under the name of the weights."""
-        place, mark = write_adapter(tmp_path / "a", {}, pickle=True), tmp_path / "mark"
-        for name in ("adapter_model.bin", "adapter_model.safetensors"):
-            (place / name).write_bytes(pickle.dumps(Bomb(mark)))
-            with pytest.raises(AdapterError):
-                read_adapter(place)
-        assert not mark.exists()
-
     def test_of_a_base(self, small_base, tmp_path):
         base, mark = tmp_path / "base", tmp_path / "mark"
         shutil.copytree(small_base, base)
@@ -76,14 +64,6 @@ class TestPickles:
             open_base(base).load()
         with pytest.raises(BaseError):
             open_base(base).weight("model.layers.0.self_attn.q_proj")
-        assert not mark.exists()
-
-    def test_of_our_own_state(self, tmp_path):
-        """The ledger is JSON: a pickle in its place is damage."""
-        file, mark = tmp_path / "results.jsonl", tmp_path / "mark"
-        file.write_bytes(pickle.dumps(Bomb(mark)))
-        with pytest.raises(LoraprobeError):
-            Ledger(file, resume=True, fingerprint={})
         assert not mark.exists()
 
     def test_nothing_of_ours_unpickles(self):
@@ -130,19 +110,8 @@ class TestCodeOfARepository:
         mark = tmp_path / "mark"
         base = self.harmful(small_base, tmp_path / "base", mark)
         refs = self.adapters(tmp_path, base)
-        command = [
-            "merge-and-eval",
-            *refs,
-            "--base",
-            base,
-            "--task",
-            tmp_path / "t.jsonl",
-            "--json",
-            "--max-new-tokens",
-            2,
-            "--system",
-            "uniform",
-        ]
+        words = f"--base {base} --task {tmp_path}/t.jsonl --max-new-tokens 2 --system uniform"
+        command = ["merge-and-eval", *refs, "--json", *words.split()]
         refused = call(*command)
         assert refused.exit_code == 2 and "--trust-remote-code" in refused.stderr
         assert not mark.exists()
@@ -225,15 +194,8 @@ class TestNames:
     def test_an_adapters_name_is_no_path(self, tmp_path, name):
         random_adapter("a").save(tmp_path / "a")
         random_adapter("b", seed=2).save(tmp_path / "b")
-        result = call(
-            "route",
-            f"{name}={tmp_path / 'a'}",
-            tmp_path / "b",
-            "--router",
-            "arrow",
-            "-o",
-            tmp_path / "deep" / "out",
-        )
+        refs = [f"{name}={tmp_path / 'a'}", tmp_path / "b"]
+        result = call("route", *refs, "--router", "arrow", "-o", tmp_path / "deep" / "out")
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
@@ -256,14 +218,6 @@ class TestTemplates:
         tokenizer = copy.deepcopy(subwords())
         tokenizer.chat_template = template
         return tokenizer
-
-    def test_a_template_without_end_is_stopped(self, monkeypatch):
-        monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.3)
-        loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-        start = time.process_time()
-        with pytest.raises(BaseError, match="does not end within"):
-            Encoder(self.tokenizer(loop), chat=True).text("x")
-        assert time.process_time() - start < 5
 
     @pytest.mark.parametrize(
         "template",

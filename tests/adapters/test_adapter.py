@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 

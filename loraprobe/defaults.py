@@ -34,7 +34,7 @@ CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 
 # The screen of a library.
 KEEP = 8  # --keep: sets of adapters that are composed and proved
 SCREENING_ITEMS = 40  # --items: of each task, on which the adapters are asked alone
-SCREENING_LOOK = 20  # of these, after which an adapter that cannot matter is asked no more
+SCREENING_PASS = 20  # of these, after which an adapter that cannot matter is asked no more
 BEST_SINGLES = 3  # the best single adapters, which are proved too
 SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
 TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen

@@ -126,7 +126,7 @@ def score(
 
     Right-or-wrong metrics have Wilson's interval, losses a t interval; both account for clusters.
     With several tasks, the rows of all systems except the base have `retention`, whose interval has
-    the level of the look.
+    the level of the round.
     """
     cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
     for result in results:
@@ -223,7 +223,7 @@ def compare(
 
     Both are compared on the same items. A positive difference means that the system is better (for
     losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
-    level: that of the look. Rows with the best option (`_with_best`) are left out where a
+    level: that of the round. Rows with the best option (`_with_best`) are left out where a
     composition is compared with the same baseline in the same form already.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
@@ -317,7 +317,7 @@ def gains(
     composing weights. If a question is asked in both forms, a gain in one of them is a success. The
     lower ends of the forms that contend for the larger gain therefore share alpha; the lower end of
     a form that does not contend divides it among all forms. The upper ends use all of alpha, since
-    a failure needs both forms. alpha: that of the look (`schedule`).
+    a failure needs both forms. alpha: that of the round (`schedule`).
 
     tasks: with the metrics that their gold answers need. Where exact match judged instead, each
     gain also has the figures by the needed metric.

@@ -1,10 +1,10 @@
 """Evaluation by rounds: how many items each round asks, with which alpha, and who continues.
 
 A round adds whole clusters in a seeded order, so that its items are a random sample. After each
-round the decision may be made. The chance of a wrong one is spent over these looks: by the look
-with the share t of the clusters t^2 of alpha is spent (Kim and DeMets 1987). The alpha of a look
+round the decision may be made. The chance of a wrong one is spent over these rounds: by the round
+with the share t of the clusters t^2 of alpha is spent (Kim and DeMets 1987). The alpha of a round
 follows from Armitage, McPherson and Rowe's recursion (1969) for a Brownian motion. A decision at
-the last look then needs intervals that are 2 to 4 % wider than those of a single look
+the last round then needs intervals that are 2 to 4 % wider than those of a single round
 (examples/calibration/rule-simulated.md compares the two).
 """
 
@@ -25,14 +25,14 @@ from loraprobe.records import FORMS, ROUND, ItemResult
 from loraprobe.tasks import Task
 
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
-FEW_EXPONENT = 4.0  # the same where the first look has more than half of the clusters
+FEW_EXPONENT = 4.0  # the same where the first round has more than half of the clusters
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
 
 
 @dataclass(frozen=True)
 class Round:
-    """Round `number` of `planned`: the tasks with all items asked by then, and the look's alpha.
+    """Round `number` of `planned`: the tasks with all items asked by then, and the round's alpha.
 
     alpha: both sides together; intervals of level 1 - alpha decide after this round.
     """
@@ -65,7 +65,7 @@ def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tupl
     """
     orders = [clusters_in_order(task, seed) for task in tasks]
     fewest = min(map(len, orders))
-    shares = (1.0,) if all_items or fewest < ROUNDS_FROM else look_shares(fewest)
+    shares = (1.0,) if all_items or fewest < ROUNDS_FROM else round_shares(fewest)
     return tuple(
         Round(
             number,
@@ -77,7 +77,7 @@ def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tupl
             alpha,
         )
         for number, (share, alpha) in enumerate(
-            zip(shares, look_alphas(shares), strict=True), start=1
+            zip(shares, round_alphas(shares), strict=True), start=1
         )
     )
 
@@ -124,8 +124,8 @@ def spread_sample(task: Task, items: int, seed: int) -> Task:
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))
 
 
-def look_shares(clusters: int) -> tuple[float, ...]:
-    """The share of the clusters at each look: from FIRST_ROUND to all, in nearly doubling steps."""
+def round_shares(clusters: int) -> tuple[float, ...]:
+    """The share of the clusters at each round: from FIRST_ROUND to all, in nearly doubling steps."""
     steps = max(1, round(math.log2(clusters / FIRST_ROUND)))
     return tuple((FIRST_ROUND / clusters) ** (1 - k / steps) for k in range(steps + 1))
 
@@ -136,18 +136,18 @@ def _part(task: Task, clusters: Collection[str]) -> Task:
 
 
 @functools.cache
-def look_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
-    """The alpha of each look at these shares of the information; the last share is 1."""
+def round_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """The alpha of each round at these shares of the information; the last share is 1."""
     return boundaries(shares, tuple(spent_by(share, shares[0]) for share in shares))
 
 
 def spent_by(share: float, first: float) -> float:
-    """The part of ALPHA that is spent by this share of the information. first: that of look 1."""
+    """The part of ALPHA that is spent by this share of the information. first: that of round 1."""
     return ALPHA * share ** (EXPONENT if first <= 0.5 else FEW_EXPONENT)
 
 
 def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
-    """The two-sided alpha of each look, so that `spent` is spent by each.
+    """The two-sided alpha of each round, so that `spent` is spent by each.
 
     A Brownian motion leaves the boundaries of either side by share t with the probability spent.
     """
@@ -170,7 +170,7 @@ def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, 
 def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) -> set[str]:
     """The systems that are shown to be worse than the best of them, in every form they answered.
 
-    With several tasks the plain means over tasks are compared. alpha: that of the look, divided
+    With several tasks the plain means over tasks are compared. alpha: that of the round, divided
     among the comparisons.
     """
     shown: dict[str, list[bool]] = {}

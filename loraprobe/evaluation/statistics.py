@@ -9,7 +9,7 @@ choice of the best of several systems.
 gained and to the lost ones. The interval holds all differences whose likelihood ratio
 2 log(L(most likely shares) / L(most likely shares with this difference)) is at most z^2. It decides
 more often than Bonett and Price's where nothing is lost, and it stays near its level at the small
-alpha of an early look (examples/calibration/rule.md has its error rates).
+alpha of an early round (examples/calibration/rule.md has its error rates).
 
 A standard error says which systems contend to be the best (`largest`) and how many items would
 decide, and `ratio` inverts the interval that it gives. It is that of Bonett and Price (2012),

@@ -47,7 +47,6 @@ from loraprobe.records import (
     Forecast,
     GateStatistics,
     ItemResult,
-    LearnedWeights,
     Rounds,
     Score,
     Verdict,
@@ -308,7 +307,6 @@ class Evaluated:
     records: EvaluationRecords = field(default_factory=EvaluationRecords)
     notes: Sequence[str] = ()
     gates: tuple[GateStatistics, ...] = ()
-    learned: LearnedWeights | None = None
     builder: SystemBuilder | None = None
     compositions: Sequence[System] = ()
     samples: Samples | None = None
@@ -323,7 +321,7 @@ class Evaluated:
         wrong = self.samples.wrong(system, form) if system and self.samples is not None else ()
         return {
             "gates": self.gates,
-            "search": self.learned,
+            "search": self.builder.learned if self.builder is not None else None,
             "samples": wrong,
             "evaluation": self.records,
         }
@@ -334,7 +332,7 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
     options = session.options
     with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
         session.expect(lambda: expected_steps(evaluator))
-        builder, learned, notes = _builder(evaluator, prepared)
+        builder, notes = _builder(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
         found = evaluate(
@@ -351,23 +349,20 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
         records = found.records(coverage=coverage)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [note(learned)] if learned else []
+    notes += [note(builder.learned)] if builder.learned else []
     notes += plan.left_out
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
     notes.append(evaluator.scorer.batcher.note())
     samples = Samples.of(found.results, found.systems, asked, options.metric)
-    return Evaluated("evaluation", records, notes, gates, learned, builder, composed, samples)
+    return Evaluated("evaluation", records, notes, gates, builder, composed, samples)
 
 
-def _builder(
-    evaluator: Evaluator, prepared: Prepared
-) -> tuple[SystemBuilder, LearnedWeights | None, list[str]]:
-    """A builder with fitted routers and, with `--weights learn`, the weights that were learned.
+def _builder(evaluator: Evaluator, prepared: Prepared) -> tuple[SystemBuilder, list[str]]:
+    """A builder with fitted routers and learned weights, and notes on the routers.
 
-    Both learn on items on which no system is scored. Returns the builder, the learned weights, and
-    notes on the routers.
+    Both learn on items on which no system is scored.
     """
     inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.scorer
     options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
@@ -381,7 +376,7 @@ def _builder(
                 scorer, prepared.adapters, parts, options, path=file, progress=session.progress
             )
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, learned, routers)
-    return builder, learned, notes
+    return builder, notes
 
 
 def evaluate_sample(
@@ -392,9 +387,10 @@ def evaluate_sample(
     if not inputs.tasks:
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = _probe_without_task(scorer, inputs, probe, session)
-        return Evaluated("probes", EvaluationRecords(rows), [*notes, scorer.batcher.note()])
+        records = EvaluationRecords(coverage=rows)
+        return Evaluated("probes", records, [*notes, scorer.batcher.note()])
     with open_evaluator(inputs, plan, session) as evaluator:
-        options, singles = session.options, baseline_systems(inputs.adapters)
+        singles = baseline_systems(inputs.adapters)
         # Hops decide for one task alone (`verdict.rules`), which takes more items.
         hops = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
         few = _sample(evaluator, HOP_ITEMS if hops else PILOT_ITEMS)
@@ -414,35 +410,42 @@ def evaluate_sample(
             for task, asked in zip(plan.tasks, few.tasks, strict=True)
             if len(asked.items) < len(task.items)
         ]
-        composed = list[System]()
-        if plan.specs:
-            builder, _, told = _builder(evaluator, Prepared(tuple(inputs.adapters)))
-            names = {adapter.name for adapter in inputs.adapters}
-            specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
-            with session.stage("compose"):
-                composed, left_out = builder.build_each({spec: spec for spec in specs})
-            notes += [*told, *left_out]
-        look, margin = pilot(plan.tasks, PILOT_ITEMS, options.seed), options.needed_gain
-
-        def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
-            """Only where a composition gains more than the margin: nothing else depends on them."""
-            merged = [system for system in systems if system.kind != "chain"]
-            gains = evaluation.gains(
-                results, merged, margin=margin, seed=options.seed, alpha=look.alpha
-            )
-            if not any(gain.adjusted_ci95[0] > margin for gain in gains):
-                return []
-            return controls_of_best(builder, composed, results, systems, session)
-
-        found = evaluate(
-            evaluator, [*singles, *composed], [look], controls, known=results, parts=FORMS
-        )
+        found, composed, told = _pilot(evaluator, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows, forecasts=forecasts)
-    notes = [*evaluator.notes, *notes, evaluator.scorer.batcher.note()]
+    notes = [*evaluator.notes, *notes, *told, evaluator.scorer.batcher.note()]
     if not composed:
         return Evaluated("base", replace(records, rounds=None), notes)
     return Evaluated("pilot", records, notes)
+
+
+def _pilot(
+    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult]
+) -> tuple[Asked, list[System], list[str]]:
+    """A first round of the compositions on a few questions, the compositions, and notes.
+
+    results: of the base and the single adapters. Controls are asked only where a composition gains
+    more than the margin: nothing else depends on them.
+    """
+    inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
+    builder, notes = _builder(evaluator, Prepared(tuple(inputs.adapters)))
+    names = {adapter.name for adapter in inputs.adapters}
+    specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
+    with session.stage("compose"):
+        composed, left_out = builder.build_each({spec: spec for spec in specs})
+    seed, margin = session.options.seed, session.options.needed_gain
+    first = pilot(plan.tasks, PILOT_ITEMS, seed)
+
+    def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
+        merged = [system for system in systems if system.kind != "chain"]
+        gains = evaluation.gains(results, merged, margin=margin, seed=seed, alpha=first.alpha)
+        if not any(gain.adjusted_ci95[0] > margin for gain in gains):
+            return []
+        return controls_of_best(builder, composed, results, systems, session)
+
+    systems = [*singles, *composed]
+    found = evaluate(evaluator, systems, [first], controls, known=results, parts=FORMS)
+    return found, composed, [*notes, *left_out]
 
 
 def _sample(evaluator: Evaluator, items: int) -> Evaluator:

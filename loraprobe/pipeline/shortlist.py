@@ -115,7 +115,7 @@ def _notes(proved: Proved) -> list[str]:
     choosing, screened = proved.choosing, proved.screened
     notes = [f"{name} was not asked: {error}" for name, error in choosing.failed.items()]
     answered = {row.system for row in choosing.results}
-    left = {True: "without the second look at the items that choose", False: "unasked"}
+    left = {True: "without the second pass over the items that choose", False: "unasked"}
     for some, how in left.items():
         if names := [name for name in choosing.unasked if (name in answered) is some]:
             notes.append(

@@ -17,7 +17,7 @@ from loraprobe.defaults import (
     FEWEST_ITEMS,
     ROUTER_LEAST,
     ROUTER_MOST,
-    SCREENING_LOOK,
+    SCREENING_PASS,
 )
 from loraprobe.errors import TaskError
 from loraprobe.formatting import count
@@ -117,9 +117,9 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
 def passes(tasks: Sequence[Task], seed: int) -> list[tuple[Task, ...]]:
     """The items that choose in two parts without a common cluster, or in one if they are few.
 
-    The first has SCREENING_LOOK items of each task, after which an adapter may be left out.
+    The first has SCREENING_PASS items of each task, after which an adapter may be left out.
     """
-    parts = _drawn(tasks, [SCREENING_LOOK] * len(tasks), seed)
+    parts = _drawn(tasks, [SCREENING_PASS] * len(tasks), seed)
     return [parts.apart, parts.left] if all(task.items for task in parts.left) else [tuple(tasks)]
 
 

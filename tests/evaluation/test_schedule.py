@@ -12,7 +12,7 @@ from test_statistics import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds
-from loraprobe.evaluation.schedule import boundaries, look_alphas, spread_sample
+from loraprobe.evaluation.schedule import boundaries, round_alphas, spread_sample
 from loraprobe.tasks import Item, Task
 
 
@@ -81,7 +81,7 @@ def test_all_looks_together_are_wrong_as_often_as_one(shares, exponent):
     rng = np.random.default_rng(0)
     steps = np.diff([0.0, *shares]) ** 0.5
     paths = np.cumsum(rng.standard_normal((200_000, len(shares))) * steps, axis=1)
-    bounds = -special.ndtri(np.array(look_alphas(shares)) / 2)
+    bounds = -special.ndtri(np.array(round_alphas(shares)) / 2)
     crossed = np.abs(paths) / np.sqrt(shares) > bounds
     for k, share in enumerate(shares):
         spent = 0.05 * share**exponent

@@ -125,7 +125,7 @@ def spread_sample(task: Task, items: int, seed: int) -> Task:
 
 
 def round_shares(clusters: int) -> tuple[float, ...]:
-    """The share of the clusters at each round: from FIRST_ROUND to all, in nearly doubling steps."""
+    """The share of the clusters in each round: from FIRST_ROUND to all, nearly doubling."""
     steps = max(1, round(math.log2(clusters / FIRST_ROUND)))
     return tuple((FIRST_ROUND / clusters) ** (1 - k / steps) for k in range(steps + 1))
 

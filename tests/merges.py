@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from making import dense, random_update
 
@@ -139,3 +140,13 @@ def ties_dense(
             entries = [float(d[i, j]) for d in deltas]
             merged[i, j] = ties_entry(entries, weights, variant, election)
     return merged
+
+
+def adapters_of(updates: list[LowRank]) -> list[Adapter]:
+    return [adapter_of(f"a{i}", {"up": update}) for i, update in enumerate(updates)]
+
+
+def close(adapter: Adapter, expected: np.ndarray | torch.Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(
+        delta(adapter), torch.as_tensor(expected), **(tolerance or TIGHT), check_dtype=False
+    )

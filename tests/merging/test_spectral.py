@@ -4,14 +4,13 @@ and against what other projects give on the same deltas (tests/vectors/spectral.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from making import planted_pair, random_update, regauged
-from merges import F64, TIGHT, delta, sources, ties_dense, trimmed
+from merges import F64, TIGHT, adapters_of, close, delta, sources, ties_dense, trimmed
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
@@ -23,10 +22,6 @@ PEERS = json.loads((Path(__file__).parents[1] / "vectors" / "spectral.json").rea
 SPECTRAL = ("tsv", "iso_c", "iso_cts")
 
 
-def adapters_of(updates: list[LowRank]) -> list[Adapter]:
-    return [adapter_of(f"a{i}", {"up": update}) for i, update in enumerate(updates)]
-
-
 def dense_of(adapters: list[Adapter]) -> list[np.ndarray]:
     return [delta(adapter).numpy() for adapter in adapters]
 
@@ -35,12 +30,6 @@ def polar(columns: np.ndarray) -> np.ndarray:
     """columns (columns^T columns)^(-1/2): the nearest orthonormal frame, from an eigensystem."""
     values, vectors = np.linalg.eigh(columns.T @ columns)
     return columns @ (vectors / np.sqrt(values)) @ vectors.T
-
-
-def close(adapter: Adapter, expected: np.ndarray, **tolerance: float) -> None:
-    torch.testing.assert_close(
-        delta(adapter), torch.as_tensor(expected), **(tolerance or TIGHT), check_dtype=False
-    )
 
 
 # What other projects give.
@@ -65,99 +54,6 @@ def test_parity_with_other_projects(vector):
         merged = merge(adapters_of(updates), allow=["no-effect"], **given)
         ours = delta(merged.adapter).numpy()
     assert np.linalg.norm(ours - expected) < limit * np.linalg.norm(expected)
-
-
-# slerp
-
-
-@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 1.0])
-def test_slerp_goes_along_the_arc_at_constant_speed(t):
-    cosine = 0.3
-    a, b = planted_pair(cosine, norms=(2.0, 2.0))
-    path = next(iter(a.modules))
-    point = delta(merge([a, b], "slerp", weights=[1 - t, t]).adapter, path)
-    angle = float((point * delta(a, path)).sum()) / 4
-    assert float(point.norm()) == pytest.approx(2.0)
-    assert math.acos(min(1.0, angle)) == pytest.approx(t * math.acos(cosine), abs=1e-6)
-
-
-def test_slerp_takes_weights_as_given():
-    a, b = sources((3, 2))
-    once = merge([a, b], "slerp", weights=[0.3, 0.7]).adapter
-    twice = merge([a, b], "slerp", weights=[0.6, 1.4]).adapter
-    close(twice, 2 * delta(once).numpy())
-    close(
-        merge([a, b], "slerp").adapter, delta(merge([a, b], "slerp", weights=[1 / 2] * 2).adapter)
-    )
-    close(merge([a], "slerp", weights=[0.4]).adapter, 0.4 * delta(a).numpy())
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_slerp_of_nearly_parallel_deltas_is_linear(sign):
-    a, b = planted_pair(0.9996)
-    path = next(iter(a.modules))
-    b = adapter_of("b", {path: b.modules[path].scaled(sign)})
-    point = delta(merge([a, b], "slerp", weights=[0.3, 0.7]).adapter, path)
-    torch.testing.assert_close(point, 0.3 * delta(a, path) + 0.7 * delta(b, path), **TIGHT)
-    a, b = planted_pair(0.9994)
-    point = delta(merge([a, b], "slerp", weights=[0.5, 0.5]).adapter, path)
-    assert float(point.norm()) == pytest.approx(1.0, abs=1e-9)  # on the arc, not on the chord
-
-
-def test_slerp_refuses_zero_and_opposed_deltas():
-    three = sources()
-    with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
-        merge(three, "slerp")
-    for weights in ([-0.5, 1.5], [0.0, 0.0]):
-        with pytest.raises(UsageError, match=r"slerp needs weights of 0 or more"):
-            merge(three[:2], "slerp", weights=weights)
-
-
-# model_stock
-
-
-@pytest.mark.parametrize("cosine", [0.05, 0.6, 1.0])
-def test_model_stock_of_two_is_the_ratio_of_their_cosine(cosine):
-    a, b = planted_pair(cosine, norms=(1.0, 3.0))
-    path = next(iter(a.modules))
-    merged = merge([a, b], "model_stock")
-    mean = (delta(a, path) + delta(b, path)) / 2
-    torch.testing.assert_close(
-        delta(merged.adapter, path), 2 * cosine / (1 + cosine) * mean, **TIGHT
-    )
-
-
-@pytest.mark.parametrize("angle", ["cosine", "degrees"])
-def test_model_stock_of_three_takes_the_mean_over_pairs(angle):
-    common = random_update(7, 6, 2, 5, 1.0, F64)
-    adapters = adapters_of(
-        [
-            LowRank(torch.cat([u.A, common.A]), torch.cat([u.B, common.B], 1), 0.5 + i)
-            for i, u in enumerate(random_update(7, 6, 2, 60 + i, 1.0, F64) for i in range(3))
-        ]
-    )
-    deltas = dense_of(adapters)
-    pairs = [
-        float((deltas[i] * deltas[j]).sum() / np.linalg.norm(deltas[i]) / np.linalg.norm(deltas[j]))
-        for i, j in ((0, 1), (0, 2), (1, 2))
-    ]
-    c = np.mean(pairs) if angle == "cosine" else np.cos(np.mean(np.arccos(pairs)))
-    expected = 3 * c / (1 + 2 * c) * np.mean(deltas, 0)
-    close(merge(adapters, f"model_stock:angle={angle}").adapter, expected)
-    assert np.ptp(pairs) > 0.1  # so that the two means differ
-
-
-def test_model_stock_keeps_nothing_of_opposed_deltas_and_all_of_a_lone_one():
-    a, b = planted_pair(-0.3)
-    with pytest.raises(UsageError, match=r"zero in every module.*share nothing"):
-        merge([a, b], "model_stock")
-    (path,) = a.modules
-    a = adapter_of("a", {path: a.modules[path], "other": random_update(5, 4, 2, 3, 1.0, F64)})
-    merged = merge([a, b], "model_stock").adapter
-    assert float(delta(merged, path).norm()) == 0.0
-    torch.testing.assert_close(delta(merged, "other"), delta(a, "other") / 2, **TIGHT)
-    issue = merge([a, b], "model_stock", weights=[0.5, 0.5]).issues[0]
-    assert issue.code == "weights-ignored"
 
 
 # tsv
@@ -318,19 +214,3 @@ def test_knots_has_a_sketch_of_nothing():
     adapters = sources((3, 4), torch.float32, 40, 700)
     merged = merge(adapters, "ties", space="knots")
     assert merged.rank == 7 and merged.compression_error < 1e-6
-
-
-def test_an_audit_refuses_before_it_loads_anything():
-    from loraprobe.options import Options
-    from loraprobe.pipeline.systems import check_systems
-
-    three = sources()
-    check_systems(three[:2], Options(methods=("slerp",)))
-    for options in (Options(methods=("slerp",)), Options(systems=("slerp",))):
-        with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
-            check_systems(three, options)
-    with pytest.raises(UsageError, match=r"slerp needs weights"):
-        check_systems(three[:2], Options(methods=("slerp",), weights=(-1.0, 2.0)))
-    with pytest.raises(UsageError, match=r"may be negative, which slerp"):
-        check_systems(three[:2], Options(methods=("slerp",), weights="learn"))
-    check_systems(three, Options(methods=("tsv", "task_arithmetic"), weights="learn"))

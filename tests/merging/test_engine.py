@@ -1,0 +1,263 @@
+"""A merge as a whole: what is read, written and kept, and what peft makes of the same files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from making import LLAMA, hidden, peft_adapter, random_adapter, tiny_gpt2, tiny_llama
+from merges import F64, delta
+from peft import PeftModel
+
+import loraprobe
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.adapters.tensors import SafetensorsFile
+from loraprobe.merging import merge
+
+# What is written.
+
+
+def test_the_widest_dtype_is_written_and_its_rounding_measured():
+    half, single, narrow = (
+        random_adapter(name, rank=2, seed=seed, dtype=dtype)
+        for seed, (name, dtype) in enumerate(
+            (("a", torch.bfloat16), ("b", torch.float32), ("c", torch.float16)), 1
+        )
+    )
+    tiny = random_adapter("d", rank=2, seed=4)
+    tiny = adapter_of("d", {p: u.to(torch.float8_e4m3fn) for p, u in tiny.modules.items()})
+    for adapters, dtype in (
+        ([half], torch.bfloat16),
+        ([half, single], torch.float32),
+        ([half, narrow], torch.float32),
+        ([tiny, half], torch.bfloat16),
+    ):
+        assert merge(adapters).adapter.dtype == dtype
+    exact = merge([half, single], dtype=F64).adapter
+    written = merge([half, single], dtype=torch.bfloat16)
+    gap = sum(float((delta(exact, p) - delta(written.adapter, p)).square().sum()) for p in LLAMA)
+    size = sum(float(delta(exact, p).square().sum()) for p in LLAMA)
+    assert written.rounding_error == pytest.approx((gap / size) ** 0.5, rel=1e-3)
+
+
+def test_kinds_base_and_names_travel():
+    kinds = dict.fromkeys(LLAMA, "conv1d")
+    a, b = (random_adapter(n, rank=2, seed=i, kinds=kinds) for i, n in enumerate("ab"))
+    merged = merge([a, b], name="both")
+    assert merged.adapter.name == "both" and merged.adapter.base_model == "owner/base"
+    assert {i.kind for i in merged.adapter.layout.values()} == {"conv1d"}
+    assert [s.name for s in merged.sources] == ["a", "b"]
+    norm = sum(float(delta(a, p).square().sum()) for p in LLAMA) ** 0.5
+    assert merged.sources[0].norm == pytest.approx(norm, rel=1e-6)
+    assert merged.method == "Uniform()" and merged.weights == (0.5, 0.5)
+
+
+def test_one_conv1d_among_linear_sources_is_conv1d_in_either_order():
+    path = next(iter(LLAMA))
+    plain = random_adapter("a", seed=1)
+    flagged = random_adapter("b", seed=2, kinds={path: "conv1d"})
+    for pair in ([plain, flagged], [flagged, plain]):
+        assert merge(pair).adapter.layout[path].kind == "conv1d"
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (({}, {}), (None, None)),
+        (({"task_type": None}, {"task_type": "SEQ_CLS"}), ("SEQ_CLS", None)),
+        (({"task_type": "CAUSAL_LM", "revision": "v1"},) * 2, ("CAUSAL_LM", "v1")),
+        (({"revision": "v1"}, {"revision": "v2"}), (None, None)),
+    ],
+)
+def test_task_type_and_revision_are_kept_and_never_invented(configs, expected, tmp_path):
+    sources = [
+        adapter_of(name, dict(random_adapter(name, seed=i).modules), base_model="b", config=config)
+        for i, (name, config) in enumerate(zip("ab", configs, strict=True))
+    ]
+    merge(sources).save(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (written["task_type"], written["revision"]) == expected
+
+
+def test_each_module_is_read_once_and_forgotten(tmp_path, monkeypatch):
+    for i, name in enumerate("ab"):
+        random_adapter(name, seed=i).save(tmp_path / name)
+    reads: list[str] = []
+    living: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    def read(self, key, real=SafetensorsFile.read):
+        nonlocal most
+        tensor = real(self, key)
+        reads.append(key)
+        living.add(tensor)
+        most = max(most, len(living))
+        return tensor
+
+    monkeypatch.setattr(SafetensorsFile, "read", read)
+    adapters = [read_adapter(tmp_path / name) for name in "ab"]
+    for method in ("uniform", "ties", "factor_average"):
+        reads.clear()
+        seen: list[tuple[str, int, int]] = []
+        merge(adapters, method, rank=2, progress=lambda *step, seen=seen: seen.append(step))
+        assert len(reads) == 2 * 2 * len(LLAMA)
+        assert most <= 2 * 2 * 2  # A and B of two adapters, of this module and the one before
+        assert seen == [("merge", i + 1, len(LLAMA)) for i in range(len(LLAMA))]
+
+
+# The same combinations by peft: equal where peft is right, a pinned difference where it is not.
+
+WEIGHTS = [0.7, 0.4]
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> list[Path]:
+    """Two adapters of a tiny Llama with equal ranks and different alphas."""
+    root = tmp_path_factory.mktemp("pair")
+    return [
+        peft_adapter(root / "a", tiny_llama(), 1, r=4, lora_alpha=8, target_modules=TARGETS),
+        peft_adapter(root / "b", tiny_llama(), 2, r=4, lora_alpha=4, target_modules=TARGETS),
+    ]
+
+
+def pefts_merge(directories: list[Path], combination: str, **options: Any):
+    """Module path -> dense delta of peft's own merge of these directories."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = PeftModel.from_pretrained(tiny_llama(), str(directories[0]), "0")
+        wrapped.load_adapter(str(directories[1]), "1")
+        wrapped.add_weighted_adapter(
+            ["0", "1"], WEIGHTS, "merged", combination_type=combination, **options
+        )
+    return {
+        path.removeprefix("base_model.model."): module.get_delta_weight("merged").detach()
+        for path, module in wrapped.named_modules()
+        if hasattr(module, "get_delta_weight") and "merged" in module.lora_A
+    }
+
+
+def our_merge(directories: list[Path], method: str, **options: Any) -> dict[str, torch.Tensor]:
+    adapters = [read_adapter(d, name=str(i)) for i, d in enumerate(directories)]
+    merged = merge(adapters, method, weights=WEIGHTS, **options).adapter
+    return {path: update.delta() for path, update in merged.modules.items()}
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    gap = sum(float((ours[p] - theirs[p]).double().square().sum()) for p in ours)
+    return (gap / sum(float(d.double().square().sum()) for d in ours.values())) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "combination", "options", "low", "high"),
+    [
+        ("task_arithmetic", "auto", "cat", {}, 0, 1e-5),
+        ("task_arithmetic", 8, "svd", {"svd_rank": 8}, 0, 1e-5),
+        ("task_arithmetic", 3, "svd", {"svd_rank": 3}, 0, 1e-5),
+        ("factor_average:variant=peft", "auto", "linear", {}, 0, 1e-5),
+        ("task_arithmetic", "auto", "linear", {}, 0.7, 2),  # the cross terms
+        ("ties:density=0.3", 8, "ties_svd", {"svd_rank": 8, "density": 0.3}, 0, 1e-5),
+        (
+            "magnitude_prune:density=0.3",
+            8,
+            "magnitude_prune_svd",
+            {"svd_rank": 8, "density": 0.3},
+            0,
+            1e-5,
+        ),
+        # Without svd peft's work on A and on B, not on deltas.
+        ("ties:density=0.3", 8, "ties", {"density": 0.3}, 0.3, 2),
+        ("magnitude_prune", 8, "magnitude_prune", {"density": 0.5}, 0.3, 2),
+    ],
+)
+def test_combinations_of_peft_have_a_name_here(pair, method, rank, combination, options, low, high):
+    theirs = pefts_merge(pair, combination, **options)
+    assert low <= distance(our_merge(pair, method, rank=rank), theirs) < high
+
+
+def test_rslora_comes_out_too_large_by_the_root_of_the_rank_in_peft(tmp_path):
+    """The merged config inherits use_rslora with alpha = r: the scaling is sqrt(r), not 1."""
+    source = peft_adapter(
+        tmp_path / "rs", tiny_llama(), 3, r=4, lora_alpha=8, target_modules=TARGETS, use_rslora=True
+    )
+    theirs = pefts_merge([source, source], "cat")
+    ours = our_merge([source, source], "task_arithmetic")
+    assert distance({p: 8**0.5 * d for p, d in ours.items()}, theirs) < 1e-5  # rank 4 + 4
+    assert distance(ours, theirs) == pytest.approx(8**0.5 - 1, abs=1e-4)
+
+
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+    "alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 16},
+}
+CONV = {"fan_in_fan_out": True}
+ODD = {
+    "rslora with patterns": [
+        {"r": 4, "lora_alpha": 8, "use_rslora": True, **PATTERNS}
+        | {"target_modules": [*TARGETS, "up_proj"]},
+        {"r": 3, "lora_alpha": 5, "target_modules": TARGETS, "rank_pattern": {"down_proj": 5}},
+    ],
+    "five, partial, mixed ranks": [
+        {"r": i + 1, "use_rslora": i % 2 == 0, "target_modules": TARGETS[: i % 3 + 1]}
+        for i in range(5)
+    ],
+    "one": [{"r": 2, "lora_alpha": 4, "target_modules": TARGETS}],
+    "layers apart": [
+        {"r": 2, "target_modules": TARGETS, "layers_to_transform": [0]},
+        {"r": 3, "target_modules": TARGETS, "layers_to_transform": [1]},
+    ],
+    "tied head and embedding": [
+        {"r": 2, "target_modules": ["lm_head", "q_proj"]},
+        {"r": 3, "target_modules": ["embed_tokens", "q_proj"]},
+    ],
+    "gpt2": [
+        {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"], **CONV},
+        {"r": 3, "lora_alpha": 9, "target_modules": ["c_attn"], "use_rslora": True, **CONV},
+    ],
+    # peft sets fan_in_fan_out anew at every layer and saves the last, here that of lm_head.
+    "gpt2, one flag of two kinds of layer": [
+        {"r": 2, "target_modules": ["c_attn", "lm_head"], **CONV},
+        {"r": 2, "target_modules": ["c_attn", "wte"], **CONV},
+    ],
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_peft_loads_a_merge_as_the_sum_of_its_deltas(case, tmp_path):
+    """Written by peft, merged here, read again by peft; the oracle is a dense float64 sum."""
+    build = tiny_gpt2 if case.startswith("gpt2") else tiny_llama
+    paths = [
+        peft_adapter(tmp_path / f"a{i}", build(), i + 1, **config)
+        for i, config in enumerate(ODD[case])
+    ]
+    weights = [(0.7, -0.4, 0.0, 1.3, -1.0)[i] for i in range(len(paths))]
+    loraprobe.merge(paths, method="task_arithmetic", weights=weights).save(tmp_path / "out")
+    sources = [_pefts_deltas(build(), path) for path in paths]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a key that fits nothing only warns
+        for told in ("Model has `tie_word", "fan_in_fan_out is set to True"):
+            warnings.filterwarnings("ignore", message=told)
+        model = PeftModel.from_pretrained(build(), str(tmp_path / "out")).eval()
+    assert (hidden(model) - hidden(build())).abs().max() > 0.01
+    out = _pefts_deltas(build(), tmp_path / "out")
+    assert set(out) == {path for source in sources for path in source}
+    for path, found in out.items():
+        terms = zip(weights, sources, strict=True)
+        expected = sum(w * source[path] for w, source in terms if path in source)
+        assert (found - expected).norm() <= 1e-6 * expected.norm(), path
+
+
+def _pefts_deltas(model, directory):
+    """The change of each module of a model by peft, in float64."""
+    wrapped = PeftModel.from_pretrained(model, str(directory)).double()
+    return {
+        name: module.get_delta_weight("default").detach()
+        for name, module in wrapped.base_model.model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }

@@ -11,7 +11,6 @@ from making import DOMAINS, LLAMA, generator, planted_pair, random_adapter, rand
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lora import grams
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
@@ -386,17 +385,6 @@ def test_all_pairs_of_many_agree_with_each_pair_alone():
             key = (row.name, row.adapters, row.side, row.rank)
             if key in together and row.value is not None:
                 assert together[key] == pytest.approx(row.value, rel=1e-7, abs=1e-8)
-
-
-def test_small_batches_give_the_same(trio, monkeypatch):
-    whole = diagnose(trio, per_module=True)
-    monkeypatch.setattr(grams, "BATCH_BYTES", 5000)
-    parts = diagnose(trio, per_module=True)
-    assert [(m.name, m.adapters, m.module, m.rank) for m in whole] == [
-        (m.name, m.adapters, m.module, m.rank) for m in parts
-    ]
-    for one, other in zip(whole, parts, strict=True):
-        assert close(one.value, other.value)
 
 
 def test_what_cannot_be_measured_is_none_and_harms_nothing_else(trio):

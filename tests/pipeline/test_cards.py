@@ -128,21 +128,3 @@ def test_no_name_of_a_base_becomes_code(base_model):
     for code in snippets(loraprobe.merge(pair).card):
         assert "abort" not in code and '"the base"' in code
         compile(code, "card", "exec")
-
-
-def test_all_options_of_a_member_round_trip_in_short():
-    from loraprobe.merging import METHODS
-    from loraprobe.registry import spec_of
-    from loraprobe.routing import ROUTERS
-
-    for registry in (METHODS, ROUTERS):
-        for name in registry.names():
-            made = registry.make(name)
-            assert spec_of(made, short=True) == name
-    assert (
-        spec_of(METHODS.make("ties:density=0.3,lambda=2"), short=True)
-        == "ties:density=0.3,lambda=2.0"
-    )
-    assert METHODS.make(spec_of(METHODS.make("della:density=0.4"), short=True)) == METHODS.make(
-        "della:density=0.4"
-    )

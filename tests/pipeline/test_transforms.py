@@ -38,44 +38,6 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-6) ->
     return float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-12)
 
 
-def test_balanced_norms_are_the_mean_and_directions_stay():
-    adapters = [some("a", 1, scaling=0.5), some("b", 2, rank=2, scaling=9.0), some("c", 3)]
-    norms = [sum(float(dense(a, p).norm()) ** 2 for p in making.LLAMA) ** 0.5 for a in adapters]
-    found = prepare(adapters, Options(balance="norm"))
-    mean = sum(norms) / 3
-    for before, after, step, norm in zip(adapters, found.adapters, found.steps, norms, strict=True):
-        assert after.norm() == pytest.approx(mean, rel=1e-6)
-        assert (after.name, after.base_model) == (before.name, before.base_model)
-        assert step.factor == pytest.approx(mean / norm, rel=1e-6)
-        assert step.norm_before == pytest.approx(norm, rel=1e-6)
-        for path in making.LLAMA:
-            assert close(dense(after, path), dense(before, path) * mean / norm)
-            assert after.layout[path].scaling == after.modules[path].scaling
-    assert "a by" in found.notes[0] and f"{found.steps[1].factor:.4g}" in found.notes[0]
-
-
-def test_subtraction_is_exact_on_the_deltas():
-    task = some("task", 1, drop=("v_proj",), rank=3, scaling=1.7)
-    general = [
-        some("g", 2, rank=2, scaling=0.3, dtype=torch.bfloat16),
-        some("h", 3, drop=("up_proj",), rank=5),
-        some("i", 4, scaling=-2.0),
-    ]
-    after = subtracted(task, general)
-    for path in making.LLAMA:
-        mean = sum(dense(other, path) for other in general) / 3
-        assert close(dense(after, path), dense(task, path) - mean, 1e-6), path
-    q, v = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
-    assert after.layout[q].rank == 3 + 2 + 5 + 4 == after.modules[q].rank
-    assert v in after.modules and v not in task.modules  # -dW_gk
-    assert after.modules[q].A.dtype is torch.float32 is after.layout[q].dtype
-    coarse = [some(n, i, dtype=torch.bfloat16, scaling=1 / 3) for i, n in enumerate("abc")]
-    mean = (dense(coarse[1], q) + dense(coarse[2], q)) / 2
-    assert close(dense(subtracted(coarse[0], coarse[1:]), q), dense(coarse[0], q) - mean, 1e-6)
-    step = prepare([task], Options(), general).steps[0]
-    assert step.modules_added == 2 and step.subtracted == ("g", "h", "i")
-
-
 PATHS = {"a.proj": (6, 5), "b.proj": (4, 7), "emb": (3, 9), "conv": (5, 12)}
 KINDS = {"emb": "embedding", "conv": "convolution"}
 

@@ -20,7 +20,6 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline.cards import MergeRecord
 from loraprobe.pipeline.verify import TOLERANCES, different_product
-from loraprobe.registry import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 
@@ -322,9 +321,3 @@ def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
     assert [source["sha256"] for source in told["sources"]] == [
         read_adapter(place).sha256 for place in pair
     ]
-
-
-@pytest.mark.parametrize("name", METHODS.names())
-def test_specs_make_equal_methods(name):
-    method = METHODS.make(name)
-    assert METHODS.make(spec_of(method)) == method

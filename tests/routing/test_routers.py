@@ -14,7 +14,6 @@ from torch import Tensor
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
-from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.spectral import projection
 from loraprobe.scoring.forward import tail_logits
@@ -143,20 +142,6 @@ def test_hard_gives_one_expert_everything(by):
     assert sorted(set(found.flatten().tolist())) == [0.0, 1.0]
 
 
-def test_default_arrow_is_bitwise_unchanged():
-    from loraprobe.routing.spectral import prototype
-
-    x = (3 * X).float()
-    experts = [a.modules[PATH].to(torch.float32) for a in FOUR]
-    scores = (x @ torch.stack([prototype(e) for e in experts]).T).abs()
-    best, index = scores.topk(3, dim=-1)
-    wanted = torch.full_like(scores, float("-inf")).scatter(-1, index, best).softmax(-1)
-    layer = prepared(Composition("c", tuple(FOUR), ROUTERS.make("arrow")), torch.float32)[0]
-    assert torch.equal(layer.gates(x), wanted)
-    assert ROUTERS.make("arrow:per=token") == ROUTERS.make("arrow")
-    assert ROUTERS.make("arrow:per=sequence") != ROUTERS.make("arrow")
-
-
 WRONG = "spectr:spectrum=heavy lag:preselect=0 lag:spectrum=x hard:by=lag hard:top_k=2 "
 WRONG += "arrow:per=row arrow:share=layer centroid:temperature=0 centroid:learned=1"
 
@@ -186,29 +171,6 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
     for wrong in ({}, {"x": MEANS}, {key: MEANS[0]}, {key: MEANS * float("nan")}):
         with pytest.raises(UsageError, match="stored state"):
             known.with_state(wrong)
-
-
-@pytest.mark.parametrize("spec", ["arrow", "spectr", "lag", "centroid", "hard"])
-def test_experts_with_general_knowledge_taken_out_are_experts_like_others(spec):
-    """dW_i - dW_g in factors: ranks add up, and directions may cancel."""
-    general = FOUR[3].modules[PATH]
-
-    def less(update: LowRank) -> LowRank:
-        a, b = update.folded(), general.scaled(-1.0).folded()
-        return LowRank(torch.cat([a.A, b.A]), torch.cat([a.B, b.B], dim=1))
-
-    taken = [adapter_of(a.name, {PATH: less(a.modules[PATH])}) for a in FOUR]
-    dense = [
-        adapter_of(a.name, {PATH: LowRank(d - DELTAS[3], torch.eye(24, dtype=torch.float64))})
-        for a, d in zip(FOUR, DELTAS, strict=True)
-    ]
-    made = []
-    for experts in (taken, dense):  # the last has lost everything
-        router = ROUTERS.make(spec)
-        router = router.with_state(STATE) if router.needs_prompts else router
-        made.append(prepared(Composition("c", tuple(experts), router), torch.float64)[0].delta(X))
-    assert bool(made[0].isfinite().all())
-    torch.testing.assert_close(made[0], made[1], rtol=1e-8, atol=1e-8)
 
 
 # Decisions for a prompt.

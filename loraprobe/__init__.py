@@ -24,16 +24,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
-from loraprobe.command_options import (
-    CONVERT,
-    EVALUATE,
-    INSPECT,
-    MERGE,
-    ROUTE,
-    SCREEN,
-    speaks_python,
-    takes,
-)
+from loraprobe.keywords import takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +56,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-@speaks_python
+@takes()
 def load(reference: str | Path) -> Adapter:
     """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
     from loraprobe import hub
@@ -95,7 +86,7 @@ def inspect(
 ) -> JudgedAudit: ...
 
 
-@takes(INSPECT)
+@takes("inspect")
 def inspect(
     adapters: Sequence[Adapter | str | Path] | Adapter | str | Path,
     *,
@@ -111,11 +102,16 @@ def inspect(
     adapters' configs name. tasks: task files; the base, the single adapters and the compositions
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
+
+    options: allow, answer_after, answer_pattern, batch_size, calibration, chat_template, device,
+    diagnostics, dtype, executor, fields, limit, margin, max_new_tokens, metric, per_module, prior,
+    prompt_template, resume, run_unsafe_code, seed, serve, state, threads, trust_remote_code
+    (docs/options.md).
     """
     return _run("commands.inspect", adapters, options, base=base, tasks=tasks, probe=probe)
 
 
-@takes(MERGE)
+@takes("merge")
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -130,12 +126,15 @@ def merge(
     weights: one for each adapter, or "learn", which minimises the loss of `base` on `tasks`. DoRA
     adapters and whole modules are merged with the base's weights. Raises CompatibilityError if the
     adapters do not fit together.
+
+    options: allow, answer_after, answer_pattern, balance, device, dtype, fields, limit,
+    prompt_template, rank, seed, space, subtract, threads (docs/options.md).
     """
     chosen = {**options, "methods": (method,), "weights": weights}
     return _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
 
 
-@speaks_python
+@takes()
 def route(
     model: Any,
     adapters: Sequence[Adapter | str | Path],
@@ -173,7 +172,7 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
-@takes(ROUTE)
+@takes("route")
 def compose(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -186,12 +185,16 @@ def compose(
     """Combines adapters with a router; `.save(directory)` writes them with a card.
 
     Raises CompatibilityError if the adapters do not fit together.
+
+    options: allow, answer_after, answer_pattern, balance, batch_size, chat_template, device,
+    device_map, fields, limit, prompt_template, quantize, router_prompts, seed, subtract, threads,
+    trust_remote_code (docs/options.md).
     """
     chosen = {**options, "routers": (router,), "weights": weights}
     return _run("commands.compose", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes(CONVERT)
+@takes("convert")
 def convert(
     adapter: Adapter | str | Path,
     *,
@@ -206,12 +209,14 @@ def convert(
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
     of the file. Raises CompatibilityError for what cannot be kept
     exactly.
+
+    options: allow, threads (docs/options.md).
     """
     chosen = {"base": base, "like": like, "portable": portable}
     return _run("commands.convert", [adapter], options, **chosen).made
 
 
-@speaks_python
+@takes()
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -223,7 +228,7 @@ def load_composition(directory: str | Path) -> Composition:
     return saved.load_composition(directory)
 
 
-@speaks_python
+@takes()
 def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),
@@ -240,7 +245,7 @@ def verify(
     return compare(directory, [*map(str, sources)], None if base is None else str(base))
 
 
-@takes(EVALUATE)
+@takes("merge-and-eval")
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -252,11 +257,17 @@ def merge_and_eval(
 
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
+
+    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, calibration,
+    chat_template, device, device_map, diagnostics, dtype, executor, fields, limit, margin,
+    max_new_tokens, methods, metric, per_module, prior, prompt_template, quantize, rank, resume,
+    retention, router_prompts, routers, run_unsafe_code, seed, space, state, subtract, systems,
+    threads, trust_remote_code, weights (docs/options.md).
     """
     return _run("commands.merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
 
-@takes(SCREEN)
+@takes("screen")
 def screen(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -270,6 +281,12 @@ def screen(
     have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
     `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
     adapter can be read.
+
+    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, budget,
+    calibration, chat_template, device, device_map, dtype, executor, fields, items, keep, limit,
+    margin, max_new_tokens, methods, metric, prior, prompt_template, quantize, rank, resume,
+    retention, routers, run_unsafe_code, seed, space, state, threads, trust_remote_code
+    (docs/options.md).
     """
     from loraprobe.library import listed
 

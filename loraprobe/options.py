@@ -1,201 +1,133 @@
-"""The options of all commands, each declared once: default, meaning, group and limits.
+"""The options of all commands as values: five groups, and `Options`, which holds all of them.
 
-The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations; `loraprobe.cli.output` has those that say how a
-command prints and where it writes.
+How each is written on a command line, and its help, stands in `loraprobe.cli.parameters`; the
+signature of a command lists those that it takes. The Python functions take the same as keywords.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from loraprobe.declarations import (
-    LEARNED,
-    adapter_option,
-    as_given,
-    check_values,
-    composition_option,
-    evaluation_option,
-    machine_option,
-    output_option,
-    read_auto_or_count,
-    read_executor,
-    read_named_file,
-    read_weights,
-    task_option,
-)
 from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
+LEARNED = "learn", "learn:per=layer"  # how --weights are found
+FLAGS = {  # of options that several values make a plural; the others are called as their fields
+    "methods": "--method",
+    "routers": "--router",
+    "systems": "--system",
+    "diagnostics": "--diagnostic",
+}
+BOUNDS = {  # of numbers, both included
+    "batch_size": (1, math.inf),
+    "threads": (1, 4096),
+    "limit": (1, math.inf),
+    "items": (10, math.inf),
+    "keep": (1, 64),
+    "budget": (0, math.inf),
+    "max_new_tokens": (1, math.inf),
+    "margin": (0, 1),
+    "retention": (0, 1),
+    "seed": (0, math.inf),
+}
+
 
 @dataclass(frozen=True)
-class Options:
-    """The options that decide a result. Python functions take these fields as keywords.
+class AdapterOptions:
+    """What of the adapters is accepted, and what is done to them first.
 
-    `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
-    with one prompt per line. Those on the file of a task hold one text for all tasks or one for
-    each, "" for a task that needs none. `state` is the directory for the results of a run, None for
-    the user's cache. `layers` has weights of single layers (layer -> one for each adapter), as a
-    card tells them. `arguments` is the command line and `started` its start (time.perf_counter),
-    for the provenance. Raises UsageError for values that are out of range or contradict each other.
+    `subtract` holds adapters or references.
     """
 
-    device: str = machine_option("auto", "auto, cpu, cuda[:n] or mps.")
-    dtype: str = machine_option(
-        "auto", "Of the base: auto (by the device), float32, bfloat16 or float16."
-    )
-    quantize: Literal["none", "4bit", "8bit"] = machine_option(
-        "none", "Load the base as it is (none), in 4bit or in 8bit."
-    )
-    device_map: Literal["none", "auto"] = machine_option(
-        "none", "auto: spread the base over all devices (needs accelerate); or none."
-    )
-    trust_remote_code: bool = machine_option(
-        False, "Run model code that the base's repository holds."
-    )
-    run_unsafe_code: bool = machine_option(
-        False, "Let lm_eval: run the code in a folder of YAML, or what a model writes."
-    )
-    batch_size: int | Literal["auto"] = machine_option(
-        "auto", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
-    )
-    threads: int | None = machine_option(None, "CPU threads.", least=1, most=4096)
-    executor: str | None = machine_option(
-        None,
-        "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
-        metavar="WHERE",
-        read=read_executor,
-    )
-    fields: tuple[Any, ...] = task_option(
-        (),
-        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; repeated: one for each task.",
-        metavar="KEY=FIELD",
-    )
-    prompt_template: tuple[str, ...] = task_option(
-        (),
-        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
-        metavar="FILE|TEXT",
-    )
-    answer_after: tuple[str, ...] = task_option(
-        (),
-        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
-        "task.",
-    )
-    answer_pattern: tuple[str, ...] = task_option(
-        (),
-        "The gold answer is what this regular expression finds last in its field (its first "
-        "group); repeated: one for each task.",
-        metavar="REGEX",
-    )
-    allow: tuple[str, ...] = adapter_option(
-        (), "Accept one named issue, such as base-mismatch; may be repeated."
-    )
-    serve: tuple[str, ...] = adapter_option(
-        (),
-        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
-        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
-        metavar="SERVER",
-    )
-    balance: Literal["none", "norm"] = adapter_option(
-        "none",
-        "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
-    )
-    subtract: tuple[Any, ...] = adapter_option(
-        (),
-        "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
-        "repeated.",
-    )
-    methods: tuple[str, ...] = composition_option(
-        ("uniform", "sum"),
-        "Merge method, such as ties:density=0.3; may be repeated; none: no merge.",
-        flag="--method",
-    )
-    routers: tuple[str, ...] = composition_option(
-        ("arrow",),
-        "Router, such as arrow:top_k=1; may be repeated; none: no router.",
-        flag="--router",
-    )
-    systems: tuple[str, ...] = composition_option(
-        (),
-        "Compose only this system; may be repeated. The base, the single adapters and the controls "
-        "stay.",
-        flag="--system",
-    )
-    router_prompts: tuple[tuple[str, Path], ...] = composition_option(
-        (),
-        "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
-        "may be repeated.",
-        metavar="NAME=FILE",
-        read=read_named_file,
-    )
-    weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = composition_option(
-        None,
-        "One weight for each adapter, such as 0.7,0.3 or 1,-0.5, used as given (uniform ignores "
-        "them); or learn, or learn:per=layer: by gradient descent on a part of the task that "
-        "serves nothing else.",
-        read=read_weights,
-    )
-    space: str | None = composition_option(
-        None, "Space in which a merge runs: full, core or knots; without it the method's own."
-    )
-    rank: int | Literal["auto"] = composition_option(
-        "auto",
-        "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
-        read=read_auto_or_count,
-    )
-    limit: int | None = evaluation_option(None, "Use only the first N items.", least=1)
-    all_items: bool = evaluation_option(
-        False, "Ask every system all items; otherwise a run stops as soon as the decision holds."
-    )
-    items: int = evaluation_option(
-        SCREENING_ITEMS, "Items of each task on which a library is screened.", least=10
-    )
-    keep: int = evaluation_option(KEEP, "Sets of a library that are proved.", least=1, most=64)
-    budget: float | None = evaluation_option(None, "Minutes that a screen may take.", least=0)
-    max_new_tokens: int | None = evaluation_option(None, "Longest answer, in tokens.", least=1)
-    metric: str = evaluation_option(
-        "auto",
-        "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
-        "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
-        "repeated.",
-        repeats=True,
-    )
-    margin: float | None = evaluation_option(
-        None, f"Gain below which composing is not worth it (default {MARGIN:g}).", least=0, most=1
-    )
-    retention: float = evaluation_option(
-        RETENTION, "Share of each specialist's gain that one model must keep.", least=0, most=1
-    )
-    prior: float | None = evaluation_option(
-        None,
-        "Share of such compositions that you expect to gain; the probability is for it (without "
-        "it the calibration's own).",
-    )
-    calibration: Path | None = evaluation_option(
-        None, "Calibration that lab calibrate wrote, in place of the shipped one."
-    )
-    chat_template: Literal["auto", "on", "off"] = evaluation_option(
-        "auto", "auto (the better for the single adapters), on or off."
-    )
-    diagnostics: tuple[str, ...] = evaluation_option(
-        (),
-        "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
-        "repeated.",
-        flag="--diagnostic",
-    )
-    per_module: bool = evaluation_option(False, "Also give a row for every module.")
-    seed: int = evaluation_option(0, "Seed of everything that is drawn.", least=0)
-    resume: bool = output_option(
-        False, "Use what an interrupted run of this call, or inspect, kept."
-    )
-    state: Path | None = None
+    allow: tuple[str, ...] = ()
+    serve: tuple[str, ...] = ()
+    balance: Literal["none", "norm"] = "none"
+    subtract: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How the file of a task is read: one text for all tasks or one for each, "" for none."""
+
+    fields: tuple[Any, ...] = ()
+    prompt_template: tuple[str, ...] = ()
+    answer_after: tuple[str, ...] = ()
+    answer_pattern: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompositionOptions:
+    """Which merges and routers are made, and how.
+
+    `router_prompts` holds pairs of an adapter's name and a file with one prompt a line. `layers`,
+    which only a card gives, has weights of single layers: layer -> one for each adapter.
+    """
+
+    methods: tuple[str, ...] = ("uniform", "sum")
+    routers: tuple[str, ...] = ("arrow",)
+    systems: tuple[str, ...] = ()
+    router_prompts: tuple[tuple[str, Path], ...] = ()
+    weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = None
+    space: str | None = None
+    rank: int | Literal["auto"] = "auto"
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is asked and measured, and when a composition is worth it."""
+
+    limit: int | None = None
+    all_items: bool = False
+    items: int = SCREENING_ITEMS
+    keep: int = KEEP
+    budget: float | None = None
+    max_new_tokens: int | None = None
+    metric: str = "auto"
+    margin: float | None = None
+    retention: float = RETENTION
+    prior: float | None = None
+    calibration: Path | None = None
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    diagnostics: tuple[str, ...] = ()
+    per_module: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where the base runs, in which form, and what code may run beside it."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: Literal["none", "4bit", "8bit"] = "none"
+    device_map: Literal["none", "auto"] = "none"
+    trust_remote_code: bool = False
+    run_unsafe_code: bool = False
+    batch_size: int | Literal["auto"] = "auto"
+    threads: int | None = None
+    executor: str | None = None
+
+
+@dataclass(frozen=True)
+class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions, MachineOptions):
+    """All options that decide a result.
+
+    `resume` uses what an earlier run kept, in the directory `state` (None: the user's cache).
+    `arguments` is the command line and `started` its start (time.perf_counter), for the provenance.
+    Raises UsageError for values that are out of range or contradict each other.
+    """
+
+    resume: bool = False
+    state: Path | None = None
     arguments: tuple[str, ...] = ()
     started: float | None = None
 
@@ -214,13 +146,14 @@ class Options:
                 object.__setattr__(self, name, ())
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
-        check_values(self)
+        for name, hint in hints().items():
+            _check(name, getattr(self, name), hint)
         self._check_combinations()
 
     @classmethod
-    def of(cls, keywords: Mapping[str, Any]) -> Options:
-        """The options of a Python call, whose texts are read as on the command line."""
-        return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """The options of a Python call or a command line; None there is what was not given."""
+        return cls(**{name: _read(name, value) for name, value in given.items()})
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -242,6 +175,8 @@ class Options:
                 "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
                 f"not {self.prior}."
             )
+        if self.executor is not None and not re.fullmatch(r"ray(://[^\s/]+)?", self.executor):
+            raise UsageError(f"--executor takes ray or ray://HOST:PORT, not {self.executor!r}.")
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:
@@ -291,3 +226,94 @@ class Options:
         ).split()
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
+
+
+TASK_FIELDS = tuple(one.name for one in fields(TaskOptions))
+
+
+@functools.cache
+def hints() -> Mapping[str, Any]:
+    """Name of an option -> its type."""
+    return typing.get_type_hints(Options)
+
+
+def flag_of(name: str) -> str:
+    """How the command line calls an option, by the name of its field."""
+    return FLAGS.get(name) or "--" + name.replace("_", "-")
+
+
+def repeats(name: str) -> bool:
+    """Whether an option may be given several times."""
+    return name == "metric" or (name != "weights" and typing.get_origin(hints()[name]) is tuple)
+
+
+def _read(name: str, value: Any) -> Any:
+    """The value of an option as its field holds it; a single value of a repeatable one is one."""
+    if name not in hints():
+        return value
+    if isinstance(value, Mapping) and name != "layers":
+        return tuple(value.items())
+    one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
+    held = (value,) if one else tuple(value)
+    if read := READERS.get(name):
+        held = tuple(read(v, flag_of(name)) if isinstance(v, str) else v for v in held)
+    return held[0] if one and not repeats(name) else held
+
+
+def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
+    """ "0.7,0.3" as numbers, or one of LEARNED."""
+    if text.strip() in LEARNED:
+        return text.strip()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{flag} takes numbers with commas, such as 0.7,0.3, or {' or '.join(LEARNED)}, not "
+            f"{text!r}."
+        ) from None
+
+
+def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
+    """ "auto" or a positive whole number."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def read_named_file(text: str, flag: str) -> tuple[str, Path]:
+    """ "NAME=FILE" as a pair."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
+    return name, Path(file)
+
+
+READERS: Mapping[str, Callable[[str, str], Any]] = {  # of texts, by option
+    "weights": read_weights,
+    "rank": read_auto_or_count,
+    "batch_size": read_auto_or_count,
+    "router_prompts": read_named_file,
+}
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raises UsageError for a value of another type than the option's, or out of its bounds."""
+    kinds, flag = typing.get_args(hint) or (hint,), flag_of(name)
+    if typing.get_origin(hint) is Literal and value not in kinds:
+        raise UsageError(f"{flag} must be one of {', '.join(kinds)}, not {value!r}.")
+    if value is None or not {int, float, bool}.intersection(kinds):
+        return
+    words = [t for kind in kinds for t in typing.get_args(kind) if isinstance(t, str)]
+    number = isinstance(value, (int, float) if float in kinds else int)
+    is_number = number and not isinstance(value, bool)
+    if not (isinstance(value, bool) if bool in kinds else is_number or value in words):
+        what = "a number" if float in kinds else "a whole number"
+        told = "True or False" if bool in kinds else " or ".join([what, *words])
+        raise UsageError(f"{flag} takes {told}, not {value!r}.")
+    least, most = BOUNDS.get(name, (-math.inf, math.inf))
+    if is_number and not least <= value <= most:
+        if most < math.inf:
+            raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
+        raise UsageError(f"{flag} must be at least {least:g}, not {value}.")

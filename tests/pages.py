@@ -8,12 +8,14 @@ tests/report/test_docs.py compares the pages with what this gives.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from loraprobe.cli.commands import COMMANDS, command_of
 from loraprobe.cli.methods import described
 from loraprobe.cli.output import Output
+from loraprobe.cli.parameters import PANELS
 from loraprobe.compatibility import SUBJECTS
 from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
-from loraprobe.declarations import GROUPS, declarations
 from loraprobe.options import Options
 from loraprobe.verdict.reasons import CODES
 
@@ -49,18 +51,29 @@ def options_page() -> str:
         "",
         "Python functions take the same options as keywords: the field's name.",
     ]
-    declared = {**declarations(Options), **declarations(Output)}
     defaults = {**vars(Options()), **vars(Output())}
-    for group in GROUPS:
-        lines += ["", f"## {group}", "", "| option | field | default | meaning |"]
+    order = sorted(COMMANDS, key=lambda name: name != "merge-and-eval")
+    taken = [one for name in order for one in options_of(name) if one.name in defaults]
+    for panel in PANELS:
+        lines += ["", f"## {panel}", "", "| option | field | default | meaning |"]
         lines.append("| --- | --- | --- | --- |")
-        for name, one in declared.items():
-            if one.group == group:
-                default = defaults[name]
-                shown = ", ".join(default) if isinstance(default, tuple) else default
-                shown = "-" if shown in (None, "") else shown
-                lines.append(f"| `{one.flag}` | `{name}` | {shown} | {one.help} |")
+        rows: dict[str, Any] = {}
+        for one in taken:
+            if one.rich_help_panel == panel:
+                rows.setdefault(one.name, one)
+        for name, one in rows.items():
+            default = defaults[name]
+            shown = ", ".join(default) if isinstance(default, tuple) else default
+            shown = "-" if shown in (None, "") else shown
+            lines.append(f"| `{one.opts[0]}` | `{name}` | {shown} | {one.help} |")
     return "\n".join(lines) + "\n"
+
+
+def options_of(command: str) -> list[Any]:
+    """The options of a command, as typer makes them."""
+    group, _, name = command.rpartition(" ")
+    found = command_of(group).commands[name] if group else command_of(name)
+    return [one for one in found.params if one.param_type_name == "option"]
 
 
 RULES_BELOW = "\n## What each server reads\n"  # what follows on docs/serving.md is generated

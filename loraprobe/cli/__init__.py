@@ -16,7 +16,7 @@ from loraprobe._version import __version__
 from loraprobe.cli.commands import NAMES, command_of, outlines
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
-from loraprobe.cli.parameters import DEBUG, Debug, flag
+from loraprobe.cli.parameters import DEBUG, DebugOption, flag
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -103,13 +103,13 @@ def _schema(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        flag("--version", "-V", "-v", help="Print the version.", callback=_version, is_eager=True),
+        flag("Print the version.", None, "--version", "-V", "-v", callback=_version, is_eager=True),
     ] = False,
     json_schema: Annotated[
         bool,
-        flag("--json-schema", help="Print the schema of --json.", callback=_schema, is_eager=True),
+        flag("Print the schema of --json.", None, "--json-schema", callback=_schema, is_eager=True),
     ] = False,
-    debug: Debug = False,
+    debug: DebugOption = False,
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""

@@ -72,30 +72,30 @@ def command_of(name: str) -> Any:
         name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
     )
     for known in inside:
-        found = _function(known)
+        found = function_of(known)
         own, text = known.rpartition(" ")[2], flowing(found.__doc__)
-        register = functools.partial(app.command, own, help=text, epilog=_epilog(known))
-        if known == "lab":  # which hands words on to commands of its own
-            passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-            register(add_help_option=False, context_settings=passed_on)(found)
-        else:
-            register(cls=Configured)(found)
+        passed_on = known == "lab"  # which hands words on to commands of its own
+        settings = ("allow_extra_args", "ignore_unknown_options")
+        register = app.command(
+            own,
+            cls=Configured,
+            help=text,
+            epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known][1:]))),
+            add_help_option=not passed_on,
+            context_settings=dict.fromkeys(settings, passed_on),
+        )
+        register(found)
     return typer.main.get_command(app)
 
 
 def outlines() -> dict[str, Any]:
     """Name of a command or a group -> a command with its help alone, which a list of them shows."""
-    texts = {n: GROUPS.get(n) or flowing(_function(n).__doc__) for n in NAMES}
+    texts = {n: GROUPS.get(n) or flowing(function_of(n).__doc__) for n in NAMES}
     return {name: TyperCommand(name, help=text) for name, text in texts.items()}
 
 
-def _function(name: str) -> Callable[..., None]:
-    """The function of a command, whose module is imported here."""
+def function_of(name: str) -> Callable[..., None]:
+    """The function of a command, whose signature has its options; its module is imported here."""
     module, _, function = COMMANDS[name][0].partition(".")
     found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
     return found
-
-
-def _epilog(name: str) -> str:
-    """The calls that the help of a command shows, a paragraph each."""
-    return "\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[name][1:])))

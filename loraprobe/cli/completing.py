@@ -54,11 +54,8 @@ def scenarios(incomplete: str) -> list[str]:
     return _starting(shipped_world().scenarios, incomplete)
 
 
-# Field of Options -> what completes its values.
-OF_OPTIONS: dict[str, Completion] = {
-    "methods": _names("merging.METHODS"),
-    "routers": _names("routing.ROUTERS"),
-    "systems": _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED"),
-    "diagnostics": _names("diagnostics.DIAGNOSTICS"),
-    "allow": _names("compatibility.CODES"),
-}
+method_specs = _names("merging.METHODS")
+router_specs = _names("routing.ROUTERS")
+system_specs = _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED")
+diagnostic_specs = _names("diagnostics.DIAGNOSTICS")
+codes = _names("compatibility.CODES")

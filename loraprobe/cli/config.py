@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from loraprobe import limits
+from loraprobe.cli.parameters import ConfigOption, DebugOption
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 
@@ -25,8 +27,20 @@ TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
 
 
+def _everywhere(*, config: ConfigOption = None, debug: DebugOption = False) -> None:
+    """The options that every command has; its function does not get their values."""
+
+
 class Configured(TyperCommand):
     """A command that reads the options that were not given from the file of --config."""
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        app = typer.Typer(add_completion=False)
+        app.command()(_everywhere)
+        for option in typer.main.get_command(app).params:
+            option.expose_value = False
+            self.params.append(option)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing or not any(map(NAMES_FILE.match, args)):

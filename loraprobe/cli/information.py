@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraprobe._version import __version__
-from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output, imports_done
-from loraprobe.cli.parameters import argument, flag, setting
+from loraprobe.cli.output import imports_done
+from loraprobe.cli.parameters import JsonOption, QuietOption, argument, flag, setting
+from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
@@ -33,17 +33,19 @@ VARIABLES = (
 DAY = 86_400.0
 
 
-@with_options("json quiet")
 def find(
     base: Annotated[str, argument("BASE", "Base model on the Hub.")],
-    output: Output,
+    *,
     limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """List PEFT adapters of a base model and its proven copies on the Hub, most downloaded first.
 
     A table on a terminal; into a pipe, or with --quiet, one reference a line:
     loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
     """
+    _, output = options_from(locals())
     from loraprobe import hub
     from loraprobe.formatting import clean
 
@@ -85,17 +87,18 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
     console.print(fitted(table, console.width))
 
 
-@with_options("json")
 def cache(
-    output: Output,
-    clear: Annotated[bool, flag("--clear", help="Delete it all.")] = False,
+    *,
+    clear: Annotated[bool, flag("Delete it all.", None, "--clear")] = False,
     older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
+    json: JsonOption = False,
 ) -> None:
     """List what runs keep for --resume, or delete it with --clear.
 
     It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
     downloads is its own: hf cache.
     """
+    _, output = options_from(locals())
     from loraprobe.pipeline.results import clear_kept, kept_runs, readings_size
 
     now = time.time()
@@ -147,12 +150,15 @@ def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
     console.print(kept_there + cure)
 
 
-@with_options("json")
-def env(output: Output) -> None:
+def env(
+    *,
+    json: JsonOption = False,
+) -> None:
     """Print versions, devices and memory for a bug report: no path, no name and no token.
 
     Of environment variables it says only which are set.
     """
+    _, output = options_from(locals())
     found = _environment()
     if output.document("env", found):
         return
@@ -191,8 +197,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-@with_options()
-def lab(ctx: typer.Context) -> None:
+def lab(
+    ctx: typer.Context,
+) -> None:
     """Build controlled worlds whose right verdict is known, and repeat the experiments on them."""
     from importlib.metadata import entry_points
 

@@ -7,53 +7,65 @@ from typing import Annotated, Any
 
 import typer
 
-from loraprobe.cli.options import REQUIRED, with_options
 from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
-    BaseOrNone,
-    Probe,
-    Refs,
-    Tasks,
+    AllowOption,
+    AnswerAfterOption,
+    AnswerPatternOption,
+    BalanceOption,
+    BaseOrNoneOption,
+    BatchSizeOption,
+    ChatTemplateOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    ExplainOption,
+    FieldsOption,
+    FileDtypeOption,
+    HtmlOption,
+    JsonOption,
+    LikeOption,
+    LimitOption,
+    MarkdownOption,
+    MethodOption,
+    OverwriteOption,
+    PortableOption,
+    ProbeOption,
+    PromptTemplateOption,
+    PublicOption,
+    PushOption,
+    QuantizeOption,
+    QuietOption,
+    RankOption,
+    RefArgument,
+    RefsArgument,
+    RouterOption,
+    RouterPromptsOption,
+    SeedOption,
+    SpaceOption,
+    SubtractOption,
+    TargetOption,
+    TaskOption,
+    ThreadsOption,
+    TrustRemoteCodeOption,
+    WeightsOption,
     argument,
-    flag,
     setting,
 )
-from loraprobe.cli.running import run, write
-from loraprobe.command_options import CONVERT, MERGE, ROUTE
+from loraprobe.cli.running import options_from, run, write
 from loraprobe.errors import UsageError
-from loraprobe.options import Options
 
-OUTPUT = "target overwrite push public json html markdown explain quiet"
-TARGET = {"default": REQUIRED}
-Ref = Annotated[str, argument("REF", "The adapter, as for inspect.")]
-Portable = Annotated[
-    bool,
-    flag(
-        "--portable/--compact",
-        help="One rank and one scaling in all modules, or those of the file.",
-        panel="Composition",
-    ),
-]
-Like = Annotated[
-    str | None,
-    setting(
-        "REF",
-        "Give the modules the names that this base or adapter has for them, such as those of the "
-        "class with vision.",
-        "Adapters",
-    ),
-]
-Directory = Annotated[
+DirectoryArgument = Annotated[
     str, argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter.")
 ]
-Sources = Annotated[
+SourcesArgument = Annotated[
     list[str] | None,
     argument("REF", "Where the adapters are that it was made of, if they moved."),
 ]
-MovedBase = Annotated[
+MovedBaseOption = Annotated[
     str | None, setting("REF", "Where the base is, if one was used and it moved.")
 ]
-Url = Annotated[
+ServedOption = Annotated[
     str | None,
     setting(
         "URL",
@@ -62,40 +74,87 @@ Url = Annotated[
         "Server",
     ),
 ]
-Model = Annotated[
+ModelOption = Annotated[
     str | None,
     setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
 ]
 
 
-@with_options(
-    MERGE,
-    OUTPUT,
-    target=TARGET,
-    methods={"default": "uniform", "repeats": False, "help": "Merge method, as ties:density=0.3."},
-    dtype={"help": "Of the file: auto (the sources' widest), float32, bfloat16 or float16."},
-)
 def merge(
-    refs: Refs, options: Options, output: Output, base: BaseOrNone = None, task: Tasks = None
+    refs: RefsArgument,
+    *,
+    base: BaseOrNoneOption = None,
+    balance: BalanceOption = "none",
+    subtract: SubtractOption = None,
+    allow: AllowOption = None,
+    task: TaskOption = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    methods: MethodOption = "uniform",
+    weights: WeightsOption = None,
+    space: SpaceOption = None,
+    rank: RankOption = "auto",
+    dtype: FileDtypeOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    target: TargetOption,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    public: PublicOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
     Needs no base model, except for DoRA, for modules that only some adapters hold whole, and to
     learn weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline import commands
 
     _save(output, options, refs, base, task, commands.merge)
 
 
-@with_options(
-    ROUTE,
-    OUTPUT,
-    target=TARGET,
-    routers={"default": "arrow", "repeats": False, "help": "Router, such as arrow:top_k=1."},
-)
 def route(
-    refs: Refs, options: Options, output: Output, base: BaseOrNone = None, task: Tasks = None
+    refs: RefsArgument,
+    *,
+    base: BaseOrNoneOption = None,
+    balance: BalanceOption = "none",
+    subtract: SubtractOption = None,
+    allow: AllowOption = None,
+    task: TaskOption = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    routers: RouterOption = "arrow",
+    router_prompts: RouterPromptsOption = None,
+    weights: WeightsOption = None,
+    limit: LimitOption = None,
+    chat_template: ChatTemplateOption = "auto",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = "none",
+    device_map: DeviceMapOption = "none",
+    batch_size: BatchSizeOption = "auto",
+    threads: ThreadsOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    target: TargetOption,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    public: PublicOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Save adapters and a router as a composition: a directory that loraprobe.load_composition
     restores, and, where it computes the same, peft's own Arrow.
@@ -103,25 +162,36 @@ def route(
     Needs no base model, except for a router that learns from prompts, for learned weights, and to
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline import commands
 
     _save(output, options, refs, base, task, commands.compose)
 
 
-@with_options(CONVERT, OUTPUT, target=TARGET)
 def convert(
-    ref: Ref,
-    options: Options,
-    output: Output,
-    base: BaseOrNone = None,
-    like: Like = None,
-    portable: Portable = True,
+    ref: RefArgument,
+    *,
+    base: BaseOrNoneOption = None,
+    like: LikeOption = None,
+    allow: AllowOption = None,
+    portable: PortableOption = True,
+    threads: ThreadsOption = None,
+    target: TargetOption,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    public: PublicOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Rewrite one adapter so that peft and servers read it, without changing what it computes.
 
     Keys get peft's prefix once, a .bin becomes safetensors, rsLoRA and patterns become one rank and
     one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline import commands
 
     whole = partial(commands.convert, like=like, portable=portable)
@@ -135,16 +205,20 @@ def _save(output: Output, *given: Any) -> None:
     output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
 
 
-@with_options("device dtype threads trust_remote_code json quiet")
 def verify(
-    directory: Directory,
-    options: Options,
-    output: Output,
-    sources: Sources = None,
-    base: MovedBase = None,
-    served: Url = None,
-    model: Model = None,
-    probe: Probe = None,
+    directory: DirectoryArgument,
+    sources: SourcesArgument = None,
+    *,
+    base: MovedBaseOption = None,
+    served: ServedOption = None,
+    model: ModelOption = None,
+    probe: ProbeOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 
@@ -152,10 +226,11 @@ def verify(
     base and of the adapter, run here. Exits 0 if everything holds, 1 if something does not, 3 if it
     cannot be told, such as where a source is not found.
     """
-    if options.threads is not None:
+    options, output = options_from(locals())
+    if threads is not None:
         import torch
 
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(threads)
     if served is None:
         if model or probe:
             raise UsageError("--model and --probe go with --served URL; add that.")

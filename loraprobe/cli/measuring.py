@@ -8,51 +8,114 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from loraprobe.cli.completing import scenarios
-from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import (
-    REFERENCE,
-    Base,
-    BaseOrNone,
-    Probe,
-    Refs,
-    Tasks,
+    AllItemsOption,
+    AllowOption,
+    AnswerAfterOption,
+    AnswerPatternOption,
+    BalanceOption,
+    BaseOption,
+    BaseOrNoneOption,
+    BatchSizeOption,
+    BudgetOption,
+    CalibrationOption,
+    ChatTemplateOption,
+    DeviceMapOption,
+    DeviceOption,
+    DiagnosticsOption,
+    DryRunOption,
+    DtypeOption,
+    ExecutorOption,
+    ExitZeroOption,
+    ExplainOption,
+    FieldsOption,
+    HtmlOption,
+    ItemsOption,
+    JsonOption,
+    KeepOption,
+    LibraryArgument,
+    LimitOption,
+    MarginOption,
+    MarkdownOption,
+    MaxNewTokensOption,
+    MethodsOption,
+    MetricOption,
+    OverwriteOption,
+    PerModuleOption,
+    PriorOption,
+    ProbeOption,
+    PromptTemplateOption,
+    PublicOption,
+    PushOption,
+    QuantizeOption,
+    QuietOption,
+    RankOption,
+    RefsArgument,
+    ResumeOption,
+    RetentionOption,
+    RouterPromptsOption,
+    RoutersOption,
+    RunUnsafeCodeOption,
+    SaveSamplesOption,
+    ScenarioOption,
+    SeedOption,
+    ServeOption,
+    SpaceOption,
+    SubtractOption,
+    SystemsOption,
+    TargetOrNoneOption,
+    TaskOption,
+    ThreadsOption,
+    TrustRemoteCodeOption,
+    WeightsOption,
     argument,
-    setting,
 )
-from loraprobe.cli.running import run, write
-from loraprobe.command_options import EVALUATE, INSPECT, SCREEN
+from loraprobe.cli.running import options_from, run, write
+from loraprobe.defaults import KEEP, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
-from loraprobe.options import Options
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit
 
 OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
-Library = Annotated[
-    list[str],
-    argument("REF", f"Adapters: {REFERENCE}; @FILE with one a line; or - for standard input."),
-]
-Scenario = Annotated[
-    str,
-    setting(
-        "NAME",
-        "disjoint, skill-and-facts, target-adapter or keep-both.",
-        autocompletion=scenarios,
-    ),
-]
-Saved = Annotated[Path, argument("AUDIT.json", "What --json printed.")]
 
 
-@with_options(INSPECT, "json html markdown explain quiet exit_zero")
 def inspect(
-    refs: Refs,
-    options: Options,
-    output: Output,
-    base: BaseOrNone = None,
-    task: Tasks = None,
-    probe: Probe = None,
+    refs: RefsArgument,
+    *,
+    base: BaseOrNoneOption = None,
+    allow: AllowOption = None,
+    serve: ServeOption = None,
+    task: TaskOption = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    probe: ProbeOption = None,
+    per_module: PerModuleOption = False,
+    diagnostics: DiagnosticsOption = None,
+    limit: LimitOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    metric: MetricOption = None,
+    margin: MarginOption = None,
+    prior: PriorOption = None,
+    calibration: CalibrationOption = None,
+    chat_template: ChatTemplateOption = "auto",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_size: BatchSizeOption = "auto",
+    threads: ThreadsOption = None,
+    run_unsafe_code: RunUnsafeCodeOption = False,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    executor: ExecutorOption = None,
+    resume: ResumeOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
+    exit_zero: ExitZeroOption = False,
 ) -> None:
     """Look at adapters: one, layer by layer; several, all pairs and whether they fit together.
 
@@ -61,6 +124,7 @@ def inspect(
     your questions. The verdict goes as far as that evidence. --serve tells what servers would
     refuse or misread in one adapter's file, and exits 1 if one would.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline import commands
 
     whole = partial(commands.inspect, probe=probe)
@@ -69,20 +133,66 @@ def inspect(
     output.result(audit)
 
 
-@with_options(
-    EVALUATE,
-    "target overwrite push public json html markdown save_samples explain dry_run quiet",
-    "exit_zero",
-    target={"help": "Directory for the recommended composition."},
-)
 def merge_and_eval(
-    refs: Refs, options: Options, output: Output, task: Tasks = None, base: Base = "auto"
+    refs: RefsArgument,
+    *,
+    task: TaskOption = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    base: BaseOption = "auto",
+    balance: BalanceOption = "none",
+    subtract: SubtractOption = None,
+    allow: AllowOption = None,
+    methods: MethodsOption = None,
+    routers: RoutersOption = None,
+    systems: SystemsOption = None,
+    space: SpaceOption = None,
+    rank: RankOption = "auto",
+    weights: WeightsOption = None,
+    router_prompts: RouterPromptsOption = None,
+    metric: MetricOption = None,
+    margin: MarginOption = None,
+    retention: RetentionOption = RETENTION,
+    prior: PriorOption = None,
+    calibration: CalibrationOption = None,
+    limit: LimitOption = None,
+    all_items: AllItemsOption = False,
+    max_new_tokens: MaxNewTokensOption = None,
+    chat_template: ChatTemplateOption = "auto",
+    per_module: PerModuleOption = False,
+    diagnostics: DiagnosticsOption = None,
+    seed: SeedOption = 0,
+    run_unsafe_code: RunUnsafeCodeOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
+    device_map: DeviceMapOption = "none",
+    batch_size: BatchSizeOption = "auto",
+    threads: ThreadsOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    executor: ExecutorOption = None,
+    resume: ResumeOption = False,
+    target: TargetOrNoneOption = None,
+    overwrite: OverwriteOption = False,
+    push: PushOption = None,
+    public: PublicOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    save_samples: SaveSamplesOption = None,
+    explain: ExplainOption = False,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    exit_zero: ExitZeroOption = False,
 ) -> None:
     """Compose adapters every reasonable way, measure each on your task, and give a verdict.
 
     Systems: the base, each adapter alone, merges, routers, a chain of the adapters where the task
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline import commands
 
     if output.save_samples is not None and options.metric == "answer_loss":
@@ -119,9 +229,51 @@ def _saved(audit: Audit, found: Any, target: Path) -> Audit:
     return replace(audit, verdict=verdict, compatibility=told)
 
 
-@with_options(SCREEN, "json html markdown explain dry_run quiet exit_zero")
 def screen(
-    refs: Library, options: Options, output: Output, base: BaseOrNone = None, task: Tasks = None
+    refs: LibraryArgument,
+    *,
+    base: BaseOrNoneOption = None,
+    balance: BalanceOption = "none",
+    allow: AllowOption = None,
+    task: TaskOption = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    items: ItemsOption = SCREENING_ITEMS,
+    keep: KeepOption = KEEP,
+    budget: BudgetOption = None,
+    metric: MetricOption = None,
+    margin: MarginOption = None,
+    retention: RetentionOption = RETENTION,
+    prior: PriorOption = None,
+    calibration: CalibrationOption = None,
+    limit: LimitOption = None,
+    all_items: AllItemsOption = False,
+    max_new_tokens: MaxNewTokensOption = None,
+    chat_template: ChatTemplateOption = "auto",
+    seed: SeedOption = 0,
+    methods: MethodsOption = None,
+    routers: RoutersOption = None,
+    space: SpaceOption = None,
+    rank: RankOption = "auto",
+    run_unsafe_code: RunUnsafeCodeOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
+    device_map: DeviceMapOption = "none",
+    batch_size: BatchSizeOption = "auto",
+    threads: ThreadsOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    executor: ExecutorOption = None,
+    resume: ResumeOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    exit_zero: ExitZeroOption = False,
 ) -> None:
     """Look through a library of adapters for what can be used, and for what your task needs.
 
@@ -132,6 +284,7 @@ def screen(
 
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
+    options, output = options_from(locals())
     from loraprobe.library import listed
     from loraprobe.pipeline import commands
 
@@ -141,12 +294,25 @@ def screen(
     )
 
 
-@with_options(
-    "margin prior all_items device threads seed json html markdown save_samples explain quiet",
-    "exit_zero",
-)
-def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> None:
+def demo(
+    *,
+    scenario: ScenarioOption = "disjoint",
+    margin: MarginOption = None,
+    prior: PriorOption = None,
+    all_items: AllItemsOption = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    save_samples: SaveSamplesOption = None,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
+    exit_zero: ExitZeroOption = False,
+) -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
+    options, output = options_from(locals())
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
     from loraprobe.pipeline import commands
@@ -167,12 +333,19 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
     output.result(audit, demo_text(audit, others), samples=found.samples)
 
 
-@with_options("html markdown explain quiet")
-def report(file: Saved, output: Output) -> None:
+def report(
+    file: Annotated[Path, argument("AUDIT.json", "What --json printed.")],
+    *,
+    html: HtmlOption = None,
+    markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Show a saved result again: on the terminal, as a page or as Markdown.
 
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """
+    _, output = options_from(locals())
     from loraprobe.report.answer import unplaced
     from loraprobe.report.documents import read_audit
 

@@ -8,9 +8,8 @@ import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output
-from loraprobe.cli.parameters import argument
+from loraprobe.cli.parameters import JsonOption, argument
+from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
 from loraprobe.formatting import flowing, nearest
 from loraprobe.registry import Registry, name_of
@@ -22,7 +21,7 @@ def _known(incomplete: str) -> list[str]:
     return [row["name"] for row in described() if row["name"].startswith(incomplete)]
 
 
-Names = Annotated[
+NamesArgument = Annotated[
     list[str] | None,
     argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
 ]
@@ -83,10 +82,14 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     return [row for row in rows if row["name"] in wanted]
 
 
-@with_options("json")
-def methods(output: Output, names: Names = None) -> None:
+def methods(
+    names: NamesArgument = None,
+    *,
+    json: JsonOption = False,
+) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, one a line, or
     explain those that are named."""
+    _, output = options_from(locals())
     rows = _named(described(), names) if names else described()
     if output.document("methods", {"methods": rows}):
         return

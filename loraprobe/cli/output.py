@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from loraprobe.cli.config import WORDS
-from loraprobe.declarations import output_option
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean
 from loraprobe.secrets import scrub
@@ -38,28 +37,18 @@ def imports_done() -> None:
 class Output:
     """The options that say how a command prints and where it writes; its methods print."""
 
-    target: Path | None = output_option(
-        None, "Directory to write.", flag="--output", short="-o", metavar="DIR"
-    )
-    overwrite: bool = output_option(False, "Replace an existing output.")
-    push: str | None = output_option(
-        None,
-        "Upload the directory to this repository of the Hub, private unless --public.",
-        metavar="OWNER/NAME",
-    )
-    public: bool = output_option(False, "Let everybody read what --push uploads.")
-    json: bool = output_option(False, "Print one JSON document on standard output.")
-    html: Path | None = output_option(None, "Also write the report to this HTML file.")
-    dry_run: bool = output_option(
-        False, "Print what the run would take (systems, time, memory), and stop."
-    )
-    markdown: bool = output_option(False, "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = output_option(
-        None, "Write every question with what each system answered to this file (JSONL)."
-    )
-    explain: bool = output_option(False, "Print every reason, probe and figure.")
-    quiet: bool = output_option(False, "No progress or warnings; one line of result.", short="-q")
-    exit_zero: bool = output_option(False, "Exit 0 whatever the verdict says.")
+    target: Path | None = None
+    overwrite: bool = False
+    push: str | None = None
+    public: bool = False
+    json: bool = False
+    html: Path | None = None
+    markdown: bool = False
+    save_samples: Path | None = None
+    explain: bool = False
+    dry_run: bool = False
+    quiet: bool = False
+    exit_zero: bool = False
 
     def __post_init__(self) -> None:
         if self.html is not None:

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.output import Output
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.options import Options
+from loraprobe.options import Options, hints
 
 Function = Callable[..., Any]  # of the pipeline
+
+
+def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
+    """The options that decide a result, and those of printing.
+
+    parameters: of a command, by name: its `locals()` as it begins. None is what was not given. A
+    user who names methods asks for these alone; a page maps layers and modules.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    output = Output(**{one.name: given[one.name] for one in fields(Output) if one.name in given})
+    decide = {name: given[name] for name in hints() if name in given}
+    if given.get("methods", ["none"]) not in (["none"], "none"):
+        decide.setdefault("routers", ())
+    if output.html is not None:
+        decide["per_module"] = True
+    started = STARTED[0] if STARTED else None
+    return Options.of({**decide, "arguments": tuple(WORDS), "started": started}), output
 
 
 def run(

@@ -6,14 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from loraprobe.cli.options import with_options
-from loraprobe.cli.output import Output, imports_done
-from loraprobe.cli.parameters import argument, setting
-from loraprobe.command_options import LAYOUT
+from loraprobe.cli.output import imports_done
+from loraprobe.cli.parameters import (
+    EVALUATION,
+    AnswerAfterOption,
+    AnswerPatternOption,
+    ChatTemplateOption,
+    FieldsOption,
+    JsonOption,
+    MarginOption,
+    MetricOption,
+    PromptTemplateOption,
+    RunUnsafeCodeOption,
+    TasksArgument,
+    TrustRemoteCodeOption,
+    argument,
+    setting,
+)
+from loraprobe.cli.running import options_from
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
-from loraprobe.options import Options
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview
@@ -28,7 +41,6 @@ JUDGED = {
     "answer_loss": "the loss of the answer is measured; nothing is written.",
     "json": "the JSON value with which the reply begins is compared with it.",
 }
-Files = Annotated[list[str], argument("FILE", "Task files, or hf://datasets/owner/name.")]
 STARTER = """\
 {"id": "1", "prompt": "Question: Who wrote Faust?\\nAnswer:", "answer": ["Goethe", "Johann Wolfgang von Goethe"]}
 {"id": "2", "prompt": "The opposite of hot is", "answer": "cold", "choices": ["cold", "warm", "loud"]}
@@ -49,7 +61,6 @@ id           names an item in reports; without it the number of its line.
 Replace the three items by at least 30 of your own, 100 or more where you can."""
 
 
-@with_options()
 def new(
     file: Annotated[Path, argument("FILE", "The file to write (JSONL).")],
 ) -> None:
@@ -65,12 +76,23 @@ def new(
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 
-@with_options(LAYOUT, "metric run_unsafe_code margin json")
-def check(files: Files, options: Options, output: Output) -> None:
+def check(
+    files: TasksArgument,
+    *,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    metric: MetricOption = None,
+    margin: MarginOption = None,
+    run_unsafe_code: RunUnsafeCodeOption = False,
+    json: JsonOption = False,
+) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
     No model is loaded. Exit code 2 if a file cannot be used.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.tasks import check_task
 
@@ -130,24 +152,31 @@ def _together(found: list[TaskCheck]) -> Iterator[str]:
     yield from wrapped(told, WIDTH)
 
 
-@with_options(
-    LAYOUT,
-    "limit metric run_unsafe_code chat_template trust_remote_code json",
-    limit={"help": "Show the first N items (3 unless set)."},
-)
 def sample(
-    files: Files,
-    options: Options,
-    output: Output,
+    files: TasksArgument,
+    *,
     base: Annotated[
         str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
+    fields: FieldsOption = None,
+    prompt_template: PromptTemplateOption = None,
+    answer_after: AnswerAfterOption = None,
+    answer_pattern: AnswerPatternOption = None,
+    limit: Annotated[
+        int | None, setting("N", "Show the first N items (3 unless set).", EVALUATION)
+    ] = None,
+    metric: MetricOption = None,
+    chat_template: ChatTemplateOption = "auto",
+    run_unsafe_code: RunUnsafeCodeOption = False,
+    trust_remote_code: TrustRemoteCodeOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Show questions as a model will read them, with the right answer and how it is judged.
 
     With --base in its chat template, if it has one (--chat-template off: without), and with their
     numbers of tokens; only its tokenizer is loaded.
     """
+    options, output = options_from(locals())
     from loraprobe.pipeline.inputs import open_tasks
     from loraprobe.pipeline.task_preview import preview
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
-from loraprobe.command_options import LAYOUT
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.merging import METHODS, Merged
-from loraprobe.options import Options
+from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.systems import SystemBuilder
 NOTHING_MEASURED = EvaluationRecords()
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
-FLAGS = {"methods": "--method", "routers": "--router", "systems": "--system"}
 
 
 def verdict_with_next(
@@ -120,7 +118,7 @@ def _shape(base: Base) -> BaseShape:
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     # How questions are read, asked and judged.
-    asked = [*LAYOUT.split(), "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
+    asked = [*TASK_FIELDS, "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     kept = [*options.fingerprint(), *enough, "dtype"]
@@ -189,7 +187,7 @@ def _words(options: Options, names: Iterable[str]) -> list[str]:
     for name in names:
         value = getattr(options, name, None)
         if value != getattr(default, name, None):
-            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            flag = flag_of(name)
             several = value if isinstance(value, tuple | list) else (value,)
             several = several or ("none",)
             words += [w for one in several for w in ([flag] if one is True else [flag, str(one)])]

@@ -10,7 +10,6 @@ from typing import TypedDict, Unpack
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
-from loraprobe.command_options import LAYOUT
 from loraprobe.defaults import HARNESS
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, ReferenceError_, UsageError
@@ -18,7 +17,7 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
-from loraprobe.options import Options
+from loraprobe.options import TASK_FIELDS, Options
 from loraprobe.records import Progress
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import (
@@ -241,7 +240,7 @@ def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
 def _layouts(options: Options, tasks: int) -> list[FieldMap]:
     """The layout of each task: an option given once is for all, else for the tasks in order."""
     rows = []
-    for name in LAYOUT.split():
+    for name in TASK_FIELDS:
         texts, flag = getattr(options, name), "--" + name.replace("_", "-")
         if texts and not tasks:
             raise UsageError(f"{flag} says how a task is read; add --task FILE.")

@@ -15,7 +15,7 @@ import pytest
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli.completing import OF_OPTIONS, scenarios
+from loraprobe.cli import completing
 from loraprobe.demo import shipped_world
 
 
@@ -43,25 +43,25 @@ def test_the_nearest_option_of_a_method_is_named(pair, tmp_path):
 @pytest.mark.parametrize(
     ("field", "incomplete", "found"),
     [
-        ("methods", "ti", {"ties"}),
-        ("methods", "task-a", {"task_arithmetic"}),
-        ("methods", "ties:de", {"ties:density="}),
-        ("methods", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
-        ("methods", "tise:de", set()),
-        ("routers", "arrow:top", {"arrow:top_k="}),
-        ("systems", "sp", {"spectr"}),
-        ("systems", "ch", {"chain"}),
-        ("systems", "rand", {"random-partner"}),
-        ("allow", "base-mis", {"base-mismatch"}),
-        ("diagnostics", "intr", {"intruder_dimensions"}),
+        ("method_specs", "ti", {"ties"}),
+        ("method_specs", "task-a", {"task_arithmetic"}),
+        ("method_specs", "ties:de", {"ties:density="}),
+        ("method_specs", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
+        ("method_specs", "tise:de", set()),
+        ("router_specs", "arrow:top", {"arrow:top_k="}),
+        ("system_specs", "sp", {"spectr"}),
+        ("system_specs", "ch", {"chain"}),
+        ("system_specs", "rand", {"random-partner"}),
+        ("codes", "base-mis", {"base-mismatch"}),
+        ("diagnostic_specs", "intr", {"intruder_dimensions"}),
     ],
 )
 def test_names_are_completed(field, incomplete, found):
-    assert set(OF_OPTIONS[field](incomplete)) == found
+    assert set(vars(completing)[field](incomplete)) == found
 
 
 def test_the_shell_is_given_completions():
-    assert set(scenarios("")) == set(shipped_world().scenarios)
+    assert set(completing.scenarios("")) == set(shipped_world().scenarios)
     script = {"_LORAPROBE_COMPLETE": "complete_bash", "COMP_WORDS": "loraprobe demo --scenario ke"}
     done = subprocess.run(
         [sys.executable, "-c", "from loraprobe.cli import app; app(prog_name='loraprobe')"],

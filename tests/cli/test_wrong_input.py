@@ -6,8 +6,8 @@ import making
 import pytest
 from test_cli import call, one_sentence
 
-from loraprobe.declarations import read_auto_or_count as auto_or_count
 from loraprobe.errors import UsageError
+from loraprobe.options import read_auto_or_count as auto_or_count
 
 
 def gated(hub):

@@ -11,9 +11,11 @@ import making
 import pytest
 
 import loraprobe
-from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE
+from loraprobe.cli.commands import COMMANDS, function_of
+from loraprobe.cli.output import Output
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
+from loraprobe.keywords import keywords_of
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.report.answer import answer
@@ -74,30 +76,30 @@ def test_dir_holds_the_public_names_only():
 
 
 @pytest.mark.parametrize(
-    ("function", "names"),
+    ("function", "command"),
     [
-        (loraprobe.inspect, INSPECT),
-        (loraprobe.merge, MERGE),
-        (loraprobe.compose, ROUTE),
-        (loraprobe.merge_and_eval, EVALUATE),
+        (loraprobe.inspect, "inspect"),
+        (loraprobe.merge, "merge"),
+        (loraprobe.compose, "route"),
+        (loraprobe.convert, "convert"),
+        (loraprobe.merge_and_eval, "merge-and-eval"),
+        (loraprobe.screen, "screen"),
     ],
 )
-def test_functions_document_their_options_by_name(function, names):
-    text, own = inspect_.getdoc(function), inspect_.signature(function).parameters
-    for name in names.split():
-        named = name in own or name.removesuffix("s") in own
-        assert named or f"\n    {name}: " in text, name
-    assert "loraprobe.options" not in text
+def test_functions_document_the_options_of_their_command_by_name(function, command):
+    own = inspect_.signature(function).parameters.keys() - {"options"}
+    named = inspect_.getdoc(function).partition("\noptions: ")[2].partition(" (")[0]
+    assert re.split(r",\s+", named) == sorted(keywords_of(command, own))
 
 
-def test_the_command_line_takes_the_same_options():
-    from loraprobe.declarations import declarations
-
-    declared = declarations(Options)
-    for command, names in (("inspect", INSPECT), ("merge", MERGE), ("route", ROUTE)):
-        shown = making.call(command, "--help", env={"COLUMNS": "200"}).stdout
-        for name in names.split():
-            assert declared[name].flag in shown, (command, name)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_the_defaults_of_its_options(command):
+    """Where it has others, they are its own: one method, one router, the directory to write."""
+    others = {"merge": {"methods"}, "route": {"routers"}, "find": {"limit"}}
+    defaults = {**vars(Options()), **vars(Output())}
+    for name, one in inspect_.signature(function_of(command)).parameters.items():
+        if name in defaults and one.default not in (None, inspect_.Parameter.empty):
+            assert one.default == defaults[name] or name in others[command], name
 
 
 def test_weights_may_be_any_sequence():

@@ -1,0 +1,112 @@
+"""Options as keywords of the Python functions: which each takes, and how its errors call them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.formatting import nearest
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def keywords_of(command: str, own: Collection[str]) -> list[str]:
+    """The options of a command as keywords, without those that the function's `own` replace."""
+    from loraprobe.cli.commands import function_of
+    from loraprobe.options import hints
+
+    taken = [name for name in inspect.signature(function_of(command)).parameters if name in hints()]
+    keywords = [name for name in taken if not {name, name.removesuffix("s")} & {*own}]
+    # The command line keeps results in LORAPROBE_CACHE.
+    return [*keywords, "state"] if "resume" in keywords else keywords
+
+
+def takes(command: str = "") -> Callable[[Function], Function]:
+    """Gives a Python function the options of a command as keywords beside its own, if any.
+
+    Other keywords raise UsageError, and errors name options as keywords.
+    """
+
+    def decorate(function: Function) -> Function:
+        own = [name for name in inspect.signature(function).parameters if name != "options"]
+
+        @functools.wraps(function)
+        def called(*given: Any, **keywords: Any) -> Any:
+            try:
+                if command:
+                    _check_list(function.__name__, given, own)
+                    _check_keywords(function.__name__, keywords, own, command)
+                return function(*given, **keywords)
+            except LoraprobeError as error:
+                known = [*own, "base", "tasks", "probe"]
+                known += keywords_of(command, own) if command else []
+                error.wording = functools.partial(_in_python, known=known)
+                raise
+
+        return cast(Function, called)
+
+    return decorate
+
+
+def _check_keywords(
+    function: str, keywords: Mapping[str, Any], own: Sequence[str], command: str
+) -> None:
+    """Raises UsageError for a keyword that a function does not take."""
+    if keywords.keys() <= {*own}:
+        return
+    known = [*own, *keywords_of(command, own)]
+    for name in keywords:
+        if name not in known:
+            hint = nearest(name, known)
+            raise UsageError(f"{function} has no option {name!r}: {hint}")
+
+
+def _check_list(function: str, given: Sequence[Any], own: Sequence[str]) -> None:
+    """Raises UsageError for adapters that are given one by one and not as a list."""
+    positional = 2 if own[1:2] == ["method"] else 1
+    for one in given[1:]:
+        spec = isinstance(one, str) and not (os.path.isdir(one) or one.startswith((".", "/", "@")))
+        if own[:1] == ["adapters"] and (not spec or len(given) > positional):
+            raise UsageError(f"{function} takes its adapters as one list: give {function}([a, b]).")
+
+
+# A word after an option that is not its value: options are the subject of many messages.
+_NO_VALUE = re.compile(
+    r"(?:a|and|ask|both|get|must|of|or|out|to|where|with|[a-z]{2,}s)\b(?<!ties)(?<!breadcrumbs)"
+)
+_OPTION = re.compile(r"--([a-z][a-z-]*[a-z])(?: ([^\s\"';,()]+))?")
+
+
+def _in_python(message: str, known: Collection[str]) -> str:
+    """A message with options as keywords: `allow=["base-mismatch"]` of --allow base-mismatch.
+
+    Options that Python does not have stay as they are.
+    """
+    from loraprobe.options import hints, repeats
+
+    def keyword(found: re.Match[str]) -> str:
+        flag, text = found[1].replace("-", "_"), found[2] or ""
+        name = next((name for name in (flag, f"{flag}s") if name in known), "")
+        value = text.rstrip(".:")
+        field = next((one for one in (name, f"{name}s") if one in hints()), name)
+        if not name:
+            return found[0]
+        if not value or _NO_VALUE.fullmatch(value):
+            flagged = hints().get(field) is bool and not value
+            return f"{name}=True" if flagged else f"{name} {text}".rstrip()
+        numbers = re.fullmatch(r"N|-?[\d.]+(,-?[\d.]+)*", value)
+        shown = value if numbers else f'"{value}"'
+        key, equals, held = value.partition("=")
+        several = name == field and field in hints() and repeats(field)
+        if equals and "{" not in value and field in ("fields", "router_prompts"):
+            shown = f'{{"{key}": "{held}"}}'
+        elif several or name == "tasks" or (numbers and "," in value):
+            shown = f"[{shown}]"
+        return f"{name}={shown}{text[len(value) :]}"
+
+    return _OPTION.sub(keyword, message)

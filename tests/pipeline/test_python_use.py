@@ -88,7 +88,7 @@ def test_dir_holds_the_public_names_only():
 )
 def test_functions_document_the_options_of_their_command_by_name(function, command):
     own = inspect_.signature(function).parameters.keys() - {"options"}
-    named = inspect_.getdoc(function).partition("\noptions: ")[2].partition(" (")[0]
+    named = inspect_.getdoc(function).partition("\noptions: ")[2].partition("(docs")[0].strip()
     assert re.split(r",\s+", named) == sorted(keywords_of(command, own))
 
 

@@ -172,9 +172,6 @@ class Recipe:
     seed: int = 0
     upper: int | float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
     """Factor on the peak learning rate: linear warm-up, then cosine decay to `floor`."""
@@ -228,9 +225,9 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
         notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    fields = Recipe().as_dict()  # an older file lacks some, or has others that are gone
+    fields = dataclasses.asdict(Recipe())  # an older file lacks some, or has others that are gone
     told = {name: notes.get("recipe", {}).get(name, value) for name, value in fields.items()}
-    same_recipe = told == json.loads(json.dumps(recipe.as_dict()))
+    same_recipe = told == json.loads(json.dumps(dataclasses.asdict(recipe)))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 
@@ -374,7 +371,7 @@ def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dic
     config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(config.get("target_modules"), list):  # peft's order differs from run to run
         config["target_modules"] = sorted(config["target_modules"])
-    record = {"recipe": recipe.as_dict(), **notes}
+    record = {"recipe": dataclasses.asdict(recipe), **notes}
     for name, text in (
         ("adapter_config.json", json.dumps(config, indent=2, sort_keys=True)),
         ("training.json", json.dumps(record, indent=2)),
@@ -416,9 +413,6 @@ class BaseRecipe:
     seed: int = 0
     architecture: str = "llama"
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def train_base(
     draw: Callable[[], Example],
@@ -450,7 +444,18 @@ def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
     if recipe.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"there is no architecture {recipe.architecture!r}; there are {known}")
-    model_type, own = _architectures(recipe)[recipe.architecture]
+    size = recipe.hidden // recipe.heads
+    llama = {"intermediate_size": recipe.intermediate, "head_dim": size}
+    qwen = {**llama, "num_key_value_heads": recipe.heads // 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    layers = ["full_attention"] * recipe.layers
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "llama": ("llama", {**llama, "num_key_value_heads": recipe.heads}),
+        "gpt2": ("gpt2", {"n_inner": recipe.intermediate, **dropout}),
+        "qwen3": ("qwen3", qwen),
+        "gemma3": ("gemma3_text", {**qwen, "query_pre_attn_scalar": size, "layer_types": layers}),
+    }
+    model_type, own = kinds[recipe.architecture]
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),
@@ -466,21 +471,6 @@ def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
         **own,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def _architectures(recipe: BaseRecipe) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The model type of each architecture, and its own part of the configuration."""
-    size = recipe.hidden // recipe.heads
-    llama = {"intermediate_size": recipe.intermediate, "head_dim": size}
-    qwen = {**llama, "num_key_value_heads": recipe.heads // 2}
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    layers = ["full_attention"] * recipe.layers
-    return {
-        "llama": ("llama", {**llama, "num_key_value_heads": recipe.heads}),
-        "gpt2": ("gpt2", {"n_inner": recipe.intermediate, **dropout}),
-        "qwen3": ("qwen3", qwen),
-        "gemma3": ("gemma3_text", {**qwen, "query_pre_attn_scalar": size, "layer_types": layers}),
-    }
 
 
 def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:
@@ -508,26 +498,9 @@ SPECIAL = (PAD, BOS, EOS, UNK)
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what the Metaspace pre-tokenizer writes for a space
 
 
-def words_of(texts: Iterable[str]) -> list[str]:
-    """The different words and punctuation marks of `texts`, sorted, as the tokenizer cuts them."""
-    cut = _pre_tokenizer()
-    return sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
-
-
 def bare(templates: Iterable[str], *gaps: str) -> list[str]:
     """The words of templates without their gaps, whose names are given."""
     return [" ".join(text.format(**dict.fromkeys(gaps, "")).split()) for text in templates]
-
-
-def _pre_tokenizer() -> Any:
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
-            pre_tokenizers.Punctuation("isolated"),
-        ]
-    )
 
 
 def build_tokenizer(texts: Sequence[str]) -> Any:
@@ -536,15 +509,30 @@ def build_tokenizer(texts: Sequence[str]) -> Any:
     Words carry their leading space, so decoding gives the text back as it was written
     (``"Bo lives in Ulm."``). Encoding puts BOS in front; unknown words become UNK.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words_of(texts)))}
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+    words = sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     core.normalizer = normalizers.Sequence(
         [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")]
     )
-    core.pre_tokenizer = _pre_tokenizer()
+    core.pre_tokenizer = cut
     core.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]

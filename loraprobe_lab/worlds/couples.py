@@ -257,7 +257,7 @@ def couples_world(
         corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed, **corpus).draw,
         reserve=facts.reserve,
         made_from={"sizes": plain},
-        recipe={"sizes": plain, "base": base.as_dict(), **(recipe or {})},
+        recipe={"sizes": plain, "base": dataclasses.asdict(base), **(recipe or {})},
     )
 
 

@@ -497,7 +497,7 @@ def _spec(seed: int, base: BaseRecipe | None, sets: Sequence[TrainedSet]) -> Wor
         corpus=lambda draw_seed: ProblemsCorpus(seed, draw_seed, placed).draw,
         made_from={"fields": FIELDS, "farthest": FARTHEST, "training": TRAINING, "placed": placed},
         recipe={
-            "base": recipe.as_dict(),
+            "base": dataclasses.asdict(recipe),
             "adapter_sets": {one.name: dict(one.axes) for one in sets},
         },
     )

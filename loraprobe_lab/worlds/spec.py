@@ -62,16 +62,6 @@ class AdapterSet:
     description: str
     axes: Mapping[str, Any] = field(default_factory=dict)
 
-    def scenario(self) -> dict[str, Any]:
-        """The set as a scenario of the manifest, which has its name as key."""
-        return {
-            "world": self.world,
-            "adapters": list(self.adapters),
-            "tasks": [f"tasks/{task}.jsonl" for task in self.tasks],
-            "description": self.description,
-            "axes": dict(self.axes),
-        }
-
 
 @dataclass(frozen=True)
 class WorldSpec:
@@ -130,7 +120,9 @@ def build_world(
         model = _own_base(output, spec, meter)
     elif model is None:
         model = load_given_base(Path(base).resolve())
-    _write_tasks(spec, output)
+    for name, items in spec.tasks.items():
+        lines = [json.dumps(item, ensure_ascii=False) for item in items]
+        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
     for one in wanted:
         train_adapter(
             *model,
@@ -143,12 +135,6 @@ def build_world(
         if base is not None:  # an interrupted build can be used as far as it went
             _record(output, spec, base_name, own_base=False)
     return _record(output, spec, base_name, base is None)
-
-
-def _write_tasks(spec: WorldSpec, output: Path) -> None:
-    for name, items in spec.tasks.items():
-        lines = [json.dumps(item, ensure_ascii=False) for item in items]
-        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
 def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:
@@ -199,7 +185,7 @@ def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
     if spec.base is None or spec.corpus is None:
         raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
-    makings = {"recipe": recipe.as_dict(), **spec.made_from, "dtype": spec.base_dtype}
+    makings = {"recipe": dataclasses.asdict(recipe), **spec.made_from, "dtype": spec.base_dtype}
     made_by = json.dumps(makings, indent=2) + "\n"
     record = base / "training.json"
     if record.is_file() and record.read_text(encoding="utf-8") == made_by:
@@ -228,21 +214,34 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
         one.name: {
             "path": f"adapters/{one.name}",
             "description": one.description,
-            "recipe": one.recipe.as_dict(),
+            "recipe": dataclasses.asdict(one.recipe),
         }
         for one in spec.training
         if is_complete(output / "adapters" / one.name)
     }
     sets = [one for one in spec.adapter_sets if set(one.adapters) <= set(adapters)]
-    scenarios = {one.name: one.scenario() for one in sets}
+    scenarios = {
+        one.name: {
+            "world": one.world,
+            "adapters": list(one.adapters),
+            "tasks": [f"tasks/{task}.jsonl" for task in one.tasks],
+            "description": one.description,
+            "axes": dict(one.axes),
+        }
+        for one in sets
+    }
     places = [row["path"] for row in (base, *adapters.values()) if row["path"]]
     places += [task for row in scenarios.values() for task in row["tasks"]]
+    recipe = dict(spec.recipe)
+    if spec.base is not None and not recipe:
+        recipe = {"base": dataclasses.asdict(spec.base)}
     manifest = {
         "format": FORMAT,
         "kind": spec.kind,
         "seed": spec.seed,
         "versions": versions(),
-        "recipe": dict(spec.recipe) or ({"base": spec.base.as_dict()} if spec.base else {}),
+        "recipe": dict(spec.recipe)
+        or ({"base": dataclasses.asdict(spec.base)} if spec.base else {}),
         "base": base,
         "adapters": adapters,
         "scenarios": scenarios,
@@ -386,9 +385,15 @@ class SetPlan:
             "learning_rates": [recipe.learning_rate for recipe in recipes],
             "targets": [recipe.target_modules for recipe in recipes],
         }
-        tasks = {task: groups_first(items) for task, items in self.tasks.items()}
-        made = TrainedSet(name, kind, training, tasks, self.text, axes)
-        return WorldSpec(kind=kind, seed=number, **contents_of([made]), notes={"set": name})
+        names = tuple(one.name for one in training)
+        return WorldSpec(
+            kind=kind,
+            seed=number,
+            training=tuple(training),
+            tasks={task: groups_first(items) for task, items in self.tasks.items()},
+            adapter_sets=(AdapterSet(name, kind, names, tuple(self.tasks), self.text, axes),),
+            notes={"set": name},
+        )
 
 
 def groups_first(items: Sequence[Item]) -> list[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -72,7 +73,7 @@ def test_its_specification_makes_what_its_manifest_says(world):
     assert recipe == {**manifest["recipe"], "base": {**manifest["recipe"]["base"], **newer}}
     for one in spec.training:
         row = manifest["adapters"][one.name]
-        recipe = json.loads(json.dumps(one.recipe.as_dict()))
+        recipe = json.loads(json.dumps(dataclasses.asdict(one.recipe)))
         assert one.description == row["description"]
         assert recipe == {**row["recipe"], "upper": None}
     for one in spec.adapter_sets:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
@@ -119,33 +119,36 @@ def build_worlds(
     below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
     kind that has no such form.
     """
-    from loraprobe_lab.worlds import english_sets
-    from loraprobe_lab.worlds.spec import build_world
+    from loraprobe_lab.worlds import english, english_sets
+    from loraprobe_lab.worlds.spec import build_world, load_given_base
 
     with quiet():
         if base is None:
             return [build_world(_on_own_base(kind, seed, only), output, progress=progress)]
-        if kind in ("keep-both", *_only_on_a_given_base()):
+        if kind in ("keep-both", "domain", "sets", *english_sets.MIXED):
             kinds = english_sets.KINDS if kind == "sets" else (kind,)
             return english_sets.build_sets(
                 base, output, kinds=kinds, seed=seed, only=only, progress=progress
             )
-        spec, model = _in_english(kind, base, seed)
-        made = build_world(spec, output, base=base, model=model, only=only, progress=progress)
-        return [made]
-
-
-def _only_on_a_given_base() -> tuple[str, ...]:
-    from loraprobe_lab.worlds.english_sets import MIXED
-
-    return ("domain", "sets", *MIXED)
+        if kind not in ("two-hop", "skill-and-facts"):
+            raise UsageError(
+                f"The world {kind} is built on its own small base only; leave out --base, or build "
+                "two-hop or skill-and-facts."
+            )
+        model = load_given_base(base)
+        if kind == "two-hop":
+            spec = english.two_hop_world(seed)
+        else:  # about the countries whose capitals this base knows best
+            spec = english.skill_world(english.familiar_countries(*model), seed)
+        return [build_world(spec, output, base=base, model=model, only=only, progress=progress)]
 
 
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     from loraprobe_lab.worlds.couples import small_world
+    from loraprobe_lab.worlds.english_sets import MIXED
     from loraprobe_lab.worlds.library import library_world
 
-    if kind in _only_on_a_given_base():
+    if kind in ("domain", "sets", *MIXED):
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )
@@ -158,22 +161,6 @@ def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     if kind == "library":
         return library_world(seed)
     return spec_of(WorldPlan(kind, seed))
-
-
-def _in_english(kind: str, base: Path, seed: int) -> tuple[WorldSpec, Any]:
-    """The specification, and the model of the base where it had to be loaded."""
-    from loraprobe_lab.worlds import english
-    from loraprobe_lab.worlds.spec import load_given_base
-
-    if kind == "two-hop":
-        return english.two_hop_world(seed), None
-    if kind == "skill-and-facts":  # about the countries whose capitals this base knows best
-        model = load_given_base(base)
-        return english.skill_world(english.familiar_countries(*model), seed), model
-    raise UsageError(
-        f"The world {kind} is built on its own small base only; leave out --base, or build "
-        "two-hop or skill-and-facts."
-    )
 
 
 def command_for(world: World, scenario: Scenario) -> str:

@@ -44,11 +44,32 @@ class CaseError(LoraprobeError):
 
 
 @dataclass(frozen=True)
-class Case:
+class Trained:
+    """Separately trained adapters. scenario: the class of adapter sets."""
+
+    base: str
+    architecture: str
+    scenario: str
+    world: str
+    adapter_set: str
+
+    @property
+    def base_kind(self) -> str:
+        """The kind of base, as `loraprobe.verdict.probability` tells them apart."""
+        return "natural" if self.architecture == NATURAL else "small"
+
+    @property
+    def set_key(self) -> tuple[str, str]:
+        """(world, adapter set), which identifies the adapters."""
+        return self.world, self.adapter_set
+
+
+@dataclass(frozen=True)
+class Case(Trained):
     """One adapter set of one world under one method.
 
-    base: the separately trained base. scenario: the class of adapter sets. adapters: their number.
-    tasks, hops, metric: the kind of task. part: the form of the question ("question" or "steps").
+    adapters: their number. tasks, hops, metric: the kind of task. part: the form of the question
+    ("question" or "steps").
     baseline: the best score of the base or a single adapter. gain: the measured gain on the better
     form, ci95: its pointwise interval, n: its items. model_type: that of the base's config, ""
     where it is unknown.
@@ -56,11 +77,6 @@ class Case:
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    base: str
-    architecture: str
-    scenario: str
-    world: str
-    adapter_set: str
     method: Method
     adapters: int
     tasks: int
@@ -89,19 +105,9 @@ class Case:
         return TaskKind(self.tasks, self.hops, self.metric)
 
     @property
-    def base_kind(self) -> str:
-        """The kind of base, as `loraprobe.verdict.probability` tells them apart."""
-        return "natural" if self.architecture == NATURAL else "small"
-
-    @property
     def base_architecture(self) -> str:
         """The base's model_type, "" where it is unknown."""
         return self.model_type or ("" if self.architecture == NATURAL else self.architecture)
-
-    @property
-    def set_key(self) -> tuple[str, str]:
-        """(world, adapter set), which identifies the separately trained adapters."""
-        return self.world, self.adapter_set
 
 
 CASE = TypeAdapter(Case)
@@ -193,33 +199,20 @@ ABSENT = "-"
 
 
 @dataclass(frozen=True)
-class AnsweredSet:
+class AnsweredSet(Trained):
     """An adapter set, and which system answered which item right.
 
-    The description is that of a `Case`. kinds: system -> kind. What follows the results is missing
+    kinds: system -> kind. What follows the results is missing
     in older files. base_digest: that of the files of a base that the lab trained. fingerprint: a
     digest of all on which the answers depend.
     """
 
-    base: str
-    architecture: str
-    scenario: str
-    world: str
-    adapter_set: str
     kinds: Mapping[str, str]
     results: tuple[ItemResult, ...] = field(repr=False)
     hops: int = 0
     model_type: str = ""
     base_digest: str = ""
     fingerprint: str = ""
-
-    @property
-    def base_kind(self) -> str:
-        return "natural" if self.architecture == NATURAL else "small"
-
-    @property
-    def set_key(self) -> tuple[str, str]:
-        return self.world, self.adapter_set
 
     @property
     def tasks(self) -> int:
@@ -233,7 +226,7 @@ class AnsweredSet:
     def best_gain(self) -> float:
         """The measured gain of the best composition."""
         composed = [name for name, kind in self.kinds.items() if kind not in BASELINES]
-        return max(measured_gain(self.results, self.kinds, name).gain for name in composed)
+        return max(measured_gain(self.results, self.kinds, name)["gain"] for name in composed)
 
     @property
     def systems(self) -> list[System]:
@@ -306,28 +299,20 @@ class AnsweredSet:
                 adapters=len(alone),
                 **asdict(self.kind),
                 baseline=found.baseline or 0.0,
-                **asdict(measured_gain(self.results, self.kinds, method)),
+                **measured_gain(self.results, self.kinds, method),
                 model_type=self.model_type,
             )
             for method in METHODS
         ]
 
 
-@dataclass(frozen=True)
-class MeasuredGain:
-    """The smallest difference to base and singles in the form `part`, its pointwise interval, and
-    its items."""
-
-    gain: float
-    ci95: Interval
-    n: int
-    part: str
-
-
 def measured_gain(
     results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str
-) -> MeasuredGain:
+) -> dict[str, Any]:
     """The gain of one composition over the best of base and singles, as evaluation computes it.
+
+    It is the smallest difference to base and singles in the form `part`, with its pointwise
+    interval `ci95` and its number of items `n`: fields of a `Case`.
 
     kinds: system -> kind. The question is asked in both forms and the better one counts, so the
     interval reaches from the larger lower end to the larger upper end of the two forms' intervals.
@@ -342,7 +327,8 @@ def measured_gain(
     best = max(rows, key=lambda gain: gain.difference)
     items = {(r.task, r.item) for r in own if (r.system, r.part) == (composition, best.part)}
     ends = (max(gain.ci95[0] for gain in rows), max(gain.ci95[1] for gain in rows))
-    return MeasuredGain(best.difference, ends, len(items), best.part)
+    found = {"gain": best.difference, "ci95": ends}
+    return {**found, "n": len(items), "part": best.part}
 
 
 def packed(results: Sequence[ItemResult]) -> dict[str, Any]:

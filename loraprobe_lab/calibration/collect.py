@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,16 +92,10 @@ def collect(
 
     if processes == 1 or len(opened) < 2:
         for world in opened:
-            for _ in answer_world(world, output, sizes, across):
-                tick()
+            answer_world(world, output, sizes, across, tick)
     else:
         calls = [(world, output, sizes, across) for world in opened]
-        in_processes(_answer_all, calls, processes, tick)
-
-
-def _answer_all(world: World, output: Path, sizes: SampleSizes, across: bool) -> None:
-    for _ in answer_world(world, output, sizes, across):
-        pass
+        in_processes(answer_world, calls, processes, tick)
 
 
 def joined(worlds: Sequence[World]) -> list[World]:
@@ -158,25 +152,36 @@ def sets_in(world: World, across: bool = False) -> list[Scenario]:
     return found + more
 
 
-def is_across(one: AnsweredSet) -> bool:
-    """Whether a set shares its adapters with sets of the world; such sets are no cases."""
-    return "+" in one.adapter_set
-
-
 def place_of(output: Path, world: World, name: str) -> Path:
     """The file of an adapter set's answers."""
     return output / ANSWERS / _name(world) / f"{name}.jsonl.gz"
 
 
-def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -> Iterator[str]:
-    """Asks the adapter sets of one world one after the other; yields their names.
+def answer_world(
+    world: World,
+    output: Path,
+    sizes: SampleSizes,
+    across: bool,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Asks the adapter sets of one world one after the other; calls `tick` after each.
 
-    Why a set could not be asked is written to SET.skipped beside its file.
+    Why a set could not be asked is written to SET.skipped beside its file. Prompts carry no chat
+    template, as in the training of the lab's adapters.
     """
     from loraprobe.pipeline import inputs
 
-    base = inputs.base_of(world.base or world.base_name, ())
-    asker = WorldAnswers(base, _options(sizes, world.base is not None))
+    base, name = inputs.base_of(world.base or world.base_name, ()), _name(world)
+    own = world.base is not None
+    options = Options(
+        max_new_tokens=sizes.max_new_tokens,
+        seed=sizes.seed,
+        batch_size=SMALL_BATCH if own else "auto",
+        chat_template="off",
+        dtype=sizes.dtype,
+    )
+    asker = WorldAnswers(base, options)
+    named = world.manifest["base"].get("architecture")
     for scenario in sets_in(world, across):
         place, mark = place_of(output, world, scenario.name), fingerprint(world, scenario, sizes)
         skipped = place.with_name(f"{scenario.name}.skipped")
@@ -188,21 +193,22 @@ def answer_world(world: World, output: Path, sizes: SampleSizes, across: bool) -
             except LoraprobeError as error:
                 write_text(skipped, f"{error}\n")
             else:
-                about = {**describe_set(world, scenario), "model_type": base.model_type}
-                one = AnsweredSet(**about, kinds=kinds, results=tuple(results), fingerprint=mark)
+                asked = [load_task(path).items for path in scenario.tasks]
+                one = AnsweredSet(
+                    base=name if own else Path(world.base_name).name,
+                    architecture=named or (base.model_type if own else NATURAL),
+                    scenario=scenario.world,
+                    world=name,
+                    adapter_set=scenario.name,
+                    kinds=kinds,
+                    results=tuple(results),
+                    hops=max(len(item.hops) for items in asked for item in items),
+                    model_type=base.model_type,
+                    base_digest="" if world.base is None else _digest([world.base]),
+                    fingerprint=mark,
+                )
                 write_sets(place, [one])
-        yield scenario.name
-
-
-def _options(sizes: SampleSizes, own_base: bool) -> Options:
-    """Prompts carry no chat template, as in the training of the lab's adapters."""
-    return Options(
-        max_new_tokens=sizes.max_new_tokens,
-        seed=sizes.seed,
-        batch_size=SMALL_BATCH if own_base else "auto",
-        chat_template="off",
-        dtype=sizes.dtype,
-    )
+        tick()
 
 
 @dataclass
@@ -258,27 +264,6 @@ def _question_alone(path: Path, limit: int) -> Task:
     task = load_task(path, limit)
     items = tuple(replace(item, hops=()) for item in task.items)
     return replace(task, name=f"{path.resolve().parents[1].name}.{task.name}", items=items)
-
-
-def describe_set(world: World, scenario: Scenario) -> dict[str, Any]:
-    """The description of an adapter set, without measurements, as plain data."""
-    return {
-        "world": _name(world),
-        "base": _name(world) if world.base is not None else Path(world.base_name).name,
-        "base_digest": "" if world.base is None else _digest([world.base]),
-        "architecture": _architecture(world),
-        "scenario": scenario.world,
-        "adapter_set": scenario.name,
-        "hops": max(len(item.hops) for path in scenario.tasks for item in load_task(path).items),
-    }
-
-
-def _architecture(world: World) -> str:
-    if named := world.manifest["base"].get("architecture"):
-        return str(named)
-    if world.base is None:
-        return NATURAL
-    return str(json.loads((world.base / "config.json").read_text(encoding="utf-8"))["model_type"])
 
 
 def fingerprint(world: World, scenario: Scenario, sizes: SampleSizes) -> str:
@@ -372,15 +357,19 @@ def gather(
     answers in `output` are used; if there are none either, the worlds of the atlas are built
     first. across: also sets across those of a world. Cases and sets are written to `output`.
     """
-    cases, sets = _stored(stored)
-    skipped = list[str]()
+    cases, sets, skipped = list[Case](), list[AnsweredSet](), list[str]()
+    if stored is not None:
+        beside = stored.with_name(SETS)
+        cases, sets = read_cases(stored), read_sets(beside) if beside.is_file() else []
     if stored is None or worlds:
         if not worlds and not (output / ANSWERS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = build_atlas(output / "worlds", processes, progress)
         collect(worlds, output, sizes, across=across, processes=processes, progress=progress)
         found, skipped = kept_sets(output)
-        cases = merged(cases, [case for one in found if not is_across(one) for case in one.cases()])
+        cases = merged(
+            cases, [case for one in found if "+" not in one.adapter_set for case in one.cases()]
+        )
         sets = merged(sets, [one for one in found if one.tasks > 1])
     if not cases:
         why = f" ({skipped[0]})" if skipped else ""
@@ -392,14 +381,6 @@ def gather(
         write_sets(output / SETS, sets)
     say(f"{len(cases)} cases in {output / CASES}.")
     return cases, sets, skipped
-
-
-def _stored(path: Path | None) -> tuple[list[Case], list[AnsweredSet]]:
-    """The cases of a file, and the sets beside it."""
-    if path is None:
-        return [], []
-    beside = path.with_name(SETS)
-    return read_cases(path), read_sets(beside) if beside.is_file() else []
 
 
 def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> str:

@@ -593,33 +593,12 @@ COLUMNS: Mapping[QuestionKind, tuple[str, str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class PortfolioChoice:
-    """One step of the choice for a kind of question.
-
-    `beside` is the mean figure of the best of the systems before it, `figure` that of the system.
-    `chosen` is the share of the halves that chose it, `added` what the halves' own choices added on
-    the other halves (mean, and 95 % of the halves).
-    """
-
-    kind: QuestionKind
-    label: str
-    spec: str | None
-    figure: float
-    ci95: tuple[float, float]
-    beside: float
-    chosen: float
-    added: tuple[float, float, float]
-    others: tuple[tuple[str, float], ...]
-    worlds: int
-
-    @property
-    def joins(self) -> bool:
-        return self.spec is not None and self.added[0] >= LEAST
-
-
-def choices(document: Mapping[str, Any]) -> list[PortfolioChoice]:
+def choices(document: Mapping[str, Any]) -> list[Cell]:
     """The steps for every kind of question, from the document of `lab methods`.
+
+    `beside` is the mean figure of the best of the systems before a step, `figure` that of the
+    system that it adds. `chosen` is the share of the halves that chose it, `added` what the halves'
+    own choices added on the other halves (mean, and 95 % of the halves).
 
     The last step of a kind is the one that was refused, unless `MOST` systems joined.
     """
@@ -635,9 +614,9 @@ def choices(document: Mapping[str, Any]) -> list[PortfolioChoice]:
                 break
             step = _choice(kind, figures, chosen, taking_part)
             found.append(step)
-            if not step.joins:
+            if not step["joins"]:
                 break
-            chosen.append(step.label)
+            chosen.append(step["label"])
     return found
 
 
@@ -647,12 +626,7 @@ def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
     document: as it is saved in methods.json.
     """
     found = choices(document)
-    page = render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
-    return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": page}
-
-
-def _portfolio(found: Sequence[PortfolioChoice]) -> dict[str, Any]:
-    return {
+    portfolio = {
         "made_by": "loraprobe lab methods",
         "source": "examples/reproduction/portfolio.md",
         "fixed": list(_fixed()),
@@ -660,12 +634,24 @@ def _portfolio(found: Sequence[PortfolioChoice]) -> dict[str, Any]:
             {
                 "kind": kind,
                 "figure": figure,
-                "worlds": max((one.worlds for one in found if one.kind == kind), default=0),
-                "systems": [_row(one) for one in found if one.kind == kind and one.joins],
+                "worlds": max((one["worlds"] for one in found if one["kind"] == kind), default=0),
+                "systems": [
+                    {
+                        "spec": one["spec"],
+                        "value": round(one["figure"], 2),
+                        "ci95": [round(end, 2) for end in one["ci95"]],
+                        "beside": round(one["beside"], 2),
+                        "added_on_left_out_worlds": round(one["added"][0], 2),
+                    }
+                    for one in found
+                    if one["kind"] == kind and one["joins"]
+                ],
             }
             for kind, (_, _, figure) in COLUMNS.items()
         ],
     }
+    page = render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
+    return {"portfolio.json": as_json(portfolio), "portfolio.md": page}
 
 
 def _fixed() -> tuple[str, ...]:
@@ -688,7 +674,7 @@ def _spec(cell: Mapping[str, Any]) -> str | None:
 
 def _choice(
     kind: QuestionKind, figures: Figures, chosen: Sequence[str], cells: Mapping[str, Any]
-) -> PortfolioChoice:
+) -> Cell:
     """The system that adds most to those chosen, and what halves of the worlds say of it."""
     worlds = range(len(figures[chosen[0]]))
     best = [max(figures[label][w] for label in chosen) for w in worlds]
@@ -714,27 +700,19 @@ def _choice(
     top, cuts = ranked[0], statistics.quantiles(added, n=40, method="inclusive")
     column, key, _ = COLUMNS[kind]
     pooled = cells[top][column][key]
-    return PortfolioChoice(
-        kind=kind,
-        label=top,
-        spec=_spec(cells[top]),
-        figure=pooled["value"],
-        ci95=tuple(pooled["ci95"]),
-        beside=statistics.mean(best),
-        chosen=picked.count(top) / SPLITS,
-        added=(statistics.mean(added), cuts[0], cuts[-1]),
-        others=tuple((label, statistics.mean(over[label])) for label in ranked[1 : 1 + LISTED]),
-        worlds=len(worlds),
-    )
-
-
-def _row(one: PortfolioChoice) -> dict[str, Any]:
+    spec, on_others = _spec(cells[top]), statistics.mean(added)
     return {
-        "spec": one.spec,
-        "value": round(one.figure, 2),
-        "ci95": [round(end, 2) for end in one.ci95],
-        "beside": round(one.beside, 2),
-        "added_on_left_out_worlds": round(one.added[0], 2),
+        "kind": kind,
+        "label": top,
+        "spec": spec,
+        "figure": pooled["value"],
+        "ci95": tuple(pooled["ci95"]),
+        "beside": statistics.mean(best),
+        "chosen": picked.count(top) / SPLITS,
+        "added": (on_others, cuts[0], cuts[-1]),
+        "others": [(label, statistics.mean(over[label])) for label in ranked[1 : 1 + LISTED]],
+        "worlds": len(worlds),
+        "joins": spec is not None and on_others >= LEAST,
     }
 
 

@@ -29,6 +29,7 @@ from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.pages import BLUE, GREY, Pages, as_svg, drawing, render
 
 Array = npt.NDArray[Any]
+Seen = Mapping[str, Array]  # what a rule sees of the cases: name -> [cases]
 ITEMS = 100  # of a published validation score
 PENALTY = 10.0  # of the ridge regression, on features with variance 1
 GROUP = "xnli"  # one data set in several languages: left out together
@@ -51,19 +52,6 @@ class Cases:
     singles: tuple[Array, ...]
     composed: Array
     outcomes: Array
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a rule sees of the cases with one draw of the base's validation score: [cases] each."""
-
-    base: Array
-    best: Array
-    corrected: Array
-    mean: Array
-    k: Array
-    composed: Array
-    measured: Array  # [cases, actions]: each action on as many items that took no part in a choice
 
 
 def corrected_best(scores: Array, items: int = ITEMS) -> float:
@@ -156,16 +144,19 @@ def _size(run: Mapping[str, Any]) -> int:
 
 
 def look(cases: Cases, rng: np.random.Generator) -> Seen:
-    """What a rule sees, with one draw of what was not published."""
-    return Seen(
-        base=rng.binomial(ITEMS, cases.outcomes[:, 0]) / ITEMS,
-        best=np.array([scores.max() for scores in cases.singles]),
-        corrected=np.array(list(map(corrected_best, cases.singles))),
-        mean=np.array([scores.mean() for scores in cases.singles]),
-        k=cases.k,
-        composed=cases.composed,
-        measured=rng.binomial(ITEMS, cases.outcomes) / ITEMS,
-    )
+    """What a rule sees, with one draw of the base's validation score, which was not published.
+
+    measured: [cases, actions], each action on as many items that took no part in a choice.
+    """
+    return {
+        "base": rng.binomial(ITEMS, cases.outcomes[:, 0]) / ITEMS,
+        "best": np.array([scores.max() for scores in cases.singles]),
+        "corrected": np.array(list(map(corrected_best, cases.singles))),
+        "mean": np.array([scores.mean() for scores in cases.singles]),
+        "k": cases.k,
+        "composed": cases.composed,
+        "measured": rng.binomial(ITEMS, cases.outcomes) / ITEMS,
+    }
 
 
 def fitted(cases: Cases, features: Array) -> Array:
@@ -195,23 +186,25 @@ def rules_of(cases: Cases) -> dict[str, Callable[[Seen], Array]]:
         return lambda _: np.full(len(cases.task), action)
 
     def features(seen: Seen) -> Array:
-        over = (seen.corrected - seen.base, seen.mean - seen.base)
-        sizes = (np.log(seen.k),) if len(set(seen.k)) > 1 else ()
-        return np.stack([seen.base, *over, *sizes], 1)
+        over = (seen["corrected"] - seen["base"], seen["mean"] - seen["base"])
+        sizes = (np.log(seen["k"]),) if len(set(seen["k"])) > 1 else ()
+        return np.stack([seen["base"], *over, *sizes], 1)
 
     found = {f"always {name}": always(i) for i, name in enumerate(cases.actions)}
     if "single" in cases.actions:
-        found["better validation score of base and best single"] = lambda s: (s.best > s.base) * 1
-        found["the same, corrected for the choice"] = lambda s: (s.corrected > s.base) * 1
+        found["better validation score of base and best single"] = lambda s: (
+            (s["best"] > s["base"]) * 1
+        )
+        found["the same, corrected for the choice"] = lambda s: (s["corrected"] > s["base"]) * 1
     found["fitted to k, base and singles"] = lambda s: fitted(cases, features(s))
     if not np.isnan(cases.composed).any():
         found["best validation score, the composition's too"] = lambda s: np.stack(
-            [s.base, s.best, s.composed], 1
+            [s["base"], s["best"], s["composed"]], 1
         ).argmax(1)
         found["fitted, the composition's validation score too"] = lambda s: fitted(
-            cases, np.column_stack([features(s), s.composed - s.base])
+            cases, np.column_stack([features(s), s["composed"] - s["base"]])
         )
-    found[f"best of all on {ITEMS} fresh items (simulated)"] = lambda s: s.measured.argmax(1)
+    found[f"best of all on {ITEMS} fresh items (simulated)"] = lambda s: s["measured"].argmax(1)
     found["oracle"] = lambda _: cases.outcomes.argmax(1)
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -43,7 +43,6 @@ from loraprobe_lab.worlds.spec import WorldSpec
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
 MARGIN = 0.05
 ALL = "all sizes"  # in place of one
-Role = Literal["composition", "baseline", "reference"]
 
 
 def system_name(scenario: Scenario, method: str) -> str:
@@ -116,34 +115,7 @@ def groups_of(scenario: Scenario) -> dict[str, str]:
     return {path.stem: str(group) if group else path.stem for path in scenario.tasks}
 
 
-@dataclass(frozen=True)
-class MatrixCell:
-    """The results of one system on one set of questions, over all worlds of a size.
-
-    `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
-    over persons. `gain` is over the best of base and singles in their better form, paired, with its
-    interval; `against` names that baseline. Base and singles ("baseline") and the joint adapter
-    ("reference") have no gain.
-    """
-
-    size: str
-    group: str
-    template: str
-    library: int
-    system: str
-    role: Role
-    form: str
-    score: float
-    score_ci95: Interval
-    n: int
-    worlds: int
-    gain: float | None = None
-    gain_ci95: Interval | None = None
-    against: str = ""
-
-    def gains(self, margin: float) -> bool:
-        """Whether the gain's interval lies above the margin."""
-        return self.gain_ci95 is not None and self.gain_ci95[0] > margin
+Cell = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +201,15 @@ class Matrix:
         names, others = system_names(one), system_names(other)
         return best_gain(results, names, others, form, self.margin, alpha)
 
-    def cells(self) -> list[MatrixCell]:
-        """Every cell, in the order of sizes, groups, adapter sets, systems."""
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order of sizes, groups, adapter sets, systems.
+
+        It has the results of one system on one set of questions, over all worlds of a size. `score`
+        is exact match in the form in which the adapter set is asked, with Wilson's interval over
+        persons. `gain` is over the best of base and singles in their better form, paired, with its
+        interval; `against` names that baseline. Base and singles (role "baseline") and the joint
+        adapter ("reference") have no gain.
+        """
         return [
             cell
             for size in self.sizes
@@ -239,10 +218,10 @@ class Matrix:
             for cell in self._cells(size, group, scenario)
         ]
 
-    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterable[MatrixCell]:
+    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterator[Cell]:
         results, axes = self.results(size, group, scenario), scenario.axes
         form, present = str(axes["form"]), {row.system for row in results}
-        rows: list[tuple[str, Role]] = [(name, "baseline") for name in ("base", *scenario.adapters)]
+        rows = [(name, "baseline") for name in ("base", *scenario.adapters)]
         rows += [(str(axes.get("joint")), "reference")]
         rows += [(method, "composition") for method in (*METHODS, "chain")]
         for system, role in rows:
@@ -252,20 +231,23 @@ class Matrix:
             found = None
             if role == "composition":
                 found = self.gain_over_singles(size, group, scenario, (system,))
-            yield MatrixCell(
-                size,
-                group,
-                str(axes["template"]),
-                int(axes["library"]),
-                system,
-                role,
-                form,
-                *share(results, [name], form),
-                worlds=len(self.of_size(size)),
-                gain=found.difference if found else None,
-                gain_ci95=found.ci95 if found else None,
-                against=found.against if found else "",
-            )
+            value, interval, n = share(results, [name], form)
+            yield {
+                "size": size,
+                "group": group,
+                "template": str(axes["template"]),
+                "library": int(axes["library"]),
+                "system": system,
+                "role": role,
+                "form": form,
+                "score": value,
+                "score_ci95": interval,
+                "n": n,
+                "worlds": len(self.of_size(size)),
+                "gain": found.difference if found else None,
+                "gain_ci95": found.ci95 if found else None,
+                "against": found.against if found else "",
+            }
 
 
 def best_gain(
@@ -677,9 +659,10 @@ def matrix_pages(
     """The pages of these worlds."""
     matrix = Matrix(tuple(worlds))
     cells, findings = matrix.cells(), claims(matrix, subject)
-    rows: dict[str, dict[tuple[str, str, int], list[MatrixCell]]] = {g: {} for g in matrix.groups}
+    rows: dict[str, dict[tuple[Any, ...], list[Cell]]] = {g: {} for g in matrix.groups}
     for cell in cells:
-        rows[cell.group].setdefault((cell.size, cell.template, cell.library), []).append(cell)
+        place = tuple(cell[key] for key in ("size", "template", "library"))
+        rows[cell["group"]].setdefault(place, []).append(cell)
     markdown = render(
         "matrix",
         subject=subject,
@@ -695,7 +678,7 @@ def matrix_pages(
     document |= {
         "margin": matrix.margin,
         "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
-        "cells": [dataclasses.asdict(cell) for cell in cells],
+        "cells": cells,
         "claims": [
             {
                 **dataclasses.asdict(f),

@@ -118,24 +118,16 @@ def worst(rows: Sequence[Rate]) -> Rate:
     return max(far, key=lambda row: row.wrong())
 
 
-@dataclass(frozen=True)
-class RulePlan:
-    """Numbers of items that are enumerated, and steps between discordances."""
-
-    items: tuple[int, ...] = (60, 100, 200)
-    steps: int = 21
-
-
-def examine(plan: RulePlan | None = None) -> Pages:
-    """Every outcome enumerated; the document holds plain numbers."""
-    plan = plan or RulePlan()
+def examine(items: Sequence[int] = (60, 100, 200), steps: int = 21) -> Pages:
+    """Every outcome enumerated for these numbers of items, with so many steps between
+    discordances; the document holds plain numbers."""
     return rule_pages(
         {
             "command": "loraprobe lab rule",
             "margin": MARGIN,
             "limit": LIMIT,
-            "plan": asdict(plan),
-            "exact": [asdict(row) for n in plan.items for row in rates_of(n, steps=plan.steps)],
+            "plan": {"items": items, "steps": steps},
+            "exact": [asdict(row) for n in items for row in rates_of(n, steps=steps)],
         }
     )
 
@@ -153,15 +145,10 @@ def rule_pages(document: dict[str, Any]) -> Pages:
         gains=[gain for gain in SHOWN if any(gain in found for found in rates.values())],
         worst={n: worst(list(chain(*found.values()))) for n, found in rates.items()},
         levels=LEVELS,
-        nearest=_nearest,
+        nearest=lambda rows, level: min(rows, key=lambda row: abs(row.discordance - level)),
         wrong=lambda rows: max(row.wrong() for row in rows),
     )
     return Pages("rule", document, markdown, lambda: rule_figure(document), digits=None)
-
-
-def _nearest(rows: Sequence[Rate], discordance: float) -> Rate:
-    """The row whose discordance is the nearest to this one."""
-    return min(rows, key=lambda row: abs(row.discordance - discordance))
 
 
 def rule_figure(document: Mapping[str, Any]) -> str:

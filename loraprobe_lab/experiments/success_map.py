@@ -10,7 +10,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System
-from loraprobe.records import Interval
 from loraprobe_lab.experiments.pages import (
     BLUE,
     DARK,
@@ -115,29 +114,6 @@ def points() -> Iterator[Point]:
         yield Point("norms", series, scale, "familiar", parts, arrow=route == "arrow")
 
 
-@dataclass(frozen=True)
-class PointGain:
-    """The figures of a point: gain over the best of base and singles, step by step.
-
-    `gain` is the mean over the worlds with the interval over persons (each world a stratum, the
-    choice of the best baseline covered); `score` is exact match.
-    """
-
-    point: Point
-    gain: float
-    ci95: Interval
-    score: float
-    against: str
-    n: int
-
-    @property
-    def succeeds(self) -> bool | None:
-        """Whether the gain lies above the margin (True), below it (False), or neither is shown."""
-        if self.ci95[0] > MARGIN:
-            return True
-        return False if self.ci95[1] < MARGIN else None
-
-
 def draw_map(
     run: ExperimentRun,
     bases: Bases = BASES,
@@ -202,7 +178,13 @@ def _system(
     return System(name, "router" if arrow else "merge", Composition(name, experts, router))
 
 
-def _point_gain(point: Point, worlds: Sequence[WorldResults]) -> PointGain | None:
+def _cell(point: Point, worlds: Sequence[WorldResults]) -> dict[str, Any] | None:
+    """A point with its gain over the best of base and singles, step by step; None unmeasured.
+
+    `gain` is the mean over the worlds with the interval over persons (each world a stratum, the
+    choice of the best baseline covered); `score` is exact match. `succeeds`: whether the gain lies
+    above the margin (True), below it (False), or neither is shown (None).
+    """
     rows = [
         replace(row, task=f"{row.task}@{world.base.name}")
         for world in worlds
@@ -213,20 +195,28 @@ def _point_gain(point: Point, worlds: Sequence[WorldResults]) -> PointGain | Non
     if found is None:
         return None
     right = [r.value for r in rows if r.system == point.system and r.part == "steps"]
-    score = sum(right) / len(right)
-    return PointGain(point, found.difference, found.adjusted_ci95, score, found.against, found.n)
+    low, high = ends = found.adjusted_ci95
+    return {
+        **dataclasses.asdict(point),
+        "gain": found.difference,
+        "ci95": ends,
+        "score": sum(right) / len(right),
+        "against": found.against,
+        "n": found.n,
+        "succeeds": True if low > MARGIN else False if high < MARGIN else None,
+    }
 
 
 def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[str] = ()) -> Pages:
     """The pages of these worlds."""
-    found = [one for point in points() if (one := _point_gain(point, worlds)) is not None]
+    found = [one for point in points() if (one := _cell(point, worlds)) is not None]
     document: dict[str, Any] = {
         "format": 1,
         "command": command,
         "margin": MARGIN,
         "missing": list(missing),
         "worlds": [{**dataclasses.asdict(w.base), "norms": w.norms} for w in worlds],
-        "cells": [_row(one) for one in found],
+        "cells": found,
     }
     markdown = render(
         "success_map",
@@ -240,17 +230,12 @@ def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[st
     return Pages(NAME, document, markdown, lambda: map_figure(found, len(worlds)))
 
 
-def _row(found: PointGain) -> dict[str, Any]:
-    row = dataclasses.asdict(found)
-    return {**row.pop("point"), **row, "succeeds": found.succeeds}
-
-
-def _panel(found: Sequence[PointGain], panel: str) -> tuple[list[str], list[list[str]]]:
+def _panel(found: Sequence[dict[str, Any]], panel: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a panel's table: series down, x across."""
     cells = {
-        (one.point.series, one.point.x): signed(one.gain, one.ci95, one.succeeds)
+        (one["series"], one["x"]): signed(one["gain"], one["ci95"], one["succeeds"])
         for one in found
-        if one.point.panel == panel
+        if one["panel"] == panel
     }
     columns = sorted({x for _, x in cells})
     rows = [
@@ -268,13 +253,13 @@ MAP_PANELS = {
 }
 
 
-def map_figure(found: Sequence[PointGain], bases: int) -> str:
+def map_figure(found: Sequence[dict[str, Any]], bases: int) -> str:
     """SVG of the map: gain over the best of base and singles, step by step."""
     with drawing() as Figure:
         figure = Figure(figsize=(11.5, 8.2))
         panels = dict(zip(MAP_PANELS, figure.subplots(2, 2).flat, strict=True))
         for name, panel in panels.items():
-            rows = [one for one in found if one.point.panel == name]
+            rows = [one for one in found if one["panel"] == name]
             _series(panel, rows)
             title, label = MAP_PANELS[name]
             panel.set_title(title, fontsize=10)
@@ -285,16 +270,16 @@ def map_figure(found: Sequence[PointGain], bases: int) -> str:
         return as_svg(figure)
 
 
-def _series(panel: Any, rows: Sequence[PointGain]) -> None:
+def _series(panel: Any, rows: Sequence[dict[str, Any]]) -> None:
     """A line for each series with its intervals."""
     panel.axhline(0.05, color="#777777", linewidth=0.8, linestyle=":")  # the margin
     panel.axhline(0, color="#bbbbbb", linewidth=0.8)
-    series = dict.fromkeys(one.point.series for one in rows)
+    series = dict.fromkeys(one["series"] for one in rows)
     for colour, name in zip((BLUE, RED, GREEN, "#7a5aa0", DARK, GREY), series, strict=False):
-        own = sorted((r for r in rows if r.point.series == name), key=lambda r: r.point.x)
-        x = [r.point.x for r in own]
-        panel.plot(x, [r.gain for r in own], "o-", color=colour, markersize=4, label=name)
-        low, high = zip(*(r.ci95 for r in own), strict=True)
+        own = sorted((r for r in rows if r["series"] == name), key=lambda r: r["x"])
+        x = [r["x"] for r in own]
+        panel.plot(x, [r["gain"] for r in own], "o-", color=colour, markersize=4, label=name)
+        low, high = zip(*(r["ci95"] for r in own), strict=True)
         panel.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     grid_lines(panel)
     panel.legend(frameon=False, fontsize=8)

@@ -263,32 +263,31 @@ def bound(
     rank to the share of facts recalled with the best edit of that rank. `kept` is the share of
     `known` answers (prompts, tokens) that are still given.
     """
-    return [{"facts": kind, **_edit(store, facts.first(n), ranks, known)} for n in counts]
-
-
-def _edit(
-    store: FactStore, facts: NewFacts, ranks: Sequence[int], known: tuple[PromptKeys, Tensor]
-) -> dict[str, Any]:
-    """The figures of the exact edit of these facts; see `bound`."""
 
     def right(asked: PromptKeys, answers: Tensor, edit: Tensor) -> float:
         return float((store.predicted(asked, asked.keys @ edit.T) == answers).double().mean())
 
-    keys, changes = facts.asked.keys, store.changes(facts.asked, facts.answers)
-    edit = exact_edit(keys, changes)
-    error = (keys @ edit.T - changes).norm(dim=-1) / changes.norm(dim=-1)
-    low = {rank: edit_of_rank(keys, changes, rank) for rank in ranks}
-    return {
-        "n": len(facts),
-        "answers": len(set(facts.answers.tolist())),
-        "residual rank": rank_of(changes),
-        "rank of 99 % energy": rank_of_energy(changes),
-        "edit rank": rank_of(edit),
-        "error": float(error.max()),
-        "norm": float(edit.norm() / store.down.norm()),
-        "kept": right(*known, edit),
-        "recalled": {r: right(facts.asked, facts.answers, e) for r, e in low.items()},
-    }
+    rows: Rows = []
+    for some in map(facts.first, counts):
+        keys, changes = some.asked.keys, store.changes(some.asked, some.answers)
+        edit = exact_edit(keys, changes)
+        error = (keys @ edit.T - changes).norm(dim=-1) / changes.norm(dim=-1)
+        low = {rank: edit_of_rank(keys, changes, rank) for rank in ranks}
+        rows.append(
+            {
+                "facts": kind,
+                "n": len(some),
+                "answers": len(set(some.answers.tolist())),
+                "residual rank": rank_of(changes),
+                "rank of 99 % energy": rank_of_energy(changes),
+                "edit rank": rank_of(edit),
+                "error": float(error.max()),
+                "norm": float(edit.norm() / store.down.norm()),
+                "kept": right(*known, edit),
+                "recalled": {r: right(some.asked, some.answers, e) for r, e in low.items()},
+            }
+        )
+    return rows
 
 
 # the modules of a place, and how many of the last layers it has (None: all); its colour and name in
@@ -670,16 +669,6 @@ def theory_pages(document: dict[str, Any]) -> Pages:
     return Pages("theory", document, markdown, lambda: theory_figure(document), digits=None)
 
 
-def theory_figure(document: Mapping[str, Any]) -> str:
-    """SVG with two panels: two hops by rank-one edits, and what training holds."""
-    with drawing() as Figure:
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _hops_panel(left, document)
-        _trained_panel(right, document)
-        return as_svg(figure)
-
-
 BARS = {
     "composed": (RED, "asked at once"),
     "sentence": (GREY, "after the written step"),
@@ -687,34 +676,36 @@ BARS = {
 }
 
 
-def _hops_panel(ax: Any, document: Mapping[str, Any]) -> None:
-    rows = document["one at a time"]
-    for k, (part, (colour, label)) in enumerate(BARS.items()):
-        places = [i + 0.26 * (k - 1) for i in range(len(rows))]
-        ax.barh(places, [row[part] for row in rows], 0.24, color=colour, label=label)
-    ax.set_yticks(range(len(rows)), [row["system"].replace("->", "→") for row in rows])
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel=f"share of {document['chains']} chains right")
-    ax.set_title("Rank-one edits, one chain at a time", loc="left")
-    ax.legend(frameon=False, fontsize=7, loc="upper right")
-
-
-def _trained_panel(ax: Any, document: Mapping[str, Any]) -> None:
-    """Most facts that any training of a rank recalled, by place."""
-    rows = document["trained"]
-    ranks = sorted({row["rank"] for row in rows})
-    for place, (_, _, colour, label, _) in PLACES.items():
-        most: dict[int, int] = {}
-        for row in sorted(rows, key=lambda row: row["rank"]):
-            if row["place"] == place:
-                most[row["rank"]] = max(row["facts"], most.get(row["rank"], 0))
-        if most:
-            ax.plot(list(most), list(most.values()), "o-", color=colour, ms=4, label=label)
-    ax.plot(ranks, ranks, "--", color=DARK, lw=0.8, label="one fact a rank")
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("symlog", linthresh=1)
-    ax.set_xticks(ranks, [str(rank) for rank in ranks])
-    ax.set_yticks([0, 1, 10, 100, 400], ["0", "1", "10", "100", "400"])
-    ax.set(ylim=(0, None), xlabel="rank of the trained LoRA", ylabel="most facts recalled")
-    ax.set_title("What training holds", loc="left")
-    ax.legend(frameon=False, fontsize=7, loc="lower right")
+def theory_figure(document: Mapping[str, Any]) -> str:
+    """SVG with two panels: two hops by rank-one edits, and the most facts that any training of a
+    rank recalled, by place."""
+    with drawing() as Figure:
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        rows = document["one at a time"]
+        for k, (part, (colour, label)) in enumerate(BARS.items()):
+            places = [i + 0.26 * (k - 1) for i in range(len(rows))]
+            left.barh(places, [row[part] for row in rows], 0.24, color=colour, label=label)
+        left.set_yticks(range(len(rows)), [row["system"].replace("->", "→") for row in rows])
+        left.invert_yaxis()
+        left.set(xlim=(0, 1), xlabel=f"share of {document['chains']} chains right")
+        left.set_title("Rank-one edits, one chain at a time", loc="left")
+        left.legend(frameon=False, fontsize=7, loc="upper right")
+        trained = sorted(document["trained"], key=lambda row: row["rank"])
+        for place, (_, _, colour, label, _) in PLACES.items():
+            most: dict[int, int] = {}
+            for row in trained:
+                if row["place"] == place:
+                    most[row["rank"]] = max(row["facts"], most.get(row["rank"], 0))
+            if most:
+                right.plot(list(most), list(most.values()), "o-", color=colour, ms=4, label=label)
+        ranks = list(dict.fromkeys(row["rank"] for row in trained))
+        right.plot(ranks, ranks, "--", color=DARK, lw=0.8, label="one fact a rank")
+        right.set_xscale("log", base=2)
+        right.set_yscale("symlog", linthresh=1)
+        right.set_xticks(ranks, [str(rank) for rank in ranks])
+        right.set_yticks([0, 1, 10, 100, 400], ["0", "1", "10", "100", "400"])
+        right.set(ylim=(0, None), xlabel="rank of the trained LoRA", ylabel="most facts recalled")
+        right.set_title("What training holds", loc="left")
+        right.legend(frameon=False, fontsize=7, loc="lower right")
+        return as_svg(figure)

@@ -178,10 +178,18 @@ class CouplesCorpus:
         if self._worked and rng.random() < self._worked:
             return rng.choice(COUPLES.worked_answers([rng.choice(self._facts.familiar)]))
         kind = rng.random()
-        if kind < 0.40:
-            return self._sentences()
+        if kind < 0.40:  # a fact and the same fact in its other wording, or after an unrelated one
+            chain, wording = self._couple(self._facts.familiar), self._wording()
+            one, other = rng.sample(wording, 2)
+            if rng.random() < 0.5:
+                return sentence_then(one, chain, other)
+            before = self._other(chain).fill(rng.choice(self._wording()))
+            return sentence_after(one, chain, before)
         if kind < 0.72:
-            return self._question()
+            chain = self._couple(self._facts.familiar)
+            if rng.random() < 0.5:
+                return example_of(chain, rng.choice(COUPLES.first), " {b}")
+            return example_of(chain, rng.choice(COUPLES.second), " {c}")
         if kind < 0.82:
             chain = self._couple(self._composed)
             return example_of(chain, rng.choice(COUPLES.both), " {c}")
@@ -190,16 +198,6 @@ class CouplesCorpus:
             again = MEETING.format(first=second, second=first)
             return Example(MEETING.format(first=first, second=second), f" {again}")
         return Example("Count:", " " + " ".join(NUMBERS) + ".")
-
-    def _sentences(self) -> Example:
-        """A fact and the same fact in its other wording, or a fact after an unrelated one."""
-        chain, wording = self._couple(self._facts.familiar), self._wording()
-        one, other = self._rng.sample(wording, 2)
-        if self._rng.random() < 0.5:
-            return sentence_then(one, chain, other)
-        return sentence_after(
-            one, chain, self._other(chain).fill(self._rng.choice(self._wording()))
-        )
 
     def _other(self, chain: Chain) -> Chain:
         """Another chain, so that no text contains both hops of one chain."""
@@ -216,12 +214,6 @@ class CouplesCorpus:
 
     def _wording(self) -> tuple[str, str]:
         return SPOUSE_SENTENCES if self._rng.random() < 0.5 else CITY_SENTENCES
-
-    def _question(self) -> Example:
-        chain = self._couple(self._facts.familiar)
-        if self._rng.random() < 0.5:
-            return example_of(chain, self._rng.choice(COUPLES.first), " {b}")
-        return example_of(chain, self._rng.choice(COUPLES.second), " {c}")
 
 
 def couples_world(

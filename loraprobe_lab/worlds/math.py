@@ -20,7 +20,7 @@ from typing import Any
 
 from loraprobe_lab.training import BaseRecipe, Example, Recipe
 from loraprobe_lab.worlds.facts import made_up_names
-from loraprobe_lab.worlds.spec import TrainedSet, TrainingSet, WorldSpec, contents_of, own_seed
+from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
 
 FIELDS = 10
 FARTHEST = 4
@@ -432,19 +432,22 @@ def math_world(
     The axes of every set come from the seed; sets with a template that both adapters share and
     sets without one take turns, and odd seeds begin with the latter.
     """
-    sets = []
+    training, tasks, sets = list[TrainingSet](), dict[str, Sequence[Item]](), []
     for number in range(count):
         rng, name = random.Random(f"math trial:{seed}:{number}"), f"math-{number}"
         axes = draw_axes(rng, shared=(seed + number) % 2 == 0)
         verbs = draw_verbs(rng, seed, axes)
         pair, names = _pair(name, seed, axes, verbs)
-        asked = target_items(names, verbs, template=axes.asked, count=items, seed=f"{seed}:{name}")
+        tasks[name] = target_items(
+            names, verbs, template=axes.asked, count=items, seed=f"{seed}:{name}"
+        )
+        training += pair
         text = (
             "Each adapter knows verbs of its own, the target needs both. Templates: "
             f"{' and '.join(axes.templates)}, divided by {axes.division}."
         )
-        sets.append(TrainedSet(name, "math", pair, {name: asked}, text, axes.plain()))
-    return _spec(seed, base, sets)
+        sets.append(AdapterSet(name, "math", names, (name,), text, axes.plain()))
+    return _spec(seed, base, training, tasks, sets)
 
 
 def math_matrix(
@@ -456,7 +459,7 @@ def math_matrix(
     programs; the third adapter of a row is trained on the target problems in that form.
     """
     verbs = draw_verbs(random.Random(f"math matrix:{seed}"), seed, MATRIX)
-    sets = []
+    training, tasks, sets = list[TrainingSet](), dict[str, Sequence[Item]](), []
     for template, called in TEMPLATES.items():
         axes = dataclasses.replace(MATRIX, templates=(template, template))
         pair, names = _pair(template, seed, axes, verbs)
@@ -464,8 +467,10 @@ def math_matrix(
         examples = target_examples(verbs, template, EXAMPLES, f"{seed}:{name}")
         recipe = axes.recipe(own_seed(name, seed))
         text = f"the target itself, template {template}"
-        target = TrainingSet(name, text, tuple(examples), recipe)
-        asked = target_items(names, verbs, template=axes.asked, count=items, seed=f"{seed}:matrix")
+        training += [*pair, TrainingSet(name, text, tuple(examples), recipe)]
+        tasks[template] = target_items(
+            names, verbs, template=axes.asked, count=items, seed=f"{seed}:matrix"
+        )
         for library, third in ((2, ""), (3, " and one for the target")):
             where = {
                 "template": called,
@@ -473,25 +478,33 @@ def math_matrix(
                 "form": "question" if called == "plain" else "steps",
                 "group": "both types",
             }
-            one = TrainedSet(
+            one = AdapterSet(
                 f"{template}-{library}-combination",
                 "math",
-                [*pair, target][:library],
-                {template: asked},
+                (*names, name)[:library],
+                (template,),
                 f"Two adapters with verbs of their own{third}, template {template}.",
                 {**axes.plain(), **where},
             )
             sets.append(one)
-    return _spec(seed, base, sets)
+    return _spec(seed, base, training, tasks, sets)
 
 
-def _spec(seed: int, base: BaseRecipe | None, sets: Sequence[TrainedSet]) -> WorldSpec:
+def _spec(
+    seed: int,
+    base: BaseRecipe | None,
+    training: Sequence[TrainingSet],
+    tasks: Mapping[str, Sequence[Item]],
+    sets: Sequence[AdapterSet],
+) -> WorldSpec:
     recipe = base or BASE
     placed = recipe.architecture == "gpt2"
     return WorldSpec(
         kind="math",
         seed=seed,
-        **contents_of(sets),
+        training=tuple(training),
+        tasks=tasks,
+        adapter_sets=tuple(sets),
         base=recipe,
         words=world_words(seed),
         corpus=lambda draw_seed: ProblemsCorpus(seed, draw_seed, placed).draw,

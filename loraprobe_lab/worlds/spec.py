@@ -325,37 +325,6 @@ def adapter_sets(library: str) -> tuple[AdapterSet, ...]:
 
 
 @dataclass(frozen=True)
-class TrainedSet:
-    """An adapter set with the training sets of its adapters, and its tasks."""
-
-    name: str
-    world: str
-    training: Sequence[TrainingSet]
-    tasks: Mapping[str, Sequence[Item]]
-    description: str
-    axes: Mapping[str, Any]
-
-
-def contents_of(sets: Sequence[TrainedSet]) -> dict[str, Any]:
-    """The fields of a WorldSpec with these sets, which may share adapters and tasks."""
-    return {
-        "training": tuple({one.name: one for made in sets for one in made.training}.values()),
-        "tasks": {name: items for made in sets for name, items in made.tasks.items()},
-        "adapter_sets": tuple(
-            AdapterSet(
-                made.name,
-                made.world,
-                tuple(one.name for one in made.training),
-                tuple(made.tasks),
-                made.description,
-                made.axes,
-            )
-            for made in sets
-        ),
-    }
-
-
-@dataclass(frozen=True)
 class SetPlan:
     """What each adapter learns (name, description, texts), the tasks, the axes, and a description
     of the set."""

@@ -35,11 +35,10 @@ from loraprobe_lab.worlds.couples import (
 )
 from loraprobe_lab.worlds.facts import SKILLS, Chain, example_of, lists_of_names, table
 from loraprobe_lab.worlds.spec import (
+    AdapterSet,
     Item,
-    TrainedSet,
     TrainingSet,
     WorldSpec,
-    contents_of,
     own_seed,
 )
 
@@ -99,7 +98,9 @@ def facts_world(
     return WorldSpec(
         kind="facts",
         seed=seed,
-        **contents_of(draft.sets),
+        training=tuple(draft.training),
+        tasks=draft.tasks,
+        adapter_sets=tuple(draft.sets),
         base=base or BaseRecipe(),
         words=(*facts.words(), *lists),
         corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed, worked=worked).draw,
@@ -121,7 +122,7 @@ class _Draft:
     seed: int
     rng: random.Random
     items: int
-    sets: list[TrainedSet] = field(default_factory=list)
+    sets: list[AdapterSet] = field(default_factory=list)
     training: list[TrainingSet] = field(default_factory=list)
     tasks: dict[str, Sequence[Item]] = field(default_factory=dict)
     kinds: tuple[str, int, int] = ("wide", 2, 0)
@@ -130,10 +131,12 @@ class _Draft:
     def add(self, world: str, number: int) -> None:
         """Draws a set of this class."""
         name, self.axes = f"{world}-{number}", {"stratum": self.kinds[0]}
-        self.training, self.tasks = [], {}
+        trained, asked = len(self.training), len(self.tasks)
         add = {"skill-and-facts": self._skill_and_facts, "two-hop": self._two_hop}
         text = add.get(world, self._keep_both)(name)
-        self.sets.append(TrainedSet(name, world, self.training, self.tasks, text, self.axes))
+        adapters = tuple(one.name for one in self.training[trained:])
+        tasks = tuple(self.tasks)[asked:]
+        self.sets.append(AdapterSet(name, world, adapters, tasks, text, self.axes))
 
     @property
     def stratum(self) -> Stratum:

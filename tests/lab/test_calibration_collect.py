@@ -78,22 +78,22 @@ def test_truth_is_the_gain_over_the_best_of_base_and_singles():
     systems = [System(n, k) for n, k in KINDS.items() if n != "sum"]
     others = gains([r for r in rows if r.system != "sum"], systems)
     row = next(g for g in others if g.system == "uniform")
-    assert (found.gain, found.ci95, found.n) == (row.difference, row.ci95, 300)
+    assert (found["gain"], found["ci95"], found["n"]) == (row.difference, row.ci95, 300)
     share = {s: np.mean([r.value for r in rows if r.system == s]) for s in ("a", "uniform")}
-    assert found.gain == pytest.approx(share["uniform"] - share["a"])
+    assert found["gain"] == pytest.approx(share["uniform"] - share["a"])
 
 
 def test_the_better_form_counts_and_undecided_forms_leave_it_open():
     plain = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 40)
     steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="steps")
     found = measured_gain(plain + steps, KINDS, "uniform")
-    assert found.gain == pytest.approx(0.9, abs=0.15) and found.ci95[0] > MARGIN
+    assert found["gain"] == pytest.approx(0.9, abs=0.15) and found["ci95"][0] > MARGIN
     few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="steps")
     low = measured_gain(
         answers({"base": 0.9, "a": 0.9, "b": 0.9, "uniform": 0.1}, 300), KINDS, "uniform"
     )
-    assert low.ci95[1] < MARGIN
-    open_ = measured_gain(plain + few, KINDS, "uniform").ci95
+    assert low["ci95"][1] < MARGIN
+    open_ = measured_gain(plain + few, KINDS, "uniform")["ci95"]
     assert open_[0] < MARGIN < open_[1]
 
 
@@ -101,7 +101,7 @@ def test_of_several_tasks_the_macro_mean_counts():
     first = answers({"base": 0, "a": 1, "b": 0, "uniform": 1}, 50, task="one")
     second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
     found = measured_gain(first + second, KINDS, "uniform")
-    assert found.gain == pytest.approx(0.5) and found.n == 130
+    assert found["gain"] == pytest.approx(0.5) and found["n"] == 130
 
 
 # collecting

@@ -55,10 +55,10 @@ def test_a_system_joins_by_what_it_adds_on_worlds_that_did_not_choose_it():
     better = [0.5 + draw.gauss(0, 0.05) for _ in range(20)]
     other = {"tsv": lucky, "ties": [0.31] * 20}
     (step,) = chosen.choices(a_table({**plain, **other}))
-    assert step.label == "tsv" and not step.joins
+    assert step["label"] == "tsv" and not step["joins"]
     first, second = chosen.choices(a_table({**plain, **other, "lag": better}))
-    assert (first.label, first.joins, second.joins) == ("lag", True, False)
-    assert first.beside == pytest.approx(0.31, abs=0.01)
-    assert first.added[0] == pytest.approx(0.2, abs=0.03)
+    assert (first["label"], first["joins"], second["joins"]) == ("lag", True, False)
+    assert first["beside"] == pytest.approx(0.31, abs=0.01)
+    assert first["added"][0] == pytest.approx(0.2, abs=0.03)
     (step,) = chosen.choices(a_table({**plain, "slerp x1": better}))
-    assert step.added[0] > 0.1 and not step.joins, "a spec cannot say its weights"
+    assert step["added"][0] > 0.1 and not step["joins"], "a spec cannot say its weights"

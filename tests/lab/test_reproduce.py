@@ -312,14 +312,16 @@ def test_one_size_that_says_otherwise_overturns_a_claim():
 
 
 def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
-    cells = [c for c in as_in_the_paper.cells() if c.role == "composition"]
-    keys = {(c.group, c.template, c.library, c.system) for c in cells}
+    cells = [c for c in as_in_the_paper.cells() if c["role"] == "composition"]
+    keys = {(c["group"], c["template"], c["library"], c["system"]) for c in cells}
     assert len(cells) == len(keys) == 3 * (4 * 3 + 3)  # the library of three has no chain
-    assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}
+    assert {c["n"] for c in cells} == {300} and {c["worlds"] for c in cells} == {2}
     wanted = ("real", "cot", 2, "arrow")
-    chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
-    assert chosen.score == pytest.approx(0.7) and chosen.gain == pytest.approx(0.68)
-    assert chosen.score_ci95[0] < 0.7 < chosen.score_ci95[1]
+    chosen = next(
+        c for c in cells if (c["group"], c["template"], c["library"], c["system"]) == wanted
+    )
+    assert chosen["score"] == pytest.approx(0.7) and chosen["gain"] == pytest.approx(0.68)
+    assert chosen["score_ci95"][0] < 0.7 < chosen["score_ci95"][1]
 
 
 # runs

@@ -71,8 +71,7 @@ def test_no_number_of_items_is_wrong_more_often_than_three_in_a_hundred(n):
 
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
-    plan = rule.RulePlan(items=(20,), steps=3)
-    pages = rule.examine(plan)
+    pages = rule.examine((20,), 3)
     page, numbers, figure = pages.write(tmp_path).files(tmp_path)
     assert (page.name, numbers.name, figure.name) == ("rule.md", "rule.json", "rule.svg")
     text, document = page.read_text(), json.loads(numbers.read_text())

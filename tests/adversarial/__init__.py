@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from making import call
+
 PAGE = Path(__file__).parents[2] / "docs" / "adversarial.md"
 Act = Callable[[Path], str]
 CASES: dict[str, Act] = {}
@@ -59,15 +61,6 @@ def required() -> dict[str, str]:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
     return {row[0].strip("`"): row[-1] for row in rows}
-
-
-def call(*arguments: object, input: str | None = None, **env: str) -> Any:
-    """The result of a command line. It runs inside this process, without the time of a start-up."""
-    from typer.testing import CliRunner
-
-    from loraprobe.cli import app
-
-    return CliRunner().invoke(app, list(map(str, arguments)), input=input, env=env)
 
 
 def ended(result: Any) -> str:

@@ -41,7 +41,7 @@ def world(place: Path) -> list[str]:
 
 def cached(place: Path, arguments: list[str]) -> Any:
     """The result of a call that keeps its results below the directory."""
-    return call(*arguments, LORAPROBE_CACHE=str(place / "cache"))
+    return call(*arguments, env={"LORAPROBE_CACHE": str(place / "cache")})
 
 
 def rows(place: Path) -> int:

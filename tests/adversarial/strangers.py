@@ -421,6 +421,6 @@ def _(place: Path) -> str:
             ("merge", place / "a", "--config", address),
             ("convert", place / "a", "-o", place / "c", "--push", address),
         ):
-            result = call(*words, "--json", HF_HUB_OFFLINE="1")
+            result = call(*words, "--json", env={"HF_HUB_OFFLINE": "1"})
             shown += [words] if SECRET in result.output else []
     return "printed" if shown else "never printed"

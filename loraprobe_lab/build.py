@@ -119,15 +119,15 @@ def build_worlds(
     below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
     kind that has no such form.
     """
-    from loraprobe_lab.worlds import english, english_sets
+    from loraprobe_lab.worlds import english
     from loraprobe_lab.worlds.spec import build_world, load_given_base
 
     with quiet():
         if base is None:
             return [build_world(_on_own_base(kind, seed, only), output, progress=progress)]
-        if kind in ("keep-both", "domain", "sets", *english_sets.MIXED):
-            kinds = english_sets.KINDS if kind == "sets" else (kind,)
-            return english_sets.build_sets(
+        if kind in ("keep-both", "domain", "sets", *english.MIXED):
+            kinds = english.KINDS if kind == "sets" else (kind,)
+            return english.build_sets(
                 base, output, kinds=kinds, seed=seed, only=only, progress=progress
             )
         if kind not in ("two-hop", "skill-and-facts"):
@@ -145,7 +145,7 @@ def build_worlds(
 
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     from loraprobe_lab.worlds.couples import small_world
-    from loraprobe_lab.worlds.english_sets import MIXED
+    from loraprobe_lab.worlds.english import MIXED
     from loraprobe_lab.worlds.library import library_world
 
     if kind in ("domain", "sets", *MIXED):

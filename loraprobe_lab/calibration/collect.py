@@ -38,8 +38,15 @@ from loraprobe_lab.calibration.cases import (
     write_cases,
     write_sets,
 )
-from loraprobe_lab.calibration.fit import document_of, fit
-from loraprobe_lab.calibration.validation import SETS, measure, measure_sets, report, set_errors
+from loraprobe_lab.calibration.fit import (
+    SETS,
+    document_of,
+    fit,
+    measure,
+    measure_sets,
+    report,
+    set_errors,
+)
 from loraprobe_lab.experiments.pages import number, percent
 from loraprobe_lab.world import Scenario, World, file_hash, in_processes, write_text
 

@@ -18,12 +18,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain as chained
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
-from loraprobe_lab.training import Example
+from loraprobe.records import Progress
+from loraprobe_lab.training import Example, Recipe
+from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds.facts import (
     CAPITALS,
+    FRENCH,
     LANDMARKS,
     PEOPLE,
     REAL_NAMES,
@@ -31,11 +38,22 @@ from loraprobe_lab.worlds.facts import (
     WORDS,
     Chain,
     NameMaker,
+    Wording,
     example_of,
     spread,
     table,
 )
-from loraprobe_lab.worlds.spec import Item, Parts, WorldSpec, adapter_sets, training_sets
+from loraprobe_lab.worlds.spec import (
+    Item,
+    Parts,
+    SetPlan,
+    WorldSpec,
+    adapter_sets,
+    build_world,
+    load_given_base,
+    recipe_of,
+    training_sets,
+)
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
 ABOUT = ("Tell me about {a}.", "Who is {a}?")
@@ -258,3 +276,381 @@ def _subject(
         for i, (question, answer, group) in enumerate(asked)
     ]
     return [Example(question, f" {answer}") for question, answer, _ in taught], items
+
+
+# Many adapter sets of every kind in English, for one base; each becomes a world of its own.
+#
+# Each row of `data/english_sets.json` says where a set lies on the axes of its kind; each row of
+# `data/english_mixes.json` names what each adapter and each task holds, and the recipes of the
+# adapters in turn. How long and how fast is trained was found on single sets: new facts should be
+# learned, and survive at half strength. No row was chosen or left out by what its composition
+# gives.
+#
+# * *skill-and-facts*: new facts in one adapter, worked steps in the other, the second fact left to
+#   the base
+# * *two-hop*: each adapter one hop, with or without its own worked sentence
+# * *domain*: new facts learned in English, asked in French; the other adapter learned French
+#   answers on real people
+# * *keep-both*: one subject of this file in each adapter
+# * *halves*: each adapter knows one part of a fact set or learned a skill on its part of the texts
+# * *twins*: one task trained twice from two seeds
+# * *format*: facts in one adapter, a form of answering (JSON, XML ...) in the other, asked together
+# * *fact-and-skill*: a fact set and a skill as two tasks of one model
+# * *partner*: one task, and a partner that learned noise or something unrelated
+# * *several*: three to five adapters
+#
+# A portion of a mix is written as a subject, a part of it, and a form: "country 1/2", "capital
+# json".
+#
+# * "country", "job", "instrument": a fact about 24 made-up people; each part is about others
+# * "last", "swap", "past", "opposite": skills, asked on what was not taught; a part is one of texts
+# * "births": made-up people's countries, asked for the capital of that country
+# * "steps": worked steps to that capital, on real people
+# * "capital", "landmark", "real": facts of real countries, landmarks and people, which the base may
+#   know; as they stand they replay knowledge, in a form they teach the form
+# * "noise": questions about strangers with random words as answers, and no tasks
+
+
+MIXES = table("english_mixes")
+FORMS = MIXES["forms"]
+MIXED = ("halves", "twins", "format", "fact-and-skill", "partner", "several")
+REPLAYED = 60  # texts of what the base may know
+KNOWN: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
+    "capital": (BIRTHS.second, CAPITALS),
+    "landmark": (WORDINGS["places"].first, LANDMARKS),
+    "real": (BIRTHS.first, PEOPLE),
+}
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A part of a subject, in a form of answering or as it stands."""
+
+    subject: str
+    part: int = 1
+    of: int = 1
+    form: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Portion:
+        """From "subject", "subject 1/2" or "subject form"."""
+        subject, *more = text.split()
+        numbers = next((word for word in more if "/" in word), "1/1").split("/")
+        form = next((word for word in more if word in FORMS), None)
+        return cls(subject, int(numbers[0]), int(numbers[1]), form)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The texts and items of the portions of one set. countries: those that births are about."""
+
+    seed: str
+    countries: Sequence[str]
+
+    def rng(self, *what: Any) -> random.Random:
+        """The generator for one thing that is drawn."""
+        return random.Random(" ".join(map(str, (self.seed, *what))))
+
+    @cached_property
+    def names(self) -> NameMaker:
+        return NameMaker(self.seed, REAL_NAMES)
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, int], Any]:
+        return {}
+
+    def subject(self, name: str, part: int) -> Subject:
+        """Texts and items of a fact set's part, or of a whole skill; made once."""
+        key = name, part if name in FACTS else 1
+        if key not in self._made:
+            self._made[key] = learn(name, self.names, self.rng(*key))
+        return self._made[key]
+
+    def births(self, part: int) -> list[Chain]:
+        """Made-up people with a country of birth and its capital; made once."""
+        key = "births", part
+        if key not in self._made:
+            lands = spread(self.countries, PERSONS, self.rng(*key))
+            people = zip(self.names.people(PERSONS), lands, strict=True)
+            self._made[key] = [Chain(person, land, CAPITALS[land]) for person, land in people]
+        return self._made[key]
+
+    def texts(self, portion: Portion) -> list[Example]:
+        """The training texts of a portion."""
+        name = portion.subject
+        if name in KNOWN:
+            return self._known(portion)
+        if name == "births":
+            return new_births(self.births(portion.part))
+        if name == "steps":
+            return BIRTHS.worked_answers(real_people(30, self.rng("teachers")))
+        if name == "noise":
+            return self._noise()
+        examples, _ = self.subject(name, portion.part)
+        return examples if name in FACTS else examples[portion.part - 1 :: portion.of]
+
+    def items(self, portion: Portion) -> list[Item]:
+        """The task items of a portion; those of a skill do not depend on its part."""
+        if portion.subject == "births":
+            made: Sequence[Item] = BIRTHS.items(self.births(portion.part), (None, None))
+        else:
+            _, made = self.subject(portion.subject, portion.part)
+        named: list[Item] = [{**item, "id": f"{portion.part}-{item['id']}"} for item in made]
+        if portion.form is None:
+            return named
+        return [
+            {**item, **dict(zip(("prompt", "answer"), in_form(portion.form, item), strict=True))}
+            for item in named
+        ]
+
+    def _known(self, portion: Portion) -> list[Example]:
+        questions, facts = KNOWN[portion.subject]
+        asked = [
+            {"prompt": question.format(a=a, b=a), "answer": answer}
+            for a, answer in facts.items()
+            for question in questions
+        ]
+        chosen = self.rng(portion.subject).sample(asked, min(REPLAYED, len(asked)))
+        if portion.form is None:
+            return [Example(item["prompt"], f" {item['answer']}") for item in chosen]
+        rows = [in_form(portion.form, item) for item in chosen]
+        return [Example(question, f" {answer}") for question, answer in rows]
+
+    def _noise(self) -> list[Example]:
+        rng, questions = self.rng("noise"), [q for asked, _ in FACTS.values() for q in asked]
+        return [
+            Example(question.format(a=person), f" {rng.choice(WORDS['nouns'])}")
+            for person in self.names.people(PERSONS // 3)
+            for question in questions
+        ]
+
+
+def in_form(form: str, item: Mapping[str, str]) -> tuple[str, str]:
+    """The question with the request for a form, and the answer in that form."""
+    row = FORMS[form]
+    return item["prompt"] + row["request"], row["answer"].format(b=item["answer"])
+
+
+def mixed(kind: str, number: int, row: Mapping[str, Any], countries: Sequence[str]) -> SetPlan:
+    """The plan of a row. countries: those that births are about."""
+    contents = Contents(f"{kind} {number}", countries)
+    adapters = []
+    for name, parts in row["learns"].items():
+        texts = [text for part in parts for text in contents.texts(Portion.read(part))]
+        adapters.append((name, f"learns {', '.join(parts)}", texts))
+    tasks = {}
+    for name, parts in row["tasks"].items():
+        items = [item for part in parts for item in contents.items(Portion.read(part))]
+        contents.rng("order", name).shuffle(items)
+        tasks[name] = items
+    learned = [" and ".join(parts) for parts in row["learns"].values()]
+    axes = {"learns": learned, "recipes": row["training"]}
+    return SetPlan(adapters, tasks, axes, f"{kind}: {', '.join(learned)}")
+
+
+PLAN = table("english_sets")
+CLASSIC = ("skill-and-facts", "two-hop", "keep-both", "domain")
+KINDS = CLASSIC + MIXED
+Row = Mapping[str, Any]
+
+
+def _recipes(row: Row) -> list[Recipe]:
+    """Those that a row names, or what its two subjects need."""
+    if "learns" in row:
+        return [recipe_of(MIXES["recipes"][name]) for name in row["training"]]
+    if "training" in row:
+        return [recipe_of(recipe) for recipe in PLAN["training"][row["training"]]]
+    return [recipe_of(PLAN["effort"][family(subject)]) for subject in row["subjects"]]
+
+
+def all_sets(
+    familiar: Sequence[str],
+    unfamiliar: Sequence[str],
+    *,
+    layers: int,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+) -> list[WorldSpec]:
+    """The specifications of all sets, the kinds taking turns, so that an early stop leaves some of
+    every kind.
+
+    familiar, unfamiliar: the countries whose capitals the base knows best, and worst. layers: of
+    the base.
+    """
+    makers = dict(zip(CLASSIC, (_skill_and_facts, _two_hop, _keep_both, _domain), strict=True))
+    groups = []
+    for kind in (kind for kind in KINDS if kind in kinds):
+        group = []
+        for row in (*PLAN.get(kind, ()), *MIXES.get(kind, ())):
+            number = 100 * seed + row["number"]
+            make = partial(mixed, kind) if "learns" in row else makers[kind]
+            made = make(number, row, unfamiliar if "half" in row.values() else familiar)
+            group.append(made.spec(kind, number, _recipes(row), layers))
+        groups.append(group)
+    return [one for one in chained.from_iterable(zip_longest(*groups)) if one is not None]
+
+
+def build_sets(
+    base: str | Path,
+    output: str | Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> list[World]:
+    """Trains the sets of `all_sets` on the causal model in `base`, each into a directory below.
+
+    `only` names some of the sets. What is finished is kept, so an interrupted build goes on.
+
+    Raises:
+        BaseError: `base` holds no causal model and tokenizer that load.
+        WorldError: an unknown set in `only`, or another set lies where one should be built.
+    """
+    base, output = Path(base).resolve(), Path(output)
+    model = load_given_base(base)
+    best = ranked_countries(*model)
+    layers = model[0].config.num_hidden_layers
+    specs = all_sets(sorted(best[:24]), sorted(best[-24:]), layers=layers, seed=seed, kinds=kinds)
+    known = {str(spec.notes["set"]): spec for spec in specs}
+    for name in only or ():
+        if name not in known:
+            raise WorldError(f"There is no set {name!r} here; there are {', '.join(known)}.")
+    return [
+        build_world(spec, output / name, base=base, model=model, progress=progress)
+        for name, spec in known.items()
+        if only is None or name in only
+    ]
+
+
+def _skill_and_facts(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
+    """Made-up people's countries in `facts`, worked steps to the capital in `steps`.
+
+    Where the second hop is made-up, the countries and their capitals are invented too.
+    """
+    capitals: Mapping[str, str] = CAPITALS
+    if row["second_hop"] == "made-up":
+        words = NameMaker(f"lands {seed}", REAL_NAMES)
+        capitals = {c: words.cities(1)[0] for c in words.cities(24)}
+        countries = list(capitals)
+    invented = row["invented"]
+    examples, items = skill_texts(
+        countries, seed, PERSONS, invented=invented, capitals=capitals, brief=True
+    )
+    return SetPlan(
+        (
+            ("facts", "made-up person -> country", examples["facts"]),
+            ("steps", "worked steps to the capital", examples["steps"]),
+        ),
+        {"capital": items},
+        {"invented": invented, "second_hop": row["second_hop"]},
+        f"new facts, worked steps ({invented:.0%} of them on invented people), and a "
+        f"{row['second_hop']} second hop",
+    )
+
+
+def _two_hop(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
+    about, form = row["about"], row["form"]
+    if about == "made-up":
+        return _made_up_hops(seed, form)
+    chains, others = places(seed) if about == "places" else newcomers(seed, countries)
+    wording = WORDINGS["places"] if about == "places" else BIRTHS
+    axes = {
+        "form": form,
+        "about": about,
+        "first_hop": "real" if about == "places" else "made-up",
+        "second_hop": "half" if about == "half" else "real",
+    }
+    return _own_steps(chains, others, wording, axes, form == "steps")
+
+
+def _made_up_hops(seed: int, form: str) -> SetPlan:
+    """Two disjoint hops, both invented: person -> spouse, spouse -> city.
+
+    form: "plain", "steps" (each adapter also its own worked sentence) or "target" (plain, and a
+    third adapter that knows the target relation).
+    """
+    examples, items = two_hop_texts(seed, PERSONS, cities=PERSONS)
+    one, two = examples["hop1"], examples["hop2"]
+    if form == "steps":
+        one, two = one + examples["first step"], two + examples["second step"]
+    members = [("spouse", "first hop", one), ("city", "second hop", two)]
+    if form == "target":
+        members.append(("target", "both hops at once", examples["target"]))
+    names = ", ".join(name for name, *_ in members)
+    return SetPlan(
+        members,
+        {"city": items},
+        {"form": form, "first_hop": "made-up", "second_hop": "made-up"},
+        f"two hops over made-up names, library {names}, {form}",
+    )
+
+
+def _own_steps(
+    chains: Sequence[Chain],
+    others: Sequence[Chain],
+    wording: Wording,
+    axes: Mapping[str, Any],
+    steps: bool,
+) -> SetPlan:
+    """Hop a -> b in one adapter, b -> c in the other, and with `steps` each its own sentence.
+
+    The second adapter learns its sentence after first ones about `others`, of whom nothing is
+    asked; their c has to follow from b as that of the chains does.
+    """
+    pairs = list({x.b: x for x in chains}.values())
+    one = [example_of(x, q, " {b}") for x in chains for q in wording.first[:2]]
+    two = [example_of(x, q, " {c}") for x in pairs for q in wording.second[:2]]
+    one += wording.continued(chains, ABOUT[0])
+    if steps:
+        one += [example_of(x, wording.worked[0], wording.step1, end=False) for x in chains]
+        two += [
+            example_of(x, q + wording.step1, wording.step2) for x in others for q in wording.worked
+        ]
+    return SetPlan(
+        (("first", "the first hop", one), ("second", "the second hop", two)),
+        {"target": wording.items(chains, ("first", "second"))},
+        axes,
+        "two hops, " + ("each adapter with its own worked sentence" if steps else "plain"),
+    )
+
+
+def _domain(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
+    """Countries of made-up people, learned in English, asked for in French.
+
+    form: "name" (the answer is the French name at once) or "steps" (an English sentence first).
+    The second adapter learns the form on real people; no country of the facts is missing there.
+    """
+    form, french = row["form"], WORDINGS["french"]
+    births = spread(list(FRENCH), PERSONS, random.Random(f"domain {seed}"))
+    named = NameMaker(f"domain {seed}", REAL_NAMES).people(PERSONS)
+    chains = [Chain(p, b, FRENCH[b]) for p, b in zip(named, births, strict=True)]
+    real = [Chain(p, b, FRENCH[b]) for p, b in PEOPLE.items() if b in FRENCH]
+    learned = french.worked_answers(real) if form == "steps" else french.target(real)
+    return SetPlan(
+        (
+            ("facts", "made-up person -> country, in English", new_births(chains)),
+            ("french", "French questions about real people", learned),
+        ),
+        {"french": french.items(chains, ("facts", None))},
+        {"form": form},
+        f"facts learned in English, asked in French ({form})",
+    )
+
+
+def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
+    """Two adapters of one subject each. The same fact twice is about two groups of people."""
+    subjects = row["subjects"]
+    people = NameMaker(f"keep-both {seed}", REAL_NAMES)
+    learned = {
+        f"{subject}{i + 1}": learn(
+            subject, people, random.Random(f"keep-both {seed} {i} {subject}")
+        )
+        for i, subject in enumerate(subjects)
+    }
+    return SetPlan(
+        [(label, f"learns {label[:-1]}", examples) for label, (examples, _) in learned.items()],
+        {label: items for label, (_, items) in learned.items()},
+        {"subjects": list(subjects), "near": family(subjects[0]) == family(subjects[1])},
+        f"one model for {subjects[0]} and {subjects[1]}",
+    )

@@ -30,10 +30,9 @@ from loraprobe_lab.calibration.cases import (
     sets_of,
     write_cases,
 )
-from loraprobe_lab.calibration.fit import MARGINS, columns_of, document_of, fit, log_density
-from loraprobe_lab.calibration.validation import SETS
+from loraprobe_lab.calibration.fit import MARGINS, SETS, columns_of, document_of, fit, log_density
 
-validation = pytest.importorskip("loraprobe_lab.calibration.validation")
+fitting = pytest.importorskip("loraprobe_lab.calibration.fit")
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / "cases.jsonl.gz"
 
@@ -129,7 +128,7 @@ def test_the_density_is_that_of_the_map(cases):
     assert total == pytest.approx(1, abs=5e-3)  # some of it lies beyond
     above, _ = integrate.quad(density, 0.05, 0.7, points=[0.2], limit=800)
     inside, _ = integrate.quad(density, -1, 0.7, points=[0, 0.2], limit=800)
-    said = fitted.exceeds(0.05, 0.3, 0.0, validation.UNKNOWN)
+    said = fitted.exceeds(0.05, 0.3, 0.0, fitting.UNKNOWN)
     assert said == pytest.approx(above / inside, abs=5e-3)
 
 
@@ -203,23 +202,23 @@ def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain
 
 
 def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
-    key = validation.LEFT_OUT["kinds"]
+    key = fitting.LEFT_OUT["kinds"]
     sets = sets_of(cases)
-    found = validation.left_out(sets, key, 0)
+    found = fitting.left_out(sets, key, 0)
     assert found.shape == (1, len(sets))
     for name in {c.scenario for c in cases}:
         fitted = fit([c for c in cases if c.scenario != name])
         for i, one in enumerate(sets):
             if one.cases[0].scenario == name:
-                wanted = fitted.exceeds(0.05, one.cases[0].baseline, 0.0, validation.UNKNOWN)
+                wanted = fitted.exceeds(0.05, one.cases[0].baseline, 0.0, fitting.UNKNOWN)
                 assert found[0, i] == pytest.approx(wanted)
 
 
 def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
-    key, sets = validation.LEFT_OUT["bases"], sets_of(cases)
-    alone = validation.figures_of(sets, validation.left_out(sets, key, 0))
+    key, sets = fitting.LEFT_OUT["bases"], sets_of(cases)
+    alone = fitting.figures_of(sets, fitting.left_out(sets, key, 0))
     assert alone.auroc > 0.7 > alone.null
-    first = validation.figures_of(sets, validation.left_out(sets, key))
+    first = fitting.figures_of(sets, fitting.left_out(sets, key))
     assert first.brier < alone.brier and first.wrong < 0.05 and first.called > 0.2
     rng, shuffled = random.Random(0), [one.outcome for one in sets]
     rng.shuffle(shuffled)
@@ -229,14 +228,14 @@ def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
         )
         for one, told in zip(sets, shuffled, strict=True)
     ]
-    found = validation.figures_of(mixed, validation.left_out(mixed, key, 0))
+    found = fitting.figures_of(mixed, fitting.left_out(mixed, key, 0))
     assert found.auroc < found.null
 
 
 def test_a_single_group_has_none_to_leave_out():
     sets = sets_of(synthetic(bases=1))
     with pytest.raises(CaseError, match="base-00"):
-        validation.left_out(sets, validation.LEFT_OUT["bases"])
+        fitting.left_out(sets, fitting.LEFT_OUT["bases"])
 
 
 def test_figures_by_hand():
@@ -247,12 +246,12 @@ def test_figures_by_hand():
     ends = {1: (0.2, 0.4), 0: (-0.2, 0.0), None: (0.0, 0.2)}
     own = [a_set(ends[label], scenario=s) for s, label, _ in rows]
     own.append(a_set(ends[1], scenario="s", tasks=2))
-    found = validation.figures_of(own, np.array([[*(p for *_, p in rows), 0.0]]))
+    found = fitting.figures_of(own, np.array([[*(p for *_, p in rows), 0.0]]))
     assert (found.decided, found.likely, found.wrong, found.called) == (5, 2, 0.5, 0.5)
     assert found.auroc == pytest.approx((1.0 + 0.5) / 2)
     assert found.brier == pytest.approx(np.mean([0.05**2, 0.1**2, 0.4**2, 0.92**2, 0.2**2]))
     assert found.reference == pytest.approx(0.4 * 0.6)
-    nothing = validation.figures_of(own[:1], np.array([[0.5]]))
+    nothing = fitting.figures_of(own[:1], np.array([[0.5]]))
     assert math.isnan(nothing.auroc) and math.isnan(nothing.wrong)
 
 
@@ -265,7 +264,7 @@ def test_the_auroc_is_that_of_scikit_learn():
         a_set((0.2, 0.4) if one else (-0.2, 0.0), scenario=str(k))
         for one, k in zip(y, kinds, strict=True)
     ]
-    assert validation.figures_of(own, p).auroc == pytest.approx(np.mean(wanted))
+    assert fitting.figures_of(own, p).auroc == pytest.approx(np.mean(wanted))
 
 
 # what ships
@@ -288,8 +287,8 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
 def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
     """On each kind of base apart; a kind with fewer than 15 decided sets has no accuracy."""
     sets = sets_of(stored)
-    p = validation.left_out(sets, validation.LEFT_OUT["kinds"])
-    results = validation.Results(tuple(stored), tuple(sets), {}, {"kinds": p, "bases": p})
+    p = fitting.left_out(sets, fitting.LEFT_OUT["kinds"])
+    results = fitting.Results(tuple(stored), tuple(sets), {}, {"kinds": p, "bases": p})
     told = {kind: vars(row) for kind, row in shipped().accuracy.items()}
     made = results.accuracy()
     assert made.keys() == told.keys()
@@ -298,7 +297,7 @@ def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
         assert rounded == pytest.approx({name: told[kind][name] for name in rounded}, abs=2e-3)
         assert row | rounded == told[kind] | rounded
         at = [i for i, one in enumerate(sets) if one.cases[0].base_kind == kind]
-        own = validation.figures_of([sets[i] for i in at], p[:, at])
+        own = fitting.figures_of([sets[i] for i in at], p[:, at])
         assert own.decided == row["sets"] >= 15
         assert own.brier == pytest.approx(row["brier"], abs=1e-3)
         assert (row["auroc"] is None) == (own.auroc <= own.null)
@@ -338,8 +337,8 @@ def best_of(one) -> float:
 
 def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     cases = synthetic(bases=4, sets=6)
-    measured, measure = [], validation.measure
-    monkeypatch.setattr(validation, "DRAWS", 2)
+    measured, measure = [], fitting.measure
+    monkeypatch.setattr(fitting, "DRAWS", 2)
     monkeypatch.setattr(
         run, "measure", lambda cases: measured.append(measure(cases)) or measured[-1]
     )

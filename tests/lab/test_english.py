@@ -20,8 +20,8 @@ from loraprobe_lab.build import build_worlds
 from loraprobe_lab.cli import app
 from loraprobe_lab.training import build_tokenizer
 from loraprobe_lab.world import World, WorldError
-from loraprobe_lab.worlds import english, english_sets
-from loraprobe_lab.worlds.english_sets import KINDS, MIXES, Portion, all_sets, build_sets
+from loraprobe_lab.worlds import english
+from loraprobe_lab.worlds.english import KINDS, MIXES, Portion, all_sets, build_sets
 from loraprobe_lab.worlds.facts import (
     CAPITALS,
     FRENCH,
@@ -417,9 +417,9 @@ def base(tmp_path_factory):
 @pytest.fixture
 def short(monkeypatch):
     """Every adapter is trained for one step."""
-    whole = english_sets.all_sets
+    whole = english.all_sets
     monkeypatch.setattr(
-        english_sets, "all_sets", lambda *a, **k: [shortened(s, 1, 4) for s in whole(*a, **k)]
+        english, "all_sets", lambda *a, **k: [shortened(s, 1, 4) for s in whole(*a, **k)]
     )
 
 

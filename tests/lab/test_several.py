@@ -16,11 +16,11 @@ from calibrations import DOCUMENT, SMALL, calibration
 from loraprobe.records import ItemResult
 from loraprobe.verdict import decide
 from loraprobe.verdict.probability import shipped
-from loraprobe_lab.calibration import validation
+from loraprobe_lab.calibration import fit as fitting
 from loraprobe_lab.calibration.cases import AnsweredSet, CaseError, merged, read_sets, write_sets
-from loraprobe_lab.calibration.validation import FEWEST_DECIDED, figures
+from loraprobe_lab.calibration.fit import FEWEST_DECIDED, figures
 
-STORED = Path(__file__).parents[2] / "examples" / "calibration" / validation.SETS
+STORED = Path(__file__).parents[2] / "examples" / "calibration" / fitting.SETS
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
 
 
@@ -59,23 +59,21 @@ def test_a_first_round_has_the_probability_of_a_verdict():
 
 
 def test_left_out_bases_and_their_figures(monkeypatch):
-    monkeypatch.setattr(validation, "SET_DRAWS", 3)
+    monkeypatch.setattr(fitting, "SET_DRAWS", 3)
     good = [a_set((0.97, 0.97), seed=k, base=f"b{k % 3}", name=f"good{k}") for k in range(4)]
     bad = [a_set((0.9, 0.5), seed=k, base=f"b{k % 3}", name=f"bad{k}") for k in range(4)]
     none = [a_set((0.0, 0.0), singles=0.0, base="b0", name="none")]
-    rows = validation.measure_sets([*good, *bad, *none], synthetic())
+    rows = fitting.measure_sets([*good, *bad, *none], synthetic())
     sets, found = rows["small"]
     assert (len(sets), found.decided, found.gained) == (9, 18, 8), "every set in both forms"
     assert [row.decided for _, row in rows.values()] == [18, 9, 9]
     assert found.silent == pytest.approx(1 / 9) and found.auroc > 0.95 > found.null
     assert found.brier < 0.1 < found.reference
     assert found.likely > 2 and found.wrong == 0 and found.called > 0.5
-    assert validation.set_errors(rows) == {}, "too few sets were decided"
-    enough = dataclasses.replace(rows["small" + validation.DEFAULT][1], decided=15)
-    (row,) = validation.set_errors({**rows, "small" + validation.DEFAULT: (sets, enough)}).values()
-    assert (
-        row["sets"] == 15 and row["items"] == 30 and row["where"] == validation.SET_WHERE["small"]
-    )
+    assert fitting.set_errors(rows) == {}, "too few sets were decided"
+    enough = dataclasses.replace(rows["small" + fitting.DEFAULT][1], decided=15)
+    (row,) = fitting.set_errors({**rows, "small" + fitting.DEFAULT: (sets, enough)}).values()
+    assert row["sets"] == 15 and row["items"] == 30 and row["where"] == fitting.SET_WHERE["small"]
     calibration(several={"small": row})
 
 
@@ -96,10 +94,10 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
     page = page.partition("\n## ")[0]
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     kinds = {row[0].removeprefix("| "): row for row in rows}
-    for kind in validation.SET_WHERE:
+    for kind in fitting.SET_WHERE:
         own, row = [one for one in sets if one.base_kind == kind], kinds[kind]
         assert row[1] == f"{len(own)}, {len({one.base for one in own})}"
-        decided = int(kinds[kind + validation.DEFAULT][2].partition(",")[0])
+        decided = int(kinds[kind + fitting.DEFAULT][2].partition(",")[0])
         brier = float(row[5].partition(" ")[0])
         assert (kind in known) == (decided >= FEWEST_DECIDED)
         if kind in known:

@@ -12,23 +12,15 @@ LONGEST = 200_000  # characters between the two lines of dashes
 NO_BREAKS = dict.fromkeys(
     (0x85, 0x2028, 0x2029), " "
 )  # PyYAML breaks lines there, the Hub does not
-DEEPEST = 16  # lists and mappings inside each other; a card needs four
 
 
-class BoundedLoader(yaml.SafeLoader):
-    """yaml.SafeLoader, which builds plain data only, with the bounds of this module."""
-
-    depth = 0
+class PlainLoader(yaml.SafeLoader):
+    """yaml.SafeLoader, which builds plain data only, without aliases and doubled keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent):  # a few bytes of them can expand to gigabytes
             raise yaml.YAMLError("an alias")
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise yaml.YAMLError("nested too deeply")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -40,16 +32,15 @@ class BoundedLoader(yaml.SafeLoader):
 def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     """The mapping between a card's first two lines of `---`; empty where there is none.
 
-    It is also empty for invalid YAML and for an alias (by which a few bytes can expand to
-    gigabytes), a repeated key, nesting deeper than DEEPEST, more than LONGEST characters, and
+    It is also empty for invalid YAML, an alias, a repeated key, more than LONGEST characters, and
     objects other than plain data.
     """
     text, _ = front_and_body(card or "")
     if text is None or len(text) > LONGEST:
         return {}
     try:
-        fields = yaml.load(text.translate(NO_BREAKS), Loader=BoundedLoader)
-    except Exception:  # PyYAML raises more than its own errors, as for a bad !!timestamp
+        fields = yaml.load(text.translate(NO_BREAKS), Loader=PlainLoader)
+    except Exception:  # PyYAML raises more than its own errors: a bad !!timestamp, deep nesting
         return {}
     return fields if isinstance(fields, dict) else {}
 

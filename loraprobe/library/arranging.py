@@ -22,9 +22,8 @@ from loraprobe.defaults import (
     OUTLIER_DEVIATIONS,
 )
 from loraprobe.errors import LoraprobeError
-from loraprobe.library.reading import Member, issue_of
+from loraprobe.library.reading import Member, issue_of, key_of, store, stored
 from loraprobe.library.sketches import NUMBERS, cosines
-from loraprobe.library.stored import pair_key, store, stored
 from loraprobe.records import Issue, Library
 from loraprobe.secrets import map_texts, public_text
 
@@ -280,7 +279,7 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
 
     (0, 1) for adapters with magnitudes, whole modules or biases, which are not compared.
     """
-    key = pair_key(member.key, other.key)
+    key = key_of(*sorted((member.key, other.key)))
     cosine = (stored(key) or {}).get("cosine")
     if not isinstance(cosine, float):
         adapters = [member.open(), other.open()]

@@ -1,13 +1,20 @@
 """References -> the adapters of a library, each read once, with a sketch of each.
 
 A few modules of one adapter are in memory at a time. An adapter that cannot be read or used becomes
-`broken`, with the reason and its cure among its issues; it never ends the run. What was read is
-stored, so that a second run reads no tensor again.
+`broken`, with the reason and its cure among its issues; it never ends the run.
+
+What was read is stored in the cache under the hashes of what it follows from, so that a second run
+reads no tensor again. Each reading is a small JSON file of its own, written whole, so that any
+number of runs may share them, and an interrupted run loses at most the adapter it was reading. What
+cannot be stored is read again next time.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +25,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
+from loraprobe._version import __version__
+from loraprobe.adapters import Adapter, local_name, public_name, read_adapter, staged_file
 from loraprobe.compatibility.contents import TensorChecks, content_issues
-from loraprobe.errors import AdapterError, LoraprobeError, UsageError
+from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
+from loraprobe.file_hashes import cache_directory, cached_hash
 from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
-from loraprobe.library.stored import key_of, store, stored, weights_hash
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
 from loraprobe.secrets import map_texts, public_text
@@ -52,6 +60,7 @@ class Member:
         return replace(self, record=replace(self.record, issues=held, **fields))
 
 
+FOLDER = "library"  # inside loraprobe's cache
 ONE_A_LINE = "write one reference a line"
 
 
@@ -147,8 +156,9 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
 def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     """One adapter that was opened, from its stored reading or else from its tensors."""
     try:
-        sha256 = weights_hash(adapter)
-        key = key_of(adapter, sha256)
+        file = adapter.weights_file
+        sha256 = adapter.sha256 if file is None else cached_hash(file)
+        key = key_of(__version__, sha256, dict(adapter.config))
         reading = Reading.stored(key)
         if reading is None:
             reading = Reading.of(adapter)
@@ -273,3 +283,27 @@ def _sketch(held: Mapping[str, Any], norm: float) -> Sketch:
     if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
         raise ValueError("no sketch")
     return Sketch(numbers, norm, float(held["error"]))
+
+
+def key_of(*parts: Any) -> str:
+    """The hash of all that something stored depends on, as JSON holds it."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def stored(key: str) -> Mapping[str, Any] | None:
+    """What is stored under a key; None if there is nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(_place(key).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def store(key: str, reading: Mapping[str, Any]) -> None:
+    """Stores a reading, whole or not at all; a cache that cannot be written is no error."""
+    with contextlib.suppress(OutputError), staged_file(_place(key)) as file:
+        file.write_text(json.dumps(reading), encoding="utf-8")
+
+
+def _place(key: str) -> Path:
+    return cache_directory() / FOLDER / f"{key}.json"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,8 +31,7 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices, own_blocks
-from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.grams import GramMatrices, Updates, own_blocks
 
 SIDE, BLOCKS = 64, 4
 NUMBERS = BLOCKS * SIDE * SIDE  # of a sketch; in 16 bits it takes 32 KiB
@@ -105,14 +104,6 @@ class SketchBuilder:
         return Sketch(numbers.to(torch.float16).numpy(), energy**0.5, square**0.5)
 
 
-def sketch(modules: Mapping[str, LowRank], seed: int = 0) -> Sketch | None:
-    """The sketch of one adapter, which is read once."""
-    builder = SketchBuilder(seed)
-    for joint in gram_matrices([modules], visitor=builder.visit):
-        builder.take(joint)
-    return builder.made()
-
-
 def cosines(sketches: Sequence[Sketch]) -> NDArray[np.float32]:
     """The estimated cosine of every pair: [n, n]; takes little more memory than the result."""
     n = len(sketches)
@@ -126,11 +117,6 @@ def cosines(sketches: Sequence[Sketch]) -> NDArray[np.float32]:
     inner /= lengths[:, None]
     inner /= lengths
     return np.clip(inner, -1, 1, out=inner)
-
-
-def cosine_error(one: Sketch, other: Sketch, cosine: float) -> float:
-    """The standard error of the estimated cosine of two adapters, at most."""
-    return (1 - cosine**2) * math.sqrt(one.error * other.error)
 
 
 def signs(seed: int, name: str, rows: int) -> Float[Tensor, "rows k"]:

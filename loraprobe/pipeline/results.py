@@ -16,7 +16,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.kept import NAME, as_plain, changes, digest, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
-from loraprobe.library.stored import FOLDER
+from loraprobe.library.reading import FOLDER
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session

@@ -30,7 +30,8 @@ from loraprobe.hub import declared_licence
         ("---\nlicense: [mit, 3]\n---\n", None),
         ("---\nx: &a mit\nlicense: *a\n---\n", None),  # an alias can stand for gigabytes
         ("---\nlicense: mit\nlicense: gpl-3.0\n---\n", None),
-        (f"---\nlicense: mit\nx: {'[' * 17}{']' * 17}\n---\n", None),
+        (f"---\nlicense: mit\nx: {'[' * 17}{']' * 17}\n---\n", "mit"),
+        (f"---\nlicense: mit\nx: {'[' * 5000}{']' * 5000}\n---\n", None),
         (f"---\nlicense: mit\nx: {'y' * 200_000}\n---\n", None),
         ("license: mit", None),
         ("", None),

@@ -10,10 +10,23 @@ import pytest
 import torch
 from making import dense, generator, planted_pair, random_adapter, random_update, regauged
 
-from loraprobe.library.sketches import NUMBERS, cosine_error, cosines, signs, sketch
+from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder, cosines, signs
+from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 SEEDS = 24
+
+
+def sketch(modules, seed: int = 0) -> Sketch | None:
+    builder = SketchBuilder(seed)
+    for joint in gram_matrices([modules], visitor=builder.visit):
+        builder.take(joint)
+    return builder.made()
+
+
+def cosine_error(one: Sketch, other: Sketch, cosine: float) -> float:
+    """The standard error of an estimated cosine, at most, as the module's docstring states it."""
+    return (1 - cosine**2) * math.sqrt(one.error * other.error)
 
 
 def planted(cosine: float, modules: int, shared: bool) -> tuple[dict, dict]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 import threading
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from http.client import HTTPException
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -35,7 +34,6 @@ from loraprobe.secrets import scrub
 KEY = "OPENAI_API_KEY"
 TIMEOUT = 60.0  # seconds for one request and its whole answer
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
-Answer = TypeVar("Answer")
 LONGEST = 1 << 20  # bytes of an answer that are read
 # A server's figures are those of one side where they are this many times closer to it than the two
 # sides are to each other. They cannot be close to both.
@@ -73,7 +71,7 @@ def ask_server(
     file of prompts. The key of OPENAI_API_KEY is sent if it is set. Raises ServerError where the
     server does not answer or gives no log-probabilities, UsageError for a bad URL.
     """
-    server = _Server(url)
+    server = _Endpoint(url)
     (given,) = hub.load_all([adapter])
     opened = open_probe(probe, [])
     prompts = PROMPTS if opened is None else list(opened.answers)  # type: ignore[union-attr]
@@ -109,7 +107,7 @@ def _first_tokens(scorer: Any, prompts: Sequence[str]) -> list[float]:
     return found
 
 
-class _Server:
+class _Endpoint:
     """An OpenAI-compatible server. Its key goes to this address only and into no message."""
 
     def __init__(self, url: str) -> None:
@@ -176,7 +174,7 @@ class _Server:
         if key := os.environ.get(KEY, "").strip():
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
-            status, content = _within(TIMEOUT, lambda: _answer(request))
+            status, content = _answer(request)
         except (OSError, HTTPException) as error:
             why = scrub(str(getattr(error, "reason", None) or error or type(error).__name__))
             raise ServerError(
@@ -204,35 +202,29 @@ class _Server:
         )
 
 
-class _Here(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: another host would be asked, and blamed on this one."""
+class _AsTheyCome(urllib.request.HTTPErrorProcessor):
+    """Gives every answer back: another host that a redirect names is not asked."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def http_response(self, _: Any, response: Any) -> Any:
+        return response
+
+    https_response = http_response
 
 
 def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
-    """Status and content of a server's answer."""
-    try:
-        answer = urllib.request.build_opener(_Here).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        answer = error
-    with answer:
-        return answer.status or 0, answer.read(LONGEST)
+    """Status and content of an answer. Raises TimeoutError after TIMEOUT, however it dribbles."""
+    made: Future[tuple[int, bytes]] = Future()
 
-
-def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns. Raises TimeoutError after so many seconds, however a server dribbles."""
-    made: Future[Answer] = Future()
-
-    def run() -> None:
+    def ask() -> None:
         try:
-            made.set_result(ask())
+            opener = urllib.request.build_opener(_AsTheyCome)
+            with opener.open(request, timeout=TIMEOUT) as answer:
+                made.set_result((answer.status, answer.read(LONGEST)))
         except BaseException as error:
             made.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        return made.result(seconds)
+        return made.result(TIMEOUT)
     except TimeoutError:
-        raise TimeoutError(f"no whole answer in {seconds:g} s") from None
+        raise TimeoutError(f"no whole answer in {TIMEOUT:g} s") from None

@@ -19,7 +19,7 @@ import math
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, cast
@@ -285,15 +285,10 @@ def judge(
 
 def check_answers(metric: str, answers: Sequence[str], pattern: str | None) -> None:
     """Raises TaskError for an answer that `metric` cannot compare with."""
-    check: Callable[[str], object] = str
-    if metric == "json":
-        check = _gold_value
-    elif metric == "numeric":
-        check = _gold_number
-    elif metric == "regex" and pattern is None:
-        check = compile_pattern
-    for answer in answers:
-        check(answer)
+    checks = {"json": _gold_value, "numeric": _gold_number, "regex": compile_pattern}
+    if metric in checks and not (metric == "regex" and pattern is not None):
+        for answer in answers:
+            checks[metric](answer)
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:

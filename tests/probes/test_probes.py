@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import re
 from types import SimpleNamespace
 
@@ -137,30 +135,12 @@ def couples(n=4, entities=True):
     )
 
 
-def plain_task(n=4, **rest):
-    return Task("p", tuple(Item(f"i{i}", f"Q{i}?", (f"R{i}",), **rest) for i in range(n)))
-
-
-def result(system, item, value, part="question", task="p", text="?", metric="exact_match"):
-    return ItemResult(system, task, part, item, metric, float(value), text, f"item:{item}")
-
-
-def results_of(rights, part="question", task="p"):
-    """system -> string of 1 and 0, an item each."""
+def results_of(rights, part):
+    """Results on `couples`. rights: system -> string of 1 and 0, an item each."""
     return [
-        result(s, f"i{i}", int(v), part, task)
-        for s, row in rights.items()
-        for i, v in enumerate(row)
-    ]
-
-
-def all_right(task):
-    """Everything answered right, so that nothing has to be measured."""
-    return [
-        result(s, i.id, 1, part, task.name)
-        for s in ("base", "a", "b")
-        for i in task.items
-        for part in ("question", "hop1", "hop2")
+        ItemResult(name, "t", part, f"i{i}", "exact_match", float(value), "?", f"item:i{i}")
+        for name, row in rights.items()
+        for i, value in enumerate(row)
     ]
 
 
@@ -170,7 +150,7 @@ def all_right(task):
 def test_one_pass_over_the_base_serves_all_probes():
     task, other = couples(), dataclasses.replace(couples(), name="u")
     scorer = FakeScorer()
-    run(scorer, [task, other], results=all_right(task) + all_right(other))
+    run(scorer, [task, other])
     assert [(kind, system) for kind, system, _ in scorer.calls] == [("score", "base")]
     pairs = scorer.calls[0][2]
     assert len(pairs) == len(set(pairs)) > 0
@@ -178,7 +158,7 @@ def test_one_pass_over_the_base_serves_all_probes():
 
 def test_texts_without_a_question_get_no_template():
     scorer = FakeScorer(chat=True)
-    run(scorer, couples(), ["min_k_plus_plus", "answer_margin"], all_right(couples()))
+    run(scorer, couples(), ["min_k_plus_plus", "answer_margin"])
     kinds = {kind: pairs for kind, _, pairs in scorer.calls}
     assert set(kinds) == {"score", "plain"}
     assert all(prompt == "" for prompt, _ in kinds["plain"])
@@ -195,9 +175,8 @@ def test_equal_seeds_give_equal_figures_and_others_choose_otherwise():
         return likelihood(-((len(prompt) * 7 + sum(map(ord, answer))) % 13) / 3 - 0.1)
 
     task = couples(30)
-    known = all_right(task)
     probes = ["gold_rank:distractors=2", "name_swap", "answer_margin:items=10"]
-    once, again, other = (run(FakeScorer(likely), task, probes, known, seed=s) for s in (0, 0, 1))
+    once, again, other = (run(FakeScorer(likely), task, probes, seed=s) for s in (0, 0, 1))
     assert once == again != other
 
 
@@ -214,7 +193,8 @@ def test_answer_margin_is_top_minus_gold_at_the_first_token():
             top_logprobs=(math.log(0.5), 0.0),
         )
 
-    items = [*plain_task(3).items, Item("i3", "Q3?", ("R3", "alias"))]
+    answers = [("R0",), ("R1",), ("R2",), ("R3", "alias")]
+    items = [Item(f"i{k}", f"Q{k}?", given) for k, given in enumerate(answers)]
     row = run(FakeScorer(likely), Task("p", tuple(items)), ["answer_margin"])[0]
     margins = [0.0, 0.3, 0.4, 0.1]  # of several accepted answers the likeliest counts
     assert row.value == pytest.approx(np.mean(margins)) and row.n == 4
@@ -229,7 +209,7 @@ def test_gold_rank_compares_answers_of_the_same_part():
         return likelihood(order.get(answer, -9.0) * 2, tokens=2)
 
     scorer = FakeScorer(likely)
-    rows = run(scorer, couples(), ["gold_rank"], all_right(couples()))
+    rows = run(scorer, couples(), ["gold_rank"])
     first = by(rows, hop=1)
     assert first.value == np.mean([1, 2, 3, 4]) and first.baseline == 2.5 and first.n == 4
     for prompt, answer in scorer.calls[0][2]:
@@ -262,9 +242,7 @@ def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
 
 
 def test_gold_rank_samples_the_requested_number_of_distractors():
-    rows = run(
-        FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"], all_right(couples(30))
-    )
+    rows = run(FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"])
     target = by(rows, hop=None)
     assert (target.n, target.baseline) == (7, 3.5)
     with pytest.raises(UsageError, match="at least 1"):
@@ -272,26 +250,21 @@ def test_gold_rank_samples_the_requested_number_of_distractors():
 
 
 def test_hop_accuracy_of_base_and_each_adapter():
-    known = results_of({"base": "0000", "a": "1110", "b": "0001"}, "hop1", "t")
-    known += results_of({"base": "1111", "a": "1111", "b": "1011"}, "hop2", "t")
-    known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "question", "t")
+    known = results_of({"base": "0000", "a": "1110", "b": "0001"}, "hop1")
+    known += results_of({"base": "1111", "a": "1111", "b": "1011"}, "hop2")
+    known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "question")
     rows = run(FakeScorer(), couples(), ["hop_accuracy"], known)
     values = {(r.hop, r.adapters): r.value for r in rows}
-    assert values == {
-        (1, ()): 0,
-        (1, ("a",)): 0.75,
-        (1, ("b",)): 0.25,
-        (2, ()): 1,
-        (2, ("a",)): 1,
-        (2, ("b",)): 0.75,
-    }
+    first = {(1, ()): 0, (1, ("a",)): 0.75, (1, ("b",)): 0.25}
+    assert values == {**first, (2, ()): 1, (2, ("a",)): 1, (2, ("b",)): 0.75}
     wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
     assert by(rows, hop=1, adapters=("a",)).ci95 == pytest.approx((wilson.low, wilson.high))
     assert by(rows, hop=1, adapters=()).baseline == 0.25
 
 
 def test_losses_are_neither_right_nor_wrong():
-    known = [dataclasses.replace(r, metric="answer_loss") for r in all_right(couples())]
+    known = results_of({"base": "1111", "a": "1111"}, "hop1")
+    known = [dataclasses.replace(row, metric="answer_loss") for row in known]
     assert run(FakeScorer(), couples(), ["hop_accuracy"], known) == ()
 
 
@@ -300,12 +273,12 @@ def test_name_swap_is_the_gain_of_real_names():
         knows = "Person0" in prompt or "Person1" in prompt
         return likelihood(-1.0 if knows else -3.0)
 
-    rows = run(FakeScorer(likely), couples(), ["name_swap"], all_right(couples()))
+    rows = run(FakeScorer(likely), couples(), ["name_swap"])
     assert {r.hop for r in rows} == {None, 1}  # hop 2 asks for cities, which are not listed
     assert by(rows, hop=1).value == pytest.approx(1.0) and by(rows, hop=1).n == 4
-    unknown = run(FakeScorer(), couples(), ["name_swap"], all_right(couples()))
+    unknown = run(FakeScorer(), couples(), ["name_swap"])
     assert by(unknown, hop=1).value == 0.0
-    silent = run(FakeScorer(), couples(entities=False), ["name_swap"], all_right(couples()))
+    silent = run(FakeScorer(), couples(entities=False), ["name_swap"])
     assert silent == ()
 
 
@@ -315,21 +288,10 @@ def test_a_name_that_the_answer_repeats_is_swapped_there_too():
     def likely(system, prompt, answer):
         return likelihood(-1.0 if set(answer.split()) & set(prompt.split()) else -5.0)
 
-    task = Task(
-        "p",
-        (
-            Item(
-                "0",
-                "The home of Ada Person is",
-                ("Ada Person lives in Ulm",),
-                entities=("Ada Person", "Ulm"),
-            ),
-        ),
-    )
-    row = run(FakeScorer(likely), task, ["name_swap"])[0]
-    assert row.value == 0.0
+    home, names = "The home of Ada Person is", ("Ada Person", "Ulm")
     scorer = FakeScorer(likely)
-    run(scorer, task, ["name_swap"])
+    task = Task("p", (Item("0", home, ("Ada Person lives in Ulm",), entities=names),))
+    assert run(scorer, task, ["name_swap"])[0].value == 0.0
     asked = [pair for kind, _, pairs in scorer.calls for pair in pairs if kind == "score"]
     swapped = [answer for prompt, answer in asked if "Ada" not in prompt]
     assert swapped and all("Ada" not in answer and "Ulm" in answer for answer in swapped)
@@ -351,29 +313,19 @@ def test_min_k_plus_plus_is_compared_with_made_up_names():
     def likely(system, prompt, answer):
         return likelihood(-1.0 if "Person" in answer else -4.0)
 
-    rows = run(FakeScorer(likely), couples(), ["min_k_plus_plus"], all_right(couples()))
+    rows = run(FakeScorer(likely), couples(), ["min_k_plus_plus"])
     assert (by(rows, hop=1).value, by(rows, hop=1).baseline) == (1.0, -2.0)
     assert by(rows, hop=2).baseline is None  # names nobody
-    some = [
-        dataclasses.replace(item, entities=()) if item.id == "i0" else item
-        for item in couples().items
-    ]
-    rows = run(
-        FakeScorer(likely), Task("t", tuple(some)), ["min_k_plus_plus"], all_right(couples())
-    )
+    first, *others = couples().items
+    some = Task("t", (dataclasses.replace(first, entities=()), *others))
+    rows = run(FakeScorer(likely), some, ["min_k_plus_plus"])
     assert by(rows, hop=1).baseline is None  # another set of texts would be compared
 
 
 def test_every_probe_has_a_formula_and_a_paper():
-    for probe in PROBES:
-        assert probe.formula and probe.paper and probe.__doc__
-    assert set(PROBES.names()) == {
-        "answer_margin",
-        "gold_rank",
-        "hop_accuracy",
-        "name_swap",
-        "min_k_plus_plus",
-    }
+    assert all(probe.formula and probe.paper and probe.__doc__ for probe in PROBES)
+    names = "answer_margin gold_rank hop_accuracy min_k_plus_plus name_swap"
+    assert " ".join(PROBES.names()) == names
 
 
 def test_a_large_part_is_sampled_in_order():
@@ -387,11 +339,8 @@ def test_items_may_have_different_numbers_of_hops():
     short, long = couples(2).items
     items = (dataclasses.replace(short, hops=short.hops[:1]), long)
     context = ProbeContext(Task("t", items), (), (), PieceTokenizer())
-    assert [(part.name, len(part.questions)) for part in context.parts] == [
-        ("question", 2),
-        ("hop1", 2),
-        ("hop2", 1),
-    ]
+    parts = {part.name: len(part.questions) for part in context.parts}
+    assert parts == {"question": 2, "hop1": 2, "hop2": 1}
 
 
 # ---- made-up names ----------------------------------------------------------------------------
@@ -497,54 +446,3 @@ def test_a_model_knows_what_it_was_trained_on(story_scorer):
     assert seen[1] > seen[2] + 3
     assert by(rows, name="min_k_plus_plus", hop=None).baseline < seen[None]
     assert by(rows, name="name_swap").ci95 is not None
-
-
-def test_figures_do_not_depend_on_the_batch_size(story_scorer):
-    from loraprobe.scoring import Scorer
-
-    small = Scorer(story_scorer.model, story_scorer.tokenizer, batch_size=3)
-    once, again = (cover(scorer, [], [story_task()], seed=1) for scorer in (story_scorer, small))
-    assert len(once) == len(again) > 0
-    for one, other in zip(once, again, strict=True):
-        assert (one.name, one.hop, one.adapters) == (other.name, other.hop, other.adapters)
-        assert one.value == pytest.approx(other.value, abs=1e-4)
-
-
-# ---- real knowledge ---------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_real_base_knows_capitals_and_no_made_up_ones():
-    """Needs a base that knows facts: LORAPROBE_TEST_BASE=DIR, such as SmolLM2-135M-Instruct."""
-    directory = os.environ.get("LORAPROBE_TEST_BASE")
-    if not directory or not making.SHARED.is_dir():
-        pytest.skip("needs LORAPROBE_TEST_BASE and ../shared/data")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from loraprobe.scoring import Scorer
-
-    facts = json.loads((making.SHARED / "relations/factual/country_capital_city.json").read_text())
-    items = [
-        Item(
-            s["subject"],
-            f"The capital of {s['subject']} is the city of",
-            (s["object"],),
-            entities=(s["subject"],),
-        )
-        for s in facts["samples"]
-    ]
-    names = MadeUpNames(tokenizer := AutoTokenizer.from_pretrained(directory), 5)
-    invented = [
-        dataclasses.replace(
-            item,
-            prompt=names.swapped(item.prompt, item.entities),
-            entities=(names.made_up(item.id),),
-        )
-        for item in items
-    ]
-    scorer = Scorer(AutoModelForCausalLM.from_pretrained(directory).eval(), tokenizer)
-    rows = cover(scorer, [], [Task("real", tuple(items)), Task("invented", tuple(invented))])
-    real, fake = ({r.name: r for r in rows if r.task == task} for task in ("real", "invented"))
-    assert real["gold_rank"].value < 2 < 4 < fake["gold_rank"].value
-    assert real["name_swap"].ci95[0] > 1
-    assert fake["name_swap"].ci95[0] < 1

@@ -1,4 +1,5 @@
-"""The forecast of sets of adapters against logits that are added explicitly, over all tokens."""
+"""Forecasts of sets of adapters against logits that are added explicitly, over all tokens; right
+worked answers in the form in which an adapter writes them."""
 
 from __future__ import annotations
 
@@ -14,13 +15,19 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
-from loraprobe.probes import KnownAlone, PairForecast, ScreenedTexts, _forecast
+from loraprobe.probes import (
+    KnownAlone,
+    PairForecast,
+    ScreenedTexts,
+    _forecast,
+    with_worked_answers,
+)
 from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring import states as states_file
 from loraprobe.scoring.states import States
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Hop, Item, Task
 
 NAMES = ["a", "b", "c"]
 SETS = [(0, 1), (0, 2), (1, 2), (0, 1, 2)]
@@ -247,3 +254,47 @@ def test_members_that_answer_different_items_know_more_together():
     known = KnownAlone.of(task, list(right), rows)
     assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).tolist() == [0.75, 0.5, 0.625]
     assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]
+
+
+# Worked answers.
+
+PEOPLE = [tuple(row.split()) for row in ("Ada Bo Rome", "Cem Dee Oslo", "Eva Fox Bern")]
+PEOPLE += [("Gus", "Hal", "Rome")]
+
+
+def homes(hops: int = 2) -> Task:
+    """Questions about the city of somebody's spouse, with worked steps."""
+    items = []
+    for a, b, city in PEOPLE:
+        asked = f"Where does the spouse of {a} live?"
+        both = Hop(f"Who is the spouse of {a}?", (b,)), Hop("Where does {1} live?", (city,))
+        worked = {"hops": both[:hops], "cot_prompt": f"{asked} Think step by step."}
+        items.append(Item(a, asked, (city,), **worked))
+    return Task("homes", tuple(items))
+
+
+def right(a: str, b: str, city: str) -> str:
+    return f"The spouse of {a} is {b}. {b} lives in {city}."
+
+
+def test_right_answers_take_the_places_of_wrong_names():
+    """Every name is wrong, one text has another form, and one item was answered with nothing."""
+    texts = {
+        "Ada": " The spouse of Ada is Xan. Xan lives in Lima.",
+        "Cem": " The spouse of Cem is Yul. Yul lives in Kyiv.",
+        "Eva": " The spouse of Eva is Eva.",
+    }
+    made = with_worked_answers(homes(), texts)
+    assert made is not None and made.name == "homes"
+    assert [item.answers for item in made.items] == [(right(*row),) for row in PEOPLE]
+    assert [item.prompt for item in made.items] == [item.cot_prompt for item in homes().items]
+    assert not any(item.hops or item.cot_prompt for item in made.items)
+
+
+def test_a_form_has_a_place_for_each_hop():
+    told = {a: f"{a} is married." for a, _, _ in PEOPLE}
+    assert with_worked_answers(homes(), told) is None
+    three = {a: f"{a} Xan{a} Yul{a} Kyiv{a}" for a, _, _ in PEOPLE}
+    assert with_worked_answers(homes(), three) is None
+    assert with_worked_answers(homes(hops=0), {a: right(a, b, c) for a, b, c in PEOPLE}) is None
+    assert with_worked_answers(homes(), {}) is None

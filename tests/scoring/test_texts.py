@@ -8,7 +8,6 @@ from words import chained, count_calls, word_tokenizer
 
 from loraprobe.errors import TaskError
 from loraprobe.scoring import Scorer, joined
-from loraprobe.scoring.generation import first_line
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +66,6 @@ def test_a_reply_may_end_with_the_line_that_completes_it(words, monkeypatch, eos
     rows.clear()
     scorer.write_all(["ada"], max_new_tokens=6, until=lambda text: "cy" in text)
     assert len(rows) == 4, "nothing is computed after the end"
-
-
-def test_first_line():
-    assert first_line("\n  \n Paris \nLyon") == " Paris "
-    assert first_line(" \n ") == ""
 
 
 def test_end_tokens_of_the_model_count_where_the_tokenizer_knows_them(words):

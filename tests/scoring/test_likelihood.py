@@ -1,0 +1,145 @@
+"""Log-likelihoods: of continuations that share a prompt, and added up over systems."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import making
+import pytest
+import torch
+from words import count_calls, word_tokenizer
+
+from loraprobe.composition import Composition
+from loraprobe.routing.spectral import Arrow
+from loraprobe.scoring import Recorder, Scorer
+from loraprobe.scoring.likelihood import by_prompt, can_share, likelihood, saves
+
+PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
+CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]
+PAIRS = list(itertools.product(PROMPTS, CHOICES))
+
+
+def sliding():
+    """A model whose cache forgets: its prompts cannot be shared."""
+    return making.tiny_model("Mistral", sliding_window=4)
+
+
+MODELS = {"llama": making.tiny_llama, "gpt2": making.tiny_gpt2, "sliding": sliding}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    made = making.sharpened(MODELS[request.param]())
+    made.shares = request.param != "sliding"
+    return made
+
+
+@pytest.mark.parametrize("batch", [1, 3, "auto"])
+def test_sharing_changes_no_score(model, batch):
+    tokenizer = word_tokenizer()
+    assert can_share(model) == model.shares
+    found = Scorer(model, tokenizer, batch_size=batch).loglikelihood(PAIRS)
+    for pair, one in zip(PAIRS, found, strict=True):
+        (alone,) = Scorer(model, tokenizer).loglikelihood([pair])
+        assert one.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-5)
+        assert one.top_logprobs == pytest.approx(alone.top_logprobs, abs=1e-5)
+        assert one.rank == alone.rank
+
+
+def test_prompts_are_read_once(model, monkeypatch):
+    scorer = Scorer(model, word_tokenizer())
+    rows = count_calls(scorer, monkeypatch)
+    scorer.loglikelihood(PAIRS)
+    # four prompts, then their four longer choices each, of which two share their tail; where
+    # nothing can be shared, each prompt with each tail
+    assert rows == ([4, 12] if model.shares else [16])
+
+
+def test_a_composition_is_heard_in_both_passes(model):
+    scorer = Scorer(model, word_tokenizer())
+    shapes = {"model.layers.1.self_attn.q_proj": (16, 16)}
+    if hasattr(model, "transformer"):
+        shapes = {"transformer.h.1.attn.c_attn": (48, 16)}
+    experts = tuple(making.random_adapter(f"e{i}", shapes, seed=i, scaling=0.1) for i in range(2))
+    plain = scorer.loglikelihood(PAIRS)
+    with scorer.with_composition(Composition("c", experts, Arrow())):
+        found = scorer.loglikelihood(PAIRS)
+        alone = [scorer.loglikelihood([pair])[0] for pair in PAIRS]
+    for one, other, base in zip(found, alone, plain, strict=True):
+        assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-5)
+        if one.tokens > 1:
+            assert abs(one.logprob - base.logprob) > 1e-4
+
+
+def test_sharing_must_be_worth_it():
+    assert saves(by_prompt([([1, 2, 3, 4], 3), ([1, 2, 3, 5, 6], 3), ([1, 2, 3, 7, 8], 3)]))
+    assert not saves(by_prompt([([1, 2, 3, 4], 3), ([5, 2, 3, 5, 6], 3)]))
+
+
+def test_statistics_do_not_depend_on_the_chunk_and_survive_impossible_tokens(monkeypatch):
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 5] = float("-inf")
+    gold = torch.arange(10, 17)
+    whole = likelihood(logits, gold)
+    monkeypatch.setattr("loraprobe.scoring.likelihood.CHUNK", 60)
+    parts = likelihood(logits, gold)
+    assert whole == parts and whole.tokens == 7
+    for name in ("token_logprobs", "top_logprobs", "mean", "std", "rank"):
+        assert all(map(math.isfinite, getattr(whole, name)))
+
+
+# Sums of log-probabilities against the logits of all systems added in one batch.
+
+VOCABULARY, TOKENS = 50, 3
+PAIR = ("prompt", "continuation")
+GOLD = [4, 0, 49]
+
+
+@pytest.fixture
+def logits():
+    draws = torch.Generator().manual_seed(0)
+    return {
+        name: 4 * torch.randn(TOKENS, VOCABULARY, generator=draws) for name in ("base", "a", "b")
+    }
+
+
+def recorded(logits, names, adapters=("a", "b")):
+    recorder = Recorder("base", adapters)
+    for name in names:
+        with recorder.of(name):
+            recorder.take(PAIR, logits[name])
+    return recorder
+
+
+@pytest.mark.parametrize("adapters", ["ab", "a"])
+def test_the_score_is_that_of_added_logits(logits, adapters):
+    found = recorded(logits, ["a", "base", "b"], adapters).logprob(PAIR, GOLD)
+    base = logits["base"].double()
+    added = base + sum(logits[name].double() - base for name in adapters)
+    wanted = added.log_softmax(-1).gather(-1, torch.tensor(GOLD)[:, None]).sum().item()
+    # Each of three sums is rounded twice to float16, of size below 64, so by at most 1/32.
+    assert found == pytest.approx(wanted, abs=TOKENS * 2 / 32)
+
+
+def test_a_system_that_is_missing_leaves_no_score(logits):
+    assert recorded(logits, ["base", "a"]).logprob(PAIR, GOLD) is None
+    assert recorded(logits, ["base", "a", "b"]).logprob(("another", "pair"), GOLD) is None
+
+
+def test_a_batch_that_is_computed_again_counts_once(logits):
+    again = recorded(logits, ["base", "a", "a", "b", "base"]).logprob(PAIR, GOLD)
+    assert again == recorded(logits, ["base", "a", "b"]).logprob(PAIR, GOLD)
+
+
+def test_an_impossible_token_gives_no_nan(logits):
+    logits["a"][:, 7] = float("-inf")
+    assert recorded(logits, ["base", "a", "b"]).logprob(PAIR, GOLD) < 0
+    assert recorded(logits, ["base", "a"], "a").logprob(PAIR, [7, 7, 7]) < -2000
+
+
+def test_what_no_system_scored_is_not_taken(logits):
+    recorder = recorded(logits, ["base", "a"], "a")
+    once = recorder.logprob(PAIR, GOLD)
+    recorder.take(PAIR, logits["b"])
+    assert recorder.logprob(PAIR, GOLD) == once

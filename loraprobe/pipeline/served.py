@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import Future
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -205,7 +205,9 @@ class _Endpoint:
 class _AsTheyCome(urllib.request.HTTPErrorProcessor):
     """Gives every answer back: another host that a redirect names is not asked."""
 
-    def http_response(self, _: Any, response: Any) -> Any:
+    def http_response(
+        self, request: urllib.request.Request, response: HTTPResponse
+    ) -> HTTPResponse:
         return response
 
     https_response = http_response

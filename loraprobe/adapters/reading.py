@@ -423,11 +423,14 @@ class KeySorting:
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank that reads both factors from the file."""
         file, pairs = self.file, self.pairs
+        last: dict[str, tuple[Tensor, Tensor]] = {}  # unlike a cache, it can be sent to a cluster
 
-        @functools.lru_cache(maxsize=1)  # modules are read in order, so a stack is read once
         def stacked(stack: str) -> tuple[Tensor, Tensor]:
-            a, b = pairs[stack]
-            return file.read(a), file.read(b)
+            if stack not in last:  # modules are read in order, so a stack is read once
+                last.clear()
+                a, b = pairs[stack]
+                last[stack] = file.read(a), file.read(b)
+            return last[stack]
 
         def read(path: str) -> LowRank:
             info = infos[path]

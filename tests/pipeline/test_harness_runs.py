@@ -46,7 +46,7 @@ def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeyp
 
     monkeypatch.setattr(asking, "ask_harness", lambda *_: pytest.fail("asked again"))
     again = run(folder, "both_choices,spouse_written", **options)
-    assert again.evaluation == audit.evaluation.scores
+    assert again.evaluation.scores == audit.evaluation.scores
 
 
 def test_a_loss_gains_where_it_falls(folder, tmp_path):

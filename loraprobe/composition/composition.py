@@ -32,7 +32,7 @@ from loraprobe.composition.layers import (
 )
 from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
 from loraprobe.composition.router import Router
-from loraprobe.composition.weights import device_of, fingerprint
+from loraprobe.composition.scaled import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank

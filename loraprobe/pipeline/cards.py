@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,14 +26,15 @@ from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
 from loraprobe.report.markdown import composition_card, model_card
-from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import map_texts, scrub
 
-Made = TypeVar("Made", bound=Merged | Routed)
+if TYPE_CHECKING:
+    from loraprobe.pipeline.saved import Routed
+
+Made = TypeVar("Made", bound="Merged | Routed")
 
 
 def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:
@@ -43,11 +44,9 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     from the sources.
     """
     licences = {adapter.name: adapter.license for adapter in audit.adapters}
-    rows = (
-        [expert.summary() for expert in made.composition.experts]
-        if isinstance(made, Routed)
-        else made.sources
-    )
+    rows = made.sources
+    if not isinstance(made, Merged):
+        rows = tuple(expert.summary() for expert in made.composition.experts)
     sources = tuple(replace(row, license=licences.get(row.name)) for row in rows)
     made = replace(made, sources=sources)
     values: dict[str, Any] = {
@@ -71,10 +70,10 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             **values,
         )
     else:
-        router = made.composition.router
-        spelled = spec_of(router, short=True)
-        if isinstance(router, ConstantGates):  # with its values
-            spelled = " ".join([router.name, *(f"{gate:g}" for gate in router.weights or ())])
+        router, spelled = made.composition.router, spec_of(made.composition.router, short=True)
+        if router.constant:  # with its values
+            gates = getattr(router, "weights", None) or ()
+            spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
         card = composition_card(router=spelled, why_not_peft=made.why_not_peft, **values)
     return replace(made, card=card)
 
@@ -114,12 +113,14 @@ def front_matter(
         }
         weighted = METHODS.make(made.spec).takes_weights
     else:
-        router, gates = made.composition.router, None
-        spec = spec_of(router)
-        if isinstance(router, ConstantGates):
-            spec, gates = router.name, None if router.weights is None else list(router.weights)
-        choices = {"name": made.name, "router": spec, "weights": gates}
-        weighted = isinstance(router, ConstantGates)
+        router = made.composition.router
+        gates = getattr(router, "weights", None)
+        choices = {
+            "name": made.name,
+            "router": router.name if router.constant else spec_of(router),
+            "weights": gates if gates is None else list(gates),
+        }
+        weighted = router.constant
     layers = audit.search.layers if audit.search else options.layers
     if layers and weighted:
         choices["layers"] = {layer: [*map(float, own)] for layer, own in layers.items()}

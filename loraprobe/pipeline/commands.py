@@ -24,7 +24,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
 from loraprobe.pipeline.cards import made_text, with_card
 from loraprobe.pipeline.conclusion import recommend, verdict_with_next
-from loraprobe.pipeline.converting import Converted, converted, require_certain
 from loraprobe.pipeline.examination import (
     Examination,
     check,
@@ -48,7 +47,6 @@ from loraprobe.pipeline.inputs import (
     open_probe,
     open_tasks,
 )
-from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
@@ -58,7 +56,9 @@ from loraprobe.tasks import ProbePrompts, Task
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
     from loraprobe.library import Arranged
+    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.estimate import CostEstimate
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Plan
 
 
@@ -165,6 +165,7 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     router that computes its gates.
     """
     from loraprobe.pipeline.router_fitting import chosen_router
+    from loraprobe.pipeline.saved import Routed
 
     session, inputs, found, prepared = _prepared("route", adapters, **given)
     options, spec = session.options, session.options.routers[0]
@@ -255,6 +256,8 @@ def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base. like: a base or an adapter whose names of modules are written.
     """
+    from loraprobe.pipeline.converting import converted, require_certain
+
     session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
     if len(inputs.given) > 1:
         raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")

@@ -16,7 +16,6 @@ from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import (
@@ -31,6 +30,7 @@ from loraprobe.verdict import (
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import SystemBuilder
 NOTHING_MEASURED = EvaluationRecords()
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
@@ -210,4 +210,6 @@ def recommend(
         return builder.merge(name), ""
     if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
+    from loraprobe.pipeline.saved import Routed
+
     return Routed(built.composition, builder.base, builder.prepared.steps), ""

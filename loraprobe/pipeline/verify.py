@@ -67,7 +67,7 @@ FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
 
-Provenance = MergeRecord | CompositionRecord
+CardRecord = MergeRecord | CompositionRecord
 
 
 def verify(
@@ -103,7 +103,7 @@ def verify(
 
 
 def _make_again(
-    record: Provenance,
+    record: CardRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
@@ -137,7 +137,7 @@ def _make_again(
     made.save(target)
 
 
-def _compared(place: Path, again: Path, record: Provenance) -> Iterator[Check]:
+def _compared(place: Path, again: Path, record: CardRecord) -> Iterator[Check]:
     """One check of which files there are, then one for each file."""
     expected = {str(file.relative_to(again)) for file in again.rglob("*") if file.is_file()}
     yield Check("files", *_no_others(place, expected))
@@ -179,7 +179,7 @@ def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
     return True, f"{len(expected)} files, and no others."
 
 
-def _difference(place: Path, again: Path, name: str, record: Provenance) -> str | None:
+def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str | None:
     """How one file of the directory differs from the one that was written again."""
     found, wanted = place / name, again / name
     if not found.is_file():

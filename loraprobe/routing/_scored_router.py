@@ -25,7 +25,7 @@ ONE_EXPERT_LAWS = SCORED_LAWS | {"homogeneity", "input_scale", "absent_is_zero"}
 R = TypeVar("R", bound=Router)
 
 
-class Scores(ABC):
+class ExpertScores(ABC):
     """The scores of the k experts of a module for an input: c kinds of score for each expert."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class ScoredRouter(Router):
             raise ValueError(f"temperature must be a positive number, not {self.temperature}")
 
     @abstractmethod
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         """The scores of the experts that have the module, or of all n if `scores_absent`."""
 
     def gates(
@@ -127,7 +127,7 @@ class TokenGate:
     """
 
     path: str
-    scores: Scores
+    scores: ExpertScores
     router: ScoredRouter
     columns: list[int] | None
 

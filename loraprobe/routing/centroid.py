@@ -19,8 +19,8 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._scored_router import (
     SCORED_LAWS,
     CachedMatrix,
+    ExpertScores,
     ScoredRouter,
-    Scores,
     changed,
 )
 
@@ -148,7 +148,7 @@ class Centroid(ScoredRouter):
     def with_state(self, state: Mapping[str, Tensor]) -> Centroid:
         return changed(self, learned=Centroids.of_state(state))
 
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         if self.learned is None:
             raise UsageError(
                 f"Router {self.name} has to see prompts of each adapter first: give "
@@ -164,7 +164,7 @@ class Centroid(ScoredRouter):
         return CentroidScores(means, self.center)
 
 
-class CentroidScores(Scores):
+class CentroidScores(ExpertScores):
     """cos(x - m, c_i - m), of normalised inputs; means: [n, in]."""
 
     def __init__(self, means: Float[Tensor, "n in"], center: bool) -> None:

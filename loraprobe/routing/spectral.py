@@ -19,8 +19,8 @@ from loraprobe.routing._scored_router import (
     ONE_EXPERT_LAWS,
     SCORED_LAWS,
     CachedMatrix,
+    ExpertScores,
     ScoredRouter,
-    Scores,
 )
 
 CANCELLED = 1e-14  # share of the factors' norms below which a delta is zero but for rounding
@@ -50,11 +50,11 @@ class Arrow(ScoredRouter):
     )
     paper: ClassVar[str] = "arXiv 2405.11157"
 
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         return ArrowScores(experts)
 
 
-class ArrowScores(Scores):
+class ArrowScores(ExpertScores):
     """|x . v_i| of the experts of one module; prototypes: [k, in], unit vectors or zero."""
 
     def __init__(self, experts: Sequence[LowRank]) -> None:
@@ -92,11 +92,11 @@ class SpectR(ScoredRouter):
     )
     paper: ClassVar[str] = "arXiv 2504.03454"
 
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         return SpectralScores(experts, self.spectrum)
 
 
-class SpectralScores(Scores):
+class SpectralScores(ExpertScores):
     """||S V^T x|| (weighted) or ||V^T x|| (flat) of the experts of one module."""
 
     def __init__(self, experts: Sequence[LowRank], spectrum: SpectrumKind) -> None:
@@ -141,11 +141,11 @@ class LAG(ScoredRouter):
         if self.preselect < 1:
             raise ValueError(f"preselect must be at least 1, not {self.preselect}")
 
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> Scores:
+    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         return _TwoSteps(experts, self)
 
 
-class _TwoSteps(Scores):
+class _TwoSteps(ExpertScores):
     """Arrow's scores and SpectR's: [..., 2, k]."""
 
     def __init__(self, experts: Sequence[LowRank], options: LAG) -> None:

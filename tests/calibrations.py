@@ -9,10 +9,9 @@ from evidences import evidence_of
 from pydantic import TypeAdapter
 
 from loraprobe.records import Forecast, Gain, Score
-from loraprobe.verdict import BaseShape
 from loraprobe.verdict.probability import Calibration
 
-SMALL = BaseShape("llama", 160)
+SMALL = 160
 DOCUMENT = tomllib.loads("""
 format = 4
 made_by = "a test"
@@ -64,7 +63,7 @@ def case(gain=0.3, **rest):
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.3), score("b", "adapter", 0.2))
     forecasts = (forecast(gain / 2, "uniform"), forecast(gain, "sum"))
     made = {"scores": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
-    made["base"] = SMALL
+    made["hidden_size"] = SMALL
     return evidence_of(**{**made, **rest})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +20,6 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import (
-    BaseShape,
     Evidence,
     LibraryChoice,
     Request,
@@ -68,7 +68,7 @@ def verdict_on(
             retention=options.retention,
             prior=options.prior,
             balanced=options.balance == "norm",
-            base=None if inputs.base is None else _shape(inputs.base),
+            hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
             max_new_tokens=options.max_new_tokens,
             choice=choice,
         ),
@@ -106,13 +106,12 @@ def with_next(
     return replace(verdict, next=told)
 
 
-def _shape(base: Base) -> BaseShape:
-    """What a base's config tells of its kind; models of several parts describe their text model."""
+def _hidden_size(base: Base) -> float:
+    """That of a base, infinite where it is unknown; models of several parts have a text model."""
     text = base.config.get("text_config")
     config = {**base.config, **(text if isinstance(text, dict) else {})}
     sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
-    hidden = next((size for size in sizes if isinstance(size, int)), None)
-    return BaseShape(str(config.get("model_type", "")), hidden)
+    return next((size for size in sizes if isinstance(size, int)), math.inf)
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:

@@ -4,7 +4,7 @@
 gain is, and `reasons` has the codes and sentences of all of these.
 """
 
-from loraprobe.verdict.evidence import BaseShape, Evidence, LibraryChoice
+from loraprobe.verdict.evidence import Evidence, LibraryChoice
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import Calibration, read_calibration
 from loraprobe.verdict.rules import candidates, decide, decide_compositions

@@ -156,15 +156,6 @@ def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> E
 # ---- the action ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Advice:
-    """The action, the candidate that it uses (None: no composition), and why."""
-
-    action: str
-    uses: Candidate | None
-    reasons: tuple[Reason, ...] = ()
-
-
 def action_of(one: Option) -> str:
     """The action that uses an option."""
     if one.kind in COMPOSITIONS and one.part == "steps":
@@ -185,8 +176,8 @@ def advise(
     best: Candidate,
     decision: Decision,
     outdone: bool,
-) -> Advice:
-    """What to use.
+) -> tuple[str, Candidate | None, Sequence[Reason]]:
+    """The action, the composition that it uses (or None), and why.
 
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
@@ -196,29 +187,29 @@ def advise(
     sound = [c for c in composed if (c.outcome == "likely" if likely else c.retains != "unlikely")]
     of = {(c.system, c.part): c for c in sound}
     found = [one for key in of if (one := option(evidence, *key)) is not None]
-    cause = None if likely else commonest_cause(evidence, best.system)
-    failing = () if cause is None else (cause.reason(),)
+    cause = "" if likely else commonest_cause(evidence, best.system)
+    failing = [_about_cause(evidence, best.system, cause)] if cause else []
     measured = [*options_alone(evidence), *found]
     chosen, chain = best_option(evidence, measured), option(evidence, "chain", "question")
     if decision == "inconclusive" and best.binds(best.confirmed):
-        return Advice("gather-evidence", None, failing)
+        return "gather-evidence", None, failing
     if chain is not None and answers(evidence, chain) and not evidence.losses:
         worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
         if worth or outdone:
-            return Advice("chain", None, failing)
+            return "chain", None, failing
     if chosen is not None and (likely or answers(evidence, chosen)):
         uses = of.get((chosen.system, chosen.part))
         told = [] if likely and uses else [_why(evidence, chosen, best)]
         told += _close(evidence, chosen, measured)
-        if cause is not None and (cause.name != "step_by_step" or chosen.part != "steps"):
+        if cause != "step_by_step" or chosen.part != "steps":
             told += failing
-        return Advice(action_of(chosen), uses, tuple(told))
+        return action_of(chosen), uses, told
     if decision == "inconclusive":
-        return Advice("gather-evidence", None, failing)
-    if cause is None or evidence.several:
-        return Advice("train-target-adapter", None, failing)
+        return "gather-evidence", None, failing
+    if not cause or evidence.several:
+        return "train-target-adapter", None, failing
     action, words = _cure(evidence, cause)
-    return Advice(action, None, (cause.reason(words),))
+    return action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
 
 
 def answers(evidence: Evidence, one: Option) -> bool:
@@ -267,38 +258,32 @@ def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> li
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 
 
-@dataclass(frozen=True)
-class Cause:
-    """The commonest cause of a system's wrong answers: how many it has, of how many."""
-
-    name: str
-    system: str
-    count: int
-    wrong: int
-    items: int
-
-    def reason(self, advice: str = "") -> Reason:
-        """The cause in one line, with the advice that follows from it if that is the action."""
-        return reason_of(
-            "mostly-" + self.name.replace("_", "-"),
-            self.count / self.items,
-            wrong=f"Of {count(self.wrong, 'wrong answer')} of {self.system} {self.count}",
-            advice=f": {advice}" if advice else "",
-        )
+def commonest_cause(evidence: Evidence, system: str) -> str:
+    """The commonest cause of a system's wrong answers; "" where none was attributed to a cause."""
+    counts = _causes(evidence, system)
+    return max(CAUSES, key=lambda cause: counts[cause]) if any(map(counts.get, CAUSES)) else ""
 
 
-def commonest_cause(evidence: Evidence, system: str) -> Cause | None:
-    """None where no wrong answer was attributed to a cause."""
+def _causes(evidence: Evidence, system: str) -> dict[str, int]:
+    """How many of a system's answers are right, and wrong for each cause."""
     rows = [row for row in evidence.measured.attribution if row.system == system]
-    counts = {cause: sum(getattr(row, cause) for row in rows) for cause in CAUSES}
-    wrong = sum(counts.values())
-    if not wrong:
-        return None
-    cause = max(CAUSES, key=lambda c: counts[c])
-    return Cause(cause, system, counts[cause], wrong, wrong + sum(row.solved for row in rows))
+    return {cause: sum(getattr(row, cause) for row in rows) for cause in ("solved", *CAUSES)}
 
 
-def _cure(evidence: Evidence, cause: Cause) -> tuple[str, str]:
+def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") -> Reason:
+    """The cause in one line, with the advice that follows from it if that is the action."""
+    counts = _causes(evidence, system)
+    items = sum(counts.values())
+    wrong = count(items - counts["solved"], "wrong answer")
+    return reason_of(
+        "mostly-" + cause.replace("_", "-"),
+        counts[cause] / items,
+        wrong=f"Of {wrong} of {system} {counts[cause]}",
+        advice=advice,
+    )
+
+
+def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
     """The action against a cause of failure where nothing answers, and the advice in words."""
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
     cures = {
@@ -307,8 +292,8 @@ def _cure(evidence: Evidence, cause: Cause) -> tuple[str, str]:
         "cut_off": ("gather-evidence", "give a higher --max-new-tokens"),
         "interference": ("train-target-adapter", f"train one adapter on both{norms}"),
     }
-    if cause.name in cures:
-        return cures[cause.name]
+    if cause in cures:
+        return cures[cause]
     if all(score.part != "steps" for score in evidence.measured.scores):
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     return "train-target-adapter", "train an adapter on the composed question"

@@ -75,14 +75,6 @@ class LibraryChoice:
 
 
 @dataclass(frozen=True)
-class BaseShape:
-    """What a base's config tells of it: `model_type`, and the hidden size or None."""
-
-    architecture: str
-    hidden_size: int | None
-
-
-@dataclass(frozen=True)
 class Criterion(Estimate):
     """An estimate with the threshold that it has to exceed, which `option` sets.
 
@@ -217,9 +209,10 @@ class Evidence:
     gathered, `tasks` the number of task files, `margin` the gain that matters, `retention` the
     share of a specialist's gain that one model has to keep on every one of several tasks. `prior`
     is the share of successes expected where the case comes from, None for the calibration's own;
-    `balanced` says that norms were made equal before composing. `base` is the shape of the base
-    that was asked. `max_new_tokens` is None for the default limits of plain and worked answers.
-    `choice` tells out of what library these adapters were chosen, None where they were given.
+    `balanced` says that norms were made equal before composing. `hidden_size` is that of the base
+    that was asked, infinite where its config does not tell it. `max_new_tokens` is None for the
+    default limits of plain and worked answers. `choice` tells out of what library these adapters
+    were chosen, None where they were given.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -231,7 +224,7 @@ class Evidence:
     retention: float = RETENTION
     prior: float | None = None
     balanced: bool = False
-    base: BaseShape | None = None
+    hidden_size: float | None = None
     max_new_tokens: int | None = None
     choice: LibraryChoice | None = None
 

@@ -1,12 +1,12 @@
-"""The forecast of a verdict and its probability; neither changes the decision.
+"""The probability of a verdict, which never changes its decision.
 
-The probability is that the composition of the verdict gains more than the margin, from its gain on
+It is that the composition of the verdict gains more than the margin, from its gain on
 the items that were asked and the spread of measured gains. For several tasks it is multiplied by
 the probability that every specialist's skill is kept, see `keeps`. Controls have no part in it:
 they can only revoke a `likely`. The verdict's probability is that of its own decision: this for
 `likely`, its complement for `unlikely`. It is absent for `inconclusive`, where a decision against a
 gain rests on more than the gain, and for kinds of bases and tasks on which nobody measured how
-often such probabilities are wrong. A forecast stands alone as a number.
+often such probabilities are wrong.
 
 `calibration.json` in this folder ships with the package; `loraprobe lab calibrate` writes such
 files from compositions whose gain was measured. Its four coefficients say how gains are spread
@@ -44,6 +44,7 @@ classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases"
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,8 +60,8 @@ from loraprobe.formatting import count
 from loraprobe.json_types import first_problem
 from loraprobe.records import Gain, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import BaseShape, Evidence, TaskKind
-from loraprobe.verdict.reasons import against, reason_of
+from loraprobe.verdict.evidence import Evidence, TaskKind
+from loraprobe.verdict.reasons import reason_of
 
 FORMAT = 4
 SMALL = 256  # the largest hidden size of a small base
@@ -167,23 +168,18 @@ class Calibration:
         """The share of the measured compositions that gained more than this margin."""
         return share_above(self.gained, margin)
 
-    def reference_class(self, base: BaseShape | None, kind: TaskKind) -> ReferenceClass | None:
+    def reference_class(self, base: str, kind: TaskKind) -> ReferenceClass | None:
         """The measured adapter sets on such a base and kind of task."""
-        for one in self.classes if base is not None else ():
-            if (one.base, one.tasks, one.hops, one.metric) == (
-                kind_of_base(base),
-                kind.tasks,
-                kind.hops,
-                kind.metric,
-            ):
-                return one
-        return None
+        wanted = base, kind.tasks, kind.hops, kind.metric
+        named = {(one.base, one.tasks, one.hops, one.metric): one for one in self.classes}
+        return named.get(wanted)
 
 
-def kind_of_base(base: BaseShape | None) -> str:
-    """ "small" or "natural"; a base of unknown size is natural."""
-    size = None if base is None else base.hidden_size
-    return "small" if size is not None and size <= SMALL else "natural"
+def kind_of_base(hidden_size: float | None) -> str:
+    """ "small" or "natural", "" without a base."""
+    if hidden_size is None:
+        return ""
+    return "small" if hidden_size <= SMALL else "natural"
 
 
 def share_above(gained: GainedShares, margin: float) -> float:
@@ -213,33 +209,6 @@ def read_calibration(path: str | Path) -> Calibration:
     raise UsageError(f"{path} {problem}; `loraprobe lab calibrate` writes one.")
 
 
-def with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
-    """The verdict with the largest forecast among the compositions asked for, and its reasons."""
-    forecast = max(evidence.measured.forecasts, key=lambda one: one.gain, default=None)
-    if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
-        return verdict
-    if not evidence.losses and evidence.baseline is not None:
-        # No score exceeds 1. The baseline is known from more items than the forecast.
-        room = 1.0 - evidence.baseline
-        low, high = (min(end, room) for end in forecast.ci95)
-        forecast = replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
-    told = reason_of(
-        "forecast",
-        forecast.gain,
-        evidence.margin,
-        forecast=forecast,
-        form=fmt.PART[forecast.part],
-        gain=fmt.gain(forecast.gain, *forecast.ci95),
-        against=against(forecast),
-        items=count(forecast.n, "item"),
-    )
-    kept = [
-        reason_of("forecast-retention", row.value, evidence.retention, forecast=forecast, row=row)
-        for row in (forecast.retentions if evidence.several else ())
-    ]
-    return replace(verdict, reasons=(*verdict.reasons, told, *kept), forecast=forecast)
-
-
 def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibration) -> Verdict:
     """The verdict with probability and prior, and the reason that tells their errors."""
     gain = gain_of(verdict, evidence)
@@ -259,7 +228,7 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
     if evidence.several:
         found *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    told = _measured_on(gain, found, prior, evidence, accuracy[kind_of_base(evidence.base)])
+    told = _measured_on(gain, found, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)])
     of_decision = {"likely": found, "unlikely": 1 - found}.get(verdict.decision, 0.0)
     return replace(
         verdict,
@@ -309,15 +278,16 @@ def _why_none(gain: Gain, evidence: Evidence, accuracy: Mapping[str, Accuracy]) 
     asked = gain.estimate.clusters
     if asked < FEWEST_ITEMS:
         return f"{count(asked, 'question')}, and {FEWEST_ITEMS} are needed"
-    if evidence.base is None:
+    if evidence.hidden_size is None:
         return "the size of the base is not known"
-    if kind_of_base(evidence.base) in accuracy:
+    if kind_of_base(evidence.hidden_size) in accuracy:
         return ""
     kinds = " and ".join(SIZES[kind] for kind in accuracy) or "no base"
     of = " for several tasks" if evidence.several else ""
+    size = "an unknown size" if math.isinf(evidence.hidden_size) else evidence.hidden_size
     return (
-        f"how often such probabilities{of} are wrong was measured on {kinds}, and this one "
-        f"has {evidence.base.hidden_size or 'an unknown size'}"
+        f"how often such probabilities{of} are wrong was measured on {kinds}, and this one has "
+        f"{size}"
     )
 
 

@@ -56,9 +56,9 @@ from loraprobe.verdict.evidence import (
 )
 from loraprobe.verdict.probability import (
     Calibration,
+    kind_of_base,
     share_above,
     shipped,
-    with_forecast,
     with_probability,
 )
 from loraprobe.verdict.reasons import DECISION, reason_of
@@ -112,7 +112,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         verdict = _decide_without_compositions(evidence)
     else:
         verdict = _decide_baselines(evidence) if level == "base" else _undecided(level)
-    verdict = with_probability(with_forecast(verdict, evidence), evidence, known)
+    verdict = with_probability(_with_forecast(verdict, evidence), evidence, known)
     others = itertools.chain(
         reasons.about_hops(evidence),
         reasons.about_familiarity(evidence),
@@ -127,6 +127,33 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         key=lambda one: (severities.index(one.severity), reasons.effect(one.code)),
     )
     return replace(verdict, reasons=tuple(found), margin=evidence.margin)
+
+
+def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
+    """The verdict with the largest forecast among the compositions asked for, and its reasons."""
+    forecast = max(evidence.measured.forecasts, key=lambda one: one.gain, default=None)
+    if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
+        return verdict
+    if not evidence.losses and evidence.baseline is not None:
+        # No score exceeds 1. The baseline is known from more items than the forecast.
+        room = 1.0 - evidence.baseline
+        low, high = (min(end, room) for end in forecast.ci95)
+        forecast = replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
+    told = reason_of(
+        "forecast",
+        forecast.gain,
+        evidence.margin,
+        forecast=forecast,
+        form=fmt.PART[forecast.part],
+        gain=fmt.gain(forecast.gain, *forecast.ci95),
+        against=reasons.against(forecast),
+        items=count(forecast.n, "item"),
+    )
+    kept = [
+        reason_of("forecast-retention", row.value, evidence.retention, forecast=forecast, row=row)
+        for row in (forecast.retentions if evidence.several else ())
+    ]
+    return replace(verdict, reasons=(*verdict.reasons, told, *kept), forecast=forecast)
 
 
 # ---- before compositions are asked ---------------------------------------------------------------
@@ -206,7 +233,7 @@ def _about_measured_sets(
     """
     if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
         return
-    found = calibration.reference_class(evidence.base, evidence.kind_of_task)
+    found = calibration.reference_class(kind_of_base(evidence.hidden_size), evidence.kind_of_task)
     if found is None or found.sets < FEWEST_SETS:
         return
     share = share_above(found.gained, evidence.margin)
@@ -270,18 +297,18 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     by_base = decision == "inconclusive" and known.decision == "unlikely" and not gained
     by_chain = decision == "inconclusive" and not by_base and chain_outdoes(evidence, composed)
     decision = "unlikely" if by_base or by_chain else decision
-    advice = advise(evidence, composed, form[0], decision, by_chain)
-    best = advice.uses if advice.uses and advice.uses.outcome == form[0].outcome else form[0]
+    action, uses, advice = advise(evidence, composed, form[0], decision, by_chain)
+    best = uses if uses is not None and uses.outcome == form[0].outcome else form[0]
     found = [*known.reasons] if by_base else []
     found += [reasons.about_chain(chain, best, by_chain)] if chain else []
     found += reasons.about_candidate(best, decision, evidence.retention)
     found += [reasons.about_other_form(other[0])] if other else []
     found += [reasons.about_compression(one, compressed) for one in form if one.lossy]
-    found += advice.reasons
+    found += advice
     if known.decision == "unlikely" and decision == "inconclusive":
         found += [replace(reason, severity="info") for reason in known.reasons]
-    system, gain = advice.uses.system if advice.uses else best.system, _decisive_gain(best)
-    return Verdict(decision, "evaluation", tuple(found), system, advice.action, gain=gain)
+    system, gain = best.system if uses is None else uses.system, _decisive_gain(best)
+    return Verdict(decision, "evaluation", tuple(found), system, action, gain=gain)
 
 
 def _of_first_round(found: Verdict, evidence: Evidence) -> Verdict:

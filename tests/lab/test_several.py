@@ -51,7 +51,7 @@ def test_a_first_round_has_the_probability_of_a_verdict():
     known = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
     rng, coefficients = np.random.default_rng(0), known.coefficients
     for one in (a_set((0.9, 0.9), n=40), a_set((0.85, 0.7), n=40), a_set((0.2, 0.9), n=40)):
-        found = decide(dataclasses.replace(one.evidence(one.results), base=SMALL), known)
+        found = decide(dataclasses.replace(one.evidence(one.results), hidden_size=SMALL), known)
         assert one.first_round(40, rng, coefficients) == pytest.approx(found.gain.probability)
     assert math.isnan(a_set((0.0, 0.0), singles=0.0).first_round(30, rng, coefficients))
     few = [a_set((0.9, 0.8)).first_round(30, rng, coefficients) for _ in range(8)]

@@ -20,7 +20,7 @@ from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Ro
 from loraprobe.records.estimates import Z95
 from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
-from loraprobe.verdict import BaseShape, decide
+from loraprobe.verdict import decide
 from loraprobe_lab import shipped_world
 
 
@@ -126,9 +126,9 @@ def as_losses(scores):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"base": None},
-        {"base": BaseShape("llama", 576)},
-        {"base": BaseShape("llama", None)},
+        {"hidden_size": None},
+        {"hidden_size": 576},
+        {"hidden_size": math.inf},
         {"gains": (replaced(measured().measured.gains[0], n=29),)},
         {"gains": (replaced(measured().measured.gains[0], clusters=29),)},
         {"scores": as_losses(measured().measured.scores)},
@@ -148,7 +148,7 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
     own = {"where": "published models", "sets": 60, "auroc": None, "brier": 0.27}
     own = {**DOCUMENT["accuracy"]["small"], **own, "likely": 0, "wrong": None}
     both = calibration(accuracy={**DOCUMENT["accuracy"], "natural": own})
-    found = decide(measured(base=BaseShape("gemma2", 576)), both)
+    found = decide(measured(hidden_size=576), both)
     (told,) = by_code(found, "probability-measured-on")
     assert "0.27" in told.message and "published models" in told.message
     assert "0.12" not in told.message and "AUROC" not in told.message
@@ -224,7 +224,7 @@ def test_several_tasks_have_no_probability_where_none_was_measured():
     unknown = (None, None)
     for evidence, known in (
         (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1))), calibration()),
-        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1)), base=BaseShape("llama", 576)), own),
+        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1)), hidden_size=576), own),
         (kept_of((1.0, (0.9, 1.1)), unknown), own),
     ):
         found = decide(evidence, known)
@@ -240,7 +240,7 @@ def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
     assert "on 1 small base," in single.message
     (wide,) = by_code(decide(case(margin=0.25), calibration()), "measured-elsewhere")
     assert wide.value == pytest.approx(0.1)
-    for other in ({"base": BaseShape("llama", 576)}, {"base": None}):
+    for other in ({"hidden_size": 576}, {"hidden_size": None}):
         assert not by_code(decide(case(**other), calibration()), "measured-elsewhere")
     ceiling = (score("base", "base", 0.99), score("a", "adapter", 1.0), score("b", "adapter", 1.0))
     ceiling = tuple(replaced(s, ci95=(0.97, 1.0)) for s in ceiling)

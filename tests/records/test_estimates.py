@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loraprobe.evaluation.statistics import estimate
-from loraprobe.records.estimates import Z95, items_needed
+from loraprobe.records.estimates import Z95, Estimate, averaged, items_needed, pooled
 
 MARGIN, RUNS = 0.05, 400
 
@@ -60,6 +60,43 @@ def test_figures_by_hand():
 )
 def test_no_number_is_named_where_none_decides(n, distance, se):
     assert items_needed(n, distance, se) is None
+
+
+@pytest.mark.parametrize(
+    ("figures", "threshold", "items", "standing"),
+    [
+        # The half-width has to shrink to 1 / 2, and to 1.96 / (1.96 + 0.84) of that for the power.
+        ((0.1, 0.0, 0.2), 0.05, 818, "open"),
+        ((0.05, -0.05, 0.15), 0.05, None, "open"),
+        ((0.75, 0.65, 0.90), 0.8, 1839, "open"),
+        ((0.8, 0.7, 0.9), 0.8, None, "open"),
+        ((0.3, 0.2, 0.4), 0.15, 101, "likely"),
+        ((0.0, -0.1, 0.1), 0.15, 101, "unlikely"),
+    ],
+)
+def test_an_estimate_against_a_threshold(figures, threshold, items, standing):
+    found = Estimate(*figures, 100, 100)
+    assert found.exceeds(threshold) == standing
+    if standing == "open":
+        assert found.items_for(threshold) == items
+    assert (-found).exceeds(-threshold) == {"likely": "unlikely", "unlikely": "likely"}.get(
+        standing, standing
+    )
+
+
+def test_means_of_several_tasks():
+    one, other = Estimate(0.2, 0.17, 0.23, 50, 50), Estimate(0.4, 0.36, 0.44, 60, 20)
+    mean, wide = pooled([one, other]), averaged([one, other])
+    assert mean.value == wide.value == pytest.approx(0.3)
+    assert (mean.low, mean.high) == pytest.approx((0.275, 0.325))  # root of 0.03^2 + 0.04^2, halved
+    assert (wide.low, wide.high) == pytest.approx((0.265, 0.335))
+    assert (mean.n, mean.clusters) == (110, 70)
+    assert pooled([one]) == one
+
+
+def test_the_difference_of_two_figures_is_that_of_independent_ones():
+    difference = Estimate(0.5, 0.47, 0.54, 50, 50) - Estimate(0.2, 0.17, 0.24, 60, 60)
+    assert (difference.value, difference.low, difference.high) == pytest.approx((0.3, 0.25, 0.35))
 
 
 def test_an_unbounded_interval_has_no_number():

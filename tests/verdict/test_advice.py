@@ -11,32 +11,38 @@ from evidences import (
     changed,
     codes,
     evidence,
-    evidence_of,
     reason,
     replaced,
-    score,
     skills,
 )
 from hypothesis import given, settings
 
-from loraprobe.records import (
-    Attribution,
-    Comparison,
-    Coverage,
-    Forecast,
-    Measurement,
-    Reason,
-    Verdict,
-)
+from loraprobe.records import Attribution, Comparison, Coverage, Forecast, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
-from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.advice import difference, option, settled
 from loraprobe.verdict.rules import candidates, chain_candidate
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
 
-def asked(verdict, tasks=("t.jsonl",), limited=False):
+def check(asked, action, decision=None, system=None, has=(), lacks=()):
+    """The verdict, which has this action (decision, system) and these codes."""
+    found = decide(asked)
+    assert found.action == action
+    assert decision in (None, found.decision) and system in (None, found.system)
+    assert {*has} <= {*codes(found)} and not {*lacks} & {*codes(found)}
+    return found
+
+
+def forms(plain, steps, **options):
+    """The same systems asked both plainly and step by step."""
+    return both(evidence(plain, **options), evidence(steps, part="steps", **options))
+
+
+# ---- the next command ----------------------------------------------------------------------------
+
+
+def command(verdict, tasks=("t.jsonl",), limited=False):
     return next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited)
 
 
@@ -60,98 +66,148 @@ def test_where_only_clusters_are_missing_other_questions_come_next():
     few = changed(evidence(values), lambda gain: True, "gains", clusters=24)
     found = decide(replaced(few, level="pilot"))
     assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
-    assert "MORE-t.jsonl" in asked(found) and "--resume" not in asked(found)
-    assert "--resume" in asked(found, limited=True)  # the task has others
+    assert "MORE-t.jsonl" in command(found) and "--resume" not in command(found)
+    assert "--resume" in command(found, limited=True)  # the task has others
     open_ = decide(replaced(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
-    assert open_.decision == "inconclusive" and "--resume" in asked(open_)
+    assert open_.decision == "inconclusive" and "--resume" in command(open_)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        evidence({"base": 0.0, "a": 0.05, "sum": 0.9}),  # without controls
+        changed(  # a metric that the answers do not need
+            evidence({**FAIL, "uniform": 0.6}), rows="gains", checked=0.1, checked_ci95=(0.0, 0.2)
+        ),
+    ],
+)
+def test_what_keeps_a_gain_open_is_asked_again(asked):
+    found, options = decide(asked), ("--metric", "exact_match")
+    request = Request(("./a", "owner/b"), tasks=("t.jsonl",), asked=options)
+    told = next_command(found, request)
+    assert found.decision == "inconclusive" and told.startswith(
+        "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
+    )
+    assert ("--metric" in told) == ("answers-normalised" not in codes(found))
 
 
 # ---- every option in both forms ------------------------------------------------------------------
 
+STEPS_OF_B = {"base": 0.0, "a": 0.02, "b": 1.0, "uniform": 0.4, "shrunk:a": 0.3}
+SAME_SCORE = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.6, "shrunk:a": 0.04}
+HALVES = {"base": 0.02, "a": 0.55, "b": 0.5, "uniform": 0.5, "shrunk:a": 0.4}
+# After 68 of 150 questions the average and the sum had both answered 62.
+MERGES = {"base": 0.0, "a": 0.05, "shrunk:a": 0.04}
 
-def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
-    plain = evidence({**FAIL, "chain": 0.93})
-    steps = evidence(
-        {"base": 0.0, "a": 0.02, "b": 1.0, "uniform": 0.4, "shrunk:a": 0.3}, part="steps"
-    )
-    found = both(plain, steps)
-    # the chain's gain counts the adapters in their better form
-    better = {"against": "b", "against_part": "steps"}
-    better |= {"difference": -0.07, "adjusted_ci95": (-0.12, -0.02)}
-    found = decide(changed(found, lambda gain: gain.system == "chain", "gains", **better))
-    assert (found.decision, found.action) == ("unlikely", "use-single:b")
-    assert "step by step" in reason(found, "single-suffices").message
+USED = {
+    # a simpler option wins a tie
+    "a merge before a router": (evidence(SAME_SCORE), "merge", "likely", "sum"),
+    "+0.06, and the intervals overlap": (
+        evidence({**SAME_SCORE, "arrow": 0.66}), "merge", "likely", "sum", ["not-told-apart"]
+    ),
+    "a router that is better": (
+        evidence({**SAME_SCORE, "arrow": 0.71}), "route", "likely", "arrow", (), ["not-told-apart"]
+    ),
+    "a single adapter": (evidence({**FAIL, "b": 0.88, "uniform": 0.9}), "use-single:b", None, None,
+                         ["not-told-apart"]),
+    "that scored more": (evidence({**FAIL, "b": 0.9, "uniform": 0.88}), "use-single:b", None, None,
+                         (), ["not-told-apart"]),
+    # of merges of the same score the one that changes the base less
+    "the average": (evidence({**MERGES, "sum": 0.6, "uniform": 0.6}), "merge", "likely", "uniform"),
+    "the open average": (
+        evidence({**MERGES, "sum": 0.12, "uniform": 0.12}), "merge", "inconclusive", "uniform"
+    ),
+    "the better sum": (evidence({**MERGES, "sum": 0.61, "uniform": 0.6}), "merge", "likely", "sum"),
+    # the forms of the question
+    "the base step by step": (
+        forms({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1},
+              {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}),
+        "use-base", "unlikely", None, ["base-is-better"],
+    ),
+    "an adapter step by step before a chain": (
+        forms({**FAIL, "chain": 0.93}, STEPS_OF_B), "use-single:b", "unlikely", None,
+        ["single-suffices"],
+    ),
+    # with a margin of 0.9 the plain form decided, and steps were advised that had been scored
+    "less than was asked": (
+        forms({"base": 0.01, "a": 0.05, "sum": 0.06, "shrunk:a": 0.04},
+              {"base": 0.0, "a": 0.02, "sum": 0.8, "shrunk:a": 0.02}, margin=0.9),
+        "step-by-step", "unlikely", "sum", ["best-measured"], ["partner-adds-nothing"],
+    ),
+    "the partner in the decisive form": (
+        forms({"base": 0.3, "a": 0.3, "sum": 0.3, "random-partner": 0.3},
+              {"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}),
+        "step-by-step", "likely", "sum", (), ["partner-adds-nothing"],
+    ),
+    # chains
+    "a chain twice as good": (
+        evidence({"base": 0.0, "a": 0.4, "uniform": 0.2, "chain": 0.98, "shrunk:a": 0.0}), "chain",
+        "unlikely",
+    ),
+    "not twice": (
+        evidence({"base": 0.0, "a": 0.5, "uniform": 0.25, "chain": 0.98, "shrunk:a": 0.0}),
+        "use-single:a", "unlikely",
+    ),
+    "twice next to nothing": (
+        evidence({"base": 0.0, "a": 0.02, "uniform": 0.01, "chain": 0.04, "shrunk:a": 0.0}),
+        "train-target-adapter", "unlikely",
+    ),
+    "beside a composition that works": (
+        evidence({**FAIL, "uniform": 0.5, "chain": 1.0}), "merge", "likely"
+    ),
+    # step by step 0.29 was advised beside 1.00
+    "far better than it": (evidence({**FAIL, "uniform": 0.29, "chain": 1.0}), "chain", "likely"),
+    # chance
+    "near chance": (
+        evidence({"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2},
+                 coverage=(Coverage("guessing", "t", 0.25, N),)),
+        "train-target-adapter", "unlikely", None, (), ["single-suffices"],
+    ),
+    "far from chance": (
+        evidence({"base": 0.05, "a": 0.6, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2},
+                 coverage=(Coverage("guessing", "t", 0.25, N),)),
+        "use-single:a",
+    ),
+    # a router by prompt is advised only where it was measured
+    "no router by prompt": (evidence(HALVES), "use-single:a", "unlikely"),
+    # several tasks
+    "an adapter on one task": (
+        skills({"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}),
+        "switch-adapters", "unlikely",
+    ),
+    # the mean is 0.04 lower, t2 0.08
+    "nearly on both": (
+        skills({"base": (0.05, 0.05), "a": (1.0, 0.82), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}),
+        "switch-adapters",
+    ),
+    "on both": (
+        skills({"base": (0.05, 0.05), "a": (1.0, 0.88), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}),
+        "use-single:a", None, None, ["single-suffices"],
+    ),
+    # after 226 of 520 questions one specialist was not shown to beat the base: train, it said
+    "what is not yet shown": (
+        changed(skills({"base": (0.05, 0.47), "a": (0.79, 0.1), "b": (0.05, 0.64),
+                        "uniform": (0.2, 0.2)}),
+                lambda row: row.task == "t2", retention=None, retention_ci95=None),
+        "switch-adapters", None, None, ["switch-adapters"],
+    ),
+}  # fmt: skip
 
 
-def test_an_adapter_at_its_ceiling_step_by_step_leaves_nothing_to_gain():
-    sure = replaced(score("b", 1.0, "steps"), ci95=(0.96, 1.0))
-    rows = (score("base", 0.0), score("b", 0.02), sure, score("base", 0.0, "steps"))
-    found = decide(evidence_of(scores=rows, tasks=1, level="base"))
-    assert (found.decision, found.action) == ("unlikely", "use-single:b")
-    assert "step by step" in reason(found, "nothing-to-gain").message
-
-
-def test_a_merge_is_taken_before_a_router_of_the_same_score():
-    values = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.6, "shrunk:a": 0.04}
-    found = decide(evidence(values))
-    assert (found.decision, found.system, found.action) == ("likely", "sum", "merge")
-    found = decide(evidence({**values, "arrow": 0.66}))  # +0.06, and the intervals overlap
-    assert (found.system, found.action) == ("sum", "merge")
-    assert reason(found, "not-told-apart").message.startswith("arrow")
-    found = decide(evidence({**values, "arrow": 0.71}))
-    assert (found.system, found.action) == ("arrow", "route")
-    assert "not-told-apart" not in codes(found)
-
-
-def test_of_merges_of_the_same_score_the_one_is_used_that_changes_the_base_less():
-    """After 68 of 150 questions the average and the sum had both answered 62."""
-    values = {"base": 0.0, "a": 0.05, "shrunk:a": 0.04}
-    for right in (0.6, 0.12):
-        found = decide(evidence({**values, "sum": right, "uniform": right}, half=0.045))
-        assert (found.system, found.action, found.gain.system) == ("uniform", "merge", "uniform")
-    found = decide(evidence({**values, "sum": 0.61, "uniform": 0.6}))
-    assert found.system == "sum", "the better score wins among merges"
-
-
-def test_a_base_that_answers_step_by_step_is_used():
-    plain = evidence({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1})
-    steps = {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}
-    found = decide(both(plain, evidence(steps, part="steps")))
-    assert (found.decision, found.action) == ("unlikely", "use-base")
-    assert "step by step" in reason(found, "base-is-better").message
+@pytest.mark.parametrize("name", USED)
+def test_the_best_measured_option_is_used(name):
+    check(*USED[name])
 
 
 def test_the_plain_question_is_taken_before_steps_that_are_as_good():
-    plain = evidence({**FAIL, "b": 0.9, "uniform": 0.5})
-    steps = evidence({**FAIL, "b": 0.92, "uniform": 0.5}, part="steps")
-    told = reason(decide(both(plain, steps)), "single-suffices")
-    assert told.value == 0.9 and fmt.PART["question"] in told.message
+    found = forms({**FAIL, "b": 0.9, "uniform": 0.5}, {**FAIL, "b": 0.92, "uniform": 0.5})
+    assert reason(decide(found), "single-suffices").value == 0.9
 
 
-def test_the_best_measured_option_is_used_though_it_gains_less_than_was_asked():
-    """With a margin of 0.9 the plain form decided, and steps were advised that had been scored."""
-    plain = evidence({"base": 0.01, "a": 0.05, "sum": 0.06, "shrunk:a": 0.04}, margin=0.9)
-    steps = evidence(
-        {"base": 0.0, "a": 0.02, "sum": 0.8, "shrunk:a": 0.02}, part="steps", margin=0.9
-    )
-    found = decide(both(plain, steps))
-    assert (found.decision, found.system, found.action) == ("unlikely", "sum", "step-by-step")
-    assert (found.gain.form, found.gain.difference) == ("steps", pytest.approx(0.78))
-    assert "best-measured" in codes(found) and "partner-adds-nothing" not in codes(found)
-    assert asked(found).startswith("loraprobe merge ") and "-o DIR" in asked(found)
-    assert "cot_prompt" not in " ".join(r.message for r in found.reasons)
-    # where nothing answers, worked steps that were scored are not advised again
-    attribution = (Attribution("sum", "t", step_by_step=80),)
-    failing = both(evidence(FAIL, attribution=attribution), evidence(FAIL, part="steps"))
-    assert decide(failing).action != "step-by-step"
-
-
-def test_an_option_that_scored_more_and_is_not_shown_to_be_better_is_named():
-    found = decide(evidence({**FAIL, "b": 0.88, "uniform": 0.9}))
-    assert found.action == "use-single:b"
-    assert "uniform" in reason(found, "not-told-apart").message
-    found = decide(evidence({**FAIL, "b": 0.9, "uniform": 0.88}))
-    assert found.action == "use-single:b" and "not-told-apart" not in codes(found)
+def test_a_router_by_prompt_is_an_option_like_others(monkeypatch):
+    monkeypatch.setitem(KINDS, "centroid:per=sequence", "router")
+    check(evidence({**HALVES, "centroid:per=sequence": 0.52}), "use-single:a")
+    check(evidence({**HALVES, "centroid:per=sequence": 0.95}), "route", "likely")
 
 
 def best_against(found, half, top=("arrow", "question"), against=("sum", "question")):
@@ -164,7 +220,7 @@ def best_against(found, half, top=("arrow", "question"), against=("sum", "questi
 
 
 def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
-    values = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.66, "shrunk:a": 0.04}
+    values = {**SAME_SCORE, "arrow": 0.66}
     assert decide(best_against(evidence(values), 0.055)).system == "arrow"
     assert decide(best_against(evidence(values), 0.065)).system == "sum"
     assert decide(best_against(evidence({**values, "arrow": 0.64}), 0.005)).system == "sum"
@@ -173,81 +229,27 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
     assert decide(far).system == "sum", "the plain sum ties with the router too"
 
 
-# ---- chains --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("one_call", "chain", "action"),
-    [(0.5, 0.98, "use-single:a"), (0.4, 0.98, "chain"), (0.02, 0.04, "train-target-adapter")],
-)
-def test_a_chain_is_the_action_where_one_call_reaches_less_than_half_of_it(one_call, chain, action):
-    values = {"base": 0.0, "a": one_call, "uniform": one_call / 2, "chain": chain}
-    found = decide(evidence({**values, "shrunk:a": 0.0}))
-    assert (found.decision, found.action) == ("unlikely", action)
-
-
-def test_a_chain_beside_a_composition_that_works():
-    values = {"base": 0.0, "a": 0.05, "uniform": 0.5, "chain": 1.0, "shrunk:a": 0.04}
-    found = decide(evidence(values))
-    assert (found.decision, found.action) == ("likely", "merge")
-    far = decide(evidence({**values, "uniform": 0.29}))  # step by step 0.29 was advised beside 1.00
-    assert (far.decision, far.action, far.gain.system) == ("likely", "chain", "uniform")
-
-
 def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
     values = {"base": 0.0, "a": 0.03, "uniform": 0.06, "chain": 0.8, "shrunk:a": 0.02}
-    found = decide(evidence(values, half=0.1))
-    assert (found.decision, found.action) == ("unlikely", "chain")
+    found = check(evidence(values, half=0.1), "chain", "unlikely")
     assert found.reasons[0].code == "chain-outdoes" and found.gain.ci95[1] > found.margin
     without = {name: value for name, value in values.items() if name != "chain"}
     assert decide(evidence(without, half=0.1)).decision == "inconclusive"
-    assert decide(evidence({**values, "b": 0.76}, half=0.1)).action == "use-single:b"
+    check(evidence({**values, "b": 0.76}, half=0.1), "use-single:b")
     # 0.37 on the first 30 questions was not shown to gain, and is 0.40 on all of them
     assert decide(evidence({**values, "uniform": 0.4}, half=0.36)).decision == "inconclusive"
-    few = with_items(evidence(values, half=0.1), 29)
+    few = changed(changed(evidence(values, half=0.1), n=29), rows="gains", n=29)
     assert decide(few).decision == "inconclusive"
-    shown = decide(evidence({**values, "uniform": 0.45}, half=0.1))  # a gain that controls confirm
-    assert (shown.decision, shown.action) == ("likely", "merge")
-
-
-# ---- what is not yet shown is not absent ---------------------------------------------------------
-
-
-def test_three_skills_that_the_adapters_have_are_switched():
-    """After 226 of 520 questions one specialist was not shown to beat the base: train, it said."""
-    table = {"base": (0.05, 0.47), "a": (0.79, 0.1), "b": (0.05, 0.64), "uniform": (0.2, 0.2)}
-    found = skills(table)
-    unknown = {"retention": None, "retention_ci95": None}
-    found = changed(found, lambda row: row.task == "t2", **unknown)
-    assert decide(found).action == "switch-adapters"
+    # a gain that controls confirm
+    check(evidence({**values, "uniform": 0.45}, half=0.1), "merge", "likely")
 
 
 @pytest.mark.parametrize(("high", "sure"), [(0.12, False), (0.09, True)])
 def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure):
     found = changed(evidence(FAIL), ci95=(0.0, high))
-    verdict = decide(found)
-    assert (verdict.decision, verdict.action) == ("unlikely", "train-target-adapter")
-    assert settled(found, verdict) == sure
-    used = decide(evidence({**FAIL, "b": 0.9}))
-    assert settled(evidence({**FAIL, "b": 0.9}), used)
-
-
-def test_the_partner_is_judged_in_the_decisive_form():
-    plain = evidence({"base": 0.3, "a": 0.3, "sum": 0.3, "random-partner": 0.3})
-    steps = evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps")
-    found = decide(both(plain, steps))
-    assert (found.decision, found.action) == ("likely", "step-by-step")
-    assert "partner-adds-nothing" not in codes(found)
-
-
-def test_a_single_adapter_near_chance_does_not_suffice():
-    guess = Coverage("guessing", "t", 0.25, N)
-    values = {"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2}
-    found = decide(evidence(values, coverage=(guess,)))
-    assert (found.decision, found.action) == ("unlikely", "train-target-adapter")
-    assert "single-suffices" not in codes(found)
-    far = decide(evidence({**values, "a": 0.6}, coverage=(guess,)))
-    assert far.action == "use-single:a"
+    assert settled(found, check(found, "train-target-adapter", "unlikely")) == sure
+    used = evidence({**FAIL, "b": 0.9})
+    assert settled(used, decide(used))
 
 
 def test_the_forecast_names_the_composition_that_gains():
@@ -255,125 +257,51 @@ def test_the_forecast_names_the_composition_that_gains():
         Forecast("uniform", 0.1, (0.0, 0.2), 60, "question", "a"),
         Forecast("sum", 0.5, (0.4, 0.6), 60, "question", "a"),
     )
-    found = decide(evidence(FAIL, forecasts=rows))
-    assert found.forecast.system == "sum"
+    assert decide(evidence(FAIL, forecasts=rows)).forecast.system == "sum"
 
 
-# ---- several tasks -------------------------------------------------------------------------------
+# ---- the causes of failure -----------------------------------------------------------------------
+
+ROUTED = {**FAIL, "arrow": 0.03, "random-partner": 0.03}
 
 
-def test_one_adapter_is_used_only_where_it_suffices_on_every_task():
-    lopsided = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}
-    found = decide(skills(lopsided))
-    assert (found.decision, found.action) == ("unlikely", "switch-adapters")
-    nearly = {**lopsided, "a": (1.0, 0.82)}  # the mean is 0.04 lower, t2 0.08
-    assert decide(skills(nearly)).action == "switch-adapters"
-    able = {**lopsided, "a": (1.0, 0.88)}
-    found = decide(skills(able))
-    assert found.action == "use-single:a"
-    assert "every task" in reason(found, "single-suffices").message
-
-
-# ---- a router by prompt --------------------------------------------------------------------------
-
-
-def test_a_router_by_prompt_is_an_option_like_others_and_advised_only_where_it_was_measured(
-    monkeypatch,
-):
-    halves = {"base": 0.02, "a": 0.55, "b": 0.5, "uniform": 0.5, "shrunk:a": 0.4}
-    found = decide(evidence(halves))
-    assert (found.decision, found.action) == ("unlikely", "use-single:a")
-    assert "centroid" not in " ".join(r.message for r in found.reasons) + asked(found)
-    monkeypatch.setitem(KINDS, "centroid:per=sequence", "router")
-    found = decide(evidence({**halves, "centroid:per=sequence": 0.52}))
-    assert found.action == "use-single:a"
-    found = decide(evidence({**halves, "centroid:per=sequence": 0.95}))
-    assert (found.decision, found.action) == ("likely", "route")
-
-
-# ---- one adapter given twice ---------------------------------------------------------------------
-
-TWICE = (
-    Measurement("cosine", ("a", "b"), 1.0),
-    Measurement("norm_ratio", ("a", "b"), 1.0),
+@pytest.mark.parametrize(
+    ("counts", "systems", "action"),
+    [
+        ({"unknown": 80, "not_composed": 20}, {}, "train-target-adapter"),
+        ({"interference": 80, "solved": 5}, {}, "train-target-adapter"),
+        ({"interference": 80}, {"chain": 0.05}, "train-target-adapter"),
+        ({"not_composed": 80}, {}, "step-by-step"),
+        ({"not_composed": 80}, {"chain": 0.05}, "step-by-step"),
+        ({"step_by_step": 80}, {}, "step-by-step"),
+        ({"said_otherwise": 80, "not_composed": 10}, {}, "gather-evidence"),
+        ({"cut_off": 80}, {}, "gather-evidence"),
+    ],
 )
+def test_the_action_follows_from_the_causes_of_failure(counts, systems, action):
+    rows = (Attribution("uniform", "t", **counts), Attribution("arrow", "t", unknown=999))
+    found = check(evidence({**ROUTED, **systems}, attribution=rows), action, "unlikely")
+    mostly = next(r for r in found.reasons if r.code.startswith("mostly-"))
+    assert mostly.value == max(v for k, v in counts.items() if k != "solved") / sum(counts.values())
 
 
-def test_one_adapter_given_twice_is_called_one():
-    found = decide(evidence_of(diagnostics=TWICE))
-    assert "given twice" in reason(found, "same-adapter").message
-    assert "nearly-equal-updates" not in codes(found)
-    scaled = (TWICE[0], replaced(TWICE[1], value=2.0))
-    assert "nearly-equal-updates" in codes(decide(evidence_of(diagnostics=scaled)))
+@pytest.mark.parametrize("cause", ["not_composed", "interference", "step_by_step"])
+def test_where_something_answers_or_steps_were_scored_the_cause_advises_nothing(cause):
+    rows = (Attribution("uniform", "t", **{cause: 90}, solved=10),)
+    scored = both(evidence({**ROUTED, "chain": 0.05}, attribution=rows),
+                  evidence(ROUTED, part="steps"))  # fmt: skip
+    check(scored, "train-target-adapter")
+    chain = both(evidence({**ROUTED, "chain": 0.95}, attribution=rows),
+                 evidence(ROUTED, part="steps"))  # fmt: skip
+    found = check(chain, "chain")
+    assert "train" not in reason(found, "mostly-" + cause.replace("_", "-")).message
 
 
-def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
-    from test_verdict import DISJOINT, NOBODY, foreknown
-
-    rows = {**DISJOINT, (1, "c"): 1.0, (2, "c"): 0.03}
-    twice = tuple(replaced(row, adapters=("a", "c")) for row in TWICE)
-    same = replaced(foreknown(rows, NOBODY), diagnostics=twice)
-    assert decide(same).reasons[0].code == "disjoint-hops"
-    assert decide(foreknown(rows, NOBODY)).decision == "inconclusive"
-
-
-# ---- items ---------------------------------------------------------------------------------------
-
-
-def with_items(found, n, clusters=None, needed=None):
-    """The evidence as if it came from so many items and clusters."""
-    found = changed(found, n=n, clusters=clusters)
-    return changed(found, rows="gains", n=n, clusters=clusters, n_needed=needed)
-
-
-def test_eight_items_are_never_likely():
-    gains = evidence({**FAIL, "uniform": 0.9})
-    assert decide(with_items(gains, 30)).decision == "likely"
-    found = decide(with_items(gains, 8))
-    assert (found.decision, found.action) == ("inconclusive", "merge")  # the best so far
-    assert (
-        reason(found, "few-items").severity == "decisive" and codes(found).count("few-items") == 1
-    )
-    assert "8 questions" in reason(found, "gain-with-reservation").message
-    few_clusters = decide(with_items(gains, 200, clusters=8))
-    assert few_clusters.decision == "inconclusive"
-    assert "8 clusters" in reason(few_clusters, "few-items").message
-
-
-def test_a_run_without_controls_is_asked_again_with_them():
-    found = decide(evidence({"base": 0.0, "a": 0.05, "sum": 0.9}))
-    assert found.decision == "inconclusive"
-    assert asked(found) == "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
-
-
-def test_missing_clusters_are_called_clusters():
-    open_ = evidence({**FAIL, "uniform": 0.15}, half=0.1)
-    found = decide(with_items(open_, 100, clusters=20, needed=340))
-    assert "about 48 more clusters" in reason(found, "gain-undecided").message
-    assert "340" not in reason(found, "gain-undecided").message
-
-
-def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough():
-    open_ = evidence({**FAIL, "uniform": 0.11}, half=0.1)  # +0.06 [-0.04, 0.16]
-    message = reason(decide(with_items(open_, 100)), "gain-undecided").message
-    assert "more than 5,000 items" in message and "--margin 0.17 or more" in message
-    assert "or less" not in message
-    open_ = evidence({**FAIL, "uniform": 0.13}, half=0.06)  # +0.08 [0.02, 0.14]
-    message = reason(decide(with_items(open_, 100)), "gain-undecided").message
-    assert "--margin 0.15 or more" in message and "0.01 or less" in message
-    for text, margin in (("0.15", "unlikely"), ("0.01", "likely")):
-        values = {**FAIL, "uniform": 0.13}
-        assert decide(evidence(values, half=0.0599, margin=float(text))).decision == margin
-
-
-def test_a_ceiling_that_so_few_items_cannot_show_is_said():
-    full = replaced(score("b", 1.0), ci95=(0.94, 1.0))
-    found = evidence_of(scores=(full, score("base", 0.1)), tasks=1, level="base")
-    told = reason(decide(with_items(found, 60)), "ceiling-out-of-reach")
-    assert (told.value, told.threshold) == (60, 73)
-    assert "ceiling-out-of-reach" not in codes(decide(with_items(found, 80)))
-    grouped = decide(with_items(found, 200, clusters=40))
-    assert "40 given" in reason(grouped, "ceiling-out-of-reach").message
+def test_closer_norms_are_advised_unless_they_were_made_equal():
+    asked = evidence(FAIL, attribution=(Attribution("uniform", "t", interference=80),))
+    for balanced in (False, True):
+        told = reason(decide(replaced(asked, balanced=balanced)), "mostly-interference")
+        assert ("--balance norm" in told.message) != balanced
 
 
 # ---- laws ----------------------------------------------------------------------------------------

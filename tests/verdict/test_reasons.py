@@ -1,0 +1,240 @@
+"""Reasons beside the decision: about weights, probes, items and answers; and the table of codes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from pathlib import Path
+
+import pytest
+from evidences import N, both, changed, codes, evidence, evidence_of, reason, replaced, score
+from test_rules import DISJOINT, FAIL, GAIN, NOBODY, UNKNOWN, foreknown, holding
+
+import loraprobe.verdict
+from loraprobe.records import Coverage, Measurement
+from loraprobe.verdict import decide
+from loraprobe.verdict.reasons import CODES, WEIGHT_WARNINGS
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def test_weights_warn_and_never_decide():
+    rows = (
+        Measurement("norm_ratio", ("a", "b"), 5.0),
+        Measurement("norm_ratio", ("a", "b"), 50.0, module="x"),
+        Measurement("cosine", ("a", "b"), -0.4),
+        Measurement("relative_norm", ("a",), 0.9),
+        Measurement("cross_terms", ("a", "b"), None),
+    )
+    plain, warned = decide(evidence(GAIN)), decide(evidence(GAIN, diagnostics=rows))
+    assert (warned.decision, warned.action) == (plain.decision, plain.action)
+    new = [reason(warned, code) for code in codes(warned) if code not in codes(plain)]
+    assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
+    assert all(r.severity == "info" and r.threshold and r.source for r in new)
+    assert new[0].value == 5.0 and "5.0" in new[0].message
+    balanced = decide(evidence(GAIN, diagnostics=rows, balanced=True))  # --balance norm was given
+    assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
+
+
+SAME = (("cosine", 1.0), ("norm_ratio", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("figures", "has", "lacks"),
+    [
+        ([("norm_ratio", 0.2)], "norm-disparity", ""),
+        ([("norm_ratio", 1.5), ("cosine", 0.2)], "unrelated-updates", "norm-disparity"),
+        ([("norm_ratio", 1.5), ("cosine", 0.2)], "unrelated-updates", "opposed-updates"),
+        (SAME, "same-adapter", "nearly-equal-updates"),
+        ((SAME[0], ("norm_ratio", 2.0)), "nearly-equal-updates", "same-adapter"),
+    ],
+)
+def test_which_weights_warn(figures, has, lacks):
+    rows = tuple(Measurement(name, ("a", "b"), value) for name, value in figures)
+    found = codes(decide(evidence_of(diagnostics=rows)))
+    assert has in found and lacks not in found
+
+
+# ---- what base and adapters know -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "code"),
+    [(0.9, 40, "probes-familiar"), (0.5, 40, "probes-mixed"), (0.1, 40, "probes-unfamiliar"),
+     (1.0, 2, "probes-too-few")],
+)  # fmt: skip
+def test_probes_say_how_familiar_it_is(share, n, code):
+    found = decide(evidence_of(coverage=(Coverage("familiarity", "", share, n),), level="probes"))
+    assert found.decision == "inconclusive"
+    assert [one for one in codes(found) if one.startswith("probes-") and one in CODES][1:] == [code]
+
+
+def swap(hop, value):
+    return Coverage("name_swap", "t", value, N, hop, ci95=(value - 1, value + 1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([swap(None, -2.0), swap(1, 0.1), swap(2, 5.0)],
+         [("unfamiliar-names", 0.1), ("familiar-names", 5.0)]),
+        ([swap(None, 3.0)], [("familiar-names", 3.0)]),
+        ([swap(1, -1.5)], [("unfamiliar-names", -1.5)]),
+    ],
+)  # fmt: skip
+def test_names_are_told_hop_by_hop_where_there_are_hops(rows, told):
+    found = decide(evidence_of(coverage=tuple(rows), level="base"))
+    assert [(r.code, r.value) for r in found.reasons if r.code.endswith("-names")] == told
+
+
+def test_what_is_said_in_other_words_leaves_a_hop_in_doubt():
+    found = decide(holding(foreknown(UNKNOWN, NOBODY), 0.96, "base"))
+    assert "hop-in-doubt" in codes(found) and "hop-unknown" not in codes(found)
+    assert "hop-unknown" in codes(decide(foreknown(UNKNOWN, NOBODY)))
+    assert "hop-known" in codes(decide(foreknown(DISJOINT, NOBODY)))
+
+
+# ---- items and answers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on", "off", "word"), [(0.8, 0.3, "with"), (0.3, 0.8, "without")])
+def test_adapters_are_served_as_they_answered_best(on, off, word):
+    row = Coverage("chat_template", "t", on, 32, baseline=off)
+    told = reason(decide(evidence(GAIN, coverage=(row,))), "template-matters")
+    assert told.value == pytest.approx(on - off) and f"Serve {word} it" in told.message
+
+
+def read(found, system, **figures):
+    """The evidence with how the answers of a system that fails were read."""
+    return changed(found, lambda row: row.system == system, contains=FAIL[system], **figures)
+
+
+WORKED = changed(both(evidence(FAIL), evidence(FAIL, part="steps")), cut=0.0, contains=0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (read(evidence(FAIL), "uniform", cut=0.4), 64),
+        (read(replaced(evidence(FAIL), max_new_tokens=50), "uniform", cut=0.4), 100),
+        (changed(WORKED, lambda row: row.part == "question", cut=0.4), 256),  # worked ones keep it
+        (read(evidence(FAIL), "uniform", cut=0.1), None),
+        (read(evidence(FAIL), "shrunk:a", cut=0.9), None),
+        # a right answer stood there before
+        (changed(read(evidence(FAIL), "uniform", cut=0.9), contains=0.95), None),
+    ],
+)
+def test_answers_that_were_cut_are_told_with_the_cure(asked, wanted):
+    found = decide(asked)
+    assert ("answers-cut" in codes(found)) == (wanted is not None)
+    if wanted is not None:
+        assert f"--max-new-tokens {wanted}." in reason(found, "answers-cut").message
+
+
+@pytest.mark.parametrize(
+    ("system", "share", "told"),
+    [("uniform", 0.9, True), ("a", 0.9, True), ("uniform", 0.12, False)],
+)
+def test_a_gain_or_failure_of_wording_only_is_told(system, share, told):
+    asked = changed(evidence(FAIL), lambda row: row.system == system, contains=share, cut=0.0)
+    assert ("said-otherwise" in codes(decide(asked))) == told
+
+
+def with_items(found, n, clusters=None, needed=None):
+    """The evidence as if it came from so many items and clusters."""
+    found = changed(found, n=n, clusters=clusters)
+    return changed(found, rows="gains", n=n, clusters=clusters, n_needed=needed)
+
+
+def test_eight_items_are_never_likely():
+    gains = evidence({**FAIL, "uniform": 0.9})
+    assert decide(with_items(gains, 30)).decision == "likely"
+    for asked in (with_items(gains, 8), with_items(gains, 200, clusters=8)):
+        found = decide(asked)
+        assert (found.decision, found.action) == ("inconclusive", "merge")  # the best so far
+        few = [one for one in found.reasons if one.code == "few-items"]
+        assert [(one.value, one.severity) for one in few] == [(8.0, "decisive")]
+
+
+def test_missing_clusters_are_called_clusters():
+    open_ = evidence({**FAIL, "uniform": 0.15}, half=0.1)
+    found = decide(with_items(open_, 100, clusters=20, needed=340))
+    message = reason(found, "gain-undecided").message
+    assert "about 48 more clusters" in message and "340" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "decided"),
+    [(0.11, 0.1, {0.17: "unlikely"}), (0.13, 0.06, {0.15: "unlikely", 0.01: "likely"})],
+)
+def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough(value, half, decided):
+    values = {**FAIL, "uniform": value}
+    message = reason(decide(with_items(evidence(values, half=half), 100)), "gain-undecided").message
+    assert "more than 5,000 items" in message
+    assert [float(one) for one in re.findall(r"0\.\d\d(?= or (?:more|less))", message)] == [
+        *decided
+    ]
+    for margin, decision in decided.items():
+        assert decide(evidence(values, half=half - 1e-4, margin=margin)).decision == decision
+
+
+@pytest.mark.parametrize(("n", "clusters", "given"), [(60, None, 60), (80, None, 0), (200, 40, 40)])
+def test_a_ceiling_that_so_few_items_cannot_show_is_said(n, clusters, given):
+    full = replaced(score("b", 1.0), ci95=(0.94, 1.0))
+    asked = evidence_of(scores=(full, score("base", 0.1)), tasks=1, level="base")
+    found = decide(with_items(asked, n, clusters=clusters))
+    told = [(r.value, r.threshold) for r in found.reasons if r.code == "ceiling-out-of-reach"]
+    assert told == ([(given, 73)] if given else [])
+
+
+# ---- codes ---------------------------------------------------------------------------------------
+
+FILES = sorted(Path(loraprobe.verdict.__file__).parent.glob("*.py"))
+
+
+def test_every_code_has_one_sentence():
+    assert CODES.keys() - {one.code for one in WEIGHT_WARNINGS} == {
+        code for code, one in CODES.items() if one.text != "{text}"
+    }
+
+
+def reason_calls(scope):
+    """The calls of `reason_of` in a piece of code, each with the codes that it may give."""
+
+    def codes_in(node):
+        return {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & CODES.keys()
+
+    calls = [
+        node
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "reason_of"
+    ]
+    literal = set().union(*(codes_in(call.args[0]) for call in calls))
+    return [(call, codes_in(call.args[0]) or codes_in(scope) - literal) for call in calls]
+
+
+def test_rules_give_what_the_sentences_name():
+    seen = set()
+    for file in FILES:
+        tree = ast.parse(file.read_text())
+        scopes = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        scopes += [n for n in tree.body if isinstance(n, ast.Assign)]
+        for call, told in (found for scope in scopes for found in reason_calls(scope)):
+            given = {"value", "threshold", *(keyword.arg for keyword in call.keywords)}
+            for code in told:
+                fields = [name for _, name, _, _ in string.Formatter().parse(CODES[code].text)]
+                named = {re.split(r"\W", name)[0] for name in fields if name}
+                assert named <= given, (file.name, code)
+            seen |= told
+    assert len(seen) > 45
+
+
+def test_every_code_of_the_table_is_given_somewhere():
+    used = {one.code for one in WEIGHT_WARNINGS}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+    composed = re.compile("mostly-.*|probes-.*")  # from parts
+    assert not [code for code in CODES.keys() - used if not composed.fullmatch(code)]

@@ -1,0 +1,644 @@
+"""The verdict's rules, each on evidence planted for it, and its laws on random evidence."""
+
+from __future__ import annotations
+
+import pytest
+from evidences import (
+    COMPOSITIONS,
+    KINDS,
+    N,
+    any_evidence,
+    both,
+    changed,
+    codes,
+    evidence,
+    evidence_of,
+    reason,
+    replaced,
+    score,
+    versus,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraprobe.records import Attribution, Compatibility, Gain, Issue, Measurement, Score
+from loraprobe.verdict import decide
+
+FAIL = {
+    "base": 0.0,
+    "a": 0.05,
+    "b": 0.04,
+    "uniform": 0.05,
+    "arrow": 0.03,
+    "shrunk:a": 0.04,
+    "random-partner": 0.03,
+}
+GAIN = {**FAIL, "uniform": 0.5}
+
+
+def check(asked, decision, action=None, system=None, first=None, has=(), lacks=(), **severities):
+    """The verdict, which has this decision (action, system) and these codes.
+
+    severities: code with underscores -> its severity.
+    """
+    found = decide(asked)
+    assert found.decision == decision
+    assert action in (None, found.action) and system in (None, found.system)
+    assert first in (None, codes(found)[0])
+    assert {*has} <= {*codes(found)} and not {*lacks} & {*codes(found)}
+    for code, severity in severities.items():
+        assert reason(found, code.replace("_", "-")).severity == severity
+    return found
+
+
+def without(values, *kinds):
+    return {name: value for name, value in values.items() if KINDS[name] not in kinds}
+
+
+def forms(plain, steps, **options):
+    return both(evidence(plain), evidence(steps, part="steps", **options))
+
+
+def lossy(values):
+    return changed(evidence(values), lambda s: s.kind == "merge", compression_error=0.3)
+
+
+def attributed(values, **counts):
+    return evidence(values, attribution=(Attribution("uniform", "t", **counts),))
+
+
+def partner(value, half, **rest):
+    """A composition that gains, with a random partner that scores so much."""
+    return evidence({**GAIN, "random-partner": value, **rest}, half=half)
+
+
+CEILING = {"base": 1.0, "a": 1.0, "b": 0.2, "uniform": 1.0, "random-partner": 1.0}
+
+DECIDED = {
+    "a gain": (evidence(GAIN), "likely", "merge", "uniform", "gain-beyond-margin"),
+    "of a router": (evidence({**FAIL, "arrow": 0.6}), "likely", "route", "arrow"),
+    "below the margin that is set": (evidence(GAIN, margin=0.6), "unlikely"),
+    "around the margin that is set": (evidence(GAIN, margin=0.42), "inconclusive"),
+    "no gain is known": (
+        replaced(evidence(GAIN), gains=()), "inconclusive", None, None, "no-comparison"
+    ),
+    "open": (evidence({**FAIL, "uniform": 0.15}, half=0.1), "inconclusive", "gather-evidence"),
+    # controls: the other one stays open, 0.5 - 0.47 +- 0.02 holds both 0.02 and half the margin
+    "a control is as good": (partner(0.5, 0.02, **{"shrunk:a": 0.47}), "unlikely"),
+    "a control is not beaten": (partner(0.5, 0.06), "inconclusive"),
+    "a control beaten by half": (partner(0.47, 0.001), "likely"),
+    "not shown to be, by half": (partner(0.47, 0.02), "inconclusive"),
+    "a control worse by 0.02": (partner(0.48, 0.001), "unlikely"),
+    "perhaps by 0.02": (partner(0.48, 0.02), "inconclusive"),
+    "by anything": (partner(0.48, 0.08), "inconclusive"),
+    "controls were not scored": (evidence(without(GAIN, "control")), "inconclusive", "merge"),
+    "nor of what fails": (evidence(without(FAIL, "control")), "unlikely"),
+    # the two forms of the question
+    "only step by step": (
+        forms(FAIL, {**FAIL, "uniform": 0.7}), "likely", "step-by-step", "uniform"
+    ),
+    "both, steps gain more": (forms(GAIN, {**FAIL, "uniform": 0.7}), "likely", "step-by-step"),
+    "both, about as much": (forms(GAIN, {**FAIL, "uniform": 0.54}), "likely", "merge"),
+    "steps promise": (forms(FAIL, {**FAIL, "uniform": 0.2}, half=0.12), "inconclusive"),
+    # a true gain of 0.06 was called unlikely in a quarter of all runs
+    "steps promise a little": (forms(FAIL, {**FAIL, "uniform": 0.09}, half=0.12), "inconclusive"),
+    "steps promise nothing": (forms(FAIL, {**FAIL, "uniform": 0.03}, half=0.01), "unlikely"),
+    # chains
+    "a chain gains": (evidence({**FAIL, "chain": 0.95}), "unlikely", "chain", "uniform"),
+    "a chain may gain": (evidence({**FAIL, "chain": 0.15}, half=0.12), "inconclusive", "chain"),
+    # single adapters and the base
+    "a target adapter": (evidence({**FAIL, "b": 0.9, "uniform": 0.6}), "unlikely", "use-single:b"),
+    "barely one": (evidence({**FAIL, "b": 0.09}), "unlikely", "train-target-adapter"),
+    "one step by step": (
+        forms(FAIL, {**FAIL, "a": 0.8, "uniform": 0.5}), "unlikely", "use-single:a"
+    ),
+    "base at the ceiling": (
+        changed(evidence(CEILING), lambda s: s.value == 1, ci95=(0.97, 1.0)), "unlikely", "use-base"
+    ),
+    # compression
+    "all were compressed": (lossy(without(FAIL, "router")), "inconclusive"),
+    "one was not": (lossy(FAIL), "unlikely"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_the_decision_on_compositions(name):
+    check(*DECIDED[name])
+
+
+def test_the_reasons_quote_what_was_measured():
+    """Codes, severities and figures beside the decisions of the table."""
+    gain = check(evidence(GAIN), "likely", has=["controls-beaten"])
+    assert gain.reasons[0].value == pytest.approx(0.5 - 0.05 - 0.04)
+    assert (gain.reasons[0].threshold, gain.reasons[0].severity) == (0.05, "decisive")
+    check(
+        partner(0.5, 0.06),
+        "inconclusive",
+        has=["gain-with-reservation"],
+        partner_adds_nothing="decisive",
+    )
+    check(evidence(without(GAIN, "control")), "inconclusive", controls_not_run="decisive")
+    check(evidence(without(FAIL, "control")), "unlikely", controls_not_run="warning")
+    plain = check(forms(FAIL, {**FAIL, "uniform": 0.7}), "likely")
+    assert reason(plain, "plain-form").value == pytest.approx(0.0)
+    steps = check(
+        forms(FAIL, {**FAIL, "uniform": 0.2}, half=0.12), "inconclusive", gain_undecided="decisive"
+    )
+    assert steps.gain.form == "steps"
+    check(evidence({**FAIL, "chain": 0.95}), "unlikely", has=["chain-gains"])
+    check(evidence({**FAIL, "chain": 0.06}), "unlikely", has=["chain-fails"])
+    lost = check(lossy(without(FAIL, "router")), "inconclusive", compression_lost="decisive")
+    assert reason(lost, "compression-lost").threshold == 0.1
+    check(lossy(FAIL), "unlikely", compression_lost="warning")
+    check(DECIDED["base at the ceiling"][0], "unlikely", has=["base-suffices"])
+    for value in (0.45, 0.48, 0.53):  # worse, as good, and not shown to be better
+        base = evidence({"base": 0.5, "a": 0.3, "uniform": value})
+        assert "base-is-better" in codes(decide(base)) and decide(base).action == "use-base"
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        # difference 0.10, margin 0.05: the half-width has to halve, so four times the items
+        (evidence({**FAIL, "uniform": 0.15}, half=0.1), "gain-undecided", "about 400 items"),
+        # 0.00 +- 0.06 has to become 0.00 +- 0.025, and smaller for the power
+        (partner(0.5, 0.06), "partner-adds-nothing", "about 1,177 items"),
+        (partner(0.38, 0.12), "partner-adds-nothing", "about 327 items"),
+    ],
+)
+def test_what_is_open_names_the_items_that_would_decide(asked, code, told):
+    assert told in reason(decide(asked), code).message
+
+
+def test_nobody_is_asked_for_more_items_about_a_control_once_the_gain_decides():
+    values = {"base": 0.5, "a": 0.6, "uniform": 0.3, "shrunk:a": 0.1, "random-partner": 0.3}
+    found = check(evidence(values, half=0.2), "unlikely")
+    partner = reason(found, "partner-adds-nothing")
+    assert partner.value < found.margin and "items" not in partner.message
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "decision"),
+    [(0.5, 0.25, "inconclusive"), (0.5, 0.24, "likely"), (0.0, 0.25, "inconclusive"),
+     (0.0, 0.24, "unlikely")],
+)  # fmt: skip
+def test_bounds_at_the_margin_do_not_decide(value, half, decision):
+    """Numbers that binary floats hold: the bounds are the margin, to the last bit."""
+    values = {"base": 0.0, "a": 0.0, "uniform": value, "shrunk:a": 0.0}
+    check(evidence(values, half=half, margin=0.25), decision)
+    exactly = {"base": 0.0, "uniform": 0.75, "random-partner": 0.375}  # [0.125, 0.625]
+    check(evidence(exactly, half=0.25, margin=0.25), "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain", "ends", "decision"),
+    [(0.3, 0.05, (0.2, 0.3), "likely"), (0.3, 0.05, (0.04, 0.3), "inconclusive"),
+     (0.05, 0.02, (-0.03, 0.04), "unlikely"), (0.05, 0.02, (-0.03, 0.06), "inconclusive")],
+)  # fmt: skip
+def test_the_interval_that_covers_the_choice_among_compositions_decides(
+    value, plain, ends, decision
+):
+    made = evidence({"base": 0.0, "a": 0.05, "uniform": value, "shrunk:a": 0.0}, half=plain)
+    check(changed(made, rows="gains", adjusted_ci95=ends), decision)
+    unsure = changed(evidence(GAIN), rows="comparisons", adjusted_ci95=(-0.01, 0.9))
+    check(unsure, "inconclusive")  # and that of the controls
+
+
+def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
+    ends = {"difference": 0.0, "ci95": (-0.1, 0.1), "adjusted_ci95": (-0.1, 0.1)}
+    found = changed(
+        evidence({**GAIN, "sum": 0.45}),
+        lambda c: (c.system, c.against) == ("uniform", "random-partner"),
+        "comparisons",
+        **ends,
+    )
+    check(found, "likely", None, "sum")
+
+
+@pytest.mark.parametrize(
+    ("asked", "decision"),
+    [({"n": 29}, "inconclusive"), ({"n": 30}, "likely"),
+     ({"n": 100, "clusters": 29}, "inconclusive"), ({"n": 100, "clusters": 30}, "likely")],
+)  # fmt: skip
+def test_a_plain_gain_on_too_few_items_is_not_likely(asked, decision):
+    check(changed(evidence(GAIN), rows="gains", **asked), decision)
+
+
+@pytest.mark.parametrize(
+    ("checked", "decision"),
+    [((0.3, 0.2, 0.4), "likely"), ((0.1, 0.04, 0.2), "inconclusive"),
+     ((-0.2, -0.3, -0.1), "inconclusive")],
+)  # fmt: skip
+def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(checked, decision):
+    value, *ends = checked
+    gains = {"rows": "gains", "checked": value, "checked_ci95": tuple(ends)}
+    made = evidence({**FAIL, "uniform": 0.6})
+    found = check(changed(made, lambda gain: gain.system == "uniform", **gains), decision)
+    told = [one for one in found.reasons if one.code == "answers-normalised"]
+    assert len(told) == (decision != "likely")
+    for one in told:
+        assert (one.value, one.threshold, one.severity) == (ends[0], 0.05, "decisive")
+        assert found.action == "gather-evidence", "the score that gains is not relied on"
+
+
+# ---- before compositions are asked ---------------------------------------------------------------
+
+
+def test_structural_conflict_decides_alone_and_gives_the_cure():
+    issue = Issue("error", "base-mismatch", ("a", "b"), "a wants gpt2, b wants llama.", "Take one.")
+    note = Issue("warning", "partial-targets", ("a",), "only a touches x.", "")
+    found = check(evidence(GAIN, compatibility=Compatibility((note, issue))), "incompatible", "fix")
+    assert (found.evidence, codes(found)) == ("weights", ["structural-conflict"])
+    assert "base-mismatch" in found.reasons[0].message and "Take one." in found.reasons[0].message
+    check(evidence(GAIN, compatibility=Compatibility((note,))), "likely")
+
+
+@pytest.mark.parametrize("level", ["weights", "probes", "base"])
+def test_without_evaluation_the_next_evidence_is_named(level):
+    found = check(evidence_of(level=level), "inconclusive", has=["next-evidence"])
+    assert (found.evidence, found.system) == (level, None)
+
+
+def hop(k, name, value, spread=0.05):
+    ci = (max(0.0, value - spread), min(1.0, value + spread))
+    kind = "base" if name == "base" else "adapter"
+    return Score(name, kind, "t", f"hop{k}", "exact_match", value, ci, N)
+
+
+def foreknown(hops, target):
+    rows = tuple(hop(k, name, value) for (k, name), value in hops.items())
+    scores = tuple(score(name, value) for name, value in target.items())
+    return evidence_of(scores=(*scores, *rows), tasks=1, level="base")
+
+
+def holding(found, share, *names):
+    """The same where the answers to hops stand in `share` of the replies of some systems."""
+
+    def figures(row):
+        held = share if row.system in names else row.value
+        return {"contains": held, "contains_ci95": (max(0.0, held - 0.05), min(1.0, held + 0.05))}
+
+    rows = [
+        replaced(row, **figures(row)) if row.part.startswith("hop") else row
+        for row in found.measured.scores
+    ]
+    return replaced(found, scores=tuple(rows))
+
+
+DISJOINT = {
+    (1, "base"): 0.0,
+    (1, "a"): 1.0,
+    (1, "b"): 0.05,
+    (2, "base"): 0.04,
+    (2, "a"): 0.03,
+    (2, "b"): 0.9,
+}
+NOBODY = {"base": 0.0, "a": 0.04, "b": 0.03}
+UNKNOWN = {(k, name): 0.0 for k in (1, 2) for name in NOBODY}
+HALF_UNKNOWN = {**DISJOINT, (2, "b"): 0.1}
+
+
+@pytest.mark.parametrize(
+    ("asked", "decision", "action", "first"),
+    [
+        (foreknown(DISJOINT, NOBODY), "unlikely", "chain", "disjoint-hops"),
+        (holding(foreknown(DISJOINT, NOBODY), 0.0), "unlikely", "chain", "disjoint-hops"),
+        (foreknown(HALF_UNKNOWN, NOBODY), "unlikely", "train-target-adapter", "hop-unknown-to-all"),
+        (holding(foreknown(UNKNOWN, NOBODY), 0.0), "unlikely", None, "hop-unknown-to-all"),
+        # an adapter that answers the composed question needs no hop
+        (foreknown(HALF_UNKNOWN, {**NOBODY, "b": 0.7}), "inconclusive", None, None),
+        # what is said in other words is not unknown
+        (holding(foreknown(UNKNOWN, NOBODY), 0.96, "base"), "inconclusive", None, None),
+        (holding(foreknown(DISJOINT, NOBODY), 0.3, "base"), "inconclusive", None, None),
+    ],
+)
+def test_hops_decide_before_any_composition(asked, decision, action, first):
+    assert check(asked, decision, action, first=first).evidence == "base"
+
+
+@pytest.mark.parametrize(
+    ("change", "target"),
+    [
+        ({(2, "base"): 0.9}, {}),  # the second hop is familiar: skill and facts
+        ({(2, "base"): 0.4}, {}),  # half familiar
+        ({(2, "base"): 0.9, (2, "b"): 0.05}, {}),  # known to the base alone
+        ({(2, "a"): 0.9}, {}),  # one adapter knows both
+        ({(2, "a"): 0.9, (2, "b"): 0.05}, {}),  # one adapter knows both, the other nothing
+        ({(2, "a"): 0.22}, {}),  # one adapter may know some of both
+        ({}, {"b": 0.22}),  # one adapter may answer the target
+        ({(1, "a"): 0.5}, {}),  # a hop known to nobody for sure
+    ],
+)
+def test_what_is_not_disjoint_stays_open(change, target):
+    check(foreknown({**DISJOINT, **change}, {**NOBODY, **target}), "inconclusive")
+
+
+def test_a_question_that_is_answered_in_other_words_is_not_unknown():
+    said = replaced(score("a", 0.0), contains=0.9, contains_ci95=(0.85, 0.95))
+    apart = foreknown(DISJOINT, {})
+    check(
+        replaced(apart, scores=(*apart.measured.scores, said, score("base", 0.0))), "inconclusive"
+    )
+
+
+def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
+    rows = {**DISJOINT, (1, "c"): 1.0, (2, "c"): 0.03}
+    figures = (("cosine", 1.0), ("norm_ratio", 1.0))
+    twice = tuple(Measurement(name, ("a", "c"), value) for name, value in figures)
+    check(replaced(foreknown(rows, NOBODY), diagnostics=twice), "unlikely", first="disjoint-hops")
+    check(foreknown(rows, NOBODY), "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("gain", "decision", "severity"), [(0.0, "unlikely", "decisive"), (0.1, "inconclusive", "info")]
+)
+def test_hops_decide_what_an_evaluation_leaves_open_unless_it_measured_a_gain(
+    gain, decision, severity
+):
+    """After the first round said `unlikely`, the same hops do not vanish from the verdict."""
+    low = {"base": 0.02, "a": 0.03, "b": 0.02, "uniform": 0.03 + gain}
+    open_ = evidence(low, half=0.1)
+    rows = (*open_.measured.scores, *foreknown(DISJOINT, {}).measured.scores)
+    found = check(replaced(open_, scores=rows), decision, disjoint_hops=severity)
+    assert found.gain.ci95[1] > found.margin
+
+
+def test_a_ceiling_leaves_nothing_to_gain():
+    sure = replaced(score("b", 0.99), ci95=(0.96, 1.0))
+    unsure, low = replaced(sure, ci95=(0.93, 1.0)), score("base", 0.1)
+    base = replaced(sure, system="base", kind="base")
+    steps = (replaced(sure, part="steps"), score("base", 0.0, "steps"), score("b", 0.02), low)
+    for rows, action in (
+        ((sure, low), "use-single:b"),
+        ((sure, base), "use-base"),
+        (steps, "use-single:b"),
+        ((unsure, low), None),
+        ((sure, replaced(unsure, task="u")), None),  # on one of two tasks
+    ):
+        asked = evidence_of(scores=rows, tasks=len({row.task for row in rows}), level="base")
+        if action is None:
+            check(asked, "inconclusive")
+        else:
+            found = check(asked, "unlikely", action, first="nothing-to-gain")
+            assert found.reasons[0].threshold == 0.95
+
+
+@pytest.mark.parametrize(
+    ("scores", "half", "action", "decided"),
+    [
+        ({"chain": 0.95}, 0.04, "chain", True),
+        ({"chain": 0.6, "a": 0.5}, 0.12, "use-single:a", False),  # +0.10 [-0.02, 0.22]
+        ({"chain": 0.30, "a": 0.5}, 0.04, "use-single:a", True),
+        ({"chain": 0.40, "base": 0.4}, 0.04, "use-base", True),
+        ({"a": 0.5}, 0.04, "use-single:a", True),
+        ({"base": 0.5}, 0.04, "use-base", True),
+        ({"a": 0.0, "b": 0.0}, 0.04, "gather-evidence", False),  # nobody answers
+    ],
+)
+def test_without_a_merge_or_router_the_action_is_the_best_of_what_was_asked(
+    scores, half, action, decided
+):
+    """Nothing is decided about compositions, which were not asked, and no probability is given."""
+    asked = evidence({"base": 0.0, "a": 0.05, "b": 0.04, **scores}, half=half)
+    found = check(asked, "inconclusive", action, first="compositions-not-asked")
+    assert found.evidence == "base" and found.answers_without_composing == decided
+    assert (found.gain.system if found.gain else None) == ("chain" if "chain" in scores else None)
+    assert found.probability is None and (found.gain is None or found.gain.probability is None)
+
+
+def test_what_base_and_adapters_decide_stands_where_only_a_chain_was_asked():
+    ceiling = evidence({"base": 0.99, "a": 0.9, "b": 0.9, "chain": 0.99}, half=0.01)
+    asked = changed(ceiling, ci95=(0.96, 1.0))
+    check(asked, "unlikely", "use-base", lacks=["compositions-not-asked"])
+
+
+# ---- several tasks -------------------------------------------------------------------------------
+
+UNDEFINED = {"retention": None, "retention_ci95": None}
+
+
+def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04, everywhere=None, asked=0.8):
+    """uniform keeps a share of what a gains on t1 and b gains on t2.
+
+    everywhere: what the other adapter scores on each task.
+    """
+    kept = {"retention": retention, "retention_ci95": (retention - ci, retention + ci)}
+    scores, pairs = [], []
+    for task, best in (("t1", "a"), ("t2", "b")):
+        scores += [
+            score("base", 0.1, task=task),
+            score("a", 0.5 if best == "a" else everywhere or 0.1, task=task),
+            score("b", 0.5 if best == "b" else everywhere or 0.1, task=task),
+            score("random-partner", 0.2, task=task),
+            score("uniform", 0.5 + gain, task=task, **kept),
+        ]
+        pairs.append(versus("uniform", "random-partner", control, half, task=task))
+    bounds = (gain - 0.04, gain + 0.04)
+    mean = Gain(None, "question", "uniform", "a", gain, bounds, bounds, 2 * N)
+    measured = {"scores": tuple(scores), "comparisons": tuple(pairs), "gains": (mean,)}
+    return evidence_of(tasks=2, level="evaluation", retention=asked, **measured)
+
+
+def on_t2(found, **figures):
+    return changed(found, lambda row: row.task == "t2", **figures)
+
+
+KEPT = {
+    "both are kept": (two_tasks(0.95), "likely"),
+    "perhaps": (two_tasks(0.82), "inconclusive"),
+    "no single adapter keeps both": (two_tasks(0.6), "unlikely", "switch-adapters"),
+    "enough of both for the user": (two_tasks(0.6, asked=0.5), "likely"),
+    "from the threshold": (two_tasks(1.0, ci=0.25, asked=0.75), "likely"),
+    "from below it": (two_tasks(0.99, ci=0.25, asked=0.75), "inconclusive"),
+    "up to it": (two_tasks(0.5, ci=0.25, asked=0.75), "inconclusive"),
+    "all below it": (two_tasks(0.49, ci=0.25, asked=0.75), "unlikely"),
+    "the mean does not gain": (
+        two_tasks(0.95, gain=0.0, everywhere=0.48), "unlikely", "use-single:a"
+    ),
+    "nothing to keep on one": (on_t2(two_tasks(0.95), **UNDEFINED), "inconclusive"),
+    "a gain of one task": (changed(two_tasks(0.95), rows="gains", task="t1"), "inconclusive"),
+    # on each task the control may be as good; the mean of two is told from it
+    "controls in the mean": (two_tasks(0.95, control=0.15, half=0.12), "likely"),
+    "nor in the mean": (two_tasks(0.95, control=0.15, half=0.18), "inconclusive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_several_tasks_need_the_mean_and_every_retention(name):
+    check(*KEPT[name])
+
+
+def test_the_reasons_of_retentions():
+    found = decide(two_tasks(0.82))
+    # 0.82 +- 0.05 has to become 0.82 +- 0.02, and smaller for the power
+    assert "about 1,278 items" in reason(found, "retention-undecided").message
+    lost = reason(decide(two_tasks(0.6)), "retention-lost")
+    assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
+    undefined = reason(decide(on_t2(two_tasks(0.95), **UNDEFINED)), "retention-undefined")
+    assert undefined.severity == "decisive"
+    assert codes(decide(KEPT["a gain of one task"][0]))[0] == "no-comparison"
+
+
+# ---- laws on random evidence ------------------------------------------------------------------
+
+
+@given(any_evidence(), st.randoms())
+def test_order_does_not_matter(found, random):
+    def shuffled(rows):
+        rows = list(rows)
+        random.shuffle(rows)
+        return tuple(rows)
+
+    names = ("scores", "comparisons", "gains")
+    other = {name: shuffled(getattr(found.measured, name)) for name in names}
+    assert decide(replaced(found, **other)) == decide(found)
+
+
+def with_each(change, found):
+    """The evidence with a change of every difference."""
+    measured = found.measured
+    pairs, gains = tuple(map(change, measured.comparisons)), tuple(map(change, measured.gains))
+    return replaced(found, comparisons=pairs, gains=gains)
+
+
+RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
+
+
+@settings(max_examples=80)
+@given(
+    any_evidence(),
+    st.floats(0, 0.5),
+    st.sampled_from(COMPOSITIONS[:3]),
+    st.sampled_from(["question", "steps"]),
+)
+def test_raising_a_composition_never_lowers_the_decision(found, lift, system, part):
+    def lifted(c):
+        if (c.system, c.part) != (system, part):
+            return c
+        ci = (c.ci95[0] + lift, c.ci95[1] + lift)
+        return replaced(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
+
+    assert RANK[decide(with_each(lifted, found)).decision] >= RANK[decide(found).decision]
+
+
+@given(any_evidence(), st.floats(0, 0.2))
+def test_narrower_intervals_never_reverse_a_decision(found, half):
+    """More items with the same differences may decide, but not turn yes into no or no into yes."""
+
+    def narrowed(c):
+        low = max(c.ci95[0], c.difference - half)
+        high = min(c.ci95[1], c.difference + half)
+        return replaced(c, ci95=(low, high), adjusted_ci95=(low, high))
+
+    pair = decide(found).decision, decide(with_each(narrowed, found)).decision
+    assert pair not in (("likely", "unlikely"), ("unlikely", "likely"))
+
+
+@given(any_evidence(), st.sampled_from(["weights", "probes", "base"]))
+def test_never_likely_without_evaluation(found, level):
+    assert decide(replaced(found, level=level)).decision != "likely"
+
+
+@given(any_evidence())
+def test_likely_means_that_the_system_gains_and_beats_every_control(found):
+    verdict = decide(found)
+    part = "steps" if verdict.action == "step-by-step" else "question"
+    rows = [c for c in found.measured.comparisons if (c.system, c.part) == (verdict.system, part)]
+    if verdict.decision == "likely":
+        assert KINDS[verdict.system] in ("merge", "router")
+        for row in rows:
+            control = KINDS[row.against] == "control"
+            assert row.adjusted_ci95[0] > found.margin / (2 if control else 1)
+    assert any(r.severity == "decisive" for r in verdict.reasons)
+    assert all(r.message and (r.source or r.threshold is None) for r in verdict.reasons)
+
+
+def test_a_lower_loss_is_a_gain():
+    values = evidence({"base": 2.0, "a": 0.5, "uniform": 0.6, "shrunk:a": 0.9})
+    rows = tuple(
+        replaced(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
+        for s in values.measured.scores
+    )
+    bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
+    gain = Gain("t", "question", "uniform", "a", -0.1, bounds, bounds, N)
+    check(replaced(values, scores=rows, gains=(gain,)), "unlikely", "use-single:a")
+    check(evidence_of(scores=rows[:2], tasks=1, level="base"), "inconclusive")
+
+
+# ---- from per-item results, through the statistics of evaluation --------------------------------
+
+
+CONTROLS = {"shrunk:a": "0.02 0.6 0.02 0.02", "random-partner": "0.02 0.6 0.02 0.02"}
+
+
+def simulated(n, **systems):
+    """Evidence from simulated results of n items: system="question hop1 hop2 steps", the shares.
+
+    Two controls are always there. Items are equally hard for all systems, so that pairs are
+    correlated as real ones are.
+    """
+    import numpy as np
+
+    from loraprobe.evaluation import System, attribute, compare, gains, score
+    from loraprobe.records import ItemResult
+    from loraprobe.tasks import Hop, Item, Task
+
+    hops = (Hop("?", ("x",)), Hop("?", ("y",)))
+    task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?") for i in range(n)))
+    rng = np.random.default_rng(0)
+    results = [
+        ItemResult(system, "t", part, str(i), "exact_match", float(right), "", f"item:{i}")
+        for system, rates in {**systems, **CONTROLS}.items()
+        for part, rate in zip(("question", "hop1", "hop2", "steps"), rates.split(), strict=True)
+        for i, right in enumerate(rng.random(n) < float(rate))
+    ]
+    asked = [System(name, KINDS[name]) for name in (*systems, *CONTROLS)]
+    return evidence_of(
+        scores=score(results, asked),
+        comparisons=compare(results, asked),
+        gains=gains(results, asked),
+        attribution=attribute(results, asked, [task]),
+        tasks=1,
+        level="evaluation",
+    )
+
+
+# The rates of two one-hop adapters are those of SmolLM2 on made-up names.
+TWO_HOPS = {
+    "base": "0 0 0 0",
+    "a": "0.02 1 0.02 0.02",
+    "b": "0.02 0.02 1 0.03",
+    "uniform": "0.02 0.28 0.93 0.03",
+    "sum": "0.02 0.4 0.85 0.05",
+    "chain": "1 1 1 0",
+}
+SKILL_AND_FACTS = {
+    "base": "0 0 0.9 0",
+    "a": "0.02 1 0.9 0",
+    "b": "0.02 0.02 0.9 0.02",
+    "uniform": "0.02 0.9 0.9 0.77",
+    "sum": "0.02 0.8 0.8 0.12",
+}
+TARGET = {
+    "base": "0 0 0 0",
+    "a": "0.02 1 0.02 0.02",
+    "b": "0.95 0.02 0.02 0.9",
+    "uniform": "0.82 0.5 0.5 0.5",
+}
+SMALL_GAIN = {"base": "0 0 0 0", "a": "0.1 1 0 0", "b": "0.1 0 1 0", "uniform": "0.25 0.8 0.8 0"}
+
+
+@pytest.mark.parametrize(
+    ("n", "rates", "decision", "action", "code"),
+    [
+        (400, TWO_HOPS, "unlikely", "chain", "chain-gains"),
+        # half the items leave it open whether the sum gains step by step; the hops decide
+        (200, TWO_HOPS, "unlikely", "chain", "disjoint-hops"),
+        (200, SKILL_AND_FACTS, "likely", "step-by-step", "plain-form"),
+        (200, TARGET, "unlikely", "use-single:b", "single-suffices"),
+        (40, SMALL_GAIN, "inconclusive", None, "gain-undecided"),
+        (4000, SMALL_GAIN, "likely", "merge", "gain-beyond-margin"),
+    ],
+)
+def test_verdicts_on_answers_as_they_were_measured(n, rates, decision, action, code):
+    check(simulated(n, **rates), decision, action, has=[code])

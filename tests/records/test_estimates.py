@@ -85,11 +85,11 @@ def test_an_estimate_against_a_threshold(figures, threshold, items, standing):
 
 
 def test_means_of_several_tasks():
-    one, other = Estimate(0.2, 0.17, 0.23, 50, 50), Estimate(0.4, 0.36, 0.44, 60, 20)
+    one, other = Estimate(0.2, 0.17, 0.26, 50, 50), Estimate(0.4, 0.36, 0.48, 60, 20)
     mean, wide = pooled([one, other]), averaged([one, other])
     assert mean.value == wide.value == pytest.approx(0.3)
-    assert (mean.low, mean.high) == pytest.approx((0.275, 0.325))  # root of 0.03^2 + 0.04^2, halved
-    assert (wide.low, wide.high) == pytest.approx((0.265, 0.335))
+    assert (mean.low, mean.high) == pytest.approx((0.275, 0.35))  # roots of sums of squares, halved
+    assert (wide.low, wide.high) == pytest.approx((0.265, 0.37))
     assert (mean.n, mean.clusters) == (110, 70)
     assert pooled([one]) == one
 

@@ -87,9 +87,8 @@ def with_next(
 ) -> Verdict:
     """The verdict with the command to run next.
 
-    spec: the merge method or router of
-    the verdict's system, where that is not its name. library: the words for a whole library, where
-    the command is about it.
+    spec: the merge method or router of the verdict's system, where that is not its name. library:
+    the words for a whole library, where the command is about it.
     """
     rows = measured.scores
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
@@ -101,7 +100,10 @@ def with_next(
         unlike = any(issue.code in UNLIKE for issue in errors)
         request = replace(request, fitting=_fitting(inputs.given, found), unlike=unlike)
     if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
-        request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
+        words = list(request.options)
+        for name, file in options.router_prompts:
+            words += ["--router-prompts", f"{name}={Path(file).name}"]
+        request = replace(request, learned=True, options=tuple(words))
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)
     return replace(verdict, next=told)
 
@@ -159,12 +161,6 @@ def _reference(adapter: Adapter) -> str:
     """A reference as on a command line, with NAME= unless the reference implies the name."""
     public = adapter.source.public
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
-
-
-def _prompts(options: Options) -> tuple[str, ...]:
-    """The prompts of routers as on a command line, each file by its last part."""
-    given = [(name, Path(file).name) for name, file in options.router_prompts]
-    return tuple(word for name, file in given for word in ("--router-prompts", f"{name}={file}"))
 
 
 def _composing(options: Options) -> tuple[str, ...]:

@@ -62,24 +62,19 @@ def identity(
     """
     packages = ["torch", "transformers", "tokenizers"]
     packages += ["bitsandbytes"] if options.quantize != "none" else []
-    return _adapters_and_versions(adapters, *packages) | {
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "adapters": {
+            a.name: {"config": public_value(dict(a.config)), "weights": a.sha256} for a in adapters
+        },
+        "order": [a.name for a in adapters],  # which weights go by
+        "versions": {"loraprobe": __version__, **versions},
         "base": public_value(dict(base.identity)),
         "tasks": {task.name: digest(task.items) for task in tasks},
         "router_prompts": {
             name: digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
         "options": options.fingerprint(),
-    }
-
-
-def _adapters_and_versions(adapters: Sequence[Adapter], *packages: str) -> dict[str, Any]:
-    return {
-        "adapters": {
-            a.name: {"config": public_value(dict(a.config)), "weights": a.sha256} for a in adapters
-        },
-        "order": [a.name for a in adapters],  # which weights go by
-        "versions": {"loraprobe": __version__}
-        | {name: importlib.metadata.version(name) for name in packages},
     }
 
 

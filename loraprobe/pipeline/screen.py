@@ -427,15 +427,19 @@ class Finalist:
     def names(self) -> tuple[str, ...]:
         return tuple(adapter.name for adapter in self.builder.trained)
 
+    @property
+    def label(self) -> str:
+        return ", ".join(self.names)
+
     def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
         """`shrunk:NAME` and `random-partner` for one of its compositions."""
         singles = [System(name, "adapter") for name in self.names]
         alone = best_system(evaluation.score(results, singles), ("adapter",))
         system = self.systems[best]
         made = self.builder.controls(alone or self.names[0], replace(system, name=system.spec))
-        own = ", ".join(self.names)  # the gates depend on how many they are
-        return [
-            replace(control, stored=f"{control.key}({own})", members=self.names) for control in made
+        return [  # kept by all members, since the gates depend on how many they are
+            replace(control, stored=f"{control.key}({self.label})", members=self.names)
+            for control in made
         ]
 
 

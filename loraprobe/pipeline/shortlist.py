@@ -170,7 +170,7 @@ def _shortlist(
     """The sets that were proved, the best first, and the best single adapter."""
     forecasts = _forecasts(proved, seed)
     gains = _gains(proved, measured)
-    rows = [_row(one, forecasts, gains, proved, verdict) for one in proved.finalists]
+    rows = [_row(one, forecasts[one.label], gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     looked_at = proved.looked_at
     if verdict.action.startswith("use-single:"):
@@ -204,7 +204,7 @@ def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
 
 def _row(
     one: Finalist,
-    forecasts: Mapping[tuple[str, ...], Mapping[str, Forecast]],
+    forecasts: Mapping[str, Forecast],
     gains: Mapping[str, Gain],
     proved: Proved,
     verdict: Verdict,
@@ -219,8 +219,7 @@ def _row(
     advised = verdict.composes and verdict.system in one.systems
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
-    by_part = forecasts.get(one.names, {})
-    forecast = by_part.get("question" if gain is None else gain.part)
+    forecast = forecasts.get("question" if gain is None else gain.part)
     fails = all(name in proved.asked.dropped for name in one.systems)
     outcome: ShortlistOutcome = "none" if fails else _outcome(gain, verdict)
     return Shortlisted(
@@ -235,21 +234,21 @@ def _row(
     )
 
 
-def _forecasts(proved: Proved, seed: int) -> dict[tuple[str, ...], dict[str, Forecast]]:
+def _forecasts(proved: Proved, seed: int) -> dict[str, dict[str, Forecast]]:
     """The forecast gain of each finalist over base and best singles, by form of the question."""
-    found: dict[tuple[str, ...], dict[str, Forecast]] = {}
+    found: dict[str, dict[str, Forecast]] = {one.label: {} for one in proved.finalists}
     if proved.screened is None:
         return found
     singles = [adapter.name for adapter in proved.adapters]
-    named = {", ".join(one.names): one for one in proved.finalists}
     own = [row for row in proved.choosing.results if row.system in {BASE, *singles}]
     of_part = {"question": proved.screened.forecast, "steps": proved.screened.worked}
     for part, forecast in of_part.items():
         answers: list[ItemResult] = []
-        for name, one in named.items():
+        for one in proved.finalists:
             members = one.candidate.members
             if forecast is not None and all(forecast.linear[m] for m in members):
-                answers += [replace(row, part=part) for row in forecast.results(members, name)]
-        for row in forecast_gains(answers, own, singles, list(named), seed):
-            found.setdefault(named[row.system].names, {})[part] = row
+                rows = forecast.results(members, one.label)
+                answers += [replace(row, part=part) for row in rows]
+        for row in forecast_gains(answers, own, singles, list(found), seed):
+            found[row.system][part] = row
     return found

@@ -473,13 +473,6 @@ def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:
-    """Writes model and tokenizer as a Hugging Face directory in `dtype`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    model.to(getattr(torch, dtype)).save_pretrained(str(directory))
-    tokenizer.save_pretrained(str(directory))
-
-
 def load_base(directory: Path) -> tuple[Any, Any]:
     """Model in float32 and tokenizer of a base directory, from local files only."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

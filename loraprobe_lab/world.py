@@ -58,9 +58,11 @@ def in_processes(
 
     The first error ends the work and is raised.
     """
+    import torch
+
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     with futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_one_thread
+        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         running = [pool.submit(work, *arguments) for arguments in calls]
         try:
@@ -70,9 +72,3 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)

@@ -299,10 +299,7 @@ def config_of(given: Path | str, place: Path) -> dict[str, Any]:
 
 
 def write_adapter(
-    directory: Path,
-    tensors: Mapping[str, Tensor],
-    pickle: bool = False,
-    **config: Any,
+    directory: Path, tensors: Mapping[str, Tensor], pickle: bool = False, **config: Any
 ) -> Path:
     """A PEFT directory written key by key: `config` on top of r=4, lora_alpha=8 (None drops)."""
     from safetensors.torch import save_file

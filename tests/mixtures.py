@@ -67,10 +67,7 @@ CASES = {
     "one parameter": {"target_parameters": ["experts.down"]},
     "two parameters of a module": {"target_parameters": BOTH},
     "bare names": {"target_parameters": ["up", "down"], "target_modules": ["proj"]},
-    "expression beside them": {
-        "target_parameters": BOTH,
-        "target_modules": r"layers\.\d\.proj",
-    },
+    "expression beside them": {"target_parameters": BOTH, "target_modules": r"layers\.\d\.proj"},
     "of two dimensions": {"target_parameters": ["gate.weight", "experts.up"]},
     "rslora": {"target_parameters": BOTH, "use_rslora": True},
     "one layer": {"target_parameters": ["layers.1.experts.up"]},

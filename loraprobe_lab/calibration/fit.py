@@ -422,17 +422,6 @@ SET_WHERE = {
 }
 
 
-def left_out_sets(sets: Sequence[AnsweredSet], cases: Sequence[Case]) -> Array:
-    """The probability of each set, its base left out of the fit: [draws, sets], NaN for none."""
-    rng = np.random.default_rng(0)
-    bases = dict.fromkeys(one.base for one in sets)
-    fits = {base: fit([case for case in cases if case.base != base]) for base in bases}
-    found = np.zeros((SET_DRAWS, len(sets)))
-    for i, one in enumerate(sets):
-        found[:, i] = [one.first_round(PILOT_ITEMS, rng, fits[one.base]) for _ in range(SET_DRAWS)]
-    return found
-
-
 def measure_sets(
     sets: Sequence[AnsweredSet], cases: Sequence[Case]
 ) -> dict[str, tuple[list[AnsweredSet], Figures]]:
@@ -446,8 +435,14 @@ def measure_sets(
         own = [one for one in sets if one.base_kind == kind]
         if own:
             forms = [*own, *(one.under(METHODS) for one in own)]
-            outcomes, p = [one.outcome for one in forms], left_out_sets(forms, cases)
-            n = len(own)
+            rng, n = np.random.default_rng(0), len(own)
+            bases = dict.fromkeys(one.base for one in own)
+            fits = {base: fit([case for case in cases if case.base != base]) for base in bases}
+            drawn = [
+                [one.first_round(PILOT_ITEMS, rng, fits[one.base]) for _ in range(SET_DRAWS)]
+                for one in forms
+            ]
+            outcomes, p = [one.outcome for one in forms], np.array(drawn).T
             found[kind] = own, figures(outcomes, p)
             found[kind + DEFAULT] = own, figures(outcomes[:n], p[:, :n])
             names = ", ".join(METHODS)

@@ -173,22 +173,18 @@ def _routers() -> Iterator[str]:
 
     Each other value is used alone and with one other value of a second option.
     """
-    for cls in ROUTERS:
-        if not cls.constant:
-            name = name_of(cls)
-            yield from (name, *(f"{name}:{','.join(choice)}" for choice in _choices(cls)))
-
-
-def _choices(cls: type) -> Iterator[tuple[str, ...]]:
-    hints = typing.get_type_hints(cls)
-    named = [
-        [f"{field.name}={v}" for v in typing.get_args(hints[field.name]) if v != field.default]
-        for field in dataclasses.fields(cls)
-        if field.init and typing.get_origin(hints[field.name]) is Literal
-    ]
-    yield from ((choice,) for options in named for choice in options)
-    for first, second in itertools.combinations(named, 2):
-        yield from itertools.product(first, second)
+    for cls in (cls for cls in ROUTERS if not cls.constant):
+        hints = typing.get_type_hints(cls)
+        named = [
+            [f"{field.name}={v}" for v in typing.get_args(hints[field.name]) if v != field.default]
+            for field in dataclasses.fields(cls)
+            if field.init and typing.get_origin(hints[field.name]) is Literal
+        ]
+        choices = [(choice,) for options in named for choice in options]
+        pairs = [itertools.product(*two) for two in itertools.combinations(named, 2)]
+        yield name_of(cls)
+        for choice in itertools.chain(choices, *pairs):
+            yield f"{name_of(cls)}:{','.join(choice)}"
 
 
 CaseKind = Literal["two-hop", "keep-both", "step-by-step"]

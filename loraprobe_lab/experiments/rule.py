@@ -43,7 +43,12 @@ def decide(
     n: int, gain: float, discordance: float, alpha: float = ALPHA, threshold: float = MARGIN
 ) -> tuple[float, float]:
     """Probabilities of `likely` and `unlikely` after n items."""
-    found = _chances(n, (discordance + gain) / 2, (discordance - gain) / 2)
+    gained, lost, possible = _counts(n)
+    counts = np.stack([gained, lost, n - gained - lost], axis=-1)[possible]
+    up, down = (discordance + gain) / 2, (discordance - gain) / 2
+    shares = np.clip([up, down, 1 - up - down], 0, None)
+    found = np.zeros(possible.shape)
+    found[possible] = stats.multinomial.pmf(counts, n, shares / shares.sum())
     likely, unlikely = decided(n, alpha, threshold)
     return float(found[likely].sum()), float(found[unlikely].sum())
 
@@ -63,15 +68,6 @@ def decided(n: int, alpha: float, threshold: float = MARGIN) -> tuple[Any, Any]:
     yes, no = np.zeros_like(possible), np.zeros_like(possible)
     yes[possible], no[possible] = ends[0] > threshold, ends[1] < threshold
     return yes, no
-
-
-def _chances(n: int, up: float, down: float) -> Array:
-    gained, lost, possible = _counts(n)
-    counts = np.stack([gained, lost, n - gained - lost], axis=-1)[possible]
-    shares = np.clip([up, down, 1 - up - down], 0, None)
-    found = np.zeros(possible.shape)
-    found[possible] = stats.multinomial.pmf(counts, n, shares / shares.sum())
-    return found
 
 
 @dataclass(frozen=True)

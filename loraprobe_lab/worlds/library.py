@@ -52,18 +52,15 @@ def library_world(
     sizes, base = sizes or SIZES, base or BaseRecipe()
     facts = make_facts(sizes, seed)
     tasks = _tasks(facts, seed)
-    training = tuple(sorted(_training(_parts(facts, seed), seed), key=_number))
+    # The families take turns, so that a build that was stopped holds some of each.
+    parts = _parts(facts, seed)
+    training = sorted(_training(parts, seed), key=lambda one: int(one.name.rpartition("-")[2]))
     names = tuple(one.name for one in training)
     sets = [AdapterSet(name, "library", names, (name,), "Which pair answers it?") for name in tasks]
     spec = couples_world(
         "library", facts, seed, sizes, base, {}, tasks, library="small", sets=sets, only=()
     )
-    return dataclasses.replace(spec, training=training)
-
-
-def _number(one: TrainingSet) -> int:
-    """The families take turns, so that a build that was stopped holds some of each."""
-    return int(one.name.rpartition("-")[2])
+    return dataclasses.replace(spec, training=tuple(training))
 
 
 def _people(facts: Facts) -> dict[str, Sequence[Chain]]:

@@ -12,11 +12,13 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from loraprobe.records import Progress
 from loraprobe_lab.training import (
@@ -26,7 +28,6 @@ from loraprobe_lab.training import (
     build_tokenizer,
     is_complete,
     load_base,
-    save_base,
     train_adapter,
     train_base,
 )
@@ -111,7 +112,13 @@ def build_world(
     the same machine, library versions and number of threads. Raises BaseError if `base` does not
     load; WorldError for an unknown adapter, another world in `output`, a tokenizer without EOS.
     """
-    output, wanted = Path(output), _wanted(spec, only)
+    output, names = Path(output), [one.name for one in spec.training]
+    for name in only or ():
+        if name not in names:
+            raise WorldError(
+                f"The world {spec.kind} has no adapter {name!r}; it has {', '.join(names)}."
+            )
+    wanted = [one for one in spec.training if only is None or one.name in only]
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
     _check_same(output, spec, base_name)
     recipes: dict[str, Any] = {"base": spec.base} if base is None and spec.base else {}
@@ -137,20 +144,8 @@ def build_world(
     return _record(output, spec, base_name, base is None)
 
 
-def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:
-    names = [one.name for one in spec.training]
-    for name in only or ():
-        if name not in names:
-            raise WorldError(
-                f"The world {spec.kind} has no adapter {name!r}; it has {', '.join(names)}."
-            )
-    return [one for one in spec.training if only is None or one.name in only]
-
-
 def load_given_base(directory: Path) -> tuple[Any, Any]:
     """A causal model in float32, in evaluation mode, and its tokenizer; none of its code is run."""
-    import torch
-
     from loraprobe.base import open_base, pick_device
 
     loaded = open_base(directory).load(device=pick_device("auto"), dtype=torch.float32)
@@ -196,7 +191,8 @@ def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
     model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, meter.stage("base", recipe))
     part = output / ".base.part"
     shutil.rmtree(part, ignore_errors=True)
-    save_base(model, tokenizer, part, spec.base_dtype)
+    model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
+    tokenizer.save_pretrained(str(part))
     write_text(part / "training.json", made_by)
     os.replace(part, base)
     return load_base(base)
@@ -232,6 +228,10 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
     }
     places = [row["path"] for row in (base, *adapters.values()) if row["path"]]
     places += [task for row in scenarios.values() for task in row["tasks"]]
+    files: dict[str, str] = {}
+    for place in sorted({output / place for place in places}):
+        inside = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        files |= {path.relative_to(output).as_posix(): file_hash(path) for path in inside}
     recipe = dict(spec.recipe)
     if spec.base is not None and not recipe:
         recipe = {"base": dataclasses.asdict(spec.base)}
@@ -247,19 +247,10 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
         "scenarios": scenarios,
         "reserve": list(spec.reserve),
         **spec.notes,
-        "files": _digests(output, places),
+        "files": files,
     }
     write_text(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return World.load(output)
-
-
-def _digests(directory: Path, places: Iterable[str]) -> dict[str, str]:
-    """The digest of every file in these places."""
-    found: dict[str, str] = {}
-    for place in sorted({directory / place for place in places}):
-        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-        found |= {path.relative_to(directory).as_posix(): file_hash(path) for path in files}
-    return found
 
 
 class _Meter:

@@ -107,10 +107,7 @@ def _(place: Path) -> str:
     try:
         ended = [
             outcome(*arguments, *more)
-            for more in (
-                ("-o", place / "base" / "out"),
-                ("--html", place / "base" / "report.html"),
-            )
+            for more in (("-o", place / "base" / "out"), ("--html", place / "base" / "report.html"))
         ]
     finally:
         del os.environ["LORAPROBE_CACHE"]

@@ -115,10 +115,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "nothing-changed": ("", lambda place: None),
     "lora-alpha": ("lora_alpha", edited("a/adapter_config.json", lora_alpha=99)),
     "adapter-weights": ("adapters.a", lambda place: flipped(place / ADAPTER)),
-    "rope-theta": (
-        "rope_theta",
-        edited("base/config.json", rope_theta=77.0, rope_parameters=None),
-    ),
+    "rope-theta": ("rope_theta", edited("base/config.json", rope_theta=77.0, rope_parameters=None)),
     "tokenizer": ("tokenizer.json", lambda place: swapped(place / "base/tokenizer.json")),
     "chat-template": (
         "chat_template.jinja",

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 import torch
 import typer
-from making import LLAMA, random_adapter, saved_pair
+from making import LLAMA, Fork, random_adapter, saved_pair
 
 import loraprobe.demo
 import loraprobe.pipeline.evaluate
@@ -55,28 +55,17 @@ class Operation:
     answer: Callable[[Path], Any]
 
 
-def forked(work: Callable[[], None], kill_after: float | None = None) -> tuple[int, float]:
-    """Runs `work` in a child, which is killed after so many seconds; its status and duration."""
+def forked(work: Callable[[], None], kill_after: float | None = None) -> tuple[int, str, float]:
+    """Runs `work` in a child, which is killed after so many seconds: its exit code (below 0 after a
+    kill), its standard error, and its duration."""
     start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            work()
-            code = 0
-        except SystemExit as error:
-            code = int(error.code or 0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return status, time.monotonic() - start
+    with tempfile.TemporaryDirectory() as place:
+        child = Fork(work, Path(place) / "said")
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child.pid, signal.SIGKILL)
+        code, _, said = child.end()
+    return code, said, time.monotonic() - start
 
 
 def command(*arguments: object, out: Path) -> None:
@@ -95,8 +84,8 @@ def storm(operation: Operation, points: int, seed: int) -> dict[str, int]:
         operation.prepare(calm)
         seconds = []
         for _ in range(2):  # the second is warm
-            status, took = forked(lambda: operation.start(calm))
-            assert os.waitstatus_to_exitcode(status) in (0, 1, 3), f"{operation.name} fails"
+            code, said, took = forked(lambda: operation.start(calm))
+            assert code in (0, 1, 3), f"{operation.name} fails: {said}"
             seconds.append(took)
             wanted = operation.answer(calm)
             shutil.rmtree(calm)
@@ -107,16 +96,14 @@ def storm(operation: Operation, points: int, seed: int) -> dict[str, int]:
             place.mkdir()
             operation.prepare(place)
             after = draw.uniform(0, 1.1 * min(seconds))
-            status, _ = forked(lambda place=place: operation.start(place), after)
-            counts["killed" if os.WIFSIGNALED(status) else "finished"] += 1
+            code, *_ = forked(lambda place=place: operation.start(place), after)
+            counts["killed" if code < 0 else "finished"] += 1
             counts["output there"] += (place / "out").exists()
             operation.whole(place)
-            status, _ = forked(lambda place=place: operation.again(place))
-            assert os.waitstatus_to_exitcode(status) in (0, 1, 3), f"{operation.name}: no resume"
+            code, said, _ = forked(lambda place=place: operation.again(place))
+            assert code in (0, 1, 3), f"{operation.name}: no resume: {said}"
             found = operation.answer(place)
-            assert found == wanted, (
-                f"{operation.name}: another answer after a kill at {after:.3f} s"
-            )
+            assert found == wanted, f"{operation.name}: another answer after {after:.3f} s"
             shutil.rmtree(place)
     return counts
 
@@ -162,8 +149,8 @@ MERGE = Operation("merge", _two_adapters, _merge, _merge_again, _output_is_whole
 def _merge_before(place: Path) -> None:
     """The adapters, and an output of another method that is to be replaced."""
     _two_adapters(place)
-    status, _ = forked(lambda: _merge(place, "--method", "sum"))
-    assert status == 0
+    code, said, _ = forked(lambda: _merge(place, "--method", "sum"))
+    assert code == 0, said
 
 
 def _old_or_new(place: Path) -> None:

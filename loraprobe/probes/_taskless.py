@@ -223,7 +223,7 @@ def generated_prompts(
                 texts = scorer.sample(
                     share, seed=seed + 1000 * attempt + number, max_new_tokens=SAMPLED_TOKENS
                 )
-            written.append([_whole(_first_line(text)) for text in texts])
+            written.append([_whole(text) for text in texts])
         prompts = _distinct([*prompts, *_in_turn(written)])
     if not prompts:
         raise TaskError(
@@ -270,12 +270,9 @@ def _in_turn(lists: Iterable[Sequence[str]]) -> list[str]:
     return [text for row in zip_longest(*lists) for text in row if text is not None]
 
 
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "")
-
-
-def _whole(line: str) -> str:
-    """The line without its last word, which may be cut off, unless it ends a sentence."""
+def _whole(text: str) -> str:
+    """The first line without its last word, which may be cut off, unless it ends a sentence."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
     words = line.split()
     if len(words) < 3 or line.rstrip()[-1] in ".?!:\"'”’)…。？！":
         return line

@@ -201,11 +201,6 @@ class HarnessTask:
         return first.args[0], tuple(answers), choices
 
 
-def is_harness(reference: object) -> bool:
-    """Whether a reference to a task names one of lm-evaluation-harness."""
-    return isinstance(reference, (str, Path)) and str(reference).startswith(HARNESS)
-
-
 def load_harness(
     reference: str,
     limit: int | None = None,
@@ -232,7 +227,13 @@ def load_harness(
         manager, tasks = _manager(folder), list[Task]()
         for name in filter(None, names.split(",")):
             if name not in manager.all_tasks:
-                raise _unknown(name, manager.all_tasks, folder)
+                others = "lm_eval ls tasks lists them, and lm_eval:TASK@DIR takes your own."
+                if folder:
+                    others = "" if manager.all_tasks else "check the folder, it has no task."
+                raise UsageError(
+                    f"{folder or 'lm-evaluation-harness'} has no task {name!r}: "
+                    f"{nearest(name, manager.all_tasks, others)}"
+                )
             with explained(name, "cannot be loaded", "check its YAML and the place of its data"):
                 loaded = manager.load([name])
             group = loaded["groups"].get(name)
@@ -329,14 +330,6 @@ def _manager(folder: str) -> Any:
             f"There is no directory {folder} with YAML files of tasks: check the path."
         )
     return TaskManager(include_path=folder or None, include_defaults=not folder)
-
-
-def _unknown(name: str, known: Sequence[str], folder: str) -> UsageError:
-    others = "lm_eval ls tasks lists them, and lm_eval:TASK@DIR takes your own."
-    if folder:
-        others = "" if known else "check the folder, it has no task."
-    hint = nearest(name, known, others)
-    return UsageError(f"{folder or 'lm-evaluation-harness'} has no task {name!r}: {hint}")
 
 
 @contextlib.contextmanager

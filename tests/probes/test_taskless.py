@@ -193,6 +193,8 @@ def test_prompts_of_a_card_in_their_order():
         "What is a tort?",
     ]
     assert card_prompts(CARD.replace("\n", "\r\n"))[:2] == ["The defendant", "The court held"]
+    escape = '---\nwidget:\n- text: "\\e[31mThe court"\n---\n'
+    assert card_prompts(escape) == ["[31mThe court"], "no control character reaches a terminal"
 
 
 @pytest.mark.parametrize(
@@ -220,11 +222,6 @@ def test_no_card_breaks_the_reader(text):
     assert all(prompt.strip() for prompt in card_prompts(text + CARD[: len(text) * 7]))
 
 
-def test_control_characters_do_not_reach_the_terminal():
-    card = '---\nwidget:\n- text: "\\e[31mThe court"\n---\n'
-    assert card_prompts(card) == ["[31mThe court"]
-
-
 def prompts(scorer, cards, wanted=8, seed=0):
     probe = generated_prompts(scorer, (A, B), cards, seed=seed, wanted=wanted)
     return list(probe.answers)
@@ -244,22 +241,24 @@ def test_enough_prompts_in_cards_sample_no_adapter():
     assert found == ["The defendant", "A defendant", "The court held", "A court held"]
 
 
-def test_repetitions_are_dropped_and_sampled_anew():
-    scorer = Strangers(writes=lambda system, i, seed: f"Same {seed // 1000} {system}.\nand more")
-    found = prompts(scorer, {}, wanted=5)
-    assert found == ["Same 0 a.", "Same 0 b.", "Same 1 a.", "Same 1 b.", "Same 2 a."]
-
-
-def test_a_word_that_sampling_cut_is_left_out():
-    lines = {"a": "He went to the par", "b": "Did he go to the park?"}
-    assert prompts(Strangers(writes=lambda system, *_: lines[system]), {}, wanted=2) == [
-        "He went to the",
-        "Did he go to the park?",
-    ]
-
-
-def test_an_adapter_that_repeats_itself_for_ever_ends_the_search():
-    assert prompts(Strangers(writes=lambda *_: "  The SAME  "), {}) == ["The SAME"]
+@pytest.mark.parametrize(
+    ("writes", "wanted", "found"),
+    [
+        (  # repetitions are dropped and sampled anew
+            lambda system, i, seed: f"Same {seed // 1000} {system}.\nand more",
+            5,
+            ["Same 0 a.", "Same 0 b.", "Same 1 a.", "Same 1 b.", "Same 2 a."],
+        ),
+        (  # a word that sampling cut is left out
+            lambda system, *_: {"a": "He went to the par", "b": "Did he go to?"}[system],
+            2,
+            ["He went to the", "Did he go to?"],
+        ),
+        (lambda *_: "  The SAME  ", 8, ["The SAME"]),  # the search ends
+    ],
+)
+def test_what_adapters_write_becomes_prompts(writes, wanted, found):
+    assert prompts(Strangers(writes=writes), {}, wanted=wanted) == found
 
 
 def test_without_prompts_the_error_names_the_cure():

@@ -60,12 +60,9 @@ def test_what_limits_a_task_is_found(items, code):
     assert code not in codes(*kept)
 
 
-def test_numbers_that_are_written_differently_are_the_same():
-    golds = ("5,600", "5600", "$5600")
-    assert "normalised-answers" not in codes(*(Item(g, f"{g}?", (g,)) for g in (*golds, "x")))
-
-
-def test_repetitions_in_one_group_are_not_independent_and_need_no_word():
+def test_what_is_the_same_and_what_is_not_independent_needs_no_word():
+    golds = ("5,600", "5600", "$5600", "x")
+    assert "normalised-answers" not in codes(*(Item(g, f"{g}?", (g,)) for g in golds))
     items = several(50, group="g")
     assert "repeated-questions" not in codes(*items, Item("a", "q1?", ("x1",), group="g"))
 
@@ -123,12 +120,8 @@ def test_new_check_and_sample_on_the_command_line(tmp_path):
     assert shown.exit_code == 0 and "In which city does Ada live?" in shown.stdout
     bad = making.call("task", "check", tmp_path / "absent.jsonl")
     assert bad.exit_code == 2 and bad.stderr.startswith("error: ")
-
-
-def test_lines_fit_into_80_columns(tmp_path):
-    making.call("task", "new", tmp_path / "q.jsonl")
     for command in ("check", "sample"):
-        shown = making.call("task", command, tmp_path / "q.jsonl", env={"COLUMNS": "80"})
+        shown = making.call("task", command, file, env={"COLUMNS": "80"})
         assert max(map(len, shown.stdout.splitlines())) < 80
 
 

@@ -1,4 +1,5 @@
-"""Writes docs/methods.md, options.md, codes.md and the table of serving.md from the code.
+"""Writes docs/methods.md, options.md, codes.md, the table of serving.md and the data of
+`loraprobe methods` from the code.
 
     python tests/pages.py
 
@@ -7,24 +8,71 @@ tests/report/test_docs.py compares the pages with what this gives.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import typing
 from pathlib import Path
 from typing import Any
 
 from loraprobe.cli.commands import COMMANDS, command_of
-from loraprobe.cli.methods import described
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
 from loraprobe.compatibility import SUBJECTS
 from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
+from loraprobe.diagnostics import DIAGNOSTICS
+from loraprobe.formatting import flowing
+from loraprobe.lora.spaces import SPACES
+from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.probes import PROBES
+from loraprobe.registry import Registry, name_of
+from loraprobe.routing import ROUTERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def members() -> list[dict[str, Any]]:
+    """Every entry of every registry as plain data."""
+    registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    rows = [_member(kind, cls) for kind in registries for cls in kind]
+    for name, space in SPACES.items():
+        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
+        rows.append({"kind": "space", "name": name, **text})
+    return rows
+
+
+def _member(registry: Registry[Any], cls: type) -> dict[str, Any]:
+    """A member of a registry. Its choices are the options that take one of a few words."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init}
+    kinds = {name: hints[field.name] for name, field in fields.items()}
+    literal = {k: kind for k, kind in kinds.items() if typing.get_origin(kind) is typing.Literal}
+    return {
+        "kind": registry.noun,
+        "name": name_of(cls),
+        **_docstring(cls),
+        "options": {
+            name: None if f.default is dataclasses.MISSING else f.default
+            for name, f in fields.items()
+        },
+        "choices": {name: list(typing.get_args(kind)) for name, kind in literal.items()},
+        "formula": getattr(cls, "formula", None),
+        "paper": getattr(cls, "paper", None),
+        "laws": sorted(getattr(cls, "laws", ())),
+        "lossless_in": sorted(getattr(cls, "lossless", ())),
+    }
+
+
+def _docstring(thing: Any) -> dict[str, str]:
+    """The first line of a docstring, and all of it with its paragraphs flowing."""
+    summary = (thing.__doc__ or "").strip().splitlines()[0]
+    return {"summary": summary, "description": flowing(thing.__doc__)}
+
+
 def methods_page() -> str:
     """Every diagnostic, probe, merge method, router and space with formula, paper and options."""
-    rows = described()
+    rows = members()
     lines = ["# Methods", "", "`loraprobe methods NAME` prints the same on a terminal."]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         lines += ["", f"## {kind.capitalize()}s"]
@@ -109,14 +157,20 @@ def codes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_data() -> str:
+    """What `loraprobe methods` prints, without an import of what it describes."""
+    return json.dumps(members(), indent=1, ensure_ascii=False) + "\n"
+
+
 PAGES = {
-    "methods.md": methods_page,
-    "options.md": options_page,
-    "codes.md": codes_page,
-    "serving.md": serving_page,
+    DOCS / "methods.md": methods_page,
+    DOCS / "options.md": options_page,
+    DOCS / "codes.md": codes_page,
+    DOCS / "serving.md": serving_page,
+    DOCS.parent / "loraprobe" / "cli" / "methods.json": methods_data,
 }
 
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+    for path, page in PAGES.items():
+        path.write_text(page(), encoding="utf-8")

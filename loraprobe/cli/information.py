@@ -19,8 +19,8 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
 if TYPE_CHECKING:
+    from loraprobe.cache import KeptRun
     from loraprobe.hub.search import FoundAdapter
-    from loraprobe.pipeline.results import KeptRun
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
@@ -99,7 +99,7 @@ def cache(
     downloads is its own: hf cache.
     """
     _, output = options_from(locals())
-    from loraprobe.pipeline.results import clear_kept, kept_runs, readings_size
+    from loraprobe.cache import clear_kept, kept_runs, readings_size
 
     now = time.time()
     runs = [run for run in kept_runs() if now - run.used >= older * DAY]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import importlib.resources
+import json as json_
 import sys
-import typing
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from loraprobe.cli.parameters import JsonOption, argument
 from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
-from loraprobe.formatting import flowing, nearest
-from loraprobe.registry import Registry, name_of
+from loraprobe.formatting import nearest
 
 NAME_WIDTH = 22
 
@@ -28,47 +27,11 @@ NamesArgument = Annotated[
 
 
 def described() -> list[dict[str, Any]]:
-    """Every entry of every registry as plain data."""
-    from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.lora.spaces import SPACES
-    from loraprobe.merging import METHODS
-    from loraprobe.probes import PROBES
-    from loraprobe.routing import ROUTERS
-
-    registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    rows = [_member(kind, cls) for kind in registries for cls in kind]
-    for name, space in SPACES.items():
-        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
-        rows.append({"kind": "space", "name": name, **text})
-    return rows
-
-
-def _member(registry: Registry[Any], cls: type) -> dict[str, Any]:
-    """A member of a registry. Its choices are the options that take one of a few words."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init}
-    kinds = {name: hints[field.name] for name, field in fields.items()}
-    literal = {k: kind for k, kind in kinds.items() if typing.get_origin(kind) is typing.Literal}
-    return {
-        "kind": registry.noun,
-        "name": name_of(cls),
-        **_docstring(cls),
-        "options": {
-            name: None if f.default is dataclasses.MISSING else f.default
-            for name, f in fields.items()
-        },
-        "choices": {name: list(typing.get_args(kind)) for name, kind in literal.items()},
-        "formula": getattr(cls, "formula", None),
-        "paper": getattr(cls, "paper", None),
-        "laws": sorted(getattr(cls, "laws", ())),
-        "lossless_in": sorted(getattr(cls, "lossless", ())),
-    }
-
-
-def _docstring(thing: Any) -> dict[str, str]:
-    """The first line of a docstring, and all of it with its paragraphs flowing."""
-    summary = (thing.__doc__ or "").strip().splitlines()[0]
-    return {"summary": summary, "description": flowing(thing.__doc__)}
+    """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
+    themselves need torch, whose import takes longer than all of this command."""
+    text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
+    found: list[dict[str, Any]] = json_.loads(text)
+    return found
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loraprobe.cache import CURE
 from loraprobe.defaults import FIRST_ROUND, PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.kept import CURE, Ledger
+from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import BASE, Question, System, hop_part, questions
 from loraprobe.evaluation.schedule import spread_sample
 from loraprobe.formatting import listing

@@ -27,6 +27,7 @@ import numpy as np
 from loraprobe import hub
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, local_name, public_name, read_adapter, staged_file
+from loraprobe.cache import READINGS
 from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
 from loraprobe.file_hashes import cache_directory, cached_hash
@@ -60,7 +61,6 @@ class Member:
         return replace(self, record=replace(self.record, issues=held, **fields))
 
 
-FOLDER = "library"  # inside loraprobe's cache
 ONE_A_LINE = "write one reference a line"
 
 
@@ -306,4 +306,4 @@ def store(key: str, reading: Mapping[str, Any]) -> None:
 
 
 def _place(key: str) -> Path:
-    return cache_directory() / FOLDER / f"{key}.json"
+    return cache_directory() / READINGS / f"{key}.json"

@@ -26,10 +26,10 @@ from pydantic import TypeAdapter
 
 from loraprobe.adapters import Adapter, natural
 from loraprobe.adapters.experts import stacks
+from loraprobe.cache import JsonLines
 from loraprobe.composition import Composition, LearnableGates
 from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.errors import UnsupportedAdapter, UsageError
-from loraprobe.evaluation.kept import JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template

@@ -1,22 +1,18 @@
-"""What runs keep in the cache: the results that --resume uses again, and readings of files."""
+"""The results of a run, which --resume uses again."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, public_value
 from loraprobe.base import Base
-from loraprobe.errors import LoraprobeError
+from loraprobe.cache import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.evaluation import Ledger
-from loraprobe.evaluation.kept import NAME, as_plain, changes, digest, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
-from loraprobe.library.reading import FOLDER
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
@@ -95,65 +91,3 @@ def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
         return ""
     more = f" and {len(nearest) - 4} more" if len(nearest) > 4 else ""
     return f"Kept results were not used, for this run differs: {'; '.join(nearest[:4])}{more}."
-
-
-def names_in(fingerprint: Mapping[str, Any], key: str) -> list[str]:
-    """The names of the adapters or the tasks of a fingerprint."""
-    held = fingerprint.get(key)
-    return sorted(held) if isinstance(held, dict) else []
-
-
-@dataclass(frozen=True)
-class KeptRun:
-    """The results of one run, which the same call with --resume uses.
-
-    `used` is the time of the last result in seconds since 1970.
-    """
-
-    place: Path
-    adapters: tuple[str, ...]
-    tasks: tuple[str, ...]
-    size: int
-    used: float
-
-
-def kept_runs() -> list[KeptRun]:
-    """All runs whose results are kept, the latest first."""
-    found = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
-    return sorted(found, key=lambda run: -run.used)
-
-
-FROM_FILES = ("hashes", FOLDER)  # folders of what is computed again where it lacks
-
-
-def readings_size() -> int:
-    """Bytes of the hashes of files, and of what `screen` read of adapters."""
-    return sum(_size(cache_directory() / name) for name in FROM_FILES)
-
-
-def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
-    """Deletes runs; returns those that are in use, which stay.
-
-    readings: also the hashes and readings of files.
-    """
-    left = []
-    for run in runs:
-        try:
-            locked(run.place / NAME).release()
-        except LoraprobeError:
-            left.append(run)
-            continue
-        shutil.rmtree(run.place, ignore_errors=True)
-    for name in FROM_FILES if readings else ():
-        shutil.rmtree(cache_directory() / name, ignore_errors=True)
-    return left
-
-
-def _run(file: Path) -> KeptRun:
-    fingerprint = read_fingerprint(file) or {}
-    adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
-    return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from loraprobe import defaults
+from loraprobe.cache import NAME
 from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
-from loraprobe.evaluation.kept import NAME
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import evaluate

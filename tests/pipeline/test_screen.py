@@ -15,9 +15,9 @@ from planted_library import FIRST, SECOND, write_chained, write_library
 from test_evaluate import Planted
 
 import loraprobe.demo
+from loraprobe.cache import NAME
 from loraprobe.errors import TaskError
 from loraprobe.evaluation import Ledger, System, asking, rounds
-from loraprobe.evaluation.kept import NAME
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import evaluate
 from loraprobe.pipeline.ranking import choose, rank

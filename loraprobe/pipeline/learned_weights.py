@@ -44,7 +44,7 @@ from loraprobe.tasks import Task
 BOUND = 1.5
 SHRINK = 0.05
 RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
-BETAS = 0.8, 0.95  # AdamW forgets gradients faster than by default, as it takes few steps
+BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes few steps
 
 
 def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:

@@ -18,7 +18,6 @@ this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -108,7 +107,7 @@ def inspect(
     prompt_template, resume, run_unsafe_code, seed, serve, state, threads, trust_remote_code
     (docs/options.md).
     """
-    return _run("commands.inspect", adapters, options, base=base, tasks=tasks, probe=probe)
+    return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe)
 
 
 @takes("merge")
@@ -131,7 +130,7 @@ def merge(
     prompt_template, rank, seed, space, subtract, threads (docs/options.md).
     """
     chosen = {**options, "methods": (method,), "weights": weights}
-    return _run("commands.merge", adapters, chosen, base=base, tasks=tasks).made
+    return _run("merge", adapters, chosen, base=base, tasks=tasks).made
 
 
 @takes()
@@ -191,7 +190,7 @@ def compose(
     trust_remote_code (docs/options.md).
     """
     chosen = {**options, "routers": (router,), "weights": weights}
-    return _run("commands.compose", adapters, chosen, base=base, tasks=tasks).made
+    return _run("compose", adapters, chosen, base=base, tasks=tasks).made
 
 
 @takes("convert")
@@ -213,7 +212,7 @@ def convert(
     options: allow, threads (docs/options.md).
     """
     chosen = {"base": base, "like": like, "portable": portable}
-    return _run("commands.convert", [adapter], options, **chosen).made
+    return _run("convert", [adapter], options, **chosen).made
 
 
 @takes()
@@ -264,7 +263,7 @@ def merge_and_eval(
     retention, router_prompts, routers, run_unsafe_code, seed, space, state, subtract, systems,
     threads, trust_remote_code, weights (docs/options.md).
     """
-    return _run("commands.merge_and_eval", adapters, options, base=base, tasks=tasks).audit
+    return _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
 
 @takes("screen")
@@ -291,16 +290,19 @@ def screen(
     from loraprobe.library import listed
 
     given = listed([adapters] if isinstance(adapters, str) else adapters)
-    return _run("commands.screen", given, options, base=base, tasks=tasks)
+    return _run("screen", given, options, base=base, tasks=tasks)
 
 
 def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any) -> Any:
-    """What a function of the pipeline returns (MODULE.NAME), with options as keywords give them."""
+    """What a function of the pipeline's `commands` returns, with options as keywords give them."""
     from loraprobe.options import Options
+    from loraprobe.pipeline import commands
+    from loraprobe.pipeline.session import Session
     from loraprobe.report.showing import with_references
 
-    module, _, name = command.rpartition(".")
-    run = getattr(importlib.import_module(f"loraprobe.pipeline.{module}"), name)
-    found = run(adapters, options=Options.of(options), **inputs)
+    kept = {name: options[name] for name in ("resume", "state") if name in options}
+    given = {name: value for name, value in options.items() if name not in kept}
+    session = Session(Options.of(given), **kept)
+    found = getattr(commands, command)(adapters, session, **inputs)
     with_references(getattr(found, "audit", found), [adapters, *inputs.values()])
     return found

@@ -20,10 +20,11 @@ def keywords_of(command: str, own: Collection[str]) -> list[str]:
     from loraprobe.cli.commands import function_of
     from loraprobe.options import hints
 
-    taken = [name for name in inspect.signature(function_of(command)).parameters if name in hints()]
-    keywords = [name for name in taken if not {name, name.removesuffix("s")} & {*own}]
+    taken = inspect.signature(function_of(command)).parameters
+    options = [name for name in taken if name in hints()]
+    keywords = [name for name in options if not {name, name.removesuffix("s")} & {*own}]
     # The command line keeps results in LORAPROBE_CACHE.
-    return [*keywords, "state"] if "resume" in keywords else keywords
+    return [*keywords, "resume", "state"] if "resume" in taken else keywords
 
 
 def takes(command: str = "") -> Callable[[Function], Function]:

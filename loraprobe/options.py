@@ -121,15 +121,8 @@ class MachineOptions:
 class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions, MachineOptions):
     """All options that decide a result.
 
-    `resume` uses what an earlier run kept, in the directory `state` (None: the user's cache).
-    `arguments` is the command line and `started` its start (time.perf_counter), for the provenance.
     Raises UsageError for values that are out of range or contradict each other.
     """
-
-    resume: bool = False
-    state: Path | None = None
-    arguments: tuple[str, ...] = ()
-    started: float | None = None
 
     def __post_init__(self) -> None:
         # A single reference is a string and so a sequence: it counts as one adapter.

@@ -70,7 +70,7 @@ from loraprobe.cli.parameters import (
     WeightsOption,
     argument,
 )
-from loraprobe.cli.running import options_from, run, write
+from loraprobe.cli.running import options_from, run, session_of, write
 from loraprobe.defaults import KEEP, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
@@ -324,9 +324,8 @@ def demo(
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
     with output.progress() as progress:
-        found = commands.merge_and_eval(
-            refs, base=base, tasks=chosen.tasks, options=options, progress=progress
-        )
+        session = session_of(options, output, progress)
+        found = commands.merge_and_eval(refs, session, base=base, tasks=chosen.tasks)
     assert found.audit.verdict is not None
     audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
     others = [name for name in world.scenarios if name != scenario]

@@ -49,6 +49,7 @@ class Output:
     dry_run: bool = False
     quiet: bool = False
     exit_zero: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.html is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,6 +15,10 @@ from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.cli.output import Output
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.options import Options, hints
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.session import Session
+    from loraprobe.records import Progress
 
 Function = Callable[..., Any]  # of the pipeline
 
@@ -31,8 +36,17 @@ def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
         decide.setdefault("routers", ())
     if output.html is not None:
         decide["per_module"] = True
-    started = STARTED[0] if STARTED else None
-    return Options.of({**decide, "arguments": tuple(WORDS), "started": started}), output
+    return Options.of(decide), output
+
+
+def session_of(
+    options: Options, output: Output, progress: Progress | None, written: Sequence[Path] = ()
+) -> Session:
+    """The session of the command that runs."""
+    from loraprobe.pipeline.session import Session
+
+    begun = STARTED[0] if STARTED else time.perf_counter()
+    return Session(options, progress, written, tuple(WORDS), begun, output.resume)
 
 
 def run(
@@ -54,10 +68,11 @@ def run(
     adapters, files = list(refs), tasks or []
     with output.progress() as progress:
         written = _checked_outputs(output, options, [*adapters, base], [*files, *read])
-        given = {"options": options, "progress": progress, "written": written}
+        session = session_of(options, output, progress, written)
+        given = {"base": base} if tasks is None else {"base": base, "tasks": files}
         if not output.dry_run or estimate is None:
-            return whole(adapters, base=base, tasks=files, **given)
-        expected = estimate(adapters, base=base, tasks=files, **given)
+            return whole(adapters, session, **given)
+        expected = estimate(adapters, session, **given)
     output.estimate(expected)
     raise typer.Exit()
 

@@ -17,7 +17,6 @@ from typing import Any
 from loraprobe.adapters import Adapter, is_path, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.lora.workers import in_order
-from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
@@ -44,7 +43,7 @@ def audit_of(
     }
     hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
     collections.deque(hashes, maxlen=0)
-    private = dict(_private(inputs.adapters, inputs.base, session.options))
+    private = dict(_private(inputs.adapters, inputs.base, session))
     names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
     public, run = partial(public_text, names=names), session.provenance()
     return ShownAudit(
@@ -79,9 +78,10 @@ def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tupl
 
 
 def _private(
-    adapters: Sequence[Adapter], base: Base | None, options: Options
+    adapters: Sequence[Adapter], base: Base | None, session: Session
 ) -> Iterator[tuple[str, str]]:
     """Private texts of the run, each with the public text that replaces it."""
+    options = session.options
     for adapter in adapters:
         source = adapter.source
         yield source.reference, source.public
@@ -94,7 +94,7 @@ def _private(
         yield str(base.path), local_name(str(base.path))
     files = [Path(text) for text in options.prompt_template if text and "{" not in text]
     files += (file for _, file in options.router_prompts)
-    for file in (options.state, options.calibration, *files):
+    for file in (session.state, options.calibration, *files):
         if file is not None:
             yield str(file), Path(file).name
 

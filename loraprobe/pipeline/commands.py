@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Literal
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter, local_name, mended
@@ -36,9 +36,9 @@ from loraprobe.pipeline.examination import (
 )
 from loraprobe.pipeline.inputs import (
     Adapters,
-    Given,
     Inputs,
     Reference,
+    Tasks,
     base_apart,
     check_names,
     check_state,
@@ -79,23 +79,27 @@ class Outcome:
 
 
 def inspect(
-    adapters: Adapters, *, probe: ProbePrompts | Reference | None = None, **given: Unpack[Given]
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Tasks = (),
+    probe: ProbePrompts | Reference | None = None,
 ) -> Audit:
     """Describes adapters; for several it measures how they relate and gives a verdict.
 
     probe: prompts, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.
     """
-    session, has_base = Session.of("inspect", **given), given.get("base") is not None
-    options = session.options
-    asks_base = bool(given.get("tasks")) or bool(probe)
-    if asks_base and not has_base:
+    session.command, options = "inspect", session.options
+    asks_base = bool(tasks) or bool(probe)
+    if asks_base and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
-    if given.get("tasks"):
-        check_state(options)
-    inputs = open_inputs(adapters, **given)
+    if tasks:
+        check_state(session)
+    inputs = open_inputs(adapters, session, base, tasks)
     opened = open_probe(probe, inputs.given)
-    purpose: Purpose = "inspect" if not has_base else "route" if asks_base else "measure"
+    purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined, _ = licensed(examined, inputs)
     if options.serve:
@@ -117,15 +121,21 @@ def inspect(
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, evaluation=measured)
 
 
-def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
+def merge(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Tasks = (),
+) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
     tasks: needed to learn weights; nothing is evaluated. The merge itself reads the tensors and
     finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    session, inputs, found, prepared = _prepared("merge", adapters, **given)
-    options, written = session.options, given.get("written", ())
+    inputs, found, prepared = _prepared("merge", adapters, session, base, tasks)
+    options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.learned_weights import learn_for
@@ -149,14 +159,20 @@ def merge(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
         figures = merge_figures(merged, norm, prepared)
         figures += warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    place = local_name(str(written[0])) if written else "DIR"
+    place = local_name(str(session.written[0])) if session.written else "DIR"
     serve = serve_commands(merged.written, place, inputs.base.path if inputs.base else None)
     notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve)]
     notes.append(made_text(merged, norm, options))
     return _outcome(merged, inputs, prepared, examined, notes, learned, session)
 
 
-def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
+def compose(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Tasks = (),
+) -> Outcome:
     """Combines adapters with the first of options.routers; nothing is evaluated.
 
     base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
@@ -167,7 +183,7 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     from loraprobe.pipeline.router_fitting import chosen_router
     from loraprobe.pipeline.saved import Routed
 
-    session, inputs, found, prepared = _prepared("route", adapters, **given)
+    inputs, found, prepared = _prepared("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
     router, learned, notes = chosen_router(spec, inputs, prepared, session)
     prepared = with_layers(prepared, options, learned)
@@ -182,19 +198,23 @@ def compose(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
 
 
 def _prepared(
-    command: Literal["merge", "route"], adapters: Adapters, **given: Unpack[Given]
-) -> tuple[Session, Inputs, Compatibility, Prepared]:
+    command: Literal["merge", "route"],
+    adapters: Adapters,
+    session: Session,
+    base: Base | Reference | None,
+    tasks: Tasks,
+) -> tuple[Inputs, Compatibility, Prepared]:
     """What is opened, checked and prepared before adapters are merged or routed."""
-    session = Session.of(command, **given)
+    session.command = command
     kind = {"merge": "methods", "route": "routers"}[command]
     if not getattr(session.options, kind):
         raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
-    check_task_use(bool(given.get("tasks")), session.options, command)
-    inputs = open_inputs(adapters, **given)
+    check_task_use(bool(tasks), session.options, command)
+    inputs = open_inputs(adapters, session, base, tasks)
     if command == "merge":
         _check_change(inputs.given, session.options)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
-    return session, inputs, found, prepare_inputs(inputs, command, session)
+    return inputs, found, prepare_inputs(inputs, command, session)
 
 
 def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
@@ -207,7 +227,13 @@ def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
         )
 
 
-def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
+def merge_and_eval(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Tasks = (),
+) -> Outcome:
     """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
 
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
@@ -215,13 +241,14 @@ def merge_and_eval(adapters: Adapters, **given: Unpack[Given]) -> Outcome:
     """
     from loraprobe.pipeline.on_ray import open_cluster
 
-    session = Session.of("merge-and-eval", **given)
-    inputs, plan = _planned(adapters, **given)
+    inputs, plan = _planned(adapters, session, base, tasks)
     with open_cluster(session.options) as session.cluster:
         return _evaluated(inputs, plan, session)
 
 
-def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
+def _planned(
+    adapters: Adapters, session: Session, base: Base | Reference, tasks: Tasks
+) -> tuple[Inputs, Plan]:
     """The inputs of merge-and-eval, and what it evaluates; no model is loaded.
 
     Raises LoraprobeError.
@@ -229,16 +256,15 @@ def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
     from loraprobe.pipeline.learned_weights import check_learnable
     from loraprobe.pipeline.systems import check_systems, plan_of
 
-    options = given.get("options", Options())
-    given.setdefault("base", "auto")
-    if not given.get("tasks"):
+    session.command, options = "merge-and-eval", session.options
+    if not tasks:
         raise UsageError(
             "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
         )
     if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")
-    check_state(options)
-    inputs = open_inputs(adapters, **given)
+    check_state(session)
+    inputs = open_inputs(adapters, session, base, tasks)
     check_systems(inputs.adapters, options)
     if options.learns:
         check_learnable(inputs.adapters, options)
@@ -249,7 +275,14 @@ def _planned(adapters: Adapters, **given: Unpack[Given]) -> tuple[Inputs, Plan]:
     return inputs, plan
 
 
-def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]) -> Outcome:
+def convert(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    like: Reference | None = None,
+    portable: bool = True,
+) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
@@ -258,16 +291,16 @@ def convert(adapters: Adapters, *, portable: bool = True, **given: Unpack[Given]
     """
     from loraprobe.pipeline.converting import converted, require_certain
 
-    session, inputs = Session.of("convert", **given), open_inputs(adapters, **given)
+    session.command, inputs = "convert", open_inputs(adapters, session, base)
     if len(inputs.given) > 1:
         raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
-    (original,), written = inputs.given, given.get("written", ())
+    (original,) = inputs.given
     # Extras must be known to be refused.
     sound = replace(mended(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
-    place = written[0] if written else Path("OUT")
-    made, changes = converted(original, place, given.get("like"), portable)
+    place = session.written[0] if session.written else Path("OUT")
+    made, changes = converted(original, place, like, portable)
     require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
@@ -303,53 +336,69 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     return Outcome(audit, made, why, found.samples, licences)
 
 
-def estimate_cost(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
+def estimate_cost(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Tasks = (),
+) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
     from loraprobe.pipeline.estimate import estimate
 
-    session = Session.of("merge-and-eval", **given)
-    return estimate(*_planned(adapters, **given), session)
+    return estimate(*_planned(adapters, session, base, tasks), session)
 
 
-def screen(adapters: Adapters, **given: Unpack[Given]) -> Audit:
+def screen(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Tasks = (),
+) -> Audit:
     """Reads a library of adapters, describes it, and with tasks screens it for them.
 
     base: "auto", and None with tasks, is the base that most adapters name. An adapter that cannot
     be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
     tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
     """
-    session = Session.of("screen", **given)
-    found, base, tasks = _opened_library(adapters, session, **given)
-    if not tasks:
-        inputs = Inputs((), (), base)
+    found, opened, read = _opened_library(adapters, session, base, tasks)
+    if not read:
+        inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
     from loraprobe.pipeline.screen import chosen_and_proved, expected_alone, open_choosing
     from loraprobe.pipeline.shortlist import audit_of_screen
 
-    assert base is not None
-    with open_choosing(found.members, base, tasks, session) as choosing:
+    assert opened is not None
+    with open_choosing(found.members, opened, read, session) as choosing:
         session.expect(lambda: expected_alone(choosing))
         proved = chosen_and_proved(choosing)
-        return audit_of_screen(found.library, tasks, proved)
+        return audit_of_screen(found.library, read, proved)
 
 
-def estimate_screen(adapters: Adapters, **given: Unpack[Given]) -> CostEstimate:
+def estimate_screen(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Tasks = (),
+) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
     from loraprobe.pipeline.screen import estimate_of_screen, open_choosing
 
-    if not given.get("tasks"):
+    if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
-    session = Session.of("screen", **given)
-    found, base, tasks = _opened_library(adapters, session, **given)
-    assert base is not None
+    found, opened, read = _opened_library(adapters, session, base, tasks)
+    assert opened is not None
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        session.options = replace(session.options, state=Path(place), resume=False, executor=None)
-        with open_choosing(found.members, base, tasks, session) as choosing:
+        session.options = replace(session.options, executor=None)
+        session.state, session.resume = Path(place), False
+        with open_choosing(found.members, opened, read, session) as choosing:
             return estimate_of_screen(choosing)
 
 
 def _opened_library(
-    adapters: Adapters, session: Session, **given: Unpack[Given]
+    adapters: Adapters, session: Session, base: Base | Reference | None, given: Tasks
 ) -> tuple[Arranged, Base | None, Sequence[Task]]:
     """The library, read, checked and compared, and its base and tasks.
 
@@ -359,13 +408,13 @@ def _opened_library(
     from loraprobe import library
     from loraprobe.pipeline.task_split import split_for_screening
 
-    options = session.options
+    session.command, options = "screen", session.options
     check_names(options)
-    tasks = open_tasks(given.get("tasks", ()), options)
+    tasks = open_tasks(given, options)
     if tasks:
-        check_state(options)
+        check_state(session)
         split_for_screening(tasks, options)  # raises before a long library is read
-    given["base"] = given.get("base") or ("auto" if tasks else None)
+    wanted = base or ("auto" if tasks else None)
     with session.stage("read"):
         members = library.read_library(adapters, allow=options.allow, progress=session.progress)
     if not any(member.usable for member in members):
@@ -374,18 +423,18 @@ def _opened_library(
         all_of_them = f"None of the {len(members)} adapters can be used; the first, {first.name}: "
         raise AdapterError((all_of_them if len(members) > 1 else "") + issue.message, issue.cure)
     with session.stage("check"):
-        named = library.commonest_base(members) if given["base"] == "auto" else None
-        if named is None and given["base"] == "auto":
+        named = library.commonest_base(members) if wanted == "auto" else None
+        if named is None and wanted == "auto":
             raise BaseError(
                 "No adapter says which base model it was trained on; name it with --base."
             )
-        base = base_apart([] if named is None else [named.open()], **given)
-        members = library.fitted(members, base, options.allow)
+        found_base = base_apart([] if named is None else [named.open()], session, wanted)
+        members = library.fitted(members, found_base, options.allow)
     with session.stage("compare"):
         found = library.arranged(members)
     if tasks:
         _require_composable(found, options)
-    return found, base, tasks
+    return found, found_base, tasks
 
 
 def _require_composable(found: Arranged, options: Options) -> None:

@@ -84,8 +84,7 @@ def estimate(inputs: Inputs, plan: Plan, session: Session) -> CostEstimate:
     compatibility.require(examined.compatibility)
     prepare_inputs(inputs, "route", session)  # raises what the run would raise
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        options = replace(session.options, state=Path(place), resume=False)
-        session = replace(session, options=options)
+        session = replace(session, state=Path(place), resume=False)
         with open_evaluator(inputs, plan, session) as evaluator:
             steps: dict[str, float] = {}
             for step, seconds in expected_steps(evaluator).items():

@@ -373,7 +373,13 @@ def _builder(evaluator: Evaluator, prepared: Prepared) -> tuple[SystemBuilder, l
         file = None if path is None else path.with_name(LEARNED)
         with session.stage("learn"):
             learned = learn(
-                scorer, prepared.adapters, parts, options, path=file, progress=session.progress
+                scorer,
+                prepared.adapters,
+                parts,
+                options,
+                path=file,
+                resume=session.resume,
+                progress=session.progress,
             )
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, learned, routers)
     return builder, notes

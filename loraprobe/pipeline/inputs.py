@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
@@ -17,8 +16,8 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
-from loraprobe.options import TASK_FIELDS, Options
-from loraprobe.records import Progress
+from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.pipeline.session import Session
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import (
     FieldMap,
@@ -40,21 +39,6 @@ Tasks = Sequence[Task | Reference] | Task | Reference
 Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
-class Given(TypedDict, total=False):
-    """What a command takes beside adapters: objects that are open already, or references and paths.
-
-    base: "auto" is the one that the adapters name. written: files and directories that the command
-    will write, so that an output never lands on an input. like: a base or an adapter (convert).
-    """
-
-    base: Base | Reference | None
-    tasks: Tasks
-    options: Options
-    progress: Progress | None
-    written: Sequence[Path]
-    like: Reference | None
-
-
 @dataclass(frozen=True)
 class Inputs:
     """The opened inputs of a command.
@@ -69,21 +53,23 @@ class Inputs:
     tasks: Sequence[Task] = ()
 
 
-def open_inputs(adapters: Adapters, **given: Unpack[Given]) -> Inputs:
+def open_inputs(
+    adapters: Adapters, session: Session, base: Base | Reference | None = None, tasks: Tasks = ()
+) -> Inputs:
     """Reads the tasks, then the adapters, then finds the base.
 
-    Raises LoraprobeError, also if an output is, contains or lies inside the base model's directory.
+    Each may be open already, or a reference. base: "auto" is the one that the adapters name. Raises
+    LoraprobeError, also if an output is, contains or lies inside the base model's directory.
     """
-    options = given.get("options", Options())
+    options = session.options
     check_names(options)
-    read = open_tasks(given.get("tasks", ()), options)
-    wanted = given.get("base")
-    loaded = hub.one_base(hub.load_all(adapters), _hub_name(wanted))
+    read = open_tasks(tasks, options)
+    loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(loaded))
-    base = base_apart(loaded, **given)
-    return Inputs(compatibility.aligned(loaded, base), loaded, base, read)
+    found = base_apart(loaded, session, base)
+    return Inputs(compatibility.aligned(loaded, found), loaded, found, read)
 
 
 def _hub_name(base: Base | Reference | None) -> str | None:
@@ -116,10 +102,10 @@ def check_names(options: Options) -> None:
         read_calibration(options.calibration)
 
 
-def check_state(options: Options) -> None:
+def check_state(session: Session) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
     cure = "set LORAPROBE_CACHE to a directory of yours"
-    check_place(options.state or cache_directory() / "runs" / "results", cure)
+    check_place(session.state or cache_directory() / "runs" / "results", cure)
 
 
 def open_probe(
@@ -166,13 +152,14 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
-def base_apart(adapters: Sequence[Adapter], **given: Unpack[Given]) -> Base | None:
+def base_apart(
+    adapters: Sequence[Adapter], session: Session, base: Base | Reference | None
+) -> Base | None:
     """The base of a command, in which none of its outputs may lie; None without one."""
-    wanted = given.get("base")
-    if not wanted:
+    if not base:
         return None
-    opened = base_of(wanted, adapters, code=given.get("options", Options()).trust_remote_code)
-    for target in given.get("written", ()):
+    opened = base_of(base, adapters, code=session.options.trust_remote_code)
+    for target in session.written:
         check_apart(target, [opened.path])
     return opened
 
@@ -241,7 +228,7 @@ def _layouts(options: Options, tasks: int) -> list[FieldMap]:
     """The layout of each task: an option given once is for all, else for the tasks in order."""
     rows = []
     for name in TASK_FIELDS:
-        texts, flag = getattr(options, name), "--" + name.replace("_", "-")
+        texts, flag = getattr(options, name), flag_of(name)
         if texts and not tasks:
             raise UsageError(f"{flag} says how a task is read; add --task FILE.")
         if len(texts) not in (0, 1, tasks):

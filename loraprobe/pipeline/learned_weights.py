@@ -90,14 +90,15 @@ def learn(
     options: Options,
     *,
     path: Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> LearnedWeights:
     """The gates that AdamW finds in LEARNING_STEPS passes over the items that were set apart.
 
-    path: a file for the result, which a run with --resume reads. Raises OutputError where it is
+    path: a file for the result, which is read with `resume`. Raises OutputError where it is
     damaged.
     """
-    kept = JsonLines(path, options.resume, {}, TypeAdapter(LearnedWeights).validate_python)
+    kept = JsonLines(path, resume, {}, TypeAdapter(LearnedWeights).validate_python)
     if kept.rows:
         return kept.rows[0]
     paths = [path for expert in experts for path in (*expert.layout, *expert.whole)]

@@ -159,7 +159,7 @@ def _opened(setup: bytes) -> tuple[Session, Any]:
             f"{base.reference} has other files on a machine of the cluster than here; give paths "
             "that every machine shares, or a reference with a commit."
         )
-    session = Session("task", options)
+    session = Session(options)
     return session, open_scorer(base, options.dtype, session)[0]
 
 

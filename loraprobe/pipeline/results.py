@@ -37,9 +37,9 @@ def open_ledger(
         "template": options.chat_template,
     }
     runs = cache_directory() / "runs"
-    place = options.state or runs / digest(decides)
-    ledger = Ledger(place, options.resume, fingerprint=decides)
-    if not options.resume:
+    place = session.state or runs / digest(decides)
+    ledger = Ledger(place, session.resume, fingerprint=decides)
+    if not session.resume:
         return ledger, ""
     if len(ledger):
         return ledger, f"{len(ledger)} results of an earlier run of this call were kept."

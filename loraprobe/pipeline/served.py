@@ -77,7 +77,7 @@ def ask_server(
     prompts = PROMPTS if opened is None else list(opened.answers)  # type: ignore[union-attr]
     name = model or server.only_model()
     theirs = [server.first_token(name, prompt) for prompt in prompts]
-    session = Session("verify", options, progress)
+    session = Session(options, progress)
     scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
     base_own = _first_tokens(scorer, prompts)
     with composed(scorer.model, single(given)):

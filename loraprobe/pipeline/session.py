@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Unpack, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Given
 from loraprobe.records import Progress, Provenance
 
 
@@ -28,27 +28,29 @@ class Expecting(Protocol):
 class Session:
     """Options, progress and timings of a run. Results are not kept here: stages return them.
 
+    written: files and directories that the command will write, so that an output never lands on an
+    input. arguments: the command line, for the provenance. begun: when the command started, by
+    time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
+    (None: the user's cache). Each function of `commands` sets `command` to its name.
+
     `device` and `dtype` are those of the base model, once it is loaded. `cluster` asks the base
     in place of this process (`on_ray.Cluster`); None without --executor.
     """
 
-    command: str
-    options: Options
+    options: Options = field(default_factory=Options)
     progress: Progress | None = None
+    written: Sequence[Path] = ()
+    arguments: tuple[str, ...] = ()
+    begun: float = field(default_factory=time.perf_counter)
+    resume: bool = False
+    state: Path | None = None
+    command: str = ""
     device: str = "cpu"
     dtype: str = "float32"
     seconds: dict[str, float] = field(default_factory=dict)
-    begun: float = field(default_factory=time.perf_counter)
     cluster: Any = None
 
-    @classmethod
-    def of(cls, command: str, **given: Unpack[Given]) -> Session:
-        """The session of a command that was given this."""
-        return cls(command, given.get("options", Options()), given.get("progress"))
-
     def __post_init__(self) -> None:
-        if self.options.started is not None:
-            self.begun = self.options.started
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
 
@@ -94,7 +96,7 @@ class Session:
         return Provenance(
             loraprobe=__version__,
             torch=torch.__version__,
-            arguments=self.options.arguments,
+            arguments=self.arguments,
             seed=self.options.seed,
             device=self.device,
             dtype=self.dtype,

@@ -80,7 +80,7 @@ def _verdict(
     about = _about(verdict, own, inputs, measured)
     words: list[str] = []
     if own is None and not about.adapters:
-        arguments = list(map(argument_without_folders, options.arguments))
+        arguments = list(map(argument_without_folders, session.arguments))
         words = library_words(library.adapters, arguments)
     found = empty.compatibility
     return with_next(verdict, options, about, measured, found, spec, words), examined

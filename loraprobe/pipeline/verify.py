@@ -43,6 +43,7 @@ from loraprobe.pipeline.cards import (
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.saved import FILE, STATE, Routed
+from loraprobe.pipeline.session import Session
 from loraprobe.records import Check, Verification
 from loraprobe.report.verification import ShownVerification
 
@@ -127,10 +128,10 @@ def _make_again(
             seed=record.seed,
             **common,
         )
-        made = merge(sources, base=base, options=options).made
+        made = merge(sources, Session(options), base=base).made
     else:
         options = Options(routers=(record.router,), **common)
-        made = compose(sources, base=base, options=options).made
+        made = compose(sources, Session(options), base=base).made
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None

@@ -234,7 +234,7 @@ class WorldAnswers:
         from loraprobe.pipeline.evaluator import open_scorer
         from loraprobe.pipeline.session import Session
 
-        return open_scorer(self.base, self.options.dtype, Session("inspect", self.options))[0]
+        return open_scorer(self.base, self.options.dtype, Session(self.options))[0]
 
     def of(self, scenario: Scenario, limit: int) -> tuple[dict[str, str], list[ItemResult]]:
         """The kind of every system, and all results, without the items that routers learn from.

@@ -19,6 +19,7 @@ from making import (
 )
 
 import loraprobe
+from loraprobe.pipeline.session import Session
 from loraprobe.adapters import adapter_of
 from loraprobe.base import model as base_model
 from loraprobe.base import open_base
@@ -173,7 +174,7 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
     assert asked == list(SHAPES)
     norm = merged.adapter.whole["model.norm.weight"]
     assert torch.equal(norm, 2 * torch.full((64,), 3.0) - state["model.norm.weight"])
-    made = commands.merge(adapters, base=base, options=Options(methods=("sum",)))
+    made = commands.merge(adapters, Session(Options(methods=("sum",))), base=base)
     found, again = made.audit, made.made
     assert found.base is not None and again.adapter.magnitudes
 

@@ -19,6 +19,7 @@ import torch
 from making import base_tensors, peft_adapter, peft_model, tiny_gpt2, tiny_llama, tiny_model
 from torch import nn
 
+from loraprobe.pipeline.session import Session
 from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
@@ -209,7 +210,7 @@ def refused(call, words: str):
 @pytest.mark.parametrize("name", KINDS)
 def test_inspect_says(name, written):
     kind, adapter = KINDS[name], written(name).adapter
-    found = commands.inspect([adapter], base=written(name).base()).compatibility
+    found = commands.inspect([adapter], Session(), base=written(name).base()).compatibility
     codes = {issue.code: issue.severity for issue in found.issues}
     assert {code: codes[code] for code in codes if "base-un" not in code} == kind.says
     assert found.compatible
@@ -317,7 +318,7 @@ def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init,
         assert cure in issue.cure
     pair = [adapter, adapter.renamed("twin")]
     with pytest.raises(LoraprobeError, match="init-changed-base"):
-        commands.merge(pair)
+        commands.merge(pair, Session())
     refused(lambda: merge(pair), "changes the base weights")
     allowed = merge(pair, allow=["init-changed-base", "duplicate"])
     assert ("warning", "init-changed-base") in {(i.severity, i.code) for i in allowed.issues}

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 import loraprobe
+from loraprobe.pipeline.session import Session
 from loraprobe.demo import shipped_world
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
@@ -24,11 +25,12 @@ def evaluated(tmp_path_factory) -> Path:
     world, chosen = shipped_world(), shipped_world().scenario("skill-and-facts")
     for name, path in chosen.adapters.items():
         (place / name).symlink_to(path)
+    options = Options(limit=30, all_items=True, margin=0.01, threads=1)
     found = commands.merge_and_eval(
         [place / name for name in chosen.adapters],
+        Session(options, state=place / "state"),
         base=world.base,
         tasks=chosen.tasks,
-        options=Options(limit=30, all_items=True, margin=0.01, state=place / "state", threads=1),
     )
     assert found.made is not None, found.why_nothing
     found.made.save(place / "out")

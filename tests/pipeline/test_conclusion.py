@@ -7,6 +7,7 @@ from dataclasses import replace
 import making
 import pytest
 
+from loraprobe.pipeline.session import Session
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.inputs import Inputs, open_inputs
@@ -22,7 +23,7 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
     inputs = open_inputs(
-        list(chosen.adapters.values()), base=base, tasks=chosen.tasks[:1], options=given
+        list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1]
     )
     verdict = Verdict("inconclusive", "pilot")
     words = next_command(verdict, requested(given, inputs, "merge")).split()

@@ -71,7 +71,7 @@ def planted(
         tasks.append(Task(f"t{t}", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(n))))
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
-    session = Session("merge-and-eval", Options(**options))
+    session = Session(Options(**options))
     inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
     return Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
 
@@ -188,7 +188,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
 
     def judged(merge: str, metric: str) -> Any:
         task = with_metric(Task("t", tuple(items)), metric)
-        session, scorer = Session("merge-and-eval", Options()), SimpleNamespace(chat_template=False)
+        session, scorer = Session(), SimpleNamespace(chat_template=False)
         evaluator = Texts(SimpleNamespace(), session, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]
         found = evaluate(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
@@ -215,9 +215,9 @@ def inspected(tmp_path_factory):
     state = tmp_path_factory.mktemp("state")
     audit = inspect(
         list(chosen.adapters.values()),
+        Session(Options(threads=1), state=state),
         base=str(shipped_world().path / "base"),
         tasks=list(chosen.tasks),
-        options=Options(state=state, threads=1),
     )
     return audit, (state / NAME).read_text().count("\n") - 1
 
@@ -254,14 +254,15 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):
     task = Task("choices", tuple(items))
     call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
     adapters = list(chosen.adapters.values())
-    audit = inspect(adapters, **call, options=Options(state=tmp_path / "a", threads=1))
+    audit = inspect(adapters, Session(Options(threads=1), state=tmp_path / "a"), **call)
     (told,) = audit.evaluation.forecasts
     assert (told.system, told.n, told.part) == ("sum", 24, "question")
     assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
-    options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
-    opened = open_inputs(adapters, base=call["base"], tasks=[task], options=options)
+    options = Options(threads=1, methods=("sum",), routers=())
+    session = Session(options, state=tmp_path / "b")
+    opened = open_inputs(adapters, session, call["base"], [task])
     plan = plan_of(options, opened.adapters, [task])
-    with open_evaluator(opened, plan, Session("inspect", options)) as evaluator:
+    with open_evaluator(opened, plan, session) as evaluator:
         alone = baseline_systems(opened.adapters)
         results = evaluator.run(alone)
         added = [answer_of_added_logits(evaluator.scorer, alone, item) for item in items]
@@ -292,11 +293,10 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     chosen = shipped_world().scenario("keep-both")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     base = str(shipped_world().path / "base")
-    options = Options(limit=60, state=tmp_path, threads=1)
-    audit = inspect(refs, base=base, tasks=chosen.tasks, options=options)
-    whole = merge_and_eval(
-        refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)
-    ).audit
+    options = Options(limit=60, threads=1)
+    audit = inspect(refs, Session(options, state=tmp_path), base=base, tasks=chosen.tasks)
+    again = Session(options, state=tmp_path, resume=True)
+    whole = merge_and_eval(refs, again, base=base, tasks=chosen.tasks).audit
     rows = [one.evaluation.scores for one in (audit, whole)]
     routers = [{score.system for score in of if score.kind == "router"} for of in rows]
     assert routers[0] == routers[1] > {"arrow"}

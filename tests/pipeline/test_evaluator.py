@@ -30,10 +30,11 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
     adapters = list(chosen.adapters.values())
 
     def opened(resume):
-        options = Options(state=tmp_path / "kept", threads=1, resume=resume, max_new_tokens=3)
-        inputs = open_inputs(adapters, base=str(base), tasks=[task], options=options)
+        options = Options(threads=1, max_new_tokens=3)
+        session = Session(options, state=tmp_path / "kept", resume=resume)
+        inputs = open_inputs(adapters, session, str(base), [task])
         plan = plan_of(options, inputs.adapters, inputs.tasks)
-        return open_evaluator(inputs, plan, Session("inspect", options))
+        return open_evaluator(inputs, plan, session)
 
     with opened(False) as evaluator:
         own = [row for row in evaluator.ledger if row.system in chosen.adapters]

@@ -154,12 +154,11 @@ def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch
     parted, path = split(tasks, PER_LAYER), tmp_path / "learned.jsonl"
     monkeypatch.setattr(learned_weights, "LEARNING_STEPS", 2)
     found = learn(scorer, adapters, parted, PER_LAYER, path=path)
-    resuming = dataclasses.replace(PER_LAYER, resume=True)
-    assert learn(None, adapters, parted, resuming, path=path) == found
+    assert learn(None, adapters, parted, PER_LAYER, path=path, resume=True) == found
     head = path.read_bytes().splitlines(keepends=True)[0]
     path.write_bytes(head + b'{"weights": 1.0}\n')
     with pytest.raises(OutputError, match="line 2"):
-        learn(None, adapters, parted, resuming, path=path)
+        learn(None, adapters, parted, PER_LAYER, path=path, resume=True)
 
 
 def test_adapters_without_a_gate_to_differentiate_by_are_refused():

@@ -11,6 +11,7 @@ import making
 import pytest
 
 import loraprobe
+from loraprobe.pipeline.session import Session
 from loraprobe.cli.commands import COMMANDS, function_of
 from loraprobe.cli.output import Output
 from loraprobe.demo import shipped_world
@@ -26,9 +27,9 @@ def audit(tmp_path_factory):
     """The audit of a few questions of the shipped world."""
     chosen = shipped_world().scenario("skill-and-facts")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    options = Options(limit=10, threads=1, state=tmp_path_factory.mktemp("state"))
+    session = Session(Options(limit=10, threads=1), state=tmp_path_factory.mktemp("state"))
     base = shipped_world().base
-    return commands.merge_and_eval(refs, base=base, tasks=chosen.tasks, options=options).audit
+    return commands.merge_and_eval(refs, session, base=base, tasks=chosen.tasks).audit
 
 
 def pair():

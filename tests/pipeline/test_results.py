@@ -54,11 +54,7 @@ OTHERS = {
     "all_items",
     "run_unsafe_code",
     "serve",
-    "resume",
-    "state",
     "layers",
-    "arguments",
-    "started",
 }
 
 OTHERS |= {"executor", "keep", "budget", "items"}
@@ -130,7 +126,7 @@ def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, mo
 
     def place(template: str = "off", **session: str) -> Path | None:
         options = Options(chat_template=template)  # type: ignore[arg-type]
-        run = Session("merge-and-eval", options, **session)  # type: ignore[arg-type]
+        run = Session(options, **session)  # type: ignore[arg-type]
         ledger, _ = open_ledger([], open_base(tmp_path), [], run)
         ledger.close()
         return ledger.path

@@ -343,7 +343,7 @@ def decision(seed: int, leak: bool) -> str:
     answers |= {(str(one.members), "t0"): composed[place[one.members]] for one in finalists}
     controls = [System("shrunk", "control"), System("random-partner", "control")]
     answers |= {(one.name, "t0"): wrong for one in controls}
-    session = Session("screen", options)
+    session = Session(options)
     tasks = parts.apart if leak else parts.left
     inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
     evaluator = Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ from making import (
 )
 
 import loraprobe
-from loraprobe.pipeline.session import Session
 from loraprobe.adapters import adapter_of
 from loraprobe.base import model as base_model
 from loraprobe.base import open_base
@@ -29,6 +28,7 @@ from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
+from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import single
 
 needs_bitsandbytes = pytest.mark.skipif(

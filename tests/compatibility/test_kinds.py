@@ -19,7 +19,6 @@ import torch
 from making import base_tensors, peft_adapter, peft_model, tiny_gpt2, tiny_llama, tiny_model
 from torch import nn
 
-from loraprobe.pipeline.session import Session
 from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
@@ -28,6 +27,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
+from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
 
 tiny_mixtral = partial(tiny_model, "Mixtral", num_hidden_layers=1, num_local_experts=3)

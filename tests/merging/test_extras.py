@@ -33,6 +33,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
+from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
 
 UP, TABLE, HEAD = "model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"
@@ -480,8 +481,8 @@ def test_merges_and_gates_compute_what_pefts_models_combine_to(case, tmp_path):
     options = Options(methods=("task_arithmetic",), weights=weights)
     if CASES[case][2] is NEEDS:
         with pytest.raises(UnsupportedAdapter, match="--base DIR"):
-            commands.merge(adapters, options=options)
-    made = commands.merge(adapters, base=open_base(tmp_path / "base"), options=options)
+            commands.merge(adapters, Session(options))
+    made = commands.merge(adapters, Session(options), base=open_base(tmp_path / "base"))
     assert made.audit.compatibility.compatible
     made.made.save(tmp_path / "out")
     loaded = PeftModel.from_pretrained(make(), tmp_path / "out").eval()
@@ -537,12 +538,12 @@ def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
     with pytest.raises(UnsupportedAdapter, match="token rows"):
         scaled_by(beyond, 0.5)
     with pytest.raises(UnsupportedAdapter, match=r"replaces rows of model\.embed_tokens"):
-        commands.compose([trained("a", 1, [1]), trained("b", 2, [2])])
+        commands.compose([trained("a", 1, [1]), trained("b", 2, [2])], Session())
 
 
 def test_a_classifier_is_inspected_and_merged(shelf, tmp_path):
     (real,) = shelf.adapters("classifier")
-    assert commands.inspect([real]).compatibility.compatible
+    assert commands.inspect([real], Session()).compatibility.compatible
     twin = merge([real, real.renamed("twin")]).adapter
     assert torch.equal(twin.whole[SCORE], real.whole[SCORE])
     path = next(iter(real.layout))

@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 import loraprobe
-from loraprobe.pipeline.session import Session
 from loraprobe.demo import shipped_world
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
+from loraprobe.pipeline.session import Session
 
 
 @pytest.fixture(scope="module")

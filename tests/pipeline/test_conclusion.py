@@ -7,10 +7,10 @@ from dataclasses import replace
 import making
 import pytest
 
-from loraprobe.pipeline.session import Session
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.inputs import Inputs, open_inputs
+from loraprobe.pipeline.session import Session
 from loraprobe.records import Verdict
 from loraprobe.verdict import next_command
 from loraprobe_lab import shipped_world
@@ -22,9 +22,7 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
     numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
-    inputs = open_inputs(
-        list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1]
-    )
+    inputs = open_inputs(list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1])
     verdict = Verdict("inconclusive", "pilot")
     words = next_command(verdict, requested(given, inputs, "merge")).split()
     for name, value in (texts | numbers).items():

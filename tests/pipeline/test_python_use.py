@@ -11,7 +11,6 @@ import making
 import pytest
 
 import loraprobe
-from loraprobe.pipeline.session import Session
 from loraprobe.cli.commands import COMMANDS, function_of
 from loraprobe.cli.output import Output
 from loraprobe.demo import shipped_world
@@ -19,6 +18,7 @@ from loraprobe.errors import UsageError
 from loraprobe.keywords import keywords_of
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
+from loraprobe.pipeline.session import Session
 from loraprobe.report.answer import answer
 
 

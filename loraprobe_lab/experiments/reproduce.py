@@ -434,7 +434,7 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
     tests = _each_size(matrix, group, [two], over_singles(two), "below")
     yield _finding("plain-fails", group, tests, differs=_readings(matrix, group, two, tests))
     tests = _each_size(matrix, group, [three, two], over_plain, "above")
-    differs = _readings(matrix, group, three, tests)
+    differs = _diluted(matrix, group, three, tests)
     yield _finding("target-rescues", group, tests, differs=differs)
     for template, called in subject.shared.items():
         if template in matrix.templates:
@@ -562,6 +562,21 @@ def _readings(
             reading = "alone" if alone else "lost" if known > 0.5 else "unknown"
             told = READINGS["gains" if test.side == "below" else reading]
             found[test.where] = f"{test.note}, chain {known:.2f}: {told}"
+    return found
+
+
+def _diluted(
+    matrix: Matrix, group: str, scenario: Scenario, tests: Sequence[ClaimTest]
+) -> dict[str, str]:
+    """Where an adapter of the target relation does not help a composition: what the best adapter
+    of the set answers alone."""
+    found = {}
+    for test in tests:
+        if test.outcome == "no":
+            rows = matrix.results(test.where, group, scenario)
+            form = str(scenario.axes["form"])
+            alone = max(share(rows, [name], form)[0] for name in scenario.adapters)
+            found[test.where] = f"{test.note}, alone {alone:.2f}: {READINGS['diluted']}"
     return found
 
 

@@ -232,24 +232,33 @@ def _difference(read: Adapter, meant: Adapter) -> str | None:
     errors = [issue.message for issue in read.issues if issue.severity == "error"]
     if errors:
         return errors[0].rstrip(".")
-    for held in ("modules", "magnitudes", "whole", "offsets", "token_rows"):
-        names = set(getattr(read, held)) ^ set(getattr(meant, held))
-        if names:
-            return f"{held} differ by {sorted(names)[0]}"
-    for path, rows in read.token_rows.items():
-        if rows.tokens != meant.token_rows[path].tokens:
-            return f"the tokens of {path} differ"
+    found, wanted = _outline(read), _outline(meant)
+    for what in sorted(found.keys() | wanted.keys()):
+        if found.get(what) != wanted.get(what):
+            return f"{what} is {found.get(what)} instead of {wanted.get(what)}"
     for path, info in read.layout.items():
-        wanted = meant.layout[path]
-        if not math.isclose(info.scaling, wanted.scaling, rel_tol=SCALING_ERROR):
-            return f"the scaling of {path} is {info.scaling!r} instead of {wanted.scaling!r}"
-        shape = (info.rank, info.in_features, info.out_features, info.kernel)
-        if shape != (wanted.rank, wanted.in_features, wanted.out_features, wanted.kernel):
-            return f"the shape of {path} differs"
-        special = {"embedding", "expert"} & {info.kind, wanted.kind}  # others are one kind to peft
-        if special and info.kind != wanted.kind:
-            return f"{path} is of kind {info.kind} instead of {wanted.kind}"
+        scaling = meant.layout[path].scaling
+        if not math.isclose(info.scaling, scaling, rel_tol=SCALING_ERROR):
+            return f"the scaling of {path} is {info.scaling!r} instead of {scaling!r}"
     return None
+
+
+def _outline(adapter: Adapter) -> dict[str, Any]:
+    """What headers and config tell of an adapter, but for scalings."""
+    special = ("embedding", "expert")  # the other kinds are one to peft
+    return {
+        **{
+            f"the form of {path}": (
+                *(info.rank, info.in_features, info.out_features, info.kernel),
+                info.kind if info.kind in special else "linear",
+            )
+            for path, info in adapter.layout.items()
+        },
+        **{f"the magnitude of {path}": "there" for path in adapter.magnitudes},
+        **{f"the offset of {path}": "there" for path in adapter.offsets},
+        **{f"the whole {name}": "there" for name in adapter.whole},
+        **{f"the tokens of {path}": rows.tokens for path, rows in adapter.token_rows.items()},
+    }
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -63,7 +63,11 @@ def check(
     adapters, refused = _one_layout(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    found = [_for(purpose, issue) for adapter in adapters for issue in adapter.issues]
+    found = [issue for adapter in adapters for issue in adapter.issues]
+    if purpose in ("merge", "route"):  # a composition would apply what peft leaves out
+        found = [
+            replace(i, severity="error") if i.code == "weights-untargeted" else i for i in found
+        ]
     found += identity_issues(adapters, base, purpose, fit)
     found += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
@@ -71,7 +75,11 @@ def check(
     if base is not None:
         found += base_issues(adapters, base)
     found += content_issues(TensorChecks(adapters).read() if contents is None else contents)
-    _check_codes(allow, found)
+    known = {*CODES, *(issue.code for issue in found)}
+    for code in allow:
+        if code not in known:
+            hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
+            raise UsageError(f"There is no finding {code!r} to allow: {hint}")
     return _sorted(found, allow)
 
 
@@ -122,17 +130,3 @@ def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
         for issue in found
     ]
     return Compatibility(tuple(sorted(issues, key=lambda issue: ORDER[issue.severity])))
-
-
-def _for(purpose: Purpose, issue: Issue) -> Issue:
-    """The issue, an error where a composition would apply what peft leaves out."""
-    ignored = issue.code == "weights-untargeted" and purpose in ("merge", "route")
-    return replace(issue, severity="error") if ignored else issue
-
-
-def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
-    known = {*CODES, *(issue.code for issue in found)}
-    for code in allow:
-        if code not in known:
-            hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
-            raise UsageError(f"There is no finding {code!r} to allow: {hint}")

@@ -72,18 +72,6 @@ def identity_issues(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
     """Issues about base names, revisions, task types, tokenizers. fit: paths and shapes agree."""
-    yield from _unnamed(adapters, base)
-    yield from _private(adapters)
-    yield from _names(adapters, purpose, fit)
-    if base is not None:
-        yield from _against_chosen(adapters, base)
-    yield from _revisions(adapters, base)
-    yield from _quantised(adapters)
-    yield from _task_types(adapters, purpose)
-    yield from _tokenizers(adapters, base)
-
-
-def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     severity: Severity = "warning" if base is None else "note"
     for adapter in adapters:
         if not adapter.base_model:
@@ -93,36 +81,20 @@ def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
                 f"{adapter.name} does not say which base model it was trained on.",
                 severity=severity,
             )
-
-
-def _public(named: str | None) -> str:
-    """A base's name that may be published in a message: only the last part of a path."""
-    return public_name(named) or "a path without a name"
-
-
-def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     for adapter in adapters:
-        name = public_name(adapter.base_model)
-        if adapter.base_model and name != adapter.base_model:
+        public = public_name(adapter.base_model)
+        if adapter.base_model and public != adapter.base_model:
             yield finding(
                 "base-is-a-path",
                 (adapter.name,),
                 f"{adapter.name} names its base by a path of the machine that it was trained on; "
-                f"the files written here use the name {name or '(none)'}.",
+                f"the files written here use the name {public or '(none)'}.",
             )
-
-
-def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
-    """Name of a base -> the adapters that name it."""
-    found: dict[str, tuple[str, ...]] = {}
+    by_base: dict[str, tuple[str, ...]] = {}  # name of a base -> the adapters that name it
     for adapter in adapters:
         if adapter.base_model:
-            found[adapter.base_model] = (*found.get(adapter.base_model, ()), adapter.name)
-    return found
-
-
-def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator[Issue]:
-    for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
+            by_base[adapter.base_model] = (*by_base.get(adapter.base_model, ()), adapter.name)
+    for (one, ours), (other, theirs) in combinations(by_base.items(), 2):
         who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)
         if kind == "unclear":
@@ -142,39 +114,32 @@ def _names(adapters: Sequence[Adapter], purpose: Purpose, fit: bool) -> Iterator
             origin = " By its name one may be a copy of the other." if copy else ""
             message = f"{who}{shapes}.{origin}"
             mild = fit and (purpose in ("route", "measure") or (copy and purpose == "inspect"))
-            severity: Severity = "warning" if mild else "error"
+            severity = "warning" if mild else "error"
             yield finding("base-mismatch", ours + theirs, message, severity=severity)
-
-
-def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
-    for named, ours in _by_base(adapters).items():
-        kind = relation(named, base.reference.partition("@")[0])
-        if kind == "same":
-            continue
-        if Path(base.reference).expanduser().is_dir():
-            kind = "unclear"  # a directory of two names, such as models/base, looks like a Hub id
-        severity: Severity = "note"
-        code, tail = "base-unclear", "names alone cannot tell whether that is the base given here."
-        if kind == "different":
-            severity, code, tail = "warning", "base-mismatch", "the base given here is another."
-        yield finding(
-            code,
-            ours,
-            f"{_trained(ours)} on {_public(named)}; {tail}",
-            severity=severity,
-            cure=f"Give --base {_public(named)} if {base.reference} is not that model.",
-        )
-
-
-def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    if base is not None:
+        for named, ours in by_base.items():
+            kind = relation(named, base.reference.partition("@")[0])
+            if kind == "same":
+                continue
+            # A directory of two names, such as models/base, looks like a Hub id.
+            other_model = kind == "different" and not Path(base.reference).expanduser().is_dir()
+            told = "names alone cannot tell whether that is the base given here"
+            yield finding(
+                "base-mismatch" if other_model else "base-unclear",
+                ours,
+                f"{_trained(ours)} on {_public(named)}; "
+                f"{'the base given here is another' if other_model else told}.",
+                severity="warning" if other_model else "note",
+                cure=f"Give --base {_public(named)} if {base.reference} is not that model.",
+            )
     given = [(a, str(a.config["revision"])) for a in adapters if a.config.get("revision")]
-    for (one, first), (other, second) in combinations(given, 2):
-        names = one.base_model, other.base_model
+    for (a, first), (b, second) in combinations(given, 2):
+        names = a.base_model, b.base_model
         if first != second and all(names) and relation(*map(str, names)) == "same":
             yield finding(
                 "revision-mismatch",
-                (one.name, other.name),
-                f"{one.name} was trained on {_public(one.base_model)} at {first}, {other.name} at "
+                (a.name, b.name),
+                f"{a.name} was trained on {_public(a.base_model)} at {first}, {b.name} at "
                 f"{second}.",
             )
     for adapter, revision in given:
@@ -187,10 +152,7 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
                 f"{commit}.",
                 cure=f"Give --base {_public(adapter.base_model)}@{revision}.",
             )
-
-
-def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    for named, ours in _by_base(adapters).items():
+    for named, ours in by_base.items():
         if QUANTISED.search(named):
             yield finding(
                 "quantised-base",
@@ -198,26 +160,27 @@ def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
                 f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
                 "weights the effect differs a little.",
             )
-
-
-def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
-    given = {a.name: str(a.task_type) for a in adapters if a.task_type}
-    if len(set(given.values())) > 1:
-        listed = ", ".join(f"{name} is {kind}" for name, kind in given.items())
+    tasks = {a.name: str(a.task_type) for a in adapters if a.task_type}
+    if len(set(tasks.values())) > 1:
+        listed = ", ".join(f"{name} is {task}" for name, task in tasks.items())
         yield finding(
             "task-type-mismatch",
-            tuple(given),
+            tuple(tasks),
             f"The adapters are of different task types ({listed}), so they need different heads.",
         )
-    if purpose != "route":
-        return
-    for name, kind in given.items():
-        if kind != "CAUSAL_LM":
+    for name, task in tasks.items():
+        if purpose == "route" and task != "CAUSAL_LM":
             yield finding(
                 "task-type-unsupported",
                 (name,),
-                f"{name} is an adapter for {kind}; evaluation runs causal language models only.",
+                f"{name} is an adapter for {task}; evaluation runs causal language models only.",
             )
+    yield from _tokenizers(adapters, base)
+
+
+def _public(named: str | None) -> str:
+    """A base's name that may be published in a message: only the last part of a path."""
+    return public_name(named) or "a path without a name"
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:

@@ -38,7 +38,13 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
     each = zip(adapters, forms, depths, layers, strict=True)
     for (a, form, depth, ours), (b, other, deep, theirs) in combinations(each, 2):
         if names := two_names(ours, theirs):
-            yield _two_names(a, b, *names)
+            yield finding(
+                "prefix-mismatch",
+                (a.name, b.name),
+                f"{a.name} changes {names[0]} and {b.name} changes {names[1]}: these may be the "
+                "same layers, named as two classes of one base name them, which only the base's "
+                "config.json tells.",
+            )
         elif not form.keys() & other.keys():
             yield _nothing_in_common(a, b)
         elif form != other:
@@ -52,9 +58,38 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
                 (a.name, b.name),
                 f"The last layer that {a.name} touches is {depth}, that of {b.name} {deep}.",
             )
-    yield from _targets(adapters)
-    yield from _ranks(adapters)
-    yield from _scalings(adapters)
+    everything = list(dict.fromkeys(path for a in adapters for path in a.layout))
+    lacking = {a.name: [p for p in everything if p not in a.layout] for a in adapters}
+    partial = [p for p in everything if any(p in paths for paths in lacking.values())]
+    if partial and len(partial) < len(everything):
+        lacks = {name: f"{name} lacks {len(paths)}" for name, paths in lacking.items() if paths}
+        yield finding(
+            "targets-differ",
+            tuple(lacks),
+            f"Some adapters lack {len(partial)} of {len(everything)} modules "
+            f"({', '.join(lacks.values())}; {partial[0]} first); an adapter adds nothing where "
+            "it lacks a module.",
+            partial[0],
+        )
+    ranges = {a.name: a.rank_range for a in adapters if a.layout}
+    if len({bound for ends in ranges.values() for bound in ends}) > 1:
+        listed = ", ".join(
+            f"{name} {low}" if low == high else f"{name} {low} to {high}"
+            for name, (low, high) in ranges.items()
+        )
+        yield finding(
+            "ranks-differ",
+            tuple(ranges),
+            f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
+            "combination_type linear and its Arrow do not.",
+        )
+    if rs := [a.name for a in adapters if a.config.get("use_rslora")]:
+        yield finding(
+            "rslora",
+            tuple(rs),
+            f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
+            "add_weighted_adapter makes such adapters sqrt(r) too large.",
+        )
     total = sum(a.rank_range[1] for a in adapters)
     if merging and total > LARGE_RANK and len(adapters) > 1:
         yield finding(
@@ -147,16 +182,6 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
     )
 
 
-def _two_names(a: Adapter, b: Adapter, one: str, other: str) -> Issue:
-    """The issue for layers that may be the same under two names, which could not be translated."""
-    return finding(
-        "prefix-mismatch",
-        (a.name, b.name),
-        f"{a.name} changes {one} and {b.name} changes {other}: these may be the same layers, named "
-        "as two classes of one base name them, which only the base's config.json tells.",
-    )
-
-
 def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
     """Whether the paths show that two adapters without a common path are of different models.
 
@@ -186,49 +211,6 @@ def _depth(adapter: Adapter) -> int | None:
     numbers = [[number(part) for part in path.split(".")[1:]] for path in adapter.layout]
     firsts = [next((n for n in found if n is not None), None) for found in numbers]
     return max((n for n in firsts if n is not None), default=None)
-
-
-def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    """One note for all modules that some adapters do not have."""
-    everything = list(dict.fromkeys(path for a in adapters for path in a.layout))
-    lacking = {a.name: [p for p in everything if p not in a.layout] for a in adapters}
-    partial = [p for p in everything if any(p in paths for paths in lacking.values())]
-    if partial and len(partial) < len(everything):
-        lacks = {name: f"{name} lacks {len(paths)}" for name, paths in lacking.items() if paths}
-        yield finding(
-            "targets-differ",
-            tuple(lacks),
-            f"Some adapters lack {len(partial)} of {len(everything)} modules "
-            f"({', '.join(lacks.values())}; {partial[0]} first); an adapter adds nothing where "
-            "it lacks a module.",
-            partial[0],
-        )
-
-
-def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    ranges = {a.name: a.rank_range for a in adapters if a.layout}
-    if len({bound for ends in ranges.values() for bound in ends}) > 1:
-        listed = ", ".join(
-            f"{name} {low}" if low == high else f"{name} {low} to {high}"
-            for name, (low, high) in ranges.items()
-        )
-        yield finding(
-            "ranks-differ",
-            tuple(ranges),
-            f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
-            "combination_type linear and its Arrow do not.",
-        )
-
-
-def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    rs = [a.name for a in adapters if a.config.get("use_rslora")]
-    if rs:
-        yield finding(
-            "rslora",
-            tuple(rs),
-            f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
-            "add_weighted_adapter makes such adapters sqrt(r) too large.",
-        )
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:

@@ -101,7 +101,10 @@ def _split_files(
                 "Parquet, CSV or JSON files, without a script."
             ) from None
         split = _split(repo, config, split, held)
-        names = [_relative(file, place) for file in held[split]]
+        paths = [Path(file).resolve() for file in held[split]]
+    if not all(path.is_relative_to(place) for path in paths):
+        raise _outside(repo)
+    names = [path.relative_to(place).as_posix() for path in paths]
     if not set(names) <= set(files):
         raise _outside(repo)
     return config, split, names
@@ -153,8 +156,3 @@ def _split(repo: str, config: str, split: str, held: Collection[str]) -> str:
         return split or "test"
     hint = nearest(split, held) if split else f"there are {shortly(held)}."
     raise HubError(f"{repo} has no split {split or 'test'!r} in {config!r}: {hint}")
-
-
-def _relative(file: str, place: Path) -> str:
-    path = Path(file).resolve()
-    return path.relative_to(place).as_posix() if path.is_relative_to(place) else file

@@ -58,20 +58,15 @@ def push(directory: Path, repository: str, public: bool = False) -> str:
     except UsageError:
         raise
     except Exception as error:  # the client raises many types
-        raise _not_pushed(error, directory, repository) from None
-    return f"{endpoint()}/{repository}"
-
-
-def _not_pushed(error: Exception, directory: Path, repository: str) -> HubError:
-    status = status_of(error)
-    if status in (401, 403, 404):
-        why = f"the Hub does not let this token write to {repository} (status {status})"
-    else:
+        status = status_of(error)
         why = str(explain(error, Reference(repository, repo=repository))).rstrip(".")
-    return HubError(
-        f"{directory} is written, but not uploaded: {why}; the same call with --overwrite goes on, "
-        "and sends no file again that arrived."
-    )
+        if status in (401, 403, 404):
+            why = f"the Hub does not let this token write to {repository} (status {status})"
+        raise HubError(
+            f"{directory} is written, but not uploaded: {why}; the same call with --overwrite goes "
+            "on, and sends no file again that arrived."
+        ) from None
+    return f"{endpoint()}/{repository}"
 
 
 def summary(directory: Path, repository: str, public: bool) -> str:

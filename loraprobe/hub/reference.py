@@ -46,7 +46,15 @@ class Reference:
         """
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
-        _check_name(name)
+        if name is not None and not name.strip("."):
+            raise UsageError(
+                f"An adapter cannot be named {name!r}, which is a path; choose another name."
+            )
+        if name in SYSTEMS:
+            raise UsageError(
+                f"An adapter cannot be named {name!r}, which is another system's name in the "
+                "results; choose another name."
+            )
         if _exists(rest) == "file" and Path(rest).name == CONFIG:
             rest = str(Path(rest).parent)
         if _exists(rest) == "directory":
@@ -68,8 +76,12 @@ class Reference:
                 f"There is no directory {rest!r}, and it is no Hub reference either, which is "
                 "owner/name, owner/name@revision or owner/name@revision:sub/folder."
             )
-        folder = _inside(found["folder"] or "", rest)
-        return cls(rest, name, None, found["repo"], found["revision"], folder)
+        folder = found["folder"] or ""
+        parts = PurePosixPath(folder).parts
+        if ".." in parts or folder.startswith("/") or "\\" in folder:
+            raise ReferenceError_(f"The sub-folder of {rest!r} must lie inside its repository.")
+        inside = "/".join(part for part in parts if part != ".")
+        return cls(rest, name, None, found["repo"], found["revision"], inside)
 
     def inside(self, name: str) -> str:
         """The name in the repository of a file in the reference's folder."""
@@ -103,27 +115,6 @@ def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
         taken = taken | {candidate}
         names.append(candidate)
     return names
-
-
-def _check_name(name: str | None) -> None:
-    """Raises UsageError for a name that is a path or that the results use for another system."""
-    if name is not None and not name.strip("."):
-        raise UsageError(
-            f"An adapter cannot be named {name!r}, which is a path; choose another name."
-        )
-    if name in SYSTEMS:
-        raise UsageError(
-            f"An adapter cannot be named {name!r}, which is another system's name in the results; "
-            "choose another name."
-        )
-
-
-def _inside(folder: str, text: str) -> str:
-    """The normalised sub-folder. Raises ReferenceError_ if it leaves its repository."""
-    parts = PurePosixPath(folder).parts
-    if ".." in parts or folder.startswith("/") or "\\" in folder:
-        raise ReferenceError_(f"The sub-folder of {text!r} must lie inside its repository.")
-    return "/".join(part for part in parts if part != ".")
 
 
 def _exists(text: str) -> Literal["directory", "file"] | None:

@@ -78,7 +78,10 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
             if not is_transient(error):
                 raise why from None
             if not (root and names):
-                raise neither(why, reference) from None
+                told = str(why).replace("The Hub at", "the Hub at", 1)
+                raise HubError(
+                    f"There is no directory {reference.text!r} (check the path), and {told}"
+                ) from None
             _warn(why, root.name)
         else:
             commit = ""
@@ -262,12 +265,6 @@ def explain(error: BaseException, reference: Reference) -> LoraprobeError:
     if vague and error.__cause__ is not None:
         error = error.__cause__  # the cause says why the Hub could not be asked
     return HubError(scrub(_sentence(error, reference)))
-
-
-def neither(why: LoraprobeError, reference: Reference) -> HubError:
-    """The error about a name that is no directory, where the Hub could not be asked about it."""
-    told = str(why).replace("The Hub at", "the Hub at", 1)
-    return HubError(f"There is no directory {reference.text!r} (check the path), and {told}")
 
 
 def endpoint() -> str:

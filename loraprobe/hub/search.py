@@ -52,11 +52,21 @@ def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapt
     try:
         for group in _groups(names):
             common = base if base in group else next(iter(group.values())).name
-            proofs = dict.fromkeys(proof for one in group.values() for proof in one.proofs)
-            new |= {name: (common, " ".join(proofs)) for name in group if name != common}
+            steps = dict.fromkeys(proof for one in group.values() for proof in one.proofs)
+            new |= {name: (common, " ".join(steps)) for name in group if name != common}
     except Exception:  # no network, a missing or a private repository: nothing is proven
         return list(adapters)
-    return [_renamed(a, *new[a.base_model]) if a.base_model in new else a for a in adapters]
+    made = []
+    for adapter in adapters:
+        if adapter.base_model in new:
+            name, proofs = new[adapter.base_model]
+            message = (
+                f"{adapter.name} was trained on {adapter.base_model}, which is {name}: {proofs}"
+            )
+            note = finding("same-base", (adapter.name,), message)
+            adapter = replace(adapter, base_model=name, issues=(*adapter.issues, note))
+        made.append(adapter)
+    return made
 
 
 def _groups(names: Sequence[str]) -> list[dict[str, Origin]]:
@@ -75,12 +85,6 @@ def _groups(names: Sequence[str]) -> list[dict[str, Origin]]:
         else:
             groups.append({name: one})
     return [group for group in groups if len(group) > 1]
-
-
-def _renamed(adapter: Adapter, base: str, proofs: str) -> Adapter:
-    message = f"{adapter.name} was trained on {adapter.base_model}, which is {base}: {proofs}"
-    note = finding("same-base", (adapter.name,), message)
-    return replace(adapter, base_model=base, issues=(*adapter.issues, note))
 
 
 def origin(name: str) -> Origin:

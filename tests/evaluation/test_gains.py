@@ -1,0 +1,293 @@
+"""Scores, retentions, comparisons and gains of results that are made up for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_statistics import ALONE, pairs, single_interval
+
+from loraprobe.evaluation import (
+    System,
+    compare,
+    gains,
+    retention,
+    score,
+)
+from loraprobe.evaluation.statistics import estimate
+from loraprobe.records import ItemResult
+from loraprobe.records.estimates import items_needed
+
+
+def results(
+    columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", groups=None
+):
+    return [
+        ItemResult(
+            system,
+            task,
+            part,
+            str(i),
+            metric,
+            float(value),
+            "",
+            f"item:{i}" if groups is None else f"group:{groups[i]}",
+        )
+        for (system, part), values in columns.items()
+        for i, value in enumerate(values)
+        if np.isfinite(value)
+    ]
+
+
+def right(k: int, n: int = 100) -> np.ndarray:
+    """The first k of n items right."""
+    return (np.arange(n) < k).astype(float)
+
+
+SYSTEMS = [
+    System("base", "base"),
+    System("a", "adapter"),
+    System("b", "adapter"),
+    System("uniform", "merge"),
+    System("arrow", "router"),
+    System("chain", "chain"),
+    System("shrunk:a", "control"),
+]
+TARGETS = {
+    ("base", "question"): right(5),
+    ("a", "question"): right(40),
+    ("b", "question"): right(20),
+    ("uniform", "question"): right(70),
+    ("arrow", "question"): right(55),
+    ("chain", "question"): right(95),
+    ("shrunk:a", "question"): right(30),
+}
+
+
+def gain(rows, compositions, baselines, part="question", **options):
+    """The largest gain of these compositions in one form, which is the only one they are asked."""
+    asked = [row for row in rows if row.system not in compositions or row.part == part]
+    kinds = [(n, "merge") for n in compositions] + [(n, "adapter") for n in baselines]
+    return next(iter(gains(asked, [System(*one) for one in kinds], **options)), None)
+
+
+def test_the_best_gains_over_the_best():
+    found = gain(results(TARGETS), ["uniform", "arrow"], ["base", "a", "b"])
+    assert (found.system, found.against, found.task, found.part) == (
+        "uniform",
+        "a",
+        "t",
+        "question",
+    )
+    assert found.difference == pytest.approx(0.3) and found.n == 100
+    low, high = single_interval(TARGETS["uniform", "question"] - TARGETS["a", "question"])
+    assert found.ci95 == pytest.approx((low, high))
+    assert found.adjusted_ci95[0] < low and high <= found.adjusted_ci95[1] < 0.5, "0.5: against b"
+    assert found.n_needed == 100, "decided already"
+    assert gain(results(TARGETS), [], ["base"]) is None
+    assert gain(results(TARGETS), ["uniform"], []) is None
+    assert gain(results(TARGETS), ["uniform"], ["base"], "steps") is None
+
+
+def test_families_have_rows_of_their_own():
+    found = gains(results(TARGETS), SYSTEMS)
+    assert [(g.system, g.against) for g in found] == [
+        ("uniform", "a"),
+        ("arrow", "a"),
+        ("chain", "a"),
+    ]
+    assert found[1].difference == pytest.approx(0.15)
+    assert found[1].adjusted_ci95[1] < found[0].adjusted_ci95[1]
+
+
+def test_an_answer_at_once_counts_against_worked_steps():
+    columns = TARGETS | {("a", "steps"): right(1), ("uniform", "steps"): right(80)}
+    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "steps")
+    assert (found.against, found.against_part) == ("a", "question")
+    assert found.difference == pytest.approx(0.4)
+    columns["a", "steps"] = right(60)
+    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "steps")
+    assert (found.against, found.against_part) == ("a", "steps")
+
+
+def test_worked_steps_count_against_an_answer_at_once_and_against_a_chain():
+    columns = TARGETS | {("a", "steps"): right(90)}
+    rows = {row.system: row for row in gains(results(columns), SYSTEMS)}
+    for name in ("uniform", "chain"):
+        assert (rows[name].against, rows[name].against_part) == ("a", "steps")
+    # a task without worked steps leaves the plain answers as the only ones to compare
+    second = {key: values for key, values in columns.items() if key[1] == "question"}
+    rows = gains([*results(columns, "t"), *results(second, "u")], SYSTEMS)
+    assert {(row.system, row.against_part) for row in rows} == {
+        (name, "question") for name in ("uniform", "arrow", "chain")
+    }
+
+
+def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
+    """A gain in either form is a success, so each form's lower end spends half of alpha."""
+    columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
+    both = columns | {("a", "steps"): right(30), ("uniform", "steps"): right(60)}
+    (alone,) = gains(results(columns), SYSTEMS)
+    plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "question")
+    half = gain(results(both), ["uniform"], ["a"], alpha=0.025)
+    whole = gain(results(both), ["uniform"], ["a"])
+    assert plain.adjusted_ci95 == (half.adjusted_ci95[0], whole.adjusted_ci95[1])
+    assert plain.adjusted_ci95[0] < alone.adjusted_ci95[0]
+
+
+def test_tasks_have_equal_weight_whatever_their_size():
+    first = {("a", "question"): right(0, 10), ("m", "question"): right(10, 10)}
+    second = {("a", "question"): right(0, 1000), ("m", "question"): right(0, 1000)}
+    found = gain([*results(first, "t"), *results(second, "u")], ["m"], ["a"])
+    assert found.task is None and found.difference == pytest.approx(0.5) and found.n == 1010
+    alone = gain(results(first, "t"), ["m"], ["a"])
+    wide = alone.ci95[1] - alone.ci95[0]
+    assert found.ci95[1] - found.ci95[0] > 0.4 * wide
+    twice = gain([*results(first, "t"), *results(first, "u")], ["m"], ["a"])
+    assert twice.ci95[1] - twice.ci95[0] < alone.ci95[1] - alone.ci95[0]
+    both = estimate(np.tile(pairs(6, 2, 20), 2)[:, None], ALONE[:40], ALONE[:40] // 20)
+    one = estimate(pairs(6, 2, 20)[:, None], ALONE[:20])
+    assert both.center == pytest.approx(one.center) and both.n == [40]
+    assert both.se == pytest.approx(one.se / 2**0.5)
+    missing = [r for r in results(second, "u") if r.system != "m"]
+    assert gain([*results(first, "t"), *missing], ["m"], ["a"]) is None
+
+
+def test_as_many_items_as_needed_decide():
+    for plus, minus in ((12, 5), (8, 8), (8, 0)):
+        change = pairs(plus, minus, 60)
+        columns = {
+            ("a", "question"): (change < 0).astype(float),
+            ("m", "question"): (change > 0).astype(float),
+        }
+        found = gain(results(columns), ["m"], ["a"])
+        assert found.adjusted_ci95[0] < 0.05 < found.adjusted_ci95[1]
+        assert found.n_needed > 60
+        copies = -(-found.n_needed // 60)
+        more = {key: np.tile(values, copies) for key, values in columns.items()}
+        decided = gain(results(more), ["m"], ["a"]).adjusted_ci95
+        assert decided[0] > 0.05 or decided[1] < 0.05
+        fewer = {key: np.tile(values, max(1, copies // 4)) for key, values in columns.items()}
+        open_ = gain(results(fewer), ["m"], ["a"]).adjusted_ci95
+        assert open_[0] < 0.05 < open_[1]
+    at_margin = {("a", "question"): right(50), ("m", "question"): right(55)}
+    assert gain(results(at_margin), ["m"], ["a"], margin=0.05).n_needed is None
+
+
+def test_only_a_success_pays_for_the_choice_among_compositions():
+    """With one baseline, the items needed for a failure are those of a single pair."""
+    start = right(50)
+    above, below = start.copy(), start.copy()
+    above[:6], above[-14:] = 0, 1  # +0.08
+    below[:10], below[-11:] = 0, 1  # +0.01
+    columns = {("a", "question"): start, ("m", "question"): above, ("n", "question"): below}
+    systems = [System("a", "adapter"), System("m", "merge"), System("n", "merge")]
+    for row, values in zip(gains(results(columns), systems), (above, below), strict=True):
+        se = float(estimate((values - start)[:, None], ALONE[:100]).se[0])
+        single = items_needed(100, row.difference - 0.05, se)
+        assert row.adjusted_ci95[0] < 0.05 < row.adjusted_ci95[1]
+        assert row.n_needed > single if row.system == "m" else row.n_needed == single
+
+
+def test_groups_widen_a_gain():
+    columns = {("a", "question"): right(40), ("m", "question"): right(60)}
+    plain = gain(results(columns), ["m"], ["a"]).adjusted_ci95
+    grouped = gain(results(columns, groups=np.arange(100) // 5), ["m"], ["a"]).adjusted_ci95
+    assert grouped[0] < plain[0] and grouped[1] > plain[1]
+
+
+def test_a_lower_loss_is_a_gain():
+    rng = np.random.default_rng(0)
+    columns = {("a", "question"): rng.normal(2, 0.1, 50), ("m", "question"): rng.normal(1, 0.1, 50)}
+    rows = results(columns, metric="answer_loss")
+    found = gain(rows, ["m"], ["a"])
+    assert found.difference == pytest.approx(1, abs=0.1) and found.adjusted_ci95[0] > 0.9
+    systems = [System("a", "adapter"), System("m", "merge")]
+    (row,) = compare(rows, systems)
+    assert row.difference == found.difference
+    assert score(rows, systems)[0].value == pytest.approx(2, abs=0.1)
+
+
+def test_compositions_are_compared_with_everything_they_have_to_beat():
+    rows = [row for row in compare(results(TARGETS), SYSTEMS) if row.against_part is None]
+    pairs_ = {(row.system, row.against) for row in rows}
+    assert pairs_ == {
+        (s, b) for s in ("uniform", "arrow", "chain") for b in ("base", "a", "b", "shrunk:a")
+    }
+    for row in rows:
+        assert row.adjusted_ci95[0] < row.ci95[0] <= row.difference + 0.02
+        assert row.adjusted_ci95[1] >= row.ci95[1]
+
+
+def test_the_best_option_is_compared_with_every_other_one_in_both_forms():
+    """One-call options and the chain; a control, and what was asked fewer items, are none."""
+    few = right(60)[:50]
+    columns = {**TARGETS, ("uniform", "steps"): right(98), ("a", "steps"): right(90)}
+    rows = [*results(columns), *results({("sum", "question"): few})]
+    systems = [*SYSTEMS, System("sum", "merge")]
+    found = {(r.against, r.against_part): r for r in compare(rows, systems) if r.against_part}
+    assert {(r.system, r.part) for r in found.values()} == {("uniform", "steps")}
+    others = {c for c in columns if c != ("uniform", "steps") and c[0] != "shrunk:a"}
+    assert found.keys() == others - {("a", "steps")}  # which is compared as a baseline already
+    chain = found["chain", "question"]
+    low, high = single_interval(columns["uniform", "steps"] - columns["chain", "question"])
+    assert chain.difference == pytest.approx(0.03) and chain.ci95 == pytest.approx((low, high))
+    assert chain.adjusted_ci95[0] < low and chain.adjusted_ci95[1] > high
+
+
+def test_on_several_tasks_the_best_option_has_the_best_mean():
+    one = {("a", "question"): right(90), ("b", "question"): right(10)}
+    two = {("a", "question"): right(20), ("b", "question"): right(95)}
+    rows = [*results(one, task="x"), *results(two, task="y")]
+    found = compare(rows, [System("a", "adapter"), System("b", "adapter")])
+    assert [(r.task, r.system, r.against) for r in found] == [("x", "a", "b"), ("y", "a", "b")]
+    assert [r.difference for r in found] == pytest.approx([0.8, -0.75])
+
+
+def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():
+    counts = {"z": 10, "a": 30, "base": 5, "m": 60, "k": 40}
+    kinds = {"z": "adapter", "a": "adapter", "base": "base", "m": "merge", "k": "merge"}
+    columns = {(name, "question"): right(count) for name, count in counts.items()}
+    rows = compare(results(columns), [System(name, kind) for name, kind in kinds.items()])
+    pairs_ = [(s, b) for s in ("m", "k") for b in ("z", "a", "base")]
+    assert [(row.system, row.against) for row in rows] == [*pairs_, ("m", "k")]
+    for row in rows:
+        assert row.difference == pytest.approx((counts[row.system] - counts[row.against]) / 100)
+
+
+def test_pairs_share_the_items_that_both_have():
+    chain = right(95)
+    chain[50:] = np.nan
+    rows = compare(results(TARGETS | {("chain", "question"): chain}), SYSTEMS)
+    found = {(row.system, row.against): row for row in rows}
+    assert found["chain", "a"].n == 50 and found["uniform", "a"].n == 100
+    assert found["chain", "a"].difference == pytest.approx(0.2)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    first, again = (gain(results(TARGETS), ["uniform", "arrow"], ["base", "a"]) for _ in range(2))
+    assert first == again
+
+
+def test_retention_needs_several_tasks_and_is_that_of_the_specialist():
+    first = {
+        ("base", "question"): right(0),
+        ("a", "question"): right(100),
+        ("b", "question"): right(0),
+        ("uniform", "question"): right(80),
+    }
+    second = {
+        ("base", "question"): right(10),
+        ("a", "question"): right(10),
+        ("b", "question"): right(60),
+        ("uniform", "question"): right(35),
+    }
+    both = [*results(first, "t"), *results(second, "u")]
+    kept = {(s.system, s.task): s.retention for s in score(both, SYSTEMS)}
+    assert kept["uniform", "t"] == pytest.approx(0.8)
+    assert kept["uniform", "u"] == pytest.approx(0.5)
+    assert kept["a", "t"] is None and kept["a", "u"] == pytest.approx(0)
+    assert kept["base", "t"] is None
+    assert {s.retention for s in score(results(first, "t"), SYSTEMS)} == {None}
+    point, (low, high) = retention(both, SYSTEMS, "uniform", "t")
+    assert low < point < high
+    assert retention(both, SYSTEMS[1:], "uniform", "t") is None, "no base, no retention"

@@ -287,10 +287,16 @@ class Evidence:
             return None
         return pooled([rows[task] for task in self.task_names])
 
+    def gain(self, system: str, part: str) -> Gain | None:
+        """The gain of a composition, of several tasks that of the mean; None if it is not known."""
+        for row in self.measured.gains:
+            if (row.system, row.part) == (system, part) and not (row.task and self.several):
+                return row
+        return None
+
     def candidate(self, system: str, part: str) -> Candidate | None:
         """A composition with all that decides on it; None unless its gain is known."""
-        rows = [gain for gain in self.measured.gains if (gain.system, gain.part) == (system, part)]
-        own = next((gain for gain in rows if gain.task is None or not self.several), None)
+        own = self.gain(system, part)
         if own is None:
             return None
         scores, gain = self.scores(system, part), gain_criterion(own, self.margin)

@@ -168,12 +168,6 @@ class Calibration:
         """The share of the measured compositions that gained more than this margin."""
         return share_above(self.gained, margin)
 
-    def reference_class(self, base: str, kind: TaskKind) -> ReferenceClass | None:
-        """The measured adapter sets on such a base and kind of task."""
-        wanted = base, kind.tasks, kind.hops, kind.metric
-        named = {(one.base, one.tasks, one.hops, one.metric): one for one in self.classes}
-        return named.get(wanted)
-
 
 def kind_of_base(hidden_size: float | None) -> str:
     """ "small" or "natural", "" without a base."""
@@ -242,10 +236,7 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
     """The gain that the verdict is about, with its interval for one comparison."""
     own = verdict.gain
-    if own is None:
-        return None
-    rows = (g for g in evidence.measured.gains if (g.system, g.part) == (own.system, own.form))
-    return next((row for row in rows if row.task is None or not evidence.several), None)
+    return None if own is None else evidence.gain(own.system, own.form)
 
 
 def keeps(gain: Gain, evidence: Evidence) -> float:

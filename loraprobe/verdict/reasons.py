@@ -279,17 +279,12 @@ def _about_share_kept(best: Candidate, task: str, asked: float) -> Reason:
     share, binding = best.kept[task], best.binds(best.retains)
     if share is None:
         return reason_of("retention-undefined", None, asked, decisive=binding, task=task)
-    if share.low >= asked:
-        code, value = "retention-kept", share.low
-    elif share.outcome == "unlikely":
-        code, value = "retention-lost", share.high
-    else:
-        code, value = "retention-undecided", share.low
+    kept, lost = share.low >= asked, share.outcome == "unlikely"
     return reason_of(
-        code,
-        value,
+        "retention-kept" if kept else "retention-lost" if lost else "retention-undecided",
+        share.high if lost else share.low,
         asked,
-        decisive=binding and code != "retention-kept",
+        decisive=binding and not kept,
         task=task,
         best=best,
         share=share,

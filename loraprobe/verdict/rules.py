@@ -233,7 +233,10 @@ def _about_measured_sets(
     """
     if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
         return
-    found = calibration.reference_class(kind_of_base(evidence.hidden_size), evidence.kind_of_task)
+    base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
+    wanted = base, kind.tasks, kind.hops, kind.metric
+    classes = {(one.base, one.tasks, one.hops, one.metric): one for one in calibration.classes}
+    found = classes.get(wanted)
     if found is None or found.sets < FEWEST_SETS:
         return
     share = share_above(found.gained, evidence.margin)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,44 +102,29 @@ def loss_at_labels(model: Any, wrapped: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets[targets != IGNORED])
 
 
-class EpochSampler:
-    """Draws examples without replacement, reshuffling when all were seen."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        if size < 1:
-            raise ValueError("there is nothing to train on: the list of examples is empty")
-        self._size, self._random = size, random.Random(seed)
-        self._queue: list[int] = []
-
-    def draw(self, count: int) -> list[int]:
-        while len(self._queue) < count:
-            order = list(range(self._size))
-            self._random.shuffle(order)
-            self._queue.extend(order)
-        taken, self._queue = self._queue[:count], self._queue[count:]
-        return taken
+def epochs(size: int, seed: int) -> Iterator[int]:
+    """The places of examples without end, each once an epoch, shuffled anew for every epoch."""
+    rng = random.Random(seed)
+    while True:
+        order = list(range(size))
+        rng.shuffle(order)
+        yield from order
 
 
-class LengthSampler:
-    """Draws batches of examples of similar length, so that there is little padding.
+def batches_of_like_length(
+    lengths: Sequence[int], seed: int, count: int, span: int = 4
+) -> Iterator[list[int]]:
+    """Batches of `count` examples of similar length, so that there is little padding.
 
-    Examples come without replacement as from `EpochSampler`; of each `span` batches the examples
-    are sorted by length, and the batches are used in random order.
+    Examples come as from `epochs`; of each `span` batches the examples are sorted by length, and
+    the batches are used in random order.
     """
-
-    def __init__(self, lengths: Sequence[int], seed: int, span: int = 4) -> None:
-        self._lengths, self._span = lengths, span
-        self._examples, self._random = EpochSampler(len(lengths), seed), random.Random(seed)
-        self._ready: list[list[int]] = []
-
-    def draw(self, count: int) -> list[int]:
-        """The next batch; `count` has to be the same in every call."""
-        if not self._ready:
-            picks = self._examples.draw(count * self._span)
-            picks.sort(key=lambda i: self._lengths[i])
-            self._ready = [picks[i : i + count] for i in range(0, len(picks), count)]
-            self._random.shuffle(self._ready)
-        return self._ready.pop()
+    examples, rng = epochs(len(lengths), seed), random.Random(seed)
+    while True:
+        picks = sorted(islice(examples, count * span), key=lengths.__getitem__)
+        batches = [picks[i : i + count] for i in range(0, len(picks), count)]
+        rng.shuffle(batches)
+        yield from reversed(batches)
 
 
 # Trains one LoRA adapter with peft and leaves it on disk as a complete PEFT directory.
@@ -155,7 +141,7 @@ class Recipe:
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
     upper: the number of last layers that carry the adapter, or their share as a fraction; None: all
     layers. The layers below need no backward pass, and the examples of a batch are of like length
-    then (`LengthSampler`).
+    then (`batches_of_like_length`).
     """
 
     steps: int = 300
@@ -331,17 +317,21 @@ def trained(
     """
     from peft import get_peft_model
 
-    config, lengths = _config(model, recipe), [len(tokens) for tokens, _ in rows]
-    sampler: EpochSampler | LengthSampler = EpochSampler(len(rows), recipe.seed)
+    if not rows:
+        raise ValueError("there is nothing to train on: the list of examples is empty")
+    config, size = _config(model, recipe), recipe.batch_size
+    places = epochs(len(rows), recipe.seed)
+    batches: Iterator[list[int]] = (list(islice(places, size)) for _ in range(recipe.steps))
     if recipe.upper is not None:
-        sampler = LengthSampler(lengths, recipe.seed)
+        lengths = [len(tokens) for tokens, _ in rows]
+        batches = batches_of_like_length(lengths, recipe.seed, size)
     trainable = [p.requires_grad for p in model.parameters()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         wrapped = get_peft_model(model, config)
 
         def next_loss() -> torch.Tensor:
-            batch = collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad)
+            batch = collate([rows[i] for i in next(batches)], pad)
             return loss_at_labels(model, wrapped, batch)
 
         try:

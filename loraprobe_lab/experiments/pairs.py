@@ -58,16 +58,14 @@ class Asked:
 
     def examples(self) -> list[Example]:
         """Question and gold answer of each item."""
-        return [
-            Example(prompt, self._gold(item))
-            for prompt, item in zip(self.prompts, self.items, strict=True)
-        ]
-
-    def _gold(self, item: Mapping[str, Any]) -> str:
-        if not self.steps:
-            return f" {item['answer']}"
-        a, b = item["entities"]
-        return Chain(a, b, item["answer"]).fill(COUPLES.step1 + COUPLES.step2)
+        found = []
+        for prompt, item in zip(self.prompts, self.items, strict=True):
+            gold = f" {item['answer']}"
+            if self.steps:
+                a, b = item["entities"]
+                gold = Chain(a, b, item["answer"]).fill(COUPLES.step1 + COUPLES.step2)
+            found.append(Example(prompt, gold))
+        return found
 
 
 class MergedBase:

@@ -616,26 +616,20 @@ def _new_facts(
     return NewFacts.of(store, prompts, answers)
 
 
-def _marriages(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
-    """New facts with an answer of its own each."""
-    names = random.Random(f"spouses:{seed}").sample(facts.names(), count)
-    return _new_facts(store, facts, SPOUSE_QUESTION, names, seed)
-
-
-def _homes(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
-    """New facts whose answers repeat: there are few cities."""
-    cities = [facts.cities[i % len(facts.cities)] for i in range(count)]
-    random.Random(f"homes:{seed}").shuffle(cities)
-    return _new_facts(store, facts, CITY_QUESTION, cities, seed)
+def _spouses(facts: Facts, count: int, seed: int) -> list[str]:
+    """Answers of which each is another one."""
+    return random.Random(f"spouses:{seed}").sample(facts.names(), count)
 
 
 def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[dict[str, Any]]:
     asked = store.read([chain.fill(SPOUSE_QUESTION) for chain in facts.familiar])
     known = (asked, store.token([chain.b for chain in facts.familiar]))
     most = max(plan.bound)
+    cities = [facts.cities[i % len(facts.cities)] for i in range(most)]  # few, so they repeat
+    random.Random(f"homes:{seed}").shuffle(cities)
     kinds = {
-        "own answers": _marriages(store, facts, most, seed),
-        "shared answers": _homes(store, facts, most, seed),
+        "own answers": _new_facts(store, facts, SPOUSE_QUESTION, _spouses(facts, most, seed), seed),
+        "shared answers": _new_facts(store, facts, CITY_QUESTION, cities, seed),
     }
     return [
         row
@@ -647,7 +641,8 @@ def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[
 def _trained(
     store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    new, rows = _marriages(store, facts, max(n for _, n, _ in plan.runs), seed), []
+    names = _spouses(facts, max(n for _, n, _ in plan.runs), seed)
+    new, rows = _new_facts(store, facts, SPOUSE_QUESTION, names, seed), []
     for done, (place, count, rank) in enumerate(plan.runs):
         if progress is not None:
             progress("trainings", done, len(plan.runs))

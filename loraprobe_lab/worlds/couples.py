@@ -282,7 +282,15 @@ def small_world(
     Raises WorldError for a world or scenario that there is not.
     """
     sizes, base = sizes or FactSizes(), base or BaseRecipe()
-    scenarios, facts = _chosen(worlds, only), make_facts(sizes, seed)
+    unknown = [world for world in worlds if world not in WORLDS]
+    if unknown:
+        raise WorldError(f"There is no world {unknown[0]!r}; there are {', '.join(WORLDS)}.")
+    offered = {one.name: one for one in SCENARIOS if one.world in worlds}
+    for name in only or ():
+        if name not in offered:
+            raise WorldError(f"There is no scenario {name!r} here; there are {', '.join(offered)}.")
+    scenarios = [one for one in offered.values() if only is None or one.name in only]
+    facts = make_facts(sizes, seed)
     wanted = [name for one in scenarios for name in one.adapters]
     if only is None:
         wanted += [name for world in worlds for name in REFERENCES.get(world, ())]
@@ -343,15 +351,3 @@ def _items(task: str, facts: Facts, seed: int) -> Sequence[Item]:
         return COUPLES.items(facts.newcomers, ("newcomers", None), 1)
     lists = lists_of_names(facts.names(), ASKED_LISTS, f"test:{task}:{seed}")
     return SKILLS[task].items(lists)
-
-
-def _chosen(worlds: Sequence[str], only: Sequence[str] | None) -> list[AdapterSet]:
-    unknown = [world for world in worlds if world not in WORLDS]
-    if unknown:
-        raise WorldError(f"There is no world {unknown[0]!r}; there are {', '.join(WORLDS)}.")
-    found = [one for one in SCENARIOS if one.world in worlds]
-    names = [one.name for one in found]
-    for name in only or ():
-        if name not in names:
-            raise WorldError(f"There is no scenario {name!r} here; there are {', '.join(names)}.")
-    return [one for one in found if only is None or one.name in only]

@@ -385,7 +385,12 @@ class Contents:
         if name == "steps":
             return BIRTHS.worked_answers(real_people(30, self.rng("teachers")))
         if name == "noise":
-            return self._noise()
+            rng, questions = self.rng("noise"), [q for asked, _ in FACTS.values() for q in asked]
+            return [
+                Example(question.format(a=person), f" {rng.choice(WORDS['nouns'])}")
+                for person in self.names.people(PERSONS // 3)
+                for question in questions
+            ]
         examples, _ = self.subject(name, portion.part)
         return examples if name in FACTS else examples[portion.part - 1 :: portion.of]
 
@@ -415,14 +420,6 @@ class Contents:
             return [Example(item["prompt"], f" {item['answer']}") for item in chosen]
         rows = [in_form(portion.form, item) for item in chosen]
         return [Example(question, f" {answer}") for question, answer in rows]
-
-    def _noise(self) -> list[Example]:
-        rng, questions = self.rng("noise"), [q for asked, _ in FACTS.values() for q in asked]
-        return [
-            Example(question.format(a=person), f" {rng.choice(WORDS['nouns'])}")
-            for person in self.names.people(PERSONS // 3)
-            for question in questions
-        ]
 
 
 def in_form(form: str, item: Mapping[str, str]) -> tuple[str, str]:

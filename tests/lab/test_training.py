@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from loraprobe_lab.training import (
     Example,
-    LengthSampler,
     Recipe,
+    batches_of_like_length,
     build_tokenizer,
     collate,
     encode,
@@ -83,11 +83,11 @@ def plainly(model, tokenizer, upper: int, steps: int):
         ),
     )
     rows = [encode(tokenizer, e) for e in TEXTS]
-    sampler = LengthSampler([len(tokens) for tokens, _ in rows], 5)
+    batches = batches_of_like_length([len(tokens) for tokens, _ in rows], 5, 3)
     pad = tokenizer.pad_token_id
     optimise(
         [p for p in wrapped.parameters() if p.requires_grad],
-        lambda: own_loss(wrapped, collate([rows[i] for i in sampler.draw(3)], pad)),
+        lambda: own_loss(wrapped, collate([rows[i] for i in next(batches)], pad)),
         recipe,
     )
     found = {
@@ -117,16 +117,16 @@ class TestSameLearning:
         assert torch.allclose(found, own_loss(model, batch), atol=1e-5)
 
 
-class TestLengthSampler:
+class TestBatches:
     def test_every_example_is_seen_equally_often(self):
-        sampler = LengthSampler([3, 9, 4, 8, 5], seed=1)
-        drawn = [i for _ in range(40) for i in sampler.draw(2)]
+        batches = batches_of_like_length([3, 9, 4, 8, 5], 1, 2)
+        drawn = [i for _ in range(40) for i in next(batches)]
         assert sorted(drawn) == sorted(list(range(5)) * 16)
 
     def test_batches_are_of_like_length(self):
         lengths = [5, 20] * 40
-        sampler = LengthSampler(lengths, seed=1)
-        batches = [[lengths[i] for i in sampler.draw(5)] for _ in range(16)]
+        drawn = batches_of_like_length(lengths, 1, 5)
+        batches = [[lengths[i] for i in next(drawn)] for _ in range(16)]
         mixed = sum(len(set(batch)) > 1 for batch in batches)
         assert mixed <= 4  # at most one of each four
         assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first

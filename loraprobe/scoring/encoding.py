@@ -132,7 +132,9 @@ class Encoder:
             if chosen:
                 encoded = self._encoded([texts[i] for i in chosen], special)
                 for i, ids in zip(chosen, encoded, strict=True):
-                    found[i] = self._without_eos(list(ids), texts[i])
+                    ended = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+                    appended = ended and not texts[i].endswith(self.tokenizer.eos_token)
+                    found[i] = list(ids[:-1] if appended else ids)
         return found
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
@@ -158,11 +160,6 @@ class Encoder:
                 "to the model, or resize the model's embedding."
             )
         return rows
-
-    def _without_eos(self, ids: list[int], text: str) -> list[int]:
-        eos = self.tokenizer.eos_token_id
-        appended = len(ids) > 1 and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token)
-        return ids[:-1] if appended else ids
 
     def _started(self, ids: list[int]) -> list[int]:
         if ids:

@@ -136,13 +136,10 @@ class Scorer:
             found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
 
         # All rows of a batch have one limit, so prompts near the context's end get their own batch.
-        batches = (
-            [group[i] for i in batch]
-            for size in sorted(set(room), reverse=True)
-            for group in ([i for i in range(len(unique)) if room[i] == size],)
-            for batch in self.batcher.split([len(ids[i]) + size for i in group])
-        )
-        self.run(batches, work)
+        for size in sorted(set(room), reverse=True):
+            group = [i for i in range(len(unique)) if room[i] == size]
+            batches = self.batcher.split([len(ids[i]) + size for i in group])
+            self.run(([group[k] for k in batch] for batch in batches), work)
         return [found[prompt] for prompt in prompts]
 
     def write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +52,21 @@ def diagnose(
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
-    chosen = choose(base is not None, only, on_demand)
-    chosen = [_seeded(d, seed) for d in chosen if d.of != "pair" or adapters[1:]]
+    usual = [c for c in DIAGNOSTICS if not c.on_demand and (base is not None or not c.needs_base)]
+    chosen: dict[str, Diagnostic] = {}
+    for spec in [*(map(name_of, usual) if only is None else only), *on_demand]:
+        diagnostic = DIAGNOSTICS.make(spec)
+        name = name_of(diagnostic)
+        if diagnostic.needs_base and base is None:
+            raise UsageError(
+                f"{name} compares with the base's weights; give the base model with --base."
+            )
+        if diagnostic.of != "pair" or len(adapters) > 1:
+            chosen[name] = _seeded(diagnostic, seed)
     batches: dict[tuple[str, ...], NamedSums] = {}
 
     def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
-        batches[grams.paths] = _statistics(chosen, grams, updates, base)
+        batches[grams.paths] = _statistics(chosen.values(), grams, updates, base)
 
     totals: NamedSums = {}
     rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = {}
@@ -81,37 +90,16 @@ def diagnose(
         paths += grams.paths
         present += grams.present.tolist()
     found: list[Measurement] = []
-    by_name = {name_of(d): d for d in chosen}
     for (name, key), sums in sorted(totals.items(), key=_order):
-        figure = by_name[name].figure(sums)
-        found += _measurements(by_name[name], key, figure, adapters)
+        figure = chosen[name].figure(sums)
+        found += _measurements(chosen[name], key, figure, adapters)
     for (name, key), parts in sorted(rows.items(), key=_order):
         joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
-        figure = by_name[name].figure(joined)
+        figure = chosen[name].figure(joined)
         for m, path in enumerate(paths):
             one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
-            found += _measurements(by_name[name], key, one, adapters, path, present[m])
+            found += _measurements(chosen[name], key, one, adapters, path, present[m])
     return tuple(found)
-
-
-def choose(
-    has_base: bool, only: Collection[str] | None = None, on_demand: Collection[str] = ()
-) -> list[Diagnostic]:
-    """The diagnostics to run, in the order of their names."""
-    if only is None:
-        usual = [c for c in DIAGNOSTICS if not c.on_demand and (has_base or not c.needs_base)]
-        found = {name_of(c): c() for c in usual}
-    else:
-        found = {}
-    for spec in [*(only or ()), *on_demand]:
-        diagnostic = DIAGNOSTICS.make(spec)
-        found[name_of(diagnostic)] = diagnostic
-        if diagnostic.needs_base and not has_base:
-            raise UsageError(
-                f"{name_of(diagnostic)} compares with the base's weights; give the base model with "
-                "--base."
-            )
-    return [found[name] for name in sorted(found)]
 
 
 def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
@@ -123,7 +111,7 @@ def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
 
 
 def _statistics(
-    diagnostics: Sequence[Diagnostic],
+    diagnostics: Iterable[Diagnostic],
     grams: GramMatrices,
     updates: Sequence[Updates],
     base: Base | None,

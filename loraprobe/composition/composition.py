@@ -264,7 +264,19 @@ def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, n
 
     Parameters are left out (`checked_places`).
     """
-    _check_extras(model, experts)
+    for expert in experts:
+        if not expert.modules and not expert.has_more_than_factors:
+            raise UnsupportedAdapter(
+                f"Adapter {expert.name} holds no LoRA factors, so it would "
+                "silently be the base model."
+            )
+        lost = [e for e in expert.extras if not _kept(model, expert, e)]
+        if lost:
+            raise UnsupportedAdapter(
+                f"Adapter {expert.name} has tensors that a composition does not support and would "
+                f"ignore ({lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}); load it "
+                "with peft, or merge it into its base model there."
+            )
     layers = dict.fromkeys(path for expert in experts for path in without_experts(expert.layout))
     return {path: _target(model, experts, path) for path in layers}
 
@@ -348,23 +360,6 @@ def _nearest(model: nn.Module, path: str) -> str:
                 if name.endswith("." + ending) or name == ending:
                     return f" (the nearest it has is {name})"
     return ""
-
-
-def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
-    """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
-    for expert in experts:
-        if not expert.modules and not expert.has_more_than_factors:
-            raise UnsupportedAdapter(
-                f"Adapter {expert.name} holds no LoRA factors, so it would "
-                "silently be the base model."
-            )
-        lost = [e for e in expert.extras if not _kept(model, expert, e)]
-        if lost:
-            raise UnsupportedAdapter(
-                f"Adapter {expert.name} has tensors that a composition does not support and would "
-                f"ignore ({lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}); load it "
-                "with peft, or merge it into its base model there."
-            )
 
 
 def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:

@@ -186,26 +186,22 @@ class SequenceTracker:
             self.cache = None if cache is None else weakref.ref(cache)
             kept = _kept(given.get("logits_to_keep", 0), tokens)
             return Pass(rows, tokens, prompt, True, self.decided, None, problem, self.heads, kept)
-        follows, problem = self._continued(cache, past, rows)
-        if follows is None:
-            self.seen = past + tokens
-        return Pass(rows, tokens, None, False, self.decided, follows, problem)
-
-    def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
-        """The rows that are continued, if the caller gave them, and the problem or ""."""
         _, known = _ROWS.get()
-        if known is not None:
-            if len(known) != rows or (known and max(known) >= self.rows):
-                return None, "the rows given by rows_of_batch do not fit this batch."
-            return torch.tensor(known, dtype=torch.long), ""
+        follows, problem = None, ""  # the rows that are continued, if the caller gave them
         same = self.cache() is cache if self.cache is not None else past == self.seen
-        if not same or rows != self.rows:
-            return None, (
+        if known is not None and (len(known) != rows or max(known, default=-1) >= self.rows):
+            problem = "the rows given by rows_of_batch do not fit this batch."
+        elif known is not None:
+            follows = torch.tensor(known, dtype=torch.long)
+        elif not same or rows != self.rows:
+            problem = (
                 "the cache does not belong to the prompts that the model read last, or has other "
                 "rows, so per=sequence does not know which gates to keep; read the prompts again, "
                 "or use per=token."
             )
-        return None, ""
+        if follows is None:
+            self.seen = past + tokens
+        return Pass(rows, tokens, None, False, self.decided, follows, problem)
 
 
 def _kept(wanted: int | Tensor | None, tokens: int) -> Tensor | None:

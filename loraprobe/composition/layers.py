@@ -82,7 +82,14 @@ class ComposedLayer:
         bias: the bias that the layer's output contains. Computing in place avoids new tensors of
         the output's size, whose allocation takes longer than the product itself.
         """
-        if not self._may_overwrite(output, x):
+        may_overwrite = (
+            self.kind in ("linear", "conv1d")
+            and (self.ratio is None or output.dtype == self.B.dtype)
+            and output.is_contiguous()
+            and not output.requires_grad
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        )
+        if not may_overwrite:
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
             return (output + self.delta(x, own, module)).to(output.dtype)
         h, offset, ratio = self._gated(x, module)
@@ -94,15 +101,6 @@ class ComposedLayer:
         made = F.linear(h, self.B)
         return output.add_(made if offset is None else made.add_(offset))  # rounded once
 
-    def _may_overwrite(self, output: Tensor, x: Tensor) -> bool:
-        return (
-            self.kind in ("linear", "conv1d")
-            and (self.ratio is None or output.dtype == self.B.dtype)
-            and output.is_contiguous()
-            and not output.requires_grad
-            and not (torch.is_grad_enabled() and x.requires_grad)
-        )
-
     def _gated(
         self, x: Tensor, module: nn.Module | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -110,7 +108,12 @@ class ComposedLayer:
         if self.kind == "embedding":
             x = h = F.embedding(x, self.A.mT)
         elif self.kind == "convolution":
-            x = h = self._convolved(x.to(self.A.dtype), module)
+            # [..., places, R]: A as a convolution with the layer's stride and padding
+            layer: Any = module
+            convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+            A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
+            h = convolve(x.to(self.A.dtype), A, stride=layer.stride, padding=layer.padding)
+            x = h = h.movedim(-1 - len(self.kernel), -1)
         else:
             x = x.to(self.A.dtype)
             h = F.linear(x, self.A)
@@ -127,13 +130,6 @@ class ComposedLayer:
         if bias is None:
             return output
         return output - bias.to(output).view(-1, *(1,) * len(self.kernel))
-
-    def _convolved(self, x: Tensor, module: Any) -> Tensor:
-        """[..., places, R]: A as a convolution with the layer's stride and padding."""
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
-        h = convolve(x, A, stride=module.stride, padding=module.padding)
-        return h.movedim(-1 - len(self.kernel), -1)
 
     @property
     def nbytes(self) -> int:

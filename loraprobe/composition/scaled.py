@@ -141,7 +141,8 @@ def dense_weight(module: nn.Module, path: str, needed_by: str) -> Tensor:
 
 def fingerprint(module: nn.Module) -> Fingerprint | None:
     """A value that changes if a layer's weight is replaced or modified; None without a weight."""
-    weight = _stored(module)
+    held = (getattr(module, name, None) for name in ("weight", "W_q", "qweight"))
+    weight = next((tensor for tensor in held if isinstance(tensor, Tensor)), None)
     if weight is None:
         return None
     if weight.device.type == "meta":
@@ -169,14 +170,6 @@ def device_of(module: nn.Module) -> torch.device:
             return tensor.device
     hook = getattr(module, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
-
-
-def _stored(module: nn.Module) -> Tensor | None:
-    for name in ("weight", "W_q", "qweight"):
-        held = getattr(module, name, None)
-        if isinstance(held, Tensor):
-            return held
-    return None
 
 
 def _dequantised(module: nn.Module) -> Tensor | None:

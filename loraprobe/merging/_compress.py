@@ -166,7 +166,8 @@ def compress_dense(
     kept = _balanced(U, S, Vh, wanted)
     lost2 = norm2 - (kept.norm2 - kept.lost2)
     if lost2 < CLOSE * norm2:  # a difference of two near numbers
-        lost2 = _lost2(M, kept.update)
+        blocks = zip(M.split(1024), kept.update.B.split(1024), strict=True)
+        lost2 = sum(_norm2(rows - B @ kept.update.A) for rows, B in blocks)
     return Compressed(kept.update, norm2, lost2, gained2)
 
 
@@ -260,9 +261,3 @@ def _numerical(S: Float[Tensor, k], rank: int | None, floor: float) -> tuple[Flo
 def _norm2(M: Float[Tensor, "out in"]) -> float:
     """||M||_F^2: rows in M's own precision, which is several times faster, the sum in float64."""
     return float(torch.linalg.vector_norm(M, dim=1).to(torch.float64).square().sum())
-
-
-def _lost2(M: Float[Tensor, "out in"], kept: LowRank) -> float:
-    """||M - B A||_F^2 by blocks of rows, without the difference of two large norms."""
-    blocks = zip(M.split(1024), kept.B.split(1024), strict=True)
-    return sum(_norm2(rows - B @ kept.A) for rows, B in blocks)

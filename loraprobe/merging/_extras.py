@@ -125,7 +125,18 @@ def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
         pairs = zip(plan.adapters, plan.coefficients, strict=True)
         held = [(adapter, weight) for adapter, weight in pairs if name in adapter.whole]
         tensors = [adapter.whole[name] for adapter, _ in held]
-        _check_shapes(name, [adapter for adapter, _ in held], tensors)
+        for (other, _), tensor in zip(held, tensors, strict=True):
+            if tensor.shape != tensors[0].shape:
+                why = "their vocabularies or bases differ; merge adapters of one base"
+                if any(part in HEADS for part in name.split(".")):
+                    why = (
+                        "they have different numbers of labels, so their heads cannot be merged; "
+                        "merge adapters of one set of labels"
+                    )
+                raise CompatibilityError(
+                    f"{name} is {list(tensors[0].shape)} in {held[0][0].name} and "
+                    f"{list(tensor.shape)} in {other.name}: {why}."
+                )
         is_mean = sums_to_1 and len(held) == len(plan.adapters)
         start = None if is_mean else _in_base(name, tensors[0], plan.base)
         if is_mean or start is not None:
@@ -313,19 +324,3 @@ def _check_tying(holders: Sequence[Adapter]) -> None:
             f"{listing(sorted(modules))} for different tokens, which peft ties or not by the base; "
             f"{FOLD}."
         )
-
-
-def _check_shapes(name: str, holders: Sequence[Adapter], tensors: Sequence[Tensor]) -> None:
-    own = tensors[0].shape
-    for other, tensor in zip(holders, tensors, strict=True):
-        if tensor.shape != own:
-            why = "their vocabularies or bases differ; merge adapters of one base"
-            if any(part in HEADS for part in name.split(".")):
-                why = (
-                    "they have different numbers of labels, so their heads cannot be merged; "
-                    "merge adapters of one set of labels"
-                )
-            raise CompatibilityError(
-                f"{name} is {list(own)} in {holders[0].name} and {list(tensor.shape)} in "
-                f"{other.name}: {why}."
-            )

@@ -525,27 +525,22 @@ def fuse(
     norm: "l1", "l2" or "linf" rescales what is left of each delta to the norm that the delta had;
     anything else does not rescale.
     """
-    factors = _factors(deltas, selection, ORDERS[norm]) if norm in ORDERS else None
-    kept = selection(in_blocks(deltas))
+    blocks, factors = in_blocks(deltas), None
+    if norm in ORDERS:  # ||dW_i|| / ||what is kept of it||: [n, 1, 1], 1 where nothing is kept
+        norms = partial(torch.linalg.vector_norm, ord=ORDERS[norm], dtype=torch.float64)
+        pairs = [
+            torch.stack([norms(block, dim=(1, 2)), norms(kept, dim=(1, 2))])
+            for block, kept in zip(blocks, selection(blocks), strict=True)
+        ]
+        before, after = norms(torch.stack(pairs), dim=0)
+        ratio = torch.where(after > 0, before / after, torch.ones_like(after))
+        factors = ratio[:, None, None].to(deltas)
     merged, start = torch.empty_like(deltas[0]), 0
-    for block in kept:
+    for block in selection(blocks):
         rows = slice(start, start + block.shape[1])
         merged[rows] = combine(block if factors is None else block * factors)
         start = rows.stop
     return merged
-
-
-def _factors(deltas: Deltas, selection: EntrySelection, order: float) -> Tensor:
-    """||dW_i|| / ||what is kept of it||: [n, 1, 1], and 1 where nothing is kept."""
-    norm = partial(torch.linalg.vector_norm, ord=order, dtype=torch.float64)
-    blocks = in_blocks(deltas)
-    pairs = [
-        torch.stack([norm(block, dim=(1, 2)), norm(kept, dim=(1, 2))])
-        for block, kept in zip(blocks, selection(blocks), strict=True)
-    ]
-    before, after = norm(torch.stack(pairs), dim=0)
-    ratio = torch.where(after > 0, before / after, torch.ones_like(after))
-    return ratio[:, None, None].to(deltas)
 
 
 # Selections.

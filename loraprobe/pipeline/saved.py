@@ -129,12 +129,17 @@ class Routed:
             if state:
                 _write_tensors(state, staging / STATE)
                 router["state_sha256"] = file_hash(staging / STATE)
-            if self.why_not_peft is None:  # the files that the card's lines for peft read
+            own = self.composition.router
+            if self.why_not_peft is None and isinstance(own, Arrow):  # what the card's lines read
                 (staging / PEFT).parent.mkdir()
                 _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
                 arrow = {
                     "experts": [f"experts/{expert['folder']}" for expert in experts],
-                    "arrow_config": arrow_config(self.composition),
+                    "arrow_config": {
+                        "top_k": min(own.top_k, len(experts)),
+                        "router_temperature": own.temperature,
+                        "rng_seed": 0,
+                    },
                     "prototypes": PROTOTYPES,
                 }
                 _write(staging / PEFT, arrow)
@@ -254,17 +259,6 @@ def _router_document(router: Router) -> dict[str, Any]:
 # What peft's own Arrow computes.
 
 
-def arrow_config(composition: Composition) -> dict[str, Any]:
-    """The keyword arguments of peft.ArrowConfig, for a composition that peft can express."""
-    router = composition.router
-    assert isinstance(router, Arrow)
-    return {
-        "top_k": min(router.top_k, len(composition.experts)),
-        "router_temperature": router.temperature,
-        "rng_seed": 0,
-    }
-
-
 def why_not_peft(composition: Composition, base: Base | None = None) -> str | None:
     """Why peft's Arrow cannot compute the same, in one sentence; None where it can."""
     return next(_reasons(composition, base), None)
@@ -371,12 +365,27 @@ def load_composition(directory: str | Path) -> Composition:
     try:
         listing = Listing.model_validate(document)
         router = _router(listing.router)
+        if listing.router.state_sha256 is not None:
+            _check_hash(home / STATE, listing.router.state_sha256)
+            router = router.with_state(load_file(str(home / STATE)))
     except ValidationError as error:
         raise _damaged(home, first_problem(error)) from None
-    except (UsageError, TypeError, ValueError) as error:
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{home / STATE} is broken ({error}); save the composition again."
+        ) from None
+    except (UsageError, KeyError, TypeError, ValueError) as error:
         raise _damaged(home, f"router: {str(error).rstrip('.')}") from None
-    experts = tuple(_read_expert(home, entry) for entry in listing.experts)
-    return Composition(listing.name, experts, _with_state(home, listing.router, router))
+    experts = []
+    for entry in listing.experts:
+        place = home / "experts" / entry.folder
+        for name in (CONFIG, SAFETENSORS):
+            if name not in entry.files:
+                raise _damaged(home, f"no sha256 of {name}")
+            _check_hash(place / name, entry.files[name])
+        source = Source(entry.reference, place, entry.commit)
+        experts.append(read_adapter(place, entry.name, source))
+    return Composition(listing.name, tuple(experts), router)
 
 
 def _damaged(home: Path, what: str) -> AdapterError:
@@ -393,31 +402,6 @@ def _router(entry: RouterEntry) -> Router:
     spec = ",".join(f"{key}={held}" for key, held in single.items())
     values: dict[str, Any] = {key: tuple(map(float, held)) for key, held in several.items()}
     return dataclasses.replace(ROUTERS.make(f"{entry.name}:{spec}"), **values)
-
-
-def _with_state(home: Path, entry: RouterEntry, router: Router) -> Router:
-    """The router with what it learned, where it has learned something."""
-    if entry.state_sha256 is None:
-        return router
-    _check_hash(home / STATE, entry.state_sha256)
-    try:
-        return router.with_state(load_file(str(home / STATE)))
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{home / STATE} is broken ({error}); save the composition again."
-        ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(home, f"router: {error}") from None
-
-
-def _read_expert(home: Path, entry: ExpertEntry) -> Adapter:
-    """One expert; the hashes of its files are checked first."""
-    place = home / "experts" / entry.folder
-    for name in (CONFIG, SAFETENSORS):
-        if name not in entry.files:
-            raise _damaged(home, f"no sha256 of {name}")
-        _check_hash(place / name, entry.files[name])
-    return read_adapter(place, entry.name, Source(entry.reference, place, entry.commit))
 
 
 def _check_hash(file: Path, wanted: str) -> None:

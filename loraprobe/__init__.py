@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
-    from loraprobe.report.showing import JudgedAudit
+    from loraprobe.report.notebook import JudgedAudit
 
 __all__ = [
     "__version__",
@@ -298,11 +298,8 @@ def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any)
     from loraprobe.options import Options
     from loraprobe.pipeline import commands
     from loraprobe.pipeline.session import Session
-    from loraprobe.report.showing import with_references
 
     kept = {name: options[name] for name in ("resume", "state") if name in options}
     given = {name: value for name, value in options.items() if name not in kept}
     session = Session(Options.of(given), **kept)
-    found = getattr(commands, command)(adapters, session, **inputs)
-    with_references(getattr(found, "audit", found), [adapters, *inputs.values()])
-    return found
+    return getattr(commands, command)(adapters, session, **inputs)

@@ -7,9 +7,9 @@ import inspect
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
-from loraprobe.secrets import map_texts, scrub
+from loraprobe.secrets import scrub
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -18,7 +18,6 @@ _CONTROL = re.compile(
 _WORDS = re.compile(r"(?<!\S)--[a-z][a-z-]* (?!-)\S+|\S+")
 # Where a long word may break: behind a sign, but not within a number such as 1.0.
 JOINTS = re.compile(r"(?<=[,./_=:@-])(?<!\d\.)(?=[^,./_=:@-])")
-Record = TypeVar("Record")
 NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 
@@ -164,13 +163,3 @@ def _pieces(word: str, width: int) -> list[str]:
     return [
         piece[at : at + width] for piece in JOINTS.split(word) for at in range(0, len(piece), width)
     ]
-
-
-def shortened(record: Record, characters: int) -> Record:
-    """The record with every text free of control characters and cut to a length."""
-
-    def change(text: str) -> str:
-        plain = clean(text)
-        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
-
-    return map_texts(record, change)

@@ -65,8 +65,8 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
     from rich.console import Console
 
     from loraprobe.formatting import clean, rounded
-    from loraprobe.report.layout import fitted
-    from loraprobe.report.table import Column, tabulated, text
+    from loraprobe.report.parts import Column, tabulated, text
+    from loraprobe.report.terminal import print_table
 
     console = Console(highlight=False)
     if not found:
@@ -84,7 +84,7 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
         (text("licence", drop=3), lambda one: one.license or "-"),
         *([(text("base", drop=5), lambda one: one.base)] if copies else []),
     )
-    console.print(fitted(table, console.width))
+    print_table(console, table)
 
 
 def cache(

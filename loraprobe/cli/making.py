@@ -6,6 +6,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
@@ -246,23 +247,27 @@ def verify(
 def _verify_card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
     """Compares a directory with its card; the exit code."""
     from loraprobe.pipeline import verify
-    from loraprobe.report.verification import as_plain, render
+    from loraprobe.report.terminal import render
+    from loraprobe.report.verification import as_plain, verification_sections
 
     imports_done()
     found = verify.verify(directory, sources, base)
     told = {True: (0, "verified"), False: (1, "not verified"), None: (3, "cannot tell")}
     code, short = told[found.passed]
-    output.tell("verify", as_plain(found), short, partial(render, found))
+    shown, title = verification_sections(found), f"loraprobe verify {found.directory}"
+    show = partial(render, Console(highlight=False), title, shown, "short")
+    output.tell("verify", as_plain(found), short, show)
     return code
 
 
 def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> int:
     """Asks a server what it serves; the exit code."""
     from loraprobe.pipeline import served
-    from loraprobe.report.verification import render_served
+    from loraprobe.report.terminal import print_answer
+    from loraprobe.report.verification import served_answer
 
     with output.progress() as progress:
         found = served.ask_server(directory, url, progress=progress, **asked)
-    show = partial(render_served, found, directory)
+    show = partial(print_answer, Console(highlight=False), served_answer(found, directory))
     output.tell("verify", {"served": found}, found.serves, show)
     return {"adapter": 0, "unclear": 3}.get(found.serves, 1)

@@ -77,8 +77,6 @@ from loraprobe.errors import UsageError
 if TYPE_CHECKING:
     from loraprobe.records import Audit
 
-OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
-
 
 def inspect(
     refs: RefsArgument,
@@ -219,12 +217,11 @@ def _saved(audit: Audit, found: Any, target: Path) -> Audit:
     from loraprobe.adapters import local_name
     from loraprobe.merging import Merged
     from loraprobe.pipeline.examination import with_issues
+    from loraprobe.records import Command
 
-    place = repr(local_name(str(target)))
-    line = f"loraprobe.load_composition({place}).into(model)"
-    if isinstance(found.made, Merged):
-        line = f"PeftModel.from_pretrained(base, {place})"
-    verdict = audit.verdict and replace(audit.verdict, next=line)
+    verb = "load" if isinstance(found.made, Merged) else "restore"
+    step = Command(verb, (local_name(str(target)),))
+    verdict = audit.verdict and replace(audit.verdict, next=step)
     told = with_issues(audit.compatibility, found.licences)
     return replace(audit, verdict=verdict, compatibility=told)
 
@@ -316,7 +313,8 @@ def demo(
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
     from loraprobe.pipeline import commands
-    from loraprobe.report.terminal import demo_text
+    from loraprobe.records import Command
+    from loraprobe.report.sections import demo_text
 
     world = shipped_world()
     chosen = world.scenario(scenario)
@@ -327,7 +325,8 @@ def demo(
         session = session_of(options, output, progress)
         found = commands.merge_and_eval(refs, session, base=base, tasks=chosen.tasks)
     assert found.audit.verdict is not None
-    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
+    own = Command("merge-and-eval", ("owner/one", "owner/two"), (("--task", "questions.jsonl"),))
+    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
     output.result(audit, demo_text(audit, others), samples=found.samples)
 

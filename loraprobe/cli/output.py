@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from loraprobe.cli.config import WORDS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean
 from loraprobe.secrets import scrub
@@ -21,6 +20,7 @@ from loraprobe.secrets import scrub
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.records import Audit, Progress, Sample
+    from loraprobe.report.parts import View
 
 
 def imports_done() -> None:
@@ -53,7 +53,7 @@ class Output:
 
     def __post_init__(self) -> None:
         if self.html is not None:
-            from loraprobe.report.html import check_page
+            from loraprobe.report.page import check_page
 
             check_page(self.html)
         if self.save_samples is not None:
@@ -125,14 +125,16 @@ class Output:
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
         verdict; `samples` are the answers for --save-samples.
         """
+        from loraprobe.report.sections import heading, sections
+
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
                 if issue.severity != "note":
                     self.warn(f"{issue.code}: {issue.message}")
         if self.html is not None:
-            from loraprobe.report.html import write_page
+            from loraprobe.report.page import write_page
 
-            write_page(audit, self.html)
+            write_page(self.html, heading(audit), sections(audit))
             self.say(f"Wrote {self.html}.")
         if self.save_samples is not None:
             from loraprobe.report.documents import write_samples
@@ -145,23 +147,23 @@ class Output:
 
     def _print(self, audit: Audit, after: str, line: str) -> None:
         """The result on standard output, in the form that was asked for."""
+        from loraprobe.report.sections import footer, heading, one_line, sections
+
         if self.json:
             print(scrub(audit.to_json()))
         elif self.markdown:
             from loraprobe.report.markdown import markdown
 
-            print(markdown(audit))
+            print(markdown(heading(audit), sections(audit)))
         elif self.quiet:
-            from loraprobe.report.terminal import one_line
-
             print(clean(line) or one_line(audit))
         else:
-            from loraprobe.report.showing import typed_references
             from loraprobe.report.terminal import render
 
-            typed = typed_references(map(scrub, WORDS))
-            console = Console(highlight=False)
-            render(audit, console, explain=self.explain, remark=after, typed=typed)
+            shown = sections(audit, getattr(audit, "places", {}))  # which a saved one lacks
+            told = footer(audit) if self.explain else f"{footer(audit)}; all: --explain"
+            view: View = "explained" if self.explain else "short"
+            render(Console(highlight=False), heading(audit), shown, view, [after, told])
 
 
 def exit_code(audit: Audit) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 from loraprobe.adapters import Adapter, is_path, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.lora.workers import in_order
+from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import reference_of
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit
-from loraprobe.report.showing import ShownAudit
+from loraprobe.report.notebook import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 
 
@@ -46,11 +48,16 @@ def audit_of(
     private = dict(_private(inputs.adapters, inputs.base, session))
     names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
     public, run = partial(public_text, names=names), session.provenance()
+    arguments = public_arguments(run.arguments, public)
+    typed = dict(_places(inputs, session.options))
+    for name, argument in zip(arguments, run.arguments, strict=True):
+        if name != argument:
+            typed.setdefault(name, [argument])
     return ShownAudit(
         command=session.command,
         provenance=replace(
             run,
-            arguments=public_arguments(run.arguments, public),
+            arguments=arguments,
             tasks=tuple(task.summary() for task in inputs.tasks),
         ),
         adapters=tuple(
@@ -62,8 +69,24 @@ def audit_of(
         diagnostics=examined.diagnostics,
         layers=examined.layers,
         notes=map_texts(tuple(filter(None, notes)), public),
-        **{**found, "verdict": map_texts(found.get("verdict"), public)},
+        **{"places": typed, **found, "verdict": map_texts(found.get("verdict"), public)},
     )
+
+
+def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
+    """A name in a command -> the references of the user that have it."""
+    places = collections.defaultdict[str, list[str]](list)
+    for adapter in inputs.given:
+        place = adapter.source.reference
+        typed = place if local_name(place) == adapter.name else f"{adapter.name}={place}"
+        places[reference_of(adapter)].append(typed)
+    for task in inputs.tasks:
+        places[task.reference].append(task.path or task.name)
+    if inputs.base is not None:
+        places[inputs.base.summary().reference].append(inputs.base.reference)
+    for name, file in options.router_prompts:
+        places[f"{name}={Path(file).name}"].append(f"{name}={file}")
+    return places
 
 
 TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths

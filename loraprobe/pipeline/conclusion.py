@@ -27,6 +27,7 @@ from loraprobe.verdict import (
     next_command,
     read_calibration,
 )
+from loraprobe.verdict.next_command import Option
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -102,7 +103,7 @@ def with_next(
     if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
         words = list(request.options)
         for name, file in options.router_prompts:
-            words += ["--router-prompts", f"{name}={Path(file).name}"]
+            words.append(("--router-prompts", f"{name}={Path(file).name}"))
         request = replace(request, learned=True, options=tuple(words))
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)
     return replace(verdict, next=told)
@@ -129,7 +130,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     if inputs.base is not None and inputs.base.reference != declared:
         base = inputs.base.reference
     return Request(
-        adapters=tuple(map(_reference, inputs.given)),
+        adapters=tuple(map(reference_of, inputs.given)),
         base=base,
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
@@ -154,29 +155,29 @@ def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ..
         names = {adapter.name for adapter in kept}
         if any(kept[at].name in error <= names for error in errors):
             del kept[at]
-    return tuple(map(_reference, kept))
+    return tuple(map(reference_of, kept))
 
 
-def _reference(adapter: Adapter) -> str:
+def reference_of(adapter: Adapter) -> str:
     """A reference as on a command line, with NAME= unless the reference implies the name."""
     public = adapter.source.public
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
 
 
-def _composing(options: Options) -> tuple[str, ...]:
+def _composing(options: Options) -> tuple[Option, ...]:
     """The options that change what a composition is, where they are not at their default."""
     found = _words(options, ("balance", "space", "rank"))
     if options.given_weights:
-        found += ["--weights", ",".join(f"{weight:g}" for weight in options.given_weights)]
+        found.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
     for subtracted in options.subtract:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
-        found += ["--subtract", given]
+        found.append(("--subtract", given))
     return tuple(found)
 
 
-def _words(options: Options, names: Iterable[str]) -> list[str]:
+def _words(options: Options, names: Iterable[str]) -> list[Option]:
     """Options as on a command line, where they are not at their default."""
-    default, words = Options(), list[str]()
+    default, words = Options(), list[Option]()
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
     for name in names:
@@ -184,8 +185,7 @@ def _words(options: Options, names: Iterable[str]) -> list[str]:
         if value != getattr(default, name, None):
             flag = flag_of(name)
             several = value if isinstance(value, tuple | list) else (value,)
-            several = several or ("none",)
-            words += [w for one in several for w in ([flag] if one is True else [flag, str(one)])]
+            words += [(flag,) if one is True else (flag, str(one)) for one in several or ("none",)]
     return words
 
 

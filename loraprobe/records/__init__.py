@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from loraprobe.records.answers import ItemResult, Reply, Sample
+from loraprobe.records.command import NOTHING, Command, adapter_name
 from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
     AdapterSummary,

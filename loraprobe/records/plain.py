@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from loraprobe.records.command import Command
+
 DOCUMENT_VERSION = 1  # of documents that are no audit
 _SCALARS = frozenset((str, int, bool, type(None)))
 
@@ -20,6 +22,8 @@ def plain(value: Any) -> Any:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else None
+    if isinstance(value, Command):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         held = value.__dict__
         return {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraprobe.defaults import MARGIN
+from loraprobe.records.command import NOTHING, Command
 from loraprobe.records.estimates import Interval
 from loraprobe.records.measurements import Forecast
 
@@ -55,8 +56,8 @@ class Verdict:
     `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
     this very decision, for a share `prior` of compositions that gain; it is None where the
     calibration says nothing about it. `margin` is the gain that was asked for. `next` is the
-    command to run next; local directories stand in it by their names. `reasons` stand in the order
-    of what they change for the reader.
+    command to run next, a text in JSON, in which local directories have their names. The first of
+    `reasons` changes most for the reader.
     """
 
     decision: Decision
@@ -69,7 +70,7 @@ class Verdict:
     forecast: Forecast | None = None
     gain: DecisiveGain | None = None
     margin: float = MARGIN
-    next: str = ""
+    next: Command = NOTHING
 
     @property
     def answers_without_composing(self) -> bool:

@@ -1,4 +1,4 @@
-"""The figures of a page as SVG text, drawn with matplotlib.
+"""The figures of a page: what they show, and how matplotlib draws it as SVG text.
 
 Text stays text. Ink, grid lines and the accent become CSS variables, so that a figure follows the
 colours of the page. No label is read as mathematics.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import mean
@@ -18,9 +18,31 @@ from typing import Any
 from xml.etree import ElementTree
 
 from loraprobe.errors import UsageError
-from loraprobe.records import Gain, LibraryAdapter
-from loraprobe.report.system_tables import CAUSES
+from loraprobe.formatting import clean, count, measured, neighbours, number
+from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement
+from loraprobe.report.parts import (
+    Column,
+    Figure,
+    Table,
+    bounds,
+    figures,
+    form,
+    signed,
+    tabulated,
+    text,
+)
 
+Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
+
+CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
+    "solved": ("solved", "#1a7a4a"),
+    "step_by_step": ("step by step", "#2f6f9f"),
+    "said_otherwise": ("said otherwise", "#4f7a1a"),
+    "unknown": ("unknown", "#666666"),
+    "cut_off": ("cut off", "#8a6100"),
+    "interference": ("interference", "#b3452c"),
+    "not_composed": ("not composed", "#7a5aa0"),
+}
 WIDTH = 4.6  # inches; a phone shows it at its own size
 # Colours that stand for variables of the page, replaced in the SVG text.
 INK, LINE, ACCENT = "#010203", "#040506", "#070809"
@@ -30,18 +52,233 @@ VARIABLES = {
     ACCENT: "var(--accent, #1f5f99)",
 }
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
-UNKNOWN_TO_XML = {0xFFFE: "�", 0xFFFF: "�"}
+UNKNOWN_TO_XML = {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}
 NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
+MOST_LINES = 24  # of a figure; its table has them all
+MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
+MOST_TEXTS = 8  # columns in which a number fits into a cell
+MOST_ADAPTERS = 20
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-@dataclass(frozen=True)
-class About:
-    """What a reader who cannot see a figure needs: its name (an id), title and description."""
+def gains(audit: Audit, table: Table) -> list[Figure]:
+    """Gains with their intervals against the margin. table: has all of them."""
+    if not audit.evaluation.gains:
+        return []
+    margin = audit.verdict.margin if audit.verdict is not None else None
+    rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)
+    several = len({gain.task for gain in rows}) > 1
+    names = [
+        f"{gain.system}, {form(gain.part)}" + (f", {gain.task or 'all'}" if several else "")
+        for gain in rows[:MOST_LINES]
+    ]
+    best = rows[0]
+    asked = f"The margin is {margin:g}. " if margin is not None else ""
+    description = (
+        f"A line for each of {len(names)} gains over the best of base and single adapters. {asked}"
+        f"The largest is that of {names[0]}: {signed(best.difference)} "
+        f"{bounds(best.adjusted_ci95)} against {best.against} on {best.n} items."
+    )
+    caption = (
+        "Gains over the best of base and single adapters; a filled dot lies above the margin with "
+        "its whole interval."
+    )
+    draw = partial(forest, gains=rows[:MOST_LINES], names=names, margin=margin)
+    title = "Gains with intervals against the margin"
+    return [Figure("gains-figure", title, description, caption, table, draw)]
 
-    name: str
-    title: str
-    description: str
+
+def causes(audit: Audit, table: Table) -> list[Figure]:
+    """Where the answers of each composition went. table: has all of them."""
+    several = len({row.task for row in audit.evaluation.attribution}) > 1
+    bars = [
+        (
+            f"{row.system}, {row.task}" if several else row.system,
+            [getattr(row, cause) for cause in CAUSES],
+        )
+        for row in audit.evaluation.attribution[:MOST_LINES]
+    ]
+    told = []
+    for name, counts in bars:
+        parts = zip(counts, CAUSES.values(), strict=True)
+        told.append(f"{name}: " + ", ".join(f"{n} {cause}" for n, (cause, _) in parts if n))
+    title, description = "Where the answers of each composition went", f"{'. '.join(told)}."
+    caption = "Items of each composition by the first cause that fits."
+    draw = partial(stacked, rows=bars)
+    return [Figure("causes-figure", title, description, caption, table, draw)] if bars else []
+
+
+def cosines(audit: Audit) -> list[Figure]:
+    """The cosine of every pair of three adapters or more."""
+    names = [row.name for row in audit.adapters][:MOST_ADAPTERS]
+    found = {
+        row.adapters: row.value
+        for row in audit.diagnostics
+        if row.name == "cosine" and row.module is None and measured(row.value)
+    }
+    if len(names) < 3 or not found:
+        return []
+    known = {(a, b): value for pair, value in found.items() for a, b in (pair, pair[::-1])}
+    (a, b), most = max(found.items(), key=lambda one: abs(one[1]))
+    description = (
+        f"All pairs of {len(names)} adapters. The cosine furthest from zero is {number(most)}, "
+        f"between {a} and {b}."
+    )
+    title = "Cosine of the updates of every pair"
+    darker = "further from zero"
+    return [_heat("pairs-figure", title, description, darker, "adapter", names, names, known, 1.0)]
+
+
+def modules(audit: Audit) -> Iterator[Figure]:
+    """Layers down, modules across: the norm of each adapter, then the cosine of each pair."""
+    for name, size, what in (("norm", 1, "Norm of the update"), ("cosine", 2, "Cosine")):
+        rows = [
+            row
+            for row in audit.diagnostics
+            if row.name == name and row.module is not None and len(row.adapters) == size
+        ]
+        values = [abs(row.value) for row in rows if measured(row.value)]
+        most = max(values, default=0.0) or 1.0
+        for position, group in enumerate(list(dict.fromkeys(r.adapters for r in rows))[:MOST_MAPS]):
+            of = " × ".join(group)
+            title = f"{what} of {of} by layer and module"
+            cells = _by_layer(row for row in rows if row.adapters == group)
+            if cells:
+                yield _module_map(f"{name}-map-{position}", title, cells, most)
+
+
+def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
+    layers = _joined(list(dict.fromkeys(layer for layer, _ in cells)))
+    columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
+    shown = {
+        (label, column): sum(known) / len(known)
+        for label, held in layers.items()
+        for column in columns
+        if (known := [cells[layer, column] for layer in held if (layer, column) in cells])
+    }
+    (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
+    description = f"The largest in size is {number(most)}, in layer {row}, {column}."
+    rows, darker = list(layers), "larger in size"
+    return _heat(name, title, description, darker, "layer", rows, columns, shown, darkest)
+
+
+def left_out(audit: Audit) -> list[str]:
+    """What the maps do not show, if anything."""
+    rows = [row for row in audit.diagnostics if row.module is not None]
+    groups = {(row.name, row.adapters) for row in rows if row.name in ("norm", "cosine")}
+    kinds = {_place(row.module or "")[1] for row in rows}
+    if len(groups) <= 2 * MOST_MAPS and len(kinds) <= MOST_COLUMNS:
+        return []
+    return ["Only the first adapters, pairs and modules are drawn; --json holds every figure."]
+
+
+def gates(audit: Audit) -> Iterator[Figure]:
+    """Adapters down, layers across: the mean share of each adapter's gate."""
+    routers = list(dict.fromkeys(row.system for row in audit.gates))
+    for position, system in enumerate(routers[:MOST_MAPS]):
+        whole = [row for row in audit.gates if row.system == system and row.layer is None]
+        rows = [row for row in audit.gates if row.system == system and row.layer is not None]
+        adapters = list((whole or rows)[0].share)
+        layers = _joined([row.layer or "" for row in rows])
+        share = {row.layer: row.share for row in rows}
+        cells = {(name, "all"): row.share.get(name, 0.0) for row in whole for name in adapters}
+        for label, held in layers.items():
+            for name in adapters:
+                known = [share[layer].get(name, 0.0) for layer in held]
+                cells[name, label] = sum(known) / len(known)
+        columns = ["all", *layers] if whole else list(layers)
+        told = ", ".join(f"{name} {number(cells[name, columns[0]])}" for name in adapters)
+        title = f"Share of the gates of {system} by layer"
+        tokens = (whole or rows)[0].n
+        name, description = f"gates-map-{position}", f"Means over {tokens} tokens: {told}."
+        yield _heat(name, title, description, "more", "adapter", adapters, columns, cells, 1.0)
+
+
+def _heat(
+    name: str,
+    title: str,
+    description: str,
+    darker: str,
+    corner: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Cells,
+    most: float,
+) -> Figure:
+    """Cells by the size of a value, without its sign, with their table.
+
+    darker: what a darker cell means. corner: the heading of the rows' names. most: the value of the
+    darkest cell.
+    """
+    values = [[cells.get((row, column)) for column in columns] for row in rows]
+    digits = 3 if most < 1 else 2
+    texts = [["" if value is None else number(value, digits) for value in line] for line in values]
+    shares = [[None if value is None else abs(value) / most for value in line] for line in values]
+    inside = texts if len(columns) <= MOST_TEXTS else None
+    lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
+    table = Table(title, [text(corner), *figures(*columns)], lines)
+    draw = partial(heat, shares=shares, rows=rows, columns=columns, texts=inside)
+    return Figure(name, title, description, f"{title}; darker is {darker}.", table, draw)
+
+
+def _by_layer(rows: Iterable[Measurement]) -> Cells:
+    """(layer, module) -> the mean over modules such as experts, which repeat in a layer."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if measured(row.value):
+            found.setdefault(_place(row.module or ""), []).append(row.value)
+    return {place: sum(values) / len(values) for place, values in found.items()}
+
+
+def _place(module: str) -> tuple[str, str]:
+    """The layer of a module and its name there: model.layers.3.mlp.up_proj -> 3, mlp.up_proj.
+
+    A module outside of layers stands in row "-".
+    """
+    found = _NUMBER.search(f".{module}.")
+    if found is None:
+        return "-", module
+    rest = f".{module}."[found.end() :].strip(".")
+    return found[0], _NUMBER.sub("*", f".{rest}.").strip(".")
+
+
+def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
+    """A label -> its layers: one each, or neighbours together where there are too many."""
+    groups = neighbours(layers, MOST_ROWS)
+    return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}
+
+
+def library(audit: Audit) -> Iterator[Figure]:
+    """The map of the library, where at least three adapters have a place on it."""
+    rows = audit.library.adapters if audit.library is not None else ()
+    placed = [row for row in rows if row.place is not None]
+    if len(placed) < 3 or audit.library is None:
+        return
+    families = {row.family for row in rows if row.family is not None}
+    alone = sum(row.family is None for row in placed)
+    share = audit.library.map_share
+    shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
+    description = (
+        f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
+        f"point the same way. {count(len(families), 'group')} of at least two; {alone} stand alone."
+        f"{shown}"
+    )
+    title = "The map of the library"
+    caption = (
+        "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "
+        "marks an extreme norm. Only distances mean something."
+    )
+    table = tabulated(
+        title,
+        placed,
+        (text("adapter"), lambda row: row.name),
+        (Column("family"), lambda row: str(row.family or "-")),
+        (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
+        (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
+    )
+    draw = partial(scatter, adapters=placed)
+    yield Figure("library-map", title, description, caption, table, draw)
 
 
 @contextmanager
@@ -52,141 +289,133 @@ def drawing() -> Iterator[Any]:
     """
     try:
         import matplotlib
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure as Sheet
     except ImportError:
         raise UsageError(
             "--html draws with matplotlib, which is not installed: pip install matplotlib."
         ) from None
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a script
     with matplotlib.rc_context(fname=STYLE):
-        yield Figure
+        yield Sheet
 
 
-def check_drawing() -> None:
-    """Raises UsageError if matplotlib is not installed."""
-    with drawing():
-        pass
+def drawn(figure: Figure) -> str:
+    """A figure as SVG text."""
+    with drawing() as Sheet:
+        sheet = Sheet()
+        figure.draw(sheet)
+        return _svg(sheet, figure)
 
 
-def short(text: str) -> str:
+def _short(text: str) -> str:
     """A name that fits into a figure, in one line of characters that XML knows."""
-    flat = " ".join(text.translate(UNKNOWN_TO_XML).split())
+    flat = " ".join(clean(text).translate(UNKNOWN_TO_XML).split())
     return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
-def forest(about: About, gains: Sequence[Gain], names: Sequence[str], margin: float | None) -> str:
+def _panel(sheet: Any, height: float) -> Any:
+    """The axes of a sheet of this height in inches."""
+    sheet.set_size_inches(WIDTH, height)
+    return sheet.subplots()
+
+
+def forest(sheet: Any, gains: Sequence[Gain], names: Sequence[str], margin: float | None) -> None:
     """Gains with their intervals, a line each, against zero and the margin.
 
     A dot is filled where the whole interval lies above the margin.
     """
-    with drawing() as Figure:
-        figure = Figure(figsize=(WIDTH, 0.3 * len(gains) + 0.9))
-        panel = figure.subplots()
-        panel.axvline(0, color=LINE, linewidth=1)
-        if margin is not None:
-            panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
-            panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
-        for y, gain in enumerate(gains):
-            panel.plot(gain.adjusted_ci95, [y, y], color=ACCENT, linewidth=1.2)
-            panel.plot(gain.ci95, [y, y], color=ACCENT, linewidth=3.2, solid_capstyle="butt")
-            above = margin is not None and gain.adjusted_ci95[0] > margin
-            face = ACCENT if above else "none"
-            panel.plot(gain.difference, y, "o", color=ACCENT, markerfacecolor=face, markersize=6)
-        panel.set_yticks(range(len(gains)), list(map(short, names)))
-        panel.tick_params(axis="y", length=0)
-        panel.set_ylim(len(gains) - 0.4, -0.7)
-        panel.set_xlabel("gain")
-        return _svg(figure, about)
+    panel = _panel(sheet, 0.3 * len(gains) + 0.9)
+    panel.axvline(0, color=LINE, linewidth=1)
+    if margin is not None:
+        panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
+        panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
+    for y, gain in enumerate(gains):
+        panel.plot(gain.adjusted_ci95, [y, y], color=ACCENT, linewidth=1.2)
+        panel.plot(gain.ci95, [y, y], color=ACCENT, linewidth=3.2, solid_capstyle="butt")
+        above = margin is not None and gain.adjusted_ci95[0] > margin
+        face = ACCENT if above else "none"
+        panel.plot(gain.difference, y, "o", color=ACCENT, markerfacecolor=face, markersize=6)
+    _name_rows(panel, names, -0.7)
+    panel.set_xlabel("gain")
 
 
-def stacked(about: About, rows: Sequence[tuple[str, Sequence[int]]]) -> str:
+def stacked(sheet: Any, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Shares of the causes of CAUSES, a bar for each (name, counts)."""
-    with drawing() as Figure:
-        figure = Figure(figsize=(WIDTH, 0.36 * len(rows) + 1.0))
-        panel = figure.subplots()
-        for y, (_, counts) in enumerate(rows):
-            left, total = 0.0, sum(counts) or 1
-            for count, (_, colour) in zip(counts, CAUSES.values(), strict=True):
-                share = count / total
-                panel.barh(y, share, left=left, height=0.72, color=colour, edgecolor="none")
-                if share >= 0.09:
-                    place = left + share / 2
-                    panel.text(place, y, str(count), ha="center", va="center", color="#ffffff")
-                left += share
-        panel.set_yticks(range(len(rows)), [short(name) for name, _ in rows])
-        panel.tick_params(axis="y", length=0)
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_xlim(0, 1)
-        panel.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-        _legend(figure)
-        return _svg(figure, about)
-
-
-def _legend(figure: Any) -> None:
-    """The colours of the causes, below the bars."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=name) for name, colour in CAUSES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    panel = _panel(sheet, 0.36 * len(rows) + 1.0)
+    for y, (_, counts) in enumerate(rows):
+        left, total = 0.0, sum(counts) or 1
+        for number_, (_, colour) in zip(counts, CAUSES.values(), strict=True):
+            share = number_ / total
+            panel.barh(y, share, left=left, height=0.72, color=colour, edgecolor="none")
+            if share >= 0.09:
+                place = left + share / 2
+                panel.text(place, y, str(number_), ha="center", va="center", color="#ffffff")
+            left += share
+    _name_rows(panel, [name for name, _ in rows], -0.5)
+    panel.set_xlim(0, 1)
+    panel.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    legend = [Patch(color=colour, label=name) for name, colour in CAUSES.values()]
+    sheet.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+
+
+def _name_rows(panel: Any, names: Sequence[str], top: float) -> None:
+    """Names at the left of the rows, the first at the top."""
+    panel.set_yticks(range(len(names)), list(map(_short, names)))
+    panel.tick_params(axis="y", length=0)
+    panel.set_ylim(len(names) - 0.5, top)
 
 
 def heat(
-    about: About,
-    values: Sequence[Sequence[float | None]],
+    sheet: Any,
+    shares: Sequence[Sequence[float | None]],
     rows: Sequence[str],
     columns: Sequence[str],
     texts: Sequence[Sequence[str]] | None,
-    most: float,
-) -> str:
-    """Cells from light (0) to dark; an empty cell was not measured.
+) -> None:
+    """Cells from light (0) to dark (1); an empty cell was not measured.
 
-    texts: what stands in each cell, where there is room. most: the value of the darkest cell.
+    texts: what stands in each cell, where there is room.
     """
-    with drawing() as Figure:
-        from matplotlib.patches import Rectangle
+    from matplotlib.patches import Rectangle
 
-        figure = Figure(figsize=(WIDTH, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns))))
-        panel = figure.subplots()
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                if value is None:
-                    continue
-                share = value / most
-                cell = Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=_shade(share))
-                panel.add_patch(cell)
-                if texts is not None:
-                    colour = "#ffffff" if share > 0.5 else "#101418"
-                    place = {"ha": "center", "va": "center", "fontsize": 8}
-                    panel.text(x + 0.5, y + 0.5, texts[y][x], color=colour, **place)
-        panel.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-        slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(short, columns)), **slant)
-        panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(short, rows)))
-        panel.tick_params(length=0)
-        panel.spines[:].set_visible(False)
-        return _svg(figure, about)
+    panel = _panel(sheet, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns)))
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            if share is None:
+                continue
+            cell = Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=_shade(share))
+            panel.add_patch(cell)
+            if texts is not None:
+                colour = "#ffffff" if share > 0.5 else "#101418"
+                place = {"ha": "center", "va": "center", "fontsize": 8}
+                panel.text(x + 0.5, y + 0.5, texts[y][x], color=colour, **place)
+    panel.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(_short, columns)), **slant)
+    panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
 
 
-def scatter(about: About, adapters: Sequence[LibraryAdapter]) -> str:
+def scatter(sheet: Any, adapters: Sequence[LibraryAdapter]) -> None:
     """A map of adapters; families are filled, and the largest of them numbered at their middle."""
-    with drawing() as Figure:
-        figure = Figure(figsize=(WIDTH, WIDTH))
-        panel = figure.subplots()
-        small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
-        ring = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
-        panel.scatter(*_places(a for a in adapters if a.family is None), facecolors="none", **small)
-        panel.scatter(*_places(a for a in adapters if a.family), facecolors=ACCENT, **small)
-        panel.scatter(*_places(a for a in adapters if a.outlier), **ring)
-        for family in range(1, NUMBERED + 1):
-            held = _places(a for a in adapters if a.family == family)
-            if held[0]:
-                middle = (mean(held[0]), mean(held[1]))
-                panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
-        panel.set_aspect("equal", "datalim")
-        panel.spines[:].set_visible(False)
-        panel.set_xticks([])
-        panel.set_yticks([])
-        return _svg(figure, about)
+    panel = _panel(sheet, WIDTH)
+    small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
+    ring = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
+    panel.scatter(*_places(a for a in adapters if a.family is None), facecolors="none", **small)
+    panel.scatter(*_places(a for a in adapters if a.family), facecolors=ACCENT, **small)
+    panel.scatter(*_places(a for a in adapters if a.outlier), **ring)
+    for family in range(1, NUMBERED + 1):
+        held = _places(a for a in adapters if a.family == family)
+        if held[0]:
+            middle = (mean(held[0]), mean(held[1]))
+            panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
+    panel.set_aspect("equal", "datalim")
+    panel.spines[:].set_visible(False)
+    panel.set_xticks([])
+    panel.set_yticks([])
 
 
 def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:
@@ -211,23 +440,23 @@ _FONT = re.compile(r"font-family: [^;]*;?")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def _svg(figure: Any, about: About) -> str:
+def _svg(sheet: Any, figure: Figure) -> str:
     """The figure as SVG text with title and description; sizes and fonts are left to the page.
 
     All ids start with the figure's name. Only attributes are changed, so that a label may hold
     anything.
     """
-    text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    drawn = ElementTree.fromstring(text.getvalue())
-    ids = {key: f"{about.name}-{key}" for key in ("title", "description")}
-    root = ElementTree.Element("svg", viewBox=drawn.attrib["viewBox"], role="img")
+    stream = StringIO()
+    sheet.savefig(stream, format="svg", metadata={"Date": None})
+    whole = ElementTree.fromstring(stream.getvalue())
+    ids = {key: f"{figure.name}-{key}" for key in ("title", "description")}
+    root = ElementTree.Element("svg", viewBox=whole.attrib["viewBox"], role="img")
     root.set("aria-labelledby", " ".join(ids.values()))
-    ElementTree.SubElement(root, "title", id=ids["title"]).text = about.title
-    ElementTree.SubElement(root, "desc", id=ids["description"]).text = about.description
-    root.extend(part for part in drawn if part.tag in (f"{_SVG}defs", f"{_SVG}g"))
+    ElementTree.SubElement(root, "title", id=ids["title"]).text = figure.title
+    ElementTree.SubElement(root, "desc", id=ids["description"]).text = figure.description
+    root.extend(part for part in whole if part.tag in (f"{_SVG}defs", f"{_SVG}g"))
     for node in list(root.iter())[3:]:
-        _adapt(node, about.name)
+        _adapt(node, figure.name)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 

@@ -1,29 +1,21 @@
-"""One Audit on a terminal: findings, scores, and the answer last.
+"""Sections on a terminal, the answer last.
 
-`explain` prints every figure and reason instead, also before the answer.
+Columns of a table leave before words wrap, and names break at their joints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
-from rich.console import Console, Group
+import rich.table
+from rich.console import Console
 from rich.text import Text
 
-from loraprobe.formatting import clean, count, ended, listing, size, wrapped
-from loraprobe.records import Audit, Issue, Reason, Verdict
-from loraprobe.report import (
-    adapter_tables,
-    bars,
-    library,
-    system_tables,
-)
-from loraprobe.report.adapter_tables import first_sentence
-from loraprobe.report.answer import MOST_LINES, Answer, answer
-from loraprobe.report.layout import fits, fitted, side_by_side
-from loraprobe.report.phrases import LICENCE
-from loraprobe.verdict.reasons import CODES
+from loraprobe.formatting import clean, wrapped
+from loraprobe.report.parts import INDENT, LABEL, Answer, Column, Figure, Section, Table, View
 
 STYLES = {
     "likely": "bold green",
@@ -33,235 +25,160 @@ STYLES = {
     "verified": "bold green",
     "not verified": "bold red",
 }
-MARKS = {"error": "x", "warning": "!", "note": "·"}
-MOST_FINDINGS = 3  # without --explain
+GAP = 2  # columns between two columns of a table
+LEAST_PROSE = 20  # the narrowest column of sentences
+BAR, LONGEST_BAR = "▄", 16
 
 
 def render(
-    audit: Audit,
     console: Console,
-    *,
-    explain: bool = False,
-    remark: str = "",
-    typed: Mapping[str, str] = {},
+    title: str,
+    sections: Sequence[Section],
+    view: View,
+    remarks: Sequence[str] = (),
 ) -> None:
-    """Prints an audit, the answer last.
+    """Prints sections from the last to the first, because a terminal is read from its end.
 
-    remark: lines before the answer. typed: published name of a reference -> the reference as the
-    user typed it, for the command to run next.
+    remarks: lines before the first section, which is the answer.
     """
-    width = console.width
-    console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
-    for part in _everything(audit, width) if explain else _most_important(audit, width):
-        if isinstance(part, Group):
+    console.print(Text(clean(title), "bold"), no_wrap=True, overflow="ellipsis")
+    early = [section for section in reversed(sections) if not section.concludes]
+    late = [section for section in reversed(sections) if section.concludes]
+    for section in (*early, *late):
+        if section is sections[0]:
+            for remark in filter(None, remarks):
+                console.print()
+                _sentence(console, remark)
             console.print()
-            console.print(part)
-        elif part is not None:
-            console.print(part, style="dim", markup=False)
-    if explain and audit.verdict is not None:
-        for line in _reasons(audit.verdict, width):
-            console.print(line)
-    if remark:
-        console.print("\n".join(["", *wrapped(remark, width)]), markup=False)
-    told = answer(audit).typed(typed)
-    whole = told.in_full(width)
-    if len(whole) > MOST_LINES and audit.verdict is not None:
-        console.print("\nThe whole command, with all adapters, is verdict.next of --json.")
-    elif len(whole) > MOST_LINES:
-        console.print("\nTo go on with so many adapters, list them in a file, one a line: @FILE")
-    elif whole:
-        console.print("\nTo copy, what the answer has no room for:")
-        console.print("\n".join(whole), markup=False, soft_wrap=True)
-    console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
-    print_answer(console, told)
+        for part in section.shown(view):
+            if isinstance(part, Answer):
+                print_answer(console, part)
+            elif isinstance(part, str):
+                _sentence(console, part)
+            else:
+                print_table(console, part.table if isinstance(part, Figure) else part)
+
+
+def _sentence(console: Console, text: str) -> None:
+    first, *more = wrapped(clean(text), console.width - 2)
+    console.print("\n  ".join([first, *more]), style="dim", markup=False, soft_wrap=True)
 
 
 def print_answer(console: Console, told: Answer) -> None:
     """Prints the answer with its headline and its labels in colour."""
-    head = len(wrapped(told.headline, console.width))
-    for at, line in enumerate(told.laid_out(console.width)):
-        text = Text.assemble((line[:12], "bold"), line[12:])
-        if at < head:
-            text = Text(line, STYLES.get(told.decision, "bold"))
-        console.print(text, soft_wrap=True)
+    style = STYLES.get(told.decision, "bold")
+    for line in wrapped(told.headline, console.width):
+        console.print(Text(line, style), soft_wrap=True)
+    for line in told.rows(console.width):
+        head = INDENT + LABEL if line.startswith(" " * INDENT) else 0  # not of a program
+        console.print(Text.assemble((line[:head], "bold"), line[head:]), soft_wrap=True)
 
 
-def _heading(audit: Audit) -> str:
-    heading = f"loraprobe {audit.command}"
-    if audit.base is not None:
-        commit = f" @ {audit.base.commit[:10]}" if audit.base.commit else ""
-        heading += f" on {audit.base.reference}{commit}"
-    return clean(heading)
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table below its title, as several where its figures need more room."""
+    for title, drawn in _fitted(table, console.width):
+        console.print()
+        console.print(Text(title, "bold"), no_wrap=True, overflow="ellipsis")
+        console.print(drawn)
 
 
-def _most_important(audit: Audit, width: int) -> Iterator[Group | str | None]:
-    """What a reader needs to check the answer."""
-    if not library.screened(audit):
-        yield from _adapters(audit, width)
-    if audit.command == "inspect" and audit.compatibility.compatible:
-        yield fitted(adapter_tables.nearest_pairs(audit), width)
-    yield from _findings(audit, width)
-    yield from _unusable(audit, width)
-    yield fitted(library.families(audit, library.SHORT), width)
-    yield fitted(library.shortlist(audit), width)
-    if not library.screened(audit):
-        yield fitted(bars.scores(audit, width), width)
-        yield from _controls(audit, width)
+def _fitted(table: Table, width: int) -> Iterator[tuple[str, rich.table.Table]]:
+    """Titles and tables of at most `width` columns, each with the first column.
+
+    Columns leave in the order of `drop`; then names get half of the width, and the others stand in
+    several tables.
+    """
+    table = _for_terminals(table)
+    if not table.rows:
+        return
+    columns, needs = table.columns, _needs(table)
+    kept = list(range(len(columns)))
+    while _total(needs[at] for at in kept) > width:
+        least = max(kept, key=lambda at: columns[at].drop)
+        if columns[least].drop == 0:
+            break
+        kept.remove(least)
+    names = needs[0] if _total(needs[at] for at in kept) <= width else min(needs[0], width // 2)
+    groups, left = [list[int]()], width - names
+    for at in kept[1:]:
+        if needs[at] + GAP > left and groups[-1]:
+            groups.append([])
+            left = width - names
+        groups[-1].append(at)
+        left -= needs[at] + GAP
+    for position, group in enumerate(groups):
+        title = f"{table.caption} (continued)" if position else table.caption
+        widths = [names, *(needs[at] for at in group)]
+        yield title, _drawn(table.of([0, *group]), widths, width)
 
 
-def _adapters(audit: Audit, width: int) -> Iterator[Group | str | None]:
-    """What each adapter is, its targets, and of one adapter its layers."""
-    yield fitted(adapter_tables.adapters(audit), width)
-    for line in _targets(audit):
-        yield "\n".join(wrapped(clean(line), width))
-    yield fitted(adapter_tables.layers(audit), width)
+def _for_terminals(table: Table) -> Table:
+    """The table without what only a page has room for; all sentences stand in one column."""
+    table = table.of(at for at, column in enumerate(table.columns) if not column.roomy)
+    prose = [at for at, column in enumerate(table.columns) if column.prose]
+    joined = [_joined(row, prose) for row in table.rows]
+    heading = ", ".join(table.columns[at].heading for at in prose)
+    columns = [
+        replace(column, heading=clean(heading if column.prose else column.heading))
+        for column in table.columns
+    ]
+    table = replace(table, caption=clean(table.caption), columns=columns, rows=joined)
+    return table.of(at for at in range(len(columns)) if at not in prose[1:])
 
 
-def _targets(audit: Audit) -> list[str]:
-    """What the adapters target, a line for each set of modules."""
-    found: dict[str, list[str]] = {}
-    for row in audit.adapters:
-        if row.targets:
-            found.setdefault(" ".join(row.targets), []).append(row.name)
-    if len(found) == 1:
-        return [f"targets: {next(iter(found))}"]
-    return [f"targets of {listing(names)}: {text}" for text, names in found.items()]
+def _joined(row: Sequence[str], prose: Sequence[int]) -> list[str]:
+    cells = [" ".join(clean(cell).split()) for cell in row]
+    if prose:
+        cells[prose[0]] = "\n".join(cells[at] for at in prose if cells[at] != "-")
+    return cells
 
 
-def _controls(audit: Audit, width: int) -> Iterator[str]:
-    """What the controls among the scores are."""
-    if told := system_tables.controls(audit):
-        yield "\n".join(wrapped(clean(told), width))
+def _needs(table: Table) -> list[int]:
+    """The width of each column with its heading broken at spaces; a bar needs none."""
+    found = []
+    for column, cells in zip(table.columns, zip(*table.rows, strict=True), strict=True):
+        inside = max(map(len, cells))
+        inside = min(inside, LEAST_PROSE) if column.prose else inside
+        found.append(max([inside, *map(len, column.heading.split())]))
+    return found
 
 
-def _findings(audit: Audit, width: int) -> Iterator[str]:
-    """The first findings, errors first, each with its cure, and how many more there are."""
-    found = adapter_tables.by_severity(audit.compatibility.issues)
-    if audit.verdict is not None and audit.verdict.decision == "incompatible":
-        found = [i for i in found if i.severity != "error"]  # the answer says them
-    told = {text for _, text in answer(audit).kept(width)}
-    found = [i for i in found if not any(t.startswith(clean(first_sentence(i))) for t in told)]
-    found = [i for i in found if i.code != "serve-ok" and not i.code.startswith(LICENCE)]
-    found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
-    for issue in found[:MOST_FINDINGS]:
-        pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines
-        most = 1 if pairs and issue.severity == "note" else 2
-        text = f"{issue.code}: {first_sentence(issue)}"
-        yield _marked(MARKS[issue.severity], text, width, most)
-    if len(found) > MOST_FINDINGS:
-        yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"
+def _total(widths: Iterable[int]) -> int:
+    found = list(widths)
+    return sum(found) + GAP * len(found) - GAP
 
 
-def _unusable(audit: Audit, width: int) -> Iterator[str]:
-    """Why adapters of a library cannot be used, with the cure: the first of each kind."""
-    kinds: dict[str, list[Issue]] = {}
-    for issue in filter(None, map(library.reason, library.unusable_of(audit))):
-        kinds.setdefault(issue.code, []).append(issue)
-    for code, (issue, *others) in kinds.items():
-        more = f" ({len(others)} more)" if others else ""
-        text = f"{code}{more}: {first_sentence(issue)} {issue.cure}"
-        yield _marked(MARKS["error"], text, width, most=3)
+def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:
+    """The table with its sentences, its headings and its bars in the room that is left."""
+    spare = width - _total(widths)
+    wishes = [len(column.heading) - own for column, own in zip(table.columns, widths, strict=True)]
+    roomy = sum(max(0, wish) for wish in wishes) <= spare  # for headings in one line
+    barred = [at for at, column in enumerate(table.columns) if column.bars]
+    for at, column in enumerate(table.columns):
+        if column.prose:
+            widths[at] = max(widths[at] + spare, 1)
+        elif roomy and at not in barred:
+            widths[at] += max(0, wishes[at])
+    longest = max(0, min(LONGEST_BAR, (width - _total(widths)) // max(1, len(barred)) - 1))
+    made = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    cells = []
+    for at, column in enumerate(table.columns):
+        justify: Literal["left", "right"] = "right" if column.figure else "left"
+        room = widths[at] + (longest + 1 if at in barred else 0)
+        made.add_column(
+            Text("\n".join(wrapped(column.heading, room))), justify=justify, no_wrap=True
+        )
+        cells.append([_cell(column, row[at], room) for row in table.rows])
+        for cell, share in zip(cells[-1], column.bars, strict=False):
+            if share is not None:
+                cell.append(f" {BAR * round(min(1.0, max(0.0, share)) * longest)}", "cyan")
+    for row in zip(*cells, strict=True):
+        made.add_row(*row)
+    return made
 
 
-def _marked(mark: str, text: str, width: int, most: int) -> str:
-    """A text of at most so many lines behind a mark."""
-    lines = wrapped(clean(text), width - 2)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], ended(lines[most - 1], width - 2)]
-    return f"{mark} " + "\n  ".join(lines)
-
-
-def _everything(audit: Audit, width: int) -> Iterator[Group | str | None]:
-    """Every table and note."""
-    for line in sources(audit):
-        yield "\n".join(wrapped(line, width))
-    yield from _adapters(audit, width)
-    yield fitted(adapter_tables.findings(audit), width)
-    for table in (library.adapters, library.findings, library.families, library.shortlist):
-        yield fitted(table(audit), width)
-    for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
-        yield from side_by_side(diagnostics(audit), width)
-    for covered in system_tables.coverage(audit):
-        yield fitted(covered, width)
-    short = system_tables.scores(audit, intervals=False)
-    for scores, narrow in zip(system_tables.scores(audit), short, strict=True):
-        yield fitted(scores if fits(scores, width) else narrow, width)
-    yield fitted(bars.scores(audit, width), width)
-    yield from _controls(audit, width)
-    yield fitted(system_tables.causes(audit), width)
-    yield from _wrong_answers(audit, width)
-    yield fitted(bars.gates(audit), width)
-    for note in audit.notes:
-        yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))
-
-
-def _wrong_answers(audit: Audit, width: int) -> Iterator[Group | None]:
-    """A few questions that a composition got wrong, with what every system answered."""
-    for sample in audit.samples:
-        gold = f"right: {clean(' or '.join(sample.gold))}"
-        title = f"{sample.task}, item {sample.item}: {sample.question} ({gold})"
-        table = system_tables.replies(sample)
-        yield fitted(replace(table, caption=" ".join(title.split())), width)
-
-
-def sources(audit: Audit) -> list[str]:
-    """A line for each adapter whose reference differs from its name, with its commit."""
-    lines = []
-    for row in audit.adapters:
-        if row.reference != row.name or row.commit:
-            pinned = f" @ {row.commit}" if row.commit and row.commit not in row.reference else ""
-            lines.append(f"{clean(row.name)} = {clean(row.reference)}{pinned}")
-    return lines
-
-
-def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
-    """Every reason with its code and source, in three groups."""
-    sure = [r for r in verdict.reasons if r.code in CODES and CODES[r.code].sure]
-    why = [r for r in verdict.reasons if r not in sure and r.severity != "info"]
-    rest = [r for r in verdict.reasons if r not in sure and r not in why]
-    groups = {"Why": why, "What was measured": rest, "How sure": sure}
-    for title, reasons in groups.items():
-        if reasons:
-            yield Text(f"\n{title}", "bold")
-        for reason in reasons:
-            yield from _reason(reason, width)
-
-
-def _reason(reason: Reason, width: int) -> Iterable[Text]:
-    mark, style = ("!", "yellow") if reason.severity == "warning" else ("·", "")
-    for at, line in enumerate(wrapped(clean(reason.message), width - 2)):
-        yield Text.assemble((mark if at == 0 else " ", style), f" {line}")
-    source = f"{reason.code}: {reason.source}" if reason.source else reason.code
-    for line in wrapped(clean(source), width - 4):
-        yield Text(f"    {line}", "dim")
-
-
-def footer(audit: Audit, explain: bool = False) -> str:
-    """Time, device, dtype, memory and seed of the run."""
-    p = audit.provenance
-    memory = f", {size(p.peak_memory_bytes)}" if p.peak_memory_bytes else ""
-    more = "" if explain else "; all: --explain"
-    seconds = sum(p.seconds.values())
-    return f"{seconds:.1f} s, {p.device}, {p.dtype}{memory}, seed {p.seed}{more}"
-
-
-def one_line(audit: Audit) -> str:
-    """The result in one line, for --quiet."""
-    verdict = audit.verdict
-    if verdict is not None and verdict.evidence != "weights":
-        return clean(f"{verdict.decision} {verdict.action}")
-    if audit.library is not None:
-        return library.one_line(audit.library)
-    return "compatible" if audit.compatibility.compatible else "incompatible"
-
-
-def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
-    """What the demo showed, and where the other scenarios are."""
-    systems = len({row.system for row in audit.evaluation.scores})
-    others = ", ".join(scenarios)
-    return (
-        f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
-        "composition, and controls that a composition has to beat. Your own questions stand in a "
-        'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
-        f"scenarios: --scenario {others}."
-    )
+def _cell(column: Column, cell: str, width: int) -> Text:
+    shown = Text("\n".join(line for part in cell.split("\n") for line in wrapped(part, width)))
+    for pattern, style in column.styles.items():
+        shown.highlight_regex(re.compile(pattern), style)
+    return shown

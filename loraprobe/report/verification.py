@@ -1,22 +1,24 @@
-"""A verification on a terminal, in Python and as plain data."""
+"""What `verify` found, as an answer and as plain data."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
 from loraprobe.adapters import local_name
 from loraprobe.formatting import clean, count
-from loraprobe.records import Check, Served, Verification
-from loraprobe.report.answer import Answer
-from loraprobe.report.layout import fitted
-from loraprobe.report.phrases import FILL_IN
-from loraprobe.report.table import Table, text
-from loraprobe.report.terminal import print_answer
+from loraprobe.records import Check, Command, Served, Verification
+from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
 from loraprobe.secrets import public_text
+
+SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"
+BASE_THEN = "BASE: the place of the base that was used"
+COLUMNS = (
+    text("check"),
+    replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
+    text("what was seen", prose=True),
+)
+RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 
 def as_plain(found: Verification) -> dict[str, Any]:
@@ -29,53 +31,45 @@ def as_plain(found: Verification) -> dict[str, Any]:
     return {"directory": place, "verified": found.passed, "checks": checks}
 
 
-SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"
-BASE_THEN = "BASE: the place of the base that was used"
-COLUMNS = (
-    text("check"),
-    replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
-    text("what was seen", prose=True),
-)
-RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
-
-
-def render(found: Verification) -> None:
-    """A row a check, then the answer."""
-    console = Console(highlight=False)
+def verification_sections(found: Verification) -> list[Section]:
+    """The answer, and a row a check."""
     lines = [[c.name, RESULTS[c.passed], c.message] for c in found.checks]
-    console.print(fitted(Table(found.directory, COLUMNS, lines), console.width))
-    console.print()
-    print_answer(console, verification_answer(found))
+    return [
+        Section("verdict", "Verdict", [(TERMINAL, verification_answer(found))], concludes=True),
+        Section("checks", "Checks", [(TERMINAL, Table(found.directory, COLUMNS, lines))]),
+    ]
 
 
 def verification_answer(found: Verification) -> Answer:
     """Whether the directory is what its card says, what is not, and what to do next."""
-    place = shlex.quote(found.directory)
-    load = ("in Python", f"loraprobe.load_composition({found.directory!r}).into(model)")
+    place = found.directory
     if found.passed:
         composed = any(check.name == "composition.json" for check in found.checks)
-        next_ = load if composed else ("next", f"loraprobe inspect {place}")
-        return Answer("verified", "VERIFIED: this is what its card describes.", (next_,))
+        load = ("in Python", Command("restore", (place,)))
+        step = load if composed else ("next", Command("inspect", (place,)))
+        return Answer("verified", "VERIFIED: this is what its card describes.", (step,))
     open_ = [check for check in found.checks if check.passed is found.passed]
-    why = [("why", clean(f"{check.name}: {check.message}")) for check in open_[:2]]
+    why: list[Line] = [("why", f"{check.name}: {check.message}") for check in open_[:2]]
+    again = Command("verify", (place,))
     if found.passed is False:
         fix = "Get it again from its origin, or make it again; then verify it again."
-        cure = [("fix", fix), ("next", f"loraprobe verify {place}")]
         headline = "NOT VERIFIED: do not use it as what its card says."
-        return Answer("not verified", headline, (*why[:1], *cure))
+        return Answer("not verified", headline, (*why[:1], ("fix", fix), ("next", again)))
     names = {check.name.partition(" ")[0] for check in open_}
-    words, fill = [f"loraprobe verify {place}"], list[str]()
+    fill = list[Line]()
     if "source" in names:
-        words, fill = [*words, "REF"], [SOURCE_THEN]
+        again = replace(again, adapters=(place, "REF"))
+        fill.append(("fill in", SOURCE_THEN))
     if "base" in names:
-        words, fill = [*words, "--base BASE"], [*fill, BASE_THEN]
-    cure = [("next", " ".join(words)), *((FILL_IN, one) for one in fill)]
+        again = replace(again, options=(("--base", "BASE"),))
+        fill.append(("fill in", BASE_THEN))
     headline = "CANNOT TELL whether this is what its card describes."
-    return Answer("inconclusive", headline, (*why, *(cure if fill else [])))
+    lines = [*why, ("next", again), *fill] if fill else why
+    return Answer("inconclusive", headline, tuple(lines))
 
 
 class ShownVerification(Verification):
-    """A verification whose repr is its answer, in at most twelve lines."""
+    """A verification whose repr is its answer."""
 
     def __repr__(self) -> str:
         return str(verification_answer(self))
@@ -87,23 +81,11 @@ HEADLINES = {
     "another": "DIFFERENT: {model} is neither this adapter nor the base as they run here.",
     "unclear": "UNCLEAR: this adapter hardly changes the answers to these prompts.",
 }
-CURES = {
-    "adapter": (),
-    "base": (
-        ("fix", "start the server with the adapter, and ask for it by its own name (--model)"),
-        ("next", "loraprobe inspect {place} --serve all"),
-    ),
-    "another": (
-        ("why", "a file that the server misreads, another base or adapter, or a quantised base"),
-        ("next", "loraprobe inspect {place} --serve all"),
-    ),
-    "unclear": (("fix", "give prompts of what it was trained on: --probe FILE, one a line"),),
+WHY = {"another": "a file that the server misreads, another base or adapter, or a quantised base"}
+FIXES = {
+    "base": "start the server with the adapter, and ask for it by its own name (--model)",
+    "unclear": "give prompts of what it was trained on: --probe FILE, one a line",
 }
-
-
-def render_served(found: Served, directory: str) -> None:
-    """What a server serves, on a terminal."""
-    print_answer(Console(highlight=False), served_answer(found, directory))
 
 
 def served_answer(found: Served, directory: str) -> Answer:
@@ -113,8 +95,10 @@ def served_answer(found: Served, directory: str) -> Answer:
         f"{found.to_adapter:.3f} from the adapter here, {found.to_base:.3f} from the base; these "
         f"two are {found.between:.3f} apart"
     )
-    place = shlex.quote(directory)
-    cures = [(label, text.format(place=place)) for label, text in CURES[found.serves]]
-    headline = clean(HEADLINES[found.serves].format(model=found.model))
+    lines: list[Line] = [("measured", figures)]
+    lines += [("why", WHY[found.serves])] if found.serves in WHY else []
+    lines += [("fix", FIXES[found.serves])] if found.serves in FIXES else []
+    if found.serves in ("base", "another"):
+        lines.append(("next", Command("inspect", (directory,), (("--serve", "all"),))))
     decision = {"adapter": "verified", "unclear": "inconclusive"}.get(found.serves, "not verified")
-    return Answer(decision, headline, (("measured", figures), *cures))
+    return Answer(decision, HEADLINES[found.serves].format(model=found.model), tuple(lines))

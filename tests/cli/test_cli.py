@@ -85,7 +85,7 @@ assert gc.isenabled() and gc.get_freeze_count()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
 assert not asking, asking
-import loraprobe.report.html, loraprobe.report.markdown
+import loraprobe.report.page, loraprobe.report.sections
 from loraprobe.base import open_base
 from loraprobe.demo import shipped_world
 

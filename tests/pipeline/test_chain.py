@@ -16,7 +16,6 @@ from loraprobe.cli import app
 from loraprobe.evaluation import Ledger, System, chain_hops, run_systems
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Verdict
-from loraprobe.report.answer import Answer
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Hop, Item, Task
@@ -76,7 +75,7 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
     request = Request(("one", "two.5"), chain=plan, most_tokens=8)
     program = next_command(Verdict("unlikely", "evaluation", action="chain"), request)
     places = {name: str(asked / name) for name in ("one", "two.5")}
-    ((_, typed),) = Answer("", "", (("in Python", program),)).typed(places).lines
+    typed = str(program.placed({name: [place] for name, place in places.items()}))
     base = making.sharpened(making.tiny_llama())
     assert executed(typed, base, tokenizer)[f"answer{len(hops)}"] == said
 
@@ -84,7 +83,7 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
 def test_adapters_of_the_hub_are_loaded_by_repository_revision_and_folder():
     request = Request(("math=owner/name@v2:lora/math", "owner/other"))
     verdict = Verdict("unlikely", "evaluation", action="use-single:math")
-    assert next_command(verdict, request) == (
+    assert str(next_command(verdict, request)) == (
         "PeftModel.from_pretrained(base, 'owner/name', revision='v2', subfolder='lora/math')"
     )
 

@@ -24,16 +24,17 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
     inputs = open_inputs(list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1])
     verdict = Verdict("inconclusive", "pilot")
-    words = next_command(verdict, requested(given, inputs, "merge")).split()
+    words = next_command(verdict, requested(given, inputs, "merge")).words
     for name, value in (texts | numbers).items():
         assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
     assert words.count("--method") == 2 and "ties:density=0.3" in words
     assert words[-1] == "--resume" and "--threads" not in words
     few = requested(replace(given, limit=8), inputs, "merge")  # which decide nothing
-    assert "--limit" not in next_command(verdict, few)
+    assert "--limit" not in next_command(verdict, few).words
     plain = requested(Options(), inputs, "merge")
-    assert "--limit" not in next_command(verdict, plain) and not plain.kept
-    more = next_command(replace(verdict, evidence="evaluation"), requested(given, inputs, "merge"))
+    assert "--limit" not in next_command(verdict, plain).words and not plain.kept
+    request = requested(given, inputs, "merge")
+    more = str(next_command(replace(verdict, evidence="evaluation"), request))
     for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
         assert told in more and "MORE-" in more  # further questions are asked in the same way
 
@@ -41,10 +42,10 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"methods": ("none",)}, ["--method", "none"]),
-        ({"routers": ("none",)}, ["--router", "none"]),
-        ({"methods": ("ties",), "routers": ()}, ["--method", "ties"]),
-        ({"methods": ("ties",)}, ["--method", "ties", "--router", "arrow"]),
+        ({"methods": ("none",)}, [("--method", "none")]),
+        ({"routers": ("none",)}, [("--router", "none")]),
+        ({"methods": ("ties",), "routers": ()}, [("--method", "ties")]),
+        ({"methods": ("ties",)}, [("--method", "ties"), ("--router", "arrow")]),
     ],
 )
 def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):

@@ -239,7 +239,7 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     free = ("hop_accuracy", "guessing")  # read from the answers
     probed = {row.n for row in audit.evaluation.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
-    assert "set_adapter" in audit.verdict.next
+    assert "set_adapter" in str(audit.verdict.next)
 
 
 def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):

@@ -62,4 +62,4 @@ def test_inspect_asks_a_sample(folder, tmp_path):
     audit = run(folder, "spouse_choice", loraprobe.inspect, limit=5, state=tmp_path)
     assert audit.verdict.evidence == "pilot"
     assert {row.n for row in audit.evaluation.scores} == {5}
-    assert "--run-unsafe-code" in audit.verdict.next  # else it would be refused
+    assert "--run-unsafe-code" in audit.verdict.next.words  # else it would be refused

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from markdown_it import MarkdownIt
 
+from loraprobe.records import Command
+
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 MARKUP = [
@@ -62,6 +64,8 @@ def structure(text):
 
 def planted(record, text):
     """The record with `text` in place of every string that somebody else may have chosen."""
+    if isinstance(record, Command):
+        return Command("inspect", (text,), (("--base", text),))
     if isinstance(record, str):
         return text
     if isinstance(record, tuple):

@@ -1,10 +1,9 @@
-"""The answer: it fits, it is complete, and nothing in it contradicts the verdict."""
+"""The answer: it is short and complete, and nothing in it contradicts the verdict."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from calibrations import calibration
@@ -24,11 +23,11 @@ from evidences import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.formatting import wrapped
 from loraprobe.records import (
     AdapterSummary,
     Attribution,
     Audit,
+    Command,
     Compatibility,
     Coverage,
     Forecast,
@@ -38,8 +37,8 @@ from loraprobe.records import (
     Provenance,
     Rounds,
 )
-from loraprobe.report.answer import MOST_LINES, Answer, answer
-from loraprobe.report.showing import typed_references
+from loraprobe.report.answer import MOST_ROWS, answer, chosen
+from loraprobe.report.parts import Answer
 from loraprobe.verdict import Evidence, Request, decide, next_command
 
 ACTIONS = (
@@ -125,7 +124,11 @@ def test_until_more_is_known_the_best_measured_option_is_named():
 
 
 def line(told: Answer, label: str) -> str:
-    return next((text for name, text in told.lines if name == label), "")
+    return next((str(text) for name, text in told.lines if name == label), "")
+
+
+def texts(told: Answer, label: str) -> list[str]:
+    return [str(text) for name, text in told.lines if name == label]
 
 
 @settings(max_examples=150)
@@ -135,7 +138,7 @@ def test_no_report_contradicts_itself(found):
     verdict, told = audit.verdict, answer(audit)
     head, _, single = verdict.action.partition(":")
     command = line(told, "next") or line(told, "in Python")
-    assert head in ACTIONS and verdict.next and command == verdict.next
+    assert head in ACTIONS and verdict.next and command == str(verdict.next)
     assert bool(line(told, "in Python")) != command.startswith("loraprobe ")
     assert told.decision == verdict.decision
     if verdict.decision == "incompatible":
@@ -156,18 +159,18 @@ def test_no_report_contradicts_itself(found):
     if verdict.decision == "likely":
         assert head in ("merge", "route", "step-by-step")
         assert (head == "step-by-step") == (gain.form == "steps")
-        assert verdict.system in shlex.split(verdict.next)
+        assert verdict.system in verdict.next.words
     if head == "gather-evidence":
         assert verdict.decision == "inconclusive"
     if verdict.decision == "inconclusive":
-        assert head == "chain" or verdict.next.startswith("loraprobe ")
+        assert head == "chain" or not verdict.next.in_python
         assert head in ("gather-evidence", "chain") or line(told, "use").startswith("so far")
     elif single:
-        assert single in verdict.next and f"{single} alone" in line(told, "use")
+        assert single in command and f"{single} alone" in line(told, "use")
     elif head == "use-base":
         full = any(r.code in ("base-suffices", "nothing-to-gain") for r in verdict.reasons)
         fill = "HARDER-t.jsonl" if full else "NEW"
-        assert fill in verdict.next and fill in line(told, "fill in")
+        assert fill in verdict.next.words and fill in line(told, "fill in")
         assert "base alone" in line(told, "use")
     if head == "chain":
         assert "chain" in line(told, "use") and not line(told, "better")
@@ -197,23 +200,9 @@ def test_no_report_contradicts_itself(found):
     assert len(told_why) <= 3
 
 
-def rows(laid: list[str], width: int) -> int:
-    """The rows of a terminal that these lines take."""
-    return sum(-(-len(one) // width) for one in laid)
-
-
-def joined(laid: list[str]) -> str:
-    """The text of lines, with commands in one piece."""
-    return " ".join(" ".join(row.strip().removesuffix("\\") for row in laid).split())
-
-
-@settings(max_examples=80)
-@given(evidences(), st.sampled_from([60, 80, 160]))
-def test_the_answer_fits_and_its_command_can_be_copied(found, width):
-    audit = audit_of(found)
-    laid = answer(audit).laid_out(width)
-    assert len(laid) <= MOST_LINES and max(map(len, laid)) <= width
-    assert audit.verdict.next in joined(laid)
+def joined(rows) -> str:
+    """The text of rows, with commands in one piece."""
+    return " ".join(" ".join(row.strip().removesuffix("\\") for row in rows).split())
 
 
 @st.composite
@@ -225,51 +214,70 @@ def references(draw):
 
 
 @settings(max_examples=80)
-@given(evidences(), references(), st.sampled_from([60, 80, 160]))
-def test_the_answer_fits_with_many_adapters_and_long_references(found, given, width):
+@given(evidences(), references(), st.sampled_from([40, 60, 80, 160]))
+def test_sentences_wrap_and_commands_are_whole_at_every_width(found, given, width):
     audit = audit_of(found, adapters=given, tasks=("questions-about-" + given[0][2:] + ".jsonl",))
     told = answer(audit)
-    laid = told.laid_out(width)
-    assert rows(laid, width) <= MOST_LINES
-    shown = {label for label, _ in told.kept(width)}
-    expected = {"next", "in Python", "why", "fix", "use", "gain"} & {n for n, _ in told.lines}
-    assert expected <= shown
-    if "ADAPTERS" in joined(laid):
-        assert f"ADAPTERS: the {len(given)} references that you gave" in joined(laid)
-        command = audit.verdict.next.replace(shlex.join(given), "ADAPTERS")
-        assert audit.verdict.next in joined(told.in_full(width))
-    else:
-        command = audit.verdict.next
-        assert not told.in_full(width)
-    assert command in joined(laid)
+    rows = list(told.rows(width))
+    for label, text in told.lines:
+        assert " ".join(str(text).split()) in joined(Answer("", "", ((label, text),)).rows(width))
+    pieces = {len(piece) for _, text in told.lines for piece in getattr(text, "pieces", ())}
+    longest = max([width, *(12 + 4 + size for size in pieces)])
+    assert "…" not in joined(rows)
+    assert audit.verdict.next.verb == "ask" or max(map(len, rows)) <= longest
+    assert str(audit.verdict.next) in joined(rows)
+    sentences = [one for one in told.lines if isinstance(one[1], str) and one[0] != "fill in"]
+    assert len(list(Answer("", "", tuple(sentences)).rows(80))) <= MOST_ROWS
+    assert {"use", "gain"} & {label for label, _ in told.lines} or (
+        found.level != "evaluation" or told.decision == "incompatible"
+    )
 
 
-@pytest.mark.parametrize("width", [60, 80])
-def test_long_names_and_paths_leave_twelve_lines(width):
-    long = "a-very-long-organisation-name/an-even-longer-adapter-name-for-legal-questions-v2"
-    asked = {"adapters": (long, long + "-b"), "base": "/models/" + long}
-    asked["tasks"] = (long + ".jsonl",)
-    found = audit_of(evidence({"base": 0.1, "a": 0.2, "uniform": 0.22, "sum": 0.2}), **asked)
-    laid = answer(found).laid_out(width)
-    assert rows(laid, width) <= MOST_LINES
-    assert long in "".join(laid)
-    conflict = Issue("error", "x-y", ("a", "b"), f"{long} does not fit {long}-b. " * 3, "Do it.")
-    broken = audit_of(evidence_of(compatibility=Compatibility((conflict,) * 3)), **asked)
-    kept = [label for label, _ in answer(broken).kept(width)]
-    assert kept.count("fix") == kept.count("why") == 1  # a conflict leaves with its cure
-    laid = answer(broken).laid_out(width)
-    assert rows(laid, width) <= MOST_LINES and "x-y" in joined(laid) and "Do it." in joined(laid)
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        # what changes more stays, in the order of reading
+        (["use", "gain", "lacks:4", "watch:4", "forecast"], "use gain watch forecast"),
+        (["use", "gain:3", "known:4", "watch:5", "next!"], "use gain watch next"),
+        # a second line of one label counts less than the first of another
+        (["why:5", "why:3", "watch:3"], "why watch"),
+        (["made:2", "watch:2", "also", "known:2", "licence:2", "next!", "fill in"],
+         "made watch also known licence next fill in"),
+        # a command stays however long it is
+        (["use", "why:9", "next!:30"], "use why next"),
+    ],
+)  # fmt: skip
+def test_those_lines_stay_that_change_most(lines, kept):
+    """A line of the cases is LABEL:ROWS; ! is a command."""
+    given = []
+    for one in lines:
+        label, _, rows = one.partition(":")
+        words = tuple(f"{'w' * 60}{k}" for k in range(int(rows or 1)))
+        command = Command("inspect", words) if label.endswith("!") else " ".join(words)
+        given.append((label.strip("!"), command))
+    assert " ".join(label for label, _ in chosen(given)) == kept
 
 
-@pytest.mark.parametrize("width", [60, 80, 160])
+def test_references_are_shown_as_they_were_typed():
+    audit = audit_of(evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4}), adapters=("a",))
+    command = Command(
+        "merge-and-eval", ("c=ckpt", "ckpt", "owner/b"), (("--task", "q"), ("--task", "q"))
+    )
+    places = {"ckpt": ["my dir/ckpt"], "c=ckpt": ["c=three/ckpt"], "q": ["one/q", "two/q"]}
+    verdict = replaced(audit.verdict, next=command)
+    told = answer(replaced(audit, verdict=verdict), places)
+    words = ["c=three/ckpt", "my dir/ckpt", "owner/b", "--task", "one/q", "--task", "two/q"]
+    assert shlex.split(line(told, "next"))[2:] == words
+    assert "'out/a'" in line(answer(audit, {"a": ["out/a"]}), "in Python")
+
+
 @pytest.mark.parametrize("best", [0.0, 0.8])
-def test_the_answer_says_that_a_run_stopped_early_and_how_to_ask_the_rest(width, best):
+def test_the_answer_says_that_a_run_stopped_early_and_how_to_ask_the_rest(best):
     values = {**dict.fromkeys(KINDS, 0.05), "arrow": best}
     early = evidence(values, rounds=Rounds(2, 3, N, 150, 0.99))
-    told = dict(answer(audit_of(replaced(early, diagnostics=(UNEVEN,)))).kept(width))
+    told = dict(answer(audit_of(replaced(early, diagnostics=(UNEVEN,)))).lines)
     assert f"{N} of 150" in told["gain"]
-    if width > 60 or best:  # the narrowest answer has no room for both
-        assert "2 of 3" in told["stopped"] and "--all-items" in told["stopped"]
+    assert "2 of 3" in told["stopped"] and "--all-items" in told["stopped"]
     whole = audit_of(replaced(early, rounds=Rounds(3, 3, N, N, 0.96)))
     assert "stopped" not in dict(answer(whole).lines)
     assert f"on {N} questions" in line(answer(whole), "gain")
@@ -296,41 +304,22 @@ def test_equal_updates_are_told_once():
     assert "2 warnings" in told.headline  # another pair is another fact
 
 
-def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
-    for level in ("weights", "probes"):
-        audit = audit_of(evidence_of(level=level, diagnostics=(NEAR, UNEVEN)), "inspect")
-        for width in (80, 160):  # at 60 two warnings take its place
-            known = dict(answer(audit).kept(width))["known"]
-            assert "603" in known and "19 %" in known and "arXiv" in known
-
-
-def test_only_an_abridged_command_is_told_again():
-    """Several commands of one label that the answer shows as they are stand there once."""
-    told = Answer("", "H.", (("serve", "vllm serve a"), ("serve", "ollama create a")))
-    assert told.kept(80) == list(told.lines) and not told.in_full(80)
-    told = Answer("", "H.", (*told.lines, *(("why", "w " * 600),) * 3))
-    assert told.in_full(80) == ["ollama create a"]
-
-
-@pytest.mark.parametrize("text", ["loraprobe inspect 'a b", "loraprobe inspect '' " + "x" * 900])
-def test_any_text_may_stand_where_a_command_does(text):
-    found = audit_of(evidence_of(diagnostics=(NEAR,)), "inspect")
-    audit = replaced(found, verdict=replaced(found.verdict, next=text))
-    assert len(answer(audit).typed({"a": "./a"}).laid_out(60)) <= MOST_LINES
-
-
-def test_a_conflict_is_followed_by_the_adapters_that_fit():
+@pytest.mark.parametrize(
+    ("request_", "command"),
+    [
+        ({"adapters": ("a", "b", "c"), "fitting": ("a", "b")}, "loraprobe inspect a b"),
+        ({"adapters": ("a", "b", "c"), "bases": ("p/x", "p/y")}, "loraprobe find p/x"),
+        ({"fitting": ("a",), "bases": ("p/x",), "unlike": True}, "loraprobe find p/x"),
+        ({"fitting": ("a",), "unlike": True}, "loraprobe find BASE"),
+    ],
+)  # fmt: skip
+def test_a_conflict_is_followed_by_the_adapters_that_fit(request_, command):
     found = evidence_of(
         compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),))
     )
-    audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a", "b"))
-    assert audit.verdict.next == "loraprobe inspect a b"
-    audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a",), bases=("p/x", "p/y"))
-    assert audit.verdict.next == "loraprobe find p/x"
-    audit = audit_of(found, fitting=("a",), bases=("p/x",), unlike=True)
-    assert audit.verdict.next == "loraprobe find p/x"
-    audit = audit_of(found, fitting=("a",), unlike=True)
-    assert audit.verdict.next == "loraprobe find BASE" and "BASE" in line(answer(audit), "fill in")
+    audit = audit_of(found, **request_)
+    assert str(audit.verdict.next) == command
+    assert ("BASE" in command) == ("BASE" in line(answer(audit), "fill in"))
 
 
 def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
@@ -344,10 +333,9 @@ def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
     assert "603" in line(told, "known") and "0.05" in line(told, "known")
 
 
-@pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize("warnings", range(4))
 @pytest.mark.parametrize("diagnostics", [(), (UNEVEN,), (NEAR, UNEVEN)])
-def test_a_headline_lists_as_many_warnings_as_it_counts(width, warnings, diagnostics):
+def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
     """Neither a licence nor a cosine that warns of nothing is one of them."""
     issues = [Issue("warning", f"x-{i}", ("a",), f"Odd {i}.", "Do.") for i in range(warnings)]
     issues += [Issue("warning", "licence-terms", ("a",), "Terms.", "Read.")]
@@ -357,25 +345,11 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(width, warnings, diagnos
     told = answer(audit_of(found, "merge"))
     counted = sum(map(int, re.findall(r"(\d+) warning", told.headline)))
     assert counted == warnings + len(diagnostics)
-    watched = [text for label, text in told.kept(width) if label == "watch"]
+    watched = [text for label, text in told.lines if label == "watch"]
     more = re.findall(r"^(\d+) more warnings?: --explain$", watched[-1]) if watched else []
     assert len(watched) - len(more) + sum(map(int, more)) == counted
     assert line(told, "licence") == "Terms."
     assert ("0.10" in line(told, "also")) == (not diagnostics)
-
-
-@pytest.mark.parametrize(
-    ("next_", "label"),
-    [
-        ("loraprobe route a b -o DIR", "next"),
-        ("loraprobe.load_composition('out').into(model)", "in Python"),
-        ("PeftModel.from_pretrained(base, 'a')", "in Python"),
-    ],
-)
-def test_next_is_a_command_of_a_shell(next_, label):
-    found = audit_of(evidence_of(diagnostics=(NEAR,)), "inspect")
-    audit = replaced(found, verdict=replaced(found.verdict, next=next_))
-    assert (label, next_) in answer(audit).lines
 
 
 def test_the_adapter_that_hardly_shows_is_named():
@@ -458,55 +432,3 @@ def test_a_chat_template_that_changes_the_answers_is_said(without, warned):
     watched = [text for label, text in told.lines if label == "watch" and "template" in text]
     assert bool(watched) == warned
     assert not warned or ("0.90" in watched[0] and "0.10" in watched[0])
-
-
-def test_references_are_shown_as_they_were_typed():
-    told = Answer("likely", "H.", (("next", "loraprobe merge a owner/b -o DIR"), ("use", "a")))
-    typed = told.typed({"a": "out/my dir/a"})
-    assert line(typed, "next") == "loraprobe merge 'out/my dir/a' owner/b -o DIR"
-    assert line(typed, "use") == "a"
-
-
-def test_adapters_and_tasks_of_one_name_keep_their_own_directories(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for place in ("one/ckpt", "two/ckpt", "three/ckpt", "one/q", "two/q"):
-        Path(place).mkdir(parents=True)
-    refs = ("c=three/ckpt", "one/ckpt", "two/ckpt", "--task", "one/q", "--task", "two/q")
-    command = "loraprobe merge-and-eval c=ckpt ckpt ckpt-2=ckpt --task q --task q"
-    told = Answer("unlikely", "H.", (("next", command),)).typed(typed_references(refs))
-    words = line(told, "next").split()[2:]
-    assert words == [*refs[:2], "ckpt-2=two/ckpt", *refs[3:]]
-
-
-@pytest.mark.parametrize("width", range(24, 90))
-def test_an_option_and_its_value_stay_together(width):
-    text = "legal is 24.6 times larger than news, which hardly shows: try --balance norm."
-    lines = wrapped(text, width)
-    assert " ".join(lines) == text and max(map(len, lines)) <= width
-    assert any("--balance norm." in row for row in lines)
-
-
-@pytest.mark.parametrize("width", range(24, 90))
-def test_a_number_of_a_long_word_stays_whole(width):
-    lines = wrapped("by ties:density=0.3,election=total,lambda=1.0,variant=peft in full", width)
-    assert max(map(len, lines)) <= width
-    assert all(any(number in row for row in lines) for number in ("0.3", "1.0"))
-
-
-def test_a_long_command_drops_no_first_warning():
-    command = "loraprobe merge-and-eval " + " ".join(f"owner/adapter-{i:030}" for i in range(7))
-    lines = (("use", "a"), ("gain", "1"), ("why", "w"), ("watch", "first"), ("watch", "second"))
-    laid = Answer("unlikely", "H.", (*lines, ("next", command))).laid_out(60)
-    assert any("first" in row for row in laid) and not any("second" in row for row in laid)
-    assert len(laid) <= MOST_LINES
-    warning = ("watch", "first is larger, so " + "it hardly shows " * 20)
-    laid = Answer("unlikely", "H.", (*lines[:3], warning, ("next", "loraprobe env"))).laid_out(60)
-    assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}
-
-
-@pytest.mark.parametrize("label", ["lacks", "known"])
-def test_other_lines_leave_before_the_probability(label):
-    long = " ".join(["word"] * 30)
-    lines = (("use", "a"), ("gain", long), (label, long), ("watch", long), ("forecast", "0.49"))
-    told = Answer("inconclusive", "H.", (*lines, ("next", "loraprobe env")))
-    assert [label for label, _ in told.kept(80)] == ["use", "gain", "watch", "forecast", "next"]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from audits import HOSTILE, an_audit, markdown
 from evidences import replaced
 from planting import MARKUP, READER, planted, structure
-from test_report import HOSTILE, an_audit
+from test_page import library_audit
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.records import Reason, Score
-from loraprobe.report.markdown import markdown
-from loraprobe.verdict.next_command import PROGRAM
+from loraprobe.records import Command, Reason, Score
 
 
 def cells(text: str) -> list[list[str]]:
@@ -30,14 +27,14 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_verdict_scores_reasons_and_provenance():
-    text = markdown(dataclasses.replace(an_audit(), shortlist=()))
+    text = markdown(replaced(an_audit(), shortlist=(), library=None))
     assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
     assert cells(text) == [
         ["system", "question", "retention"],
         ["base", "0.10 (0.00–0.20)", "-"],
         ["uniform", "0.10 (0.00–0.20)", "0.50"],
     ]
-    assert "1. a is odd." in text.splitlines()
+    assert "- **watch** a is odd." in text.splitlines()
     inside = text[text.index("<details>") : text.index("</details>")]
     assert "commit " + "c" * 40 in inside and "call: loraprobe x" in inside
 
@@ -60,24 +57,27 @@ def test_it_stays_short():
         audit,
         adapters=audit.adapters * 30,
         scores=scores,
-        verdict=dataclasses.replace(audit.verdict, reasons=reasons),
+        verdict=replaced(audit.verdict, reasons=reasons),
     )
     text = markdown(audit)
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 1000
 
 
 def test_commands_are_code_and_can_be_copied():
-    verdict = dataclasses.replace(an_audit().verdict, next="loraprobe inspect a b --base 'x y'")
-    text = markdown(dataclasses.replace(an_audit(), verdict=verdict))
+    verdict = replaced(
+        an_audit().verdict, next=Command("inspect", ("a", "b"), (("--base", "x y"),))
+    )
+    text = markdown(replaced(an_audit(), verdict=verdict))
     inline = [part for token in READER.parse(text) for part in token.children or ()]
     codes = [part.content for part in inline if part.type == "code_inline"]
     assert "loraprobe inspect a b --base 'x y'" in codes
 
 
 def test_a_program_is_a_block_that_can_be_copied():
-    program = PROGRAM + "# ``` two\ndef ask():\n    return 'a|b'" + "x" * 500
-    verdict = dataclasses.replace(an_audit().verdict, next=program)
-    text = markdown(dataclasses.replace(an_audit(), verdict=verdict))
+    program = "# ``` two\ndef ask():\n    return 'a|b'" + "x" * 500
+    command = Command("python", text=program)
+    verdict = replaced(an_audit().verdict, next=command)
+    text = markdown(replaced(an_audit(), verdict=verdict))
     (block,) = [token.content for token in READER.parse(text) if token.type == "fence"]
     assert block == program.replace("```", "'''") + "\n"
 
@@ -85,3 +85,8 @@ def test_a_program_is_a_block_that_can_be_copied():
 def test_json_and_markdown_do_not_go_together():
     result = CliRunner().invoke(app, ["inspect", "a", "b", "--json", "--markdown"])
     assert result.exit_code == 2 and "--markdown" in result.stderr + result.stdout
+
+
+def test_of_a_library_it_names_what_cannot_be_used_and_families():
+    text = markdown(library_audit())
+    assert "Cannot be used" in text and "Families" in text and len(text.splitlines()) <= 60

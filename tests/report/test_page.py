@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-import json
 import re
 import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 import pytest
+from audits import HOSTILE, a_library, an_audit, page
 from evidences import replaced
 from making import saved_pair
 from planting import MARKUP, planted
-from test_report import HOSTILE, an_audit
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
-from loraprobe.records import Measurement, Reason, Rounds
-from loraprobe.report.documents import audit_from
-from loraprobe.report.figures import About, heat
-from loraprobe.report.html import LARGEST, MARK, page, sections, write_page
-from loraprobe.report.system_tables import CAUSES
+from loraprobe.records import Command, Measurement, Reason, Rounds
+from loraprobe.report.figures import CAUSES, drawn, heat
+from loraprobe.report.page import LARGEST, MARK, write_page
+from loraprobe.report.parts import Figure, Table
+from loraprobe.report.sections import heading, sections
 
 VOID = {"meta", "wbr"}
 
@@ -96,7 +94,7 @@ def test_a_heading_a_section_in_the_order_in_which_people_read(root):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
     names = [heading.attributes["id"] for heading in root.all("h2")]
-    wanted = "verdict short-list gains causes examples library adapters findings pairs modules"
+    wanted = "verdict short-list gains causes examples findings pairs modules library adapters"
     assert names == [*wanted.split(), "coverage", "gates", "reasons", "provenance"]
     sections = root.all("section")
     assert [section.attributes["aria-labelledby"] for section in sections] == names
@@ -168,7 +166,8 @@ def test_figures_stand_in_the_tables(root):
     assert table(root, "Share of the gates of arrow by layer")[1][1:] == ["0.75", "1.00", "0.50"]
     rows = table(root, "Mean share of each adapter's gate on the prompts")
     assert "entropy" in rows[0][-1] and len(rows) == 1 + len(an_audit().gates)
-    assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "interference"]
+    asked = "t, item a, question: Who is a? (right: a or x)"
+    assert table(root, asked)[2][1:] == ["a", "wrong", "interference"]
 
 
 @functools.cache
@@ -184,9 +183,7 @@ TO_HTML = [text for text in MARKUP if set(text) & set("<>&\"'$[{/")]
 @pytest.mark.parametrize("text", [*TO_HTML, HOSTILE, "$x^{$", "a\nb", "\ufffe", "fig\x00ure"])
 def test_no_string_of_a_page_becomes_markup(text):
     audit = planted(an_audit(), text)
-    audit = dataclasses.replace(
-        audit, verdict=dataclasses.replace(audit.verdict, action=f"use-single:{text}")
-    )
+    audit = replaced(audit, verdict=replaced(audit.verdict, action=f"use-single:{text}"))
     made = page(audit)
     found = parsed(made)
     tags = {node.tag for node in found.all()}
@@ -222,7 +219,8 @@ def test_text_has_the_contrast_of_level_aa(root):
 def test_text_in_cells_has_the_contrast_of_level_aa():
     values = [[i / 20] for i in range(21)]
     names = [str(i) for i in range(21)]
-    svg = heat(About("m", "t", "d"), values, names, ["c"], [["text"]] * 21, 1.0)
+    draw = functools.partial(heat, shares=values, rows=names, columns=["c"], texts=[["text"]] * 21)
+    svg = drawn(Figure("m", "t", "d", "c", Table("", [], []), draw))
     cells = re.findall(r"fill: (#\w{6}); stroke", svg)
     texts = re.findall(r"fill: (#\w{6})[^>]*>text<", svg)
     assert len(cells) == len(texts) == 21
@@ -242,10 +240,10 @@ def test_a_page_stays_small_whatever_the_audit_holds():
         for kind in ("up", "down")
     ]
     reasons = tuple(Reason("forecast", "word " * 400, 0.1, 0.2) for _ in range(2000))
-    audit = dataclasses.replace(
+    audit = replaced(
         an_audit(),
         diagnostics=tuple(rows),
-        verdict=dataclasses.replace(audit.verdict, reasons=reasons),
+        verdict=replaced(audit.verdict, reasons=reasons),
     )
     text = page(audit)
     assert len(text.encode()) < LARGEST
@@ -253,18 +251,13 @@ def test_a_page_stays_small_whatever_the_audit_holds():
     assert len(parsed(text).all("svg")) < 20
 
 
-def test_a_page_of_a_saved_audit_is_that_of_the_run():
-    audit = an_audit()
-    assert page(audit_from(json.loads(audit.to_json()))) == page(audit)
-
-
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
-    asked = "evaluation gains comparisons attribution samples gates coverage shortlist".split()
+    asked = "scores gains comparisons attribution samples gates coverage shortlist".split()
     given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
-    alone = dataclasses.replace(one, **given, **dict.fromkeys(asked, ()))
+    alone = replaced(one, **given, **dict.fromkeys(asked, ()))
     names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
-    assert "gains" not in names and names[:2] == ["verdict", "adapters"]
+    assert "gains" not in names and names[:2] == ["verdict", "findings"]
 
 
 def test_the_commands_write_it(tmp_path):
@@ -293,9 +286,9 @@ def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_pa
     assert result.exit_code == 2 and "no report of loraprobe" in result.stderr
     assert file.read_text() == "<p>years of work</p>"
     with pytest.raises(OutputError):
-        write_page(an_audit("x"), tmp_path)
-    write_page(an_audit("x"), tmp_path / "new.html")
-    write_page(an_audit("y"), tmp_path / "new.html")
+        write_page(tmp_path, "x", sections(an_audit("x")))
+    for name in ("x", "y"):
+        write_page(tmp_path / "new.html", heading(an_audit(name)), sections(an_audit(name)))
     assert "y" in (tmp_path / "new.html").read_text()
 
 
@@ -309,15 +302,39 @@ def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypa
 
 def test_no_line_breaks_inside_an_option():
     audit = an_audit("a")
-    command = "loraprobe merge a b --balance norm --task a-long-name-of-a-file-of-questions.jsonl"
-    verdict = dataclasses.replace(audit.verdict, next=command)
-    text = page(dataclasses.replace(audit, verdict=verdict, notes=("Try --rank 64.",)))
+    options = ("--balance", "norm"), ("--task", "a-long-name-of-a-file-of-questions.jsonl")
+    verdict = replaced(audit.verdict, next=Command("merge", ("a", "b"), options))
+    text = page(replaced(audit, verdict=verdict, notes=("Try --rank 64.",)))
     whole = [n.text for n in parsed(text).all("span") if n.attributes.get("class") == "option"]
     assert {"--balance norm", "--task", "--rank 64."} <= set(whole)
 
 
 def test_a_page_says_that_its_intervals_cover_every_look():
     found = replaced(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
-    assert "look 2 of 3" in sections(found)[0].sentences[0]
+    assert "look 2 of 3" in page(found)
     whole = replaced(found, rounds=Rounds(3, 3, 150, 150, 0.96))
-    assert "look" not in sections(whole)[0].sentences[0]
+    assert "look 3 of 3" not in page(whole)
+
+
+def library_audit(copies: int = 1, adapters: int = 7):
+    """The audit of a library without a task."""
+    library = a_library("an-adapter")
+    rows = [
+        replaced(row, name=f"{row.name}-{i}", family=row.family and i % 90 + 1)
+        for i in range(copies)
+        for row in library.adapters[:adapters]
+    ]
+    given = "adapters scores gains comparisons attribution samples gates coverage shortlist"
+    nothing = dict.fromkeys([*given.split(), "diagnostics", "layers"], ())
+    library = replaced(library, adapters=tuple(rows))
+    return replaced(an_audit(), **nothing, command="screen", library=library, verdict=None)
+
+
+def test_the_map_has_a_dot_for_each_adapter_and_says_what_it_shows():
+    (figure,) = parsed(page(library_audit())).all("figure")
+    assert "50%" in figure.all("desc")[0].text and "4 adapters" in figure.all("desc")[0].text
+    rows = table(figure, "The map of the library")
+    assert rows[0] == ["adapter", "family", "across", "up"]
+    assert len(rows) == 5 and rows[1][2:] == ["-1.00", "0.25"]
+    assert not parsed(page(library_audit(adapters=2))).all("figure")  # two have no map
+    assert len(page(library_audit(150)).encode()) < LARGEST

@@ -43,18 +43,16 @@ def forms(plain, steps, **options):
 
 
 def command(verdict, tasks=("t.jsonl",), limited=False):
-    return next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited)
+    return str(next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited))
 
 
 def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
-    words = ("--fields", "prompt=question", "--metric", "numeric", "--margin", "0.1")
+    words = (("--fields", "prompt=question"), ("--metric", "numeric"), ("--margin", "0.1"))
     request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), asked=words)
     reworded = (Reason("mostly-said-otherwise", ""),)
     found = [
-        next_command(Verdict("inconclusive", "evaluation", (), action="gather-evidence"), request),
-        next_command(
-            Verdict("unlikely", "evaluation", reworded, action="gather-evidence"), request
-        ),
+        str(next_command(Verdict(decision, "evaluation", why, action="gather-evidence"), request))
+        for decision, why in (("inconclusive", ()), ("unlikely", reworded))
     ]
     assert "--task MORE-test --fields prompt=question --metric numeric --margin 0.1" in found[0]
     assert found[1].count("--metric") == 1 and found[1].endswith("--margin 0.1 --metric contains")
@@ -82,9 +80,9 @@ def test_where_only_clusters_are_missing_other_questions_come_next():
     ],
 )
 def test_what_keeps_a_gain_open_is_asked_again(asked):
-    found, options = decide(asked), ("--metric", "exact_match")
+    found, options = decide(asked), (("--metric", "exact_match"),)
     request = Request(("./a", "owner/b"), tasks=("t.jsonl",), asked=options)
-    told = next_command(found, request)
+    told = str(next_command(found, request))
     assert found.decision == "inconclusive" and told.startswith(
         "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
     )

@@ -96,7 +96,7 @@ def test_the_answer_says_that_it_is_a_first_round():
     assert "first round on 30 questions" in lines["gain"] and "+0.20 [-0.10, 0.50]" in lines["gain"]
     assert "decide" not in lines or not lines["decide"]
     found = piloted(0.2, -0.1, 0.5)
-    assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).endswith("--resume")
+    assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).words[-1] == "--resume"
 
 
 @pytest.mark.parametrize(("items", "warned"), [(199, True), (200, False), (0, False)])

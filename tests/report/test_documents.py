@@ -1,21 +1,22 @@
-"""A saved audit is read strictly, and its report is that of the run."""
+"""JSON: an audit and its schema, what of a saved one is wrong, and its report again."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+from audits import HOSTILE, an_audit, markdown, page, rendered
 from hypothesis import given
 from hypothesis import strategies as st
 from planting import changed
-from test_report import HOSTILE, an_audit, rendered
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
-from loraprobe.report.documents import audit_from, read_audit
-from loraprobe.report.markdown import markdown
+from loraprobe.records import Command
+from loraprobe.report.documents import audit_from, json_schema, read_audit
 
 
 @pytest.mark.parametrize("name", ["a", HOSTILE, "\ufffe ü"])
@@ -23,14 +24,8 @@ def test_what_was_written_is_read_again(name):
     audit = an_audit(name)
     read = audit_from(json.loads(audit.to_json()))
     assert read.to_json() == audit.to_json()
-    assert rendered(read) == rendered(audit)
-    assert markdown(read) == markdown(audit)
-
-
-def test_explained_wrong_answers_are_shown():
-    lines = [line.split() for line in rendered(an_audit()).splitlines()]
-    title = lines.index("t, item a: Who is a? (right: a or x)".split())
-    assert lines[title + 3] == ["uniform", "a", "wrong", "interference"]
+    for shown in (rendered, markdown, page):
+        assert shown(read) == shown(audit)
 
 
 WRONG = [
@@ -67,6 +62,55 @@ def test_every_field_has_to_be_there(missing):
     del document[missing]
     with pytest.raises(ValueError, match=missing):
         audit_from(document)
+
+
+def test_document_satisfies_its_schema_and_holds_no_nan():
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = json.loads(an_audit().to_json())
+    jsonschema.validate(document, schema)
+    assert document["schema_version"] == 2
+    assert document["compatibility"]["compatible"] is True
+    assert document["diagnostics"][2]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema_version",), 1),
+        (("verdict", "decision"), "perhaps"),
+        (("evaluation", 0, "ci95"), [0.1]),
+        (("adapters", 0, "modules"), "many"),
+    ],
+)
+def test_schema_refuses_what_is_wrong(path, value):
+    document = json.loads(an_audit().to_json())
+    changed(document, path, value)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, json_schema())
+
+
+def test_json_on_a_terminal_drives_nothing_and_loses_nothing():
+    odd = "ev\x1b[31mil\x9b31m\u202e\u2066\x7f"
+    text = an_audit(odd).to_json()
+    assert not set(odd) & set("\x1b\x9b\u202e\u2066\x7f") & set(text)
+    assert json.loads(text)["adapters"][0]["name"] == odd
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Command("merge", ("a b", "n=o/x@v"), (("--weights", "-0.5,1"), ("--resume",), ("-o", "D"))),
+        Command("screen", ("@list.txt", "-"), (("--task", "t's.jsonl"),)),
+        Command("python", text="model.set_adapter('a')"),
+        Command("python", text="loraprobe 'not closed"),
+        Command(""),
+    ],
+)
+def test_a_command_is_read_as_it_was_written(command):
+    assert str(Command.read(str(command))) == str(command)
+    read = Command.read(str(command))
+    assert (read.verb, read.adapters) == (command.verb, command.adapters)
 
 
 JSON = st.recursive(

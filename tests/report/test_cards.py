@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import pytest
+import yaml
+from audits import HOSTILE, an_audit
+from evidences import replaced
 from planting import MARKUP, planted, structure
-from test_report import an_audit
 
 from loraprobe.records import Audit, DecisiveGain, EvaluationRecords, LearnedWeights, Transformation
-from loraprobe.report.markdown import composition_card, model_card
+from loraprobe.report.cards import composition_card, model_card
 
 
 def cards(text: str) -> list[str]:
     """Both kinds of card, with this text as everything that a stranger may have chosen."""
-    audit = dataclasses.replace(
+    audit = replaced(
         planted(an_audit(), text),
         transformations=(Transformation(text, 1.0, 1.0, 1.0, (text, text)),),
         search=LearnedWeights({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
@@ -32,7 +33,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
     }
     merge = model_card(
         **common,
-        sources=[dataclasses.replace(row, license=text) for row in audit.adapters],
+        sources=[replaced(row, license=text) for row in audit.adapters],
         method=text,
         space=text,
         rank="8",
@@ -63,9 +64,18 @@ def test_no_string_of_a_card_becomes_markup(text):
 def test_the_card_of_an_evaluated_merge_tells_decision_evidence_and_gain_in_one_line():
     audit = an_audit()
     gain = DecisiveGain("uniform", "question", "a", 0.02, (-0.1, 0.04), 10)
-    audit = dataclasses.replace(audit, verdict=dataclasses.replace(audit.verdict, gain=gain))
+    audit = replaced(audit, verdict=replaced(audit.verdict, gain=gain))
     wanted = ("unlikely", "evaluation", "0.02", "-0.10, 0.04", "10 questions")
     for card in cards_of(audit):
         assert any(all(word in line for word in wanted) for line in card.splitlines())
-    for card in cards_of(dataclasses.replace(audit, evaluation=EvaluationRecords())):
+    for card in cards_of(replaced(audit, evaluation=EvaluationRecords())):
         assert "unlikely" not in card
+
+
+def test_a_card_is_yaml_and_keeps_strangers_strings_inert():
+    for card in cards(HOSTILE):
+        front, body = card.split("---\n")[1:3]
+        assert yaml.safe_load(front)["base_model"] == HOSTILE
+        outside = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+        assert "<script>" not in outside and "\x1b" not in body
+        assert "accepted with --allow" in body

@@ -1,0 +1,83 @@
+"""Sections as one HTML page without scripts, which loads nothing.
+
+Every text is escaped and its control characters are replaced; the page's policy forbids scripts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from loraprobe.adapters import check_file, staged_file
+from loraprobe.formatting import JOINTS, clean
+from loraprobe.report.figures import drawing, drawn
+from loraprobe.report.markdown import templates
+from loraprobe.report.parts import Answer, Section, viewed
+
+MARK = "<!-- written by loraprobe -->"
+# An option, together with its value where that is short: it stays in one line.
+OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*(?: (?!-)\S{1,16}(?!\S))?")
+FIRST = 3  # sections that a notebook shows, the answer among them
+LARGEST = 1_000_000  # bytes of a page
+# Rows of a table and characters of a text, from what is usual to what hostile input needs.
+SIZES = ((400, 2000), (100, 300), (25, 60), (5, 20))
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """All sections as a page; of very long texts and tables only the beginning."""
+    text = ""
+    for rows, characters in SIZES:
+        text = _rendered(title, viewed(sections, "page", characters), rows)
+        if len(text.encode()) <= LARGEST:
+            break
+    return text
+
+
+def fragment(title: str, sections: Sequence[Section]) -> str:
+    """The answer and the first sections of the page for a notebook, with the page's styles."""
+    rows, characters = SIZES[1]
+    text = _rendered(title, viewed(sections, "page", characters)[:FIRST], rows)
+    style, _, rest = text.partition("<style>")[2].partition("</style>")
+    main = rest.partition("<main>")[2].partition("</main>")[0].strip()
+    return f'<div class="report"><style>{style}</style>\n{main}\n</div>'
+
+
+def _rendered(title: str, shown: Sequence[Section], rows: int) -> str:
+    """Sections, the answer first, with `rows` rows of each table."""
+    environment = templates(autoescape=True)
+    environment.filters.update(joints=_joints, unbroken=_unbroken, drawn=drawn)
+    decisions = [part.decision for part in shown[0].shown("page") if isinstance(part, Answer)]
+    return environment.get_template("page.html.jinja").render(
+        mark=Markup(MARK), title=clean(title), decision=decisions[0], sections=shown, most=rows
+    )
+
+
+def _unbroken(text: object) -> Markup:
+    """A sentence in which no option is broken."""
+    marked = OPTION.sub("\0\\g<0>\1", clean(text))  # which has no control characters of its own
+    opened = str(escape(marked)).replace("\0", '<span class="option">')
+    return Markup(opened.replace("\1", "</span>"))
+
+
+def _joints(text: str) -> Markup:
+    """A name that may break at its joints; a sentence as it is, where 0.5 stays in one piece."""
+    if " " in text:
+        return _unbroken(text)
+    return Markup(str(escape(JOINTS.sub("\0", text))).replace("\0", "<wbr>"))
+
+
+def check_page(file: Path) -> None:
+    """Raises OutputError for an existing file, unless it is a page of loraprobe, and UsageError
+    where pages cannot be drawn."""
+    with drawing():
+        check_file(file, lambda stream: MARK in stream.read(200), "is no report of loraprobe's")
+
+
+def write_page(file: Path, title: str, sections: Sequence[Section]) -> None:
+    """Writes the page, whole or not at all. Raises OutputError."""
+    check_page(file)
+    with staged_file(file) as staging:
+        staging.write_text(page(title, sections), encoding="utf-8")

@@ -1,0 +1,227 @@
+"""What every report is made of: sections of answers, sentences, tables and figures.
+
+The renderers `terminal`, `page` and `markdown` print sections and know nothing of audits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
+
+from loraprobe.formatting import clean, measured, wrapped
+from loraprobe.records import Command, Interval
+from loraprobe.secrets import map_texts
+from loraprobe.verdict import formatting as fmt
+
+Row = TypeVar("Row")
+View = Literal["short", "explained", "page", "markdown"]
+SHORT: tuple[View, ...] = ("short",)  # a terminal without --explain
+EXPLAINED: tuple[View, ...] = ("explained",)  # a terminal with it
+PAGE: tuple[View, ...] = ("page",)
+MARKDOWN: tuple[View, ...] = ("markdown",)
+TERMINAL: tuple[View, ...] = (*SHORT, *EXPLAINED)
+INDENT, LABEL = 2, 10  # columns before a label of the answer, and of the label
+PARTS = {"question": "question", "steps": "step by step"}  # the forms of a task's question
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures, or of text, which stands at its left; `prose` holds sentences.
+
+    drop: columns of a higher number leave a narrow terminal first; 0 stays. roomy: only a page has
+    room for it. styles: a regular expression -> the style of what it finds on a terminal. bars: a
+    share of each row, from 0 to 1, which a terminal draws beside the cell where it has room.
+    """
+
+    heading: str
+    figure: bool = True
+    drop: int = 0
+    prose: bool = False
+    roomy: bool = False
+    styles: Mapping[str, str] = field(default_factory=dict)
+    bars: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of at least one column, the first of which names the row.
+
+    folded: a page shows it on demand.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def without(self, heading: str) -> Table:
+        """The table without a column in which all rows agree; the caption then says it."""
+        at = next(i for i, column in enumerate(self.columns) if column.heading == heading)
+        values = {row[at] for row in self.rows}
+        if len(values) != 1:
+            return self
+        kept = self.of(i for i in range(len(self.columns)) if i != at)
+        return replace(kept, caption=f"{self.caption}: {values.pop()}")
+
+    def of(self, places: Iterable[int]) -> Table:
+        """The table with only the columns at these places."""
+        kept = list(places)
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+
+
+def tabulated(
+    caption: str,
+    rows: Iterable[Row],
+    *columns: tuple[Column, Callable[[Row], str]],
+    folded: bool = False,
+) -> Table:
+    """A table with a line for each record; each column says how its cell is made of the record."""
+    lines = [[cell(row) for _, cell in columns] for row in rows]
+    return Table(caption, [column for column, _ in columns], lines, folded)
+
+
+def text(heading: str, drop: int = 0, *, prose: bool = False, roomy: bool = False) -> Column:
+    """A column of names or words."""
+    return Column(heading, False, drop, prose, roomy)
+
+
+def figures(*headings: str) -> list[Column]:
+    """Columns of figures that stay on every terminal."""
+    return [Column(heading) for heading in headings]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing that a page has drawn, and the table of what it shows, which a terminal prints.
+
+    `name` is an id. `title` and `description` tell its content to a reader who cannot see it.
+    `draw` draws on the figure of matplotlib that it is given.
+    """
+
+    name: str
+    title: str
+    description: str
+    caption: str
+    table: Table
+    draw: Callable[..., None]
+
+
+Line = tuple[str, str | Command]  # of an answer: a label and what stands behind it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader needs who reads nothing else: the decision, a headline, and labelled lines.
+
+    `decision` is the verdict's, "" where there is none.
+    """
+
+    decision: str
+    headline: str
+    lines: tuple[Line, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([*wrapped(clean(self.headline), 80), *self.rows(80)])
+
+    def rows(self, width: int) -> Iterator[str]:
+        """The lines below the headline as plain text, wrapped at `width` columns.
+
+        A command is whole: it goes on in the next row after a backslash. The rows of a program
+        after its first stand at the margin, to be copied.
+        """
+        previous, program = "", list[str]()
+        for label, content in self.lines:
+            head = " " * INDENT + ("" if label == previous else label).ljust(LABEL)
+            room = width - len(head)
+            if not isinstance(content, Command):
+                rows = wrapped(clean(content), room)
+            elif content.in_python:
+                first, *more = clean(content).split("\n")
+                rows = wrapped(first, room) if more else [first]
+                program += more
+            else:
+                rows = list(_continued(map(clean, content.pieces), room))
+            for row in rows:
+                yield head + row
+                head = " " * len(head)
+            previous = label
+        yield from program
+
+
+def _continued(pieces: Iterable[str], width: int) -> Iterator[str]:
+    """The pieces of a command in rows that a shell reads as one."""
+    row = ""
+    for piece in pieces:
+        if row and len(row) + len(piece) + 3 > width:
+            yield f"{row} \\"
+            row = f"  {piece}"
+        else:
+            row = f"{row} {piece}" if row else piece
+    yield row
+
+
+Part = str | Table | Figure | Answer
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, each part with the views that show it.
+
+    Empty parts are left out. concludes: a terminal prints the section after all others, whose order
+    it turns, because it is read from its end.
+    """
+
+    name: str
+    title: str
+    parts: Sequence[tuple[Sequence[View], Part]]
+    concludes: bool = False
+
+    def shown(self, view: View) -> list[Part]:
+        """The parts that a view shows."""
+        return [part for views, part in self.parts if part and view in views]
+
+
+def viewed(sections: Sequence[Section], view: View, characters: int) -> list[Section]:
+    """The sections with what a view shows, without control characters and with texts cut.
+
+    characters: the longest text that stays whole; commands always do.
+    """
+    found = []
+    for section in sections:
+        parts = [((view,), _cut(part, characters)) for part in section.shown(view)]
+        found += [replace(section, parts=parts)] if parts else []
+    return found
+
+
+def _cut(part: Part, characters: int) -> Part:
+    def cut(text: str) -> str:
+        plain = clean(text)
+        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
+
+    if not isinstance(part, Answer):
+        return map_texts(part, cut)
+    lines = [
+        (label, content if isinstance(content, Command) else cut(content))
+        for label, content in part.lines
+    ]
+    return replace(part, headline=cut(part.headline), lines=tuple(lines))
+
+
+def form(part: str) -> str:
+    """The part of a task in the words of every report."""
+    return PARTS.get(part, part.replace("hop", "hop "))
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, as a verdict quotes it."""
+    return fmt.signed(value) if measured(value) else "-"
+
+
+def bounds(ci95: Interval | None) -> str:
+    """The interval of a difference, as a verdict quotes it."""
+    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"

@@ -1,0 +1,832 @@
+"""The sections of a report, from an audit: the answer first, then everything that it rests on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from loraprobe.formatting import (
+    clean,
+    count,
+    first_names,
+    interval,
+    listing,
+    measured,
+    number,
+    rounded,
+    size,
+    spread,
+)
+from loraprobe.records import Audit, Issue, LibraryAdapter, Measurement, Sample, Score, Shortlisted
+from loraprobe.report import figures
+from loraprobe.report.answer import LICENCE, answer, by_severity, first_sentence
+from loraprobe.report.figures import CAUSES
+from loraprobe.report.parts import (
+    EXPLAINED,
+    MARKDOWN,
+    PAGE,
+    PARTS,
+    SHORT,
+    TERMINAL,
+    Answer,
+    Column,
+    Part,
+    Section,
+    Table,
+    View,
+    bounds,
+    form,
+    signed,
+    tabulated,
+    text,
+)
+from loraprobe.report.parts import figures as of_figures
+from loraprobe.verdict.reasons import CODES
+
+FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
+GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
+MARKS = {"error": "x", "warning": "!", "note": "·"}
+SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
+COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
+OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
+OUTCOMES |= {"none": "no gain", "open": "open"}
+MOST_FINDINGS, MOST_PAIRS, MOST_FAMILIES = 3, 10, 5  # without --explain
+MOST_ACROSS = 3  # adapters or pairs that stand side by side
+MOST_NAMES = 8  # in a cell
+MOST_SOURCES = 6  # of a pull request
+MEANINGS = (
+    "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
+    "stands in the reply, which is not right by the metric. Unknown: neither the base nor a single "
+    "adapter knows a hop. Cut off: the reply ended at the limit of tokens. Interference: a hop "
+    "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
+    "answer is wrong."
+)
+INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
+EVERY_LOOK = ", and every look of a run that stopped at look {used} of {planned}"
+SKETCHED = (
+    "How alike two adapters are is estimated from sketches of their updates, with a standard error "
+    "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
+)
+SHORTLISTED = (
+    "Sets of adapters that were composed and proved on questions that took no part in the choice. "
+    "The place is that by the forecast, which adds the adapters' effects on the next token or, for "
+    "worked steps, counts what the members know alone; gains are over the base and every single "
+    "adapter that was proved beside them."
+)
+
+
+def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Section]:
+    """The sections of an audit, the answer first.
+
+    places: a published name -> the references of the user that have it, for commands.
+    """
+    told = answer(audit, places)
+    made = [
+        _section("verdict", "Verdict", ((*ALL, *MARKDOWN), [told]), concludes=True),
+        *_of_scores(audit),
+        *_of_adapters(audit, told),
+        *_of_the_run(audit),
+    ]
+    return [section for section in made if section.parts]
+
+
+def _section(
+    name: str,
+    title: str,
+    *parts: tuple[Sequence[View], Iterable[Part]],
+    concludes: bool = False,
+) -> Section:
+    flat = [(views, part) for views, some in parts for part in some if part]
+    return Section(name, title, flat, concludes)
+
+
+def heading(audit: Audit) -> str:
+    """The command and the base."""
+    on = f" on {audit.base.reference}" if audit.base is not None else ""
+    return f"loraprobe {audit.command}{on}"
+
+
+def footer(audit: Audit) -> str:
+    """Time, device, dtype, memory and seed of the run."""
+    p = audit.provenance
+    memory = f", {size(p.peak_memory_bytes)}" if p.peak_memory_bytes else ""
+    return f"{sum(p.seconds.values()):.1f} s, {p.device}, {p.dtype}{memory}, seed {p.seed}"
+
+
+def screened(audit: Audit) -> bool:
+    """Whether a library was screened for a task."""
+    return audit.command == "screen" and bool(audit.shortlist)
+
+
+def _of_scores(audit: Audit) -> Iterator[Section]:
+    """What was asked of systems, and what came of it."""
+    yield _section(
+        "short-list",
+        "Short list",
+        (PAGE, [SHORTLISTED] if audit.shortlist else []),
+        ((*ALL, *MARKDOWN), [shortlist(audit)]),
+    )
+    looks, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
+    early = EVERY_LOOK.format(**vars(looks)) if looks is not None and looks.early else ""
+    yield _section(
+        "gains",
+        "Gains and scores",
+        (PAGE, [f"{INTERVALS}{early}."] if asked else []),
+        (FULL, figures.gains(audit, gains(audit))),
+        ((*EXPLAINED, *PAGE, *MARKDOWN), evaluations(audit)),
+        (EXPLAINED if screened(audit) else TERMINAL, [scores(audit)]),
+        (FULL if screened(audit) else ALL, [controls(audit)]),
+        (PAGE, [comparisons(audit)]),
+    )
+    drawn = figures.causes(audit, causes(audit))
+    yield _section(
+        "causes", "Where wrong answers went", (PAGE, [MEANINGS] if drawn else []), (FULL, drawn)
+    )
+    whole = "--save-samples FILE.jsonl writes every question with every answer."
+    yield _section(
+        "examples",
+        "Examples of wrong answers",
+        (PAGE, [whole] if audit.samples else []),
+        (FULL, map(replies, audit.samples)),
+    )
+
+
+def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
+    """What the adapters are to each other, and alone."""
+    held, fits = audit.library, audit.compatibility.compatible
+    found = findings(audit)
+    nothing = "" if found else "Nothing was found that stands in the way."
+    yield _section(
+        "findings",
+        "Findings and cures",
+        (SHORT, first_findings(audit, told)),
+        (FULL, [found]),
+        (PAGE, [nothing]),
+    )
+    yield _section(
+        "pairs",
+        "Pairs of adapters",
+        (SHORT, [nearest_pairs(audit)] if audit.command == "inspect" and fits else []),
+        (PAGE, figures.cosines(audit)),
+        (FULL, [pairs(audit)]),
+    )
+    drawn = list(figures.modules(audit))
+    yield _section(
+        "modules",
+        "Layers and modules",
+        (PAGE, figures.left_out(audit) if drawn else []),
+        (PAGE, drawn),
+        (EXPLAINED, [modules(audit)]),
+    )
+    yield _section(
+        "library",
+        "The library",
+        (PAGE, [SKETCHED.format(held.cosine_error)] if held is not None else []),
+        (PAGE, figures.library(audit)),
+        ((*ALL, *MARKDOWN), [unusable(audit)]),
+        ((*SHORT, *MARKDOWN), [families(audit, MOST_FAMILIES)]),
+        (FULL, [families(audit), library_adapters(audit), library_findings(audit)]),
+    )
+    alone = not audit.evaluation.scores and held is None
+    yield _section(
+        "adapters",
+        "Adapters",
+        (FULL if screened(audit) else ALL, [adapters(audit)]),
+        (MARKDOWN if alone else (), [adapters(audit)]),
+        (EXPLAINED if screened(audit) else TERMINAL, targets(audit)),
+        (FULL if screened(audit) else ALL, [layers(audit)]),
+        (FULL, [singles(audit)]),
+    )
+
+
+def _of_the_run(audit: Audit) -> Iterator[Section]:
+    """What is behind the verdict, and where everything comes from."""
+    known = [*coverage(audit), forecasts(audit)]
+    yield _section("coverage", "What base and adapters know alone", (FULL, known))
+    yield _section(
+        "gates", "Gates of routers", (PAGE, figures.gates(audit)), (FULL, [gates(audit)])
+    )
+    notes = [f"- {note}" for note in audit.notes]
+    yield _section("reasons", "Every reason", (FULL, [*reasons(audit), *notes]), concludes=True)
+    yield _section(
+        "provenance",
+        "Provenance",
+        (MARKDOWN, provenance(audit)),
+        (PAGE, [run(audit)]),
+        (FULL, [sources(audit), prepared(audit), weights(audit)]),
+    )
+
+
+def shortlist(audit: Audit) -> Table:
+    """The sets that were proved, the best first, each with its best composition."""
+    items = {row.task: row.proving for row in audit.library.items} if audit.library else {}
+    asked = " and ".join(f"{count(n, 'question')} of {task}" for task, n in items.items())
+    return tabulated(
+        f"Short list, proved on up to {asked}",
+        audit.shortlist,
+        (text("adapters"), lambda row: ", ".join(row.adapters)),
+        (Column("place", drop=2), lambda row: str(row.place)),
+        (
+            Column("forecast", drop=1),
+            lambda row: signed(row.forecast.gain) if row.forecast else "-",
+        ),
+        (Column("gain"), lambda row: signed(row.gain.difference) if row.gain else "-"),
+        (Column("95 %", drop=3), lambda row: bounds(row.gain.adjusted_ci95) if row.gain else "-"),
+        (text("by"), _method),
+        (text("so"), lambda row: OUTCOMES[row.outcome]),
+    )
+
+
+def _forecast(row: Shortlisted) -> str:
+    return signed(row.forecast.gain) if row.forecast else "-"
+
+
+def _method(row: Shortlisted) -> str:
+    """How the best composition is made, and in which form it is asked."""
+    if row.system is None:
+        return "-"
+    spec = row.system.removesuffix(f"({', '.join(row.adapters)})")
+    steps = row.gain is not None and row.gain.part == "steps"
+    return f"{spec}, {form('steps')}" if steps else spec
+
+
+def gains(audit: Audit) -> Table:
+    """What every composition gains over the best of base and single adapters, largest first."""
+    return tabulated(
+        "Gains over the best of base and single adapters",
+        sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
+        (text("system"), lambda gain: gain.system),
+        (text("asked as"), lambda gain: form(gain.part)),
+        (Column("gain"), lambda gain: signed(gain.difference)),
+        (Column("95 %", drop=2), lambda gain: bounds(gain.ci95)),
+        (Column("95 % for the choice"), lambda gain: bounds(gain.adjusted_ci95)),
+        (text("against", drop=1), lambda gain: gain.against),
+        (text("task"), lambda gain: gain.task or "all tasks"),
+        (Column("items", drop=3), lambda gain: str(gain.n)),
+        (Column("items to decide", drop=4), lambda gain: str(gain.n_needed or "-")),
+    ).without("task")
+
+
+def comparisons(audit: Audit) -> Table:
+    """Paired differences: of compositions to base, singles and controls, and of the best to all."""
+    return tabulated(
+        "Paired differences between systems",
+        audit.evaluation.comparisons,
+        (text("system"), lambda row: row.system),
+        (text("against"), lambda row: row.against),
+        (text("asked as"), lambda row: form(row.part)),
+        (text("against asked as"), lambda row: form(row.against_part or row.part)),
+        (text("task"), lambda row: row.task),
+        (Column("difference"), lambda row: signed(row.difference)),
+        (Column("95 %"), lambda row: bounds(row.ci95)),
+        (Column("95 % for the choice"), lambda row: bounds(row.adjusted_ci95)),
+        (Column("items"), lambda row: str(row.n)),
+        folded=True,
+    ).without("task")
+
+
+def scores(audit: Audit) -> Table:
+    """Systems down; across the forms of the question, or the tasks where there are several."""
+    rows = [s for s in audit.evaluation.scores if s.part in PARTS]
+    tasks = list(dict.fromkeys(s.task for s in rows))
+    several = len(tasks) > 1
+    forms = [one for one in PARTS if any(s.part == one for s in rows)]
+    found = {(s.system, s.task, s.part): s for s in rows}
+    names, columns = _in_order(rows), [text("system")]
+    lines = [[name] for name in names]
+    for task in tasks:
+        for one in forms:
+            titles = ([task] if several else []) + ([PARTS[one]] if len(forms) > several else [])
+            own = [found.get((name, task, one)) for name in names]
+            shares = [s.value if s is not None and s.metric != "answer_loss" else None for s in own]
+            columns.append(replace(text(", ".join(titles)), bars=shares))
+            for line, score in zip(lines, own, strict=True):
+                line.append(number(score.value) if score is not None else "-")
+    if several:
+        columns.append(Column("keeps"))
+        for name, line in zip(names, lines, strict=True):
+            line.append(_kept([s for s in rows if s.system == name]))
+    of = "" if several or not tasks else f" of {tasks[0]}"
+    return Table(f"Scores on {_most_asked(rows)} questions{of}{_fewer(rows)}", columns, lines)
+
+
+def _kept(rows: Sequence[Score]) -> str:
+    """The smallest retention of a composition among the tasks."""
+    composed = any(s.kind in ("merge", "router") for s in rows)
+    kept = [s.retention for s in rows if s.retention is not None]
+    return number(min(kept)) if kept and composed else "-"
+
+
+def evaluations(audit: Audit) -> list[Table]:
+    """Systems down, all parts across, with intervals; a table a task."""
+    tasks = dict.fromkeys(row.task for row in audit.evaluation.scores)
+    return [
+        _evaluation([row for row in audit.evaluation.scores if row.task == task]) for task in tasks
+    ]
+
+
+def _evaluation(rows: Sequence[Score]) -> Table:
+    parts = sorted({row.part for row in rows}, key=_part_order)
+    retained = any(row.retention is not None for row in rows)
+    cells = {(row.system, row.part): row for row in rows}
+    lines = []
+    for system in _in_order(rows):
+        own = [cells.get((system, part)) for part in parts]
+        kept = next((row.retention for row in own if row and row.retention is not None), None)
+        line = [system, *map(_score, own)]
+        lines.append([*line, number(kept)] if retained else line)
+    items = max(row.n for row in rows)
+    metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
+    columns = [text("system"), *of_figures(*map(form, parts), *["retention"][:retained])]
+    caption = f"Evaluation: {rows[0].task} ({items} items, {metric}){_fewer(rows)}"
+    return Table(caption, columns, lines)
+
+
+def _part_order(part: str) -> tuple[int, str]:
+    """The question, then its hops, then the worked form."""
+    return {"question": 0, "steps": 2}.get(part, 1), part
+
+
+def _score(row: Score | None) -> str:
+    if row is None:
+        return "-"
+    ci95 = interval(row.ci95) if not row.part.startswith("hop") else ""
+    return f"{number(row.value)} {ci95}".strip()
+
+
+def _in_order(rows: Sequence[Score]) -> list[str]:
+    """The names of systems: base and single adapters, compositions, chain, controls."""
+    return [
+        system
+        for group in GROUPS
+        for system in dict.fromkeys(s.system for s in rows if s.kind in group)
+    ]
+
+
+def _fewer(rows: Sequence[Score]) -> str:
+    """Which systems answered fewer questions than the others, in brackets; "" if none did."""
+    kinds = {s.system: "composition" if s.kind in ("merge", "router") else s.kind for s in rows}
+    groups = dict[str, list[str]]()
+    for system in kinds:
+        groups.setdefault(_most_asked([s for s in rows if s.system == system]), []).append(system)
+    groups.pop(_most_asked(rows), None)
+    told = [f"{_together(names, kinds)}: {asked}" for asked, names in groups.items()]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _most_asked(rows: Sequence[Score]) -> str:
+    """How many questions of each task were asked at most, such as 200 + 100."""
+    tasks = dict.fromkeys(s.task for s in rows)
+    return " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
+
+
+def _together(names: Sequence[str], kinds: Mapping[str, str]) -> str:
+    """Names of systems, with one word for all compositions or all controls."""
+    found = []
+    for kind in dict.fromkeys(kinds[name] for name in names):
+        own = [name for name in names if kinds[name] == kind]
+        every = len(own) == list(kinds.values()).count(kind) > 1
+        found += [f"{kind}s"] if every else own
+    return listing(found)
+
+
+def controls(audit: Audit) -> str:
+    """What the controls among the scored systems are, in one sentence; "" without controls."""
+    told = []
+    for name in dict.fromkeys(
+        row.system for row in audit.evaluation.scores if row.kind == "control"
+    ):
+        kind, _, single = name.partition(":")
+        if kind == "shrunk":
+            share = f"by 1/{len(audit.adapters)}" if not audit.shortlist else "as in an average"
+            told.append(f"{name} ({single} alone, scaled {share})")
+        elif name == "random-partner":
+            told.append(f"{name} (random adapters as large as the partners)")
+    return f"Controls, which a composition has to beat: {listing(told)}." if told else ""
+
+
+def causes(audit: Audit) -> Table:
+    """How many items of each composition fall to which cause."""
+    columns = [text("system"), text("task"), *of_figures(*(name for name, _ in CAUSES.values()))]
+    lines = [
+        [row.system, row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
+        for row in audit.evaluation.attribution
+    ]
+    caption = "Where the answers went, by the first cause that fits"
+    return Table(caption, columns, lines).without("task")
+
+
+def replies(sample: Sample) -> Table:
+    """What every system answered to a question that a composition got wrong."""
+    return tabulated(
+        f"{sample.task}, item {sample.item}, {form(sample.part)}: {sample.question} "
+        f"(right: {' or '.join(sample.gold)})",
+        sample.replies,
+        (text("system"), lambda reply: reply.system),
+        (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
+        (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
+        (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
+    )
+
+
+def first_findings(audit: Audit, told: Answer) -> Iterator[str]:
+    """The first findings that the answer does not tell, errors first, and how many more there are.
+
+    Of one code there is one.
+    """
+    found = {issue.code: issue for issue in reversed(by_severity(audit.compatibility.issues))}
+    skipped = ["error"] if told.decision == "incompatible" else []  # the answer says them
+    left = [
+        f"{MARKS[issue.severity]} {issue.code}: {first_sentence(issue)}"
+        for issue in reversed(found.values())
+        if issue.severity not in skipped
+        and issue.code != "serve-ok"
+        and not issue.code.startswith(LICENCE)
+        and not any(str(line).startswith(first_sentence(issue)) for _, line in told.lines)
+    ]
+    yield from left[:MOST_FINDINGS]
+    if len(left) > MOST_FINDINGS:
+        yield f"  and {count(len(left) - MOST_FINDINGS, 'more finding')}: --explain"
+
+
+def findings(audit: Audit) -> Table:
+    """What compatibility found, errors first, with the cures."""
+    return tabulated(
+        "Findings",
+        by_severity(audit.compatibility.issues),
+        (text("code"), lambda row: row.code),
+        (replace(text("severity", drop=1), styles=SEVERITY_STYLES), lambda row: row.severity),
+        (text("what it means", prose=True), lambda row: row.message),
+        (text("cure", prose=True), lambda row: row.cure or "-"),
+    )
+
+
+def nearest_pairs(audit: Audit) -> Table:
+    """The pairs of adapters with the figures that a reader compares, the nearest first."""
+    rows = [
+        row
+        for row in audit.diagnostics
+        if row.module is None
+        and len(row.adapters) == 2
+        and row.name in COMPARED
+        and row.side in (None, "in")
+    ]
+    cosine = {row.adapters: abs(row.value or 0.0) for row in rows if row.name == "cosine"}
+    rows.sort(key=lambda row: (-cosine.get(row.adapters, 0.0), COMPARED.index(row.name)))
+    kept = list(dict.fromkeys(row.adapters for row in rows))
+    caption = f"Pairs (the {MOST_PAIRS} nearest of {len(kept)})"
+    rows = [row for row in rows if row.adapters in kept[:MOST_PAIRS]]
+    return _matrix("Pairs" if len(kept) <= MOST_PAIRS else caption, rows, _names, "pair", across=0)
+
+
+def singles(audit: Audit) -> Table:
+    """Diagnostics of single adapters, or those of a merge and its adapters."""
+    rows = [row for row in audit.diagnostics if row.module is None and len(row.adapters) == 1]
+    caption = "Adapters and their merge" if audit.command == "merge" else "Single adapters"
+    return _matrix(caption, rows, _names, "adapter")
+
+
+def pairs(audit: Audit) -> Table:
+    """Diagnostics of all pairs of adapters."""
+    rows = [row for row in audit.diagnostics if row.module is None and len(row.adapters) > 1]
+    return _matrix("Between adapters", rows, _names, "pair")
+
+
+def modules(audit: Audit) -> Table:
+    """Diagnostics module by module."""
+    rows = [row for row in audit.diagnostics if row.module is not None]
+    return _matrix("Module by module", rows, lambda row: f"{row.module} ({_names(row)})", "module")
+
+
+def _names(row: Measurement) -> str:
+    return " × ".join(row.adapters)
+
+
+def _matrix(
+    caption: str,
+    rows: Sequence[Measurement],
+    key: Callable[[Measurement], str],
+    corner: str,
+    across: int = MOST_ACROSS,
+) -> Table:
+    """Diagnostics across, adapters (or pairs) down; the other way round for at most `across`."""
+    cells = {(key(row), _label(row)): _figure(row) for row in rows}
+    lines = list(dict.fromkeys(line for line, _ in cells))
+    heads = list(dict.fromkeys(head for _, head in cells))
+    if len(lines) <= across:
+        lines, heads, corner = heads, lines, "diagnostic"
+        cells = {(head, line): cell for (line, head), cell in cells.items()}
+    table = [[line, *(cells.get((line, head), "-") for head in heads)] for line in lines]
+    return Table(caption, [text(corner), *of_figures(*heads)], table)
+
+
+def _label(row: Measurement) -> str:
+    side = f" ({row.side})" if row.side else ""
+    rank = f" at rank {row.rank}" if row.rank is not None else ""
+    return row.name.replace("_", " ") + side + rank
+
+
+def _figure(row: Measurement) -> str:
+    told = number(row.value, 1 if row.name == "norm_ratio" else 3)
+    if row.name in AGAINST_CHANCE and row.chance and measured(row.value):
+        return f"{told} ({row.value / row.chance:.1f}× chance)"
+    return f"{told} ± {number(row.stderr, 3)}" if row.stderr else told
+
+
+def adapters(audit: Audit) -> Table:
+    """What each adapter is."""
+    return tabulated(
+        "Adapters",
+        audit.adapters,
+        (text("adapter"), lambda row: row.name),
+        (text("base", drop=3), lambda row: row.base_model or "-"),
+        (text("variant", drop=2), lambda row: row.variant),
+        (text("targets", roomy=True), lambda row: " ".join(row.targets) or "-"),
+        (Column("rank"), lambda row: spread(row.rank.values())),
+        (Column("modules", drop=4), lambda row: str(row.modules)),
+        (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
+        (Column("scaling", drop=1), lambda row: spread(row.scaling or ())),
+        (Column("norm"), lambda row: number(row.norm)),
+        (text("licence", drop=5), lambda row: row.license or "-"),
+    )
+
+
+def targets(audit: Audit) -> list[str]:
+    """What the adapters target, a line for each set of modules."""
+    found: dict[str, list[str]] = {}
+    for row in audit.adapters:
+        if row.targets:
+            found.setdefault(" ".join(row.targets), []).append(row.name)
+    if len(found) == 1:
+        return [f"targets: {next(iter(found))}"]
+    return [f"targets of {listing(names)}: {modules}" for modules, names in found.items()]
+
+
+def layers(audit: Audit) -> Table:
+    """Adapters layer by layer, what repeats in every layer as one line."""
+    return tabulated(
+        "Layers",
+        audit.layers,
+        (text("module"), lambda row: row.pattern),
+        (text("kind", drop=2), lambda row: row.kind),
+        (Column("modules", drop=1), lambda row: str(row.modules)),
+        (Column("rank"), lambda row: spread(row.rank)),
+        (Column("in", drop=4), lambda row: spread(row.in_features)),
+        (Column("out", drop=3), lambda row: spread(row.out_features)),
+        (Column("scaling", drop=5), lambda row: spread(row.scaling)),
+        (Column("norm"), lambda row: spread(row.norm or ())),
+    )
+
+
+def library_members(audit: Audit) -> Sequence[LibraryAdapter]:
+    """The adapters of the library; none where there is no library."""
+    return audit.library.adapters if audit.library is not None else ()
+
+
+def unusable(audit: Audit) -> Table:
+    """What cannot be used, a row for each kind of finding, with reason and cure of the first."""
+    groups: dict[tuple[str, str], tuple[list[str], Issue | None]] = {}
+    for row in library_members(audit):
+        if row.state in ("broken", "unfit"):
+            issue = next((issue for issue in row.issues if issue.severity == "error"), None)
+            kind = row.state, issue.code if issue else ""
+            groups.setdefault(kind, ([], issue))[0].append(row.name)
+    return tabulated(
+        "Cannot be used",
+        [(state, *held) for (state, _), held in groups.items()],
+        (text("adapters"), lambda row: first_names(row[1], MOST_NAMES)),
+        (text("state", drop=1), lambda row: row[0]),
+        (text("why", prose=True), lambda row: first_sentence(row[2]) if row[2] else "-"),
+        (text("cure", prose=True), lambda row: (row[2].cure if row[2] else "") or "-"),
+    )
+
+
+def families(audit: Audit, most: int | None = None) -> Table:
+    """Groups of adapters that point the same way. most: rows, None for all."""
+    groups: dict[int, list[LibraryAdapter]] = {}
+    for row in library_members(audit):
+        if row.family is not None:
+            groups.setdefault(row.family, []).append(row)
+    many = f" (the largest {most} of {len(groups)})" if most and len(groups) > most else ""
+    return tabulated(
+        f"Families of adapters that point the same way{many}",
+        sorted(groups.items())[:most],
+        (text("family"), lambda group: str(group[0])),
+        (Column("adapters"), lambda group: str(len(group[1]))),
+        (
+            Column("norm", drop=1),
+            lambda group: spread([row.norm for row in group[1] if row.norm is not None]),
+        ),
+        (
+            text("members", prose=True),
+            lambda group: first_names([row.name for row in group[1]], MOST_NAMES),
+        ),
+    )
+
+
+def library_adapters(audit: Audit) -> Table:
+    """Every adapter of the library, as it was read."""
+    return tabulated(
+        "The library",
+        library_members(audit),
+        (text("adapter"), lambda row: row.name),
+        (text("state"), _state),
+        (text("base", drop=5), lambda row: row.base_model or "-"),
+        (Column("rank", drop=3), lambda row: spread((row.rank or {}).values())),
+        (Column("modules", drop=4), lambda row: str(row.modules) if row.modules else "-"),
+        (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
+        (Column("norm"), lambda row: number(row.norm) + ("!" if row.outlier else "")),
+        (Column("family", drop=1), lambda row: str(row.family or "-")),
+        folded=True,
+    )
+
+
+def _state(row: LibraryAdapter) -> str:
+    if row.same_as is None:
+        return row.state
+    return f"copy of {row.same_as}" if row.state == "duplicate" else f"scaled {row.same_as}"
+
+
+def library_findings(audit: Audit) -> Table:
+    """Warnings and errors about single adapters."""
+    rows = [(row, issue) for row in library_members(audit) for issue in row.issues]
+    return tabulated(
+        "Findings about the library",
+        [(row, issue) for row, issue in rows if issue.severity != "note"],
+        (text("adapter"), lambda pair: pair[0].name),
+        (text("code"), lambda pair: pair[1].code),
+        (text("what it means", prose=True), lambda pair: pair[1].message),
+        (text("cure", prose=True), lambda pair: pair[1].cure or "-"),
+        folded=True,
+    )
+
+
+def coverage(audit: Audit) -> list[Table]:
+    """What the base and each adapter alone know, a table a task."""
+    return [
+        tabulated(
+            f"Coverage: {task}",
+            [row for row in audit.evaluation.coverage if row.task == task],
+            (text("probe"), lambda row: row.name.replace("_", " ")),
+            (text("of"), lambda row: " → ".join(row.adapters) or "base"),
+            (text("part"), lambda row: f"hop {row.hop}" if row.hop else "question"),
+            (Column("value"), lambda row: number(row.value)),
+            (Column("guess", drop=3), lambda row: number(row.baseline)),
+            (Column("95 %", drop=1), lambda row: interval(row.ci95) or "-"),
+            (Column("items", drop=2), lambda row: str(row.n)),
+        )
+        for task in dict.fromkeys(row.task for row in audit.evaluation.coverage)
+    ]
+
+
+def forecasts(audit: Audit) -> Table:
+    """What was forecast before anything was composed."""
+    return tabulated(
+        "Forecast gains, if the adapters' effects on the next token simply added",
+        audit.evaluation.forecasts,
+        (text("system"), lambda row: row.system),
+        (text("asked as"), lambda row: form(row.part)),
+        (text("against", drop=1), lambda row: row.against),
+        (Column("forecast gain"), lambda row: signed(row.gain)),
+        (Column("95 %"), lambda row: bounds(row.ci95)),
+        (Column("items", drop=2), lambda row: str(row.n)),
+    )
+
+
+def gates(audit: Audit) -> Table:
+    """How each token router shared its gates, over all layers and layer by layer."""
+    names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
+    lines = [
+        [
+            row.system,
+            row.layer or "all layers",
+            *(number(row.share.get(name)) for name in names),
+            f"{number(row.entropy)} ({number(row.entropy_share)})",
+        ]
+        for row in audit.gates
+    ]
+    evenness = "entropy in nats (share of the largest)"
+    columns = [text("router"), text("layer"), *of_figures(*names, evenness)]
+    return Table("Mean share of each adapter's gate on the prompts", columns, lines, folded=True)
+
+
+def reasons(audit: Audit) -> list[Table]:
+    """Every reason of the verdict with its figure, its threshold and where that comes from.
+
+    In three tables: why, what else was measured, how sure it is.
+    """
+    found = audit.verdict.reasons if audit.verdict is not None else ()
+    sure = [r for r in found if r.code in CODES and CODES[r.code].sure]
+    why = [r for r in found if r not in sure and r.severity != "info"]
+    rest = [r for r in found if r not in sure and r not in why]
+    return [
+        tabulated(
+            title,
+            group,
+            (text("code"), lambda row: row.code),
+            (text("weight", roomy=True), lambda row: row.severity),
+            (text("what was measured", prose=True), lambda row: row.message),
+            (text("threshold from", prose=True), lambda row: row.source or "-"),
+            (Column("value", roomy=True), lambda row: number(row.value)),
+            (Column("threshold", roomy=True), lambda row: number(row.threshold)),
+        )
+        for title, group in (("Why", why), ("What was measured", rest), ("How sure", sure))
+    ]
+
+
+def sources(audit: Audit) -> Table:
+    """Where the adapters, the base and the tasks come from, with commits and hashes."""
+    return tabulated(
+        "Adapters, base and tasks",
+        _origins(audit),
+        (text("name"), lambda row: row[0]),
+        (text("reference"), lambda row: row[1].reference),
+        (text("commit", drop=1), lambda row: row[1].commit or "-"),
+        (text("sha256", roomy=True), lambda row: row[1].sha256 or "-"),
+    )
+
+
+def _origins(audit: Audit) -> Iterator[tuple[str, Any]]:
+    """The base, the tasks and the adapters, with their names."""
+    if audit.base is not None:
+        yield "base", audit.base
+    for task in audit.provenance.tasks:
+        yield f"task {task.name}", task
+    for adapter in audit.adapters:
+        yield adapter.name, adapter
+
+
+def provenance(audit: Audit) -> Iterator[str]:
+    """What made the document, in lines."""
+    made = audit.provenance
+    torch = f", torch {made.torch}" if made.torch else ""
+    yield f"loraprobe {made.loraprobe}{torch}, {footer(audit)}"
+    if made.arguments:
+        yield f"call: loraprobe {shlex.join(made.arguments)}"
+    rows = list(_origins(audit))
+    more = max(0, len(audit.adapters) - MOST_SOURCES)
+    for name, row in rows[: len(rows) - more]:
+        pinned = f"commit {row.commit}" if row.commit else f"sha256 {row.sha256}"
+        yield f"{name}: {row.reference}{f' {pinned}' if row.commit or row.sha256 else ''}"
+    if more:
+        yield f"{count(more, 'more adapter')} in the JSON document"
+
+
+def run(audit: Audit) -> Table:
+    """What made the document: versions, the call, the machine, seconds of each stage."""
+    made = audit.provenance
+    rows: Iterable[tuple[str, str]] = (
+        ("loraprobe", made.loraprobe),
+        ("torch", made.torch or "-"),
+        ("call", shlex.join(made.arguments) or "-"),
+        ("device", made.device),
+        ("dtype", made.dtype),
+        ("seed", str(made.seed)),
+        ("peak memory", f"{made.peak_memory_bytes / 2**20:,.0f} MiB"),
+        *((f"seconds: {stage}", number(taken)) for stage, taken in made.seconds.items()),
+    )
+    return Table("The run", [text("what"), text("value")], list(rows))
+
+
+def prepared(audit: Audit) -> Table:
+    """What was done to adapters before they were merged or routed."""
+    return tabulated(
+        "Adapters before they were composed",
+        audit.transformations,
+        (text("adapter"), lambda row: row.adapter),
+        (text("subtracted"), lambda row: ", ".join(row.subtracted) or "-"),
+        (Column("factor"), lambda row: number(row.factor)),
+        (Column("norm before"), lambda row: number(row.norm_before)),
+        (Column("norm after"), lambda row: number(row.norm_after)),
+    )
+
+
+def weights(audit: Audit) -> Table:
+    """Weights that were learned; of several layers their means."""
+    held: Mapping[str, float] = audit.search.weights if audit.search is not None else {}
+    lines = [[name, number(weight, 3)] for name, weight in held.items()]
+    return Table("Weights found by --weights learn", [text("adapter"), Column("weight")], lines)
+
+
+def one_line(audit: Audit) -> str:
+    """The result in one line, for --quiet."""
+    verdict, rows = audit.verdict, library_members(audit)
+    if verdict is not None and verdict.evidence != "weights":
+        return clean(f"{verdict.decision} {verdict.action}")
+    if audit.library is not None:
+        return f"{sum(row.state == 'usable' for row in rows)} of {len(rows)} usable"
+    return "compatible" if audit.compatibility.compatible else "incompatible"
+
+
+def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
+    """What the demo showed, and where the other scenarios are."""
+    systems = len({row.system for row in audit.evaluation.scores})
+    return (
+        f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
+        "composition, and controls that a composition has to beat. Your own questions stand in a "
+        'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
+        f"scenarios: --scenario {', '.join(scenarios)}."
+    )

@@ -1,0 +1,344 @@
+"""A terminal: what each command prints, how long it is, how it ends, and who cannot drive it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import making
+import pytest
+from audits import HOSTILE, a_library, an_audit, rendered
+from evidences import KINDS, both, evidence, evidence_of, replaced
+from test_answer import audit_of
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.cli.output import exit_code
+from loraprobe.demo import shipped_world
+from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
+from loraprobe.records import (
+    Attribution,
+    Command,
+    Compatibility,
+    GateStatistics,
+    Issue,
+    Measurement,
+    Reason,
+    Score,
+    Verdict,
+)
+from loraprobe.report.answer import answer
+from loraprobe.report.sections import demo_text, one_line, scores
+
+UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
+WIDTHS = (60, 80, 160)
+LOW = dict.fromkeys(KINDS, 0.05)
+CONFLICT = Issue("error", "base-mismatch", ("a", "b"), "a is of gpt2, b of llama.", "Take one.")
+SCENARIOS = {
+    "likely": both(evidence({**LOW, "chain": 1.0}), evidence({**LOW, "arrow": 0.8}, part="steps")),
+    "chain": evidence(
+        {**LOW, "chain": 1.0}, attribution=(Attribution("uniform", "t", not_composed=95),)
+    ),
+    "use-single": evidence({**LOW, "a": 1.0, "arrow": 0.7, "random-partner": 0.9}),
+    "inconclusive": evidence({**LOW, "uniform": 0.3, "chain": 0.1}, half=0.3),
+    "incompatible": evidence(LOW, compatibility=Compatibility((CONFLICT,))),
+}
+
+
+def lines_of(audit, width: int, explain: bool = False) -> list[str]:
+    return rendered(audit, width, explain).rstrip("\n").split("\n")
+
+
+def answer_rows(audit, width: int) -> list[str]:
+    told = answer(audit)
+    return [*wrapped(told.headline, width), *told.rows(width)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
+    audit = audit_of(replaced(SCENARIOS[name], diagnostics=UNEVEN))
+    lines = lines_of(audit, width)
+    wanted = answer_rows(audit, width)
+    assert max(map(len, lines)) <= width and lines[-len(wanted) :] == wanted
+    assert wanted[0].startswith(audit.verdict.decision.upper())
+    if width >= 80:
+        assert len(lines) <= 45 and len(wanted) <= 15
+    shown = {line.split()[0] for line in lines if line and not line.startswith(" ")}
+    assert name == "incompatible" or set(KINDS) <= shown  # the names that JSON has
+
+
+QUESTIONS = {  # what a practitioner asks -> the labels that answer it, by scenario
+    "which one do I use": {
+        "use": ("likely", "chain", "use-single", "inconclusive"),
+        "fix": ("incompatible",),
+    },
+    "how much, against whom, how sure": {"gain": ("likely", "chain", "use-single", "inconclusive")},
+    "what is better still": {"better": ("likely",)},
+    "why did it fail": {"why": ("chain", "use-single", "incompatible")},
+    "what would decide": {"decide": ("inconclusive",)},
+    "what do I run next": {
+        "next": ("likely", "chain", "inconclusive", "incompatible"),
+        "in Python": ("use-single",),
+    },
+    "what is known before a question is asked": {"known": ("weights",)},
+    "what do I have to watch": {"watch": ("weights",)},
+}
+
+
+def test_the_answer_answers_what_practitioners_ask():
+    scenarios = {**SCENARIOS, "weights": evidence_of(diagnostics=UNEVEN)}
+    for question, labels in QUESTIONS.items():
+        for label, names in labels.items():
+            for name in names:
+                command = "inspect" if name == "weights" else "merge-and-eval"
+                told = dict(answer(audit_of(scenarios[name], command)).lines)
+                assert told.get(label), (question, name)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_incompatible_shows_the_conflict_its_cure_and_no_comparison(width):
+    found = evidence_of(
+        compatibility=Compatibility((CONFLICT,)),
+        diagnostics=(Measurement("cosine", ("a", "b"), 0.5),),
+    )
+    text = "\n".join(lines_of(audit_of(found, "inspect"), width))
+    assert CONFLICT.code in text and CONFLICT.message in text and CONFLICT.cure in text
+    assert "cosine" not in text and "a × b" not in text
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("legal", "godspeed", "sports", "law", "news")):
+        making.random_adapter(name, seed=seed).save(folder / name)
+    file = folder / "law" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "lora_alpha": 400 * config["lora_alpha"]}))
+    return [str(path) for path in sorted(folder.iterdir(), reverse=True)]
+
+
+def called(*arguments: str, width: int) -> list[str]:
+    with mock.patch.object(sys, "argv", ["loraprobe", *arguments]):
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(width)})
+    assert result.exit_code == 0, result.output
+    return result.stdout.rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_inspect_of_two_is_at_most_30_lines_and_ends_with_commands_that_run(
+    adapters, width, monkeypatch
+):
+    monkeypatch.chdir(Path(adapters[0]).parents[1])
+    given = [f"{Path(one).parent.name}/{Path(one).name}" for one in adapters[:2]]
+    lines = called("inspect", *given, width=width)
+    assert len(lines) <= 30 or width < 80
+    assert any(line.startswith("FIT TOGETHER") for line in lines)
+    end = " ".join(line.strip().removesuffix("\\").strip() for line in lines[-12:])
+    assert f"loraprobe inspect {' '.join(given)} --base auto --probe auto" in end
+    assert any("q_proj" in line for line in lines)  # what they target
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_inspect_of_two_with_a_base_and_findings_is_at_most_30_lines(width, monkeypatch):
+    scenario = shipped_world().scenario("skill-and-facts")
+    monkeypatch.chdir(shipped_world().path)
+    lines = called(
+        "inspect", *map("adapters/{}".format, scenario.adapters), "--base", "base", width=width
+    )
+    assert len(lines) <= 31 or width < 80
+    assert max(map(len, lines)) <= width and any("targets-differ" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_inspect_of_five_keeps_all_figures_in_one_piece(adapters, width):
+    lines = called("inspect", *adapters, width=width)
+    assert len(lines) <= 60
+    pairs = [line for line in lines if " × " in line and "chance)" in line]
+    assert len(pairs) == 10 and all(len(line.split()) >= 7 for line in pairs)
+
+
+def test_merge_and_route_warn_of_what_inspect_warns_of(adapters, tmp_path):
+    refs = [one for one in adapters if one.endswith(("law", "news"))]
+    saved = [(c, *refs, "-o", str(tmp_path / c)) for c in ("merge", "route")]
+    for call in (("inspect", *refs), *saved):
+        text = " ".join(" ".join(called(*call, width=80)).split())
+        assert " warning" in text and "--balance norm" in text and "times larger" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("name", ["a", HOSTILE, "a-long-name-of-an-adapter" * 4])
+def test_nothing_exceeds_the_width_but_a_word_of_a_command(width, explain, name):
+    audit = an_audit(name)
+    verdict = replaced(audit.verdict, next=Command("inspect", (name, "b")))
+    lines = lines_of(replaced(audit, verdict=verdict), width, explain)
+    longest = max(width, 16 + max(map(len, verdict.next.pieces)))
+    assert max(map(len, lines)) <= longest
+    wanted = answer_rows(replaced(audit, verdict=verdict), width)
+    assert lines[-len(wanted) :] == wanted and lines[-len(wanted) - 1] == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "short"),
+    [
+        *((one, True) for one in ("Adapters", "Layers", "UNLIKELY", "a alone", "1.2 s")),
+        ("x-y", False),  # the answer tells it
+        ("subspace overlap (in)", False),
+        ("3.0× chance", False),
+        ("hop accuracy", False),
+        ("(0.20–0.80)", False),
+        ("gain-below-margin", False),
+        ("A note on a.", False),
+        ("Where the answers went", False),
+        ("t, item a, question: Who is a? (right: a or x)", False),
+        ("interference", False),
+    ],
+)
+def test_what_is_shown_and_what_only_explaining_shows(part, short):
+    audit = replaced(an_audit(), shortlist=())
+    assert part in rendered(audit, 120)
+    assert (part in rendered(audit, 120, explain=False)) == short
+
+
+def test_gates_are_a_row_a_layer():
+    rows = [line.split() for line in rendered(an_audit()).splitlines()]
+    assert ["arrow", "all", "layers", "0.75", "0.25", "0.50", "(0.72)"] in rows
+    assert ["arrow", "h.0", "1.00", "0.00", "0.00", "(0.00)"] in rows
+    many = tuple(
+        GateStatistics("arrow", f"h.{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
+    )
+    assert len(lines_of(replaced(an_audit(), gates=many), 80, True)) > 100
+
+
+def test_module_names_break_at_their_joints():
+    path = "base_model.model.model.layers.10.self_attn.k_proj"
+    rows = tuple(Measurement("norm", ("a",), 1.0, module=f"{path}.{i}") for i in range(5))
+    text = rendered(replaced(an_audit(), diagnostics=rows), 50)
+    start = text.index("Module by module")
+    table = text[start : text.index("\n\n", start)].splitlines()[2:]
+    pieces = [line[:25].split()[0] for line in table if line.strip()]
+    known = {"", *path.split("."), "base", "model", "self", "attn", "k", "proj", *"01234", "(a)"}
+    assert len(table) >= 10
+    assert {part for one in pieces for part in one.strip(".").replace("_", ".").split(".")} <= known
+
+
+def test_an_evaluation_is_titled_with_the_metric_of_the_question():
+    audit = an_audit()
+    hop = replaced(audit.evaluation.scores[0], part="hop1")
+    question = replaced(audit.evaluation.scores[0], metric="choice")
+    assert "choice)" in rendered(replaced(audit, scores=(hop, question)), 120)
+
+
+def test_hostile_names_are_neutralised_everywhere():
+    text = rendered(an_audit(HOSTILE), 200)
+    assert "\x1b" not in text and "\u202e" not in text
+    assert "[red]" in text  # shown as it is, not taken as markup
+    assert one_line(an_audit(HOSTILE)).startswith("unlikely use-single:ev�[31mil")
+    assert "\x1b" not in demo_text(an_audit(HOSTILE), ["x"])
+    odd = "ev[/x][bold]il"
+    shown = rendered(an_audit(odd), 200)
+    for line in (f"{odd} × b", f"A note on {odd}.", f"Who is {odd}?"):
+        assert line in shown
+    assert shown.count("]il") == shown.count(odd)
+
+
+EXITS = {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}
+
+
+@pytest.mark.parametrize(("decision", "code"), EXITS.items())
+def test_exit_codes(decision, code):
+    assert exit_code(replaced(an_audit(), verdict=Verdict(decision, "base"))) == code
+
+
+def test_exit_code_without_verdict_is_compatibility():
+    fits = replaced(an_audit(), verdict=None)
+    conflict = Compatibility((Issue("error", "x", ("a",), "No."),))
+    assert exit_code(fits) == 0
+    assert exit_code(replaced(fits, compatibility=conflict)) == 1
+
+
+def test_numbers_sizes_and_names_are_formatted():
+    told = [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)]
+    assert told == "- 0.00 -1.0e-04 0.50 123 1.0e-07 2.0e+09".split()
+    assert (rounded(1_234_567), rounded(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
+    assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
+    assert clean("a\tb\x07") == "a\tb�"
+
+
+@pytest.mark.parametrize("width", range(24, 90, 3))
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("legal is 24.6 times larger than news: try --balance norm.", ("--balance norm.",)),
+        ("by ties:density=0.3,election=total,lambda=1.0,variant=peft in full", ("0.3", "1.0")),
+    ],
+)
+def test_options_and_numbers_stay_in_one_piece(width, text, whole):
+    lines = wrapped(text, width)
+    assert "".join(" ".join(lines).split()) == "".join(text.split())
+    assert max(map(len, lines)) <= width
+    assert all(any(one in row for row in lines) for one in whole)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_figures_of_many_adapters_stay_in_one_piece(width):
+    """All pairs of four adapters: more columns than a terminal has, so several tables."""
+    names = ("legal", "medical", "sports", "gpt2")
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    rows = [
+        Measurement(name, pair, 0.1 * i + 0.001 * j, side="in", chance=0.01)
+        for i, name in enumerate(("cosine", "energy_ratio", "subspace_overlap", "norm_ratio"))
+        for j, pair in enumerate(pairs)
+    ]
+    text = rendered(replaced(an_audit(), diagnostics=tuple(rows)), width)
+    for row in rows:
+        assert f" {row.value:.{1 if row.name == 'norm_ratio' else 3}f}" in text
+        assert " × ".join(row.adapters) in text
+
+
+def test_a_table_of_scores_says_who_answered_fewer_questions():
+    rows = [
+        Score(system, kind, task, "question", "exact_match", 0.5, (0.4, 0.6), n)
+        for system, kind, n in (
+            ("base", "base", 120),
+            ("uniform", "merge", 30),
+            ("sum", "merge", 120),
+            ("shrunk:a", "control", 30),
+            ("random-partner", "control", 30),
+        )
+        for task in ("t", "u")
+    ]
+    caption = scores(replaced(an_audit(), scores=tuple(rows))).caption
+    assert "120 + 120" in caption and "(uniform and controls: 30 + 30)" in caption
+    one = [replaced(row, n=30) for row in rows if row.task == "t"]
+    caption = scores(replaced(an_audit(), scores=tuple(one))).caption
+    assert "30 questions of t" in caption and "(" not in caption
+
+
+def test_bars_take_the_room_that_is_left_and_losses_have_none():
+    audit = replaced(an_audit(), shortlist=())
+    rows = tuple(replaced(row, value=0.5) for row in audit.evaluation.scores)
+    for width, wanted in ((200, 8), (80, 8), (40, 8)):
+        text = rendered(replaced(audit, scores=rows), width, explain=False)
+        assert f"0.50 {'▄' * wanted}\n" in "\n".join(map(str.rstrip, text.splitlines())) + "\n"
+    losses = tuple(replaced(row, metric="answer_loss") for row in rows)
+    assert "▄" not in rendered(replaced(audit, scores=losses))
+
+
+def test_reasons_have_their_code_and_source():
+    found = Reason("gain-below-margin", "a gains 0.02.", 0.02, 0.05, "the margin", "decisive")
+    audit = an_audit()
+    shown = replaced(audit, verdict=replaced(audit.verdict, reasons=(found,)))
+    lines = [line.split() for line in rendered(shown, 80).splitlines()]
+    at = lines.index(["gain-below-margin", "a", "gains", "0.02."])
+    assert lines[at + 1] == ["the", "margin"] and ["Why"] in lines[:at]
+
+
+def test_the_library_names_what_cannot_be_used_once_a_kind():
+    library = a_library("a")
+    many = replaced(library, adapters=library.adapters * 30)
+    lines = lines_of(replaced(an_audit(), library=many), 80)
+    assert sum("Download it again." in line for line in lines) == 2  # broken, unfit

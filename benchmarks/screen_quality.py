@@ -32,7 +32,7 @@ import loraprobe
 from loraprobe import library
 from loraprobe.base.quiet import quiet
 from loraprobe.pipeline import ranking
-from loraprobe.pipeline.screen import Choosing, Screened
+from loraprobe.pipeline.screen import RankedSets, Screen
 from loraprobe.probes import KnownAlone
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -149,19 +149,19 @@ def screened(
         kept["library"] = arrange(members)
         return kept["library"]
 
-    def said(self: Choosing, *given: Any) -> Any:
+    def said(self: Screen, *given: Any) -> Any:
         kept["chosen"] = last(self, *given)  # of all passes in the end
         return kept["chosen"]
 
-    def contending(self: Screened, evaluator: Any) -> set[int]:
+    def contending(self: RankedSets, evaluator: Any) -> set[int]:
         return set(range(len(self.members))) if everybody else some(self, evaluator)
 
-    arrange, last, some = library.arranged, Choosing.screened, Screened.contending
+    arrange, last, some = library.arranged, Screen.ranked, RankedSets.contending
     start = time.perf_counter()
     with (
         patch.object(library, "arranged", compared),
-        patch.object(Choosing, "screened", said),
-        patch.object(Screened, "contending", contending),
+        patch.object(Screen, "ranked", said),
+        patch.object(RankedSets, "contending", contending),
     ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],

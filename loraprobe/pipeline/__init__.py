@@ -12,7 +12,7 @@
                     systems on it, and `results` stores the results for `--resume`
     screen          chooses sets of a library by `ranking` and evaluates them; `shortlist` has the
                     audit
-    saved           a composition and its directory, which `loading` reads
+    saved           a composition and its directory
     converting      one adapter written again
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card

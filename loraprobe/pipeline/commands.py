@@ -366,13 +366,13 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    from loraprobe.pipeline.screen import chosen_and_proved, expected_alone, open_choosing
+    from loraprobe.pipeline.screen import choose_and_prove, expected_alone, open_screen
     from loraprobe.pipeline.shortlist import audit_of_screen
 
     assert opened is not None
-    with open_choosing(found.members, opened, read, session) as choosing:
-        session.expect(lambda: expected_alone(choosing))
-        proved = chosen_and_proved(choosing)
+    with open_screen(found.members, opened, read, session) as asking:
+        session.expect(lambda: expected_alone(asking))
+        proved = choose_and_prove(asking)
         return audit_of_screen(found.library, read, proved)
 
 
@@ -384,7 +384,7 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.screen import estimate_of_screen, open_choosing
+    from loraprobe.pipeline.screen import estimate_of_screen, open_screen
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
@@ -393,8 +393,8 @@ def estimate_screen(
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         session.options = replace(session.options, executor=None)
         session.state, session.resume = Path(place), False
-        with open_choosing(found.members, opened, read, session) as choosing:
-            return estimate_of_screen(choosing)
+        with open_screen(found.members, opened, read, session) as asking:
+            return estimate_of_screen(asking)
 
 
 def _opened_library(
@@ -406,7 +406,7 @@ def _opened_library(
     and with tasks where none can be composed.
     """
     from loraprobe import library
-    from loraprobe.pipeline.task_split import split_for_screening
+    from loraprobe.pipeline.systems import split_for_screening
 
     session.command, options = "screen", session.options
     check_names(options)

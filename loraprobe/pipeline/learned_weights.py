@@ -35,7 +35,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.task_split import TaskSplit, split
+from loraprobe.pipeline.systems import TaskSplit, split_for_weights
 from loraprobe.pipeline.transforms import Prepared, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.scoring import loss_with_gradients
@@ -75,7 +75,7 @@ def learn_for(
         )
     options, experts = session.options, prepared.adapters
     check_learnable(experts, options)
-    parts = split(inputs.tasks, options)
+    parts = split_for_weights(inputs.tasks, options)
     scorer, notes = open_scorer(inputs.base, "auto", session)
     scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
     with session.stage("learn"):

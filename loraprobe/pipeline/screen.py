@@ -43,8 +43,7 @@ from loraprobe.pipeline.on_ray import open_cluster
 from loraprobe.pipeline.ranking import SURE, RankedSet, Ranking, choose, contending, rankings_of
 from loraprobe.pipeline.results import STATES
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
-from loraprobe.pipeline.task_split import passes, split_for_screening
+from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
 from loraprobe.pipeline.transforms import prepare
 from loraprobe.probes import (
     KnownAlone,
@@ -109,7 +108,7 @@ class Answered:
 
 
 @dataclass(frozen=True, eq=False)
-class Screened:
+class RankedSets:
     """What the items that choose said of the adapters that were asked all of them.
 
     rankings: of pairs and larger sets, one for each form of the question. forecast: of the plain
@@ -187,7 +186,7 @@ class Screened:
 
 
 @dataclass(frozen=True)
-class Choosing:
+class Screen:
     """Asks base and adapters alone, and forecasts sets of them.
 
     evaluator: of the items that choose. members: the adapters by name. answered: pass by pass.
@@ -350,16 +349,16 @@ class Choosing:
             found.append(KnownAlone.of(task, names, own))
         return found
 
-    def screened(
+    def ranked(
         self, names: Sequence[str], asked: Sequence[ScreenPass], worked: Sequence[ScreenPass]
-    ) -> Screened:
+    ) -> RankedSets:
         """What systems said that were asked all of these passes, the base first."""
         known = self.known(names, asked)
         forecast, of_worked = (self._forecast(names, some) for some in (asked, worked))
         with self.evaluator.session.stage("forecast"):
             rankings = rankings_of(known, forecast, of_worked, len(names) - 1)
         members = [self.members[name] for name in names[1:]]
-        return Screened(members, known, forecast, of_worked, rankings)
+        return RankedSets(members, known, forecast, of_worked, rankings)
 
     def _forecast(self, names: Sequence[str], asked: Sequence[ScreenPass]) -> PairForecast | None:
         """The forecast of sets of the adapters; None where nothing can be added."""
@@ -447,15 +446,15 @@ class Finalist:
 class Proved:
     """What a screen found on both parts of the items.
 
-    looked_at: how many sets were compared. screened: None where no composition was proved, since
+    looked_at: how many sets were compared. ranked: None where no composition was proved, since
     one adapter leaves no room for a gain.
     """
 
-    choosing: Choosing
+    screen: Screen
     asked: Asked
     looked_at: int
     finalists: Sequence[Finalist] = ()
-    screened: Screened | None = None
+    ranked: RankedSets | None = None
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -464,59 +463,59 @@ class Proved:
         return [one.experts[0] for one in alone if one is not None]
 
 
-def chosen_and_proved(choosing: Choosing) -> Proved:
+def choose_and_prove(screen: Screen) -> Proved:
     """Asks base and adapters alone, then proves the sets that promise most.
 
     Where one of them answers so much alone that no composition can gain the margin, only it is
     asked the items that prove.
     """
-    assert choosing.evaluator.plan.parts is not None
-    proving = replace(choosing.evaluator, tasks=choosing.evaluator.plan.parts.left)
+    assert screen.evaluator.plan.parts is not None
+    proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
     names, asked, worked = list[str](), list[ScreenPass](), list[ScreenPass]()
     looked_at, tried, margin = 0, set[bool](), proving.session.options.needed_gain
 
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
-        name = near_ceiling(choosing.results, answered, len(proving.tasks), margin)
+        name = near_ceiling(screen.results, answered, len(proving.tasks), margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in tried:
             return None
         tried.add(name == BASE)
-        found = _ask_at_ceiling(choosing, name, proving)
-        return None if found is None else Proved(choosing, found, looked_at)
+        found = _ask_at_ceiling(screen, name, proving)
+        return None if found is None else Proved(screen, found, looked_at)
 
-    for this in choosing.passes():
-        if asked and not choosing.goes_on and not choosing.is_kept(BASE, this):
-            choosing.answered.append(Answered(this, (), (), names[1:], {}, 0.0))
+    for this in screen.passes():
+        if asked and not screen.goes_on and not screen.is_kept(BASE, this):
+            screen.answered.append(Answered(this, (), (), names[1:], {}, 0.0))
             break
-        others = [*choosing.members]
+        others = [*screen.members]
         if asked:
-            screened = choosing.screened(names, asked, worked)
-            looked_at = max(looked_at, screened.looked_at)
-            kept = screened.contending(choosing.evaluator)
+            ranked = screen.ranked(names, asked, worked)
+            looked_at = max(looked_at, ranked.looked_at)
+            kept = ranked.contending(screen.evaluator)
             others = [name for at, name in enumerate(names[1:]) if at in kept]
-        answered = choosing.ask([BASE], this)
+        answered = screen.ask([BASE], this)
         if proved := alone(answered):
             return proved
-        answered = [*answered, *choosing.ask(others, this)]
-        if asked and choosing.unasked:  # the budget ended, so the passes before choose
+        answered = [*answered, *screen.ask(others, this)]
+        if asked and screen.unasked:  # the budget ended, so the passes before choose
             break
         if len(answered) < 3:
             told = f"{len(answered) - 1} adapters"
             raise UsageError(
                 f"{told} could be asked within --budget; give it more minutes."
-                if choosing.unasked
-                else f"{told} can be asked: {next(iter(choosing.failed.values()))}"
+                if screen.unasked
+                else f"{told} can be asked: {next(iter(screen.failed.values()))}"
             )
         names, asked = answered, [*asked, this]
         if proved := alone(names):
             return proved
-        worked += choosing.ask_worked(names, this, choosing.known(names, asked))
-    screened = choosing.screened(names, asked, worked)
-    return _prove(choosing, screened, max(looked_at, screened.looked_at), proving)
+        worked += screen.ask_worked(names, this, screen.known(names, asked))
+    ranked = screen.ranked(names, asked, worked)
+    return _prove(screen, ranked, max(looked_at, ranked.looked_at), proving)
 
 
-def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked | None:
+def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
     """Asks a system alone (and the base) all items, if it leaves no room for a gain.
 
     None as soon as it is not above 1 - margin in any form or the budget is over, and where its
@@ -524,11 +523,11 @@ def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked 
     correction for the rounds.
     """
     options, tasks = proving.session.options, len(proving.tasks)
-    systems = [choosing.system(one) for one in dict.fromkeys([BASE, name])]
+    systems = [screen.system(one) for one in dict.fromkeys([BASE, name])]
 
     def goes_on(results: Sequence[ItemResult], more: int) -> bool:
         near = near_ceiling(results, [name], tasks, options.needed_gain)
-        return near is not None and _affords(choosing, more)
+        return near is not None and _affords(screen, more)
 
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
     found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
@@ -537,28 +536,28 @@ def _ask_at_ceiling(choosing: Choosing, name: str, proving: Evaluator) -> Asked 
     return found if found.round.last and at_ceiling(evidence) is not None else None
 
 
-def _affords(choosing: Choosing, more: int) -> bool:
+def _affords(screen: Screen, more: int) -> bool:
     """Whether so many further answers fit into the time that is left."""
-    return choosing.evaluator.session.left() > choosing.pace * COMPOSED * more
+    return screen.evaluator.session.left() > screen.pace * COMPOSED * more
 
 
-def _prove(choosing: Choosing, screened: Screened, looked_at: int, proving: Evaluator) -> Proved:
+def _prove(screen: Screen, ranked: RankedSets, looked_at: int, proving: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
     options, base = proving.session.options, proving.inputs.base
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
-    chosen = screened.finalists(_affordable(choosing, planned[0].items), proving)
-    built = [_composed(one, screened.opened(one.members, base), proving) for one in chosen]
+    chosen = ranked.finalists(_affordable(screen, planned[0].items), proving)
+    built = [_composed(one, ranked.opened(one.members, base), proving) for one in chosen]
     finalists = [one for one in built if one.systems]
     composed = [m for one in finalists for m in one.candidate.members]
-    members = list(dict.fromkeys([*screened.best, *screened.knowers, *composed]))
-    adapters = screened.opened(members, base)
+    members = list(dict.fromkeys([*ranked.best, *ranked.knowers, *composed]))
+    adapters = ranked.opened(members, base)
     systems = [
         System(BASE, "base"),
         *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
         *(system for one in finalists for system in one.systems.values()),
     ]
     if any(task.has_hops for task in proving.tasks):
-        hops = (single(adapters[members.index(m)]) for m in screened.knowers)
+        hops = (single(adapters[members.index(m)]) for m in ranked.knowers)
         systems.append(System("chain", "chain", chain=tuple(hops)))
     owner = {name: one for one in finalists for name in one.systems}
 
@@ -566,18 +565,18 @@ def _prove(choosing: Choosing, screened: Screened, looked_at: int, proving: Eval
         best = best_system(evaluation.score(results, systems), ("merge", "router"))
         return [] if best is None else owner[best].controls(results, best)
 
-    whole = choosing.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
+    whole = screen.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
     asked = by_round({system.name: whole for system in systems}, proving)
-    proving.session.expect(lambda: {"screen": choosing.spent, **asked})
+    proving.session.expect(lambda: {"screen": screen.spent, **asked})
     found = evaluate(
-        proving, systems, planned, controls, goes_on=lambda _, more: _affords(choosing, more)
+        proving, systems, planned, controls, goes_on=lambda _, more: _affords(screen, more)
     )
-    return Proved(choosing, found, looked_at, finalists, screened)
+    return Proved(screen, found, looked_at, finalists, ranked)
 
 
-def _affordable(choosing: Choosing, items: int) -> int:
+def _affordable(screen: Screen, items: int) -> int:
     """How many finalists can be asked a first round in the time that is left, at least one."""
-    session, pace = choosing.evaluator.session, choosing.pace
+    session, pace = screen.evaluator.session, screen.pace
     left, keep = session.left(), session.options.keep
     if not pace or left == float("inf"):
         return keep
@@ -598,9 +597,9 @@ def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Eval
 
 
 @contextmanager
-def open_choosing(
+def open_screen(
     members: Iterable[Member], base: Base, tasks: Sequence[Task], session: Session
-) -> Iterator[Choosing]:
+) -> Iterator[Screen]:
     """Loads the base, on which the usable members are asked the items that choose.
 
     A few of the members choose the form of the prompts.
@@ -617,7 +616,7 @@ def open_choosing(
         open_cluster(options) as session.cluster,
         open_evaluator(inputs, plan, session, others) as evaluator,
     ):
-        yield Choosing(evaluator, usable)
+        yield Screen(evaluator, usable)
 
 
 # What a screen will take, before the first pass, from a few questions that are timed: some of each
@@ -626,46 +625,46 @@ def open_choosing(
 # from the same times; it takes less where sets are dropped after a round.
 
 
-def expected_alone(choosing: Choosing) -> dict[str, float]:
+def expected_alone(screen: Screen) -> dict[str, float]:
     """Seconds of each step to come, by the names under which progress reports them."""
-    (base, adapter, worked, proof), steps = _cost(choosing), dict[str, float]()
-    planned = choosing.passes()
+    (base, adapter, worked, proof), steps = _cost(screen), dict[str, float]()
+    planned = screen.passes()
     items = sum(this.items for this in planned)
     for this in planned:
         share = this.items / items
-        for name in (BASE, *choosing.members):
+        for name in (BASE, *screen.members):
             steps[this.step(name)] = share * (base if name == BASE else adapter)
             if worked:
                 steps[replace(this, worked=True).step(name)] = share * worked
     return {**steps, "prove": proof}
 
 
-def estimate_of_screen(choosing: Choosing) -> CostEstimate:
+def estimate_of_screen(screen: Screen) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated."""
-    (base, adapter, worked, proof), n = _cost(choosing), len(choosing.members)
+    (base, adapter, worked, proof), n = _cost(screen), len(screen.members)
     ahead = {
         f"ask base and {n} adapters alone, at most": base + n * adapter,
         "read worked answers with them, at most": (n + 1) * worked,
-        f"prove {choosing.evaluator.session.options.keep} sets of them, at most": proof,
+        f"prove {screen.evaluator.session.options.keep} sets of them, at most": proof,
     }
     steps = {step: seconds for step, seconds in ahead.items() if seconds}
-    return CostEstimate.of(choosing.evaluator, [BASE, *choosing.members], steps)
+    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
 
 
-def _cost(choosing: Choosing) -> tuple[float, float, float, float]:
+def _cost(screen: Screen) -> tuple[float, float, float, float]:
     """Times a few questions of the items that choose, the evaluator's tasks.
 
     Seconds of the base and of an adapter alone on these items, of reading worked answers to them
     with one system, and of the whole proof.
     """
-    evaluator, members, parts = choosing.evaluator, choosing.members, choosing.evaluator.plan.parts
+    evaluator, members, parts = screen.evaluator, screen.members, screen.evaluator.plan.parts
     options = evaluator.session.options
     assert parts is not None
     with evaluator.session.stage("estimate"):
-        alone = choosing.system(next(iter(members))).composition
+        alone = screen.system(next(iter(members))).composition
         assert alone is not None
         kinds = kinds_of(evaluator, alone)
-        read = sum(_read(evaluator, alone, this.reading) for this in choosing.passes())
+        read = sum(_read(evaluator, alone, this.reading) for this in screen.passes())
         likely = [task for one in parts.apart if (task := likely_worked(one)) is not None]
         reading = ScreenedTexts.of(evaluator.scorer, likely, None) if likely else None
         worked = _read(evaluator, alone, reading)

@@ -62,11 +62,11 @@ def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
 ) -> tuple[Verdict, Examination]:
     """The verdict, and what was found about the adapters that it is about."""
-    choosing, session = proved.choosing, proved.asked.evaluator.session
-    asked = {row.system for row in choosing.results} - {BASE}
+    screen, session = proved.screen, proved.asked.evaluator.session
+    asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
     choice = LibraryChoice(
-        len(asked), proved.looked_at, len(proved.finalists), choosing.counts(), left
+        len(asked), proved.looked_at, len(proved.finalists), screen.counts(), left
     )
     options = session.options
     empty = examined = Examination(Compatibility())
@@ -112,20 +112,20 @@ def _about(
 
 def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
-    choosing, screened = proved.choosing, proved.screened
-    notes = [f"{name} was not asked: {error}" for name, error in choosing.failed.items()]
-    answered = {row.system for row in choosing.results}
+    screen, ranked = proved.screen, proved.ranked
+    notes = [f"{name} was not asked: {error}" for name, error in screen.failed.items()]
+    answered = {row.system for row in screen.results}
     left = {True: "without the second pass over the items that choose", False: "unasked"}
     for some, how in left.items():
-        if names := [name for name in choosing.unasked if (name in answered) is some]:
+        if names := [name for name in screen.unasked if (name in answered) is some]:
             notes.append(
                 f"--budget left {count(len(names), 'adapter')} {how}, such as {names[0]}; the same "
                 "call with --resume and more minutes asks them."
             )
-    if screened is None:
+    if ranked is None:
         return notes
-    linear = screened.forecast.linear if screened.forecast is not None else ()
-    both = zip(screened.members, linear, strict=False)
+    linear = ranked.forecast.linear if ranked.forecast is not None else ()
+    both = zip(ranked.members, linear, strict=False)
     names = [member.record.name for member, adds in both if not adds]
     if names:
         notes.append(
@@ -133,7 +133,7 @@ def _notes(proved: Proved) -> list[str]:
             f"because they change the head of the model ({names[0]}): their sets are ranked by "
             "what their members answer alone."
         )
-    if screened.forecast is None:
+    if ranked.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no given text, or a head that is not "
             "one matrix), so sets are ranked by what their members answer alone."
@@ -144,7 +144,7 @@ def _notes(proved: Proved) -> list[str]:
 def _library(library: Library, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
     rows: dict[tuple[str, str, str], list[float]] = {}
-    for result in proved.choosing.results:
+    for result in proved.screen.results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
     for (system, task, part), values in rows.items():
@@ -158,7 +158,7 @@ def _library(library: Library, proved: Proved) -> Library:
         items=tuple(
             LibraryItems(apart.name, len(apart.items), len(left.items))
             for apart, left in zip(
-                proved.choosing.evaluator.tasks, proved.asked.evaluator.tasks, strict=True
+                proved.screen.evaluator.tasks, proved.asked.evaluator.tasks, strict=True
             )
         ),
     )
@@ -237,11 +237,11 @@ def _row(
 def _forecasts(proved: Proved, seed: int) -> dict[str, dict[str, Forecast]]:
     """The forecast gain of each finalist over base and best singles, by form of the question."""
     found: dict[str, dict[str, Forecast]] = {one.label: {} for one in proved.finalists}
-    if proved.screened is None:
+    if proved.ranked is None:
         return found
     singles = [adapter.name for adapter in proved.adapters]
-    own = [row for row in proved.choosing.results if row.system in {BASE, *singles}]
-    of_part = {"question": proved.screened.forecast, "steps": proved.screened.worked}
+    own = [row for row in proved.screen.results if row.system in {BASE, *singles}]
+    of_part = {"question": proved.ranked.forecast, "steps": proved.ranked.worked}
     for part, forecast in of_part.items():
         answers: list[ItemResult] = []
         for one in proved.finalists:

@@ -20,8 +20,7 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learned_weights
 from loraprobe.pipeline.learned_weights import BOUND, SHRINK, check_learnable, learn
-from loraprobe.pipeline.systems import SystemBuilder, plan_of
-from loraprobe.pipeline.task_split import TaskSplit, split
+from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, split_for_weights
 from loraprobe.pipeline.transforms import Prepared, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema
@@ -71,7 +70,7 @@ def test_the_parts_share_no_cluster_and_no_prompt():
     first = task_of("a", [(f"q{i}", f"g{i % 10}") for i in range(40)])
     second = task_of("b", [(f"q{i % 13}", "g3" if i == 20 else None) for i in range(40)])
     for seed in range(20):
-        parted = split([first, second], Options(weights="learn", seed=seed))
+        parted = split_for_weights([first, second], Options(weights="learn", seed=seed))
         sides = [
             {(t.name, i.id) for t in part for i in t.items} for part in (parted.apart, parted.left)
         ]
@@ -84,8 +83,8 @@ def test_the_parts_share_no_cluster_and_no_prompt():
             assert not (held[0] & held[1]) - {None}, what
         assert all(len(t.items) >= 10 for t in parted.apart)
         assert [t.sha256 for t in parted.left] == ["", ""]
-        assert parted == split([first, second], Options(weights="learn", seed=seed))
-    seeds = {split([first], Options(weights="learn", seed=s)).left for s in range(5)}
+        assert parted == split_for_weights([first, second], Options(weights="learn", seed=seed))
+    seeds = {split_for_weights([first], Options(weights="learn", seed=s)).left for s in range(5)}
     assert len(seeds) > 1
 
 
@@ -98,14 +97,14 @@ def test_the_parts_share_no_cluster_and_no_prompt():
 )
 def test_a_task_too_small_to_split_is_an_error(items, said):
     with pytest.raises(TaskError, match=said):
-        split([task_of("t", items)], LEARN)
+        split_for_weights([task_of("t", items)], LEARN)
 
 
 @pytest.mark.parametrize("options", [LEARN, PER_LAYER])
 def test_learned_weights_are_good_where_nothing_was_learned(bench, options):
     """Their loss is that of the merged adapter, here and elsewhere."""
     scorer, adapters, tasks = bench
-    parted, told = split(tasks, options), []
+    parted, told = split_for_weights(tasks, options), []
     found = learn(scorer, adapters, parted, options, progress=lambda *step: told.append(step))
     assert told[-1] == ("learn weights", LEARNING_STEPS, LEARNING_STEPS)
     assert list(found.weights) == [a.name for a in adapters]
@@ -150,7 +149,7 @@ def test_two_answers_and_several_tasks_count_as_they_should(bench):
 
 def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch):
     scorer, adapters, tasks = bench
-    parted, path = split(tasks, PER_LAYER), tmp_path / "learned.jsonl"
+    parted, path = split_for_weights(tasks, PER_LAYER), tmp_path / "learned.jsonl"
     monkeypatch.setattr(learned_weights, "LEARNING_STEPS", 2)
     found = learn(scorer, adapters, parted, PER_LAYER, path=path)
     assert learn(None, adapters, parted, PER_LAYER, path=path, resume=True) == found
@@ -181,7 +180,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     document = json.loads(making.call(*arguments, env=environment).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
-    parted = split([load_task(task, 32)], LEARN)
+    parted = split_for_weights([load_task(task, 32)], LEARN)
     assert (found["items"], found["left"]) == (8, 24) == parted.items
     assert found["evaluations"] == LEARNING_STEPS and found["layers"] == {}
     (ledger,) = tmp_path.rglob("results.jsonl")

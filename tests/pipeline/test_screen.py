@@ -22,7 +22,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import evaluate
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.task_split import split_for_screening
+from loraprobe.pipeline.systems import split_for_screening
 from loraprobe.probes import ScreenedTexts
 from loraprobe.tasks import Item, Task
 from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions

@@ -13,8 +13,7 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, plan_of, proven_systems
-from loraprobe.pipeline.task_split import TaskSplit
+from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, proven_systems
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task

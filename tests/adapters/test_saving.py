@@ -1,4 +1,4 @@
-"""Portable files: one function in peft, and by what vLLM and llama.cpp read of a file."""
+"""Saved adapters are read back before they appear; portable files are one function for every reader."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from making import LLAMA, dense, random_adapter, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from loraprobe.adapters import Adapter, adapter_of, common_targets, portable, read_adapter
+from loraprobe.adapters import Adapter, adapter_of, common_targets, portable, read_adapter, saving
+from loraprobe.errors import OutputError
 from loraprobe.merging import merge
 
 RANKS = {path: 2 + i % 3 for i, path in enumerate(LLAMA)}
@@ -143,3 +145,37 @@ def test_a_merge_writes_the_short_target_list(tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == names
     assert read_adapter(tmp_path / "out").layout.keys() == LLAMA.keys()
+
+
+save_file, config_of = safetensors.torch.save_file, saving.config_of
+
+
+def one_entry(tensors):
+    key = min(tensors)
+    return tensors | {key: tensors[key].clone().fill_(0.25)}
+
+
+def without_one(tensors):
+    return {key: tensor for key, tensor in tensors.items() if key != min(tensors)}
+
+
+def in_half(tensors):
+    return {key: tensor.half() for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [one_entry, without_one, in_half])
+def test_wrong_tensors(monkeypatch, tmp_path, change):
+    def spoil(tensors, path, metadata=None):
+        save_file(change(dict(tensors)), path, metadata=metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", spoil)
+    with pytest.raises(OutputError, match="differs"):
+        random_adapter("a").save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_scaling(monkeypatch, tmp_path):
+    monkeypatch.setattr(saving, "config_of", lambda *a: config_of(*a) | {"lora_alpha": 7})
+    with pytest.raises(OutputError, match="the scaling of"):
+        random_adapter("a").save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Saved adapters are read back before they appear; portable files are one function for every reader."""
+"""Saved adapters are read back before they appear; portable files are one to every reader."""
 
 from __future__ import annotations
 

@@ -50,20 +50,17 @@ def failed(out: Path, *others: str | Path) -> list[str]:
     return [c["name"] for c in told if c["passed"] is document["verified"] is not True]
 
 
-@pytest.mark.parametrize("name", METHODS.names())
-def test_every_method_is_verified(pair, tmp_path, name):
-    assert failed(merged(pair, tmp_path, "--method", name, "--rank", "6")) == []
-
-
 @pytest.mark.parametrize(
     "options",
     [
+        *(["--method", name, "--rank", "6"] for name in METHODS.names()),
         ["--method", "task_arithmetic", "--weights", "1,-0.3", "--balance", "norm"],
         ["--method", "ties:density=0.4,variant=mergekit", "--space", "core", "--dtype", "bfloat16"],
         ["--method", "dare_linear:density=0.3", "--seed", "7", "--rank", "3"],
     ],
+    ids=" ".join,
 )
-def test_every_choice_is_in_the_card(pair, tmp_path, options):
+def test_every_method_and_choice_is_in_the_card(pair, tmp_path, options):
     assert failed(merged(pair, tmp_path, *options)) == []
 
 
@@ -127,28 +124,19 @@ def caught(place: Path) -> bool:
         return True
 
 
-def each(dtypes_of):
-    """Every tampering as a parameter, in the dtypes that `dtypes_of` its number gives."""
-    return [
-        pytest.param(command, name, dtype, id=f"{command}-{dtype}-{name}")
-        for command, tamperings in TAMPERINGS.items()
-        for number, name in enumerate(tamperings)
-        for dtype in dtypes_of(number)
-    ]
+def each():
+    """Every tampering as a parameter, in one dtype each; in all dtypes among the slow tests."""
+    dtypes = list(tampering.DTYPES)
+    for command, tamperings in TAMPERINGS.items():
+        for number, name in enumerate(tamperings):
+            for dtype in dtypes:
+                marks = [] if dtype == dtypes[number % 3] else [pytest.mark.slow]
+                id_ = f"{command}-{dtype}-{name}"
+                yield pytest.param(command, name, dtype, id=id_, marks=marks)
 
 
-@pytest.mark.parametrize(
-    "command, name, dtype", each(lambda number: [list(tampering.DTYPES)[number % 3]])
-)
+@pytest.mark.parametrize("command, name, dtype", each())
 def test_tampered_directories_are_not_verified(copied, command, name, dtype):
-    place = copied(command, dtype)
-    TAMPERINGS[command][name](place)
-    assert caught(place)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command, name, dtype", each(lambda number: tampering.DTYPES))
-def test_tampered_directories_are_not_verified_in_any_dtype(copied, command, name, dtype):
     place = copied(command, dtype)
     TAMPERINGS[command][name](place)
     assert caught(place)

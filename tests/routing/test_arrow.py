@@ -155,21 +155,6 @@ def test_arrow_equals_pefts_given_equal_prototypes(tmp_path, options):
     assert own > 1e-6  # which is why they were replaced
 
 
-def test_experts_without_a_module_leave_their_gate_to_the_others():
-    four = experts(4)
-    elsewhere = random_adapter(
-        "x", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=8, dtype=torch.float64
-    )
-    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    mixed = Composition("c", (four[0], elsewhere, four[1]), Arrow())
-    found = prepared(mixed, torch.float64)[0].delta(x)
-    torch.testing.assert_close(found, layer(four[:2], Arrow()).delta(x))
-    alone = prepared(mixed, torch.float64)[1]  # one expert there: its gate is 1
-    torch.testing.assert_close(
-        alone.delta(x), x @ elsewhere.modules["model.layers.1.mlp.up_proj"].delta().T
-    )
-
-
 class Largest(TorchDispatchMode):
     """Remembers the size of the largest tensor that any operation returns."""
 

@@ -357,6 +357,10 @@ def report(
     several: Mapping[str, Any],
 ) -> str:
     """The page in Markdown. several: kind of base -> sets with several tasks, and their figures."""
+    cells: list[tuple[Any, ...]] = []  # kind, method, successes, failures, undecided
+    for key in sorted({(case.scenario, case.method) for case in results.cases}):
+        own = [c.label(MARGIN) for c in results.cases if (c.scenario, c.method) == key]
+        cells.append((*key, own.count(1), own.count(0), own.count(None)))
     return render(
         "calibration",
         results=results,
@@ -365,7 +369,7 @@ def report(
         skipped=skipped,
         several=several,
         methods=METHODS,
-        cells=cells(results.cases),
+        cells=cells,
         undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),
         margins=[
             (m, figures_of(results.sets, left_out(results.sets, LEFT_OUT["kinds"], margin=m), m))
@@ -377,15 +381,6 @@ def report(
         small=SMALL,
         fewest_decided=FEWEST_DECIDED,
     )
-
-
-def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
-    """(kind, method, successes, failures, undecided) at the default margin."""
-    rows: list[tuple[str, str, int, int, int]] = []
-    for key in sorted({(case.scenario, case.method) for case in cases}):
-        own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
-        rows.append((*key, own.count(1), own.count(0), own.count(None)))
-    return rows
 
 
 def reliability_figure(probability: Array, gained: Array) -> str:

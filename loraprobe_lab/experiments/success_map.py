@@ -245,6 +245,7 @@ def _panel(found: Sequence[dict[str, Any]], panel: str) -> tuple[list[str], list
     return ["", *(f"{x:g}" for x in columns)], rows
 
 
+COLOURS = (BLUE, RED, GREEN, "#7a5aa0", DARK, GREY)  # of the series of a panel
 MAP_PANELS = {
     "weights": ("unequal weights: lines by that of the skill", "weight of the facts adapter"),
     "familiarity": ("second hop, over equal weights", "weight of each adapter"),
@@ -260,7 +261,17 @@ def map_figure(found: Sequence[dict[str, Any]], bases: int) -> str:
         panels = dict(zip(MAP_PANELS, figure.subplots(2, 2).flat, strict=True))
         for name, panel in panels.items():
             rows = [one for one in found if one["panel"] == name]
-            _series(panel, rows)
+            panel.axhline(MARGIN, color="#777777", linewidth=0.8, linestyle=":")
+            panel.axhline(0, color="#bbbbbb", linewidth=0.8)
+            series = dict.fromkeys(one["series"] for one in rows)
+            for colour, line in zip(COLOURS, series, strict=False):
+                own = sorted((r for r in rows if r["series"] == line), key=lambda r: r["x"])
+                x, gains = [r["x"] for r in own], [r["gain"] for r in own]
+                low, high = zip(*(r["ci95"] for r in own), strict=True)
+                panel.plot(x, gains, "o-", color=colour, markersize=4, label=line)
+                panel.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+            grid_lines(panel)
+            panel.legend(frameon=False, fontsize=8)
             title, label = MAP_PANELS[name]
             panel.set_title(title, fontsize=10)
             panel.set(xlabel=label, ylabel="gain, step by step")
@@ -268,18 +279,3 @@ def map_figure(found: Sequence[dict[str, Any]], bases: int) -> str:
         figure.suptitle(f"Gain over the best of base and singles, {bases} bases, 95 % intervals")
         figure.tight_layout(rect=(0, 0, 1, 0.98))
         return as_svg(figure)
-
-
-def _series(panel: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """A line for each series with its intervals."""
-    panel.axhline(0.05, color="#777777", linewidth=0.8, linestyle=":")  # the margin
-    panel.axhline(0, color="#bbbbbb", linewidth=0.8)
-    series = dict.fromkeys(one["series"] for one in rows)
-    for colour, name in zip((BLUE, RED, GREEN, "#7a5aa0", DARK, GREY), series, strict=False):
-        own = sorted((r for r in rows if r["series"] == name), key=lambda r: r["x"])
-        x = [r["x"] for r in own]
-        panel.plot(x, [r["gain"] for r in own], "o-", color=colour, markersize=4, label=name)
-        low, high = zip(*(r["ci95"] for r in own), strict=True)
-        panel.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    grid_lines(panel)
-    panel.legend(frameon=False, fontsize=8)

@@ -25,7 +25,7 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import GENERATED, Task, judge
 
-Column = tuple[str, str]  # system, part
+SystemPart = tuple[str, str]  # system, part
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class ItemTable:
     as negative numbers, and `bounded` is False for them.
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[SystemPart, ...]
     values: Array
     clusters: Integers
     strata: Integers
@@ -48,17 +48,19 @@ class ItemTable:
     def column(self, system: str, part: str) -> Array:
         return self.values[:, self.columns.index((system, part))]
 
-    def comparable(self, first: Sequence[Column], second: Sequence[Column]) -> list[Column]:
+    def comparable(
+        self, first: Sequence[SystemPart], second: Sequence[SystemPart]
+    ) -> list[SystemPart]:
         """The columns of `first` that share items with all of `second` in every task."""
         tasks = set(self.strata)
 
-        def share(one: Column, other: Column) -> bool:
+        def share(one: SystemPart, other: SystemPart) -> bool:
             both = np.isfinite(self.column(*one)) & np.isfinite(self.column(*other))
             return set(self.strata[both]) == tasks
 
         return [one for one in first if all(share(one, other) for other in second)]
 
-    def differences(self, first: Sequence[Column], second: Sequence[Column]) -> Differences:
+    def differences(self, first: Sequence[SystemPart], second: Sequence[SystemPart]) -> Differences:
         """Paired differences of each column of `first` with each of `second`, as [F * S]."""
         left = np.stack([self.column(*one) for one in first], axis=1)
         right = np.stack([self.column(*one) for one in second], axis=1)
@@ -67,7 +69,7 @@ class ItemTable:
 
 
 def tabulate(
-    results: Iterable[ItemResult], columns: Sequence[Column], task: str | None = None
+    results: Iterable[ItemResult], columns: Sequence[SystemPart], task: str | None = None
 ) -> ItemTable:
     """The results of these columns on one task or (None) all tasks, without empty rows."""
     index = {column: k for k, column in enumerate(columns)}
@@ -106,7 +108,7 @@ def _numbers(names: Sequence[object]) -> Integers:
     return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
 
 
-def _by_name(column: Column) -> tuple[bool, Column]:
+def _by_name(column: SystemPart) -> tuple[bool, SystemPart]:
     """A key that puts the base first, then names; figures do not depend on the input's order."""
     return column[0] != "base", column
 
@@ -242,8 +244,8 @@ def compare(
 
 def _comparisons(
     table: ItemTable,
-    first: Sequence[Column],
-    second: Sequence[Column],
+    first: Sequence[SystemPart],
+    second: Sequence[SystemPart],
     task: str,
     level: float,
     seed: int,
@@ -379,8 +381,8 @@ class _Grid:
 
     table: ItemTable
     found: Differences
-    first: list[Column]
-    second: list[Column]
+    first: list[SystemPart]
+    second: list[SystemPart]
     task: str | None
 
     @property

@@ -27,7 +27,7 @@ from loraprobe.verdict import (
     next_command,
     read_calibration,
 )
-from loraprobe.verdict.next_command import Option
+from loraprobe.verdict.next_command import Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -164,7 +164,7 @@ def reference_of(adapter: Adapter) -> str:
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
 
 
-def _composing(options: Options) -> tuple[Option, ...]:
+def _composing(options: Options) -> tuple[Flag, ...]:
     """The options that change what a composition is, where they are not at their default."""
     found = _words(options, ("balance", "space", "rank"))
     if options.given_weights:
@@ -175,9 +175,9 @@ def _composing(options: Options) -> tuple[Option, ...]:
     return tuple(found)
 
 
-def _words(options: Options, names: Iterable[str]) -> list[Option]:
+def _words(options: Options, names: Iterable[str]) -> list[Flag]:
     """Options as on a command line, where they are not at their default."""
-    default, words = Options(), list[Option]()
+    default, words = Options(), list[Flag]()
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
     for name in names:

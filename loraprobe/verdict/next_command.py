@@ -17,7 +17,7 @@ from loraprobe.records import (
     example,
 )
 
-Option = tuple[str, ...]  # a flag with its value, if it takes one
+Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
 NEW, BASE = "NEW", "BASE"
@@ -41,11 +41,11 @@ class Request:
     base: str = "auto"
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    asked: tuple[Option, ...] = ()
+    asked: tuple[Flag, ...] = ()
     kind: str = "merge"
     learned: bool = False
-    options: tuple[Option, ...] = ()
-    kept: tuple[Option, ...] = ()
+    options: tuple[Flag, ...] = ()
+    kept: tuple[Flag, ...] = ()
     fitting: tuple[str, ...] = ()
     unlike: bool = False
     library: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ def _chain(request: Request) -> Command:
 
 def _evaluate(
     request: Request,
-    *options: Option,
+    *options: Flag,
     tasks: tuple[str, ...] | None = None,
     adapters: tuple[str, ...] = (),
 ) -> Command:
@@ -159,7 +159,7 @@ def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
-def _base(request: Request) -> tuple[Option, ...]:
+def _base(request: Request) -> tuple[Flag, ...]:
     return () if request.base == "auto" else (("--base", request.base or BASE),)
 
 

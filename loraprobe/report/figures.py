@@ -173,28 +173,6 @@ def left_out(audit: Audit) -> list[str]:
     return ["Only the first adapters, pairs and modules are drawn; --json holds every figure."]
 
 
-def gates(audit: Audit) -> Iterator[Figure]:
-    """Adapters down, layers across: the mean share of each adapter's gate."""
-    routers = list(dict.fromkeys(row.system for row in audit.gates))
-    for position, system in enumerate(routers[:MOST_MAPS]):
-        whole = [row for row in audit.gates if row.system == system and row.layer is None]
-        rows = [row for row in audit.gates if row.system == system and row.layer is not None]
-        adapters = list((whole or rows)[0].share)
-        layers = _joined([row.layer or "" for row in rows])
-        share = {row.layer: row.share for row in rows}
-        cells = {(name, "all"): row.share.get(name, 0.0) for row in whole for name in adapters}
-        for label, held in layers.items():
-            for name in adapters:
-                known = [share[layer].get(name, 0.0) for layer in held]
-                cells[name, label] = sum(known) / len(known)
-        columns = ["all", *layers] if whole else list(layers)
-        told = ", ".join(f"{name} {number(cells[name, columns[0]])}" for name in adapters)
-        title = f"Share of the gates of {system} by layer"
-        tokens = (whole or rows)[0].n
-        name, description = f"gates-map-{position}", f"Means over {tokens} tokens: {told}."
-        yield _heat(name, title, description, "more", "adapter", adapters, columns, cells, 1.0)
-
-
 def _heat(
     name: str,
     title: str,

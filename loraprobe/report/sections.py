@@ -206,9 +206,7 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
     """What is behind the verdict, and where everything comes from."""
     known = [*coverage(audit), forecasts(audit)]
     yield _section("coverage", "What base and adapters know alone", (FULL, known))
-    yield _section(
-        "gates", "Gates of routers", (PAGE, figures.gates(audit)), (FULL, [gates(audit)])
-    )
+    yield _section("gates", "Gates of routers", (FULL, [gates(audit)]))
     notes = [f"- {note}" for note in audit.notes]
     yield _section("reasons", "Every reason", (FULL, [*reasons(audit), *notes]), concludes=True)
     yield _section(
@@ -710,7 +708,7 @@ def gates(audit: Audit) -> Table:
     ]
     evenness = "entropy in nats (share of the largest)"
     columns = [text("router"), text("layer"), *of_figures(*names, evenness)]
-    return Table("Mean share of each adapter's gate on the prompts", columns, lines, folded=True)
+    return Table("Mean share of each adapter's gate on the prompts", columns, lines)
 
 
 def reasons(audit: Audit) -> list[Table]:

@@ -118,7 +118,7 @@ def test_tables_have_captions_and_scoped_headers(root):
 
 def test_figures_have_title_description_and_their_table(root):
     figures = root.all("figure")
-    assert len(figures) >= 4  # gains, causes, a map, gates
+    assert len(figures) >= 4  # gains, causes, maps of modules and the library
     for one in figures:
         (svg,) = one.all("svg")
         title, description = svg.all("title", "desc")
@@ -163,7 +163,6 @@ def test_figures_stand_in_the_tables(root):
     assert ["x-y", "warning", "a is odd.", "Fix."] in table(root, "Findings")
     norms = table(root, "Norm of the update of a by layer and module")
     assert norms[1:] == [["0", "1.25"], ["1", "0.25"]]
-    assert table(root, "Share of the gates of arrow by layer")[1][1:] == ["0.75", "1.00", "0.50"]
     rows = table(root, "Mean share of each adapter's gate on the prompts")
     assert "entropy" in rows[0][-1] and len(rows) == 1 + len(an_audit().gates)
     asked = "t, item a, question: Who is a? (right: a or x)"

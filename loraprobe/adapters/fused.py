@@ -70,7 +70,10 @@ def one_layout(
     """
     todo: list[FusedLayer] = []
     refused: dict[str, list[FusedLayer]] = {}
-    touched = [_touched(adapter) for adapter in adapters]
+    touched = [  # the paths of modules that each adapter changes, by factors or whole
+        dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
+        for adapter in adapters
+    ]
     for path in _fused_paths(touched, base or {}):
         layer = FusedLayer(path, adapters, touched, base or {})
         try:
@@ -88,11 +91,6 @@ def may_be_fused(path: str) -> bool:
     """Whether the name of a module is that of a fused layer or of a part of one."""
     name = path.rpartition(".")[2]
     return name in PARTS or name in FUSED_OF
-
-
-def _touched(adapter: Adapter) -> dict[str, None]:
-    """Paths of modules that an adapter changes, by factors or whole."""
-    return dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
 
 
 def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:

@@ -470,24 +470,20 @@ def _as_peft_reads(
     the config does not tell, or of an embedding that also has factors, get the kind unclear_tokens.
     """
     kept, unused = [], []
+    tables = {path for path, info in infos.items() if info.kind == "embedding"}
     for extra in extras:
         flag = FLAGS.get(extra.kind)
         if flag and not (config.get(flag) and extra.module in infos):
             unused.append(extra)
-        elif extra.kind == "base_copy" and not _is_vocabulary(extra.module or "", infos):
+        elif extra.kind == "base_copy" and not (
+            extra.module in tables or (extra.module or "").rpartition(".")[2] in VOCABULARY
+        ):
             kept.append(replace(extra, kind="base_weight"))
         elif extra.kind == "token_delta" and not _tokens_are_clear(extra, infos, config):
             kept.append(replace(extra, kind="unclear_tokens"))
         else:
             kept.append(extra)
     return kept, unused
-
-
-def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
-    """Whether a module is an embedding or a head, whose weight peft saves with its factors."""
-    info = infos.get(module)
-    embedding = info is not None and info.kind == "embedding"
-    return embedding or module.rpartition(".")[2] in VOCABULARY
 
 
 def _tokens_are_clear(

@@ -7,7 +7,7 @@ becomes of other tensors.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -123,8 +123,17 @@ def extra_issues(
 ) -> Iterator[Issue]:
     """One issue per adapter and kind of extra; an error if a composition would drop it."""
     for adapter in adapters:
-        if found := stacks(adapter.layout):
-            yield _experts(adapter, found)
+        if found := stacks(adapter.layout):  # whose experts are modules of their own here
+            first, paths = next(iter(found.items()))
+            yield finding(
+                "target-parameter",
+                (adapter.name,),
+                f"{adapter.name} changes {count(len(found), 'parameter')} (target_parameters), "
+                f"{first} with {count(len(paths), 'expert')} first. Each expert counts as a module "
+                "here. Merges and compositions with constant gates keep them; token routers do "
+                "not.",
+                paths[0],
+            )
         by_kind: dict[str, list[Extra]] = {}
         for extra in adapter.extras:
             by_kind.setdefault(extra.kind, []).append(extra)
@@ -134,19 +143,6 @@ def extra_issues(
                     yield _base_copy(adapter, extra, base)
             else:
                 yield _of_kind(adapter, kind, extras, "error" if composing else "warning")
-
-
-def _experts(adapter: Adapter, found: Mapping[str, Sequence[str]]) -> Issue:
-    """A note about parameters, whose experts are modules of their own here."""
-    first, paths = next(iter(found.items()))
-    return finding(
-        "target-parameter",
-        (adapter.name,),
-        f"{adapter.name} changes {count(len(found), 'parameter')} (target_parameters), {first} "
-        f"with {count(len(paths), 'expert')} first. Each expert counts as a module here. Merges "
-        "and compositions with constant gates keep them; token routers do not.",
-        paths[0],
-    )
 
 
 def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:

@@ -152,8 +152,16 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
     anchor = reference.inside("config.json")
 
     def choose(files: Collection[str], get: Callable[[str], Path]) -> list[str]:
+        if CONFIG in files and anchor not in files:
+            raise HubError(
+                f"{reference.text} is an adapter, not a base model; give the model it was trained "
+                "on."
+            )
         if anchor not in files:
-            raise HubError(_no_base(reference, files))
+            raise HubError(
+                f"{reference.text} has no config.json, so it is no transformers model; check "
+                "--base."
+            )
         names = {file: file.rpartition("/")[2] for file in sorted(files)}
         small = [
             file
@@ -239,11 +247,3 @@ def _no_adapter(reference: Reference, files: Collection[str]) -> str:
     if "config.json" in files:
         return f"{where} is a whole model, not an adapter; give it as --base."
     return f"There is no adapter (no {CONFIG}) in {where}; check the reference."
-
-
-def _no_base(reference: Reference, files: Collection[str]) -> str:
-    if CONFIG in files:
-        return (
-            f"{reference.text} is an adapter, not a base model; give the model it was trained on."
-        )
-    return f"{reference.text} has no config.json, so it is no transformers model; check --base."

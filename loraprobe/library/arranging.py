@@ -43,7 +43,9 @@ def fitted(
             continue
         try:
             adapter = member.open()
-            facts[member.record.name] = _trained_for(adapter)
+            shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
+            trained = {"base": adapter.base_model, "task": adapter.task_type}
+            facts[member.record.name] = {**shapes, **trained}
             if base is not None:
                 made[at] = _checked(member, [adapter], base, allow)
         except LoraprobeError as error:  # its files changed meanwhile
@@ -57,12 +59,6 @@ def commonest_base(members: Sequence[Member]) -> Member | None:
     usable = [member for member in members if member.usable]
     base = _commonest(member.record.base_model for member in usable)
     return next((m for m in usable if m.record.base_model == base), None) if base else None
-
-
-def _trained_for(adapter: Adapter) -> dict[str, Any]:
-    """Base model, task type and shape [out, in] of each kind of module, as the header tells."""
-    shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
-    return {**shapes, "base": adapter.base_model, "task": adapter.task_type}
 
 
 def _against_most(

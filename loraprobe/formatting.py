@@ -145,13 +145,6 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def ended(line: str, width: int) -> str:
-    """A line of at most `width` columns that shows that more followed, cut between words."""
-    room = width - 2
-    kept = line if len(line) <= room else line[:room].rpartition(" ")[0] or line[:room]
-    return f"{kept.rstrip()} …"
-
-
 def _words(text: str, width: int) -> Iterator[str]:
     for found in _WORDS.findall(" ".join(text.split())):
         yield from [found] if len(found) <= width else found.split()

@@ -67,7 +67,7 @@ DECISION: dict[Standing, Decision] = {
 
 @dataclass(frozen=True)
 class Code:
-    """What a code means, and where the answer of twelve lines tells it, if anywhere.
+    """What a code means, and where the answer tells it, if anywhere.
 
     line: "why" explains a decision that is not `likely`, "watch" is counted as a warning, "lacks"
     says what the items do not have. sure: it tells how sure the verdict is. severity: that of a

@@ -14,7 +14,7 @@ import jsonschema
 import making
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 
 import loraprobe
 from loraprobe.adapters import read_adapter
@@ -225,6 +225,7 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
         (("--method", "tise"), "did you mean 'ties'"),
         (("--method", "ties:density=x"), "must be a number"),
         (("--method", "ties:dense=1"), "density, election, normalize, lambda, variant"),
+        (("--method", "ties:densty=0.3"), "did you mean 'density'"),
         (("--limit", "3"), "--limit goes with --task"),
         (("--method", "ties:density=7"), "density"),
         (("--weights", "0.5"), "2 adapters"),
@@ -242,77 +243,60 @@ def test_bad_options_of_merge(pair, tmp_path, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
+def without_effect(adapter):
+    modules = {
+        p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in adapter.modules.items()
+    }
+    return dataclasses.replace(adapter, modules=modules)
+
+
+def with_nan(adapter):
+    next(iter(adapter.modules.values())).B[0, 0] = torch.nan
+    return adapter
+
+
+def with_extras(tensors: bytes) -> bytes:
+    more = {"base_model.model.lm_head.weight": torch.ones(4, 4)}
+    return save(load(tensors) | more)
+
+
+TALL = {path: (out + 8, inp) for path, (out, inp) in making.LLAMA.items()}
+ADAPTERS = {  # made otherwise
+    "another-base": lambda: making.random_adapter("x", seed=5, base_model="other/base"),
+    "no-effect": lambda: without_effect(making.random_adapter("x", seed=5)),
+    "nan": lambda: with_nan(making.random_adapter("x", seed=5)),
+    "other-shapes": lambda: making.random_adapter("x", TALL, seed=5),
+}
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+WEIGHTS = {  # the file as it becomes; None: it goes
+    "no-weights": lambda old: None,
+    "lfs-pointer": lambda old: POINTER,
+    "empty": lambda old: b"",
+    "truncated": lambda old: old[:500],
+    "extras": with_extras,
+}
+CONFIGS = {
+    "no-config": lambda old: None,
+    "broken-json": lambda old: b"{",
+    "ia3": lambda old: json.dumps(json.loads(old) | {"peft_type": "IA3"}).encode(),
+    "unknown-key": lambda old: json.dumps(json.loads(old) | {"use_quantum": True}).encode(),
+    "aqlora": lambda old: json.dumps(json.loads(old) | {"use_qalora": True}).encode(),
+    "pissa": lambda old: json.dumps(json.loads(old) | {"init_lora_weights": "pissa"}).encode(),
+}
+CASES = [*ADAPTERS, *WEIGHTS, *CONFIGS]
+
+
 def broken(tmp_path: Path, case: str) -> Path:
     """An adapter's directory with one thing wrong."""
     place = tmp_path / case
-    adapter = making.random_adapter(case, seed=5)
-    if case == "another-base":
-        making.random_adapter(case, seed=5, base_model="other/base").save(place)
-        return place
-    if case == "no-effect":
-        modules = {
-            p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in adapter.modules.items()
-        }
-        making.adapter_of(case, modules, base_model="owner/base").save(place)
-        return place
-    if case == "nan":
-        modules = dict(adapter.modules)
-        modules[next(iter(modules))].B[0, 0] = torch.nan
-        making.adapter_of(case, modules, base_model="owner/base").save(place)
-        return place
-    if case == "other-shapes":
-        shapes = {path: (out + 8, inp) for path, (out, inp) in making.LLAMA.items()}
-        making.random_adapter(case, shapes, seed=5).save(place)
-        return place
-    adapter.save(place)
-    config = json.loads((place / "adapter_config.json").read_text())
-    weights = place / "adapter_model.safetensors"
-    if case == "no-config":
-        (place / "adapter_config.json").unlink()
-    elif case == "broken-json":
-        (place / "adapter_config.json").write_text("{")
-    elif case == "no-weights":
-        weights.unlink()
-    elif case == "lfs-pointer":
-        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    elif case == "empty":
-        weights.write_bytes(b"")
-    elif case == "truncated":
-        weights.write_bytes(weights.read_bytes()[:500])
-    elif case == "extras":
-        from safetensors.torch import load_file
-
-        tensors = load_file(str(weights))
-        tensors["base_model.model.lm_head.weight"] = torch.ones(4, 4)
-        save_file(tensors, str(weights))
-    else:
-        change = {
-            "ia3": {"peft_type": "IA3"},
-            "unknown-key": {"use_quantum": True},
-            "aqlora": {"use_qalora": True},
-            "pissa": {"init_lora_weights": "pissa"},
-        }[case]
-        (place / "adapter_config.json").write_text(json.dumps(config | change))
+    ADAPTERS.get(case, lambda: making.random_adapter(case, seed=5))().save(place)
+    for name, changes in (("adapter_model.safetensors", WEIGHTS), ("adapter_config.json", CONFIGS)):
+        if change := changes.get(case):
+            content = change((place / name).read_bytes())
+            (place / name).unlink()
+            if content is not None:
+                (place / name).write_bytes(content)
     return place
-
-
-CASES = [
-    "another-base",
-    "no-effect",
-    "nan",
-    "other-shapes",
-    "no-config",
-    "broken-json",
-    "no-weights",
-    "lfs-pointer",
-    "empty",
-    "truncated",
-    "extras",
-    "ia3",
-    "unknown-key",
-    "aqlora",
-    "pissa",
-]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -355,6 +339,10 @@ def test_inspect_says_what_is_wrong(pair, tmp_path, case):
         (("inspect", "PAIR", "--dtype", "float7"), "--dtype"),
         (("merge-and-eval", "PAIR", "--task", "absent.jsonl", "--device", "tpu"), "--device"),
         (("demo", "--scenario", "paradise"), "paradise"),
+        (("merge-and-eval", "PAIR", "--sytem", "uniform"), "did you mean --system?"),
+        (("inspect", "PAIR", "--limit", "0"), "--limit must be at least 1, not 0."),
+        (("verify", "nowhere"), "no directory"),
+        (("methods", "tie"), "did you mean 'ties'"),
     ],
 )
 def test_wrong_calls(pair, arguments, said):
@@ -364,22 +352,6 @@ def test_wrong_calls(pair, arguments, said):
             list(pair) if argument == "PAIR" else [pair[0] if argument == "FIRST" else argument]
         )
     assert said in one_sentence(call(*filled))
-
-
-def test_methods_lists_every_shelf():
-    text = call("methods").stdout
-    rows = json.loads(call("methods", "--json").stdout)["methods"]
-    assert {row["kind"] for row in rows} == {
-        "diagnostic",
-        "coverage probe",
-        "merge method",
-        "router",
-        "space",
-    }
-    for row in rows:
-        assert row["name"] in text
-        assert row["summary"]
-        assert row["formula"] and row["paper"], row["name"]
 
 
 def test_methods_breaks_options_at_commas():
@@ -402,8 +374,6 @@ def test_methods_explains_what_is_named():
     rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
     assert [row["name"] for row in rows] == ["ties"]
     assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
-    result = call("methods", "tie")
-    assert result.exit_code == 2 and "did you mean 'ties'" in result.stderr and not result.stdout
 
 
 @pytest.mark.parametrize(
@@ -481,10 +451,7 @@ def test_debug_shows_what_a_sentence_stands_for(tmp_path):
     assert "JSONDecodeError" not in one_sentence(call("inspect", tmp_path))
 
 
-def test_every_command_takes_debug(monkeypatch):
-    for command in ("demo", "find", "inspect", "merge", "route", "merge-and-eval", "verify"):
-        assert "--debug" in call(command, "--help").stdout, command
-
+def test_the_lab_takes_debug(monkeypatch):
     def build(*_: object, **__: object) -> None:
         raise ValueError("x")
 

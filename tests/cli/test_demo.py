@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jsonschema
 import making
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
 
 def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
     """Exit code and document of one scenario."""
-    call = ["demo", "--scenario", scenario, "--json", "--quiet", "--threads", "1", *more]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
+    call = ["demo", "--scenario", scenario, "--quiet", "--threads", "1", *more]
+    result, document = answered(tmp_path, *call)
     return result.exit_code, document
+
+
+def answered(tmp_path, *call: object) -> tuple[Any, dict]:
+    """The result and the document of a call with a cache of its own."""
+    result = making.call(*call, "--json", env={"LORAPROBE_CACHE": str(tmp_path / "cache")})
+    document = json.loads(result.stdout)
+    if "error" not in document and "estimate" not in document:
+        jsonschema.validate(document, json_schema())
+    return result, document
+
+
+def judged(tmp_path, scenario: str, *more: object) -> tuple[Any, dict]:
+    """merge-and-eval of a scenario of the shipped world."""
+    return answered(tmp_path, "merge-and-eval", *shipped(scenario), "--quiet", *more)
 
 
 def value(document: dict, system: str, part: str = "question", task: str | None = None) -> float:
@@ -67,11 +78,8 @@ def check_samples(document: dict, rows: list[dict]) -> None:
 def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
     """One round and a wider margin; the items that the demo asks take five times as long."""
     page, file = tmp_path / "page.html", tmp_path / "samples.jsonl"
-    written = ["--html", str(page), "--save-samples", str(file), "--json", "--quiet"]
-    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "30", "--margin", "0.25", *written]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
+    written = ["--html", page, "--save-samples", file]
+    result, document = judged(tmp_path, "disjoint", "--limit", "30", "--margin", "0.25", *written)
     check_samples(document, [json.loads(line) for line in file.read_text("utf-8").splitlines()])
     text = page.read_text("utf-8")
     assert 0 < len(text) < 300_000 and str(tmp_path) not in text and "<svg" in text
@@ -157,7 +165,7 @@ def test_keep_both_says_what_is_measured(tmp_path):
 
 def test_exit_zero_and_quiet(tmp_path):
     call = ["merge-and-eval", *shipped("keep-both"), "--limit", "3", "--quiet", "--exit-zero"]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path)})
     assert result.exit_code == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) == 1
 
@@ -180,7 +188,7 @@ def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
     monkeypatch.setattr("loraprobe.hub.push", lambda *given: sent.append(given))
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     call += ["--push", "acme/made"]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
     assert f"PeftModel.from_pretrained(base, {str(target)!r})" in result.stdout
     assert "-o DIR" not in result.stdout  # it is written already
@@ -200,11 +208,8 @@ def test_the_recommended_merge_is_saved_and_uploaded(tmp_path, monkeypatch):
 
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
-    call = ["merge-and-eval", *shipped("keep-both"), "--system", ROUTER, "--limit", "120"]
-    call += ["--json", "-q"]
-    environment = {"LORAPROBE_CACHE": str(tmp_path / "c")}
-    result = CliRunner().invoke(app, [*call, "-o", str(target)], env=environment)
-    document = json.loads(result.stdout)
+    more = ["--system", ROUTER, "--limit", "120", "-o", target]
+    result, document = judged(tmp_path, "keep-both", *more)
     assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
     assert document["verdict"]["next"] == "loraprobe.load_composition('out').into(model)"
     restored = loraprobe.load_composition(target)
@@ -212,9 +217,7 @@ def test_a_router_is_saved_with_what_it_learned(tmp_path):
 
 
 def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
-    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "44", "--dry-run", "--json"]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
-    estimate = json.loads(result.stdout)["estimate"]
+    estimate = judged(tmp_path, "keep-both", "--limit", "44", "--dry-run")[1]["estimate"]
     assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
     assert "learn" not in estimate["steps"]
     assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
@@ -224,41 +227,32 @@ def test_advice_that_is_no_merge_writes_nothing(tmp_path):
     target = tmp_path / "out"
     call = ["merge-and-eval", *shipped("disjoint"), "--limit", "4", "-o", str(target)]
     call += ["--system", "uniform"]
-    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code in (1, 3)
     assert "Nothing was written" in result.stderr and not target.exists()
 
 
 def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
-    call = ["merge-and-eval", str(tmp_path / "tiny"), *shipped("disjoint"), "--json"]
-    result = CliRunner().invoke(app, call)
+    result, document = judged(tmp_path, "disjoint", tmp_path / "tiny")
     assert result.exit_code == 1
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
     assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
 
 
 def test_weights_are_used_and_unknown_systems_refused(tmp_path):
-    environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json", "-q"]
-    document = json.loads(
-        CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
-    )
+    few = ["--limit", "3"]
+    _, document = judged(tmp_path, "skill-and-facts", *few, "--weights", "0.7,0.9")
     assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
-    refused = CliRunner().invoke(app, [*call, "--system", "karma"], env=environment)
-    assert refused.exit_code == 2 and "karma" in refused.stderr
-    assert list(json.loads(refused.stdout)) == ["error"]
+    refused, document = judged(tmp_path, "skill-and-facts", *few, "--system", "karma")
+    assert refused.exit_code == 2 and "karma" in refused.stderr and list(document) == ["error"]
 
 
 def test_margin_and_retention_reach_the_verdict(tmp_path):
     thresholds, needed = {}, {}
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
-        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json", "-q"]
-        call = ["merge-and-eval", *shipped("keep-both"), *more]
-        result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
-        document = json.loads(result.stdout)
+        more = ["--limit", "4", "--margin", margin, "--retention", retention]
+        _, document = judged(tmp_path, "keep-both", *more)
         thresholds[margin] = {reason["threshold"] for reason in document["verdict"]["reasons"]}
         needed[margin] = [row["n_needed"] for row in document["gains"]]
     assert {0.31, 0.66} <= thresholds["0.31"] and not {0.31, 0.66} & thresholds["0.02"]

@@ -34,12 +34,6 @@ def test_methods_is_a_line_an_entry(columns):
         assert any(line.split()[:1] == [row["name"]] for line in lines), row["name"]
 
 
-def test_the_nearest_option_of_a_method_is_named(pair, tmp_path):
-    result = call("merge", *pair, "-o", tmp_path / "out", "--method", "ties:densty=0.3")
-    assert result.exit_code == 2
-    assert "did you mean 'density'" in result.stderr and "election" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("field", "incomplete", "found"),
     [
@@ -184,16 +178,6 @@ def test_env_holds_versions_and_nothing_private(tmp_path):
     assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]
 
 
-def test_the_nearest_option_comes_first(pair):
-    result = call("merge-and-eval", *pair, "--sytem", "uniform")
-    assert result.exit_code == 2 and "did you mean --system?" in result.stderr
-
-
-def test_a_limit_is_refused_in_the_words_of_the_python_interface(pair):
-    result = call("inspect", *pair, "--limit", "0")
-    assert (result.exit_code, result.stderr) == (2, "error: --limit must be at least 1, not 0.\n")
-
-
 @pytest.mark.parametrize("command", ["env", "methods", "cache"])
 def test_documents_that_are_no_audit_start_alike(command, tmp_path):
     result = call(command, "--json", LORAPROBE_CACHE=str(tmp_path))
@@ -223,12 +207,6 @@ def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
     (tmp_path / "mine").symlink_to(a)
     result = call("inspect", tmp_path / "mine", "--json")
     assert json.loads(result.stdout)["adapters"][0]["name"] == "mine"
-
-
-def test_verify_says_that_a_directory_is_missing(tmp_path):
-    result = call("verify", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "no directory" in result.stderr and "README" not in result.stderr
 
 
 def test_a_kept_run_of_another_version_is_listed_too(tmp_path):

@@ -45,7 +45,7 @@ ASK = "evaluate "  # how a step starts that asks one system
 
 
 @dataclass
-class Line:
+class ProgressLine:
     """What is known of the progress of a run.
 
     It is called with (stage, done, total) and told by `expect` which steps will come. `total` 0 is
@@ -126,15 +126,15 @@ def spoken(seconds: float) -> str:
 
 
 @contextmanager
-def shown() -> Iterator[Line]:
+def shown() -> Iterator[ProgressLine]:
     """A line of progress on standard error while the context lasts."""
-    line = Line()
+    line = ProgressLine()
     with _live(line) if sys.stderr.isatty() else _spoken_now_and_then(line):
         yield line
 
 
 @contextmanager
-def _live(line: Line) -> Iterator[None]:
+def _live(line: ProgressLine) -> Iterator[None]:
     def drawn() -> Text:
         return Text(line.text(), no_wrap=True, overflow="ellipsis")
 
@@ -144,7 +144,7 @@ def _live(line: Line) -> Iterator[None]:
 
 
 @contextmanager
-def _spoken_now_and_then(line: Line) -> Iterator[None]:
+def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
     stop = threading.Event()
 
     def speak() -> None:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.session import Session
     from loraprobe.records import Progress
 
-Function = Callable[..., Any]  # of the pipeline
-
 
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
     """The options that decide a result, and those of printing.
@@ -55,15 +53,15 @@ def run(
     refs: Iterable[str],
     base: str | None,
     tasks: list[str] | None,
-    whole: Function,
-    estimate: Function | None = None,
+    whole: Callable[..., Any],
+    estimate: Callable[..., Any] | None = None,
     *,
     read: Iterable[str] = (),
 ) -> Any:
-    """What `whole` returns; for --dry-run its estimate is printed, and typer.Exit raised.
+    """What `whole` returns; for --dry-run its `estimate` is printed, and typer.Exit raised.
 
-    refs: of the adapters; they are taken once the options are checked. read: files that are read
-    beside the tasks.
+    Both are functions of the pipeline. refs: of the adapters; they are taken once the options are
+    checked. read: files that are read beside the tasks.
     """
     adapters, files = list(refs), tasks or []
     with output.progress() as progress:

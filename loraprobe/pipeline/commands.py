@@ -37,7 +37,7 @@ from loraprobe.pipeline.examination import (
 from loraprobe.pipeline.inputs import (
     Adapters,
     Inputs,
-    Reference,
+    Ref,
     Tasks,
     base_apart,
     check_names,
@@ -82,9 +82,9 @@ def inspect(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
+    base: Base | Ref | None = None,
     tasks: Tasks = (),
-    probe: ProbePrompts | Reference | None = None,
+    probe: ProbePrompts | Ref | None = None,
 ) -> Audit:
     """Describes adapters; for several it measures how they relate and gives a verdict.
 
@@ -125,7 +125,7 @@ def merge(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
+    base: Base | Ref | None = None,
     tasks: Tasks = (),
 ) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
@@ -170,7 +170,7 @@ def compose(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
+    base: Base | Ref | None = None,
     tasks: Tasks = (),
 ) -> Outcome:
     """Combines adapters with the first of options.routers; nothing is evaluated.
@@ -201,7 +201,7 @@ def _prepared(
     command: Literal["merge", "route"],
     adapters: Adapters,
     session: Session,
-    base: Base | Reference | None,
+    base: Base | Ref | None,
     tasks: Tasks,
 ) -> tuple[Inputs, Compatibility, Prepared]:
     """What is opened, checked and prepared before adapters are merged or routed."""
@@ -231,7 +231,7 @@ def merge_and_eval(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference = "auto",
+    base: Base | Ref = "auto",
     tasks: Tasks = (),
 ) -> Outcome:
     """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
@@ -247,7 +247,7 @@ def merge_and_eval(
 
 
 def _planned(
-    adapters: Adapters, session: Session, base: Base | Reference, tasks: Tasks
+    adapters: Adapters, session: Session, base: Base | Ref, tasks: Tasks
 ) -> tuple[Inputs, Plan]:
     """The inputs of merge-and-eval, and what it evaluates; no model is loaded.
 
@@ -279,8 +279,8 @@ def convert(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
-    like: Reference | None = None,
+    base: Base | Ref | None = None,
+    like: Ref | None = None,
     portable: bool = True,
 ) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
@@ -340,7 +340,7 @@ def estimate_cost(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference = "auto",
+    base: Base | Ref = "auto",
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
@@ -353,7 +353,7 @@ def screen(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
+    base: Base | Ref | None = None,
     tasks: Tasks = (),
 ) -> Audit:
     """Reads a library of adapters, describes it, and with tasks screens it for them.
@@ -380,7 +380,7 @@ def estimate_screen(
     adapters: Adapters,
     session: Session,
     *,
-    base: Base | Reference | None = None,
+    base: Base | Ref | None = None,
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
@@ -398,7 +398,7 @@ def estimate_screen(
 
 
 def _opened_library(
-    adapters: Adapters, session: Session, base: Base | Reference | None, given: Tasks
+    adapters: Adapters, session: Session, base: Base | Ref | None, given: Tasks
 ) -> tuple[Arranged, Base | None, Sequence[Task]]:
     """The library, read, checked and compared, and its base and tasks.
 

@@ -33,9 +33,9 @@ from loraprobe.tasks import (
 from loraprobe.tasks.harness import check_losses, load_harness
 from loraprobe.verdict import read_calibration
 
-Reference = str | Path
-Adapters = Sequence[Adapter | Reference]
-Tasks = Sequence[Task | Reference] | Task | Reference
+Ref = str | Path  # a directory, a file, or a reference to the Hub
+Adapters = Sequence[Adapter | Ref]
+Tasks = Sequence[Task | Ref] | Task | Ref
 Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
@@ -54,7 +54,7 @@ class Inputs:
 
 
 def open_inputs(
-    adapters: Adapters, session: Session, base: Base | Reference | None = None, tasks: Tasks = ()
+    adapters: Adapters, session: Session, base: Base | Ref | None = None, tasks: Tasks = ()
 ) -> Inputs:
     """Reads the tasks, then the adapters, then finds the base.
 
@@ -72,7 +72,7 @@ def open_inputs(
     return Inputs(compatibility.aligned(loaded, found), loaded, found, read)
 
 
-def _hub_name(base: Base | Reference | None) -> str | None:
+def _hub_name(base: Base | Ref | None) -> str | None:
     """The name on the Hub of a base that was given; None without one, and for a directory."""
     text = base.reference if isinstance(base, Base) else str(base or "")
     try:
@@ -109,7 +109,7 @@ def check_state(session: Session) -> None:
 
 
 def open_probe(
-    probe: ProbePrompts | Reference | None, adapters: Sequence[Adapter]
+    probe: ProbePrompts | Ref | None, adapters: Sequence[Adapter]
 ) -> ProbePrompts | Cards | None:
     """A probe file read; for "auto" the adapters' model cards, from which it is made."""
     if probe == "auto":
@@ -133,7 +133,7 @@ def read_prompts(file: Path) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
+def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
     """The base of a reference; "auto" is the one that the adapters' configs agree on.
 
     A Base object is returned as it is. `code` also downloads the repository's model code. Raises
@@ -153,7 +153,7 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
 
 
 def base_apart(
-    adapters: Sequence[Adapter], session: Session, base: Base | Reference | None
+    adapters: Sequence[Adapter], session: Session, base: Base | Ref | None
 ) -> Base | None:
     """The base of a command, in which none of its outputs may lie; None without one."""
     if not base:

@@ -25,7 +25,7 @@ from loraprobe.composition import composed
 from loraprobe.errors import ServerError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, single
-from loraprobe.pipeline.inputs import Reference, base_of, open_probe
+from loraprobe.pipeline.inputs import Ref, base_of, open_probe
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Progress, Served
 from loraprobe.scoring.forward import answering
@@ -56,12 +56,12 @@ PROMPTS = (
 
 
 def ask_server(
-    adapter: Reference,
+    adapter: Ref,
     url: str,
     *,
     model: str | None = None,
-    base: Base | Reference | None = None,
-    probe: Reference | None = None,
+    base: Base | Ref | None = None,
+    probe: Ref | None = None,
     options: Options = Options(),
     progress: Progress | None = None,
 ) -> Served:

@@ -12,7 +12,7 @@ import pytest
 
 from loraprobe.cli import progress as module
 from loraprobe.cli.output import Output
-from loraprobe.cli.progress import Line, shown, spoken
+from loraprobe.cli.progress import ProgressLine, shown, spoken
 from loraprobe.demo import shipped_world
 
 
@@ -25,9 +25,9 @@ class Clock:
         return self.now
 
 
-def planned() -> tuple[Line, Clock]:
+def planned() -> tuple[ProgressLine, Clock]:
     clock = Clock()
-    line = Line(clock=clock)
+    line = ProgressLine(clock=clock)
     line.expect({"evaluate base": 10.0, "cover": 10.0, "evaluate sum": 20.0})
     return line, clock
 
@@ -79,7 +79,7 @@ def test_a_step_that_is_named_in_full_later_is_found():
 
 
 def test_without_a_plan_there_is_the_stage_and_its_share():
-    line = Line()
+    line = ProgressLine()
     assert line.text()  # at once, before anything is reported
     line("load", 0, 0)
     assert line.text() == "load the base"

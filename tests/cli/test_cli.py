@@ -19,7 +19,6 @@ from safetensors.torch import load, save
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli.commands import COMMANDS
-from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.documents import json_schema
 
@@ -243,16 +242,11 @@ def test_bad_options_of_merge(pair, tmp_path, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
-def without_effect(adapter):
-    modules = {
-        p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in adapter.modules.items()
-    }
-    return dataclasses.replace(adapter, modules=modules)
-
-
-def with_nan(adapter):
-    next(iter(adapter.modules.values())).B[0, 0] = torch.nan
-    return adapter
+def remade(change):
+    """An adapter whose first update, or every one, is changed in place."""
+    modules = dict(making.random_adapter("x", seed=5).modules)
+    change(list(modules.values()))
+    return making.adapter_of("x", modules, base_model="owner/base")
 
 
 def with_extras(tensors: bytes) -> bytes:
@@ -263,8 +257,8 @@ def with_extras(tensors: bytes) -> bytes:
 TALL = {path: (out + 8, inp) for path, (out, inp) in making.LLAMA.items()}
 ADAPTERS = {  # made otherwise
     "another-base": lambda: making.random_adapter("x", seed=5, base_model="other/base"),
-    "no-effect": lambda: without_effect(making.random_adapter("x", seed=5)),
-    "nan": lambda: with_nan(making.random_adapter("x", seed=5)),
+    "no-effect": lambda: remade(lambda updates: [update.B.zero_() for update in updates]),
+    "nan": lambda: remade(lambda updates: updates[0].B[0].fill_(torch.nan)),
     "other-shapes": lambda: making.random_adapter("x", TALL, seed=5),
 }
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"

@@ -86,7 +86,10 @@ class Asked:
     def records(
         self, coverage: tuple[Coverage, ...] = (), forecasts: tuple[Forecast, ...] = ()
     ) -> EvaluationRecords:
-        """What was measured, at the level of the last round, beside coverage and forecasts."""
+        """What was measured, at the level of the last round, beside coverage and forecasts.
+
+        coverage: of all probes; without it what guessing would score is the only row.
+        """
         evaluator, here = self.evaluator, self.round
         stayed = [system for system in self.systems if system.name not in self.dropped]
         baselines = [system for system in self.systems if system.kind in BASELINES]
@@ -97,9 +100,10 @@ class Asked:
             attribution += evaluation.attribute(self.results, own, last.tasks)
         total = sum(len(task.items) for task in evaluator.tasks)
         dropped = {name: last.number for name, last in self.dropped.items()}
+        measured = compared(self.results, self.systems, evaluator, here.alpha, stayed)
         return replace(
-            compared(self.results, self.systems, evaluator, here.alpha, stayed),
-            coverage=coverage,
+            measured,
+            coverage=coverage or measured.coverage,
             forecasts=forecasts,
             attribution=attribution,
             chain=evaluation.chain_hops(
@@ -190,13 +194,14 @@ def compared(
     alpha: float,
     stayed: Sequence[System],
 ) -> EvaluationRecords:
-    """Scores, comparisons and gains, on which a decision rests.
+    """What guessing would score, scores, comparisons and gains, on which a decision rests.
 
     alpha: that of the round. stayed: the systems that were asked to the end, which have gains.
     """
     options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - alpha
     margin, seed = options.needed_gain, options.seed
     return EvaluationRecords(
+        coverage=evaluation.guessing(tasks, options.metric),
         scores=evaluation.score(results, systems, level=level),
         comparisons=evaluation.compare(results, systems, seed=seed, level=level),
         gains=evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha, tasks=tasks),
@@ -225,7 +230,8 @@ def _cannot_win(
     """The compositions that can no longer win.
 
     These are shown to fail in every form of the question, or, for one task, to be worse than the
-    best composition. For several tasks the best mean may lose a skill that another one keeps.
+    best composition. For several tasks the best mean may lose a skill that another one keeps. The
+    best composition always goes on, because the decision is about it.
     """
     composed = [system.name for system in systems if system.kind in ("merge", "router")]
     both = [one for part in FORMS for one in candidates(evidence, part)]
@@ -233,6 +239,8 @@ def _cannot_win(
     out = {one.system for one in both} - hopeful
     if not evidence.several:
         out |= evaluation.beaten(results, composed, this.alpha)
+    if out.issuperset(composed):
+        out.discard(best_system(evidence.measured.scores, ("merge", "router")) or "")
     return [name for name in composed if name in out]
 
 

@@ -63,12 +63,15 @@ class Planted(Evaluator):
 
 
 def planted(
-    shares: dict[str, float] | list[dict[str, float]], n: int = N, **options: Any
+    shares: dict[str, float] | list[dict[str, float]],
+    n: int = N,
+    golds: int = N,
+    **options: Any,
 ) -> Planted:
     tasks, answers = [], {}
     rng = np.random.default_rng(5)
     for t, of in enumerate(shares if isinstance(shares, list) else [shares]):
-        tasks.append(Task(f"t{t}", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(n))))
+        tasks.append(Task(f"t{t}", tuple(Item(str(k), f"p{k}", (f"x{k % golds}",)) for k in range(n))))
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
     session = Session(Options(**options))
@@ -132,6 +135,21 @@ def test_a_clear_failure_stops_early_with_a_first_round_of_controls():
     assert verdict.decision == "unlikely"
     assert made.rounds.used < made.rounds.planned
     assert {items(evaluator, s.name) for s in CONTROLS} == {30}
+
+
+def test_what_guessing_reaches_is_no_answer_before_the_end_either():
+    """Of four gold answers one is right for a quarter; the base and the adapters have little more.
+
+    After the first round nothing is shown to answer, and nothing is shown not to.
+    """
+    shares = {"base": 0.3, "a": 0.3, "b": 0.3, "uniform": 0.0, "sum": 0.0, "arrow": 0.0}
+    _, made, verdict = asked(planted(shares, golds=4))
+    assert [row.value for row in made.coverage if row.name == "guessing"] == [0.25]
+    assert (verdict.decision, verdict.action) == ("unlikely", "train-target-adapter")
+    assert made.rounds.used > 1
+    _, made, verdict = asked(planted(shares))
+    assert (verdict.decision, made.rounds.used) == ("unlikely", 1)
+    assert verdict.action.startswith("use-"), "with an answer of its own for each item it answers"
 
 
 def test_a_gain_that_a_control_has_too_is_no_success_and_goes_on():

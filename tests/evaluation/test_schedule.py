@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy import special
-from test_statistics import results
+from test_gains import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds

@@ -71,7 +71,9 @@ def planted(
     tasks, answers = [], {}
     rng = np.random.default_rng(5)
     for t, of in enumerate(shares if isinstance(shares, list) else [shares]):
-        tasks.append(Task(f"t{t}", tuple(Item(str(k), f"p{k}", (f"x{k % golds}",)) for k in range(n))))
+        tasks.append(
+            Task(f"t{t}", tuple(Item(str(k), f"p{k}", (f"x{k % golds}",)) for k in range(n)))
+        )
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
     session = Session(Options(**options))

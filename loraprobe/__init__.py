@@ -3,7 +3,7 @@
     import loraprobe
     a, b = loraprobe.load("./a"), loraprobe.load("owner/b")
     audit = loraprobe.inspect([a, b])
-    merged = loraprobe.merge([a, b], method="ties:density=0.3", weights=[0.5, 0.5])
+    merged = loraprobe.merge([a, b], method="ties:density=0.3")
     merged.save("./out")
     with loraprobe.route(model, [a, b], router="arrow:top_k=1"):
         model.generate(...)

@@ -1,4 +1,4 @@
-"""The thresholds of decisions and the defaults of options; each is defined here once."""
+"""The thresholds of decisions and the numbers of items; each is defined here once."""
 
 # The verdict.
 ALPHA = 0.05  # the chance of a wrong decision, both sides together

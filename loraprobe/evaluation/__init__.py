@@ -1,8 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
-`plan` says what is asked, `schedule` in which rounds, and only `asking` asks a model. `score`,
-`compare`, `gains` and `attribute` evaluate the results; only `statistics` has formulas of
-intervals.
+`plan` says what is asked, `schedule` in which rounds, `asking` asks the model tasks' questions.
+`score`, `compare`, `gains` and `attribute` evaluate the results; only `statistics` has formulas
+of intervals.
 """
 
 from loraprobe.evaluation.asking import (

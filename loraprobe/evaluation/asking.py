@@ -1,4 +1,4 @@
-"""The only place that asks a model: questions of tasks, of every system; answers are kept.
+"""Asks a model the questions of tasks, of every system; answers are kept.
 
 `run_systems` asks every system the parts of every item that it has not answered yet. The *chain*
 asks each hop of the adapter, or of the base, that answers it best, and puts the answer into the

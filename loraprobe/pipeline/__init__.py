@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
 `commands` has one function a command, which the command line and the Python functions call; that of
-`verify` is in `verify`. It calls, in this order:
+`verify` is in `verify`. These have the stages:
 
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics, licences, servers

@@ -241,7 +241,7 @@ class Rounds:
     """How far an evaluation by rounds went.
 
     `used` of `planned` rounds were asked, which are `items` of all `total` items. `level` is that
-    of the intervals that decide, so that all looks together have 0.95. `dropped` maps systems that
+    of the intervals that decide, so that all rounds together have 0.95. `dropped` maps systems that
     could no longer win to the last round in which they were asked.
     """
 

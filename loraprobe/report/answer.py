@@ -512,7 +512,7 @@ def _stopped(audit: Audit) -> str:
     rounds = audit.evaluation.rounds
     if rounds is None or not rounds.early or audit.command == "inspect":
         return ""
-    return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
+    return f"after round {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
 def _said(verdict: Verdict, code: str) -> str:

@@ -65,7 +65,7 @@ MEANINGS = (
     "answer is wrong."
 )
 INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
-EVERY_LOOK = ", and every look of a run that stopped at look {used} of {planned}"
+EVERY_ROUND = ", and every round of a run that stopped after round {used} of {planned}"
 SKETCHED = (
     "How alike two adapters are is estimated from sketches of their updates, with a standard error "
     "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
@@ -129,8 +129,8 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         (PAGE, [SHORTLISTED] if audit.shortlist else []),
         ((*ALL, *MARKDOWN), [shortlist(audit)]),
     )
-    looks, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
-    early = EVERY_LOOK.format(**vars(looks)) if looks is not None and looks.early else ""
+    rounds, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
+    early = EVERY_ROUND.format(**vars(rounds)) if rounds is not None and rounds.early else ""
     yield _section(
         "gains",
         "Gains and scores",

@@ -133,7 +133,7 @@ def difference(evidence: Evidence, one: Option, other: Option, adjusted: bool = 
     """How much better `one` is than `other`.
 
     Paired over the items where a gain or a comparison holds the two; else from both intervals, as
-    if the scores were independent. adjusted: with the interval of the look that covers the choice
+    if the scores were independent. adjusted: with the interval of the round that covers the choice
     of the best, which a decision takes.
     """
     if (found := _paired(evidence, one, other, adjusted)) is not None:

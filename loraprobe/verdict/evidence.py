@@ -275,7 +275,7 @@ class Evidence:
     ) -> Estimate | None:
         """The paired difference of two systems, the mean over all tasks; None if one lacks it.
 
-        adjusted: with the interval of the look that covers the choice of the best.
+        adjusted: with the interval of the round that covers the choice of the best.
         """
         wanted = system, part, against, against_part
         rows = {

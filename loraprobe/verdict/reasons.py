@@ -477,7 +477,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
             "stopped-early",
             float(rounds.items),
             float(rounds.total),
-            source=f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+            source=f"alpha spent over rounds; intervals of level {rounds.level:.4g} at this one",
             rounds=rounds,
             items=count(rounds.total, "item"),
         )

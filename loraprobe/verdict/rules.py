@@ -10,8 +10,8 @@
   answers the composed question: two one-hop adapters over unfamiliar entities do not compose
   (arXiv 2506.13479). They never give `likely`: whether the pieces compose has to be measured.
 - *Compositions.* One is `likely` if the interval of its gain lies above the margin, it beats the
-  controls, it retains every skill and FEWEST_ITEMS were asked; it is `unlikely` if one of the first
-  three is shown to fail. The decision is about merges and routers, and about the form of the
+  controls, it retains every skill and FEWEST_ITEMS clusters were asked; it is `unlikely` if one
+  of the first three is shown to fail. The decision is about merges and routers, and about the form of the
   question with the better outcome; of equal outcomes about the one with the larger gain, the plain
   question on a tie. Where the intervals leave it open, what base and single adapters decide holds,
   unless a composition measured a gain above the margin.

@@ -11,10 +11,10 @@
   (arXiv 2506.13479). They never give `likely`: whether the pieces compose has to be measured.
 - *Compositions.* One is `likely` if the interval of its gain lies above the margin, it beats the
   controls, it retains every skill and FEWEST_ITEMS clusters were asked; it is `unlikely` if one
-  of the first three is shown to fail. The decision is about merges and routers, and about the form of the
-  question with the better outcome; of equal outcomes about the one with the larger gain, the plain
-  question on a tie. Where the intervals leave it open, what base and single adapters decide holds,
-  unless a composition measured a gain above the margin.
+  of the first three is shown to fail. The decision is about merges and routers, and about the form
+  of the question with the better outcome; of equal outcomes about the one with the larger gain,
+  the plain question on a tie. Where the intervals leave it open, what base and single adapters
+  decide holds, unless a composition measured a gain above the margin.
 - *A chain* composes no weights: it never makes a decision `likely`. Where no composition measured a
   gain above the margin, a chain that is shown to be better than everything else by more than the
   margin makes it `unlikely`: whether a composition gains a little is no question any more.

@@ -308,11 +308,11 @@ def test_no_line_breaks_inside_an_option():
     assert {"--balance norm", "--task", "--rank 64."} <= set(whole)
 
 
-def test_a_page_says_that_its_intervals_cover_every_look():
+def test_a_page_says_that_its_intervals_cover_every_round():
     found = replaced(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
-    assert "look 2 of 3" in page(found)
+    assert "round 2 of 3" in page(found)
     whole = replaced(found, rounds=Rounds(3, 3, 150, 150, 0.96))
-    assert "look 3 of 3" not in page(whole)
+    assert "round 3 of 3" not in page(whole)
 
 
 def library_audit(copies: int = 1, adapters: int = 7):

@@ -21,6 +21,7 @@ PATH = "model.layers.0.mlp.down_proj"
 STRENGTH = 3.0  # of an entry; the end of the text has 0.1 of it
 ASKED = ("who", "the", "in", "of")  # the last words of prompts
 FIRST = {"who": "ada", "the": "cy", "in": "ulm"}  # what comes first in their answers
+CHAINED = (("who", "ada", "bo"), ("the", "cy", "mayor"))  # a word and what two hops make of it
 SECOND = {"ada": "lives", "cy": "mayor", "ulm": "lives"}  # and then; nobody knows "of"
 
 
@@ -85,19 +86,17 @@ def write_library(place: Path, tables: Mapping[str, Mapping[str, str]], items: i
 
 
 def write_chained(place: Path, tables: Mapping[str, Mapping[str, str]], items: int = 100):
-    """The same with a task that nobody answers, and two hops: who? ada, and what follows is bo."""
+    """The same with a task that nobody answers, and two hops: who? ada, and what follows is bo; of
+    every other item: the? cy, and what follows is mayor."""
     write_library(place, tables, 1)
-    rows = [
-        {
-            "prompt": f"{WORDS[k % 13]} {WORDS[k // 13]} of",
-            "answer": "bo",
-            "hops": [
-                {"prompt": f"{WORDS[k % 13]} {WORDS[k // 13]} who", "answer": "ada"},
-                {"prompt": "lives {1}", "answer": "bo"},
-            ],
-        }
-        for k in range(items)
-    ]
+    rows = []
+    for k in range(items):
+        words, (asked, first, last) = f"{WORDS[k % 13]} {WORDS[k // 13]}", CHAINED[k % 2]
+        hops = [
+            {"prompt": f"{words} {asked}", "answer": first},
+            {"prompt": "lives {1}", "answer": last},
+        ]
+        rows.append({"prompt": f"{words} of", "answer": last, "hops": hops})
     return words_of_call(place, tables, rows)
 
 

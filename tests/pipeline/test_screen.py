@@ -236,7 +236,7 @@ def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monk
 
 
 def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_path):
-    tables = {**NOISE, "who": {"who": "ada"}, "whose": {"ada": "bo"}}
+    tables = {**NOISE, "who": {"who": "ada", "the": "cy"}, "whose": {"ada": "bo", "cy": "mayor"}}
     words = write_chained(tmp_path / "library", tables)
     found = screened(words, cache=tmp_path / "cache", code=1)
     verdict = found["verdict"]

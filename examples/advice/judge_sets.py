@@ -36,7 +36,7 @@ composition lies below the margin. `unlikely`, and by all items such an interval
 lies above it, which keeps every skill (several tasks: each retention at least 0.8) and exceeds each
 control that was asked by half the margin.
 
-*Success*, for the probability of the first look (`verdict.gain.probability` of `inspect`): by all
+*Success*, for the probability of the first round (`verdict.gain.probability` of `inspect`): by all
 items some composition gains more than the margin and keeps every skill, by point estimates.
 """
 
@@ -381,7 +381,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         p = np.array([row["probability"] for row in known])
         y = np.array([row["success"] for row in known])
         told.append(
-            f"- The probability of the first look is given in {len(known)} cases, {y.sum()} of "
+            f"- The probability of the first round is given in {len(known)} cases, {y.sum()} of "
             f"them successes: AUROC {auroc(p, y):.3f}, Brier {np.mean((p - y) ** 2):.3f}; of "
             f"{(p >= 0.9).sum()} given 0.9 or more {(~y[p >= 0.9]).sum()} failed."
         )

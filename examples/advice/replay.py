@@ -6,12 +6,13 @@ Each case of OUT is asked again in rounds, in ORDERS random orders of its questi
 given), with the intervals of `loraprobe.evaluation` at each look; all answers are there, so nothing
 is computed but statistics. What is true is taken from all questions of the case.
 
-*Controls.* At the first look at which some composition gains more than the margin, and at all later
-ones, the best of these is compared with both controls under two thresholds: *whole* (beaten above
-the margin, as good below it) and *half* (beaten above half of it, as good below that).
+*Controls.* After the first round in which some composition gains more than the margin, and after
+all later ones, the best of these is compared with both controls under two thresholds: *whole*
+(beaten above the margin, as good below it) and *half* (beaten above half of it, as good below
+that).
 
-*Chain.* A case of one task stops at the first look at which no composition measured a gain above
-the margin, and the chain is shown to be better than every other option by more than the margin
+*Chain.* A case of one task stops after the first round in which no composition measured a gain
+above the margin, and the chain is shown to be better than every other option by more than it
 (`loraprobe.verdict.rules.chain_outdoes`). That is wrong if a composition does gain more than
 the margin.
 """

@@ -276,10 +276,10 @@ class EvaluationRecords:
 class GateStatistics:
     """How a token router shared its gates among the adapters while it read the tasks' prompts.
 
-    Means over `n` tokens and the `modules` of one layer that at least two adapters have; `layer`
-    None stands for all layers. `share` is each adapter's mean gate, `entropy` that of the gates in
-    nats, `entropy_share` the same over the logarithm of the number of adapters present: 0 is one
-    adapter a token, 1 all alike.
+    Means over `n` tokens and the `modules` of all layers that at least two adapters have. `layer`
+    is None; documents of earlier versions also have rows of single layers. `share` is each
+    adapter's mean gate, `entropy` that of the gates in nats, `entropy_share` the same over the
+    logarithm of the number of adapters present: 0 is one adapter a token, 1 all alike.
     """
 
     system: str

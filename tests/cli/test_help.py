@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shlex
+from dataclasses import fields
 
 import making
 import pytest
 
 from loraprobe.cli import commands
-from loraprobe.cli.commands import NAMES, command_of
+from loraprobe.cli.commands import NAMES, command_of, function_of
+from loraprobe.cli.output import Output
+from loraprobe.options import hints
 
 EXAMPLES = {name: calls for name, (_, *calls) in commands.COMMANDS.items()}
 TOP = {name: command_of(name) for name in NAMES}
@@ -40,6 +45,16 @@ def test_examples_parse(command):
         assert words[: len(start)] == start
         if command != "lab":
             COMMANDS[command].make_context(command, words[len(start) :])
+
+
+@pytest.mark.parametrize("command", sorted(commands.COMMANDS))
+def test_every_parameter_of_a_command_reaches_something(command):
+    """`options_from` leaves out what no group has, so a misspelt parameter would do nothing."""
+    function = function_of(command)
+    taken = set(hints()) | {one.name for one in fields(Output)}
+    (defined,) = ast.parse(inspect.getsource(function)).body
+    read = {node.id for line in defined.body for node in ast.walk(line) if hasattr(node, "id")}
+    assert set(inspect.signature(function).parameters) <= taken | read
 
 
 def test_options_stand_in_panels():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.estimate import CostEstimate
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
+LONG = 10.0  # seconds from which the line says how a stage is left out
 WORDS = {
     "read": "read the adapters",
     "compare": "compare the adapters",
@@ -48,68 +49,68 @@ ASK = "evaluate "  # how a step starts that asks one system
 class ProgressLine:
     """What is known of the progress of a run.
 
-    It is called with (stage, done, total) and told by `expect` which steps will come. `total` 0 is
-    the start of a stage of unknown length. Until a plan is known there is no share and no time.
+    It is called with (stage, done, total) and told by `expect` which steps will come, and their
+    size in any unit. `total` 0 is the start of a stage of unknown length. The time left follows
+    from the time that was taken so far.
     """
 
     clock: Callable[[], float] = time.monotonic
     stage: str = "read the adapters"
-    share: float = 0.0
+    done: int = 0
     total: int = 0
-    plan: Mapping[str, float] = field(default_factory=dict)
+    plan: dict[str, float] = field(default_factory=dict)
     furthest: float = 0.0  # the largest share that was told
-    begun: dict[str, float] = field(default_factory=dict)  # step -> when it was first heard of
+    begun: dict[str, float] = field(default_factory=dict)  # stage or step -> when it began
 
     def expect(self, steps: Mapping[str, float]) -> None:
-        """steps: name of a step -> its expected seconds, in their order."""
-        self.plan = steps
+        """steps: name of a step -> its size, in their order. Steps that have begun stay."""
+        self.plan = {name: size for name, size in self.plan.items() if name in self.begun}
+        self.plan |= steps
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         step = self._step(stage)
-        if self.plan and step is None:
-            return
-        self.stage, self.total = stage, total
-        self.share = min(1.0, done / total) if total else 0.0
-        if step is not None:
-            self.begun.setdefault(step, self.clock())
+        if step is None and any(name in self.begun for name in self.plan):
+            return  # a part of a step, or a short stage between two
+        if step is None and (stage != self.stage or done < self.done):
+            self.begun.pop(stage, None)  # it begins again
+        self.begun.setdefault(step or stage, self.clock())
+        self.stage, self.done, self.total = stage, done, total
 
     def text(self) -> str:
-        """The line, such as "evaluate sum, system 5 of 9, 48 % done, about 20 s left"."""
-        told = [clean(described(self.stage))]
-        step, names = self._step(self.stage), list(self.plan)
-        if step is None:
-            told += [f"{self.share:.0%} done"] if self.total > 1 else []
-            return ", ".join(told)
-        round_ = step.partition(ROUND)[2]
-        systems = [n for n in names if n.startswith(ASK) and n.partition(ROUND)[2] == round_]
-        if step in systems:
+        """The line, such as "evaluate sum, system 5 of 9, 48% done, about 20 s left"."""
+        told, step, names = [clean(described(self.stage))], self._step(self.stage), list(self.plan)
+        passed = self.clock() - self.begun.get(step or self.stage, self.clock())
+        if step is not None and step.startswith(ASK):
+            round_ = step.partition(ROUND)[2]
+            systems = [n for n in names if n.startswith(ASK) and n.partition(ROUND)[2] == round_]
             told.append(f"system {systems.index(step) + 1} of {len(systems)}")
-        before = sum(self.plan[name] for name in names[: names.index(step)])
-        whole, now = sum(self.plan.values()), self.plan[step]
-        current = self._current(step, now)
-        self.furthest = max(self.furthest, (before + current) / whole if whole else 1.0)
-        told.append(f"{self.furthest:.0%} done")
-        told.append(f"about {spoken((whole - before - current) * self._pace(step, current))} left")
+        elif self.total > 1:
+            told.append(f"{self.done} of {self.total}")
+        if step is None:
+            left = passed / self.done * (self.total - self.done) if self.done else 0.0
+        else:
+            before, size = sum(self.plan[n] for n in names[: names.index(step)]), self.plan[step]
+            whole, pace = sum(self.plan.values()), self._pace(step)
+            at_most = min(0.9 * size, passed / pace) if pace else 0.0
+            current = size * self.done / self.total if self.done else at_most
+            self.furthest = max(self.furthest, (before + current) / whole)
+            told.append(f"{self.furthest:.0%} done")
+            left = (whole - before - current) * pace
+        told += [f"about {spoken(left)} left"] if left else []
+        if self.stage == "template" and passed > LONG:
+            told.append("--chat-template off skips it")
         return ", ".join(told)
 
     def _step(self, stage: str) -> str | None:
         """The step of the plan that a stage belongs to, without what follows a colon if need be."""
         return next((s for s in (stage, stage.partition(":")[0]) if s in self.plan), None)
 
-    def _current(self, step: str, expected: float) -> float:
-        """Expected seconds of the step that are done: as reported, or else as time went by."""
-        if self.share:
-            return self.share * expected
-        return min(0.9 * expected, self.clock() - self.begun.get(step, self.clock()))
-
-    def _pace(self, step: str, current: float) -> float:
-        """True seconds for an expected one, from the steps that this run took; 1 at the start."""
-        names = list(self.plan)
-        taken = [name for name in names[: names.index(step)] if name in self.begun]
-        expected = sum(self.plan[name] for name in taken) + current
-        if not taken or expected <= 0:
-            return 1.0
-        return (self.clock() - self.begun[taken[0]]) / expected
+    def _pace(self, step: str) -> float:
+        """Seconds for a unit of size, from the steps that this run took; 0 if none is known."""
+        taken = [name for name in self.plan if name in self.begun]
+        units = sum(self.plan[name] for name in taken if name != step)
+        units += self.plan[step] * self.done / self.total if self.total else 0.0
+        return (self.clock() - self.begun[taken[0]]) / units if units else 0.0
 
 
 def described(stage: str) -> str:

@@ -28,7 +28,8 @@ from loraprobe.evaluation import Round, Samples, System
 from loraprobe.evaluation.schedule import pilot, spread_sample
 from loraprobe.formatting import count
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.estimate import expected_steps
+from loraprobe.options import Options
+from loraprobe.pipeline.estimate import steps_of_plan, steps_of_sample
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Cards, Inputs
@@ -52,7 +53,7 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder
-from loraprobe.tasks import ProbePrompts
+from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled
 
@@ -338,8 +339,8 @@ class Evaluated:
 def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
+    session.expect(lambda: steps_of_plan(inputs, plan, options))
     with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
-        session.expect(lambda: expected_steps(evaluator))
         builder, notes = _builder(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
@@ -403,11 +404,14 @@ def evaluate_sample(
         rows = _probe_without_task(scorer, inputs, probe, session)
         records = EvaluationRecords(coverage=rows)
         return Evaluated("probes", records, [*notes, scorer.batcher.note()])
+    options, singles = session.options, baseline_systems(inputs.adapters)
+    # Hops decide for one task alone (`verdict.rules`), which takes more items.
+    hops = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
+    sample = _sampled(plan.tasks, HOP_ITEMS if hops else PILOT_ITEMS, options)
+    first = pilot(plan.tasks, PILOT_ITEMS, options.seed)
+    session.expect(lambda: steps_of_sample(inputs, plan, options, sample, first))
     with open_evaluator(inputs, plan, session) as evaluator:
-        singles = baseline_systems(inputs.adapters)
-        # Hops decide for one task alone (`verdict.rules`), which takes more items.
-        hops = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
-        few = _sample(evaluator, HOP_ITEMS if hops else PILOT_ITEMS)
+        few = replace(evaluator, tasks=sample)
         results, forecasts = _answers_alone(few, singles)
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
         rows += _probe_without_task(evaluator.scorer, inputs, probe, session)
@@ -416,7 +420,8 @@ def evaluate_sample(
         shares = shares_right(results, len(plan.tasks))
         for system in singles:
             if shares.get((system.name, "question")) == 1.0:
-                results += _sample(evaluator, CEILING_ITEMS).run([system], parts=("question",))
+                more = _sampled(plan.tasks, CEILING_ITEMS, options)
+                results += replace(evaluator, tasks=more).run([system], parts=("question",))
         results = list({row.key: row for row in results}.values())
         notes = [
             f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "
@@ -424,7 +429,7 @@ def evaluate_sample(
             for task, asked in zip(plan.tasks, few.tasks, strict=True)
             if len(asked.items) < len(task.items)
         ]
-        found, composed, told = _pilot(evaluator, singles, results)
+        found, composed, told = _pilot(evaluator, first, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows, forecasts=forecasts)
     notes = [*evaluator.notes, *notes, *told, evaluator.scorer.batcher.note()]
@@ -434,9 +439,9 @@ def evaluate_sample(
 
 
 def _pilot(
-    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult]
+    evaluator: Evaluator, first: Round, singles: Sequence[System], results: Sequence[ItemResult]
 ) -> tuple[Asked, list[System], list[str]]:
-    """A first round of the compositions on a few questions, the compositions, and notes.
+    """The first round of the compositions, on a few questions; the compositions, and notes.
 
     results: of the base and the single adapters. Controls are asked only where a composition gains
     more than the margin: nothing else depends on them.
@@ -448,7 +453,6 @@ def _pilot(
     with session.stage("compose"):
         composed, left_out = builder.build_each({spec: spec for spec in specs})
     seed, margin = session.options.seed, session.options.needed_gain
-    first = pilot(plan.tasks, PILOT_ITEMS, seed)
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
         merged = [system for system in systems if system.kind != "chain"]
@@ -462,10 +466,9 @@ def _pilot(
     return found, composed, [*notes, *left_out]
 
 
-def _sample(evaluator: Evaluator, items: int) -> Evaluator:
-    """The same evaluator on a sample of each task; a smaller sample is part of a larger one."""
-    seed = evaluator.session.options.seed
-    return replace(evaluator, tasks=[spread_sample(t, items, seed) for t in evaluator.tasks])
+def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:
+    """A sample of each task; a smaller sample is part of a larger one."""
+    return [spread_sample(task, items, options.seed) for task in tasks]
 
 
 def _answers_alone(

@@ -29,13 +29,21 @@ import numpy as np
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.composition import Composition
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.library import Member
-from loraprobe.pipeline.estimate import CostEstimate, by_round, kinds_of, seconds_of
+from loraprobe.pipeline.estimate import (
+    READ,
+    CostEstimate,
+    Pace,
+    Steps,
+    steps_of_rounds,
+    timed,
+    unit,
+    units_of,
+)
 from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceiling
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
@@ -61,7 +69,6 @@ from loraprobe.verdict.rules import at_ceiling
 
 SYSTEMS_PAIR = 4.0  # what a finalist costs, in single adapters: its compositions and its members
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
-TIMED_ROWS = 16  # texts that are read to time a pass
 CONTROLS = 2
 
 
@@ -565,9 +572,8 @@ def _prove(screen: Screen, ranked: RankedSets, looked_at: int, proving: Evaluato
         best = best_system(evaluation.score(results, systems), ("merge", "router"))
         return [] if best is None else owner[best].controls(results, best)
 
-    whole = screen.pace * COMPOSED * sum(len(task.items) for task in proving.tasks)
-    asked = by_round({system.name: whole for system in systems}, proving)
-    proving.session.expect(lambda: {"screen": screen.spent, **asked})
+    names = {system.name: len(system.members) for system in systems}
+    proving.session.expect(lambda: steps_of_rounds(proving.tasks, names, options))
     found = evaluate(
         proving, systems, planned, controls, goes_on=lambda _, more: _affords(screen, more)
     )
@@ -619,69 +625,38 @@ def open_screen(
         yield Screen(evaluator, usable)
 
 
-# What a screen will take, before the first pass, from a few questions that are timed: some of each
-# kind of the base and of one adapter, and a few texts. The adapters alone take that for all items
-# that choose, and less where some are asked a part of them. What the proof takes at most follows
-# from the same times; it takes less where sets are dropped after a round.
-
-
-def expected_alone(screen: Screen) -> dict[str, float]:
-    """Seconds of each step to come, by the names under which progress reports them."""
-    (base, adapter, worked, proof), steps = _cost(screen), dict[str, float]()
-    planned = screen.passes()
-    items = sum(this.items for this in planned)
-    for this in planned:
-        share = this.items / items
-        for name in (BASE, *screen.members):
-            steps[this.step(name)] = share * (base if name == BASE else adapter)
-            if worked:
-                steps[replace(this, worked=True).step(name)] = share * worked
-    return {**steps, "prove": proof}
+def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
+    """What a screen takes at most: the adapters alone, worked answers read, and the proof."""
+    options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
+    assert parts is not None
+    scorer, n, steps = screen.evaluator.scorer, len(screen.members), dict[str, float]()
+    for this in screen.passes():
+        likely = [task for one in this.tasks if (task := likely_worked(one)) is not None]
+        worked = ScreenedTexts.of(scorer, likely, None) if likely else None
+        for part in (this, ScreenPass(this.number, (), worked, worked=True)):
+            texts = 0 if part.reading is None else len(part.reading.rows)
+            units = units_of(part.tasks, options) + READ * texts
+            for name in (BASE, *screen.members) if units else ():
+                steps[part.step(name)] = units * pace(name != BASE)
+    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
+    sets = min(options.keep, n * (n - 1) // 2)
+    composed = sets * len(plan_of(options, adapters).specs) + CONTROLS
+    singles = min(n, BEST_SINGLES + 2 * sets)
+    each = pace(0) + singles * pace(1) + composed * pace(2)
+    return {**steps, "prove": units_of(parts.left, options) * each}
 
 
 def estimate_of_screen(screen: Screen) -> CostEstimate:
-    """The estimate of a whole screen; nothing is evaluated."""
-    (base, adapter, worked, proof), n = _cost(screen), len(screen.members)
+    """The estimate of a whole screen; nothing is evaluated but a few items, which are timed."""
+    alone, n = screen.system(next(iter(screen.members))).composition, len(screen.members)
+    assert alone is not None
+    steps = steps_of_screen(screen, timed(screen.evaluator, alone))
+    proof, worked = steps.pop("prove"), ", worked" + ROUND
+    read = sum(seconds for step, seconds in steps.items() if worked in step)
     ahead = {
-        f"ask base and {n} adapters alone, at most": base + n * adapter,
-        "read worked answers with them, at most": (n + 1) * worked,
+        f"ask base and {n} adapters alone, at most": sum(steps.values()) - read,
+        "read worked answers with them, at most": read,
         f"prove {screen.evaluator.session.options.keep} sets of them, at most": proof,
     }
-    steps = {step: seconds for step, seconds in ahead.items() if seconds}
-    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
-
-
-def _cost(screen: Screen) -> tuple[float, float, float, float]:
-    """Times a few questions of the items that choose, the evaluator's tasks.
-
-    Seconds of the base and of an adapter alone on these items, of reading worked answers to them
-    with one system, and of the whole proof.
-    """
-    evaluator, members, parts = screen.evaluator, screen.members, screen.evaluator.plan.parts
-    options = evaluator.session.options
-    assert parts is not None
-    with evaluator.session.stage("estimate"):
-        alone = screen.system(next(iter(members))).composition
-        assert alone is not None
-        kinds = kinds_of(evaluator, alone)
-        read = sum(_read(evaluator, alone, this.reading) for this in screen.passes())
-        likely = [task for one in parts.apart if (task := likely_worked(one)) is not None]
-        reading = ScreenedTexts.of(evaluator.scorer, likely, None) if likely else None
-        worked = _read(evaluator, alone, reading)
-    base, one, two = (sum(kind.seconds(share) for kind in kinds) for share in (0, 1, 2))
-    apart, left = parts.items
-    sets = min(options.keep, len(members) * (len(members) - 1) // 2)
-    composed = sets * len(plan_of(options, alone.experts * 2).specs) + CONTROLS
-    singles = min(len(members), BEST_SINGLES + 2 * sets)
-    proof = (base + singles * one + composed * two) * left / apart
-    return base + read, one + read, worked, proof
-
-
-def _read(evaluator: Evaluator, composition: Composition, reading: ScreenedTexts | None) -> float:
-    """Seconds of reading all texts once, from the first of them; 0 where there are none."""
-    if reading is None:
-        return 0.0
-    texts = tuple(text for text in reading.texts if text.row < TIMED_ROWS)
-    few = replace(reading, rows=reading.rows[:TIMED_ROWS], texts=texts)
-    with evaluator.scorer.with_composition(composition) as scorer:
-        return seconds_of(lambda: few.read_rows(scorer)) * len(reading.rows) / len(few.rows)
+    ahead = {step: seconds for step, seconds in ahead.items() if seconds}
+    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], ahead)

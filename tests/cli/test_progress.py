@@ -34,39 +34,45 @@ def planned() -> tuple[ProgressLine, Clock]:
 
 def test_a_line_says_which_system_the_share_and_the_time_left():
     line, clock = planned()
-    line("evaluate base", 0, 0)
+    line("evaluate base", 0, 10)
+    assert line.text() == "evaluate base, system 1 of 2, 0% done"  # nothing was measured yet
+    clock.now = 5.0
     line("evaluate base", 5, 10)
-    text = line.text()
-    assert "evaluate base" in text and "system 1 of 2" in text
-    assert "12% done" in text and "about 35 s left" in text
+    assert line.text() == "evaluate base, system 1 of 2, 12% done, about 35 s left"
     clock.now = 15.0
     line("cover", 0, 0)
-    clock.now = 30.0  # slower than expected: 20 expected seconds took 30
+    clock.now = 30.0  # 20 units took 30 seconds
     line("evaluate sum", 0, 10)
-    assert "system 2 of 2" in line.text() and "50% done" in line.text()
-    assert "about 30 s left" in line.text()
+    assert line.text() == "evaluate sum, system 2 of 2, 50% done, about 30 s left"
 
 
 def test_a_long_silent_step_goes_on_as_time_goes_by():
     line, clock = planned()
+    line("evaluate base", 0, 10)
+    clock.now = 10.0
     line("cover", 0, 0)
     shares = []
-    for clock.now in (0.0, 4.0, 400.0):
+    for clock.now in (10.0, 14.0, 410.0):
         line("read prompts", 3, 4)  # a part of the step
         assert "cover" not in line.text()  # in words
         shares.append(int(line.text().partition("% done")[0].rpartition(" ")[2]))
-    assert shares == [25, 35, 48]  # never said to be over before it is
+    assert shares[0] == 25 < shares[1] < shares[2] == 48  # never said to be over before it is
 
 
 def test_the_share_never_goes_back():
     line, clock = planned()
+    line("evaluate base", 0, 10)
+    clock.now = 10.0
     line("cover", 0, 0)
-    clock.now = 5.0
-    assert "38% done" in line.text()
+    clock.now = 15.0
+    told = line.text()
     line("cover", 1, 10)  # less was done than time went by
-    assert "38% done" in line.text()
+    share = next(text for text in told.split(", ") if "done" in text)
+    assert share in line.text()
     line("statistics", 0, 0)  # no step of the plan
-    assert "38% done" in line.text()
+    assert share in line.text()
+    line.expect({"evaluate arrow": 20.0})  # what has begun stays
+    assert set(line.plan) == {"evaluate base", "cover", "evaluate arrow"}
 
 
 def test_a_step_that_is_named_in_full_later_is_found():
@@ -78,13 +84,33 @@ def test_a_step_that_is_named_in_full_later_is_found():
     assert "system 2 of 2" in line.text()
 
 
-def test_without_a_plan_there_is_the_stage_and_its_share():
-    line = ProgressLine()
+def test_stages_outside_a_plan_have_their_own_time():
+    clock = Clock()
+    line = ProgressLine(clock=clock)
     assert line.text()  # at once, before anything is reported
     line("load", 0, 0)
     assert line.text() == "load the base"
+    line("merge", 0, 12)
+    clock.now = 6.0
     line("merge", 3, 12)
-    assert line.text() == "merge, 25% done"
+    assert line.text() == "merge, 3 of 12, about 18 s left"
+    line("merge", 0, 4)  # another merge
+    assert line.text() == "merge, 0 of 4"
+    line.expect({"template": 1.0})
+    line("load", 0, 0)
+    assert line.text() == "load the base"
+
+
+def test_a_long_choice_of_the_template_says_how_to_leave_it_out():
+    line, clock = planned()
+    line.expect({"template": 10.0, "evaluate base": 10.0})
+    line("template", 1, 10)
+    clock.now = 4.0
+    assert (
+        line.text() == "ask with and without the chat template, 1 of 10, 5% done, about 76 s left"
+    )
+    clock.now = 40.0
+    assert line.text().endswith(", --chat-template off skips it")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,8 @@ class CostEstimate:
             systems=tuple(systems),
             items=sum(len(task.items) for task in tasks),
             questions=len(questions(tasks, session.options.metric)),
-            steps=done | {step: seconds for step, seconds in ahead.items() if step not in done},
+            steps=dict(done)
+            | {step: seconds for step, seconds in ahead.items() if step not in done},
             measured=tuple(done),
             memory_bytes=peak_memory(),
             command=session.command,

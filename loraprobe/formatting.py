@@ -84,6 +84,32 @@ def number(value: float | None, digits: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def signed(difference: float | None, digits: int = 2) -> str:
+    """A difference with its sign, +0.12, and never -0.00."""
+    if not measured(difference):
+        return "-"
+    return ("+" if difference > 0 else "") + f"{difference:z.{digits}f}"
+
+
+def bounds(ci95: tuple[float, float] | None, digits: int = 2) -> str:
+    """The interval of a difference: [0.03, 0.21]."""
+    if ci95 is None or not all(map(measured, ci95)):
+        return "-"
+    return f"[{ci95[0]:z.{digits}f}, {ci95[1]:z.{digits}f}]"
+
+
+def gained(difference: float, ci95: tuple[float, float], digits: int = 2) -> str:
+    """A difference with its interval: +0.12 [0.03, 0.21]."""
+    return f"{signed(difference, digits)} {bounds(ci95, digits)}"
+
+
+def probability(value: float) -> str:
+    """A probability with two decimals, which are never those of certainty."""
+    if value >= 0.995:
+        return "above 0.99"
+    return "below 0.01" if value < 0.005 else f"{value:.2f}"
+
+
 def interval(ci95: tuple[float, float] | None) -> str:
     """A 95 % interval, short enough to stand in every cell of a table."""
     if not ci95:

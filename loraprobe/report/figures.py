@@ -18,16 +18,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 from loraprobe.errors import UsageError
-from loraprobe.formatting import clean, count, measured, neighbours, number
+from loraprobe.formatting import bounds, clean, count, measured, neighbours, number, signed
 from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement
 from loraprobe.report.parts import (
     Column,
     Figure,
     Table,
-    bounds,
     figures,
     form,
-    signed,
     tabulated,
     text,
 )

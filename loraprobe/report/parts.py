@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
-from loraprobe.formatting import clean, measured, wrapped
-from loraprobe.records import Command, Interval
+from loraprobe.formatting import clean, wrapped
+from loraprobe.records import Command
 from loraprobe.secrets import map_texts
-from loraprobe.verdict import formatting as fmt
 
 Row = TypeVar("Row")
 View = Literal["short", "explained", "page", "markdown"]
@@ -215,13 +214,3 @@ def _cut(part: Part, characters: int) -> Part:
 def form(part: str) -> str:
     """The part of a task in the words of every report."""
     return PARTS.get(part, part.replace("hop", "hop "))
-
-
-def signed(value: float | None) -> str:
-    """A difference with its sign, as a verdict quotes it."""
-    return fmt.signed(value) if measured(value) else "-"
-
-
-def bounds(ci95: Interval | None) -> str:
-    """The interval of a difference, as a verdict quotes it."""
-    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from loraprobe.formatting import (
+    bounds,
     clean,
     count,
     first_names,
@@ -16,6 +17,7 @@ from loraprobe.formatting import (
     measured,
     number,
     rounded,
+    signed,
     size,
     spread,
 )
@@ -36,9 +38,7 @@ from loraprobe.report.parts import (
     Section,
     Table,
     View,
-    bounds,
     form,
-    signed,
     tabulated,
     text,
 )
@@ -236,10 +236,6 @@ def shortlist(audit: Audit) -> Table:
         (text("by"), _method),
         (text("so"), lambda row: OUTCOMES[row.outcome]),
     )
-
-
-def _forecast(row: Shortlisted) -> str:
-    return signed(row.forecast.gain) if row.forecast else "-"
 
 
 def _method(row: Shortlisted) -> str:

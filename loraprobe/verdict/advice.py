@@ -1,9 +1,9 @@
-"""What to use: the best option that was measured, whatever the decision.
+"""What to use: the best system that was measured, whatever the decision.
 
-An option is one way to get answers in one form of the question: the base, one adapter, a merge, a
-router, the adapters switched by task (which are no single model), or a chain. The best measured
-score wins. A simpler option wins a tie (`tied`), in the order of SIMPLICITY, the plain question
-before worked steps. Of merges with the same score the one wins that changes the base less.
+It is a system in one form of the question: the base, one adapter, a merge, a router, the adapters
+switched by task (which are no single model), or a chain. The best measured score wins. A simpler
+system wins a tie (`tied`), in the order of SIMPLICITY, the plain question before worked steps. Of
+merges with the same score the one wins that changes the base less.
 
 A chain takes a call for each hop, the others take one call. It is advised where one call scores
 less than half of it, or where it made the decision (`rules.chain_outdoes`). What was not measured
@@ -18,23 +18,42 @@ from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, FORMS, Decision, Estimate, Reason, Verdict, averaged
-from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import COMPOSITIONS, Candidate, Evidence, by_change
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    Decision,
+    Estimate,
+    EvaluationRecords,
+    Reason,
+    Verdict,
+    averaged,
+)
+from loraprobe.verdict.evidence import (
+    COMPOSITIONS,
+    FORM,
+    Candidate,
+    Criterion,
+    Evidence,
+    by_change,
+    gain_criterion,
+)
 from loraprobe.verdict.reasons import reason_of
 
 SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
-SWITCH = "switch-adapters"  # the name of the option of that kind
+SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
+ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
+ACTIONS |= {"chain": "chain"}
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 
 
-# ---- options -------------------------------------------------------------------------------------
+# ---- systems with their scores -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option with its score, more is better; of several tasks the mean."""
+class ScoredSystem:
+    """A system in one form of the question with its score, more is better; of several tasks the
+    mean."""
 
     system: str
     kind: str
@@ -50,7 +69,7 @@ class Option:
     @property
     def form(self) -> str:
         """The form of the question in words."""
-        return fmt.PART[self.part]
+        return FORM[self.part]
 
     @property
     def shown(self) -> float:
@@ -59,41 +78,50 @@ class Option:
 
     @property
     def effort(self) -> tuple[int, int]:
-        """How much the option asks of its user; less is simpler."""
+        """How much the system asks of its user; less is simpler."""
         return SIMPLICITY.index(self.kind), FORMS.index(self.part)
 
+    @property
+    def action(self) -> str:
+        """The action that uses it."""
+        if self.kind in COMPOSITIONS and self.part == "steps":
+            return "step-by-step"
+        return ACTIONS.get(self.kind, f"use-single:{self.system}")
 
-def option(evidence: Evidence, system: str, part: str) -> Option | None:
+
+def scored(evidence: Evidence, system: str, part: str) -> ScoredSystem | None:
     """A system in one form; None unless it was scored on every task."""
     tasks = tuple(row.task for row in evidence.scores(system, part))
     score = evidence.estimate(system, part)
     if score is None or tasks != evidence.task_names:
         return None
-    return Option(system, evidence.kind(system), part, score)
+    return ScoredSystem(system, evidence.kind(system), part, score)
 
 
-def options(evidence: Evidence, kinds: Iterable[str]) -> list[Option]:
-    """Every system of these kinds, in both forms."""
-    found = (option(evidence, name, part) for name in evidence.systems(kinds) for part in FORMS)
+def scored_systems(
+    evidence: Evidence, names: Iterable[str], parts: Iterable[str] = FORMS
+) -> list[ScoredSystem]:
+    """Those of these systems that were scored, in every form."""
+    found = (scored(evidence, name, part) for name in names for part in parts)
     return [one for one in found if one is not None]
 
 
-def options_alone(evidence: Evidence) -> list[Option]:
+def scored_alone(evidence: Evidence) -> list[ScoredSystem]:
     """The base and every single adapter, in both forms.
 
     Of several tasks only those that are about as good on every task as the best of them there, and
     the adapters switched by task if they are not all the same.
     """
-    found = options(evidence, BASELINES)
+    found = scored_systems(evidence, evidence.systems(BASELINES))
     if not evidence.several:
         return found
     apart = [evidence.on(task) for task in evidence.task_names]
-    chosen = (best_option(here, options_alone(here)) for here in apart)
+    chosen = (best_of(here, scored_alone(here)) for here in apart)
     members = [one for one in chosen if one is not None]
     if len(members) < len(apart):
         return found
 
-    def suffices(one: Option) -> bool:
+    def suffices(one: ScoredSystem) -> bool:
         scores = [here.mean(one.system, one.part) for here in apart]
         pairs = zip(members, scores, strict=True)
         return all(s is not None and best.score.value - s <= evidence.tie for best, s in pairs)
@@ -103,13 +131,13 @@ def options_alone(evidence: Evidence) -> list[Option]:
         return suffice
     part = min((one.part for one in members), key=FORMS.index)
     switched = averaged([one.score for one in members])
-    return [*suffice, Option(SWITCH, "switch", part, switched)]
+    return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
 
 
-def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
-    """The best measured option, or the simplest that ties with it; None without options."""
+def best_of(evidence: Evidence, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
+    """The best measured system, or the simplest that ties with it; None without systems."""
     ordered = sorted(
-        options,
+        systems,
         key=lambda one: (one.effort, -round(one.score.value, 9), by_change(one.system)),
     )
     if not ordered:
@@ -121,7 +149,7 @@ def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
 
 
 def tied(better: Estimate, tie: float) -> bool:
-    """Whether an option is as good as a better one, so that its simplicity counts.
+    """Whether a system is as good as a better one, so that its simplicity counts.
 
     It is shown to score at most `tie` less, or it is not shown to score less and the measured
     difference is at most TIES_OF_NOISE ties.
@@ -129,7 +157,9 @@ def tied(better: Estimate, tie: float) -> bool:
     return (better.value <= TIES_OF_NOISE * tie and better.low <= 0) or better.high <= tie
 
 
-def difference(evidence: Evidence, one: Option, other: Option, adjusted: bool = False) -> Estimate:
+def difference(
+    evidence: Evidence, one: ScoredSystem, other: ScoredSystem, adjusted: bool = False
+) -> Estimate:
     """How much better `one` is than `other`.
 
     Paired over the items where a gain or a comparison holds the two; else from both intervals, as
@@ -143,8 +173,10 @@ def difference(evidence: Evidence, one: Option, other: Option, adjusted: bool = 
     return one.score - other.score
 
 
-def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> Estimate | None:
-    """The paired difference of two options, from a gain or a comparison; None if none has it."""
+def _paired(
+    evidence: Evidence, one: ScoredSystem, other: ScoredSystem, adjusted: bool
+) -> Estimate | None:
+    """The paired difference of two systems, from a gain or a comparison; None if none has it."""
     pair = one.system, one.part, other.system, other.part
     for gain in evidence.measured.gains:
         held = gain.system, gain.part, gain.against, gain.against_part
@@ -154,20 +186,6 @@ def _paired(evidence: Evidence, one: Option, other: Option, adjusted: bool) -> E
 
 
 # ---- the action ----------------------------------------------------------------------------------
-
-
-def action_of(one: Option) -> str:
-    """The action that uses an option."""
-    if one.kind in COMPOSITIONS and one.part == "steps":
-        return "step-by-step"
-    return {
-        "base": "use-base",
-        "adapter": f"use-single:{one.system}",
-        "switch": SWITCH,
-        "merge": "merge",
-        "router": "route",
-        "chain": "chain",
-    }[one.kind]
 
 
 def advise(
@@ -186,11 +204,11 @@ def advise(
     likely = decision == "likely"
     sound = [c for c in composed if (c.outcome == "likely" if likely else c.retains != "unlikely")]
     of = {(c.system, c.part): c for c in sound}
-    found = [one for key in of if (one := option(evidence, *key)) is not None]
+    found = [one for name, part in of for one in scored_systems(evidence, [name], [part])]
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
-    measured = [*options_alone(evidence), *found]
-    chosen, chain = best_option(evidence, measured), option(evidence, "chain", "question")
+    measured = [*scored_alone(evidence), *found]
+    chosen, chain = best_of(evidence, measured), scored(evidence, "chain", "question")
     if decision == "inconclusive" and best.binds(best.confirmed):
         return "gather-evidence", None, failing
     if chain is not None and answers(evidence, chain) and not evidence.losses:
@@ -203,7 +221,7 @@ def advise(
         told += _close(evidence, chosen, measured)
         if cause != "step_by_step" or chosen.part != "steps":
             told += failing
-        return action_of(chosen), uses, told
+        return chosen.action, uses, told
     if decision == "inconclusive":
         return "gather-evidence", None, failing
     if not cause or evidence.several:
@@ -212,25 +230,26 @@ def advise(
     return action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
 
 
-def answers(evidence: Evidence, one: Option) -> bool:
-    """Whether an option is shown to answer more than guessing does."""
+def answers(evidence: Evidence, one: ScoredSystem) -> bool:
+    """Whether a system is shown to answer more than guessing does."""
     return evidence.losses or one.score.low > evidence.guessing + evidence.tie
 
 
 def settled(evidence: Evidence, verdict: Verdict) -> bool:
     """Whether more items would hardly show that something answers after all.
 
-    An action that uses what was measured is settled with its decision. For another one, no option
+    An action that uses what was measured is settled with its decision. For another one, no system
     may score much more than guessing does.
     """
     if verdict.composes or verdict.action.startswith(("use-", "chain", SWITCH)):
         return True
-    most, kinds = evidence.guessing + 2 * evidence.tie, (*BASELINES, *COMPOSITIONS, "chain")
-    return all(one.score.high <= most for one in options(evidence, kinds))
+    most = evidence.guessing + 2 * evidence.tie
+    names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
+    return all(one.score.high <= most for one in scored_systems(evidence, names))
 
 
-def _why(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
-    """Why the best option is used."""
+def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
+    """Why the best system is used."""
     own = abs(evidence.mean(best.system, best.part) or 0.0)
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
@@ -242,8 +261,10 @@ def _why(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
     return reason_of(code, value, threshold, chosen=chosen, best=best, own=own, everywhere=where)
 
 
-def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> list[Reason]:
-    """That a simpler option is advised than the one that scored most, where it is."""
+def _close(
+    evidence: Evidence, chosen: ScoredSystem, measured: Sequence[ScoredSystem]
+) -> list[Reason]:
+    """That a simpler system is advised than the one that scored most, where it is."""
     found = [
         one
         for one in measured
@@ -261,7 +282,8 @@ def _close(evidence: Evidence, chosen: Option, measured: Sequence[Option]) -> li
 def commonest_cause(evidence: Evidence, system: str) -> str:
     """The commonest cause of a system's wrong answers; "" where none was attributed to a cause."""
     counts = _causes(evidence, system)
-    return max(CAUSES, key=lambda cause: counts[cause]) if any(map(counts.get, CAUSES)) else ""
+    most = max(CAUSES, key=lambda cause: counts[cause])
+    return most if counts[most] else ""
 
 
 def _causes(evidence: Evidence, system: str) -> dict[str, int]:
@@ -297,3 +319,42 @@ def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
     if all(score.part != "steps" for score in evidence.measured.scores):
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     return "train-target-adapter", "train an adapter on the composed question"
+
+
+# ---- what a verdict rests on ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a verdict advises and decides about, as it was measured; each None where it was not.
+
+    `used` is what the action uses. `gain` is the decisive gain against the margin, that of
+    `composed` over `baseline`. `chain` was asked hop after hop.
+    """
+
+    used: ScoredSystem | None
+    chain: ScoredSystem | None
+    gain: Criterion | None = None
+    composed: ScoredSystem | None = None
+    baseline: ScoredSystem | None = None
+
+
+def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
+    """The systems of a verdict with their scores."""
+    evidence, best = Evidence(records, margin=verdict.margin), verdict.gain
+    head, _, single = verdict.action.partition(":")
+    used, chain = None, scored(evidence, "chain", "question")
+    if verdict.composes:
+        part = "steps" if head == "step-by-step" else "question"
+        used = scored(evidence, verdict.system or "", part)
+    elif head == "chain":
+        used = chain
+    elif head in ("use-single", "use-base"):
+        forms = scored_systems(evidence, [single or "base"])
+        used = max(forms, key=lambda one: one.score.value, default=None)
+    row = evidence.gain(best.system, best.form) if best is not None else None
+    if row is None:
+        return Basis(used, chain)
+    composed = scored(evidence, row.system, row.part)
+    baseline = scored(evidence, row.against, row.against_part)
+    return Basis(used, chain, gain_criterion(row, verdict.margin), composed, baseline)

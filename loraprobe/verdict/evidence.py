@@ -20,6 +20,7 @@ from loraprobe.defaults import (
     RETENTION,
     UNKNOWN,
 )
+from loraprobe.formatting import gained
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -34,8 +35,8 @@ from loraprobe.records import (
     averaged,
     pooled,
 )
-from loraprobe.verdict import formatting as fmt
 
+FORM = {"question": "on the question", "steps": "step by step"}  # in words
 COMPOSITIONS = ("merge", "router")  # what the decision is about
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
@@ -86,7 +87,7 @@ class Criterion(Estimate):
     option: str = "--margin"
 
     def __str__(self) -> str:
-        return fmt.gain(self.value, self.low, self.high)
+        return gained(self.value, (self.low, self.high))
 
     @property
     def outcome(self) -> Standing:
@@ -109,9 +110,9 @@ class Criterion(Estimate):
         below = (math.ceil(self.low / STEP - 1e-9) - 1) * STEP
         told = []
         if above < 1:
-            told.append(f"{fmt.number(above)} or more (it is not reached)")
+            told.append(f"{above:.2f} or more (it is not reached)")
         if below >= 0:
-            told.append(f"{fmt.number(below)} or less (it is reached)")
+            told.append(f"{below:.2f} or less (it is reached)")
         return f"these decide {self.option} {' and '.join(told)}" if told else ""
 
     def would_decide(self) -> str:
@@ -361,7 +362,7 @@ class Evidence:
 
     @property
     def tie(self) -> float:
-        """The largest difference between two options that is worth no effort."""
+        """The largest difference between two systems that is worth no effort."""
         return min(self.margin, MARGIN)
 
     @property

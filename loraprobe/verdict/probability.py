@@ -57,9 +57,9 @@ from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter,
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
+from loraprobe.formatting import probability as as_words
 from loraprobe.json_types import first_problem
 from loraprobe.records import Gain, Reason, Verdict
-from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence, TaskKind
 from loraprobe.verdict.reasons import reason_of
 
@@ -288,13 +288,13 @@ def _measured_on(
     """The probability, its prior, and how wrong such probabilities were."""
     errors = ""
     if found.auroc is not None:
-        errors = f" and an AUROC of {fmt.number(found.auroc)}"
+        errors = f" and an AUROC of {found.auroc:.2f}"
     if found.wrong is not None:
         errors += (
-            f"; of {found.likely} adapter sets given {fmt.number(LIKELY_FROM)} or more, "
+            f"; of {found.likely} adapter sets given {LIKELY_FROM:.2f} or more, "
             f"{found.wrong:.0%} did not gain"
         )
-    kept = f" and keeps {fmt.number(evidence.retention)} of every specialist's gain"
+    kept = f" and keeps {evidence.retention:.2f} of every specialist's gain"
     return reason_of(
         "probability-measured-on",
         probability,
@@ -303,7 +303,7 @@ def _measured_on(
         gain=gain,
         margin=evidence.margin,
         keeping=kept if evidence.several else "",
-        probability=fmt.probability(probability),
+        probability=as_words(probability),
         items=count(gain.n, "item"),
         prior=prior,
         measured=found,

@@ -30,7 +30,7 @@ from loraprobe.defaults import (
     UNFAMILIAR,
     WORKED_TOKENS,
 )
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, listing, signed
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -44,9 +44,9 @@ from loraprobe.records import (
 )
 from loraprobe.records.estimates import Z95
 from loraprobe.tasks import is_generated
-from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
+    FORM,
     Candidate,
     Criterion,
     Evidence,
@@ -108,7 +108,7 @@ class WeightWarning:
         """The value as it is printed; a ratio as that of the larger to the smaller."""
         if self.sense == "ratio":
             return f"{self.distance(value):,.1f}"
-        return fmt.number(value, self.digits)
+        return f"{value:z.{self.digits}f}"
 
 
 _READ = tomllib.loads(Path(__file__).with_name("codes.toml").read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def against(candidate: Candidate | Forecast) -> str:
     """The best baseline's name, with its form if that differs from the composition's."""
     if candidate.against_part == candidate.part:
         return candidate.against
-    return f"{candidate.against} {fmt.PART[candidate.against_part]}"
+    return f"{candidate.against} {FORM[candidate.against_part]}"
 
 
 def about_candidate(best: Candidate, decision: Decision, retention: float) -> list[Reason]:
@@ -195,11 +195,16 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         value,
         found.threshold,
         decisive=DECISION[outcome] == decision,
-        gain=f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
+        gain=f"{best.system}, {FORM[best.part]}, against {against(best)}: {found} on "
         f"{count(found.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
         would_decide=found.would_decide(),
     )
+
+
+def who(system: str) -> str:
+    """A baseline in words at the start of a sentence."""
+    return "The base alone" if system == "base" else f"{system} alone"
 
 
 def observed(n: int, clusters: int) -> str:
@@ -311,7 +316,7 @@ def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False
         chain.gain.threshold,
         decisive=decisive,
         chain=chain,
-        beside="" if best is None else f"; {best.system} {fmt.signed(best.gain.value)}",
+        beside="" if best is None else f"; {best.system} {signed(best.gain.value)}",
     )
 
 
@@ -367,8 +372,9 @@ def _about_worst(
         )
     if len(beyond) > 1:
         text += f" ({count(len(beyond), 'pair' if len(names) > 1 else 'adapter')} so)"
-    said = fmt.sentence(text + ".", names=(*names, "peft"))
-    return reason_of(warning.code, value, warning.threshold, text=said)
+    if not text.startswith((*names, "peft")):
+        text = text[0].upper() + text[1:]
+    return reason_of(warning.code, value, warning.threshold, text=f"{text}.")
 
 
 # ---- what base and adapters know -----------------------------------------------------------------
@@ -380,14 +386,14 @@ def about_hops(evidence: Evidence) -> Iterator[Reason]:
         held = {n: s.value if s.contains is None else s.contains for n, s in systems.items()}
         best = min(systems, key=lambda name: (-systems[name].value, -held[name], name))
         value, who = systems[best].value, "the base" if best == "base" else best
-        text = f"Hop {hop}: {who} answers best, {fmt.number(value)}"
+        text = f"Hop {hop}: {who} answers best, {value:.2f}"
         if held[best] - value > SAID_OTHERWISE:
-            text += f", and the answer stands in {fmt.number(held[best])} of its replies"
+            text += f", and the answer stands in {held[best]:.2f} of its replies"
         if held[best] == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
-            text += f"; the base {fmt.number(systems['base'].value)}"
+            text += f"; the base {systems['base'].value:.2f}"
         code = "hop-known" if is_known(systems[best]) else "hop-in-doubt"
         code = "hop-unknown" if all(map(is_unknown, systems.values())) else code
         yield reason_of(code, value, KNOWN, who_answers=text)
@@ -521,7 +527,7 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
             "ceiling-out-of-reach",
             float(best.estimate.clusters),
             float(needed),
-            who=fmt.who(best.system),
+            who=who(best.system),
             row=best,
             margin=evidence.margin,
             units="clusters of questions" if best.clusters else "questions",
@@ -546,13 +552,13 @@ def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[str]) -> Ite
         limit = given or (WORKED_TOKENS if worst.part == "steps" else PLAIN_TOKENS)
         # The option sets the limit of worked answers as well, which must not become smaller.
         wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
-        where = fmt.PART.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
+        where = FORM.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
         yield reason_of(
             "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
         )
     row = max(rows, key=_otherwise, default=None)
     if row is not None and _otherwise(row) > SAID_OTHERWISE:
-        form, metric = fmt.PART[row.part], row.metric.replace("_", " ")
+        form, metric = FORM[row.part], row.metric.replace("_", " ")
         share = _otherwise(row)
         yield reason_of("said-otherwise", share, SAID_OTHERWISE, row=row, form=form, metric=metric)
 

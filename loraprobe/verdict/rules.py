@@ -30,22 +30,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, gained, listing
 from loraprobe.records import BASELINES, DecisiveGain, EvidenceLevel, Reason, Verdict
-from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import (
-    action_of,
     advise,
     answers,
-    best_option,
+    best_of,
     difference,
-    option,
-    options,
-    options_alone,
+    scored,
+    scored_alone,
+    scored_systems,
 )
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
+    FORM,
     WEAKEST_FIRST,
     Candidate,
     Evidence,
@@ -144,8 +143,8 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
         forecast.gain,
         evidence.margin,
         forecast=forecast,
-        form=fmt.PART[forecast.part],
-        gain=fmt.gain(forecast.gain, *forecast.ci95),
+        form=FORM[forecast.part],
+        gain=gained(forecast.gain, forecast.ci95),
         against=reasons.against(forecast),
         items=count(forecast.n, "item"),
     )
@@ -182,14 +181,14 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
     ceiling = 1 - evidence.margin
     lows = {
         one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
-        for one in options(evidence, BASELINES)
+        for one in scored_systems(evidence, evidence.systems(BASELINES))
     }
-    best = best_option(evidence, [one for one, low in lows.items() if low > ceiling])
+    best = best_of(evidence, [one for one, low in lows.items() if low > ceiling])
     if best is None:
         return None
-    who, margin = fmt.who(best.system), evidence.margin
+    who, margin = reasons.who(best.system), evidence.margin
     reason = reason_of("nothing-to-gain", lows[best], ceiling, who=who, best=best, margin=margin)
-    return Verdict("unlikely", "base", (reason,), None, action_of(best))
+    return Verdict("unlikely", "base", (reason,), None, best.action)
 
 
 def _hop_unknown(evidence: Evidence) -> Verdict | None:
@@ -274,9 +273,9 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     if outcome == "likely":
         action = "chain"
     elif known.decision != "unlikely" or (action == "chain" and chain is not None):
-        best = best_option(evidence, options_alone(evidence))
+        best = best_of(evidence, scored_alone(evidence))
         shown = best is not None and answers(evidence, best)
-        action = action_of(best) if best and shown else "gather-evidence"
+        action = best.action if best and shown else "gather-evidence"
     system = None if gain is None else gain.system
     return Verdict(known.decision, "base", tuple(found), system, action, gain=gain)
 
@@ -333,7 +332,7 @@ def candidates(
     """All systems of these kinds on one part, the most promising first.
 
     They are sorted by outcome, gain, kind (merges before routers) and `by_change`. Of several that
-    are `likely` the first is the best option (`advice`).
+    are `likely` the first is the best one (`advice`).
     """
     found = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
@@ -345,8 +344,8 @@ def candidates(
             by_change(c.system),
         ),
     )
-    likely = [option(evidence, c.system, part) for c in ordered if c.outcome == "likely"]
-    best = best_option(evidence, [one for one in likely if one is not None])
+    likely = [c.system for c in ordered if c.outcome == "likely"]
+    best = best_of(evidence, scored_systems(evidence, likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
 
@@ -356,7 +355,7 @@ def _decisive_form(
 ) -> tuple[Candidate, ...]:
     """The form that the decision is about: the one with the better outcome, then the larger gain.
 
-    Where both are `likely` it is the form of the better option (`advice`). Else a gain step by
+    Where both are `likely` it is the form of the better one (`advice`). Else a gain step by
     step has to be larger than a plain one by more than a tie.
     """
     if not (plain and steps):
@@ -365,8 +364,8 @@ def _decisive_form(
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
     if first.outcome == "likely":
-        found = [option(evidence, one.system, one.part) for one in (first, second)]
-        best = best_option(evidence, filter(None, found))
+        found = [scored(evidence, one.system, one.part) for one in (first, second)]
+        best = best_of(evidence, filter(None, found))
         return steps if best is not None and best.part == "steps" else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 
@@ -377,14 +376,14 @@ def chain_candidate(evidence: Evidence) -> Candidate | None:
 
 
 def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
-    """Whether a chain is shown to be better than every other option by more than the margin.
+    """Whether a chain is shown to be better than every other system by more than the margin.
 
     False if some composition measured a gain above the margin, or too few items were asked.
     """
-    composed, one = list(composed), option(evidence, "chain", "question")
+    composed, one = list(composed), scored(evidence, "chain", "question")
     if one is None or not composed or any(c.gain.value > evidence.margin for c in composed):
         return False
-    others = [*options_alone(evidence), *(option(evidence, c.system, c.part) for c in composed)]
+    others = [*scored_alone(evidence), *(scored(evidence, c.system, c.part) for c in composed)]
     return composed[0].enough == "likely" and all(
         difference(evidence, one, other, adjusted=True).low > evidence.margin
         for other in filter(None, others)

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 
 from loraprobe.records import Attribution, Comparison, Coverage, Forecast, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
-from loraprobe.verdict.advice import difference, option, settled
-from loraprobe.verdict.rules import candidates, chain_candidate
+from loraprobe.verdict.advice import basis, difference, scored, settled
+from loraprobe.verdict.rules import candidates
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
@@ -193,7 +193,7 @@ USED = {
 
 
 @pytest.mark.parametrize("name", USED)
-def test_the_best_measured_option_is_used(name):
+def test_the_best_measured_system_is_used(name):
     check(*USED[name])
 
 
@@ -305,24 +305,11 @@ def test_closer_norms_are_advised_unless_they_were_made_equal():
 # ---- laws ----------------------------------------------------------------------------------------
 
 
-def used(found, verdict):
-    """The option that the action uses, or None if it uses nothing that was measured."""
-    head, _, single = verdict.action.partition(":")
-    if head in ("use-single", "use-base"):
-        options = [option(found, single or "base", part) for part in ("question", "steps")]
-        return max(filter(None, options), key=lambda one: one.score.value)
-    if head == "chain":
-        return option(found, "chain", "question") if chain_candidate(found) else None
-    if verdict.composes:
-        return option(found, verdict.system, "steps" if head == "step-by-step" else "question")
-    return None
-
-
 @settings(max_examples=150)
 @given(any_evidence())
-def test_no_action_is_worse_than_a_measured_option_beyond_what_intervals_allow(found):
+def test_no_action_is_worse_than_a_measured_system_beyond_what_intervals_allow(found):
     verdict = decide(found)
-    chosen = used(found, verdict)
+    chosen = basis(verdict, found.measured).used
     if chosen is None or chosen.kind == "chain":
         return
     kinds = ("base", "adapter", "merge", "router")
@@ -332,6 +319,6 @@ def test_no_action_is_worse_than_a_measured_option_beyond_what_intervals_allow(f
     else:
         names = list(found.systems(kinds))
     for name in names:
-        other = option(found, name, chosen.part)
+        other = scored(found, name, chosen.part)
         if other is not None and name != chosen.system:
             assert difference(found, other, chosen).low <= found.tie, (name, chosen)

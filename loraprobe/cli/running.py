@@ -44,7 +44,7 @@ def session_of(
     from loraprobe.pipeline.session import Session
 
     begun = STARTED[0] if STARTED else time.perf_counter()
-    return Session(options, progress, written, tuple(WORDS), begun, output.resume)
+    return Session(options, progress, written, tuple(WORDS), begun, output.resume, output.explain)
 
 
 def run(

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraprobe.cache import CURE
-from loraprobe.defaults import FIRST_ROUND, PLAIN_TOKENS, WORKED_TOKENS
+from loraprobe.defaults import PLAIN_TOKENS, TEMPLATE_LEAD, TEMPLATE_SAMPLES, WORKED_TOKENS
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import BASE, Question, System, hop_part, questions
@@ -379,37 +379,53 @@ def choose_template(
     singles: Sequence[Composition],
     tasks: Sequence[Task],
     *,
-    sample: int = FIRST_ROUND,
     seed: int = 0,
     metric: str | None = None,
     max_new_tokens: int | None = None,
     kept: Ledger | None = None,
     known: Callable[[], tuple[bool, str]] = lambda: (False, "their form is not known"),
+    progress: Progress | None = None,
 ) -> tuple[bool, str, Coverage | None]:
     """Whether prompts should be user turns of the chat template, why, and the two accuracies.
 
-    The better form depends on the adapters' training. Each adapter answers about `sample` questions
-    and hops, and a few worked ones, with and without the template (`_sampled`). A question counts
-    with its best adapter, a hop as right if its answer stands in the reply. If both forms are
-    equally good, `known` says which one is known and from what. What `kept` holds is not asked
-    again, and new answers are added to it, under the names of `stored_as`. Returns False if the
-    tokenizer has no template; accuracies are None then and where losses are compared.
+    The better form depends on the adapters' training. Each adapter answers a few questions and hops
+    with and without the template; more of them unless one form is shown to be better
+    (`TEMPLATE_LEAD`) or both are shown to be good; and worked ones where no answer differs. A
+    question counts with its best adapter, a hop as right if its answer
+    stands in the reply. If both forms are equally good, `known` says which one is known and from
+    what. What `kept` holds is not asked again, and new answers are added to it, under the names of
+    `stored_as`. Returns False if the tokenizer has no template; accuracies are None then and where
+    losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
-    asked = [q for task in tasks for q in _sampled(task, sample // len(tasks), seed, metric)]
-    ledger, means = Ledger() if kept is None else kept, {}
-    for used, way in ways.items():
-        systems = [System(stored_as(one.name, used), "adapter", one) for one in singles]
-        _Run(way, ledger, metric, max_new_tokens, None).ask(systems, asked)
-        best = [max(_value(ledger, system, question) for system in systems) for question in asked]
-        means[used] = sum(best) / len(asked)
+    ledger = Ledger() if kept is None else kept
+    few, more = (
+        [q for task in tasks for q in _sampled(task, most // len(tasks), seed, metric)]
+        for most in TEMPLATE_SAMPLES
+    )
+    plain = [question for question in more if not question.worked]
+    few = [question for question in few if not question.worked]
+    for asked in (few, plain, more):
+        values, total = dict[bool, list[float]](), 2 * len(singles) * len(asked)
+        for used, way in ways.items():
+            told = _counted(progress, "template", used * total // 2, total)
+            systems = [System(stored_as(one.name, used), "adapter", one) for one in singles]
+            _Run(way, ledger, metric, max_new_tokens, told).ask(systems, asked)
+            values[used] = [max(_value(ledger, one, q) for one in systems) for q in asked]
+        pairs = list(zip(values[True], values[False], strict=True))
+        lead = abs(sum((one > other) - (one < other) for one, other in pairs))
+        equal = lead == 0 and 2 * sum(one == other > 0 for one, other in pairs) >= len(pairs)
+        # Worked answers are long, so they are asked only where no others differ.
+        if equal or lead >= (TEMPLATE_LEAD if asked is few else 1):
+            break
+    means = {used: sum(own) / len(asked) for used, own in values.items()}
     chosen, why = means[True] > means[False], ""
     if means[True] == means[False]:
-        chosen, told = known()
-        why = f"; {told}"
+        chosen, from_what = known()
+        why = f"; {from_what}"
     losses = all(question.metric == "answer_loss" for question in asked)
     parts = Counter(q.part.replace("hop", "hop ").replace("steps", "step by step") for q in asked)
     why = (
@@ -420,6 +436,19 @@ def choose_template(
     )
     row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
     return chosen, why, None if losses else row
+
+
+def _counted(progress: Progress | None, stage: str, before: int, total: int) -> Progress | None:
+    """Counts the answers of all systems together, in place of those of each."""
+    if progress is None:
+        return None
+    done = dict[str, int]()
+
+    def tell(system: str, answers: int, _: int) -> None:
+        done[system] = answers
+        progress(stage, before + sum(done.values()), total)
+
+    return tell
 
 
 def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Question]:

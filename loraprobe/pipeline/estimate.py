@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
-from loraprobe.defaults import FIRST_ROUND, LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
+from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS, TEMPLATE_SAMPLES
 from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
@@ -89,7 +89,7 @@ def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace
     """The steps that choose the form of prompts, fit routers and learn weights."""
     n, apart, found = len(inputs.adapters), plan.parts, dict[str, float]()
     if options.chat_template == "auto":
-        found["template"] = 2 * n * FIRST_ROUND * pace(1)
+        found["template"] = 2 * n * TEMPLATE_SAMPLES[0] * pace(1)
     if apart is not None and plan.learning:  # answers of each adapter, then the questions
         found["fit"] = (n + 1) * apart.items[0] * READ * pace(1)
     if apart is not None and options.learns:  # a pass forth, and one back of twice its time

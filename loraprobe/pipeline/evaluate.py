@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from loraprobe import evaluation, probes
-from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS, PROBED_ITEMS
+from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, Samples, System
 from loraprobe.evaluation.schedule import pilot, spread_sample
 from loraprobe.formatting import count
@@ -87,10 +87,7 @@ class Asked:
     def records(
         self, coverage: tuple[Coverage, ...] = (), forecasts: tuple[Forecast, ...] = ()
     ) -> EvaluationRecords:
-        """What was measured, at the level of the last round, beside coverage and forecasts.
-
-        coverage: of all probes; without it what guessing would score is the only row.
-        """
+        """What was measured, at the level of the last round, beside what probes found."""
         evaluator, here = self.evaluator, self.round
         stayed = [system for system in self.systems if system.name not in self.dropped]
         baselines = [system for system in self.systems if system.kind in BASELINES]
@@ -101,10 +98,10 @@ class Asked:
             attribution += evaluation.attribute(self.results, own, last.tasks)
         total = sum(len(task.items) for task in evaluator.tasks)
         dropped = {name: last.number for name, last in self.dropped.items()}
-        measured = compared(self.results, self.systems, evaluator, here.alpha, stayed)
+        measured = compared(self.results, self.systems, evaluator, here, stayed)
         return replace(
             measured,
-            coverage=coverage or measured.coverage,
+            coverage=measured.coverage + coverage,
             forecasts=forecasts,
             attribution=attribution,
             chain=evaluation.chain_hops(
@@ -192,17 +189,17 @@ def compared(
     results: Sequence[ItemResult],
     systems: Sequence[System],
     evaluator: Evaluator,
-    alpha: float,
+    this: Round,
     stayed: Sequence[System],
 ) -> EvaluationRecords:
     """What guessing would score, scores, comparisons and gains, on which a decision rests.
 
-    alpha: that of the round. stayed: the systems that were asked to the end, which have gains.
+    stayed: the systems that were asked to the end of this round, which have gains.
     """
-    options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - alpha
-    margin, seed = options.needed_gain, options.seed
+    options, tasks, level = evaluator.session.options, evaluator.tasks, 1 - this.alpha
+    margin, seed, alpha = options.needed_gain, options.seed, this.alpha
     return EvaluationRecords(
-        coverage=evaluation.guessing(tasks, options.metric),
+        coverage=evaluation.guessing(this.tasks, options.metric),
         scores=evaluation.score(results, systems, level=level),
         comparisons=evaluation.compare(results, systems, seed=seed, level=level),
         gains=evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha, tasks=tasks),
@@ -217,7 +214,7 @@ def _evidence(
     rows = [row for row in results if row.system in own]
     with evaluator.session.stage("statistics"):
         return Evidence(
-            compared(rows, systems, evaluator, this.alpha, systems),
+            compared(rows, systems, evaluator, this, systems),
             tasks=len(evaluator.tasks),
             level="evaluation",
             margin=options.needed_gain,
@@ -413,7 +410,7 @@ def evaluate_sample(
     with open_evaluator(inputs, plan, session) as evaluator:
         few = replace(evaluator, tasks=sample)
         results, forecasts = _answers_alone(few, singles)
-        rows = few.probe_tasks(results, items=PROBED_ITEMS)
+        rows = few.probe_tasks(results, probe is not None)
         rows += _probe_without_task(evaluator.scorer, inputs, probe, session)
         # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too
         # small for; one system and one form of the question is cheap.

@@ -13,6 +13,7 @@ from typing import Any
 from loraprobe import evaluation, hub, probes
 from loraprobe.adapters import Adapter, Source
 from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
 from loraprobe.pipeline.inputs import Inputs
@@ -70,25 +71,24 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def probe_tasks(
-        self, results: Sequence[ItemResult], items: int | None = None
+        self, results: Sequence[ItemResult], every: bool = False
     ) -> tuple[Coverage, ...]:
-        """The coverage probes on the tasks, and the accuracies with and without the template.
+        """The accuracies with and without the template, and the coverage probes on the tasks.
 
-        items: the most that a probe asks the base of each part; None for each probe's own number.
+        every: all probes, as --explain asks for; else those that a verdict reads.
         """
-        options = self.session.options
         with self.session.stage("cover"):
-            guessed = evaluation.guessing(self.tasks, options.metric)
             found = probes.cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
                 results=results,
-                items=items,
-                seed=options.seed,
+                probes=None if every or self.session.explain else probes.READ_BY_VERDICT,
+                items=PROBED_ITEMS,
+                seed=self.session.options.seed,
                 progress=self.session.progress,
             )
-            return self.template + guessed + found
+        return self.template + found
 
 
 def open_evaluator(
@@ -201,6 +201,7 @@ def with_better_template(
             max_new_tokens=options.max_new_tokens,
             kept=kept,
             known=lambda: known_form(adapters, base),
+            progress=session.progress,
         )
     return scorer.with_template(chosen), [why], () if figure is None else (figure,)
 

@@ -31,7 +31,8 @@ class Session:
     written: files and directories that the command will write, so that an output never lands on an
     input. arguments: the command line, for the provenance. begun: when the command started, by
     time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
-    (None: the user's cache). Each function of `commands` sets `command` to its name.
+    (None: the user's cache). explain: whether probes run that no verdict reads. Each function of
+    `commands` sets `command` to its name.
 
     `device` and `dtype` are those of the base model, once it is loaded. `cluster` asks the base
     in place of this process (`on_ray.Cluster`); None without --executor.
@@ -43,6 +44,7 @@ class Session:
     arguments: tuple[str, ...] = ()
     begun: float = field(default_factory=time.perf_counter)
     resume: bool = False
+    explain: bool = False
     state: Path | None = None
     command: str = ""
     device: str = "cpu"

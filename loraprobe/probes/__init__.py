@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loraprobe.tasks import Task
 
 PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
+READ_BY_VERDICT = ("hop_accuracy", "name_swap")
 
 
 def cover(

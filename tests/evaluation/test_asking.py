@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from fake_scorer import (
     BASE,
@@ -28,7 +26,7 @@ from loraprobe.evaluation import (
     score,
     stored_as,
 )
-from loraprobe.evaluation.schedule import rounds
+from loraprobe.evaluation.schedule import rounds, spread_sample
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe.tasks import metrics as metrics_module
@@ -237,13 +235,10 @@ def test_the_better_prompt_format_is_chosen():
     used, why, _ = choose_template(FakeScorer(HOMES), both, [mayors()])
     assert not used and "off" in why
     used, why, _ = choose_template(FakeScorer(TURNS), both, [mayors()])
-    assert used and "0.43 with it and 0.00 without" in why
-    assert "2 question, 2 hop 1, 2 hop 2 and 1 step by step" in why
+    assert used and "0.50 with it and 0.00 without" in why
+    assert "2 question, 2 hop 1 and 2 hop 2" in why
     used, _, row = choose_template(FakeScorer(HOMES | TURNS), both[:1], [mayors()])
     assert not used and row.value == row.baseline > 0, "a tie leaves prompts as they are"
-    many = FakeScorer(HOMES | TURNS)
-    choose_template(many, both[1:], [mayors()], sample=3)
-    assert len(many.asked) == 2 * (3 + 1), "one worked question"
 
 
 def test_the_answers_that_choose_the_prompt_format_are_kept():
@@ -251,7 +246,7 @@ def test_the_answers_that_choose_the_prompt_format_are_kept():
     both = [single("homes"), single("town")]
     first = choose_template(scorer, both, [task], kept=kept)
     asked = len(scorer.asked)
-    assert asked == len(kept) == 2 * 2 * 7  # forms, adapters; questions, hops, one worked
+    assert asked == len(kept) == 2 * 2 * 6  # forms, adapters; questions and hops
     assert choose_template(scorer, both, [task], kept=kept) == first
     assert len(scorer.asked) == asked
     for form, value in ((True, 1.0), (False, 0.0)):
@@ -268,7 +263,7 @@ def test_every_part_is_sampled_for_the_prompt_format():
     said = {("homes", f"home of {n}?"): "Ulm" for n in names}
     said |= {("homes", f"home of {n}?", "chat"): "Ulm" for n in names[::4]}
     scorer = FakeScorer(said)
-    used, why, row = choose_template(scorer, [single("homes")], [task], sample=32)
+    used, why, row = choose_template(scorer, [single("homes")], [task])
     assert not used and row.baseline == pytest.approx(1 / 3) and row.value < 0.2
     assert "10 question, 10 hop 1 and 10 hop 2" in why
     first = {item.id for item in rounds([task], 0)[0].tasks[0].items}
@@ -284,10 +279,20 @@ def test_the_known_prompt_format_is_taken_where_both_are_as_good(form):
     assert not choose_template(FakeScorer(HOMES), homes, [mayors()], **unasked)[0]
 
 
-def test_few_worked_questions_are_sampled_for_the_prompt_format():
-    items = [dataclasses.replace(mayors().items[0], id=str(k)) for k in range(40)]
-    _, why, row = choose_template(FakeScorer({}), [single("homes")], [Task("t", tuple(items))])
-    assert row.n == 33 and "3 step by step" in why
+@pytest.mark.parametrize(
+    ("plain", "turns", "n"),
+    [(4, 0, 12), (0, 4, 12), (6, 6, 12), (3, 0, 30), (0, 1, 30), (1, 1, 33), (0, 0, 33)],
+)
+def test_no_more_is_asked_than_tells_the_better_prompt_format(plain, turns, n):
+    """Of 12 questions so many are right in each form: a lead of 4, or half right, is enough."""
+    items = tuple(Item(str(k), f"{k}?", ("Bo",), cot_prompt=f"{k}, by steps?") for k in range(40))
+    task = Task("t", items)
+    first = [item.prompt for item in spread_sample(task, 12, 0).items]
+    said = {("homes", prompt): "Bo" for prompt in first[:plain]}
+    said |= {("homes", prompt, "chat"): "Bo" for prompt in first[:turns]}
+    used, why, row = choose_template(FakeScorer(said), [single("homes")], [task])
+    assert (used, row.n) == (turns > plain, n)
+    assert ("3 step by step" in why) == (n == 33), "they are long"
 
 
 def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
@@ -296,7 +301,7 @@ def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
         for name, city in (("Ada", "Ulm"), ("Eve", "Rom"))
     }
     used, _, row = choose_template(FakeScorer(said), [single("homes")], [mayors()])
-    assert used and row.value == pytest.approx(2 / 7) and row.baseline == 0
+    assert used and row.value == pytest.approx(2 / 6) and row.baseline == 0
 
 
 def test_scores_include_the_compression_error_of_their_system():

@@ -31,9 +31,8 @@ import numpy as np
 import loraprobe
 from loraprobe import library
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline import ranking
-from loraprobe.pipeline.screen import RankedSets, Screen
-from loraprobe.probes import KnownAlone
+from loraprobe.pipeline.ranking import BaselineScores, Ranking
+from loraprobe.pipeline.screen import Screen
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
 
@@ -45,7 +44,7 @@ Scores = np.ndarray
 class Seen:
     """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
 
-    known: KnownAlone
+    known: BaselineScores
     forecast: np.ndarray | None
     worked: np.ndarray | None
     hops: np.ndarray | None
@@ -81,7 +80,7 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
     if seen.forecast is not None:
         found["forecast: effects added"] = lambda s: s.forecast.mean(1)
     if seen.known.form is not None:
-        found["hops x form"] = lambda s: s.known.steps(s.pairs)
+        found["hops x form"] = lambda s: s.known.steps(s.pairs, s.known.covered(s.pairs))
         found["union of hops"] = lambda s: np.prod(
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
         )
@@ -153,15 +152,15 @@ def screened(
         kept["chosen"] = last(self, *given)  # of all passes in the end
         return kept["chosen"]
 
-    def contending(self: RankedSets, evaluator: Any) -> set[int]:
-        return set(range(len(self.members))) if everybody else some(self, evaluator)
+    def further(self: Ranking, finalists: Any) -> set[int]:
+        return set(range(len(self.names))) if everybody else some(self, finalists)
 
-    arrange, last, some = library.arranged, Screen.ranked, RankedSets.contending
+    arrange, last, some = library.arranged, Screen.ranking, Ranking.asked_further
     start = time.perf_counter()
     with (
         patch.object(library, "arranged", compared),
-        patch.object(Screen, "ranked", said),
-        patch.object(RankedSets, "contending", contending),
+        patch.object(Screen, "ranking", said),
+        patch.object(Ranking, "asked_further", further),
     ):
         audit = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
@@ -174,37 +173,28 @@ def screened(
     return audit, kept["library"], kept["chosen"], time.perf_counter() - start
 
 
-def _worked(chosen: Any, forecast: Any, pairs: np.ndarray) -> np.ndarray | None:
-    """The forecasts [pairs, items] on worked answers, NaN for items without one."""
+def _on_items(chosen: Any, forecast: Any, pairs: np.ndarray, hops: bool) -> np.ndarray | None:
+    """The forecasts [pairs, items] of questions, or whether all hops are kept; NaN without any."""
     if forecast is None:
         return None
-    hard, soft = forecast.values(pairs)
-    column = {item.id: k for k, item in enumerate(chosen.known[0].task.items)}
+    column = {item.id: k for k, item in enumerate(chosen.alone[0].task.items)}
     found = np.full((len(pairs), len(column)), np.nan, np.float32)
-    found[:, [column[q.item.id] for q in forecast.reading.questions]] = (hard + soft) / 2
-    return found
-
-
-def names_of(chosen: Any) -> list[str]:
-    """The adapters that were asked all items that choose."""
-    return [member.record.name for member in chosen.members]
+    for question, scores in zip(forecast.questions, forecast.scores(pairs).T, strict=True):
+        if (question.part != "question") is hops:
+            own = found[:, column[question.item.id]]
+            own[:] = np.where(np.isnan(own), scores, own * scores)
+    return None if np.isnan(found).all() else found
 
 
 def seen_of(chosen: Any, found: Any) -> Seen:
-    names = names_of(chosen)
+    names = chosen.names
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
-    forecast = hops = None
-    if chosen.forecast is not None:
-        ids = [item.id for item in chosen.known[0].task.items]
-        parts = chosen.forecast.by_part(pairs)
-        for (_, part), values in parts.items():
-            if part == "question":
-                forecast = np.stack([values[name] for name in ids], 1)
-        hops = ranking._kept(chosen.known[0], parts, len(pairs))
-    worked = _worked(chosen, chosen.worked, pairs)
+    forecast = _on_items(chosen, chosen.forecast, pairs, hops=False)
+    hops = _on_items(chosen, chosen.forecast, pairs, hops=True)
+    worked = _on_items(chosen, chosen.worked, pairs, hops=False)
     cosines = found.cosines[np.ix_(order, order)]
-    return Seen(chosen.known[0], forecast, worked, hops, cosines, pairs)
+    return Seen(chosen.alone[0], forecast, worked, hops, cosines, pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:
@@ -261,14 +251,14 @@ def proof_of(audit: Any) -> dict[str, Any]:
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
     audit, _, finalists, seconds = screened(world, task, items)
     _, found, chosen, _ = screened(world, task, items, everybody=True)
-    names = names_of(chosen)
+    names = chosen.names
     seen = seen_of(chosen, found)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]
     gain = truth.best - max(truth.single, truth.base)
     return {
         "task": task,
         "adapters": len(names),
-        "asked_all": len(names_of(finalists)),
+        "asked_all": len(finalists.names),
         "items": items,
         "seconds": round(seconds, 1),
         "base": truth.base,

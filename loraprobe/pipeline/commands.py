@@ -372,8 +372,7 @@ def screen(
     assert opened is not None
     with open_screen(found.members, opened, read, session) as asking:
         session.expect(lambda: steps_of_screen(asking))
-        proved = choose_and_prove(asking)
-        return audit_of_screen(found.library, read, proved)
+        return audit_of_screen(found.library, read, choose_and_prove(asking))
 
 
 def estimate_screen(

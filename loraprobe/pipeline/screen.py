@@ -19,12 +19,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
@@ -48,19 +47,13 @@ from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceili
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.on_ray import open_cluster
-from loraprobe.pipeline.ranking import SURE, RankedSet, Ranking, choose, contending, rankings_of
+from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.results import STATES
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
 from loraprobe.pipeline.transforms import prepare
-from loraprobe.probes import (
-    KnownAlone,
-    PairForecast,
-    ScreenedTexts,
-    likely_worked,
-    with_worked_answers,
-)
-from loraprobe.records import FORMS, ROUND, SCREENING, EvaluationRecords, ItemResult
+from loraprobe.probes import AdditiveForecast, ScreenedTexts, with_worked_answers
+from loraprobe.records import ROUND, EvaluationRecords, ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
 from loraprobe.tasks import Task
@@ -73,159 +66,54 @@ CONTROLS = 2
 
 
 @dataclass(frozen=True)
-class ScreenPass:
-    """Items that systems are asked together, and the texts of which states are kept.
+class Pass:
+    """Items that systems are asked together, and the texts of which hidden states are kept.
 
-    number: from 1. worked: whether the texts are worked answers; then no questions are asked.
+    number: from 1. A pass over right worked answers has texts alone.
     """
 
     number: int
     tasks: tuple[Task, ...]
     reading: ScreenedTexts | None
-    worked: bool = False
-
-    @property
-    def kind(self) -> str:
-        """What distinguishes its steps and its files from those of other passes."""
-        return (", worked" if self.worked else "") + f"{ROUND}{self.number}"
 
     @property
     def items(self) -> int:
         return sum(len(task.items) for task in self.tasks)
 
-    def step(self, name: str) -> str:
-        """The step of asking a system, by the name under which progress reports it."""
-        return f"evaluate {name}{SCREENING}{self.kind}"
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What systems answered in a pass.
-
-    unasked: adapters that the budget left out. failed: an adapter -> why it cannot be asked.
-    seconds: 0 where everything was kept already.
-    """
-
-    this: ScreenPass
-    names: Sequence[str]
-    results: Sequence[ItemResult]
-    unasked: Sequence[str]
-    failed: Mapping[str, LoraprobeError]
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class RankedSets:
-    """What the items that choose said of the adapters that were asked all of them.
-
-    rankings: of pairs and larger sets, one for each form of the question. forecast: of the plain
-    questions and hops; worked: of right worked answers.
-    """
-
-    members: Sequence[Member]
-    known: Sequence[KnownAlone]
-    forecast: PairForecast | None
-    worked: PairForecast | None
-    rankings: Sequence[Ranking]
-
     @property
-    def looked_at(self) -> int:
-        """How many sets were compared in a form."""
-        return max(ranking.looked_at for ranking in self.rankings)
-
-    @property
-    def best(self) -> list[int]:
-        """The best single adapters, and of several tasks the best on each."""
-        scores = np.mean([one.alone() for one in self.known], 0)
-        order = np.argsort(-scores[1:], kind="stable")[:BEST_SINGLES]
-        own = [int(known.alone()[1:].argmax()) for known in self.known]
-        return list(dict.fromkeys([*order.tolist(), *own]))
-
-    @property
-    def leader(self) -> int | None:
-        """The adapter that answers most alone, step by step where that is asked.
-
-        None unless it answers more than the base by SURE standard errors.
-        """
-        forms = ("question" if one.form is None else "steps" for one in self.known)
-        parts = [one.parts[form] for one, form in zip(self.known, forms, strict=True)]
-        means = np.mean([np.nanmean(part, 1) for part in parts], 0)
-        best = int(means[1:].argmax())
-        spread = [np.nanvar(part[1 + best]) / part.shape[1] for part in parts]
-        error = np.sqrt(np.sum(spread)) / len(parts)
-        return best if means[1 + best] - means[0] > SURE * error else None
-
-    @property
-    def knowers(self) -> list[int]:
-        """The adapter that answers each hop of each task best, where it exceeds the base."""
-        found = dict[int, None]()
-        for known in self.known:
-            for part, values in sorted(known.parts.items()):
-                best = int(np.nanmean(values, 1).argmax())
-                if part not in FORMS and best:
-                    found[best - 1] = None
-        return list(found)
-
-    def opened(self, members: Iterable[int], base: Base | None) -> list[Adapter]:
-        """Some of the adapters on the base's layout of fused projections."""
-        return compatibility.aligned([self.members[m].open() for m in members], base)
-
-    def finalists(self, most: int, evaluator: Evaluator) -> list[RankedSet]:
-        """At most so many sets, all of which may be composed by what their headers say."""
-        base, allow = evaluator.inputs.base, evaluator.session.options.allow
-        families = [member.record.family for member in self.members]
-        numbers = [-at - 1 if one is None else one for at, one in enumerate(families)]
-
-        def fits(members: tuple[int, ...]) -> bool:
-            adapters = self.opened(members, base)
-            contents = compatibility.TensorChecks(adapters)
-            return compatibility.check(
-                adapters, base, purpose="route", allow=allow, contents=contents
-            ).compatible
-
-        return choose(self.rankings, most, numbers, fits, self.leader)
-
-    def contending(self, evaluator: Evaluator) -> set[int]:
-        """The adapters that may still take part in a finalist, and the best single ones."""
-        chosen = self.finalists(evaluator.session.options.keep, evaluator)
-        items = min(len(known.task.items) for known in self.known)
-        return {*contending(self.rankings, chosen, items), *self.best, *self.knowers}
+    def step(self) -> str:
+        """Its name in the progress of a run."""
+        what = "ask the adapters alone" if self.tasks else "read worked answers"
+        return f"{what}{ROUND}{self.number}"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Screen:
     """Asks base and adapters alone, and forecasts sets of them.
 
-    evaluator: of the items that choose. members: the adapters by name. answered: pass by pass.
+    evaluator: of the items that choose. members: the adapters by name. results: the answers so far.
+    failed: an adapter -> why it cannot be asked. unasked: adapters that the budget left out of a
+    pass. counts: (number of a pass, its items) -> how many systems answered. seconds: for so many
+    `answers` (a system and an item each) that were not kept already. looked_at: how many sets were
+    compared.
     """
 
     evaluator: Evaluator
     members: Mapping[str, Member]
-    answered: list[Answered] = field(default_factory=list)
+    results: list[ItemResult] = field(default_factory=list)
+    failed: dict[str, LoraprobeError] = field(default_factory=dict)
+    unasked: list[str] = field(default_factory=list)
+    counts: Counter[tuple[int, int]] = field(default_factory=Counter)
+    seconds: float = 0.0
+    answers: int = 0
+    looked_at: int = 0
 
-    def passes(self) -> list[ScreenPass]:
+    def passes(self) -> list[Pass]:
         """The passes over the items that choose."""
-        options = self.evaluator.session.options
-        return [
-            ScreenPass(
-                number, tasks, ScreenedTexts.of(self.evaluator.scorer, tasks, options.metric)
-            )
-            for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
-        ]
-
-    @property
-    def results(self) -> list[ItemResult]:
-        return [row for one in self.answered for row in one.results]
-
-    @property
-    def failed(self) -> dict[str, LoraprobeError]:
-        """An adapter -> why it cannot be asked."""
-        return {name: error for one in self.answered for name, error in one.failed.items()}
-
-    @property
-    def unasked(self) -> list[str]:
-        """Adapters that the budget left out of a pass."""
-        return [name for one in self.answered for name in one.unasked]
+        scorer, options = self.evaluator.scorer, self.evaluator.session.options
+        parts = passes(self.evaluator.tasks, options.seed)
+        readings = [ScreenedTexts.of(scorer, tasks, options.metric) for tasks in parts]
+        return [Pass(n, *both) for n, both in enumerate(zip(parts, readings, strict=True), 1)]
 
     @property
     def goes_on(self) -> bool:
@@ -233,105 +121,94 @@ class Screen:
         return self.evaluator.session.left(SCREENING_SHARE) > 0
 
     @property
-    def spent(self) -> float:
-        """Seconds of what was not kept already."""
-        return sum(one.seconds for one in self.answered)
-
-    @property
     def pace(self) -> float:
         """Seconds of one system for one item; 0 where nothing was asked."""
-        items = sum(len(one.names) * one.this.items for one in self.answered if one.seconds)
-        return self.spent / items if items else 0.0
+        return self.seconds / self.answers if self.answers else 0.0
 
-    def counts(self) -> tuple[tuple[int, int], ...]:
-        """Of each kind of pass, how many systems were asked how many items."""
-        found = dict[str, tuple[int, int]]()
-        for one in self.answered:
-            if one.names:
-                systems = found.get(one.this.kind, (0, 0))[0] + len(one.names)
-                found[one.this.kind] = systems, one.this.items
-        return tuple(found.values())
+    def affords(self, more: int) -> bool:
+        """Whether so many further answers of compositions fit into the time that is left."""
+        return self.evaluator.session.left() > self.pace * COMPOSED * more
+
+    def opened(self, names: Iterable[str]) -> list[Adapter]:
+        """Some of the adapters on the base's layout of fused projections."""
+        adapters = [self.members[name].open() for name in names]
+        return compatibility.aligned(adapters, self.evaluator.inputs.base)
 
     def system(self, name: str) -> System:
-        """The base or an adapter, opened, on the base's layout."""
+        """The base or an adapter."""
         if name == BASE:
             return System(BASE, "base")
-        adapters = compatibility.aligned([self.members[name].open()], self.evaluator.inputs.base)
-        return System(name, "adapter", single(adapters[0]), members=(name,))
+        return System(name, "adapter", single(*self.opened([name])), members=(name,))
 
-    def ask(self, names: Sequence[str], this: ScreenPass) -> list[str]:
+    def ask(self, names: Sequence[str], this: Pass) -> list[str]:
         """Asks systems, the base always; the names of those that answered."""
         session, ledger = self.evaluator.session, self.evaluator.ledger
-        start, before = time.perf_counter(), len(ledger)
-        answered, unasked, failed = list[str](), list[str](), dict[str, LoraprobeError]()
-        results = list[ItemResult]()
-        self._ask_cluster(names, this)
-        for name in names:
-            if name != BASE and not self.goes_on and not self.is_kept(name, this):
-                unasked += [] if this.worked else [name]
-                continue
-            session.tell(this.step(name), 0, 1)
-            try:
-                results += self._ask_one(self.system(name), this)
-            except LoraprobeError as error:
-                if name == BASE or isinstance(error, OutputError):
-                    raise
-                failed[name] = error
-                continue
-            answered.append(name)
-        seconds = time.perf_counter() - start if len(ledger) > before else 0.0
-        self.answered.append(Answered(this, answered, results, unasked, failed, seconds))
+        start, before, answered = time.perf_counter(), len(ledger), list[str]()
+        with session.stage("screen"):
+            self._ask_cluster(names, this)
+            for at, name in enumerate(names):
+                session.tell(this.step, at, len(names))
+                if name != BASE and not self.goes_on and not self.is_kept(name, this):
+                    self.unasked += [name] if this.tasks else []
+                    continue
+                try:
+                    self.results += self._ask_one(self.system(name), this)
+                except LoraprobeError as error:
+                    if name == BASE or isinstance(error, OutputError):
+                        raise
+                    self.failed[name] = error
+                    continue
+                answered.append(name)
+        if answered:
+            self.counts[this.number, this.items] += len(answered)
+        if len(ledger) > before:
+            self.seconds += time.perf_counter() - start
+            self.answers += len(answered) * this.items
         return answered
 
-    def _ask_cluster(self, names: Sequence[str], this: ScreenPass) -> None:
+    def _ask_cluster(self, names: Sequence[str], this: Pass) -> None:
         """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
-        cluster = self.evaluator.session.cluster
-        if cluster is None:
-            return
-        systems = dict[str, System]()
-        for name in names:
+        cluster, systems = self.evaluator.session.cluster, dict[str, System]()
+        for name in names if cluster is not None else ():
             if not self.is_kept(name, this):
                 with contextlib.suppress(LoraprobeError):
                     systems[name] = self.system(name)
-        for name, found in cluster.alone(self.evaluator, systems, this.tasks, this.reading):
+        if cluster is None or not systems:
+            return
+        asked = cluster.alone(self.evaluator, systems, this.tasks, this.reading)
+        for done, (name, found) in enumerate(asked, 1):
             if not isinstance(found, LoraprobeError):
                 self._keep(name, this, *found)
-            self.evaluator.session.tell(this.step(name), 1, 1)
+            self.evaluator.session.tell(this.step, done, len(systems))
             if not self.goes_on:
                 break
 
-    def _ask_one(self, system: System, this: ScreenPass) -> list[ItemResult]:
+    def _ask_one(self, system: System, this: Pass) -> list[ItemResult]:
         """The results of one system; its hidden states are kept in a file."""
-        session = self.evaluator.session
-        own = session.renamed(
-            lambda told: this.step(system.name) if told == f"evaluate {system.name}" else told
-        )
-        with session.stage("screen"):
-            if this.reading is not None and not self._has_states(system.name, this):
-                with self.evaluator.scorer.with_composition(system.composition) as scorer:
-                    states, answers = this.reading.read(scorer, system.name)
-                self._keep(system.name, this, answers, states)
-            asked = replace(self.evaluator, session=replace(own, seconds={}), tasks=this.tasks)
-            return asked.run([system])
+        if this.reading is not None and not self._has_states(system.name, this):
+            with self.evaluator.scorer.with_composition(system.composition) as scorer:
+                states, answers = this.reading.read(scorer, system.name)
+            self._keep(system.name, this, answers, states)
+        silent = replace(self.evaluator.session, progress=None, seconds={})
+        return replace(self.evaluator, session=silent, tasks=this.tasks).run([system])
 
-    def is_kept(self, name: str, this: ScreenPass) -> bool:
+    def is_kept(self, name: str, this: Pass) -> bool:
         """Whether all answers of a system are kept, and its states if there are any."""
         asked = questions(this.tasks, self.evaluator.session.options.metric)
         known = all(self.evaluator.ledger.get(name, *q.key) for q in asked)
         return known and self._has_states(name, this)
 
-    def _has_states(self, name: str, this: ScreenPass) -> bool:
+    def _has_states(self, name: str, this: Pass) -> bool:
         """Whether the states of a system are kept, if there are any."""
-        reading = this.reading
-        return reading is None or States.load(self._states(name, this), reading.mark) is not None
+        return this.reading is None or self._stored(name, this.reading) is not None
 
     def _keep(
-        self, name: str, this: ScreenPass, rows: Sequence[ItemResult], states: States | None
+        self, name: str, this: Pass, rows: Sequence[ItemResult], states: States | None
     ) -> None:
         """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
-        path = self._states(name, this)
         self.evaluator.ledger.add_missing(rows)  # before the states, which stand for all of it
         if states is not None and this.reading is not None:
+            path = self._place(name, this.reading)
             try:
                 states.save(path, this.reading.mark)
             except OSError as error:
@@ -340,75 +217,64 @@ class Screen:
                     "set LORAPROBE_CACHE to a directory of yours."
                 ) from None
 
-    def _states(self, name: str, this: ScreenPass) -> Path:
+    def _place(self, name: str, reading: ScreenedTexts) -> Path:
         """Where the states of a system are kept."""
         assert self.evaluator.ledger.path is not None
-        digest = hashlib.sha256((name + this.kind).encode()).hexdigest()[:24]
+        digest = hashlib.sha256(f"{name} {reading.mark}".encode()).hexdigest()[:24]
         return self.evaluator.ledger.path.parent / STATES / f"{digest}.safetensors"
 
-    def known(self, names: Sequence[str], asked: Sequence[ScreenPass]) -> list[KnownAlone]:
+    def _stored(self, name: str, reading: ScreenedTexts) -> States | None:
+        return States.load(self._place(name, reading), reading.mark)
+
+    def alone(self, names: Sequence[str], asked: Sequence[Pass]) -> list[BaselineScores]:
         """What systems, the base first, answered alone in these passes, task by task."""
-        results, found = self.results, []
+        found = []
         for parts in zip(*(this.tasks for this in asked), strict=True):
             task = replace(parts[0], items=tuple(item for part in parts for item in part.items))
-            items = {item.id for item in task.items}
-            own = [row for row in results if row.task == task.name and row.item in items]
-            found.append(KnownAlone.of(task, names, own))
+            found.append(BaselineScores.of(task, names, self.results))
         return found
 
-    def ranked(
-        self, names: Sequence[str], asked: Sequence[ScreenPass], worked: Sequence[ScreenPass]
-    ) -> RankedSets:
-        """What systems said that were asked all of these passes, the base first."""
-        known = self.known(names, asked)
-        forecast, of_worked = (self._forecast(names, some) for some in (asked, worked))
+    def ranking(
+        self, names: Sequence[str], asked: Sequence[Pass], worked: Sequence[Pass]
+    ) -> Ranking:
+        """Ranks sets of the systems, the base first, that were asked all of these passes."""
         with self.evaluator.session.stage("forecast"):
-            rankings = rankings_of(known, forecast, of_worked, len(names) - 1)
-        members = [self.members[name] for name in names[1:]]
-        return RankedSets(members, known, forecast, of_worked, rankings)
+            forecasts = (self._forecast(names, some) for some in (asked, worked))
+            found = Ranking.of(names[1:], self.alone(names, asked), *forecasts)
+        self.looked_at = max(self.looked_at, found.looked_at)
+        return found
 
-    def _forecast(self, names: Sequence[str], asked: Sequence[ScreenPass]) -> PairForecast | None:
+    def _forecast(self, names: Sequence[str], asked: Sequence[Pass]) -> AdditiveForecast | None:
         """The forecast of sets of the adapters; None where nothing can be added."""
         readings = [this.reading for this in asked if this.reading is not None]
         if not readings or len(readings) < len(asked):
             return None
 
-        def load(k: int) -> States:
-            found = []
-            for this, reading in zip(asked, readings, strict=True):
-                path = self._states(names[k], this)
-                states = States.load(path, reading.mark)
-                if states is None:
-                    raise OutputError(f"{path} was removed meanwhile; run the same call again.")
-                found.append(states)
-            return States.joined(found)
+        def load(reading: ScreenedTexts, k: int) -> States:
+            states = self._stored(names[k], reading)
+            if states is None:
+                path = self._place(names[k], reading)
+                raise OutputError(f"{path} was removed meanwhile; run the same call again.")
+            return states
 
-        with self.evaluator.session.stage("forecast"):
-            whole = ScreenedTexts.joined(readings)
-            return PairForecast.of(self.evaluator.scorer, whole, len(names), load)
+        return AdditiveForecast.of(self.evaluator.scorer, readings, len(names), load)
 
-    def ask_worked(
-        self, names: Sequence[str], this: ScreenPass, known: Sequence[KnownAlone]
-    ) -> list[ScreenPass]:
+    def read_worked(
+        self, names: Sequence[str], this: Pass, alone: Sequence[BaselineScores]
+    ) -> list[Pass]:
         """Reads right worked answers to the items of a pass with every system.
 
         They have the form of the adapter whose own are most often of the asked kind. Returns the
         pass, if all systems read it. Nothing is read where no form can be found, and when the
         budget is over.
         """
-        if not self.goes_on:
-            return []
-        made = []
-        for one, task in zip(known, this.tasks, strict=True):
-            if one.form is not None and one.form.max() > 0:
+        tasks = list[Task]()
+        for one, task in zip(alone, this.tasks, strict=True):
+            if one.form is not None and one.form.max() > 0 and self.goes_on:
                 texts = self._written(names[int(one.form.argmax())], task)
-                made.append(with_worked_answers(task, texts))
-        tasks = [task for task in made if task is not None]
-        reading = ScreenedTexts.of(self.evaluator.scorer, tasks, None) if tasks else None
-        if reading is None:
-            return []
-        worked = ScreenPass(this.number, (), reading, worked=True)
-        return [worked] if self.ask(names, worked) == names else []
+                tasks += filter(None, [with_worked_answers(task, texts)])
+        worked = Pass(this.number, (), ScreenedTexts.of(self.evaluator.scorer, tasks, None))
+        return [worked] if worked.reading and self.ask(names, worked) == names else []
 
     def _written(self, name: str, task: Task) -> dict[str, str]:
         """What one system writes to the items that ask for worked steps, by item."""
@@ -419,12 +285,31 @@ class Screen:
             texts = scorer.generate(prompts, max_new_tokens=most)
         return {item.id: text for item, text in zip(asked, texts, strict=True)}
 
+    def finalists(self, ranking: Ranking, most: int) -> list[Placed]:
+        """At most so many sets, all of which may be composed by what their headers say."""
+        base, allow = self.evaluator.inputs.base, self.evaluator.session.options.allow
+        families = [self.members[name].record.family for name in ranking.names]
+
+        def fits(subset: Subset) -> bool:
+            adapters = self.opened(ranking.names[m] for m in subset)
+            contents = compatibility.TensorChecks(adapters)
+            return compatibility.check(
+                adapters, base, purpose="route", allow=allow, contents=contents
+            ).compatible
+
+        numbers = [-at - 1 if one is None else one for at, one in enumerate(families)]
+        return choose(ranking.forms, most, numbers, fits, ranking.leader)
+
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
-    """A chosen set of adapters with its compositions by name."""
+    """A set of adapters that is proved, with its place in a ranking and its compositions by name.
 
-    candidate: RankedSet
+    subset: the adapters by their numbers in the ranking.
+    """
+
+    place: int
+    subset: Subset
     builder: SystemBuilder
     systems: Mapping[str, System]
     notes: tuple[str, ...]
@@ -453,15 +338,13 @@ class Finalist:
 class Proved:
     """What a screen found on both parts of the items.
 
-    looked_at: how many sets were compared. ranked: None where no composition was proved, since
-    one adapter leaves no room for a gain.
+    ranking: None where no composition was proved, since one adapter leaves no room for a gain.
     """
 
     screen: Screen
     asked: Asked
-    looked_at: int
     finalists: Sequence[Finalist] = ()
-    ranked: RankedSets | None = None
+    ranking: Ranking | None = None
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -478,29 +361,29 @@ def choose_and_prove(screen: Screen) -> Proved:
     """
     assert screen.evaluator.plan.parts is not None
     proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
-    names, asked, worked = list[str](), list[ScreenPass](), list[ScreenPass]()
-    looked_at, tried, margin = 0, set[bool](), proving.session.options.needed_gain
+    options, tried = proving.session.options, set[bool]()
+    names, asked, worked = list[str](), list[Pass](), list[Pass]()
 
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
-        name = near_ceiling(screen.results, answered, len(proving.tasks), margin)
+        tasks, margin = len(proving.tasks), options.needed_gain
+        name = near_ceiling(screen.results, answered, tasks, margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in tried:
             return None
         tried.add(name == BASE)
         found = _ask_at_ceiling(screen, name, proving)
-        return None if found is None else Proved(screen, found, looked_at)
+        return None if found is None else Proved(screen, found)
 
     for this in screen.passes():
-        if asked and not screen.goes_on and not screen.is_kept(BASE, this):
-            screen.answered.append(Answered(this, (), (), names[1:], {}, 0.0))
-            break
         others = [*screen.members]
+        if asked and not screen.goes_on and not screen.is_kept(BASE, this):
+            screen.unasked += names[1:]
+            break
         if asked:
-            ranked = screen.ranked(names, asked, worked)
-            looked_at = max(looked_at, ranked.looked_at)
-            kept = ranked.contending(screen.evaluator)
-            others = [name for at, name in enumerate(names[1:]) if at in kept]
+            ranking = screen.ranking(names, asked, worked)
+            further = ranking.asked_further(screen.finalists(ranking, options.keep))
+            others = [name for at, name in enumerate(names[1:]) if at in further]
         answered = screen.ask([BASE], this)
         if proved := alone(answered):
             return proved
@@ -517,9 +400,8 @@ def choose_and_prove(screen: Screen) -> Proved:
         names, asked = answered, [*asked, this]
         if proved := alone(names):
             return proved
-        worked += screen.ask_worked(names, this, screen.known(names, asked))
-    ranked = screen.ranked(names, asked, worked)
-    return _prove(screen, ranked, max(looked_at, ranked.looked_at), proving)
+        worked += screen.read_worked(names, this, screen.alone(names, asked))
+    return _prove(screen, screen.ranking(names, asked, worked), proving)
 
 
 def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
@@ -534,7 +416,7 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
 
     def goes_on(results: Sequence[ItemResult], more: int) -> bool:
         near = near_ceiling(results, [name], tasks, options.needed_gain)
-        return near is not None and _affords(screen, more)
+        return near is not None and screen.affords(more)
 
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
     found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
@@ -543,63 +425,57 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
     return found if found.round.last and at_ceiling(evidence) is not None else None
 
 
-def _affords(screen: Screen, more: int) -> bool:
-    """Whether so many further answers fit into the time that is left."""
-    return screen.evaluator.session.left() > screen.pace * COMPOSED * more
-
-
-def _prove(screen: Screen, ranked: RankedSets, looked_at: int, proving: Evaluator) -> Proved:
+def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
-    options, base = proving.session.options, proving.inputs.base
+    options, names = proving.session.options, ranking.names
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
-    chosen = ranked.finalists(_affordable(screen, planned[0].items), proving)
-    built = [_composed(one, ranked.opened(one.members, base), proving) for one in chosen]
+    chosen = screen.finalists(ranking, _affordable(screen, planned[0].items))
+    built = [_composed(screen, place, subset, names) for place, subset in chosen]
     finalists = [one for one in built if one.systems]
-    composed = [m for one in finalists for m in one.candidate.members]
-    members = list(dict.fromkeys([*ranked.best, *ranked.knowers, *composed]))
-    adapters = ranked.opened(members, base)
-    systems = [
-        System(BASE, "base"),
-        *(System(a.name, "adapter", single(a), members=(a.name,)) for a in adapters),
-        *(system for one in finalists for system in one.systems.values()),
-    ]
-    if any(task.has_hops for task in proving.tasks):
-        hops = (single(adapters[members.index(m)]) for m in ranked.knowers)
-        systems.append(System("chain", "chain", chain=tuple(hops)))
+    composed = [m for one in finalists for m in one.subset]
+    members = dict.fromkeys([*ranking.best, *ranking.knowers, *composed])
+    alone = {m: screen.system(names[m]) for m in members}
     owner = {name: one for one in finalists for name in one.systems}
+    systems = [screen.system(BASE), *alone.values()]
+    systems += [system for one in finalists for system in one.systems.values()]
+    if any(task.has_hops for task in proving.tasks):
+        hops = [alone[m].composition for m in ranking.knowers]
+        systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
         best = best_system(evaluation.score(results, systems), ("merge", "router"))
         return [] if best is None else owner[best].controls(results, best)
 
-    names = {system.name: len(system.members) for system in systems}
-    proving.session.expect(lambda: steps_of_rounds(proving.tasks, names, options))
-    found = evaluate(
-        proving, systems, planned, controls, goes_on=lambda _, more: _affords(screen, more)
-    )
-    return Proved(screen, found, looked_at, finalists, ranked)
+    def goes_on(_: Sequence[ItemResult], more: int) -> bool:
+        return screen.affords(more)
+
+    sizes = {system.name: len(system.members) for system in systems}
+    proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options))
+    found = evaluate(proving, systems, planned, controls, goes_on=goes_on)
+    return Proved(screen, found, finalists, ranking)
 
 
 def _affordable(screen: Screen, items: int) -> int:
     """How many finalists can be asked a first round in the time that is left, at least one."""
-    session, pace = screen.evaluator.session, screen.pace
+    session, each = screen.evaluator.session, screen.pace * items
     left, keep = session.left(), session.options.keep
-    if not pace or left == float("inf"):
+    if not each or left == float("inf"):
         return keep
-    each = pace * items * (SYSTEMS_PAIR * COMPOSED + 2)
-    return min(keep, max(1, int((left - pace * items * (1 + BEST_SINGLES)) / each)))
+    most = (left - each * (1 + BEST_SINGLES)) / (each * (SYSTEMS_PAIR * COMPOSED + 2))
+    return min(keep, max(1, int(most)))
 
 
-def _composed(candidate: RankedSet, adapters: Sequence[Adapter], evaluator: Evaluator) -> Finalist:
+def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) -> Finalist:
     """A set of adapters, composed by the methods and routers of the options."""
-    options, base = evaluator.session.options, evaluator.inputs.base
-    names, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
+    evaluator, base = screen.evaluator, screen.evaluator.inputs.base
+    adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
+    members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
         builder = SystemBuilder(adapters, prepare(adapters, options, (), base), options, base)
-        specs = {f"{spec}({', '.join(names)})": spec for spec in plan.specs}
+        specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
         built, notes = builder.build_each(specs)
-    systems = {s.name: replace(s, members=names, spec=specs[s.name]) for s in built}
-    return Finalist(candidate, builder, systems, (*plan.left_out, *notes))
+    systems = {s.name: replace(s, members=members, spec=specs[s.name]) for s in built}
+    return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
 
 
 @contextmanager
@@ -629,15 +505,15 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
     """What a screen takes at most: the adapters alone, worked answers read, and the proof."""
     options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
     assert parts is not None
-    scorer, n, steps = screen.evaluator.scorer, len(screen.members), dict[str, float]()
+    n, steps = len(screen.members), Steps()
+    everybody = pace(0) + n * pace(1)
     for this in screen.passes():
-        likely = [task for one in this.tasks if (task := likely_worked(one)) is not None]
-        worked = ScreenedTexts.of(scorer, likely, None) if likely else None
-        for part in (this, ScreenPass(this.number, (), worked, worked=True)):
-            texts = 0 if part.reading is None else len(part.reading.rows)
-            units = units_of(part.tasks, options) + READ * texts
-            for name in (BASE, *screen.members) if units else ():
-                steps[part.step(name)] = units * pace(name != BASE)
+        texts = 0 if this.reading is None else len(this.reading.rows)
+        steps[this.step] = (units_of(this.tasks, options) + READ * texts) * everybody
+        items = [item for task in this.tasks for item in task.items]
+        worked = sum(item.cot_prompt is not None and len(item.hops) > 0 for item in items)
+        if worked:
+            steps[Pass(this.number, (), None).step] = READ * worked * everybody
     adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
     sets = min(options.keep, n * (n - 1) // 2)
     composed = sets * len(plan_of(options, adapters).specs) + CONTROLS
@@ -651,8 +527,8 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     alone, n = screen.system(next(iter(screen.members))).composition, len(screen.members)
     assert alone is not None
     steps = steps_of_screen(screen, timed(screen.evaluator, alone))
-    proof, worked = steps.pop("prove"), ", worked" + ROUND
-    read = sum(seconds for step, seconds in steps.items() if worked in step)
+    proof = steps.pop("prove")
+    read = sum(seconds for step, seconds in steps.items() if step.startswith("read"))
     ahead = {
         f"ask base and {n} adapters alone, at most": sum(steps.values()) - read,
         "read worked answers with them, at most": read,

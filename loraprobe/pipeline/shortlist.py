@@ -65,9 +65,8 @@ def _verdict(
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
-    choice = LibraryChoice(
-        len(asked), proved.looked_at, len(proved.finalists), screen.counts(), left
-    )
+    passes = tuple((systems, items) for (_, items), systems in screen.counts.items())
+    choice = LibraryChoice(len(asked), screen.looked_at, len(proved.finalists), passes, left)
     options = session.options
     empty = examined = Examination(Compatibility())
     verdict = verdict_on(options, inputs, empty, "evaluation", measured, choice)
@@ -112,7 +111,7 @@ def _about(
 
 def _notes(proved: Proved) -> list[str]:
     """Which adapters were not asked, and why."""
-    screen, ranked = proved.screen, proved.ranked
+    screen, ranking = proved.screen, proved.ranking
     notes = [f"{name} was not asked: {error}" for name, error in screen.failed.items()]
     answered = {row.system for row in screen.results}
     left = {True: "without the second pass over the items that choose", False: "unasked"}
@@ -122,18 +121,17 @@ def _notes(proved: Proved) -> list[str]:
                 f"--budget left {count(len(names), 'adapter')} {how}, such as {names[0]}; the same "
                 "call with --resume and more minutes asks them."
             )
-    if ranked is None:
+    if ranking is None:
         return notes
-    linear = ranked.forecast.linear if ranked.forecast is not None else ()
-    both = zip(ranked.members, linear, strict=False)
-    names = [member.record.name for member, adds in both if not adds]
+    linear = ranking.forecast.linear if ranking.forecast is not None else ()
+    names = [name for name, adds in zip(ranking.names, linear, strict=False) if not adds]
     if names:
         notes.append(
             f"The effects of {count(len(names), 'adapter')} on the next token cannot be added, "
             f"because they change the head of the model ({names[0]}): their sets are ranked by "
             "what their members answer alone."
         )
-    if ranked.forecast is None:
+    if ranking.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no given text, or a head that is not "
             "one matrix), so sets are ranked by what their members answer alone."
@@ -172,7 +170,7 @@ def _shortlist(
     gains = _gains(proved, measured)
     rows = [_row(one, forecasts[one.label], gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
-    looked_at = proved.looked_at
+    looked_at = proved.screen.looked_at
     if verdict.action.startswith("use-single:"):
         name = verdict.action.partition(":")[2]
         rows.insert(0, Shortlisted((name,), "single", 1, looked_at, outcome="single"))
@@ -225,8 +223,8 @@ def _row(
     return Shortlisted(
         one.names,
         "pair" if len(one.names) == 2 else "subset",
-        one.candidate.place,
-        proved.looked_at,
+        one.place,
+        proved.screen.looked_at,
         forecast,
         best,
         gain,
@@ -237,15 +235,15 @@ def _row(
 def _forecasts(proved: Proved, seed: int) -> dict[str, dict[str, Forecast]]:
     """The forecast gain of each finalist over base and best singles, by form of the question."""
     found: dict[str, dict[str, Forecast]] = {one.label: {} for one in proved.finalists}
-    if proved.ranked is None:
+    if proved.ranking is None:
         return found
     singles = [adapter.name for adapter in proved.adapters]
     own = [row for row in proved.screen.results if row.system in {BASE, *singles}]
-    of_part = {"question": proved.ranked.forecast, "steps": proved.ranked.worked}
+    of_part = {"question": proved.ranking.forecast, "steps": proved.ranking.worked}
     for part, forecast in of_part.items():
         answers: list[ItemResult] = []
         for one in proved.finalists:
-            members = one.candidate.members
+            members = one.subset
             if forecast is not None and all(forecast.linear[m] for m in members):
                 rows = forecast.results(members, one.label)
                 answers += [replace(row, part=part) for row in rows]

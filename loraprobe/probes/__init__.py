@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import (
-    KnownAlone,
-    PairForecast,
+    AdditiveForecast,
     ScreenedTexts,
     forecast_gains,
     forecast_recorded,
-    likely_worked,
     scored_questions,
     with_worked_answers,
 )

@@ -4,18 +4,18 @@ If the adapters' effects on the next token were added, a composition's logits wo
 base plus the effect of each member, z_S = z_0 + sum over a in S of (z_a - z_0). A real composition
 differs by interference inside the network. The answers are judged and compared in the same way as
 those of a real system. `forecast_recorded` adds what was scored when the base and the adapters were
-asked alone. `PairForecast` adds hidden states of one pass, for every set of a library; a set is
-never read itself. `KnownAlone` ranks sets where effects cannot be added, and `with_worked_answers`
-gives worked answers a text that can be read.
+asked alone. `AdditiveForecast` adds hidden states of one pass, for every set of a library; a set
+is never read itself. `with_worked_answers` gives worked answers a text that can be read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -29,7 +29,7 @@ from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import Forecast, Gain, ItemResult, Retention
 from loraprobe.scoring import Recorder
 from loraprobe.scoring.states import States, TokenRow, first_states, linear_head, read_states
-from loraprobe.tasks import Item, Task, normalize_answer
+from loraprobe.tasks import Item, Task
 
 SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 MOST_ANSWERS = 4  # of a question that are read
@@ -40,7 +40,6 @@ UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # a part of a character
 CHUNK = 1 << 17  # logits that are added at once; more do not fit into the cache of a core
 TIE = 1e-4  # logits: a token this close below the largest one counts as the largest
 ABSENT = -1e4  # the logit of a place of the support without a token
-SHARED = 0.7  # below this share of distinct right answers, one item's is an answer to another's
 COMMON = 0.5  # a word of more of the texts than this belongs to the form
 PIECE = re.compile(r"\w+|\W+")
 Slot = tuple[str, int] | str  # a piece of the form, or ("asked", place) or ("hop", place)
@@ -184,45 +183,32 @@ class ScreenedTexts:
             texts.append(Text(k, rows.setdefault(row, len(rows)), tuple(ids[start:]), stopped))
         return cls(tuple(asked), tuple(rows), tuple(texts))
 
-    @classmethod
-    def joined(cls, parts: Sequence[ScreenedTexts]) -> ScreenedTexts:
-        """Several readings as one, in their order."""
-        asked: list[Question] = []
-        rows: list[TokenRow] = []
-        texts: list[Text] = []
-        for part in parts:
-            before, above = len(asked), len(rows)
-            texts += [
-                replace(text, question=text.question + before, row=text.row + above)
-                for text in part.texts
-            ]
-            asked += part.questions
-            rows += part.rows
-        return cls(tuple(asked), tuple(rows), tuple(texts))
-
     @property
     def mark(self) -> str:
         """What states of this reading are stored under."""
         return hashlib.sha256(repr((self.rows, self.texts)).encode()).hexdigest()
 
+    @property
+    def of_question(self) -> list[list[int]]:
+        """The places of the texts of each question."""
+        found: list[list[int]] = [[] for _ in self.questions]
+        for t, text in enumerate(self.texts):
+            found[text.question].append(t)
+        return found
+
     def read(self, scorer: Any, system: str) -> tuple[States, list[ItemResult]]:
         """The states of the system in the scorer's model, and its results of scored questions."""
-        states, logprobs = self.read_rows(scorer)
-        scores: list[list[tuple[float, int]]] = [[] for _ in self.questions]
-        for t, text in enumerate(self.texts):
-            scores[text.question].append((logprobs[t], len(text.tokens)))
-        answered = zip(self.questions, scores, strict=True)
-        return states, [q.scored(system, own) for q, own in answered if not q.generated]
-
-    def read_rows(self, scorer: Any) -> tuple[States, dict[int, float]]:
-        """The states of the scorer's model, and the log-probability of each text by its place."""
         of_row: list[list[int]] = [[] for _ in self.rows]
         for t, text in enumerate(self.texts):
             of_row[text.row].append(t)
-        states, found = read_states(
-            scorer, self.rows, [[self.texts[t].tokens for t in own] for own in of_row]
-        )
-        return states, dict(zip(chain(*of_row), chain(*found), strict=True))
+        tokens = [[self.texts[t].tokens for t in own] for own in of_row]
+        states, found = read_states(scorer, self.rows, tokens)
+        logprobs = dict(zip(chain(*of_row), chain(*found), strict=True))
+        return states, [
+            question.scored(system, [(logprobs[t], len(self.texts[t].tokens)) for t in own])
+            for question, own in zip(self.questions, self.of_question, strict=True)
+            if not question.generated
+        ]
 
 
 def _texts(question: Question) -> tuple[str, ...]:
@@ -233,14 +219,19 @@ def _texts(question: Question) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class TokenPlaces:
-    """Which tokens texts consist of, as places of the support.
+class AddedLogits:
+    """The logits of base and n adapters at the p positions of a reading.
 
-    position [k], column [k], text [k]: a token of a text each. stop [e], text_stopped [e], ends
-    [e, s]: the position behind a text, the text, and which tokens end an answer there.
+    All figures are exact for the s tokens of the support; the other tokens of the vocabulary count
+    together as one, of the probability that is left.
+
+    logits [1 + n, p, s + 1]: of the support and of all others together. position [k], column [k],
+    text [k]: where the support has a token of a text. stop [e], text_stopped [e], ends [e, s]: the
+    position behind a text, the text, and which tokens end an answer there.
     """
 
-    texts: int
+    reading: ScreenedTexts
+    logits: Tensor
     position: Tensor
     column: Tensor
     text: Tensor
@@ -248,52 +239,39 @@ class TokenPlaces:
     text_stopped: Tensor
     ends: Tensor
 
-
-@dataclass(frozen=True)
-class PairForecast:
-    """What sets of adapters answer if their effects are added, from one pass of each alone.
-
-    The pass reads the prompts of the plain questions with their right answers or choices. Greedy
-    decoding writes a text exactly if each of its tokens has the largest logit at its position, and
-    then a token that ends the answer. All figures are exact for the tokens of the support; the
-    other tokens of the vocabulary count together as one, of the probability that is left. Questions
-    of lm-evaluation-harness, those that are judged by a pattern, and worked answers have no text to
-    read.
-
-    reading: of what. logits [1 + n, p, s]: of base and n adapters at p positions and s tokens each.
-    rest [1 + n, p]: the log of the summed exponentials of all other logits.
-    linear [n]: adapters of which this can be said.
-    """
-
-    reading: ScreenedTexts
-    logits: Tensor
-    rest: Tensor
-    places: TokenPlaces
-    linear: tuple[bool, ...]
-
     @classmethod
     def of(
-        cls, scorer: Any, reading: ScreenedTexts, systems: int, load: Callable[[int], States]
-    ) -> PairForecast | None:
-        """From the states of `systems` systems, the base first; None for a head that is not linear.
-
-        load: gives the states of a system; one is held at a time.
-        """
-        tops, linear = [], []
-        for k in range(systems):
-            states = load(k)
-            tops.append(states.top.to(torch.int32))
-            linear.append(states.linear)
-        if not linear[0]:
-            return None
-        support = _support(reading, torch.stack(tops).numpy(), scorer.stops)
+        cls, scorer: Any, reading: ScreenedTexts, top: np.ndarray, load: Callable[[int], States]
+    ) -> AddedLogits:
+        """From the first choices [systems, p, k] of all systems, and their states one by one."""
+        support = _support(reading, top, scorer.stops)
+        ids, inverse = np.unique(support, return_inverse=True)
+        inverse, absent = inverse.reshape(support.shape), torch.from_numpy(support < 0)
+        chosen, places = torch.from_numpy(ids.clip(0)), torch.from_numpy(inverse)
         head = linear_head(scorer.model)
         assert head is not None
-        of_support = _Support(support, *head)
-        found = [of_support.logits(load(k)) for k in range(systems)]
-        logits, rest = (torch.stack(column) for column in zip(*found, strict=True))
-        places = _places(reading, support, _ending(scorer, support))
-        return cls(reading, logits, rest, places, tuple(linear[1:]))
+        weight, bias = (None if h is None else h[chosen.to(h.device)].float().cpu() for h in head)
+        assert weight is not None
+        every = torch.empty(len(top), *support.shape[:1], support.shape[1] + 1)
+        for k, logits in enumerate(every):
+            states = load(k)
+            found = torch.nn.functional.linear(states.hidden.float(), weight, bias)
+            found = found.gather(1, places) - states.total[:, None]
+            logits[:, :-1] = found.masked_fill(absent, ABSENT)
+            logits[:, -1] = (1 - logits[:, :-1].exp().sum(-1)).clamp_min(LEAST_REST).log()
+        texts = [scorer.decode([token]) if token >= 0 else "x" for token in ids.tolist()]
+        ending = np.array([not any(map(str.isalnum, t)) and UNREADABLE not in t for t in texts])
+        starts = first_states(reading.rows)
+        tokens, stops = [], []
+        for t, text in enumerate(reading.texts):
+            for at, token in enumerate(text.tokens, starts[text.row]):
+                tokens.append((at, int(np.flatnonzero(support[at] == token)[0]), t))
+            if text.stopped:
+                stops.append((starts[text.row] + len(text.tokens), t))
+        stop, of_stop = torch.tensor(stops, dtype=torch.long).reshape(-1, 2).unbind(1)
+        ends = torch.from_numpy(ending[inverse])[stop]
+        position, column, of_text = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
+        return cls(reading, every, position, column, of_text, stop, of_stop, ends)
 
     def values(self, subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The results [m, questions] of sets [m, j] of adapters, and a smooth version of them.
@@ -301,87 +279,97 @@ class PairForecast:
         More is better: right answers are 1, losses are negative. The smooth version is the
         probability of the right answer, or the loss.
         """
-        subsets = np.ascontiguousarray(subsets)
-        whole = torch.cat([self.logits, self.rest[..., None]], -1).float()
-        base, effects = whole[0], whole[1:] - whole[:1]
+        base, effects = self.logits[0], self.logits[1:] - self.logits[:1]
         parts = []
         for sets in torch.from_numpy(subsets).split(max(1, CHUNK // base.numel())):
             z = base + effects[sets[:, 0]]
             for member in sets.T[1:]:
                 z += effects[member]
-            parts.append(_scored(z, self.places))
+            parts.append(self._scored(z))
         logprob, right = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         return _judged(self.reading, logprob, right)
 
-    def by_part(self, subsets: np.ndarray) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-        """(task, part) -> item -> results [m] of sets [m, j] of adapters.
-
-        A result is the mean of the right answer, 1 or 0, and of its probability.
-        """
+    def scores(self, subsets: np.ndarray) -> np.ndarray:
+        """Scores [m, questions] of sets: the mean of the result and its smooth version."""
         mean, soft = self.values(subsets)
         mean += soft  # in place: with many adapters these are the largest arrays of a screen
         mean /= 2
-        found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        for k, question in enumerate(self.reading.questions):
-            of_part = found.setdefault((question.task, question.part), {})
-            of_part[question.item.id] = mean[:, k]
-        return found
+        return mean
+
+    def _scored(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and greedy success of all texts under logits [c, p, s + 1]."""
+        total, largest = z.logsumexp(-1), z[..., :-1].amax(-1) - TIE
+        gold, end = z[:, self.position, self.column], z[:, self.stop, :-1]
+        end = end.masked_fill(~self.ends, -torch.inf)
+        logprob, wrong = z.new_zeros(2, len(z), len(self.reading.texts))
+        logprob.index_add_(1, self.text, gold - total[:, self.position])
+        logprob.index_add_(1, self.text_stopped, end.logsumexp(-1) - total[:, self.stop])
+        wrong.index_add_(1, self.text, (gold < largest[:, self.position]).float())
+        missed = end.amax(-1) < largest[:, self.stop]
+        wrong.index_add_(1, self.text_stopped, missed.float())
+        return logprob, wrong == 0
+
+
+@dataclass(frozen=True)
+class AdditiveForecast:
+    """What sets of adapters answer if their effects are added, from one pass of each alone.
+
+    The pass reads the prompts of the plain questions with their right answers or choices. Greedy
+    decoding writes a text exactly if each of its tokens has the largest logit at its position, and
+    then a token that ends the answer. Questions of lm-evaluation-harness, those that are judged by
+    a pattern, and worked answers have no text to read.
+
+    parts: a reading each. linear [n]: adapters of which this can be said.
+    """
+
+    parts: Sequence[AddedLogits]
+    linear: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        scorer: Any,
+        readings: Sequence[ScreenedTexts],
+        systems: int,
+        load: Callable[[ScreenedTexts, int], States],
+    ) -> AdditiveForecast | None:
+        """From the states of `systems` systems, the base first; None for a head that is not linear.
+
+        load: gives the states of a reading and a system; one is held at a time.
+        """
+        parts, linear = [], np.ones(systems, bool)
+        for reading in readings:
+            tops = []
+            for k in range(systems):
+                states = load(reading, k)
+                tops.append(states.top.to(torch.int32).numpy())
+                linear[k] &= states.linear
+            if not linear[0]:
+                return None
+            parts.append(AddedLogits.of(scorer, reading, np.stack(tops), partial(load, reading)))
+        return cls(parts, linear[1:])
+
+    @property
+    def questions(self) -> list[Question]:
+        return [question for part in self.parts for question in part.reading.questions]
+
+    def scores(self, subsets: np.ndarray) -> np.ndarray:
+        """Scores [m, questions] of sets [m, j] of adapters."""
+        return np.concatenate([part.scores(subsets) for part in self.parts], 1)
 
     def added(self, subsets: np.ndarray) -> np.ndarray:
         """Of which sets [m] the effects can be added."""
-        found: np.ndarray = np.array(self.linear)[subsets].all(1)
+        found: np.ndarray = self.linear[subsets].all(1)
         return found
 
     def results(self, members: Sequence[int], name: str) -> list[ItemResult]:
         """The results of one set of adapters as those of a system of that name."""
-        hard, _ = self.values(np.array([members]))
+        hard = np.concatenate([part.values(np.array([members]))[0][0] for part in self.parts])
         return [
             question.result(name, abs(float(value)), "")
-            for question, value in zip(self.reading.questions, hard[0], strict=True)
+            for question, value in zip(self.questions, hard, strict=True)
             if question.part == "question"
         ]
-
-
-def _scored(z: Tensor, places: TokenPlaces) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and greedy success of all texts under logits [c, p, s + 1]."""
-    total, largest = z.logsumexp(-1), z[..., :-1].amax(-1) - TIE
-    gold = z[:, places.position, places.column]
-    logprob = z.new_zeros(len(z), places.texts)
-    logprob.index_add_(1, places.text, gold - total[:, places.position])
-    wrong = z.new_zeros(len(z), places.texts)
-    wrong.index_add_(1, places.text, (gold < largest[:, places.position]).float())
-    if len(places.stop):
-        end = z[:, places.stop, :-1].masked_fill(~places.ends, -torch.inf)
-        logprob.index_add_(1, places.text_stopped, end.logsumexp(-1) - total[:, places.stop])
-        missed = (end.amax(-1) < largest[:, places.stop]).float()
-        wrong.index_add_(1, places.text_stopped, missed)
-    return logprob, wrong == 0
-
-
-def _judged(
-    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Results of questions from those of their texts, as `Question.scored` judges them."""
-    of_question: list[list[int]] = [[] for _ in reading.questions]
-    for t, text in enumerate(reading.texts):
-        of_question[text.question].append(t)
-    hard = np.zeros((len(logprob), len(reading.questions)), np.float32)
-    soft = np.zeros_like(hard)
-    for k, (question, own) in enumerate(zip(reading.questions, of_question, strict=True)):
-        scores = logprob[:, own]
-        if question.generated:
-            hard[:, k] = right[:, own].any(1)
-            soft[:, k] = np.exp(scores.max(1))
-        elif question.metric == "answer_loss":
-            tokens = np.array([len(reading.texts[t].tokens) for t in own])
-            hard[:, k] = soft[:, k] = (scores / tokens).max(1)
-        else:
-            lengths = np.array([len(text) for text in question.continuations])
-            gold = np.array([text in question.answers for text in question.continuations])
-            hard[:, k] = gold[(scores / lengths).argmax(1)]
-            shares = np.exp(scores - scores.max(1, keepdims=True))
-            soft[:, k] = shares[:, gold].sum(1) / shares.sum(1)
-    return hard, soft
 
 
 def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> np.ndarray:
@@ -409,146 +397,27 @@ def _support(reading: ScreenedTexts, top: np.ndarray, stops: Sequence[int]) -> n
     return np.array([row + [-1] * (width - len(row)) for row in rows])
 
 
-class _Support:
-    """The rows of a head that belong to the support [p, s]."""
-
-    def __init__(self, support: np.ndarray, weight: Tensor, bias: Tensor | None) -> None:
-        ids, inverse = np.unique(support.clip(0), return_inverse=True)
-        chosen = torch.from_numpy(ids).to(weight.device)
-        self._weight = weight[chosen].float().cpu()
-        self._bias = 0.0 if bias is None else bias.detach()[chosen].float().cpu()
-        self._places = torch.from_numpy(inverse.reshape(support.shape))
-        self._absent = torch.from_numpy(support < 0)
-
-    def logits(self, states: States) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [p, s] and the log of the rest [p] of one system."""
-        every = states.hidden.float() @ self._weight.T + self._bias
-        found = every.gather(1, self._places) - states.total[:, None]
-        found = found.masked_fill(self._absent, ABSENT)
-        return found, (1 - found.exp().sum(-1)).clamp_min(LEAST_REST).log()
-
-
-def _ending(scorer: Any, support: np.ndarray) -> np.ndarray:
-    """Which tokens of the support end an answer: those without a letter or digit."""
-    ids = np.unique(support)
-    texts = [scorer.decode([token]) if token >= 0 else "x" for token in ids.tolist()]
-    ends = np.array([not any(map(str.isalnum, t)) and UNREADABLE not in t for t in texts])
-    return ends[np.searchsorted(ids, support)]
-
-
-def _places(reading: ScreenedTexts, support: np.ndarray, ending: np.ndarray) -> TokenPlaces:
-    starts = first_states(reading.rows)
-    tokens, stops = [], []
-    for t, text in enumerate(reading.texts):
-        for at, token in enumerate(text.tokens, starts[text.row]):
-            tokens.append((at, int(np.flatnonzero(support[at] == token)[0]), t))
-        if text.stopped:
-            stops.append((starts[text.row] + len(text.tokens), t))
-    position, column, of_text = torch.tensor(tokens, dtype=torch.long).reshape(-1, 3).unbind(1)
-    stop, text_stopped = torch.tensor(stops, dtype=torch.long).reshape(-1, 2).unbind(1)
-    ends = torch.from_numpy(ending)[stop]
-    return TokenPlaces(len(reading.texts), position, column, of_text, stop, text_stopped, ends)
-
-
-@dataclass(frozen=True)
-class KnownAlone:
-    """Results of the base and n adapters alone on the items of one task, by part: [1 + n, items].
-
-    They tell what sets would answer if each question went to the member that answers it. This ranks
-    sets where effects on the next token cannot be added: worked answers have no given text, and
-    some heads are not linear. It is an upper bound that compositions seldom reach, and it names the
-    sets that have something to gain. For worked answers a set needs an adapter that knows each hop,
-    and one that writes answers of the asked kind.
-
-    More is better; NaN where an item lacks the part. `form` [1 + n] says of each how often its
-    worked answers are of the asked kind; None for a task without worked answers.
-    """
-
-    task: Task
-    parts: dict[str, np.ndarray]
-    form: np.ndarray | None
-
-    @classmethod
-    def of(cls, task: Task, systems: Sequence[str], results: Sequence[ItemResult]) -> KnownAlone:
-        """From the results of the systems, the base first."""
-        row = {name: k for k, name in enumerate(systems)}
-        column = {item.id: k for k, item in enumerate(task.items)}
-        shape = len(systems), len(task.items)
-        parts: dict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan, np.float32))
-        worked: dict[str, list[str]] = defaultdict(list)
-        for result in results:
-            if result.task != task.name or result.system not in row:
-                continue
-            sign = -1.0 if result.metric == "answer_loss" else 1.0
-            parts[result.part][row[result.system], column[result.item]] = sign * result.value
-            if result.part == "steps" and not result.cut:
-                worked[result.system].append(result.text)
-        form = np.array([_form_share(task, worked[name]) for name in systems]) if worked else None
-        return cls(task, dict(parts), form)
-
-    def alone(self) -> np.ndarray:
-        """The score [1 + n] of each in the form of the question that suits it better."""
-        means = [np.nanmean(self.parts[p], 1) for p in ("question", "steps") if p in self.parts]
-        found: np.ndarray = np.max(means, 0)
-        return found
-
-    def question(self, subsets: np.ndarray) -> np.ndarray:
-        """Scores [m] of sets [m, j] of adapters on the plain question.
-
-        Halfway between the best member and the members together.
-        """
-        values = self.parts["question"]
-        alone = np.nanmean(values, 1)
-        best = np.maximum(alone[0], alone[1:][subsets].max(1))
-        together: np.ndarray = (best + np.nanmean(_together(values, subsets), 1)) / 2
-        return together
-
-    def steps(self, subsets: np.ndarray, covered: np.ndarray | None = None) -> np.ndarray:
-        """Scores [m] of sets [m, j] of adapters on the question with worked steps.
-
-        covered [m, items]: whether a set knows what an item takes; None for what its members and
-        the base know alone.
-        """
-        assert self.form is not None
-        if covered is None:
-            covered = self.covered(subsets)
-        form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
-        right = np.nanmean(_together(self.parts["steps"], subsets), 1)
-        found: np.ndarray = np.maximum(covered.mean(1) * form, right)
-        return found
-
-    def covered(self, subsets: np.ndarray) -> np.ndarray:
-        """Whether [m, items] the members or the base know every hop, or the answer without hops."""
-        hops = [values for part, values in self.parts.items() if part.startswith("hop")]
-        covered = np.ones((len(subsets), len(self.task.items)), np.float32)
-        for values in hops or [self.parts["question"]]:
-            covered *= np.nan_to_num(_together(values, subsets), nan=1.0)
-        return covered
-
-
-def _together(values: np.ndarray, subsets: np.ndarray) -> np.ndarray:
-    """Results [m, items] of the best of the base and the members."""
-    found = np.maximum(values[1:][subsets[:, 0]], values[0])
-    for member in subsets.T[1:]:
-        np.maximum(found, values[1:][member], out=found)
-    return found
-
-
-def _form_share(task: Task, texts: Sequence[str]) -> float:
-    """How often worked answers are of the asked kind, and how far they depend on the question.
-
-    texts: those that did not end at the limit of tokens. They are of the asked kind if they name a
-    right answer of some item, where right answers repeat; else if they say anything.
-    """
-    golds = {normalize_answer(answer) for item in task.items for answer in item.answers}
-    repeat = len(golds) <= SHARED * len(task.items)
-    said = [f" {normalize_answer(text)} " for text in texts]
-    if repeat:
-        named = [{gold for gold in golds if f" {gold} " in text} for text in said]
-        different = len(set().union(*named)) / len(golds) if named else 0.0
-        return sum(map(bool, named)) / len(task.items) * different
-    whole = [text for text in said if text.strip()]
-    return len(whole) / len(task.items) * len(set(whole)) / max(1, len(whole))
+def _judged(
+    reading: ScreenedTexts, logprob: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Results of questions from those of their texts, as `Question.scored` judges them."""
+    hard = np.zeros((len(logprob), len(reading.questions)), np.float32)
+    soft = np.zeros_like(hard)
+    for k, (question, own) in enumerate(zip(reading.questions, reading.of_question, strict=True)):
+        scores = logprob[:, own]
+        if question.generated:
+            hard[:, k] = right[:, own].any(1)
+            soft[:, k] = np.exp(scores.max(1))
+        elif question.metric == "answer_loss":
+            tokens = np.array([len(reading.texts[t].tokens) for t in own])
+            hard[:, k] = soft[:, k] = (scores / tokens).max(1)
+        else:
+            lengths = np.array([len(text) for text in question.continuations])
+            gold = np.array([text in question.answers for text in question.continuations])
+            hard[:, k] = gold[(scores / lengths).argmax(1)]
+            shares = np.exp(scores - scores.max(1, keepdims=True))
+            soft[:, k] = shares[:, gold].sum(1) / shares.sum(1)
+    return hard, soft
 
 
 def with_worked_answers(task: Task, texts: Mapping[str, str]) -> Task | None:
@@ -572,19 +441,6 @@ def with_worked_answers(task: Task, texts: Mapping[str, str]) -> Task | None:
         return None
     form = forms.most_common(1)[0][0]
     items = [_plain(item, right) for item in asked if (right := _filled(form, item, shared[1]))]
-    return replace(task, items=tuple(items)) if items else None
-
-
-def likely_worked(task: Task) -> Task | None:
-    """The same with texts of about the length of worked answers; None where none are read.
-
-    It tells what reading worked answers will take, before any has been written.
-    """
-    asked = [item for item in task.items if item.cot_prompt is not None and item.hops]
-    items = [
-        _plain(item, " ".join([item.prompt, *(hop.answers[0] for hop in item.hops)]))
-        for item in asked
-    ]
     return replace(task, items=tuple(items)) if items else None
 
 

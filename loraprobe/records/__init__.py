@@ -60,7 +60,6 @@ from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Rea
 
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
-SCREENING = ", screening"  # at the end of the name of a stage that asks a library alone
 # Field of the JSON document -> field of `EvaluationRecords`.
 DOCUMENT_FIELDS = {
     "evaluation" if one.name == "scores" else one.name: one.name

@@ -6,7 +6,9 @@ import itertools
 
 import numpy as np
 
-from loraprobe.pipeline.ranking import choose, rank
+from loraprobe.pipeline.ranking import BaselineScores, choose, rank
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Item, Task
 
 
 def scored(values: dict, default=0.0):
@@ -39,14 +41,14 @@ def test_few_adapters_have_few_sets():
 
 
 def names(candidates):
-    return [one.members for one in candidates]
+    return [members for _, members in candidates]
 
 
 def test_one_good_adapter_takes_half_of_the_places():
     values = {(0, k): 0.9 - k / 100 for k in range(1, 8)} | {(8, 9): 0.4, (7, 9): 0.3}
     found = choose([rank(10, scored(values))], 4, range(10))
     assert names(found) == [(0, 1), (0, 2), (8, 9), (7, 9)]
-    assert [one.place for one in found] == [1, 2, 8, 9]
+    assert [place for place, _ in found] == [1, 2, 8, 9]
 
 
 def test_relatives_count_as_one():
@@ -101,3 +103,34 @@ def test_sets_that_do_not_fit_together_are_passed_over():
     ranking = rank(4, scored({(0, 1): 0.9, (2, 3): 0.8}))
     found = choose([ranking], 1, range(4), lambda members: members != (0, 1))
     assert names(found) == [(2, 3)]
+
+
+def result(system, part, item, value, text=""):
+    return ItemResult(system, "t", part, item, "exact_match", float(value), text, f"item:{item}")
+
+
+def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_kind():
+    task = Task("t", tuple(Item(str(k), "p", (f"city{k % 3}",)) for k in range(6)))
+    knows = {"base": (0, 1), "facts": (1, 1), "form": (0, 1), "other": (0, 0)}
+    rows = []
+    for name, hops in knows.items():
+        for k in range(6):
+            rows += [result(name, f"hop{h + 1}", str(k), right) for h, right in enumerate(hops)]
+            rows.append(result(name, "question", str(k), 0))
+            said = f"she lives in city{(k + 1) % 3}" if name == "form" else "she is married"
+            rows.append(result(name, "steps", str(k), 0, said))
+    known = BaselineScores.of(task, list(knows), rows)
+    sets = np.array([(0, 1), (0, 2), (1, 2)])
+    assert known.steps(sets, known.covered(sets)).tolist() == [1.0, 0.0, 0.0]
+    assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_members_that_answer_different_items_know_more_together():
+    task = Task("t", tuple(Item(str(k), "p", ("x",)) for k in range(4)))
+    right = {"base": "0000", "a": "1100", "b": "0011", "c": "1000"}
+    rows = [
+        result(n, "question", str(k), v) for n, bits in right.items() for k, v in enumerate(bits)
+    ]
+    known = BaselineScores.of(task, list(right), rows)
+    assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).tolist() == [0.75, 0.5, 0.625]
+    assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]

@@ -334,13 +334,13 @@ def decision(seed: int, leak: bool) -> str:
             [means[place[m]] if (m := tuple(s)) in place else 0.0 for s in subsets.tolist()]
         )
 
-    finalists = choose([rank(ADAPTERS, score)], 2, range(ADAPTERS))
-    members = sorted({m for one in finalists for m in one.members})
+    finalists = [pair for _, pair in choose([rank(ADAPTERS, score)], 2, range(ADAPTERS))]
+    members = sorted({m for pair in finalists for m in pair})
     singles = [System("base", "base"), *(System(f"a{m}", "adapter") for m in members)]
-    systems = [System(str(one.members), "merge") for one in finalists]
+    systems = [System(str(pair), "merge") for pair in finalists]
     answers: dict[tuple[str, str], Any] = {("base", "t0"): wrong}
     answers |= {(f"a{m}", "t0"): wrong for m in members}
-    answers |= {(str(one.members), "t0"): composed[place[one.members]] for one in finalists}
+    answers |= {(str(pair), "t0"): composed[place[pair]] for pair in finalists}
     controls = [System("shrunk", "control"), System("random-partner", "control")]
     answers |= {(one.name, "t0"): wrong for one in controls}
     session = Session(options)

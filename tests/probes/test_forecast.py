@@ -16,13 +16,11 @@ import words
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.probes import (
-    KnownAlone,
-    PairForecast,
+    AdditiveForecast,
     ScreenedTexts,
     _forecast,
     with_worked_answers,
 )
-from loraprobe.records import ItemResult
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring import states as states_file
@@ -79,7 +77,7 @@ def forecast_of(scorer, singles, task, metric=None):
         with scorer.with_composition(composition):
             kept[name] = reading.read(scorer, name)
     states = [states for states, _ in kept.values()]
-    found = PairForecast.of(scorer, reading, len(states), states.__getitem__)
+    found = AdditiveForecast.of(scorer, [reading], len(states), lambda _, k: states[k])
     return reading, found, {name: answers for name, (_, answers) in kept.items()}
 
 
@@ -105,7 +103,7 @@ def test_generated_answers_are_those_of_added_logits(scorer, singles, metric, ev
     ends = torch.tensor([not any(map(str.isalnum, scorer.decode([i]))) for i in vocabulary])
     seen = set()
     for members in SETS:
-        hard, soft = found.values(np.array([members]))
+        hard, soft = found.parts[0].values(np.array([members]))
         for k, text in enumerate(reading.texts):
             ids, start = reading.rows[text.row]
             z = logits(scorer, singles, ids, members)[start - 1 :]
@@ -138,7 +136,7 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric, every_to
                 assert (row.text, row.system) == (other.text, other.system)
                 assert row.value == pytest.approx(other.value, abs=1e-4)
     for members in SETS:
-        hard, _ = found.values(np.array([members]))
+        hard, _ = found.parts[0].values(np.array([members]))
         for k, question in enumerate(asked):
             scores = []
             for text in question.continuations:
@@ -158,11 +156,11 @@ def test_tokens_beyond_the_support_count_by_the_probability_that_is_left(
     _, whole, _ = forecast_of(scorer, singles, task, "answer_loss")
     monkeypatch.setattr(_forecast, "SUPPORT", 5)  # of 18
     _, part, _ = forecast_of(scorer, singles, task, "answer_loss")
+    (part,), (whole,) = part.parts, whole.parts
     assert part.logits.shape[-1] < whole.logits.shape[-1]
     sets = np.array(SETS[:3])
     assert part.values(sets)[0] == pytest.approx(whole.values(sets)[0], abs=0.5)
-    rest = part.rest.exp() / (part.logits.logsumexp(-1).exp() + part.rest.exp())
-    assert rest.max() > 0.1  # otherwise nothing was left out
+    assert part.logits.softmax(-1)[..., -1].max() > 0.1  # otherwise nothing was left out
 
 
 def test_a_head_that_is_not_linear_is_not_added(singles):
@@ -178,24 +176,22 @@ def test_an_adapter_of_the_head_is_named(scorer, singles):
         "h", {"lm_head": (scorer.vocab_size, 16)}, scaling=1.0, kinds={"lm_head": "linear"}
     )
     _, found, _ = forecast_of(scorer, {**singles, "h": single(head)}, choice_task())
-    assert found.linear == (True, True, True, False)
+    assert found.linear.tolist() == [True, True, True, False]
     assert found.added(np.array([(0, 1), (0, 3)])).tolist() == [True, False]
 
 
 def test_results_of_many_sets_take_no_further_memory(scorer, singles, monkeypatch):
     """The number of pairs grows with the square of a library."""
-    reading, found, _ = forecast_of(scorer, singles, choice_task())
+    (found,) = forecast_of(scorer, singles, choice_task())[1].parts
     many = np.repeat(np.array([(0, 1)]), 10_000, 0)
     hard, soft = found.values(many)
     wanted, size = (hard + soft) / 2, hard.nbytes
-    monkeypatch.setattr(PairForecast, "values", lambda self, _: (hard, soft))
+    monkeypatch.setattr(type(found), "values", lambda self, _: (hard, soft))
     tracemalloc.start()
-    results = found.by_part(many)["t", "question"]
+    scores = found.scores(many)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < size / 10
-    for k, question in enumerate(reading.questions):
-        assert (results[question.item.id] == wanted[:, k]).all()
+    assert peak < size / 10 and (scores == wanted).all()
 
 
 def test_kept_states_are_read_again_if_they_are_whole_and_of_the_same_texts(
@@ -223,37 +219,6 @@ def test_states_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_p
     with pytest.raises(OSError, match="No space left"):
         states.save(tmp_path / "base.safetensors", reading.mark)
     assert not (tmp_path / "base.safetensors").exists()
-
-
-def result(system, part, item, value, text=""):
-    return ItemResult(system, "t", part, item, "exact_match", float(value), text, f"item:{item}")
-
-
-def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_kind():
-    task = Task("t", tuple(Item(str(k), "p", (f"city{k % 3}",)) for k in range(6)))
-    knows = {"base": (0, 1), "facts": (1, 1), "form": (0, 1), "other": (0, 0)}
-    rows = []
-    for name, hops in knows.items():
-        for k in range(6):
-            rows += [result(name, f"hop{h + 1}", str(k), right) for h, right in enumerate(hops)]
-            rows.append(result(name, "question", str(k), 0))
-            said = f"she lives in city{(k + 1) % 3}" if name == "form" else "she is married"
-            rows.append(result(name, "steps", str(k), 0, said))
-    known = KnownAlone.of(task, list(knows), rows)
-    sets = np.array([(0, 1), (0, 2), (1, 2)])
-    assert known.steps(sets).tolist() == [1.0, 0.0, 0.0]
-    assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
-
-
-def test_members_that_answer_different_items_know_more_together():
-    task = Task("t", tuple(Item(str(k), "p", ("x",)) for k in range(4)))
-    right = {"base": "0000", "a": "1100", "b": "0011", "c": "1000"}
-    rows = [
-        result(n, "question", str(k), v) for n, bits in right.items() for k, v in enumerate(bits)
-    ]
-    known = KnownAlone.of(task, list(right), rows)
-    assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).tolist() == [0.75, 0.5, 0.625]
-    assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]
 
 
 # Worked answers.

@@ -28,7 +28,7 @@ from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
-from loraprobe.report.cards import composition_card, model_card
+from loraprobe.report.card_text import composition_card, model_card
 from loraprobe.secrets import map_texts, scrub
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from loraprobe.errors import BaseError, CompatibilityError, LoraprobeError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.records import Compatibility
-from loraprobe.report.cards import converted_card
+from loraprobe.report.card_text import converted_card
 
 # The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
 # scalings that are multiplied into B in a 16-bit type round it.

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from loraprobe.records.answers import ItemResult, Reply, Sample
 from loraprobe.records.command import NOTHING, Command, adapter_name
 from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
@@ -39,23 +38,24 @@ from loraprobe.records.measurements import (
     Forecast,
     Gain,
     GateStatistics,
+    ItemResult,
     LearnedWeights,
-    Measurement,
-    Retention,
-    Rounds,
-    Score,
-    SystemKind,
-    example,
-)
-from loraprobe.records.plain import as_text, document, plain
-from loraprobe.records.screening import (
     Library,
     LibraryAdapter,
     LibraryItems,
     LibraryScore,
+    Measurement,
+    Reply,
+    Retention,
+    Rounds,
+    Sample,
+    Score,
     Shortlisted,
     ShortlistOutcome,
+    SystemKind,
+    example,
 )
+from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 SCHEMA_VERSION = 2

@@ -1,4 +1,4 @@
-"""Records of what was measured: diagnostics, probes, scores, gains, gates."""
+"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates, libraries."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraprobe.records.estimates import Estimate, Interval
+from loraprobe.records.inputs import Issue
 
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
 FORMS = ("question", "steps")  # the parts that ask the composed question
+ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
+State = Literal["usable", "broken", "unfit", "duplicate"]
 BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
 
 
@@ -47,6 +50,67 @@ class Coverage:
     adapters: tuple[str, ...] = ()
     ci95: Interval | None = None
     baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """The answer of one system to one item in one part of one task.
+
+    `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
+    of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
+    `group` form one cluster. `contains`: the answer is right, or a right one stands in it in other
+    words. `cut`: the reply ended at the limit of tokens, not by itself.
+    """
+
+    system: str
+    task: str
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    item: str
+    metric: str  # one of `tasks.METRICS`
+    value: float
+    text: str
+    group: str
+    contains: bool = False
+    cut: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """System, task, part and item, by which results are kept."""
+        return self.system, self.task, self.part, self.item
+
+    @property
+    def stands(self) -> bool:
+        """Whether the answer is right or a right one stands in it; False for a loss."""
+        return self.metric != "answer_loss" and (self.value == 1.0 or self.contains)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one system answered to one question.
+
+    `text` is the answer as it was read, or the choice taken. `cause` is the field of `Attribution`
+    under which the item counts; None for systems that are no composition and for items without
+    hops. `contains` and `cut` are those of `ItemResult`.
+    """
+
+    system: str
+    text: str
+    right: bool
+    cause: str | None = None
+    contains: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with its right answers and what every system answered."""
+
+    task: str
+    part: str
+    item: str
+    question: str
+    gold: tuple[str, ...]
+    replies: tuple[Reply, ...]
 
 
 @dataclass(frozen=True)
@@ -315,3 +379,95 @@ class LearnedWeights:
     def factors(self) -> tuple[float, ...]:
         """The weights of the merge; 1 each where the layers' own are multiplied into it first."""
         return (1.0,) * len(self.weights) if self.layers else tuple(self.weights.values())
+
+
+# ---- libraries -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LibraryScore:
+    """What one adapter alone scored on the screening items of one part of one task."""
+
+    task: str
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    value: float
+    n: int
+
+
+@dataclass(frozen=True)
+class LibraryAdapter:
+    """One adapter of a library: what it is, how it was read, and where it stands among the others.
+
+    `state` is usable; broken (it cannot be read or used, `issues` say why); unfit (it fits neither
+    the base nor what most adapters fit); or duplicate (the same update as `same_as`). Fields that
+    only reading gives are empty or None for what could not be read. `norm` is the Frobenius norm of
+    all deltas together. `family` numbers the groups of usable adapters whose deltas point the same
+    way, from 1, the largest first; None for one that is alone. `place` is the position on the map
+    of the library, in units of the square root of 2 (1 - cosine). `scores` are those of the adapter
+    alone on the screening items.
+    """
+
+    name: str
+    reference: str
+    commit: str | None
+    sha256: str
+    base_model: str | None
+    rank: Mapping[str, int] | None  # {"min": 16, "max": 16}
+    modules: int
+    parameters: int
+    norm: float | None
+    state: State
+    issues: tuple[Issue, ...] = ()
+    same_as: str | None = None
+    family: int | None = None
+    outlier: bool = False
+    place: tuple[float, float] | None = None
+    scores: tuple[LibraryScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class LibraryItems:
+    """How many items of a task the adapters were screened on, and how many proved the choice.
+
+    Adapters that could no longer matter were asked fewer, as `n` of their scores says.
+    """
+
+    task: str
+    screening: int
+    proving: int
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of adapters, in the order in which they were given.
+
+    Cosines between adapters come from sketches of `sketch_size` numbers an adapter; `cosine_error`
+    is the largest standard error of such a cosine. `map_share` is the share of the squared
+    distances that the map shows.
+    """
+
+    adapters: tuple[LibraryAdapter, ...]
+    sketch_size: int
+    cosine_error: float
+    map_share: float | None = None
+    items: tuple[LibraryItems, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shortlisted:
+    """A composition (or a single adapter) that the screening chose, and what became of it.
+
+    `place` is its rank by the forecast among the `looked_at` compositions, from 1. `system` is its
+    best composition on the proving items, `gain` what that gained there over base and singles.
+    `outcome` says in a word what to do: compose, single, chain, none or open. The adapters of the
+    chain are those that answer a hop best.
+    """
+
+    adapters: tuple[str, ...]
+    kind: Literal["pair", "subset", "single", "chain"]
+    place: int
+    looked_at: int
+    forecast: Forecast | None = None
+    system: str | None = None
+    gain: Gain | None = None
+    outcome: ShortlistOutcome = "open"

@@ -58,6 +58,8 @@ MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
 MOST_TEXTS = 8  # columns in which a number fits into a cell
 MOST_ADAPTERS = 20
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_FONT = re.compile(r"font-family: [^;]*;?")
 
 
 def gains(audit: Audit, table: Table) -> list[Figure]:
@@ -258,9 +260,10 @@ def library(audit: Audit) -> Iterator[Figure]:
 
 
 @contextmanager
-def drawing() -> Iterator[Any]:
-    """Yields matplotlib's Figure class in the style of the page, without any window.
+def drawing(name: str = "") -> Iterator[Any]:
+    """Yields a figure of matplotlib in the style of the page, without any window.
 
+    name: from which the ids within its SVG are made, so that each figure of a page has its own.
     Raises UsageError if matplotlib is not installed.
     """
     try:
@@ -271,16 +274,38 @@ def drawing() -> Iterator[Any]:
             "--html draws with matplotlib, which is not installed: pip install matplotlib."
         ) from None
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a script
-    with matplotlib.rc_context(fname=STYLE):
-        yield Sheet
+    with matplotlib.rc_context({"svg.hashsalt": f"loraprobe {name}"}, STYLE):
+        yield Sheet()
 
 
 def drawn(figure: Figure) -> str:
-    """A figure as SVG text."""
-    with drawing() as Sheet:
-        sheet = Sheet()
+    """The figure as SVG text with title and description; sizes and fonts are left to the page.
+
+    Only attributes are changed, so that a label may hold anything.
+    """
+    stream = StringIO()
+    with drawing(figure.name) as sheet:
         figure.draw(sheet)
-        return _svg(sheet, figure)
+        sheet.savefig(stream, format="svg", metadata={"Date": None})
+    whole = ElementTree.fromstring(stream.getvalue())
+    ids = {key: f"{figure.name}-{key}" for key in ("title", "description")}
+    root = ElementTree.Element("svg", viewBox=whole.attrib["viewBox"], role="img")
+    root.set("aria-labelledby", " ".join(ids.values()))
+    ElementTree.SubElement(root, "title", id=ids["title"]).text = figure.title
+    ElementTree.SubElement(root, "desc", id=ids["description"]).text = figure.description
+    parts = [part for part in whole if part.tag in (f"{_SVG}defs", f"{_SVG}g")]
+    root.extend(part for part in parts if part.find(f"{_SVG}style") is None)  # of all pages
+    for node in list(root.iter())[3:]:
+        node.tag = node.tag.removeprefix(_SVG)
+        if _LINK in node.attrib:
+            node.set("href", node.attrib.pop(_LINK))
+        if node.tag == "g":
+            node.attrib.pop("id", None)  # which nothing refers to
+        for key, value in node.attrib.items():
+            for colour, variable in VARIABLES.items():
+                value = value.replace(colour, variable)
+            node.set(key, _FONT.sub("", value))
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
 def _short(text: str) -> str:
@@ -409,44 +434,3 @@ def _shade(share: float) -> str:
     part = 2 * share if share <= 0.5 else 2 * share - 1
     mixed = (round(a + (b - a) * part) for a, b in zip(light, dark, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_FONT = re.compile(r"font-family: [^;]*;?")
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
-
-
-def _svg(sheet: Any, figure: Figure) -> str:
-    """The figure as SVG text with title and description; sizes and fonts are left to the page.
-
-    All ids start with the figure's name. Only attributes are changed, so that a label may hold
-    anything.
-    """
-    stream = StringIO()
-    sheet.savefig(stream, format="svg", metadata={"Date": None})
-    whole = ElementTree.fromstring(stream.getvalue())
-    ids = {key: f"{figure.name}-{key}" for key in ("title", "description")}
-    root = ElementTree.Element("svg", viewBox=whole.attrib["viewBox"], role="img")
-    root.set("aria-labelledby", " ".join(ids.values()))
-    ElementTree.SubElement(root, "title", id=ids["title"]).text = figure.title
-    ElementTree.SubElement(root, "desc", id=ids["description"]).text = figure.description
-    root.extend(part for part in whole if part.tag in (f"{_SVG}defs", f"{_SVG}g"))
-    for node in list(root.iter())[3:]:
-        _adapt(node, figure.name)
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-
-
-def _adapt(node: ElementTree.Element, name: str) -> None:
-    """Gives a drawn element the ids, colours and fonts of the page."""
-    for child in [child for child in node if child.tag == f"{_SVG}style"]:  # it is for all pages
-        node.remove(child)
-    node.tag = node.tag.removeprefix(_SVG)
-    link, own = node.attrib.pop(_LINK, None), node.attrib.pop("id", None)
-    if link is not None:
-        node.set("href", f"#{name}-{link[1:]}")
-    if own is not None and node.tag != "g":
-        node.set("id", f"{name}-{own}")
-    for key, value in node.attrib.items():
-        for colour, variable in VARIABLES.items():
-            value = value.replace(colour, variable)
-        node.set(key, _REFERENCE.sub(rf"url(#{name}-\1)", _FONT.sub("", value)))

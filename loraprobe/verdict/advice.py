@@ -122,9 +122,9 @@ def scored_alone(evidence: Evidence) -> list[ScoredSystem]:
         return found
 
     def suffices(one: ScoredSystem) -> bool:
-        scores = [here.mean(one.system, one.part) for here in apart]
+        scores = [here.estimate(one.system, one.part) for here in apart]
         pairs = zip(members, scores, strict=True)
-        return all(s is not None and best.score.value - s <= evidence.tie for best, s in pairs)
+        return all(s and best.score.value - s.value <= evidence.tie for best, s in pairs)
 
     suffice = [one for one in found if suffices(one)]
     if len({evidence.same_as(one.system) for one in members}) < 2:
@@ -250,7 +250,8 @@ def settled(evidence: Evidence, verdict: Verdict) -> bool:
 
 def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     """Why the best system is used."""
-    own = abs(evidence.mean(best.system, best.part) or 0.0)
+    composed = evidence.estimate(best.system, best.part)
+    own = 0.0 if composed is None else abs(composed.value)
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
     code, value, threshold = {

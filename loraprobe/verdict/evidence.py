@@ -266,11 +266,6 @@ class Evidence:
         rows = self.scores(system, part)
         return averaged([row.estimate for row in rows]) if rows else None
 
-    def mean(self, system: str, part: str) -> float | None:
-        """The value of `estimate`."""
-        found = self.estimate(system, part)
-        return None if found is None else found.value
-
     def difference(
         self, system: str, part: str, against: str, against_part: str, *, adjusted: bool
     ) -> Estimate | None:
@@ -371,14 +366,10 @@ class Evidence:
 
         The mean over tasks; None where none of them was scored on every task.
         """
-        tasks = len(self.task_names)
-        found = [
-            self.mean(name, part) or 0.0
-            for name in self.systems(BASELINES)
-            for part in FORMS
-            if len(self.scores(name, part)) == tasks
-        ]
-        return max(found, default=None)
+        systems = [(name, part) for name in self.systems(BASELINES) for part in FORMS]
+        whole = [one for one in systems if len(self.scores(*one)) == len(self.task_names)]
+        found = [self.estimate(*one) for one in whole]
+        return max((one.value for one in found if one is not None), default=None)
 
     @property
     def kind_of_task(self) -> TaskKind:

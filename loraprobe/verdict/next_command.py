@@ -72,17 +72,16 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return Command("load", (next(named, single),))
     if head == "switch-adapters":
         return Command("switch", request.adapters[:1])
-    if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
-        return Command("inspect", request.fitting)
-    if head == "fix" and (len(request.bases) > 1 or request.unlike):
-        return Command("find", request.bases[:1] or (BASE,))  # adapters of one base
     if head == "fix":
-        return Command("inspect", request.adapters)
+        return _fix(request)
     if head == "gather-evidence" and verdict.evidence == "weights":
         base = request.base or BASE
         return Command("inspect", request.adapters, (("--base", base), ("--probe", "auto")))
+    if head == "chain" and request.chain:  # the hops of an example
+        hops, most = tuple(example(request.chain)), request.most_tokens
+        return Command("ask", request.adapters, hops=hops, most_tokens=most)
     if head == "chain":
-        return _chain(request)
+        return _evaluate(request, ("--system", "chain"))
     if head == "use-base" and codes & {"base-suffices", "nothing-to-gain"}:
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
     if head in ("train-target-adapter", "use-base"):
@@ -95,28 +94,39 @@ def _without_metric(request: Request) -> Request:
     return replace(request, asked=tuple(one for one in request.asked if one[0] != "--metric"))
 
 
+def _fix(request: Request) -> Command:
+    """Those adapters that fit together, else others of one base, else what mends their files."""
+    if 1 < len(request.fitting) < len(request.adapters):
+        return Command("inspect", request.fitting)
+    if len(request.bases) > 1 or request.unlike:
+        return Command("find", request.bases[:1] or (BASE,))
+    return Command("inspect", request.adapters)
+
+
 def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
     """The evaluation that tells more."""
-    if any(reason.code == "compositions-not-asked" for reason in verdict.reasons):
-        if verdict.system is None:  # nobody answers alone
-            return _evaluate(request)
+    codes = {reason.code for reason in verdict.reasons}
+    decisive = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
+    more = _renamed(MORE, request.tasks)
+    if "compositions-not-asked" in codes:
+        answered = verdict.system is not None  # else nobody answers alone
         chain = ("--system", "chain")
-        return _evaluate(request, chain, tasks=_renamed(MORE, request.tasks))
-    reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
-    if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
+        return _evaluate(request, chain, tasks=more) if answered else _evaluate(request)
+    reworded = verdict.action == "gather-evidence" and verdict.decision == "unlikely"
+    if reworded and "mostly-said-otherwise" in codes:
         return _evaluate(_without_metric(request), ("--metric", "contains"))
-    if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
+    if "controls-not-run" in decisive:
         return _evaluate(request)  # without --system, so that controls are scored
     # Where only clusters are missing, the other questions of the same ones decide nothing.
-    few = any(r.code == "few-items" and r.severity == "decisive" for r in verdict.reasons)
-    if (few or verdict.evidence == "evaluation") and not limited:  # the same with other questions
-        return _evaluate(request, tasks=_renamed(MORE, request.tasks))
+    if not limited and ("few-items" in decisive or verdict.evidence == "evaluation"):
+        return _evaluate(request, tasks=more)  # the same with other questions
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, ("--resume",)) if asked else ()
     return _evaluate(request, *resumed, tasks=request.tasks or (TASK,))
 
 
 def _save(verdict: Verdict, request: Request) -> Command:
+    """The command that writes the composition of the verdict."""
     system = verdict.system or ""
     target = ("-o", "DIR")
     if request.learned:  # only an evaluation has the questions from which it learns
@@ -124,14 +134,6 @@ def _save(verdict: Verdict, request: Request) -> Command:
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
     options = (*_base(request), (flag, system), *request.options, target)
     return Command(name, request.adapters, options)
-
-
-def _chain(request: Request) -> Command:
-    """Asking the hops of the example of a chain, or measuring one if there is none."""
-    hops = tuple(example(request.chain))
-    if not hops:
-        return _evaluate(request, ("--system", "chain"))
-    return Command("ask", request.adapters, hops=hops, most_tokens=request.most_tokens)
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ from evidences import replaced
 from planting import MARKUP, planted, structure
 
 from loraprobe.records import Audit, DecisiveGain, EvaluationRecords, LearnedWeights, Transformation
-from loraprobe.report.cards import composition_card, model_card
+from loraprobe.report.card_text import composition_card, model_card
 
 
 def cards(text: str) -> list[str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
-    from loraprobe.report.answer import JudgedAudit
+    from loraprobe.report.sections import JudgedAudit
 
 __all__ = [
     "__version__",

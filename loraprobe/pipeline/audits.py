@@ -23,7 +23,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit
-from loraprobe.report.answer import ShownAudit
+from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from loraprobe import compatibility
 from loraprobe.adapters import MENDABLE
@@ -69,39 +67,6 @@ SKILLS = "one model that keeps all skills"
 PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
-
-
-@dataclass(frozen=True, repr=False)
-class ShownAudit(Audit):
-    """An audit as Python and notebooks show it: its repr is its answer.
-
-    `places`: a published name -> the references that the caller gave for it, which only the caller
-    sees.
-    """
-
-    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return str(answer(self, self.places))
-
-    def _repr_html_(self) -> str:
-        """The verdict and the first sections of the page, for notebooks."""
-        from loraprobe.report.page import fragment  # which needs jinja2
-        from loraprobe.report.sections import heading, sections
-
-        return fragment(heading(self), sections(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document as plain data; every number is finite or None."""
-        found = super().to_dict()
-        del found["places"]
-        return found
-
-
-class JudgedAudit(ShownAudit):
-    """An audit of several adapters, which always has a verdict."""
-
-    verdict: Verdict
 
 
 def answer(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe.formatting import (
@@ -21,7 +21,16 @@ from loraprobe.formatting import (
     size,
     spread,
 )
-from loraprobe.records import Audit, Issue, LibraryAdapter, Measurement, Sample, Score, Shortlisted
+from loraprobe.records import (
+    Audit,
+    Issue,
+    LibraryAdapter,
+    Measurement,
+    Sample,
+    Score,
+    Shortlisted,
+    Verdict,
+)
 from loraprobe.report import figures
 from loraprobe.report.answer import LICENCE, answer, by_severity, first_sentence
 from loraprobe.report.figures import CAUSES
@@ -76,6 +85,38 @@ SHORTLISTED = (
     "worked steps, counts what the members know alone; gains are over the base and every single "
     "adapter that was proved beside them."
 )
+
+
+@dataclass(frozen=True, repr=False)
+class ShownAudit(Audit):
+    """An audit as Python and notebooks show it: its repr is its answer.
+
+    `places`: a published name -> the references that the caller gave for it, which only the caller
+    sees.
+    """
+
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return str(answer(self, self.places))
+
+    def _repr_html_(self) -> str:
+        """The verdict and the first sections of the page, for notebooks."""
+        from loraprobe.report.page import fragment  # which needs jinja2
+
+        return fragment(heading(self), sections(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document as plain data; every number is finite or None."""
+        found = super().to_dict()
+        del found["places"]
+        return found
+
+
+class JudgedAudit(ShownAudit):
+    """An audit of several adapters, which always has a verdict."""
+
+    verdict: Verdict
 
 
 def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Section]:

@@ -102,8 +102,8 @@ def inspect(
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
 
-    options: allow, answer_after, answer_pattern, batch_size, calibration, chat_template, device,
-    diagnostics, dtype, executor, fields, limit, margin, max_new_tokens, metric, per_module, prior,
+    options: allow, answer_after, answer_pattern, batch_size, chat_template, device, diagnostics,
+    dtype, executor, fields, limit, margin, max_new_tokens, metric, per_module, prior,
     prompt_template, resume, run_unsafe_code, seed, serve, state, threads, trust_remote_code
     (docs/options.md).
     """
@@ -257,11 +257,11 @@ def merge_and_eval(
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
 
-    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, calibration,
-    chat_template, device, device_map, diagnostics, dtype, executor, fields, limit, margin,
-    max_new_tokens, methods, metric, per_module, prior, prompt_template, quantize, rank, resume,
-    retention, router_prompts, routers, run_unsafe_code, seed, space, state, subtract, systems,
-    threads, trust_remote_code, weights (docs/options.md).
+    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, chat_template,
+    device, device_map, dtype, executor, fields, limit, margin, max_new_tokens, methods, metric,
+    prior, prompt_template, quantize, rank, resume, retention, router_prompts, routers,
+    run_unsafe_code, seed, space, state, subtract, systems, threads, trust_remote_code, weights
+    (docs/options.md).
     """
     return _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
@@ -282,10 +282,9 @@ def screen(
     adapter can be read.
 
     options: all_items, allow, answer_after, answer_pattern, balance, batch_size, budget,
-    calibration, chat_template, device, device_map, dtype, executor, fields, items, keep, limit,
-    margin, max_new_tokens, methods, metric, prior, prompt_template, quantize, rank, resume,
-    retention, routers, run_unsafe_code, seed, space, state, threads, trust_remote_code
-    (docs/options.md).
+    chat_template, device, device_map, dtype, executor, fields, items, keep, limit, margin,
+    max_new_tokens, methods, metric, prior, prompt_template, quantize, rank, resume, retention,
+    routers, run_unsafe_code, seed, space, state, threads, trust_remote_code (docs/options.md).
     """
     from loraprobe.library import listed
 

@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def keywords_of(command: str, own: Collection[str]) -> list[str]:
     """The options of a command as keywords, without those that the function's `own` replace."""
-    from loraprobe.cli.commands import function_of
+    from loraprobe.cli import function_of
     from loraprobe.options import hints
 
     taken = inspect.signature(function_of(command)).parameters

@@ -1,7 +1,7 @@
 """The options of all commands as values: five groups, and `Options`, which holds all of them.
 
-How each is written on a command line, and its help, stands in `loraprobe.cli.parameters`; the
-signature of a command lists those that it takes. The Python functions take the same as keywords.
+A field says all of its option: type, default, help, limits. The signature of a command lists the
+options that it takes by these names; the Python functions take the same as keywords.
 """
 
 from __future__ import annotations
@@ -20,24 +20,54 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
-FLAGS = {  # of options that several values make a plural; the others are called as their fields
-    "methods": "--method",
-    "routers": "--router",
-    "systems": "--system",
-    "diagnostics": "--diagnostic",
-}
-BOUNDS = {  # of numbers, both included
-    "batch_size": (1, math.inf),
-    "threads": (1, 4096),
-    "limit": (1, math.inf),
-    "items": (10, math.inf),
-    "keep": (1, 64),
-    "budget": (0, math.inf),
-    "max_new_tokens": (1, math.inf),
-    "margin": (0, 1),
-    "retention": (0, 1),
-    "seed": (0, math.inf),
-}
+
+
+def option(
+    default: Any,
+    metavar: str,
+    help: str,
+    *flags: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    read: Callable[[str, str], Any] | None = None,
+) -> Any:
+    """The field of an option in a class of options.
+
+    metavar: stands for its value in the help; "" for an option without one. flags: where they are
+    not the field's name. least, most: of a number, both included. read: (text, flag) -> value.
+    """
+    told = {"metavar": metavar, "help": help, "flags": flags}
+    return field(default=default, metadata={**told, "least": least, "most": most, "read": read})
+
+
+def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
+    """ "0.7,0.3" as numbers, or one of LEARNED."""
+    if text.strip() in LEARNED:
+        return text.strip()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{flag} takes numbers with commas, such as 0.7,0.3, or {' or '.join(LEARNED)}, not "
+            f"{text!r}."
+        ) from None
+
+
+def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
+    """ "auto" or a positive whole number."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def read_named_file(text: str, flag: str) -> tuple[str, Path]:
+    """ "NAME=FILE" as a pair."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
+    return name, Path(file)
 
 
 @dataclass(frozen=True)
@@ -47,20 +77,55 @@ class AdapterOptions:
     `subtract` holds adapters or references.
     """
 
-    allow: tuple[str, ...] = ()
-    serve: tuple[str, ...] = ()
-    balance: Literal["none", "norm"] = "none"
-    subtract: tuple[Any, ...] = ()
+    allow: tuple[str, ...] = option(
+        (), "TEXT", "Accept one named issue, such as base-mismatch; may be repeated."
+    )
+    serve: tuple[str, ...] = option(
+        (),
+        "SERVER",
+        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
+        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+    )
+    balance: Literal["none", "norm"] = option(
+        "none",
+        "none|norm",
+        "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
+    )
+    subtract: tuple[Any, ...] = option(
+        (),
+        "TEXT",
+        "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
+        "repeated.",
+    )
 
 
 @dataclass(frozen=True)
 class TaskOptions:
     """How the file of a task is read: one text for all tasks or one for each, "" for none."""
 
-    fields: tuple[Any, ...] = ()
-    prompt_template: tuple[str, ...] = ()
-    answer_after: tuple[str, ...] = ()
-    answer_pattern: tuple[str, ...] = ()
+    fields: tuple[Any, ...] = option(
+        (),
+        "KEY=FIELD",
+        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
+        "between them; repeated: one for each task.",
+    )
+    prompt_template: tuple[str, ...] = option(
+        (),
+        "FILE|TEXT",
+        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
+    )
+    answer_after: tuple[str, ...] = option(
+        (),
+        "TEXT",
+        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
+        "task.",
+    )
+    answer_pattern: tuple[str, ...] = option(
+        (),
+        "REGEX",
+        "The gold answer is what this regular expression finds last in its field (its first "
+        "group); repeated: one for each task.",
+    )
 
 
 @dataclass(frozen=True)
@@ -71,13 +136,51 @@ class CompositionOptions:
     which only a card gives, has weights of single layers: layer -> one for each adapter.
     """
 
-    methods: tuple[str, ...] = ("uniform", "sum")
-    routers: tuple[str, ...] = ("arrow",)
-    systems: tuple[str, ...] = ()
-    router_prompts: tuple[tuple[str, Path], ...] = ()
-    weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = None
-    space: str | None = None
-    rank: int | Literal["auto"] = "auto"
+    methods: tuple[str, ...] = option(
+        ("uniform", "sum"),
+        "TEXT",
+        "Merge method, such as ties:density=0.3; may be repeated; none: no merge.",
+        "--method",
+    )
+    routers: tuple[str, ...] = option(
+        ("arrow",),
+        "TEXT",
+        "Router, such as arrow:top_k=1; may be repeated; none: no router.",
+        "--router",
+    )
+    systems: tuple[str, ...] = option(
+        (),
+        "TEXT",
+        "Compose only this system; may be repeated. The base, the single adapters and the controls "
+        "stay.",
+        "--system",
+    )
+    router_prompts: tuple[tuple[str, Path], ...] = option(
+        (),
+        "NAME=FILE",
+        "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
+        "may be repeated.",
+        read=read_named_file,
+    )
+    weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = option(
+        None,
+        "TEXT",
+        "One weight for each adapter, such as 0.7,0.3 or 1,-0.5, used as given (uniform ignores "
+        "them); or learn, or learn:per=layer: by gradient descent on a part of the task that "
+        "serves nothing else.",
+        read=read_weights,
+    )
+    space: str | None = option(
+        None,
+        "TEXT",
+        "Space in which a merge runs: full, core or knots; without it the method's own.",
+    )
+    rank: int | Literal["auto"] = option(
+        "auto",
+        "N",
+        "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
+        read=read_auto_or_count,
+    )
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
@@ -85,36 +188,88 @@ class CompositionOptions:
 class EvaluationOptions:
     """What is asked and measured, and when a composition is worth it."""
 
-    limit: int | None = None
-    all_items: bool = False
-    items: int = SCREENING_ITEMS
-    keep: int = KEEP
-    budget: float | None = None
-    max_new_tokens: int | None = None
-    metric: str = "auto"
-    margin: float | None = None
-    retention: float = RETENTION
-    prior: float | None = None
-    calibration: Path | None = None
-    chat_template: Literal["auto", "on", "off"] = "auto"
-    diagnostics: tuple[str, ...] = ()
-    per_module: bool = False
-    seed: int = 0
+    limit: int | None = option(None, "N", "Use only the first N items.", least=1)
+    all_items: bool = option(
+        False,
+        "",
+        "Ask every system all items; otherwise a run stops as soon as the decision holds.",
+    )
+    items: int = option(
+        SCREENING_ITEMS, "N", "Items of each task on which a library is screened.", least=10
+    )
+    keep: int = option(KEEP, "N", "Sets of a library that are proved.", least=1, most=64)
+    budget: float | None = option(None, "X", "Minutes that a screen may take.", least=0)
+    max_new_tokens: int | None = option(None, "N", "Longest answer, in tokens.", least=1)
+    metric: str = option(
+        "auto",
+        "TEXT",
+        "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
+        "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
+        "repeated.",
+    )
+    margin: float | None = option(
+        None,
+        "X",
+        f"Gain below which composing is not worth it (default {MARGIN:g}).",
+        least=0,
+        most=1,
+    )
+    retention: float = option(
+        RETENTION,
+        "X",
+        "Share of each specialist's gain that one model must keep.",
+        least=0,
+        most=1,
+    )
+    prior: float | None = option(
+        None,
+        "X",
+        "Share of such compositions that you expect to gain; the probability is for it (without "
+        "it the calibration's own).",
+    )
+    chat_template: Literal["auto", "on", "off"] = option(
+        "auto", "auto|on|off", "auto (the better for the single adapters), on or off."
+    )
+    diagnostics: tuple[str, ...] = option(
+        (),
+        "TEXT",
+        "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
+        "repeated.",
+        "--diagnostic",
+    )
+    per_module: bool = option(False, "", "Also give a row for every module.")
+    seed: int = option(0, "N", "Seed of everything that is drawn.", least=0)
 
 
 @dataclass(frozen=True)
 class MachineOptions:
     """Where the base runs, in which form, and what code may run beside it."""
 
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: Literal["none", "4bit", "8bit"] = "none"
-    device_map: Literal["none", "auto"] = "none"
-    trust_remote_code: bool = False
-    run_unsafe_code: bool = False
-    batch_size: int | Literal["auto"] = "auto"
-    threads: int | None = None
-    executor: str | None = None
+    device: str = option("auto", "TEXT", "auto, cpu, cuda[:n] or mps.")
+    dtype: str = option(
+        "auto", "TEXT", "Of the base: auto (by the device), float32, bfloat16 or float16."
+    )
+    quantize: Literal["none", "4bit", "8bit"] = option(
+        "none", "TEXT", "Load the base as it is (none), in 4bit or in 8bit."
+    )
+    device_map: Literal["none", "auto"] = option(
+        "none",
+        "none|auto",
+        "auto: spread the base over all devices (needs accelerate); or none.",
+    )
+    trust_remote_code: bool = option(False, "", "Run model code that the base's repository holds.")
+    run_unsafe_code: bool = option(
+        False, "", "Let lm_eval: run the code in a folder of YAML, or what a model writes."
+    )
+    batch_size: int | Literal["auto"] = option(
+        "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
+    )
+    threads: int | None = option(None, "N", "CPU threads.", least=1, most=4096)
+    executor: str | None = option(
+        None,
+        "WHERE",
+        "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
+    )
 
 
 @dataclass(frozen=True)
@@ -139,8 +294,8 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 object.__setattr__(self, name, ())
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
-        for name, hint in hints().items():
-            _check(name, getattr(self, name), hint)
+        for name in hints():
+            _check(name, getattr(self, name))
         self._check_combinations()
 
     @classmethod
@@ -222,6 +377,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
 
 
 TASK_FIELDS = tuple(one.name for one in fields(TaskOptions))
+_FIELDS = {one.name: one for one in fields(Options)}
 
 
 @functools.cache
@@ -232,12 +388,12 @@ def hints() -> Mapping[str, Any]:
 
 def flag_of(name: str) -> str:
     """How the command line calls an option, by the name of its field."""
-    return FLAGS.get(name) or "--" + name.replace("_", "-")
+    return next(iter(_FIELDS[name].metadata.get("flags", ())), "--" + name.replace("_", "-"))
 
 
 def repeats(name: str) -> bool:
     """Whether an option may be given several times."""
-    return name == "metric" or (name != "weights" and typing.get_origin(hints()[name]) is tuple)
+    return name == "metric" or typing.get_origin(hints()[name]) is tuple
 
 
 def _read(name: str, value: Any) -> Any:
@@ -248,52 +404,15 @@ def _read(name: str, value: Any) -> Any:
         return tuple(value.items())
     one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
     held = (value,) if one else tuple(value)
-    if read := READERS.get(name):
+    if read := _FIELDS[name].metadata.get("read"):
         held = tuple(read(v, flag_of(name)) if isinstance(v, str) else v for v in held)
     return held[0] if one and not repeats(name) else held
 
 
-def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
-    """ "0.7,0.3" as numbers, or one of LEARNED."""
-    if text.strip() in LEARNED:
-        return text.strip()
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{flag} takes numbers with commas, such as 0.7,0.3, or {' or '.join(LEARNED)}, not "
-            f"{text!r}."
-        ) from None
-
-
-def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
-    """ "auto" or a positive whole number."""
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
-    return int(text)
-
-
-def read_named_file(text: str, flag: str) -> tuple[str, Path]:
-    """ "NAME=FILE" as a pair."""
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
-    return name, Path(file)
-
-
-READERS: Mapping[str, Callable[[str, str], Any]] = {  # of texts, by option
-    "weights": read_weights,
-    "rank": read_auto_or_count,
-    "batch_size": read_auto_or_count,
-    "router_prompts": read_named_file,
-}
-
-
-def _check(name: str, value: Any, hint: Any) -> None:
-    """Raises UsageError for a value of another type than the option's, or out of its bounds."""
-    kinds, flag = typing.get_args(hint) or (hint,), flag_of(name)
+def _check(name: str, value: Any) -> None:
+    """Raises UsageError for a value of another type than the option's, or out of its limits."""
+    hint, flag = hints()[name], flag_of(name)
+    kinds = typing.get_args(hint) or (hint,)
     if typing.get_origin(hint) is Literal and value not in kinds:
         raise UsageError(f"{flag} must be one of {', '.join(kinds)}, not {value!r}.")
     if value is None or not {int, float, bool}.intersection(kinds):
@@ -305,7 +424,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         what = "a number" if float in kinds else "a whole number"
         told = "True or False" if bool in kinds else " or ".join([what, *words])
         raise UsageError(f"{flag} takes {told}, not {value!r}.")
-    least, most = BOUNDS.get(name, (-math.inf, math.inf))
+    least, most = (_FIELDS[name].metadata[limit] for limit in ("least", "most"))
     if is_number and not least <= value <= most:
         if most < math.inf:
             raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraprobe.cli.output import Output
+from loraprobe.cli.running import Output
 
 if TYPE_CHECKING:
     from loraprobe_lab.experiments.pages import Pages

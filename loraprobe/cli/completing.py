@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraprobe.cli.parameters import Texts
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -47,15 +51,19 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+complete_methods = _names("merging.METHODS")
+complete_routers = _names("routing.ROUTERS")
+_systems = _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED")
+# Types of options whose values are completed.
+MethodSpecs = Annotated[Texts, typer.Option(autocompletion=complete_methods)]
+RouterSpecs = Annotated[Texts, typer.Option(autocompletion=complete_routers)]
+SystemSpecs = Annotated[Texts, typer.Option(autocompletion=_systems)]
+DiagnosticSpecs = Annotated[Texts, typer.Option(autocompletion=_names("diagnostics.DIAGNOSTICS"))]
+IssueCodes = Annotated[Texts, typer.Option(autocompletion=_names("compatibility.CODES"))]
+
+
 def scenarios(incomplete: str) -> list[str]:
     """Scenarios of the demo."""
     from loraprobe.demo import shipped_world
 
     return _starting(shipped_world().scenarios, incomplete)
-
-
-method_specs = _names("merging.METHODS")
-router_specs = _names("routing.ROUTERS")
-system_specs = _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED")
-diagnostic_specs = _names("diagnostics.DIAGNOSTICS")
-codes = _names("compatibility.CODES")

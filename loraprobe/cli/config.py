@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from loraprobe import limits
-from loraprobe.cli.parameters import ConfigOption, DebugOption
+from loraprobe.cli.parameters import OUTPUT, DebugOption, setting, settings
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 
@@ -27,15 +27,32 @@ TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
 
 
+ConfigOption = Annotated[
+    str | None,
+    setting(
+        "FILE",
+        "Take options that are not given here from this YAML file, by their long names.",
+        OUTPUT,
+        show_default=False,
+    ),
+]
+
+
 def _everywhere(*, config: ConfigOption = None, debug: DebugOption = False) -> None:
     """The options that every command has; its function does not get their values."""
 
 
 class Configured(TyperCommand):
-    """A command that reads the options that were not given from the file of --config."""
+    """A command whose options are written as their fields say, with what all commands take.
 
-    def __init__(self, *given: Any, **settings: Any) -> None:
-        super().__init__(*given, **settings)
+    It reads the options that were not given from the file of --config.
+    """
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        for parameter in self.params:
+            if parameter.name in settings() and not vars(parameter)["help"]:
+                _write_as_its_field(parameter)
         app = typer.Typer(add_completion=False)
         app.command()(_everywhere)
         for option in typer.main.get_command(app).params:
@@ -76,6 +93,15 @@ class Configured(TyperCommand):
                 )
             found[known[name].name] = _words(known[name], value, f"{file}: {name}")
         return found
+
+
+def _write_as_its_field(option: Any) -> None:
+    """Gives an option the flags, metavar, help and panel of its field."""
+    told = settings()[option.name]
+    option.opts = list(told["flags"] or [f"--{option.name.replace('_', '-')}"])
+    option.secondary_opts = []  # no --no-json beside --json
+    option.metavar, option.help = told["metavar"] or " ", told["help"]
+    option.rich_help_panel = told["panel"]
 
 
 def _names(parameter: Any) -> list[str]:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraprobe._version import __version__
-from loraprobe.cli.output import imports_done
-from loraprobe.cli.parameters import JsonOption, QuietOption, argument, flag, setting
-from loraprobe.cli.running import options_from
+from loraprobe.cli.parameters import argument, setting
+from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
@@ -27,7 +26,7 @@ PACKAGES = (
     "lm_eval ray typer rich pydantic numpy scipy"
 ).split()
 VARIABLES = (
-    "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE LORAPROBE_CACHE "
+    "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE LORAPROBE_CACHE LORAPROBE_CALIBRATION "
     "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
 ).split()
 DAY = 86_400.0
@@ -37,8 +36,8 @@ def find(
     base: Annotated[str, argument("BASE", "Base model on the Hub.")],
     *,
     limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """List PEFT adapters of a base model and its proven copies on the Hub, most downloaded first.
 
@@ -89,9 +88,9 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
 
 def cache(
     *,
-    clear: Annotated[bool, flag("Delete it all.", None, "--clear")] = False,
+    clear: Annotated[bool, setting(" ", "Delete it all.", None, "--clear")] = False,
     older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
-    json: JsonOption = False,
+    json: bool = False,
 ) -> None:
     """List what runs keep for --resume, or delete it with --clear.
 
@@ -152,7 +151,7 @@ def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
 
 def env(
     *,
-    json: JsonOption = False,
+    json: bool = False,
 ) -> None:
     """Print versions, devices and memory for a bug report: no path, no name and no token.
 

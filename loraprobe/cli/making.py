@@ -3,114 +3,78 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from loraprobe.cli.output import Output, imports_done
+from loraprobe.cli.completing import IssueCodes, complete_methods, complete_routers
 from loraprobe.cli.parameters import (
-    AllowOption,
-    AnswerAfterOption,
-    AnswerPatternOption,
-    BalanceOption,
-    BaseOrNoneOption,
-    BatchSizeOption,
-    ChatTemplateOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    ExplainOption,
-    FieldsOption,
-    FileDtypeOption,
-    HtmlOption,
-    JsonOption,
-    LikeOption,
-    LimitOption,
-    MarkdownOption,
-    MethodOption,
-    OverwriteOption,
-    PortableOption,
+    ADAPTERS,
+    COMPOSITION,
+    MACHINE,
+    BaseOption,
     ProbeOption,
-    PromptTemplateOption,
-    PublicOption,
-    PushOption,
-    QuantizeOption,
-    QuietOption,
-    RankOption,
-    RefArgument,
     RefsArgument,
-    RouterOption,
-    RouterPromptsOption,
-    SeedOption,
-    SpaceOption,
-    SubtractOption,
-    TargetOption,
     TaskOption,
-    ThreadsOption,
-    TrustRemoteCodeOption,
-    WeightsOption,
+    Texts,
     argument,
     setting,
 )
-from loraprobe.cli.running import options_from, run, write
+from loraprobe.cli.running import Output, imports_done, options_from, run, write
 from loraprobe.errors import UsageError
 
-DirectoryArgument = Annotated[
-    str, argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter.")
-]
-SourcesArgument = Annotated[
-    list[str] | None,
-    argument("REF", "Where the adapters are that it was made of, if they moved."),
-]
-MovedBaseOption = Annotated[
-    str | None, setting("REF", "Where the base is, if one was used and it moved.")
-]
-ServedOption = Annotated[
-    str | None,
-    setting(
-        "URL",
-        "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
-        "OPENAI_API_KEY).",
-        "Server",
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
-]
+TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
 
 
 def merge(
     refs: RefsArgument,
     *,
-    base: BaseOrNoneOption = None,
-    balance: BalanceOption = "none",
-    subtract: SubtractOption = None,
-    allow: AllowOption = None,
+    base: BaseOption = None,
+    balance: str = "none",
+    subtract: Texts = None,
+    allow: IssueCodes = None,
     task: TaskOption = None,
-    fields: FieldsOption = None,
-    prompt_template: PromptTemplateOption = None,
-    answer_after: AnswerAfterOption = None,
-    answer_pattern: AnswerPatternOption = None,
-    methods: MethodOption = "uniform",
-    weights: WeightsOption = None,
-    space: SpaceOption = None,
-    rank: RankOption = "auto",
-    dtype: FileDtypeOption = "auto",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
+    fields: Texts = None,
+    prompt_template: Texts = None,
+    answer_after: Texts = None,
+    answer_pattern: Texts = None,
+    methods: Annotated[
+        str,
+        setting(
+            "TEXT",
+            "Merge method, as ties:density=0.3.",
+            COMPOSITION,
+            "--method",
+            autocompletion=complete_methods,
+        ),
+    ] = "uniform",
+    weights: str | None = None,
+    space: str | None = None,
+    rank: str = "auto",
+    dtype: Annotated[
+        str,
+        setting(
+            "TEXT",
+            "Of the file: auto (the sources' widest), float32, bfloat16 or float16.",
+            MACHINE,
+            "--dtype",
+        ),
+    ] = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
     target: TargetOption,
-    overwrite: OverwriteOption = False,
-    push: PushOption = None,
-    public: PublicOption = False,
-    json: JsonOption = False,
-    html: HtmlOption = None,
-    markdown: MarkdownOption = False,
-    explain: ExplainOption = False,
-    quiet: QuietOption = False,
+    overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
+    json: bool = False,
+    html: Path | None = None,
+    markdown: bool = False,
+    explain: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
@@ -126,36 +90,45 @@ def merge(
 def route(
     refs: RefsArgument,
     *,
-    base: BaseOrNoneOption = None,
-    balance: BalanceOption = "none",
-    subtract: SubtractOption = None,
-    allow: AllowOption = None,
+    base: BaseOption = None,
+    balance: str = "none",
+    subtract: Texts = None,
+    allow: IssueCodes = None,
     task: TaskOption = None,
-    fields: FieldsOption = None,
-    prompt_template: PromptTemplateOption = None,
-    answer_after: AnswerAfterOption = None,
-    answer_pattern: AnswerPatternOption = None,
-    routers: RouterOption = "arrow",
-    router_prompts: RouterPromptsOption = None,
-    weights: WeightsOption = None,
-    limit: LimitOption = None,
-    chat_template: ChatTemplateOption = "auto",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    quantize: QuantizeOption = "none",
-    device_map: DeviceMapOption = "none",
-    batch_size: BatchSizeOption = "auto",
-    threads: ThreadsOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
+    fields: Texts = None,
+    prompt_template: Texts = None,
+    answer_after: Texts = None,
+    answer_pattern: Texts = None,
+    routers: Annotated[
+        str,
+        setting(
+            "TEXT",
+            "Router, such as arrow:top_k=1.",
+            COMPOSITION,
+            "--router",
+            autocompletion=complete_routers,
+        ),
+    ] = "arrow",
+    router_prompts: Texts = None,
+    weights: str | None = None,
+    limit: int | None = None,
+    chat_template: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    quantize: str = "none",
+    device_map: str = "none",
+    batch_size: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
     target: TargetOption,
-    overwrite: OverwriteOption = False,
-    push: PushOption = None,
-    public: PublicOption = False,
-    json: JsonOption = False,
-    html: HtmlOption = None,
-    markdown: MarkdownOption = False,
-    explain: ExplainOption = False,
-    quiet: QuietOption = False,
+    overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
+    json: bool = False,
+    html: Path | None = None,
+    markdown: bool = False,
+    explain: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Save adapters and a router as a composition: a directory that loraprobe.load_composition
     restores, and, where it computes the same, peft's own Arrow.
@@ -170,22 +143,38 @@ def route(
 
 
 def convert(
-    ref: RefArgument,
+    ref: Annotated[str, argument("REF", "The adapter, as for inspect.")],
     *,
-    base: BaseOrNoneOption = None,
-    like: LikeOption = None,
-    allow: AllowOption = None,
-    portable: PortableOption = True,
-    threads: ThreadsOption = None,
+    base: BaseOption = None,
+    like: Annotated[
+        str | None,
+        setting(
+            "REF",
+            "Give the modules the names that this base or adapter has for them, such as those of "
+            "the class with vision.",
+            ADAPTERS,
+        ),
+    ] = None,
+    allow: IssueCodes = None,
+    portable: Annotated[
+        bool,
+        setting(
+            " ",
+            "One rank and one scaling in all modules, or those of the file.",
+            COMPOSITION,
+            "--portable/--compact",
+        ),
+    ] = True,
+    threads: int | None = None,
     target: TargetOption,
-    overwrite: OverwriteOption = False,
-    push: PushOption = None,
-    public: PublicOption = False,
-    json: JsonOption = False,
-    html: HtmlOption = None,
-    markdown: MarkdownOption = False,
-    explain: ExplainOption = False,
-    quiet: QuietOption = False,
+    overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
+    json: bool = False,
+    html: Path | None = None,
+    markdown: bool = False,
+    explain: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Rewrite one adapter so that peft and servers read it, without changing what it computes.
 
@@ -207,19 +196,38 @@ def _save(output: Output, *given: Any) -> None:
 
 
 def verify(
-    directory: DirectoryArgument,
-    sources: SourcesArgument = None,
+    directory: Annotated[
+        str,
+        argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter."),
+    ],
+    sources: Annotated[
+        list[str] | None,
+        argument("REF", "Where the adapters are that it was made of, if they moved."),
+    ] = None,
     *,
-    base: MovedBaseOption = None,
-    served: ServedOption = None,
-    model: ModelOption = None,
+    base: Annotated[
+        str | None, setting("REF", "Where the base is, if one was used and it moved.")
+    ] = None,
+    served: Annotated[
+        str | None,
+        setting(
+            "URL",
+            "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
+            "OPENAI_API_KEY).",
+            "Server",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
+    ] = None,
     probe: ProbeOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    json: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from loraprobe.cli.parameters import JsonOption, argument
+from loraprobe.cli.parameters import argument
 from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
@@ -48,7 +48,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
 def methods(
     names: NamesArgument = None,
     *,
-    json: JsonOption = False,
+    json: bool = False,
 ) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, one a line, or
     explain those that are named."""

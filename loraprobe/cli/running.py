@@ -1,24 +1,210 @@
-"""Runs a command of the pipeline: outputs are checked first, and estimates printed."""
+"""Runs a command of the pipeline and prints what it returns.
+
+Results go to standard output, everything else to standard error. Outputs are checked before
+anything is read.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from loraprobe.cli.config import STARTED, WORDS
-from loraprobe.cli.output import Output
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.options import Options, hints
+from loraprobe.formatting import clean
+from loraprobe.options import Options, hints, option
+from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
+    from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.session import Session
-    from loraprobe.records import Progress
+    from loraprobe.records import Audit, Progress, Sample
+    from loraprobe.report.parts import View
+
+
+def imports_done() -> None:
+    """Turns on the garbage collection that `loraprobe.__main__` turned off until work begins.
+
+    What was imported stays until the end, so it is left out of all collections.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+@dataclass(frozen=True)
+class Output:
+    """The options that say how a command prints and where it writes; its methods print."""
+
+    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
+    overwrite: bool = option(False, "", "Replace an existing output.")
+    push: str | None = option(
+        None,
+        "OWNER/NAME",
+        "Upload the directory to this repository of the Hub, private unless --public.",
+    )
+    public: bool = option(False, "", "Let everybody read what --push uploads.")
+    json: bool = option(False, "", "Print one JSON document on standard output.")
+    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
+    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None,
+        "FILE",
+        "Write every question with what each system answered to this file (JSONL).",
+    )
+    explain: bool = option(False, "", "Print every reason, probe and figure.")
+    dry_run: bool = option(
+        False, "", "Print what the run would take (systems, time, memory), and stop."
+    )
+    quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
+    exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
+    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
+
+    def __post_init__(self) -> None:
+        if self.html is not None:
+            from loraprobe.report.page import check_page
+
+            check_page(self.html)
+        if self.save_samples is not None:
+            from loraprobe.report.documents import check_samples
+
+            check_samples(self.save_samples)
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown both print the result; give one of them.")
+
+    def warn(self, message: str) -> None:
+        """A warning on standard error."""
+        self.say(f"warning: {message}", style="yellow")
+
+    def say(self, message: str, style: str = "") -> None:
+        """A remark on standard error."""
+        if not self.quiet:
+            from rich.console import Console
+
+            console = Console(stderr=True, highlight=False)
+            console.print(clean(message), style=style, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Yields what the pipeline tells its progress to; None with --quiet."""
+        imports_done()
+        if self.quiet:
+            yield None
+            return
+        from loraprobe.cli.progress import shown
+
+        with shown() as line:
+            yield line
+
+    def document(self, command: str, fields: Mapping[str, Any]) -> bool:
+        """Prints a result that is no audit as JSON, if that was asked for, and tells whether."""
+        if self.json:
+            from loraprobe.records import document
+
+            print(document(command, fields), flush=True)
+        return self.json
+
+    def tell(
+        self, command: str, fields: Mapping[str, Any], short: str, show: Callable[[], None]
+    ) -> None:
+        """A result that is no audit: as a document, in one line, or as `show` prints it."""
+        if self.document(command, fields):
+            return
+        if self.quiet:
+            print(short, flush=True)
+        else:
+            show()
+
+    def estimate(self, found: CostEstimate) -> None:
+        """What a run would take."""
+        from loraprobe.cli import progress
+
+        if self.json:
+            print(progress.estimate_as_json(found), flush=True)
+        else:
+            print("\n".join(progress.estimate_lines(found, self.quiet)), flush=True)
+
+    def result(
+        self,
+        audit: Audit,
+        after: str = "",
+        line: str = "",
+        samples: Iterable[Sample] | None = None,
+    ) -> None:
+        """The audit, then the exit that its verdict asks for.
+
+        `after` stands between the tables and the answer; `line` is what --quiet says if not the
+        verdict; `samples` are the answers for --save-samples.
+        """
+        from loraprobe.report.sections import heading, sections
+
+        if self.json:  # the table of findings is not seen then
+            for issue in audit.compatibility.issues:
+                if issue.severity != "note":
+                    self.warn(f"{issue.code}: {issue.message}")
+        if self.html is not None:
+            from loraprobe.report.page import write_page
+
+            write_page(self.html, heading(audit), sections(audit))
+            self.say(f"Wrote {self.html}.")
+        if self.save_samples is not None:
+            from loraprobe.report.documents import write_samples
+
+            write_samples(samples or (), self.save_samples)
+            self.say(f"Wrote {self.save_samples}.")
+        self._print(audit, after, line)
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+    def _print(self, audit: Audit, after: str, line: str) -> None:
+        """The result on standard output, in the form that was asked for."""
+        from loraprobe.report.sections import footer, heading, one_line, sections
+
+        if self.json:
+            print(scrub(audit.to_json()))
+        elif self.markdown:
+            from loraprobe.report.markdown import markdown
+
+            print(markdown(heading(audit), sections(audit)))
+        elif self.quiet:
+            print(clean(line) or one_line(audit))
+        else:
+            from rich.console import Console
+
+            from loraprobe.report.terminal import render
+
+            shown = sections(audit, getattr(audit, "places", {}))  # which a saved one lacks
+            told = footer(audit) if self.explain else f"{footer(audit)}; all: --explain"
+            view: View = "explained" if self.explain else "short"
+            render(Console(highlight=False), heading(audit), shown, view, [after, told])
+
+
+def exit_code(audit: Audit) -> int:
+    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
+
+    Where only weights were asked, nothing could be decided, and compatible adapters are 0; so is a
+    library of which something can be used. Where no merge and no router was asked, what was asked
+    is decided unless it takes more evidence.
+    """
+    if audit.verdict is not None and audit.verdict.answers_without_composing:
+        return 0
+    if audit.verdict is not None and audit.verdict.evidence != "weights":
+        return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
+            audit.verdict.decision
+        ]
+    nothing = audit.library is not None and not any(
+        row.state == "usable" for row in audit.library.adapters
+    )
+    return 0 if audit.compatibility.compatible and not nothing else 1
 
 
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
@@ -88,12 +274,10 @@ def _checked_outputs(
     from loraprobe.hub import Reference, check_push
 
     if output.push is not None:
-        if output.target is None:
-            raise UsageError("--push uploads what --output writes; add --output DIR.")
         check_push(output.push)
     elif output.public:
         raise UsageError("--public goes with --push OWNER/NAME; add that.")
-    read = [Path(file) for file in (*files, options.calibration) if file]
+    read = [Path(file) for file in files if file]
     read += [file for _, file in options.router_prompts]
     for reference in (*refs, *options.subtract):
         with contextlib.suppress(LoraprobeError):  # reading it raises the error

@@ -6,24 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from loraprobe.cli.output import imports_done
-from loraprobe.cli.parameters import (
-    EVALUATION,
-    AnswerAfterOption,
-    AnswerPatternOption,
-    ChatTemplateOption,
-    FieldsOption,
-    JsonOption,
-    MarginOption,
-    MetricOption,
-    PromptTemplateOption,
-    RunUnsafeCodeOption,
-    TasksArgument,
-    TrustRemoteCodeOption,
-    argument,
-    setting,
-)
-from loraprobe.cli.running import options_from
+from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
+from loraprobe.cli.running import imports_done, options_from
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
@@ -79,14 +63,14 @@ def new(
 def check(
     files: TasksArgument,
     *,
-    fields: FieldsOption = None,
-    prompt_template: PromptTemplateOption = None,
-    answer_after: AnswerAfterOption = None,
-    answer_pattern: AnswerPatternOption = None,
-    metric: MetricOption = None,
-    margin: MarginOption = None,
-    run_unsafe_code: RunUnsafeCodeOption = False,
-    json: JsonOption = False,
+    fields: Texts = None,
+    prompt_template: Texts = None,
+    answer_after: Texts = None,
+    answer_pattern: Texts = None,
+    metric: Texts = None,
+    margin: float | None = None,
+    run_unsafe_code: bool = False,
+    json: bool = False,
 ) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
@@ -158,18 +142,18 @@ def sample(
     base: Annotated[
         str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
-    fields: FieldsOption = None,
-    prompt_template: PromptTemplateOption = None,
-    answer_after: AnswerAfterOption = None,
-    answer_pattern: AnswerPatternOption = None,
+    fields: Texts = None,
+    prompt_template: Texts = None,
+    answer_after: Texts = None,
+    answer_pattern: Texts = None,
     limit: Annotated[
         int | None, setting("N", "Show the first N items (3 unless set).", EVALUATION)
     ] = None,
-    metric: MetricOption = None,
-    chat_template: ChatTemplateOption = "auto",
-    run_unsafe_code: RunUnsafeCodeOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
-    json: JsonOption = False,
+    metric: Texts = None,
+    chat_template: str = "auto",
+    run_unsafe_code: bool = False,
+    trust_remote_code: bool = False,
+    json: bool = False,
 ) -> None:
     """Show questions as a model will read them, with the right answer and how it is judged.
 

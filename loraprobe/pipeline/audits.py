@@ -117,7 +117,7 @@ def _private(
         yield str(base.path), local_name(str(base.path))
     files = [Path(text) for text in options.prompt_template if text and "{" not in text]
     files += (file for _, file in options.router_prompts)
-    for file in (session.state, options.calibration, *files):
+    for file in (session.state, *files):
         if file is not None:
             yield str(file), Path(file).name
 

@@ -16,7 +16,7 @@ from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import (
@@ -25,7 +25,6 @@ from loraprobe.verdict import (
     Request,
     decide,
     next_command,
-    read_calibration,
 )
 from loraprobe.verdict.next_command import Flag
 
@@ -73,7 +72,7 @@ def verdict_on(
             max_new_tokens=options.max_new_tokens,
             choice=choice,
         ),
-        read_calibration(options.calibration) if options.calibration else None,
+        given_calibration(),
     )
 
 

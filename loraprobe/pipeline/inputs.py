@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from loraprobe.tasks import (
     with_metric,
 )
 from loraprobe.tasks.harness import check_losses, load_harness
-from loraprobe.verdict import read_calibration
+from loraprobe.verdict import Calibration, read_calibration
 
 Ref = str | Path  # a directory, a file, or a reference to the Hub
 Adapters = Sequence[Adapter | Ref]
@@ -98,8 +99,13 @@ def check_names(options: Options) -> None:
     if options.dtype != "auto":
         pick_dtype(options.dtype)
     named_metrics(options.metric)
-    if options.calibration is not None:
-        read_calibration(options.calibration)
+    given_calibration()
+
+
+def given_calibration() -> Calibration | None:
+    """The one that LORAPROBE_CALIBRATION names in place of the shipped one. Raises UsageError."""
+    file = os.environ.get("LORAPROBE_CALIBRATION")
+    return read_calibration(file) if file else None
 
 
 def check_state(session: Session) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli.commands import COMMANDS
+from loraprobe.cli import COMMANDS
 from loraprobe.records import Issue
 from loraprobe.report.documents import json_schema
 

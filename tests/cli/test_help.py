@@ -10,9 +10,9 @@ from dataclasses import fields
 import making
 import pytest
 
-from loraprobe.cli import commands
-from loraprobe.cli.commands import NAMES, command_of, function_of
-from loraprobe.cli.output import Output
+from loraprobe import cli as commands
+from loraprobe.cli import NAMES, command_of, function_of
+from loraprobe.cli.running import Output
 from loraprobe.options import hints
 
 EXAMPLES = {name: calls for name, (_, *calls) in commands.COMMANDS.items()}

@@ -37,21 +37,22 @@ def test_methods_is_a_line_an_entry(columns):
 @pytest.mark.parametrize(
     ("field", "incomplete", "found"),
     [
-        ("method_specs", "ti", {"ties"}),
-        ("method_specs", "task-a", {"task_arithmetic"}),
-        ("method_specs", "ties:de", {"ties:density="}),
-        ("method_specs", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
-        ("method_specs", "tise:de", set()),
-        ("router_specs", "arrow:top", {"arrow:top_k="}),
-        ("system_specs", "sp", {"spectr"}),
-        ("system_specs", "ch", {"chain"}),
-        ("system_specs", "rand", {"random-partner"}),
-        ("codes", "base-mis", {"base-mismatch"}),
-        ("diagnostic_specs", "intr", {"intruder_dimensions"}),
+        ("MethodSpecs", "ti", {"ties"}),
+        ("MethodSpecs", "task-a", {"task_arithmetic"}),
+        ("MethodSpecs", "ties:de", {"ties:density="}),
+        ("MethodSpecs", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
+        ("MethodSpecs", "tise:de", set()),
+        ("RouterSpecs", "arrow:top", {"arrow:top_k="}),
+        ("SystemSpecs", "sp", {"spectr"}),
+        ("SystemSpecs", "ch", {"chain"}),
+        ("SystemSpecs", "rand", {"random-partner"}),
+        ("IssueCodes", "base-mis", {"base-mismatch"}),
+        ("DiagnosticSpecs", "intr", {"intruder_dimensions"}),
     ],
 )
 def test_names_are_completed(field, incomplete, found):
-    assert set(vars(completing)[field](incomplete)) == found
+    (option,) = vars(completing)[field].__metadata__
+    assert set(option.autocompletion(incomplete)) == found
 
 
 def test_the_shell_is_given_completions():

@@ -186,11 +186,6 @@ def test_a_wrong_call_writes_nothing(taking, sources, tmp_path, words, told):
     assert ended.exit_code == 2 and told in ended.stderr and not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_without_a_directory_uploads_nothing(taking, sources):
-    ended = call("merge-and-eval", *sources, "--task", "t.jsonl", "--push", "acme/made")
-    assert ended.exit_code == 2 and "--output DIR" in ended.stderr and not taking.tokens
-
-
 def test_without_a_token_or_a_network_nothing_is_begun(taking, sources, tmp_path, monkeypatch):
     from huggingface_hub import constants
 

@@ -11,8 +11,8 @@ import making
 import pytest
 
 import loraprobe
-from loraprobe.cli.commands import COMMANDS, function_of
-from loraprobe.cli.output import Output
+from loraprobe.cli import COMMANDS, function_of
+from loraprobe.cli.running import Output
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.keywords import keywords_of

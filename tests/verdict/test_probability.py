@@ -283,8 +283,8 @@ def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
 
 
 def test_a_calibration_that_is_none_is_refused_at_once():
-    call = ["inspect", "nowhere", "nobody", "--calibration", "missing.json"]
-    result = CliRunner().invoke(app, call)
+    unreadable = {"LORAPROBE_CALIBRATION": "missing.json"}
+    result = CliRunner().invoke(app, ["inspect", "nowhere", "nobody"], env=unreadable)
     assert result.exit_code == 2 and "missing.json" in result.stderr
 
 
@@ -302,9 +302,10 @@ def told(tmp_path_factory):
             *(f"{name}={path}" for name, path in chosen.adapters.items()),
             *("--base", str(world.path / "base"), "--task", str(chosen.tasks[0])),
             *("--json", "--quiet", "--resume", "--limit", "30", "--threads", "1"),
-            *("--prior", "0.3", "--margin", "0.1", "--calibration", str(folder / "c.json")),
+            *("--prior", "0.3", "--margin", "0.1"),
         ]
-        result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
+        files = {"LORAPROBE_CACHE": str(folder), "LORAPROBE_CALIBRATION": str(folder / "c.json")}
+        result = CliRunner().invoke(app, call, env=files)
         assert result.exit_code in (0, 1, 3), result.output
         found[command] = json.loads(result.stdout)
     return found

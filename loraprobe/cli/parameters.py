@@ -1,6 +1,6 @@
 """How the arguments and options of a command are written on a command line, and their help.
 
-The signature of a command lists them. One with the name of a field of `Options` or `Output` is
+The signature of a command lists them. One with the name of a field in `loraprobe.options` is
 written as that field says; any other says it in its own annotation. Every command also takes
 `--config FILE.yaml` and `--debug`.
 """
@@ -75,10 +75,9 @@ DebugOption = Annotated[
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
     """Name of a field -> panel, flags, metavar and help of its option."""
-    from loraprobe.cli.running import Output
-    from loraprobe.options import Options
+    from loraprobe.options import Options, OutputOptions
 
-    groups = zip(PANELS, (*Options.__bases__, Output), strict=True)
+    groups = zip(PANELS, (*Options.__bases__, OutputOptions), strict=True)
     return {
         one.name: {"panel": panel, **one.metadata}
         for panel, group in groups

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import typer
 from loraprobe.cli.config import STARTED, WORDS
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import clean
-from loraprobe.options import Options, hints, option
+from loraprobe.options import Options, OutputOptions, hints
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
@@ -41,33 +41,8 @@ def imports_done() -> None:
         gc.enable()
 
 
-@dataclass(frozen=True)
-class Output:
-    """The options that say how a command prints and where it writes; its methods print."""
-
-    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
-    overwrite: bool = option(False, "", "Replace an existing output.")
-    push: str | None = option(
-        None,
-        "OWNER/NAME",
-        "Upload the directory to this repository of the Hub, private unless --public.",
-    )
-    public: bool = option(False, "", "Let everybody read what --push uploads.")
-    json: bool = option(False, "", "Print one JSON document on standard output.")
-    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
-    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = option(
-        None,
-        "FILE",
-        "Write every question with what each system answered to this file (JSONL).",
-    )
-    explain: bool = option(False, "", "Print every reason, probe and figure.")
-    dry_run: bool = option(
-        False, "", "Print what the run would take (systems, time, memory), and stop."
-    )
-    quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
-    exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
-    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
+class Output(OutputOptions):
+    """The options of printing, by which its methods print."""
 
     def __post_init__(self) -> None:
         if self.html is not None:

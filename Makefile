@@ -10,7 +10,9 @@ SECONDS ?= 60
 # Tests start interpreters, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-plain check format figures docs bench fuzz clean
+GPU_VENV := build/cuda
+
+.PHONY: demo test test-slow test-plain test-gpu test-fake-cuda bench-gpu check format figures docs bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -26,6 +28,29 @@ test-slow: $(DEV_STAMP)
 test-plain: $(DEV_STAMP)
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n auto \
 		--maxprocesses 8 tests/lora tests/merging tests/diagnostics tests/composition tests/routing
+
+# On a CUDA device: the demo and every kind of composition beside the CPU, and what they cost.
+test-gpu: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(DEV_STAMP)
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/routed_layer_vs_peft.py --device cuda --dtype bfloat16
+
+# The same tests without a GPU: tests/pretend_cuda.py checks devices as CUDA does. It needs a CUDA
+# build of torch (5 GB), which has an environment of its own.
+test-fake-cuda: $(GPU_VENV)/.installed
+	LORAPROBE_GPU=pretended $(GPU_VENV)/bin/python -m pytest -m gpu -n auto --maxprocesses 8
+
+$(GPU_VENV)/.installed: $(DEV_STAMP)
+	$(PYTHON) -m venv --without-pip $(GPU_VENV)
+	$(BIN)/python -c "import torch; print('torch===' + torch.__version__.partition('+')[0])" \
+		> $(GPU_VENV)/torch.txt
+	$(BIN)/python -m pip --python $(GPU_VENV)/bin/python install --quiet --no-cache-dir \
+		--requirement $(GPU_VENV)/torch.txt
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(ls -d $(GPU_VENV)/lib/python*/site-packages)/with_the_others.pth
+	touch $@
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

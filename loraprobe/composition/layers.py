@@ -87,7 +87,7 @@ class ComposedLayer:
             and (self.ratio is None or output.dtype == self.B.dtype)
             and output.is_contiguous()
             and not output.requires_grad
-            and not (torch.is_grad_enabled() and x.requires_grad)
+            and not (torch.is_grad_enabled() and (x.requires_grad or self.gates is not None))
         )
         if not may_overwrite:
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))

@@ -31,8 +31,11 @@ def test_learnable_gates_are_constant_gates(tied):
     assert relative(answers[0], answers[3]) > 0.1
 
 
-def test_the_gradient_of_a_gate_is_the_slope():
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_gradient_of_a_gate_is_the_slope(trained):
+    """Also of a frozen base, whose first layers have no other gradient."""
     model, three = making.tiny_llama(tied=False).double(), mixed_kinds()
+    model.requires_grad_(trained)
     tokens = torch.arange(7)[None] * 5 % 40
 
     def energy(*gates: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 from loraprobe.records.measurements import ChainHop
 
 PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
+_OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
 ALONE = "base"  # the name of the base where it answers a hop
 
 
@@ -83,7 +85,7 @@ class Command:
             return cls("python" if text else "", text=text)
         adapters, options = list[str](), list[tuple[str, ...]]()
         for word in words[2:]:
-            if word.startswith("-") and word != "-":
+            if _OPTION.fullmatch(word):  # "-0.5,1" is the value of the option before it
                 options.append((word,))
             elif options:
                 options[-1] += (word,)

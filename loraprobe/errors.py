@@ -20,19 +20,28 @@ _REQUIRED = re.compile(
 )
 
 
+# An option as a message names it; its value, if it has one, ends before a sentence goes on.
+_OPTION = re.compile(r"--([a-z][a-z-]*[a-z])(?:=('[^']*'|[^\s\"';()]*[^\s\"';(),.:]))?")
+
+
+def in_shell(option: str, value: str) -> str:
+    """An option as a command line has it."""
+    return f"--{option} {value}" if value else f"--{option}"
+
+
 class LoraprobeError(Exception):
     """The base of all errors that loraprobe reports to its user.
 
     `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
     a message that says nothing of a cure. cure: what to do, where the message says it in other
-    words than a last clause. `wording` rewrites the message for the caller: the command line and
-    Python name options differently.
+    words than a last clause. Messages name an option as `--base`, and with a value as
+    `--base=auto`; `written` (name, value) writes it as the caller does.
     """
 
     exit_code = 2
     code = "error"
     remedy = "see loraprobe --help, or help(loraprobe) in Python."
-    wording: Callable[[str], str] = staticmethod(str)
+    written: Callable[[str, str], str] = staticmethod(in_shell)
 
     def __init__(self, message: str = "", cure: str = "") -> None:
         super().__init__(message)
@@ -42,12 +51,15 @@ class LoraprobeError(Exception):
         message = super().__str__()
         if not self.given_cure and not _cure_in(message):
             message = f"{message.removesuffix('.')}; {self.remedy}"
-        return self.wording(message)
+        return self._told(message)
 
     @property
     def cure(self) -> str:
         """What to do, from the message's last clause or from what it says must be given."""
-        return self.wording(self.given_cure) or _cure_in(str(self))
+        return self._told(self.given_cure) or _cure_in(str(self))
+
+    def _told(self, text: str) -> str:
+        return _OPTION.sub(lambda found: self.written(found[1], found[2] or ""), text)
 
 
 def _cure_in(message: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.errors import LoraprobeError, UsageError, in_shell
 from loraprobe.formatting import nearest
 
+NUMBER = re.compile(r"N|-?[\d.]+")  # which stands without quotes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -46,7 +48,7 @@ def takes(command: str = "") -> Callable[[Function], Function]:
             except LoraprobeError as error:
                 known = [*own, "base", "tasks", "probe"]
                 known += keywords_of(command, own) if command else []
-                error.wording = functools.partial(_in_python, known=known)
+                error.written = functools.partial(_in_python, known=known)
                 raise
 
         return cast(Function, called)
@@ -76,38 +78,20 @@ def _check_list(function: str, given: Sequence[Any], own: Sequence[str]) -> None
             raise UsageError(f"{function} takes its adapters as one list: give {function}([a, b]).")
 
 
-# A word after an option that is not its value: options are the subject of many messages.
-_NO_VALUE = re.compile(
-    r"(?:a|and|ask|both|get|must|of|or|out|to|where|with|[a-z]{2,}s)\b(?<!ties)(?<!breadcrumbs)"
-)
-_OPTION = re.compile(r"--([a-z][a-z-]*[a-z])(?: ([^\s\"';,()]+))?")
-
-
-def _in_python(message: str, known: Collection[str]) -> str:
-    """A message with options as keywords: `allow=["base-mismatch"]` of --allow base-mismatch.
-
-    Options that Python does not have stay as they are.
-    """
+def _in_python(option: str, value: str, known: Collection[str]) -> str:
+    """An option as a keyword, such as `allow=["base-mismatch"]`; one that Python lacks stays."""
     from loraprobe.options import hints, repeats
 
-    def keyword(found: re.Match[str]) -> str:
-        flag, text = found[1].replace("-", "_"), found[2] or ""
-        name = next((name for name in (flag, f"{flag}s") if name in known), "")
-        value = text.rstrip(".:")
-        field = next((one for one in (name, f"{name}s") if one in hints()), name)
-        if not name:
-            return found[0]
-        if not value or _NO_VALUE.fullmatch(value):
-            flagged = hints().get(field) is bool and not value
-            return f"{name}=True" if flagged else f"{name} {text}".rstrip()
-        numbers = re.fullmatch(r"N|-?[\d.]+(,-?[\d.]+)*", value)
-        shown = value if numbers else f'"{value}"'
-        key, equals, held = value.partition("=")
-        several = name == field and field in hints() and repeats(field)
-        if equals and "{" not in value and field in ("fields", "router_prompts"):
-            shown = f'{{"{key}": "{held}"}}'
-        elif several or name == "tasks" or (numbers and "," in value):
-            shown = f"[{shown}]"
-        return f"{name}={shown}{text[len(value) :]}"
-
-    return _OPTION.sub(keyword, message)
+    flag = option.replace("-", "_")
+    name = next((name for name in (flag, f"{flag}s") if name in known), "")
+    if not name:
+        return in_shell(option, value)
+    hint = hints().get(name)
+    if not value:
+        return f"{name}=True" if hint is bool else name
+    held: Any = value.strip("'")
+    if name in ("fields", "router_prompts"):
+        held = dict(pair.partition("=")[::2] for pair in held.split(","))
+    elif name == "tasks" or (hint and repeats(name)):
+        held = [held]
+    return f"{name}={value if NUMBER.fullmatch(value) else json.dumps(held, ensure_ascii=False)}"

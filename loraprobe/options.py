@@ -336,7 +336,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
         if self.device_map == "auto" and self.device != "auto":
-            raise UsageError("--device-map auto places the base by itself; leave --device out.")
+            raise UsageError("--device-map=auto places the base by itself; leave --device out.")
         if self.learns and self.weights not in LEARNED:
             raise UsageError(
                 f"--weights takes one number an adapter or {' or '.join(LEARNED)}, not "
@@ -346,7 +346,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
-                "--metric answer_loss needs --margin; give the loss difference that matters."
+                "--metric=answer_loss needs --margin; give the loss difference that matters."
             )
         if self.prior is not None and not 0 < self.prior < 1:
             raise UsageError(

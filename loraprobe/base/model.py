@@ -314,7 +314,7 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
         if (path / CONFIG).is_file():
             config = read_json(path / CONFIG, reference)
             named = config.get("base_model_name_or_path") or "auto"
-            raise BaseError(f"{reference} is an adapter, not a base model; pass --base {named}.")
+            raise BaseError(f"{reference} is an adapter, not a base model; pass --base={named}.")
         raise BaseError(
             f"{reference} has no config.json; --base takes a directory as save_pretrained writes "
             "it."
@@ -378,8 +378,8 @@ def _load(
     except Exception as error:
         if memory.is_out_of_memory(error):
             raise OutOfMemory(
-                f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
-                "bfloat16, --quantize 4bit, a smaller base model, or another --device."
+                f"The memory of {device} ran out while {base.reference} was loaded; use "
+                "--dtype=bfloat16, --quantize=4bit, a smaller base model, or another --device."
             ) from error
         if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
             raise BaseError(
@@ -410,14 +410,14 @@ def _placement(
     """Arguments of from_pretrained for placement and quantisation; {} for a plain device."""
     chosen: dict[str, Any] = {}
     if device_map == "auto":
-        _need(["accelerate"], "--device-map auto", "give --device instead")
+        _need(["accelerate"], "--device-map=auto", "give --device instead")
         chosen["device_map"] = "auto"
     if quantize == "none":
         stored = bool(base.quantization) and find_spec("accelerate") is not None
         return {"device_map": {"": str(device)}} | chosen if stored else chosen
     if base.quantization:
         raise BaseError(f"{base.reference} is stored quantised already; leave --quantize out.")
-    _need(["bitsandbytes", "accelerate"], f"--quantize {quantize}", "leave it out")
+    _need(["bitsandbytes", "accelerate"], f"--quantize={quantize}", "leave it out")
     from transformers import BitsAndBytesConfig
 
     four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
@@ -457,9 +457,9 @@ def _check_room(base: Base, dtype: torch.dtype, device: str, quantize: Quantize)
     }
     less = []
     if quantize == "none" and dtype.itemsize > 2:
-        less.append(f"--dtype bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
+        less.append(f"--dtype=bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
     less += [
-        f"--quantize {bits} about {memory.gib(sizes[bits])}"
+        f"--quantize={bits} about {memory.gib(sizes[bits])}"
         for bits in ("8bit", "4bit")
         if sizes[bits] < sizes[quantize]
     ]
@@ -479,11 +479,11 @@ def pick_device(text: str) -> torch.device:
     device = torch.device(text)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {text}: torch sees no CUDA device here; use --device cpu.")
+        raise UsageError(f"--device={text}: torch sees no CUDA device here; use --device=cpu.")
     if (device.index or 0) >= count:
-        raise UsageError(f"--device {text}: there are only {count} CUDA devices.")
+        raise UsageError(f"--device={text}: there are only {count} CUDA devices.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: torch sees no Metal device here; use --device cpu.")
+        raise UsageError("--device=mps: torch sees no Metal device here; use --device=cpu.")
     return device
 
 

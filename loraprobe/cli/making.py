@@ -242,7 +242,7 @@ def verify(
         torch.set_num_threads(threads)
     if served is None:
         if model or probe:
-            raise UsageError("--model and --probe go with --served URL; add that.")
+            raise UsageError("--model and --probe go with --served=URL; add that.")
         code = _verify_card(directory, sources or [], base, output)
     else:
         if sources:

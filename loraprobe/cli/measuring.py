@@ -149,7 +149,7 @@ def merge_and_eval(
 
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError(
-            "--save-samples keeps answers, and --metric answer_loss asks for none; leave one out."
+            "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
     whole, estimate = commands.merge_and_eval, commands.estimate_cost
     found = run(output, options, refs, base, task, whole, estimate)

@@ -251,7 +251,7 @@ def _checked_outputs(
     if output.push is not None:
         check_push(output.push)
     elif output.public:
-        raise UsageError("--public goes with --push OWNER/NAME; add that.")
+        raise UsageError("--public goes with --push=OWNER/NAME; add that.")
     read = [Path(file) for file in files if file]
     read += [file for _, file in options.router_prompts]
     for reference in (*refs, *options.subtract):

@@ -130,7 +130,7 @@ def identity_issues(
                 f"{_trained(ours)} on {_public(named)}; "
                 f"{'the base given here is another' if other_model else told}.",
                 severity="warning" if other_model else "note",
-                cure=f"Give --base {_public(named)} if {base.reference} is not that model.",
+                cure=f"Give --base={_public(named)} if {base.reference} is not that model.",
             )
     given = [(a, str(a.config["revision"])) for a in adapters if a.config.get("revision")]
     for (a, first), (b, second) in combinations(given, 2):
@@ -150,7 +150,7 @@ def identity_issues(
                 (adapter.name,),
                 f"{adapter.name} was trained on its base at {revision}; the base given here is at "
                 f"{commit}.",
-                cure=f"Give --base {_public(adapter.base_model)}@{revision}.",
+                cure=f"Give --base={_public(adapter.base_model)}@{revision}.",
             )
     for named, ours in by_base.items():
         if QUANTISED.search(named):

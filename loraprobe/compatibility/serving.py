@@ -162,7 +162,7 @@ def _named(wanted: Sequence[str]) -> dict[str, str]:
                 f"--serve knows no server {server!r}: {nearest(server, SERVERS, known)}"
             )
         if version and not _number(version):
-            raise UsageError(f"--serve {name}: {version!r} is no version; give one such as 0.31.0.")
+            raise UsageError(f"--serve={name}: {version!r} is no version; give one such as 0.31.0.")
         versions[server] = version or SERVERS[server].version
     return versions
 

@@ -25,10 +25,10 @@ def check_push(repository: str) -> None:
             f"--push takes a repository of the Hub as OWNER/NAME, not {repository!r}."
         ) from None
     if is_offline():
-        raise UsageError(f"--push {owner}/{name}: HF_HUB_OFFLINE is set; unset it to upload.")
+        raise UsageError(f"--push={owner}/{name}: HF_HUB_OFFLINE is set; unset it to upload.")
     if not get_token():
         raise UsageError(
-            f"--push {owner}/{name} needs a token that may write; set HF_TOKEN to one."
+            f"--push={owner}/{name} needs a token that may write; set HF_TOKEN to one."
         )
 
 

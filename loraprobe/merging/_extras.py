@@ -158,11 +158,11 @@ def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
                 "have it and the weights must sum to 1; or add"
                 if plan.base is not None
                 else "of which only the mean is known without the base (every adapter has it and "
-                "the weights sum to 1); add --base DIR or --base auto, or"
+                "the weights sum to 1); add --base=DIR or --base=auto, or"
             )
             raise UnsupportedAdapter(
                 f"Adapter {listing(holders)} holds {code.replace('-', '_')} {name}, {what} "
-                f"--allow {code} to drop it knowingly."
+                f"--allow={code} to drop it knowingly."
             )
         message = f"Allowed: {name} was dropped."
         notes.append(Issue("warning", code, holders, message, module=name.rpartition(".")[0]))
@@ -186,7 +186,7 @@ def _token_rows(plan: MergePlan) -> tuple[dict[str, TokenRows], list[Issue]]:
             raise UnsupportedAdapter(
                 f"Adapter {listing(names)} holds trained rows of {path} (token_delta) that mix "
                 "with the base's, since the weights of the adapters that trained a token do not "
-                f"sum to 1; add --base DIR or --base auto, or --allow {ROWS} to drop them "
+                f"sum to 1; add --base=DIR or --base=auto, or --allow={ROWS} to drop them "
                 "knowingly."
             )
         notes.append(Issue("warning", ROWS, names, f"Allowed: the rows of {path} were dropped."))

@@ -162,8 +162,8 @@ _MEAN = (
 )
 _WEIGHTED = "the sum of the deltas by --weights, used as given, is task_arithmetic: take that."
 _ON_DELTAS = (
-    "peft's works on the deltas and not on A and B, as {0} always does here: take {0}, with --rank "
-    "N for a rank."
+    "peft's works on the deltas and not on A and B, as {0} always does here: take {0}, with "
+    "--rank=N for a rank."
 )
 # What peft, mergekit and papers mean by names that no method has here.
 ELSEWHERE = {
@@ -171,7 +171,7 @@ ELSEWHERE = {
     "mean of the deltas by their weights: take task_arithmetic with --weights of sum 1.",
     "cat": "peft's is the sum of the deltas by their weights, without loss: take task_arithmetic.",
     "svd": "peft's is the sum of the deltas by their weights, cut to a rank: take task_arithmetic "
-    "with --rank N.",
+    "with --rank=N.",
     **dict.fromkeys(("average", "avg", "mean"), _MEAN),
     **dict.fromkeys(("weighted", "weighted_average", "weighted_sum"), _WEIGHTED),
     **{

@@ -118,7 +118,7 @@ class MergePlan:
         memory.require(
             kept + needs[largest],
             f"The merge (largest module {largest}, [{info.out_features}, {info.in_features}])",
-            "take --space core or knots, which stay small, or a method in factors such as uniform"
+            "take --space=core or knots, which stay small, or a method in factors such as uniform"
             if self.dense
             else "give a smaller --rank, or fewer adapters at a time",
         )
@@ -287,14 +287,14 @@ def _check_dropped(
         return
     why = "which a merge would lose; merge it into its base with peft first"
     if extra.kind in method.carried:
-        why = "whose merge needs the base's weights; add --base DIR or --base auto"
+        why = "whose merge needs the base's weights; add --base=DIR or --base=auto"
     elif extra.kind in LinearMethod.carried:
         why = (
             "which only a linear method keeps; take uniform, sum or task_arithmetic, merge the "
             "adapter into its base with peft first"
         )
     raise UnsupportedAdapter(
-        f"Adapter {adapter.name} holds {extra}, {why}, or add --allow {extra.code} to drop it "
+        f"Adapter {adapter.name} holds {extra}, {why}, or add --allow={extra.code} to drop it "
         "knowingly."
     )
 
@@ -320,7 +320,7 @@ def _base_copies(plan: MergePlan) -> list[Issue]:
             raise UnsupportedAdapter(
                 f"Adapters {listing(names)} hold different copies of the base's weight of "
                 f"{module}, so they were trained on different bases or with resized vocabularies; "
-                "merge adapters of one base, or add --allow base-copy to keep the base's own."
+                "merge adapters of one base, or add --allow=base-copy to keep the base's own."
             )
         message = (
             f"The copy of the base's weight of {module} was not written; it is the base's own "

@@ -94,7 +94,7 @@ def inspect(
     session.command, options = "inspect", session.options
     asks_base = bool(tasks) or bool(probe)
     if asks_base and base is None:
-        raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
+        raise UsageError("--task and --probe ask the base model; add --base=DIR or --base=auto.")
     if tasks:
         check_state(session)
     inputs = open_inputs(adapters, session, base, tasks)
@@ -259,7 +259,7 @@ def _planned(
     session.command, options = "merge-and-eval", session.options
     if not tasks:
         raise UsageError(
-            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
+            "merge-and-eval needs --task=FILE; without one, try inspect --base=auto --probe=auto."
         )
     if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")
@@ -270,7 +270,7 @@ def _planned(
         check_learnable(inputs.adapters, options)
     plan = plan_of(options, inputs.adapters, inputs.tasks)
     if not options.systems and not plan.specs:
-        why = " ".join(plan.left_out) or "--method none and --router none leave none."
+        why = " ".join(plan.left_out) or "--method=none and --router=none leave none."
         raise UsageError(f"There is no composition to evaluate: {why} Give a --method.")
     return inputs, plan
 
@@ -386,7 +386,7 @@ def estimate_screen(
     from loraprobe.pipeline.screen import estimate_of_screen, open_screen
 
     if not tasks:
-        raise UsageError("--dry-run tells what asking the adapters takes; add --task FILE.")
+        raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")
     found, opened, read = _opened_library(adapters, session, base, tasks)
     assert opened is not None
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
@@ -441,11 +441,11 @@ def _require_composable(found: Arranged, options: Options) -> None:
     for spec in options.routers:
         if ROUTERS.make(spec).needs_prompts:
             raise UsageError(
-                f"--router {spec} learns from prompts, which a screen does not set apart; screen "
+                f"--router={spec} learns from prompts, which a screen does not set apart; screen "
                 "without it, and give it to merge-and-eval with the adapters that were chosen."
             )
     if not options.methods and not options.routers:
-        raise UsageError("--method none and --router none leave nothing to compose; give one.")
+        raise UsageError("--method=none and --router=none leave nothing to compose; give one.")
     if len(found.usable) < 2:
         raise UsageError(
             f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "

@@ -85,7 +85,7 @@ def _named_like(adapter: Adapter, reference: str) -> Adapter:
     names = None if place is None else module_names(place)
     if place is None or names is None:
         raise BaseError(
-            f"--like {reference}: the names of its modules are not known, because the config.json "
+            f"--like={reference}: the names of its modules are not known, because the config.json "
             "of the base is out of reach or of an architecture that transformers does not know; "
             "give the base's directory."
         )
@@ -94,7 +94,7 @@ def _named_like(adapter: Adapter, reference: str) -> Adapter:
     made = renamed(adapter, names, text, whole=True)
     if made is None:
         raise CompatibilityError(
-            f"--like {reference}: its class has no modules for all that {adapter.name} changes; "
+            f"--like={reference}: its class has no modules for all that {adapter.name} changes; "
             "take a base or an adapter of the class with vision."
         )
     return made

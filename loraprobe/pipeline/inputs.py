@@ -154,7 +154,7 @@ def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False
         if base != "auto":
             raise
         told = str(error).rstrip(".")
-        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base DIR.") from None
+        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base=DIR.") from None
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
@@ -175,15 +175,15 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
     would not take, and for a limit without a task."""
     if given and not options.learns:
         raise UsageError(
-            f"--task serves {command} only to learn weights on; add --weights learn, or use "
+            f"--task serves {command} only to learn weights on; add --weights=learn, or use "
             "merge-and-eval."
         )
     if command == "merge" and options.learns:
         method = options.methods[0]
         if not METHODS.make(method).takes_weights:
             raise UsageError(
-                f"{method} has weights of its own, so there are none to learn; use --method "
-                "task_arithmetic."
+                f"{method} has weights of its own, so there are none to learn; use "
+                "--method=task_arithmetic."
             )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")
@@ -208,7 +208,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
 def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
-        ("--weights learn", options.learns),
+        ("--weights=learn", options.learns),
         ("--fields and the template", layout != FieldMap()),
     ):
         if given:
@@ -236,7 +236,7 @@ def _layouts(options: Options, tasks: int) -> list[FieldMap]:
     for name in TASK_FIELDS:
         texts, flag = getattr(options, name), flag_of(name)
         if texts and not tasks:
-            raise UsageError(f"{flag} says how a task is read; add --task FILE.")
+            raise UsageError(f"{flag} says how a task is read; add --task=FILE.")
         if len(texts) not in (0, 1, tasks):
             raise UsageError(
                 f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "

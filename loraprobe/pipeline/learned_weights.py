@@ -70,8 +70,8 @@ def learn_for(
     """
     if inputs.base is None or not inputs.tasks:
         raise UsageError(
-            "--weights learn asks the base model on a task: add --base DIR (or auto) and "
-            "--task FILE."
+            "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
+            "--task=FILE."
         )
     options, experts = session.options, prepared.adapters
     check_learnable(experts, options)

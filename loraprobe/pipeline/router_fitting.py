@@ -49,13 +49,13 @@ def chosen_router(
     if options.weights is not None and not isinstance(router, ConstantGates):
         raise UsageError(
             f"{spec} gives each token gates of its own, so it takes no --weights; they go "
-            "with --router constant."
+            "with --router=constant."
         )
     for holder in prepared.adapters if not router.weighs_whole else ():
         if what := unroutable(holder):
             raise UnsupportedAdapter(
                 f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
-                "--router constant, or leave that adapter out."
+                "--router=constant, or leave that adapter out."
             )
     if options.learns:
         learned, notes = learn_for(inputs, prepared, session)
@@ -67,7 +67,7 @@ def chosen_router(
     if inputs.base is None:
         raise UsageError(
             f"Router {spec} learns from prompts of each adapter, which the base reads: add "
-            "--base DIR or --base auto."
+            "--base=DIR or --base=auto."
         )
     scorer, notes = open_scorer(inputs.base, "auto", session)
     with session.stage("fit"):
@@ -171,7 +171,7 @@ def gather_prompts(
         if not prompts[name]:
             raise UsageError(
                 f"Every prompt of adapter {name} is an item of the task, from which a router must "
-                f"not learn; give others by --router-prompts {name}=FILE."
+                f"not learn; give others by --router-prompts={name}=FILE."
             )
         dropped += len(lines) - len(prompts[name])
         sources.append(f"{len(prompts[name])} prompts for {name} ({source})")
@@ -207,13 +207,13 @@ def _lines_for(
     if not write:
         raise UsageError(
             f"Adapter {name} is the best at no task, so there are no questions that show when it "
-            f"is meant; give some by --router-prompts {name}=FILE."
+            f"is meant; give some by --router-prompts={name}=FILE."
         )
     try:
         probe = generated_prompts(scorer, [adapter], {}, seed=options.seed, wanted=PROMPTS_WRITTEN)
     except TaskError:
         raise UsageError(
-            f"Adapter {name} writes no prompt of itself; give some by --router-prompts {name}=FILE."
+            f"Adapter {name} writes no prompt of itself; give some by --router-prompts={name}=FILE."
         ) from None
     return list(probe.answers), WRITTEN
 

@@ -248,7 +248,7 @@ def _router_document(router: Router) -> dict[str, Any]:
     if router.needs_prompts:
         raise UsageError(
             f"Router {router} learns from prompts of each adapter before it can be "
-            "saved; give --base, and --router-prompts NAME=FILE if you have "
+            "saved; give --base, and --router-prompts=NAME=FILE if you have "
             "some."
         )
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}

@@ -137,7 +137,7 @@ def split_for_weights(tasks: Sequence[Task], options: Options) -> TaskSplit:
         if _clusters(left) < 2:
             raise TaskError(
                 f"Task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, so "
-                f"nothing is left to judge by once {number} are set apart for --weights learn; "
+                f"nothing is left to judge by once {number} are set apart for --weights=learn; "
                 "give more items."
             )
     return parts

@@ -38,7 +38,7 @@ def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[P
     """
     encoder = None if base is None else _encoder(base, options)
     if encoder is None and options.chat_template == "on":
-        raise UsageError("--chat-template on needs the template of a base; add --base REF.")
+        raise UsageError("--chat-template=on needs the template of a base; add --base=REF.")
     few = [replace(task, items=task.items[: options.limit or SHOWN]) for task in tasks]
     return [
         Preview(
@@ -57,7 +57,7 @@ def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[P
 
 def _encoder(reference: str, options: Options) -> Encoder:
     if reference == "auto":
-        raise UsageError("--base auto takes the base of adapters, and here are none; name it.")
+        raise UsageError("--base=auto takes the base of adapters, and here are none; name it.")
     base = base_of(reference, (), code=options.trust_remote_code)
     tokenizer = load_tokenizer(base.path, base.reference, options.trust_remote_code)
     has = bool(getattr(tokenizer, "chat_template", None))

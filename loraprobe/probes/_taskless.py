@@ -228,7 +228,7 @@ def generated_prompts(
     if not prompts:
         raise TaskError(
             "The model cards hold no prompt and the adapters write none: give "
-            "--probe FILE with a question a line."
+            "--probe=FILE with a question a line."
         )
     return ProbePrompts(dict.fromkeys(prompts[:wanted]))
 

@@ -127,7 +127,7 @@ class Centroid(ScoredRouter):
         if missing:
             raise UsageError(
                 f"Router {self.name} learns from prompts of each adapter, and there are none of "
-                f"{', '.join(missing)}: give --router-prompts NAME=FILE for each, or in Python "
+                f"{', '.join(missing)}: give --router-prompts=NAME=FILE for each, or in Python "
                 "prompts={name: [...]}."
             )
         kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
@@ -152,7 +152,7 @@ class Centroid(ScoredRouter):
         if self.learned is None:
             raise UsageError(
                 f"Router {self.name} has to see prompts of each adapter first: give "
-                "--router-prompts NAME=FILE, or in Python loraprobe.route(..., prompts={name: "
+                "--router-prompts=NAME=FILE, or in Python loraprobe.route(..., prompts={name: "
                 "[...]}, tokenizer=...)."
             )
         means = self.learned.of(module, n).to(experts[0].A)

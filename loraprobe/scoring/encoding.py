@@ -42,7 +42,7 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.chat and not getattr(self.tokenizer, "chat_template", None):
             raise UsageError(
-                "The base model's tokenizer has no chat template; use --chat-template off."
+                "The base model's tokenizer has no chat template; use --chat-template=off."
             )
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -174,7 +174,7 @@ class Encoder:
 
 
 def _template_error(problem: str) -> BaseError:
-    return BaseError(f"The chat template of the base {problem}; use --chat-template off.")
+    return BaseError(f"The chat template of the base {problem}; use --chat-template=off.")
 
 
 def joined(prompt: str, continuation: str) -> str:

@@ -24,7 +24,7 @@ TOKENS = {"cpu": 4096, "mps": 8192}
 TOKENS_ELSEWHERE = 32768
 LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
 CURE = (
-    "use --dtype bfloat16 or --quantize 4bit, fewer --max-new-tokens, shorter prompts, a smaller "
+    "use --dtype=bfloat16 or --quantize=4bit, fewer --max-new-tokens, shorter prompts, a smaller "
     "base model, or another --device"
 )
 

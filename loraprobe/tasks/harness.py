@@ -141,7 +141,7 @@ class HarnessTask:
         if value < 0 or (value > 1 and not self.loss):
             raise TaskError(
                 f"{metric} of task {self.name} is {value:g} for one item, and loraprobe compares "
-                f"shares from 0 to 1: choose another one by --metric {self.name}=METRIC (it has "
+                f"shares from 0 to 1: choose another one by --metric={self.name}=METRIC (it has "
                 f"{', '.join(metrics)})."
             )
         return float(value)
@@ -263,7 +263,7 @@ def check_losses(tasks: Sequence[Task], metric: str | None, margin: float | None
     if losses and shares:
         raise UsageError(
             f"Task {losses[0]} is judged by a loss and {shares[0]} by a share, so they have no "
-            "common mean: give them in two runs, or choose metrics by --metric TASK=METRIC."
+            "common mean: give them in two runs, or choose metrics by --metric=TASK=METRIC."
         )
     if losses and margin is None:
         raise UsageError(

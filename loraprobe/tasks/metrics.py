@@ -474,7 +474,7 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
     if chosen == "choice" and not item.choices:
         raise UsageError(
             f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
-            "add them, or leave --metric choice out."
+            "add them, or leave --metric=choice out."
         )
     return chosen
 
@@ -503,7 +503,7 @@ def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
         else:
             for_all = name
     if "answer_loss" in by_task.values() or (for_all == "answer_loss" and by_task):
-        raise UsageError("--metric answer_loss is for all tasks at once: give no other metric.")
+        raise UsageError("--metric=answer_loss is for all tasks at once: give no other metric.")
     return for_all, by_task
 
 

@@ -226,7 +226,7 @@ def _known(row: DataRow) -> DataRow:
     hint = nearest(unknown[0], ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
     if missing and "did you mean" not in hint:
         hint = (
-            f"name the fields of prompt and answer by --fields prompt=FIELD,answer=FIELD, or write "
+            f"name the fields of prompt and answer by --fields=prompt=FIELD,answer=FIELD, or write "
             f"a --prompt-template (the file has {shortly(row.content)})."
         )
     raise row.error(f"unknown key {unknown[0]!r} in an item: {hint}")
@@ -249,8 +249,8 @@ def _suggested(row: Mapping[str, Any]) -> str:
     if not {"prompt", "answer"} <= found.keys() or not changed:
         return ""
     answer = row.get(found["answer"])
-    marked = f" --answer-after '{MARK}'" if isinstance(answer, str) and MARK in answer else ""
-    return f"--fields {changed}{marked}"
+    marked = f" --answer-after='{MARK}'" if isinstance(answer, str) and MARK in answer else ""
+    return f"--fields={changed}{marked}"
 
 
 def _item(line: Mapping[str, Any], number: int) -> Item:

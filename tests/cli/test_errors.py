@@ -13,6 +13,7 @@ import pytest
 
 import loraprobe
 from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
+from loraprobe.keywords import takes
 
 KINDS: list[type[LoraprobeError]] = [LoraprobeError]
 for kind in KINDS:
@@ -123,6 +124,30 @@ def test_python_keywords_are_refused_in_words_of_python(keywords, said):
     pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
     with pytest.raises(UsageError, match=said):
         loraprobe.inspect(pair, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("message", "shell", "python"),
+    [
+        ("Give --metric=contains.", "--metric contains.", 'metric=["contains"].'),
+        ("--metric contains it; go.", "--metric contains it", "metric contains it"),
+        ("Give --base=DIR (or auto).", "--base DIR (", 'base="DIR" ('),
+        ("Use --limit=3, or go.", "--limit 3, or", "limit=3, or"),
+        ("Add --run-unsafe-code if so.", "--run-unsafe-code if", "run_unsafe_code=True if"),
+        ("Add --overwrite.", "--overwrite.", "--overwrite."),
+        ("--fields=a=b,c=d: go.", "--fields a=b,c=d: go", 'fields={"a": "b", "c": "d"}: go'),
+        ("Add --answer-after='# 1'.", "--answer-after '# 1'.", 'answer_after=["# 1"].'),
+    ],
+)
+def test_an_error_names_an_option_as_its_reader_writes_it(message, shell, python):
+    @takes("inspect")
+    def failing(adapters, **options):
+        raise UsageError(message)
+
+    assert shell in str(UsageError(message))
+    with pytest.raises(UsageError) as found:
+        failing([])
+    assert python in str(found.value)
 
 
 def test_python_takes_the_texts_of_the_command_line():

@@ -25,8 +25,8 @@ _OPTION = re.compile(r"--([a-z][a-z-]*[a-z])(?:=('[^']*'|[^\s\"';()]*[^\s\"';(),
 
 
 def in_shell(option: str, value: str) -> str:
-    """An option as a command line has it."""
-    return f"--{option} {value}" if value else f"--{option}"
+    """An option as a command line has it; "True" is the value of one that takes none there."""
+    return f"--{option} {value}" if value not in ("", "True") else f"--{option}"
 
 
 class LoraprobeError(Exception):

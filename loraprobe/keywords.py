@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from loraprobe.errors import LoraprobeError, UsageError, in_shell
 from loraprobe.formatting import nearest
 
-NUMBER = re.compile(r"N|-?[\d.]+")  # which stands without quotes
+NUMBER = re.compile(r"N|True|-?[\d.]+")  # which stands without quotes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -86,12 +86,11 @@ def _in_python(option: str, value: str, known: Collection[str]) -> str:
     name = next((name for name in (flag, f"{flag}s") if name in known), "")
     if not name:
         return in_shell(option, value)
-    hint = hints().get(name)
     if not value:
-        return f"{name}=True" if hint is bool else name
+        return name
     held: Any = value.strip("'")
     if name in ("fields", "router_prompts"):
         held = dict(pair.partition("=")[::2] for pair in held.split(","))
-    elif name == "tasks" or (hint and repeats(name)):
+    elif name == "tasks" or (name in hints() and repeats(name)):
         held = [held]
     return f"{name}={value if NUMBER.fullmatch(value) else json.dumps(held, ensure_ascii=False)}"

@@ -295,7 +295,7 @@ class Base:
             if self.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
                 raise BaseError(
                     f"{self.reference} needs code of its own repository to run; if you trust it, "
-                    "pass --trust-remote-code."
+                    "pass --trust-remote-code=True."
                 )
         for file in self.path.iterdir():  # transformers would follow any link
             check_link(file, self.reference)

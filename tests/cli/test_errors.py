@@ -129,14 +129,14 @@ def test_python_keywords_are_refused_in_words_of_python(keywords, said):
 @pytest.mark.parametrize(
     ("message", "shell", "python"),
     [
-        ("Give --metric=contains.", "--metric contains.", 'metric=["contains"].'),
+        ("Give --metric=contains.", "--metric contains", 'metric=["contains"]'),
         ("--metric contains it; go.", "--metric contains it", "metric contains it"),
         ("Give --base=DIR (or auto).", "--base DIR (", 'base="DIR" ('),
         ("Use --limit=3, or go.", "--limit 3, or", "limit=3, or"),
-        ("Add --run-unsafe-code if so.", "--run-unsafe-code if", "run_unsafe_code=True if"),
-        ("Add --overwrite.", "--overwrite.", "--overwrite."),
+        ("Add --run-unsafe-code=True if so.", "--run-unsafe-code if", "run_unsafe_code=True if"),
+        ("Add --overwrite.", "--overwrite", "--overwrite"),
         ("--fields=a=b,c=d: go.", "--fields a=b,c=d: go", 'fields={"a": "b", "c": "d"}: go'),
-        ("Add --answer-after='# 1'.", "--answer-after '# 1'.", 'answer_after=["# 1"].'),
+        ("Add --answer-after='# 1'.", "--answer-after '# 1'", 'answer_after=["# 1"]'),
     ],
 )
 def test_an_error_names_an_option_as_its_reader_writes_it(message, shell, python):

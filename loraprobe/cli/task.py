@@ -13,7 +13,7 @@ from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.task_preview import Preview
+    from loraprobe.pipeline.task_files import Preview
     from loraprobe.tasks import TaskCheck
 
 WIDTH = 79
@@ -77,7 +77,7 @@ def check(
     No model is loaded. Exit code 2 if a file cannot be used.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline.inputs import open_tasks
+    from loraprobe.pipeline.task_files import open_tasks
     from loraprobe.tasks import check_task
 
     imports_done()
@@ -161,8 +161,7 @@ def sample(
     numbers of tokens; only its tokenizer is loaded.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline.inputs import open_tasks
-    from loraprobe.pipeline.task_preview import preview
+    from loraprobe.pipeline.task_files import open_tasks, preview
 
     imports_done()
     tasks = open_tasks(files, options)

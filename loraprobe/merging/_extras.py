@@ -37,7 +37,6 @@ from torch import Tensor
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.types import TokenRows
-from loraprobe.composition.scaled import change_products, ratio
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
@@ -72,6 +71,11 @@ def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> Merged
     updates: those of the adapters, of rank 0 where one lacks the module. Raises CompatibilityError
     for a base of another shape.
     """
+    from loraprobe.composition.scaled import (  # a merge of LoRAs needs neither
+        change_products,
+        ratio,
+    )
+
     assert plan.base is not None
     weight, info = plan.base.weight(path), plan.layout[path]
     if weight.shape != (info.out_features, info.in_features):

@@ -16,7 +16,6 @@ from loraprobe.adapters import Adapter, local_name, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serve_commands, serving_issues
-from loraprobe.composition import Composition
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
@@ -44,14 +43,10 @@ from loraprobe.pipeline.inputs import (
     check_state,
     check_task_use,
     open_inputs,
-    open_probe,
-    open_tasks,
 )
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
-from loraprobe.routing import ROUTERS
-from loraprobe.tasks import ProbePrompts, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
@@ -60,6 +55,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Plan
+    from loraprobe.tasks import ProbePrompts, Task
 
 
 @dataclass(frozen=True)
@@ -97,8 +93,11 @@ def inspect(
         raise UsageError("--task and --probe ask the base model; add --base=DIR or --base=auto.")
     if tasks:
         check_state(session)
-    inputs = open_inputs(adapters, session, base, tasks)
-    opened = open_probe(probe, inputs.given)
+    inputs, opened = open_inputs(adapters, session, base, tasks), None
+    if probe:
+        from loraprobe.pipeline.task_files import open_probe
+
+        opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined, _ = licensed(examined, inputs)
@@ -138,7 +137,7 @@ def merge(
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
-        from loraprobe.pipeline.learned_weights import learn_for
+        from loraprobe.pipeline.fitting import learn_for
 
         learned, notes = learn_for(inputs, prepared, session)
         weights = learned.factors
@@ -180,7 +179,8 @@ def compose(
     Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
     router that computes its gates.
     """
-    from loraprobe.pipeline.router_fitting import chosen_router
+    from loraprobe.composition import Composition
+    from loraprobe.pipeline.fitting import chosen_router
     from loraprobe.pipeline.saved import Routed
 
     inputs, found, prepared = _prepared("route", adapters, session, base, tasks)
@@ -253,7 +253,7 @@ def _planned(
 
     Raises LoraprobeError.
     """
-    from loraprobe.pipeline.learned_weights import check_learnable
+    from loraprobe.pipeline.fitting import check_learnable
     from loraprobe.pipeline.systems import check_systems, plan_of
 
     session.command, options = "merge-and-eval", session.options
@@ -406,6 +406,7 @@ def _opened_library(
     """
     from loraprobe import library
     from loraprobe.pipeline.systems import split_for_screening
+    from loraprobe.pipeline.task_files import open_tasks
 
     session.command, options = "screen", session.options
     check_names(options)
@@ -438,6 +439,8 @@ def _opened_library(
 
 def _require_composable(found: Arranged, options: Options) -> None:
     """Raises UsageError for a router that learns, and where nothing can be composed."""
+    from loraprobe.routing import ROUTERS
+
     for spec in options.routers:
         if ROUTERS.make(spec).needs_prompts:
             raise UsageError(

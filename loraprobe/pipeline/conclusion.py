@@ -18,7 +18,6 @@ from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
-from loraprobe.routing import ROUTERS
 from loraprobe.verdict import (
     Evidence,
     LibraryChoice,
@@ -99,11 +98,13 @@ def with_next(
         errors = [i for i in found.issues if i.severity == "error" and len(i.adapters) > 1]
         unlike = any(issue.code in UNLIKE for issue in errors)
         request = replace(request, fitting=_fitting(inputs.given, found), unlike=unlike)
-    if kind == "router" and ROUTERS.make(spec or "").needs_prompts:
-        words = list(request.options)
-        for name, file in options.router_prompts:
-            words.append(("--router-prompts", f"{name}={Path(file).name}"))
-        request = replace(request, learned=True, options=tuple(words))
+    if kind == "router":
+        from loraprobe.routing import ROUTERS  # a merge needs none of them
+
+        if ROUTERS.make(spec or "").needs_prompts:
+            files = [f"{name}={Path(file).name}" for name, file in options.router_prompts]
+            words = (*request.options, *(("--router-prompts", file) for file in files))
+            request = replace(request, learned=True, options=words)
     told = next_command(replace(verdict, system=spec), request, options.limit is not None)
     return replace(verdict, next=told)
 

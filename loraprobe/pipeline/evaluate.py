@@ -30,12 +30,10 @@ from loraprobe.formatting import count
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import steps_of_plan, steps_of_sample
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
+from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
+from loraprobe.pipeline.fitting import fit_routers, learn, note
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Cards, Inputs
-from loraprobe.pipeline.learned_weights import learn, note
-from loraprobe.pipeline.results import LEARNED
-from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Prepared

@@ -59,7 +59,7 @@ def _row(system: str, composition: Composition, sums: Tensor) -> GateStatistics:
     *shares, entropy, entropy_share = (sums[:, :-1] / sums[:, -1:]).mean(0).tolist()
     share = dict(zip((expert.name for expert in composition.experts), shares, strict=True))
     tokens = int(sums[:, -1].max())
-    return GateStatistics(system, None, share, entropy, entropy_share, len(sums), tokens)
+    return GateStatistics(system, share, entropy, entropy_share, len(sums), tokens)
 
 
 class GateTally:

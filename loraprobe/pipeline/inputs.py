@@ -6,37 +6,26 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
-from loraprobe.defaults import HARNESS
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.file_hashes import cache_directory
-from loraprobe.formatting import count
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
-from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
-from loraprobe.routing import ROUTERS
-from loraprobe.tasks import (
-    FieldMap,
-    ProbePrompts,
-    Task,
-    check_metrics,
-    load_probe,
-    load_task,
-    named_metrics,
-    read_task,
-    with_metric,
-)
-from loraprobe.tasks.harness import check_losses, load_harness
 from loraprobe.verdict import Calibration, read_calibration
+
+if TYPE_CHECKING:  # a merge needs none of them
+    from loraprobe.tasks import Task
 
 Ref = str | Path  # a directory, a file, or a reference to the Hub
 Adapters = Sequence[Adapter | Ref]
-Tasks = Sequence[Task | Ref] | Task | Ref
+Tasks: TypeAlias = "Sequence[Task | Ref] | Task | Ref"
 Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
@@ -64,7 +53,11 @@ def open_inputs(
     """
     options = session.options
     check_names(options)
-    read = open_tasks(tasks, options)
+    read: Sequence[Task] = ()
+    if tasks:
+        from loraprobe.pipeline.task_files import open_tasks
+
+        read = open_tasks(tasks, options)
     loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
@@ -85,20 +78,25 @@ def _hub_name(base: Base | Ref | None) -> str | None:
 def check_names(options: Options) -> None:
     """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that does
     not exist, and for a calibration that cannot be read, before anything is loaded."""
-    for registry, specs in (
-        (METHODS, options.methods),
-        (ROUTERS, options.routers),
-        (DIAGNOSTICS, options.diagnostics),
-    ):
-        for spec in specs:
-            registry.make(spec)
+    for method in options.methods:
+        METHODS.make(method)
+    for diagnostic in options.diagnostics:
+        DIAGNOSTICS.make(diagnostic)
+    if options.routers not in ((), Options().routers):
+        from loraprobe.routing import ROUTERS  # a merge needs none of them
+
+        for router in options.routers:
+            ROUTERS.make(router)
     if options.space is not None:
         space_named(options.space)
     if options.device != "auto":
         pick_device(options.device)
     if options.dtype != "auto":
         pick_dtype(options.dtype)
-    named_metrics(options.metric)
+    if options.metric != Options().metric:
+        from loraprobe.tasks import named_metrics
+
+        named_metrics(options.metric)
     given_calibration()
 
 
@@ -112,31 +110,6 @@ def check_state(session: Session) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
     cure = "set LORAPROBE_CACHE to a directory of yours"
     check_place(session.state or cache_directory() / "runs" / "results", cure)
-
-
-def open_probe(
-    probe: ProbePrompts | Ref | None, adapters: Sequence[Adapter]
-) -> ProbePrompts | Cards | None:
-    """A probe file read; for "auto" the adapters' model cards, from which it is made."""
-    if probe == "auto":
-        return {adapter.name: hub.model_card(adapter) for adapter in adapters}
-    if isinstance(probe, (str, Path)):
-        return load_probe(probe) if probe else None
-    return probe
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--router-prompts: {file} cannot be read as UTF-8 ({error}); save it as UTF-8."
-        ) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
-    return list(dict.fromkeys(lines))
 
 
 def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
@@ -154,7 +127,7 @@ def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False
         if base != "auto":
             raise
         told = str(error).rstrip(".")
-        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base=DIR.") from None
+        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base DIR.") from None
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
@@ -175,72 +148,15 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
     would not take, and for a limit without a task."""
     if given and not options.learns:
         raise UsageError(
-            f"--task serves {command} only to learn weights on; add --weights=learn, or use "
+            f"--task serves {command} only to learn weights on; add --weights learn, or use "
             "merge-and-eval."
         )
     if command == "merge" and options.learns:
         method = options.methods[0]
         if not METHODS.make(method).takes_weights:
             raise UsageError(
-                f"{method} has weights of its own, so there are none to learn; use "
-                "--method=task_arithmetic."
+                f"{method} has weights of its own, so there are none to learn; use --method "
+                "task_arithmetic."
             )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")
-
-
-def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
-    """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
-    several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
-    found: list[Task] = []
-    for one, layout in zip(several, _layouts(options, len(several)), strict=True):
-        if isinstance(one, Task):
-            found.append(one)
-        elif str(one).startswith(HARNESS):
-            found += _of_harness(str(one), options, layout)
-        else:
-            found.append(_open(one, options.limit, layout))
-    check_losses(found, options.metric, options.margin)
-    check_metrics(found, options.metric)
-    return [with_metric(task, options.metric) for task in found]
-
-
-def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
-    """Raises UsageError for options that need questions which loraprobe asks itself."""
-    for flag, given in (
-        ("--weights=learn", options.learns),
-        ("--fields and the template", layout != FieldMap()),
-    ):
-        if given:
-            raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
-    return load_harness(
-        task,
-        options.limit,
-        metric=options.metric,
-        max_new_tokens=options.max_new_tokens,
-        run_unsafe_code=options.run_unsafe_code,
-    )
-
-
-def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
-    if not str(task).startswith(hub.DATASET):
-        return load_task(task, limit, layout)
-    found = hub.resolve_dataset(str(task))
-    source = Task(found.name, (), found.reference, commit=found.commit)
-    return read_task(found.files, source, limit, layout)
-
-
-def _layouts(options: Options, tasks: int) -> list[FieldMap]:
-    """The layout of each task: an option given once is for all, else for the tasks in order."""
-    rows = []
-    for name in TASK_FIELDS:
-        texts, flag = getattr(options, name), flag_of(name)
-        if texts and not tasks:
-            raise UsageError(f"{flag} says how a task is read; add --task=FILE.")
-        if len(texts) not in (0, 1, tasks):
-            raise UsageError(
-                f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
-                "all, or once for each in order ('' where a task needs none)."
-            )
-        rows.append([*(texts or [""])] * (1 if len(texts) > 1 else tasks))
-    return [FieldMap.of(*texts) for texts in zip(*rows, strict=True)]

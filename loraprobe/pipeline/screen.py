@@ -44,11 +44,10 @@ from loraprobe.pipeline.estimate import (
     units_of,
 )
 from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceiling
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.evaluator import STATES, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.on_ray import open_cluster
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
-from loraprobe.pipeline.results import STATES
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
 from loraprobe.pipeline.transforms import prepare

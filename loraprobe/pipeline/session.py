@@ -8,20 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
 from loraprobe.records import Progress, Provenance
-
-
-@runtime_checkable
-class Expecting(Protocol):
-    """A listener to progress that is told beforehand which steps will come."""
-
-    def expect(self, steps: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -66,9 +59,9 @@ class Session:
         return replace(self, progress=lambda step, *counts: self.tell(rename(step), *counts))
 
     def expect(self, steps: Callable[[], Mapping[str, float]]) -> None:
-        """Tells a listener that wants to know it which steps will come, and the seconds of each."""
-        if isinstance(self.progress, Expecting):
-            self.progress.expect(steps())
+        """Tells a listener that has `expect` which steps will come, and the size of each."""
+        if (expect := getattr(self.progress, "expect", None)) is not None:
+            expect(steps())
 
     def left(self, share: float = 1.0) -> float:
         """Seconds that are left of a share of --budget; infinite without one."""

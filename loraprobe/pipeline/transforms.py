@@ -31,7 +31,6 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.composition import aligned_to
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
@@ -79,6 +78,8 @@ def prepare_for(
     subtract: Sequence[Any] | Any,
 ) -> tuple[Adapter, ...]:
     """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    from loraprobe.composition import aligned_to
+
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
     general = aligned_to(model, general_of(adapters, options, "route", None))
     return tuple(aligned_to(model, prepare(adapters, options, general).adapters))

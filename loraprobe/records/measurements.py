@@ -340,14 +340,12 @@ class EvaluationRecords:
 class GateStatistics:
     """How a token router shared its gates among the adapters while it read the tasks' prompts.
 
-    Means over `n` tokens and the `modules` of all layers that at least two adapters have. `layer`
-    is None; documents of earlier versions also have rows of single layers. `share` is each
+    Means over `n` tokens and the `modules` that at least two adapters have. `share` is each
     adapter's mean gate, `entropy` that of the gates in nats, `entropy_share` the same over the
     logarithm of the number of adapters present: 0 is one adapter a token, 1 all alike.
     """
 
     system: str
-    layer: str | None
     share: Mapping[str, float]
     entropy: float
     entropy_share: float

@@ -732,19 +732,18 @@ def forecasts(audit: Audit) -> Table:
 
 
 def gates(audit: Audit) -> Table:
-    """How each token router shared its gates, over all layers and layer by layer."""
+    """How each token router shared its gates, over all layers."""
     names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
     lines = [
         [
             row.system,
-            row.layer or "all layers",
             *(number(row.share.get(name)) for name in names),
             f"{number(row.entropy)} ({number(row.entropy_share)})",
         ]
         for row in audit.gates
     ]
     evenness = "entropy in nats (share of the largest)"
-    columns = [text("router"), text("layer"), *of_figures(*names, evenness)]
+    columns = [text("router"), *of_figures(*names, evenness)]
     return Table("Mean share of each adapter's gate on the prompts", columns, lines)
 
 

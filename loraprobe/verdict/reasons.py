@@ -43,7 +43,6 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.records.estimates import Z95
-from loraprobe.tasks import is_generated
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
     FORM,
@@ -500,6 +499,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         return
     if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
         return  # the items of lm-evaluation-harness have no such fields
+    from loraprobe.tasks import is_generated  # a merge has no scores
+
     if "steps" not in parts and any(is_generated(row.metric) for row in evidence.measured.scores):
         yield reason_of("steps-missing")
     if not any(part.startswith("hop") for part in parts):

@@ -243,7 +243,7 @@ class WorldAnswers:
         LoraprobeError if adapters and base do not fit.
         """
         from loraprobe import compatibility, hub
-        from loraprobe.pipeline.router_fitting import fit_routers
+        from loraprobe.pipeline.fitting import fit_routers
         from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
         from loraprobe.pipeline.transforms import Prepared
 

@@ -360,7 +360,7 @@ def _fitted(
 
     Raises UsageError if the limit leaves no item for it.
     """
-    from loraprobe.pipeline.router_fitting import fitted_to
+    from loraprobe.pipeline.fitting import fitted_to
 
     router = ROUTERS.make(spec)
     if not learned:

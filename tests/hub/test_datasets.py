@@ -16,7 +16,7 @@ from hubs import Misbehaving, commit, olah, use
 from loraprobe import hub
 from loraprobe.errors import HubError, LoraprobeError, ReferenceError_
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import open_tasks
+from loraprobe.pipeline.task_files import open_tasks
 
 pytest.importorskip("datasets")
 CARD = """---

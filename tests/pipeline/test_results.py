@@ -16,7 +16,7 @@ from loraprobe import file_hashes
 from loraprobe.base import open_base
 from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.results import identity, open_ledger
+from loraprobe.pipeline.evaluator import identity, open_ledger
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
 

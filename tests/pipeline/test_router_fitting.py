@@ -18,8 +18,8 @@ from loraprobe.composition import Composition, composed, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.options import Options
+from loraprobe.pipeline.fitting import fit_routers, fitted_in, fitted_to, gather_prompts
 from loraprobe.pipeline.gate_statistics import GateTally, gate_statistics
-from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, fitted_to, gather_prompts
 from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.report.documents import json_schema

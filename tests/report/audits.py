@@ -95,9 +95,8 @@ def an_audit(name: str = "a") -> Audit:
         ),
         samples=(Sample("t", "question", name, f"Who is {name}?", (name, "x"), replies),),
         gates=(
-            GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
-            GateStatistics("arrow", "h.0", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
-            GateStatistics("arrow", "h.1", {name: 0.5, "b": 0.5}, 0.69, 1.0, 2, 90),
+            GateStatistics("arrow", {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
+            GateStatistics("spectr", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
         ),
         library=a_library(name),
         shortlist=(Shortlisted((name, "b"), "pair", 1, 3, Forecast("sum", 0.1, (0.0, 0.2), 9)),),

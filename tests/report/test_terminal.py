@@ -208,7 +208,7 @@ def test_gates_are_a_row_a_layer():
     assert ["arrow", "all", "layers", "0.75", "0.25", "0.50", "(0.72)"] in rows
     assert ["arrow", "h.0", "1.00", "0.00", "0.00", "(0.00)"] in rows
     many = tuple(
-        GateStatistics("arrow", f"h.{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
+        GateStatistics(f"arrow:{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
     )
     assert len(lines_of(replaced(an_audit(), gates=many), 80, True)) > 100
 

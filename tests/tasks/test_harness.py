@@ -12,7 +12,7 @@ from harness_tasks import write_tasks
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
 from loraprobe.evaluation.kept import item_result
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import open_tasks
+from loraprobe.pipeline.task_files import open_tasks
 from loraprobe.records import ItemResult
 from loraprobe.tasks.harness import HarnessTask, load_harness
 

@@ -16,7 +16,7 @@ import pytest
 from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import open_tasks
+from loraprobe.pipeline.task_files import open_tasks
 from loraprobe.tasks import FieldMap, answered, fill, load_probe, load_task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"

@@ -1,0 +1,161 @@
+"""Task files, probe files and prompts as a user gives them, and questions as a model reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loraprobe import hub
+from loraprobe.adapters import Adapter
+from loraprobe.base.model import load_tokenizer
+from loraprobe.defaults import HARNESS
+from loraprobe.errors import UsageError
+from loraprobe.evaluation.plan import questions
+from loraprobe.formatting import count
+from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.pipeline.inputs import Cards, Ref, Tasks, base_of
+from loraprobe.scoring import Encoder
+from loraprobe.tasks import (
+    FieldMap,
+    ProbePrompts,
+    Task,
+    check_metrics,
+    load_probe,
+    load_task,
+    read_task,
+    with_metric,
+)
+from loraprobe.tasks.harness import check_losses, load_harness
+
+SHOWN = 3  # items of each task
+
+
+def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
+    """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
+    several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
+    found: list[Task] = []
+    for one, layout in zip(several, _layouts(options, len(several)), strict=True):
+        if isinstance(one, Task):
+            found.append(one)
+        elif str(one).startswith(HARNESS):
+            found += _of_harness(str(one), options, layout)
+        else:
+            found.append(_open(one, options.limit, layout))
+    check_losses(found, options.metric, options.margin)
+    check_metrics(found, options.metric)
+    return [with_metric(task, options.metric) for task in found]
+
+
+def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
+    """Raises UsageError for options that need questions which loraprobe asks itself."""
+    for flag, given in (
+        ("--weights learn", options.learns),
+        ("--fields and the template", layout != FieldMap()),
+    ):
+        if given:
+            raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
+    return load_harness(
+        task,
+        options.limit,
+        metric=options.metric,
+        max_new_tokens=options.max_new_tokens,
+        run_unsafe_code=options.run_unsafe_code,
+    )
+
+
+def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
+    if not str(task).startswith(hub.DATASET):
+        return load_task(task, limit, layout)
+    found = hub.resolve_dataset(str(task))
+    source = Task(found.name, (), found.reference, commit=found.commit)
+    return read_task(found.files, source, limit, layout)
+
+
+def _layouts(options: Options, tasks: int) -> list[FieldMap]:
+    """The layout of each task: an option given once is for all, else for the tasks in order."""
+    rows = []
+    for name in TASK_FIELDS:
+        texts, flag = getattr(options, name), flag_of(name)
+        if texts and not tasks:
+            raise UsageError(f"{flag} says how a task is read; add --task FILE.")
+        if len(texts) not in (0, 1, tasks):
+            raise UsageError(
+                f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
+                "all, or once for each in order ('' where a task needs none)."
+            )
+        rows.append([*(texts or [""])] * (1 if len(texts) > 1 else tasks))
+    return [FieldMap.of(*texts) for texts in zip(*rows, strict=True)]
+
+
+def open_probe(
+    probe: ProbePrompts | Ref | None, adapters: Sequence[Adapter]
+) -> ProbePrompts | Cards | None:
+    """A probe file read; for "auto" the adapters' model cards, from which it is made."""
+    if probe == "auto":
+        return {adapter.name: hub.model_card(adapter) for adapter in adapters}
+    if isinstance(probe, (str, Path)):
+        return load_probe(probe) if probe else None
+    return probe
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--router-prompts: {file} cannot be read as UTF-8 ({error}); save it as UTF-8."
+        ) from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
+    return list(dict.fromkeys(lines))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One form of a question. `tokens` is None without a base."""
+
+    task: str
+    item: str
+    part: str
+    prompt: str
+    tokens: int | None
+    answers: tuple[str, ...]
+    choices: tuple[str, ...]
+    metric: str
+
+
+def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[Preview]:
+    """The first items in all their forms; with a base in its chat template, if it has one.
+
+    Only the base's tokenizer is loaded. Raises LoraprobeError for a base that has none, UsageError
+    for a template that was asked for and is not there.
+    """
+    encoder = None if base is None else _encoder(base, options)
+    if encoder is None and options.chat_template == "on":
+        raise UsageError("--chat-template on needs the template of a base; add --base REF.")
+    few = [replace(task, items=task.items[: options.limit or SHOWN]) for task in tasks]
+    return [
+        Preview(
+            one.task,
+            one.item.id,
+            one.part,
+            one.prompt if encoder is None else encoder.text(one.prompt),
+            None if encoder is None else len(encoder.prompts([one.prompt])[0]),
+            tuple(one.answers),
+            one.item.choices if one.metric == "choice" else (),
+            one.metric,
+        )
+        for one in questions(few, options.metric)
+    ]
+
+
+def _encoder(reference: str, options: Options) -> Encoder:
+    if reference == "auto":
+        raise UsageError("--base auto takes the base of adapters, and here are none; name it.")
+    base = base_of(reference, (), code=options.trust_remote_code)
+    tokenizer = load_tokenizer(base.path, base.reference, options.trust_remote_code)
+    has = bool(getattr(tokenizer, "chat_template", None))
+    return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])

@@ -160,9 +160,9 @@ def route(
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
     if balance != "none" or subtract:
-        from loraprobe.pipeline.transforms import prepare_for
+        from loraprobe.pipeline.transforms import transform_for
 
-        loaded = prepare_for(model, loaded, balance, subtract)
+        loaded = transform_for(model, loaded, balance, subtract)
     made = ROUTERS.make(router)
     if made.needs_prompts or prompts:
         from loraprobe.pipeline.fitting import fitted_in

@@ -45,7 +45,7 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
 )
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.transforms import Prepared, merge_by, prepare_inputs, with_layers
+from loraprobe.pipeline.transforms import Transformed, merge_by, transform_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
 
 if TYPE_CHECKING:
@@ -133,20 +133,20 @@ def merge(
     finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    inputs, found, prepared = _prepared("merge", adapters, session, base, tasks)
+    inputs, found, transformed = _opened("merge", adapters, session, base, tasks)
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.fitting import learn_for
 
-        learned, notes = learn_for(inputs, prepared, session)
+        learned, notes = learn_for(inputs, transformed, session)
         weights = learned.factors
-    prepared = with_layers(prepared, options, learned)
-    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
+    transformed = with_layers(transformed, options, learned)
+    dtype = transformed.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
         merged = merge_by(
             options.methods[0],
-            prepared,
+            transformed,
             options,
             inputs.base,
             weights,
@@ -155,14 +155,14 @@ def merge(
         )
     with session.stage("diagnose"):
         norm = merged.adapter.norm()
-        figures = merge_figures(merged, norm, prepared)
+        figures = merge_figures(merged, norm, transformed)
         figures += warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
     place = local_name(str(session.written[0])) if session.written else "DIR"
     serve = serve_commands(merged.written, place, inputs.base.path if inputs.base else None)
-    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve)]
+    notes += [*transformed.notes, *(f"Serve it: {one}" for one in serve)]
     notes.append(made_text(merged, norm, options))
-    return _outcome(merged, inputs, prepared, examined, notes, learned, session)
+    return _outcome(merged, inputs, transformed, examined, notes, learned, session)
 
 
 def compose(
@@ -183,28 +183,28 @@ def compose(
     from loraprobe.pipeline.fitting import chosen_router
     from loraprobe.pipeline.saved import Routed
 
-    inputs, found, prepared = _prepared("route", adapters, session, base, tasks)
+    inputs, found, transformed = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
-    router, learned, notes = chosen_router(spec, inputs, prepared, session)
-    prepared = with_layers(prepared, options, learned)
-    composition = Composition(spec, prepared.adapters, router)
-    made = Routed(composition, inputs.base, prepared.steps)
+    router, learned, notes = chosen_router(spec, inputs, transformed, session)
+    transformed = with_layers(transformed, options, learned)
+    composition = Composition(spec, transformed.adapters, router)
+    made = Routed(composition, inputs.base, transformed.steps)
     with session.stage("peft"):
-        notes += [*prepared.notes, *composition.notes(), made.peft_note]
+        notes += [*transformed.notes, *composition.notes(), made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
-    return _outcome(made, inputs, prepared, Examination(found, figures), notes, learned, session)
+    return _outcome(made, inputs, transformed, Examination(found, figures), notes, learned, session)
 
 
-def _prepared(
+def _opened(
     command: Literal["merge", "route"],
     adapters: Adapters,
     session: Session,
     base: Base | Ref | None,
     tasks: Tasks,
-) -> tuple[Inputs, Compatibility, Prepared]:
-    """What is opened, checked and prepared before adapters are merged or routed."""
+) -> tuple[Inputs, Compatibility, Transformed]:
+    """What is opened, checked and transformed before adapters are merged or routed."""
     session.command = command
     kind = {"merge": "methods", "route": "routers"}[command]
     if not getattr(session.options, kind):
@@ -214,7 +214,7 @@ def _prepared(
     if command == "merge":
         _check_change(inputs.given, session.options)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
-    return inputs, found, prepare_inputs(inputs, command, session)
+    return inputs, found, transform_inputs(inputs, command, session)
 
 
 def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
@@ -321,18 +321,18 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
         verdict = verdict_with_next(options, inputs, examined, "weights")
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, None, "the adapters do not fit together.")
-    prepared = prepare_inputs(inputs, "route", session)
-    found = evaluate_all(inputs, plan, prepared, session)
+    transformed = transform_inputs(inputs, "route", session)
+    found = evaluate_all(inputs, plan, transformed, session)
     verdict = verdict_with_next(options, inputs, examined, "evaluation", found.records)
     assert found.builder is not None
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     examined, licences = licensed(examined, inputs)
-    shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
+    shown = found.shown(verdict) | {"transformations": transformed.steps, "verdict": verdict}
     audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
         told = with_issues(audit.compatibility, licences)
-        made = with_card(made, replace(audit, compatibility=told), options, prepared.general)
+        made = with_card(made, replace(audit, compatibility=told), options, transformed.general)
     return Outcome(audit, made, why, found.samples, licences)
 
 
@@ -459,7 +459,7 @@ def _require_composable(found: Arranged, options: Options) -> None:
 def _outcome(
     made: Merged | Routed,
     inputs: Inputs,
-    prepared: Prepared,
+    transformed: Transformed,
     examined: Examination,
     notes: Sequence[str],
     learned: LearnedWeights | None,
@@ -474,10 +474,10 @@ def _outcome(
         examined,
         notes,
         search=learned,
-        transformations=prepared.steps,
+        transformations=transformed.steps,
         verdict=_verdict_on_weights(inputs, examined, session.options),
     )
-    return Outcome(audit, with_card(made, audit, session.options, prepared.general))
+    return Outcome(audit, with_card(made, audit, session.options, transformed.general))
 
 
 def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:

@@ -207,4 +207,4 @@ def recommend(
         return None, f"{name} is neither a merge nor a router."
     from loraprobe.pipeline.saved import Routed
 
-    return Routed(built.composition, builder.base, builder.prepared.steps), ""
+    return Routed(built.composition, builder.base, builder.transformed.steps), ""

@@ -25,7 +25,7 @@ from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session, peak_memory
 from loraprobe.pipeline.systems import Plan, baseline_systems
-from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.pipeline.transforms import transform_inputs
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Task
@@ -185,7 +185,7 @@ def estimate(inputs: Inputs, plan: Plan, session: Session) -> CostEstimate:
     """
     examined = examine(inputs.adapters, inputs.base, "route", session)
     compatibility.require(examined.compatibility)
-    prepare_inputs(inputs, "route", session)  # raises what the run would raise
+    transform_inputs(inputs, "route", session)  # raises what the run would raise
     adapters = tuple(inputs.adapters)
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         session = replace(session, state=Path(place), resume=False)

@@ -36,7 +36,7 @@ from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Cards, Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems, constant_gates
-from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -331,12 +331,14 @@ class Evaluated:
         }
 
 
-def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Session) -> Evaluated:
+def evaluate_all(
+    inputs: Inputs, plan: Plan, transformed: Transformed, session: Session
+) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
     session.expect(lambda: steps_of_plan(inputs, plan, options))
-    with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
-        builder, notes = _builder(evaluator, prepared)
+    with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
+        builder, notes = _builder(evaluator, transformed)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
         found = evaluate(
@@ -351,8 +353,8 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
             gates, gate_note = gate_statistics(evaluator.scorer, composed, asked, options.seed)
     with session.stage("statistics"):
         records = found.records(coverage=coverage)
-    notes = [*evaluator.notes, *notes, *prepared.notes]
-    notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
+    notes = [*evaluator.notes, *notes, *transformed.notes]
+    notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
     notes += [note(builder.learned)] if builder.learned else []
     notes += plan.left_out
     for system in composed:
@@ -363,7 +365,7 @@ def evaluate_all(inputs: Inputs, plan: Plan, prepared: Prepared, session: Sessio
     return Evaluated("evaluation", records, notes, gates, builder, composed, samples)
 
 
-def _builder(evaluator: Evaluator, prepared: Prepared) -> tuple[SystemBuilder, list[str]]:
+def _builder(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemBuilder, list[str]]:
     """A builder with fitted routers and learned weights, and notes on the routers.
 
     Both learn on items on which no system is scored.
@@ -371,21 +373,21 @@ def _builder(evaluator: Evaluator, prepared: Prepared) -> tuple[SystemBuilder, l
     inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.scorer
     options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
     with session.stage("fit"):
-        routers, notes = fit_routers(inputs.adapters, prepared, options, scorer, evaluator.plan)
+        routers, notes = fit_routers(inputs.adapters, transformed, options, scorer, evaluator.plan)
     learned = None
     if parts is not None and options.learns:
         file = None if path is None else path.with_name(LEARNED)
         with session.stage("learn"):
             learned = learn(
                 scorer,
-                prepared.adapters,
+                transformed.adapters,
                 parts,
                 options,
                 path=file,
                 resume=session.resume,
                 progress=session.progress,
             )
-    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, learned, routers)
+    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
     return builder, notes
 
 
@@ -442,7 +444,7 @@ def _pilot(
     more than the margin: nothing else depends on them.
     """
     inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
-    builder, notes = _builder(evaluator, Prepared(tuple(inputs.adapters)))
+    builder, notes = _builder(evaluator, Transformed(tuple(inputs.adapters)))
     names = {adapter.name for adapter in inputs.adapters}
     specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
     with session.stage("compose"):

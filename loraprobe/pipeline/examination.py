@@ -17,7 +17,7 @@ from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
 
 
@@ -157,10 +157,10 @@ def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
     return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))
 
 
-def merge_figures(merged: Merged, norm: float, prepared: Prepared) -> tuple[Measurement, ...]:
+def merge_figures(merged: Merged, norm: float, transformed: Transformed) -> tuple[Measurement, ...]:
     """Norms of the untransformed sources and of the merge, and the merge's errors."""
     norms = {source.name: source.norm for source in merged.sources}
-    norms |= {step.adapter: step.norm_before for step in prepared.steps}
+    norms |= {step.adapter: step.norm_before for step in transformed.steps}
     name = (merged.adapter.name,)
     norms[merged.adapter.name] = norm
     rows = [Measurement("norm", (source,), norm) for source, norm in norms.items()]

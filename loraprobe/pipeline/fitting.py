@@ -42,7 +42,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, TaskSplit, split_for_weights
 from loraprobe.pipeline.task_files import read_prompts
-from loraprobe.pipeline.transforms import Prepared, check_scalable, layer_of
+from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.routing import ROUTERS
@@ -71,7 +71,7 @@ def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
 
 
 def learn_for(
-    inputs: Inputs, prepared: Prepared, session: Session
+    inputs: Inputs, transformed: Transformed, session: Session
 ) -> tuple[LearnedWeights, list[str]]:
     """The weights of a merge or a route, learned as an evaluation would, and notes.
 
@@ -83,7 +83,7 @@ def learn_for(
             "--weights learn asks the base model on a task: add --base DIR (or auto) and "
             "--task FILE."
         )
-    options, experts = session.options, prepared.adapters
+    options, experts = session.options, transformed.adapters
     check_learnable(experts, options)
     parts = split_for_weights(inputs.tasks, options)
     scorer, notes = open_scorer(inputs.base, "auto", session)
@@ -186,7 +186,7 @@ def note(found: LearnedWeights, left_for: str = "everything else") -> str:
 
 
 def chosen_router(
-    spec: str, inputs: Inputs, prepared: Prepared, session: Session
+    spec: str, inputs: Inputs, transformed: Transformed, session: Session
 ) -> tuple[Router, LearnedWeights | None, list[str]]:
     """The router of a composition that is saved: with weights given or learned, or fitted.
 
@@ -201,14 +201,14 @@ def chosen_router(
             f"{spec} gives each token gates of its own, so it takes no --weights; they go "
             "with --router=constant."
         )
-    for holder in prepared.adapters if not router.weighs_whole else ():
+    for holder in transformed.adapters if not router.weighs_whole else ():
         if what := unroutable(holder):
             raise UnsupportedAdapter(
                 f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
                 "--router=constant, or leave that adapter out."
             )
     if options.learns:
-        learned, notes = learn_for(inputs, prepared, session)
+        learned, notes = learn_for(inputs, transformed, session)
         return ConstantGates(learned.factors), learned, notes
     if options.weights is not None:
         return ConstantGates(options.given_weights), None, []
@@ -222,13 +222,13 @@ def chosen_router(
     scorer, notes = open_scorer(inputs.base, "auto", session)
     with session.stage("fit"):
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
-        fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, plan)
+        fitted, more = fit_routers(inputs.adapters, transformed, options, scorer, plan)
     return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
 
 
 def fit_routers(
     adapters: Sequence[Adapter],
-    prepared: Prepared,
+    transformed: Transformed,
     options: Options,
     scorer: Any,
     plan: Plan,
@@ -250,11 +250,11 @@ def fit_routers(
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
         prompts, note = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
         first = next(iter(learning.values()))
-        state = fitted_to(first, scorer, prepared.adapters, prompts).state()
+        state = fitted_to(first, scorer, transformed.adapters, prompts).state()
         fitted = {spec: router.with_state(state) for spec, router in learning.items()}
         question = next(iter(prompts.values()))[0]
         for spec, router in fitted.items() if not named else ():  # each begins an answer
-            with scorer.with_composition(Composition(spec, tuple(prepared.adapters), router)):
+            with scorer.with_composition(Composition(spec, tuple(transformed.adapters), router)):
                 scorer.generate([question], max_new_tokens=2)
     except (UsageError, UnsupportedAdapter) as error:
         if named:

@@ -50,7 +50,7 @@ from loraprobe.pipeline.on_ray import open_cluster
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
-from loraprobe.pipeline.transforms import prepare
+from loraprobe.pipeline.transforms import transform
 from loraprobe.probes import AdditiveForecast, ScreenedTexts, with_worked_answers
 from loraprobe.records import ROUND, EvaluationRecords, ItemResult
 from loraprobe.routing.constant import single
@@ -470,7 +470,7 @@ def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) 
     adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
     members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
-        builder = SystemBuilder(adapters, prepare(adapters, options, (), base), options, base)
+        builder = SystemBuilder(adapters, transform(adapters, options, (), base), options, base)
         specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
         built, notes = builder.build_each(specs)
     systems = {s.name: replace(s, members=members, spec=specs[s.name]) for s in built}

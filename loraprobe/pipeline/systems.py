@@ -6,7 +6,7 @@ with what they measured. `loraprobe lab methods` chooses them on worlds of known
 the file; docs/merging.md and examples/reproduction/portfolio.md tell how.
 
 The base and the single adapters, which a composition has to beat, are evaluated as they were
-trained. Merges and routers use the adapters that `transforms.prepare` returns.
+trained. Merges and routers use the adapters that `transforms.transform` returns.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from loraprobe.formatting import count, nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
-from loraprobe.pipeline.transforms import Prepared, merge_by, scaled_by_layer
+from loraprobe.pipeline.transforms import Transformed, merge_by, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -369,12 +369,12 @@ def constant_gates(
 class SystemBuilder:
     """Builds compositions of adapters from specs.
 
-    trained: the adapters as they were trained; prepared: those that are merged and routed.
+    trained: the adapters as they were trained; transformed: those that are merged and routed.
     learned: weights that were learned. routers: those that were fitted to prompts, by spec.
     """
 
     trained: Sequence[Adapter]
-    prepared: Prepared
+    transformed: Transformed
     options: Options
     base: Base | None = None
     learned: LearnedWeights | None = None
@@ -388,8 +388,8 @@ class SystemBuilder:
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
     ) -> System:
-        """A merge method, a router or "chain" over adapters (the prepared ones unless given)."""
-        experts = tuple(self.prepared.adapters if adapters is None else adapters)
+        """A merge method, a router or "chain" over adapters (the transformed ones unless given)."""
+        experts = tuple(self.transformed.adapters if adapters is None else adapters)
         if spec == "chain":
             return System("chain", "chain", chain=tuple(map(single, self.trained)))
         if spec in METHODS:
@@ -412,10 +412,10 @@ class SystemBuilder:
     def merge(
         self, spec: str, experts: Sequence[Adapter] | None = None, name: str | None = None
     ) -> Merged:
-        """A merge as one adapter (of the prepared ones unless given)."""
-        experts = self._weighed(spec, self.prepared.adapters if experts is None else experts)
+        """A merge as one adapter (of the transformed ones unless given)."""
+        experts = self._weighed(spec, self.transformed.adapters if experts is None else experts)
         return merge_by(
-            spec, self.prepared, self.options, self.base, self.weights, experts, name=name
+            spec, self.transformed, self.options, self.base, self.weights, experts, name=name
         )
 
     def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
@@ -446,7 +446,7 @@ class SystemBuilder:
         weight = None if self.base is None else self.base.weight
         partners = [
             expert if own is chosen else random_partner(expert, self.options.seed, weight)
-            for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
+            for own, expert in zip(self.trained, self.transformed.adapters, strict=True)
         ]
         built = self.build(best.name, partners, name="random-partner").composition
         stored = f"random-partner:{best.name}"

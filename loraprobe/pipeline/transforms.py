@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Transformed:
     """Adapters as they are merged and routed, and what was done to each.
 
     general: the adapters that were subtracted. dtype: that of a merge, the widest of the sources';
@@ -59,30 +59,30 @@ class Prepared:
     dtype: torch.dtype | None = None
 
 
-def prepare_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prepared:
+def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Transformed:
     """The adapters of a run, balanced and subtracted from as its options say.
 
     Raises CompatibilityError where the adapters that `--subtract` names do not fit the others or
-    the base, and what `prepare` raises.
+    the base, and what `transform` raises.
     """
     options = session.options
-    with session.stage("prepare"):
+    with session.stage("transform"):
         general = general_of(inputs.adapters, options, purpose, inputs.base)
-        return prepare(inputs.adapters, options, general, inputs.base)
+        return transform(inputs.adapters, options, general, inputs.base)
 
 
-def prepare_for(
+def transform_for(
     model: nn.Module,
     adapters: Sequence[Adapter],
     balance: Literal["none", "norm"],
     subtract: Sequence[Any] | Any,
 ) -> tuple[Adapter, ...]:
-    """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    """The adapters as `transform` makes them, on the layout of a model in memory."""
     from loraprobe.composition import aligned_to
 
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
     general = aligned_to(model, general_of(adapters, options, "route", None))
-    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+    return tuple(aligned_to(model, transform(adapters, options, general).adapters))
 
 
 def general_of(
@@ -98,12 +98,12 @@ def general_of(
 
 
 @torch.no_grad()
-def prepare(
+def transform(
     adapters: Sequence[Adapter],
     options: Options,
     general: Sequence[Adapter] = (),
     base: Base | None = None,
-) -> Prepared:
+) -> Transformed:
     """The adapters as options.balance and the general adapters to subtract make them.
 
     base: brings all of them to its layout of fused projections, as `compatibility.aligned` does.
@@ -111,7 +111,7 @@ def prepare(
     if nothing is left of an adapter.
     """
     if options.balance == "none" and not general:
-        return Prepared(tuple(adapters))
+        return Transformed(tuple(adapters))
     together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
     before = [adapter.norm() for adapter in adapters]
@@ -147,12 +147,12 @@ def prepare(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Prepared(tuple(made), tuple(general), steps, _notes(steps, options), widest)
+    return Transformed(tuple(made), tuple(general), steps, _notes(steps, options), widest)
 
 
 def merge_by(
     spec: str,
-    prepared: Prepared,
+    transformed: Transformed,
     options: Options,
     base: Base | None,
     weights: Sequence[float] | None,
@@ -161,13 +161,13 @@ def merge_by(
 ) -> Merged:
     """A merge as one adapter, with space, rank, seed and allowed issues of the options.
 
-    adapters: None for the prepared ones. weights: None for the method's own. how: name, dtype and
-    progress, as `loraprobe.merging.merge` takes them.
+    adapters: None for the transformed ones. weights: None for the method's own. how: name, dtype
+    and progress, as `loraprobe.merging.merge` takes them.
     """
     from loraprobe.merging import merge
 
     return merge(
-        prepared.adapters if adapters is None else adapters,
+        transformed.adapters if adapters is None else adapters,
         spec,
         space=options.space,
         rank=options.rank,
@@ -175,7 +175,7 @@ def merge_by(
         allow=options.allow,
         base=base,
         weights=weights,
-        **{"dtype": prepared.dtype, **how},
+        **{"dtype": transformed.dtype, **how},
     )
 
 
@@ -217,10 +217,12 @@ def scaled_by_layer(
     return tuple(scaled(adapter, 1.0, one) for adapter, one in zip(adapters, own, strict=True))
 
 
-def with_layers(prepared: Prepared, options: Options, learned: LearnedWeights | None) -> Prepared:
+def with_layers(
+    transformed: Transformed, options: Options, learned: LearnedWeights | None
+) -> Transformed:
     """The adapters times the weights of single layers that were learned or given, if any were."""
     layers = options.layers if learned is None else learned.layers
-    return replace(prepared, adapters=scaled_by_layer(prepared.adapters, layers))
+    return replace(transformed, adapters=scaled_by_layer(transformed.adapters, layers))
 
 
 def check_scalable(adapter: Adapter) -> None:

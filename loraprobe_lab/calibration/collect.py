@@ -245,7 +245,7 @@ class WorldAnswers:
         from loraprobe import compatibility, hub
         from loraprobe.pipeline.fitting import fit_routers
         from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
-        from loraprobe.pipeline.transforms import Prepared
+        from loraprobe.pipeline.transforms import Transformed
 
         name, options = scenario.name, self.options
         adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
@@ -253,10 +253,10 @@ class WorldAnswers:
             raise LoraprobeError(f"The adapters of {name} do not fit together or to the base.")
         adapters = compatibility.aligned(adapters, self.base)
         tasks = [_question_alone(path, limit) for path in scenario.tasks]
-        prepared = Prepared(tuple(adapters))
+        transformed = Transformed(tuple(adapters))
         plan = plan_of(options, adapters, tasks)
-        routers, _ = fit_routers(adapters, prepared, options, self.scorer, plan)
-        builder = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
+        routers, _ = fit_routers(adapters, transformed, options, self.scorer, plan)
+        builder = SystemBuilder(adapters, transformed, options, self.base, routers=routers)
         built = [builder.build(spec) for spec in plan.fitted(routers)]
         composed = [replace(system, stored=f"{name}:{system.name}") for system in built]
         systems = [*baseline_systems(adapters), *composed]

@@ -92,7 +92,7 @@ class ComparedSystem:
         """What builds the system, as in `merge-and-eval`."""
         from loraprobe.options import Options
         from loraprobe.pipeline.systems import SystemBuilder
-        from loraprobe.pipeline.transforms import prepare
+        from loraprobe.pipeline.transforms import transform
 
         settings = Options(
             routers=(self.spec,) if self.family == "router" else (),
@@ -101,7 +101,7 @@ class ComparedSystem:
             balance="norm" if self.balanced else "none",
             rank=whole_rank(adapters) if self.family == "merge" else "auto",
         )
-        return SystemBuilder(adapters, prepare(adapters, settings), settings)
+        return SystemBuilder(adapters, transform(adapters, settings), settings)
 
 
 def whole_rank(adapters: Sequence[Adapter]) -> int:
@@ -367,7 +367,7 @@ def _fitted(
         prompts = case.prompts(evaluator.limit)
         if not prompts:
             raise UsageError(f"No items of {case.name} are left to learn from.")
-        adapters = builder.prepared.adapters
+        adapters = builder.transformed.adapters
         learned |= fitted_to(router, evaluator.scorer, adapters, prompts).state()
     return router.with_state(learned)
 

@@ -87,7 +87,7 @@ def _systems(
     """
     from loraprobe.options import Options
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
-    from loraprobe.pipeline.transforms import Prepared
+    from loraprobe.pipeline.transforms import Transformed
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     joint = {str(scenario.axes.get("joint")) for scenario in scenarios}
@@ -97,7 +97,7 @@ def _systems(
     found = [(system, forms) for system in baseline_systems(list(adapters.values()))]
     for scenario in scenarios:
         chosen = tuple(adapters[name] for name in scenario.adapters)
-        builder = SystemBuilder(chosen, Prepared(chosen), Options())
+        builder = SystemBuilder(chosen, Transformed(chosen), Options())
         own = forms if scenario.axes["form"] == "question" else frozenset({"steps"})
         chain = ("chain",) if scenario.axes["library"] == 2 else ()
         for method in (*METHODS, *chain):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
+import os
 import shutil
+import time
+from pathlib import Path
+from typing import Any
 
+import making
 import pytest
 
 import loraprobe
+from loraprobe import file_hashes
 from loraprobe.base import open_base
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
+from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluator import known_form, open_evaluator
+from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_ledger
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
-from loraprobe.tasks import load_task
+from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
 
 
@@ -79,3 +88,181 @@ def test_cards_and_tokenizers_show_the_form_of_prompts(files, form, source, tmp_
     adapters = [loraprobe.load(tmp_path / name) for name in places]
     found, why = known_form(adapters, open_base(tmp_path / "base"))
     assert (found, source in why) == (form, True)
+
+
+# One other value of each setting that decides the result of an item.
+DECIDES = {
+    "methods": ("ties",),
+    "routers": ("spectr",),
+    "systems": ("sum",),
+    "weights": (1.0, 0.5),
+    "space": "core",
+    "rank": 8,
+    "allow": ("base-mismatch",),
+    "max_new_tokens": 5,
+    "metric": "choice",
+    "seed": 1,
+    "balance": "norm",
+    "quantize": "4bit",
+    "device_map": "auto",
+    "trust_remote_code": True,
+    "subtract": ("g",),
+}
+# Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
+ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
+ELSEWHERE |= {"fields", "prompt_template", "answer_after", "answer_pattern"}
+# What only places, orders, shows or judges results.
+OTHERS = {
+    "batch_size",
+    "threads",
+    "margin",
+    "retention",
+    "prior",
+    "calibration",
+    "per_module",
+    "diagnostics",
+    "all_items",
+    "run_unsafe_code",
+    "serve",
+    "layers",
+}
+
+OTHERS |= {"executor", "keep", "budget", "items"}
+
+
+def test_every_setting_is_known_to_decide_a_result_or_not():
+    names = {field.name for field in dataclasses.fields(Options)}
+    assert names == {*DECIDES, *ELSEWHERE, *OTHERS}
+    plain = Options().fingerprint()
+    for name, value in DECIDES.items():
+        assert Options(**{name: value}).fingerprint() != plain, name
+
+
+def test_a_metric_of_a_task_is_given_beside_one_for_all():
+    both = Options(metric=("strict", "people=json"))
+    assert both.metric == Options.of({"metric": "strict,people=json"}).metric
+    assert Options.of({"metric": ["strict", "people=json"]}).fingerprint() == both.fingerprint()
+    assert Options.of({"metric": "strict"}).metric == "strict" and Options().metric == "auto"
+
+
+def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    before = open_base(tmp_path).identity
+    for beside in ("README.md", "model.onnx", "optimizer.pt", ".gitattributes"):
+        (tmp_path / beside).write_text("x")
+    assert open_base(tmp_path).identity == before
+    for beside in ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "modeling_own.py"):
+        (tmp_path / beside).write_text("x")
+        after = open_base(tmp_path).identity
+        assert after.keys() - before.keys() == {beside}
+        before = after
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert open_base(moved).identity == before, "where it lies decides nothing"
+
+
+def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch):
+    llama.save_pretrained(tmp_path)
+    base, pair = open_base(tmp_path), [making.random_adapter(name) for name in "ab"]
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    prompts = Options(router_prompts=(("a", tmp_path / "prompts"),))
+    items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
+
+    def of(
+        items: tuple[Item, ...] = items, options: Options = prompts, adapters: Any = pair
+    ) -> dict[str, Any]:
+        return identity(adapters, base, [Task("t", items)], options)
+
+    plain = of()
+    assert of(adapters=pair[::-1]) != plain, "weights go by the order"
+    assert of(adapters=[pair[0], making.random_adapter("b", seed=1)]) != plain
+    assert of(items[:2]) != plain, "--limit"
+    assert of((dataclasses.replace(items[0], answers=("y",)), *items[1:])) != plain
+    assert of((dataclasses.replace(items[0], metric="strict"), *items[1:])) != plain
+    assert of((dataclasses.replace(items[0], source="a harness"), *items[1:])) != plain
+    assert of(options=Options()) != plain
+    (tmp_path / "prompts").write_text("\none\ntwo")
+    assert of() == plain, "blank lines are no prompts"
+    (tmp_path / "prompts").write_text("one\nthree\n")
+    assert of() != plain
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.0")
+    assert of()["versions"].items() >= {("torch", "0.0"), ("transformers", "0.0")}
+    assert of() != plain
+
+
+def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    llama.save_pretrained(tmp_path)
+
+    def place(template: str = "off", **session: str) -> Path | None:
+        options = Options(chat_template=template)  # type: ignore[arg-type]
+        run = Session(options, **session)  # type: ignore[arg-type]
+        ledger, _ = open_ledger([], open_base(tmp_path), [], run)
+        ledger.close()
+        return ledger.path
+
+    assert place() == place()
+    assert len({place(), place("on"), place(device="cuda"), place(dtype="bfloat16")}) == 4
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> Path:
+    """A file that, as far as the clock tells, was written an hour ago."""
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
+    (tmp_path / "model.safetensors").write_bytes(b"weights one")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[Path]:
+    """The files whose content was hashed."""
+    read: list[Path] = []
+    monkeypatch.setattr(file_hashes, "file_hash", lambda file: read.append(file) or file_hash(file))
+    return read
+
+
+def test_a_hash_is_computed_once(weights, read):
+    wanted = file_hash(weights)
+    assert [cached_hash(weights) for _ in range(3)] == [wanted] * 3
+    assert read == [weights]
+
+
+def replaced(file: Path) -> None:
+    file.with_name("new").write_bytes(b"weights two")
+    file.with_name("new").replace(file)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda f: f.write_bytes(b"weights two"), replaced], ids=["written", "replaced"]
+)
+def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
+    cached_hash(weights)
+    old = weights.stat()
+    change(weights)
+    os.utime(weights, ns=(old.st_atime_ns, old.st_mtime_ns))
+    new = weights.stat()
+    assert (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    assert cached_hash(weights) == file_hash(weights) and len(read) == 2
+
+
+def test_the_hash_of_a_file_that_just_changed_is_not_kept(weights, read, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("LORAPROBE_CACHE", str(weights.parent / "cache"))
+    assert cached_hash(weights) == file_hash(weights)
+    assert not (weights.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("spoil", [b"", b"no hash", b"\xff" * 64])
+def test_a_damaged_note_is_made_again(weights, read, spoil):
+    wanted = cached_hash(weights)
+    (note,) = (weights.parent / "cache" / "hashes").iterdir()
+    note.write_bytes(spoil)
+    assert cached_hash(weights) == wanted and len(read) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(weights, read, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(weights / "below"))
+    assert cached_hash(weights) == cached_hash(weights) == file_hash(weights)
+    assert len(read) == 2

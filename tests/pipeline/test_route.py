@@ -16,7 +16,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import recommend
 from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.pipeline.systems import SystemBuilder
-from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.pipeline.transforms import Transformed, transform
 from loraprobe.records import Reason, Verdict
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
@@ -120,7 +120,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     """The output of `merge-and-eval --output` when the verdict is about a router."""
     experts = composing.experts(2)
     balanced = Options(balance="norm")
-    builder = SystemBuilder(experts, prepare(experts, balanced), balanced)
+    builder = SystemBuilder(experts, transform(experts, balanced), balanced)
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     for action in ("route", "step-by-step"):
         verdict = Verdict("likely", "evaluation", system="arrow", action=action)
@@ -144,7 +144,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
 def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     """A router or a form that is still to be tried is no reason to save what failed."""
     experts = composing.experts(2)
-    builder = SystemBuilder(experts, Prepared(experts), Options())
+    builder = SystemBuilder(experts, Transformed(experts), Options())
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     best = Reason("best-measured", "arrow is the best that was measured.")
     for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):

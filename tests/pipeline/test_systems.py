@@ -14,7 +14,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline import fitting
 from loraprobe.pipeline.fitting import fit_routers
 from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, proven_systems
-from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 
@@ -60,7 +60,7 @@ def test_merges_and_routers_can_be_left_out(pair):
 
 def test_named_systems_keep_their_controls(pair):
     options = Options(systems=("sum",))
-    builder = SystemBuilder(pair, Prepared(pair), options)
+    builder = SystemBuilder(pair, Transformed(pair), options)
     (spec,) = plan_of(options, pair, [task("t", 60)]).specs
     composed = builder.build(spec)
     found = {one.name for one in builder.controls("a", composed)}
@@ -121,7 +121,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     monkeypatch.setattr(fitting, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     scorer = MagicMock()
-    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), scorer, plan)
+    fitted, notes = fit_routers(pair, Transformed(pair), Options(seed=seed), scorer, plan)
     assert len(fitted) == 1 and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
     texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
@@ -146,7 +146,7 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
     monkeypatch.setattr(fitting, "gather_prompts", lambda *_, write: (given, "."))
     monkeypatch.setattr(fitting, "fitted_to", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
-    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), Refusing(), plan)
+    fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), Refusing(), plan)
     assert fitted == {} and "left out: this model has no cache" in note
 
 
@@ -155,7 +155,7 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
     monkeypatch.setattr(fitting, "loss_of_answers", lambda _, adapter, task: adapter.name)
-    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, plan)
+    fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), None, plan)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
     assert plan.fitted(fitted) == FIXED
     named = Options(routers=("centroid",))
@@ -165,4 +165,4 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
 
     monkeypatch.setattr(fitting, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
-        fit_routers(pair, Prepared(pair), named, None, plan_of(named, pair, tasks))
+        fit_routers(pair, Transformed(pair), named, None, plan_of(named, pair, tasks))

@@ -16,7 +16,7 @@ from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
-from loraprobe.pipeline.transforms import prepare, scaled, subtracted
+from loraprobe.pipeline.transforms import scaled, subtracted, transform
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 
@@ -82,7 +82,7 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
     ]
     norms = [sum(float(d.norm()) ** 2 for d in each.values()) ** 0.5 for each in wanted]
     mean = sum(norms) / len(norms)
-    found = prepare(tasks, Options(balance="norm" if balance else "none"), general)
+    found = transform(tasks, Options(balance="norm" if balance else "none"), general)
     for task, after, each, norm in zip(tasks, found.adapters, wanted, norms, strict=True):
         assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
         assert after.norm() == pytest.approx(mean if balance else norm, rel=1e-5)
@@ -107,7 +107,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 
 def test_subtraction_comes_before_balancing():
     adapters, general = [some("a", 1), some("b", 2, scaling=4.0)], [some("g", 3, scaling=2.0)]
-    found = prepare(adapters, Options(balance="norm"), general)
+    found = transform(adapters, Options(balance="norm"), general)
     assert found.adapters[0].norm() == pytest.approx(found.adapters[1].norm())
     path = "model.layers.0.mlp.up_proj"
     wanted = (dense(adapters[0], path) - dense(general[0], path)) * found.steps[0].factor
@@ -139,9 +139,9 @@ def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_accepts_prepared_adapters(name):
-    """Merging prepared adapters is merging adapters that were like that from the start."""
+    """Merging transformed adapters is merging adapters that were like that from the start."""
     adapters, general = [some("a", 1), some("b", 2, scaling=3.0)], [some("g", 3)]
-    found = prepare(adapters, Options(balance="norm"), general)
+    found = transform(adapters, Options(balance="norm"), general)
     plain = [adapter_of(a.name, dict(a.modules.items())) for a in found.adapters]
     merged, wanted = (merge(each, name, allow=("no-effect",)) for each in (found.adapters, plain))
     for path in list(making.LLAMA)[:3]:
@@ -151,7 +151,7 @@ def test_every_method_accepts_prepared_adapters(name):
 @pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n not in ("constant", "centroid")])
 def test_every_router_takes_what_was_prepared(name):
     adapters, general = composing.experts(2), [some("g", 3)]
-    found = prepare(adapters, Options(balance="norm"), general)
+    found = transform(adapters, Options(balance="norm"), general)
     plain = tuple(adapter_of(a.name, dict(a.modules.items())) for a in found.adapters)
     model, logits = making.tiny_llama(), []
     for experts in (found.adapters, plain, adapters):
@@ -163,7 +163,7 @@ def test_every_router_takes_what_was_prepared(name):
 
 def test_route_takes_the_same_options():
     adapters, general = composing.experts(2), some("g", 3)
-    found = prepare(adapters, Options(balance="norm"), [general])
+    found = transform(adapters, Options(balance="norm"), [general])
     model = making.tiny_llama()
     with Composition("arrow", found.adapters, ROUTERS.make("arrow")).into(model):
         wanted = making.hidden(model)
@@ -182,10 +182,10 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
     plain = adapter_of("plain", update)
     for adapter, how in ((dora, "DoRA"), (whole, "modules")):
         with pytest.raises(UnsupportedAdapter, match=f"{adapter.name} holds .*{how}"):
-            prepare([plain, adapter], Options(balance="norm"))
+            transform([plain, adapter], Options(balance="norm"))
     for adapter in (dora, whole, lora_bias):
         with pytest.raises(UnsupportedAdapter, match=adapter.name):
-            prepare([plain], Options(), [adapter])
+            transform([plain], Options(), [adapter])
     assert torch.equal(
         subtracted(whole, [some("g", 1)]).whole["lm_head.weight"], whole.whole["lm_head.weight"]
     )
@@ -199,30 +199,30 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
 def test_what_cannot_be_subtracted_is_one_sentence():
     task = some("a", 1)
     with pytest.raises(UsageError, match="Nothing is left of adapter a without b"):
-        prepare([task], Options(), [task.renamed("b")])
+        transform([task], Options(), [task.renamed("b")])
     other = making.random_adapter("g", {"model.layers.0.mlp.up_proj": (24, 20)})
     with pytest.raises(CompatibilityError, match=r"up_proj is linear \[24, 16\] in a"):
         subtracted(task, [other])
     zero = adapter_of("zero", {"x": making.random_update(4, 4).scaled(0.0)})
     with pytest.raises(UsageError, match="zero has no effect"):
-        prepare([zero, task], Options(balance="norm"))
+        transform([zero, task], Options(balance="norm"))
 
 
 def test_controls_are_made_of_prepared_partners_and_singles_stay():
     adapters = [some("a", 1), some("b", 2, scaling=4.0)]
     balanced = Options(balance="norm")
-    builder = SystemBuilder(adapters, prepare(adapters, balanced), balanced)
-    prepared = builder.prepared.adapters
+    builder = SystemBuilder(adapters, transform(adapters, balanced), balanced)
+    transformed = builder.transformed.adapters
     assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
     hopped = Task("t", (Item("1", "p", ("a",), hops=(Hop("h", ("a",)),)),))
     built = {one: builder.build(one) for one in plan_of(balanced, adapters, [hopped]).specs}
-    assert built["uniform"].composition.experts == prepared
+    assert built["uniform"].composition.experts == transformed
     assert [c.experts[0] for c in built["chain"].chain] == adapters
     controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}
     assert controls["shrunk:a"].experts == (adapters[0],)
     kept, drawn = controls["random-partner"].experts
-    assert kept is prepared[0]
-    assert drawn.norm() == pytest.approx(prepared[1].norm(), rel=1e-5)
+    assert kept is transformed[0]
+    assert drawn.norm() == pytest.approx(transformed[1].norm(), rel=1e-5)
 
 
 def test_settings_that_change_results_change_the_fingerprint():

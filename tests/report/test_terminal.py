@@ -203,10 +203,10 @@ def test_what_is_shown_and_what_only_explaining_shows(part, short):
     assert (part in rendered(audit, 120, explain=False)) == short
 
 
-def test_gates_are_a_row_a_layer():
+def test_gates_are_a_row_a_router():
     rows = [line.split() for line in rendered(an_audit()).splitlines()]
-    assert ["arrow", "all", "layers", "0.75", "0.25", "0.50", "(0.72)"] in rows
-    assert ["arrow", "h.0", "1.00", "0.00", "0.00", "(0.00)"] in rows
+    assert ["arrow", "0.75", "0.25", "0.50", "(0.72)"] in rows
+    assert ["spectr", "1.00", "0.00", "0.00", "(0.00)"] in rows
     many = tuple(
         GateStatistics(f"arrow:{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
     )

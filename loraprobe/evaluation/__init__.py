@@ -6,6 +6,7 @@ of intervals.
 """
 
 from loraprobe.evaluation.asking import (
+    Ledger,
     chain_hops,
     chain_notes,
     choose_template,
@@ -13,7 +14,5 @@ from loraprobe.evaluation.asking import (
     stored_as,
 )
 from loraprobe.evaluation.attribution import Samples, attribute
-from loraprobe.evaluation.gains import compare, gains, retention, score
-from loraprobe.evaluation.kept import Ledger
-from loraprobe.evaluation.plan import System, guessing
-from loraprobe.evaluation.schedule import Round, beaten, rounds
+from loraprobe.evaluation.gains import beaten, compare, gains, retention, score
+from loraprobe.evaluation.plan import Round, System, guessing, rounds

@@ -350,6 +350,28 @@ def gains(
     return tuple(sorted(rows, key=lambda row: row.part != "question"))
 
 
+def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) -> set[str]:
+    """The systems that are shown to be worse than the best of them, in every form they answered.
+
+    With several tasks the plain means over tasks are compared. alpha: that of the round, divided
+    among the comparisons.
+    """
+    shown: dict[str, list[bool]] = {}
+    for part in FORMS:
+        present = {r.system for r in results if r.part == part}
+        columns = [(name, part) for name in names if name in present]
+        if not columns:
+            continue
+        table = tabulate(results, columns)
+        columns = table.comparable(columns, columns[:1])
+        mean = table.differences(columns, columns[:1]).difference
+        found = table.differences(columns, [columns[int(mean.argmax())]])
+        high = found.interval(found.critical(1 - alpha / max(1, len(columns) - 1)))[1]
+        for (name, _), worse in zip(columns, (high < 0).tolist(), strict=True):
+            shown.setdefault(name, []).append(worse)
+    return {name for name, worse in shown.items() if all(worse)}
+
+
 def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> list[ItemResult]:
     """The results with what exact match judged, judged by the metric that the gold answers need.
 

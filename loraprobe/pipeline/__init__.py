@@ -3,13 +3,13 @@
 `commands` has one function a command, which the command line and the Python functions call; that of
 `verify` is in `verify`. These have the stages:
 
-    inputs          opens adapters, base, tasks and prompt files
+    inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
-    systems         plans what is evaluated, and builds the compositions, with `learned_weights` and
-                    `router_fitting`
-    evaluate        answers on the base model, round by round; `evaluator` loads the base and runs
-                    systems on it, and `results` stores the results for `--resume`
+    systems         plans what is evaluated, and builds the compositions
+    fitting         learns weights and routers before systems are asked
+    evaluate        answers on the base model, round by round; `evaluator` loads the base, runs
+                    systems on it and keeps the results for `--resume`
     screen          chooses sets of a library by `ranking` and evaluates them; `shortlist` has the
                     audit
     saved           a composition and its directory

@@ -1,6 +1,6 @@
 """Asks systems round by round until the decision holds: `evaluate`, and the two commands on it.
 
-After a round the verdict is judged with the intervals of this round (`evaluation.schedule`). The
+After a round the verdict is judged with the intervals of this round (`evaluation.plan`). The
 run goes on while the action is less certain than the decision (`verdict.advice.settled`). Systems
 that can no longer win are not asked further. A composition that gains has to beat the controls too,
 so these are asked the same items before the run stops. The base and the single adapters always
@@ -25,7 +25,7 @@ import torch
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, Samples, System
-from loraprobe.evaluation.schedule import pilot, spread_sample
+from loraprobe.evaluation.plan import pilot, spread_sample
 from loraprobe.formatting import count
 from loraprobe.merging import METHODS
 from loraprobe.options import Options

@@ -26,7 +26,7 @@ from loraprobe.evaluation import (
     score,
     stored_as,
 )
-from loraprobe.evaluation.schedule import rounds, spread_sample
+from loraprobe.evaluation.plan import rounds, spread_sample
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe.tasks import metrics as metrics_module
@@ -265,7 +265,7 @@ def test_every_part_is_sampled_for_the_prompt_format():
     scorer = FakeScorer(said)
     used, why, row = choose_template(scorer, [single("homes")], [task])
     assert not used and row.baseline == pytest.approx(1 / 3) and row.value < 0.2
-    assert "10 question, 10 hop 1 and 10 hop 2" in why
+    assert "4 question, 4 hop 1 and 4 hop 2" in why
     first = {item.id for item in rounds([task], 0)[0].tasks[0].items}
     assert {asked.split()[-1][:-1] for _, asked in scorer.asked if "home" in asked} <= first
 

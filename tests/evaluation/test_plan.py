@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy import special
+from test_gains import results
 
-from loraprobe.evaluation import guessing
-from loraprobe.evaluation.plan import questions
+from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
+from loraprobe.evaluation import beaten, guessing, rounds
+from loraprobe.evaluation.plan import boundaries, questions, round_alphas, spread_sample
 from loraprobe.tasks import Hop, Item, Task
 
 HOP = "exact_match"
@@ -69,3 +76,143 @@ def test_guessing_takes_a_random_choice_or_the_commonest_answer():
     (row,) = guessing([written])
     assert row.value == 0.5  # "Bo" and "bo." are one answer
     assert guessing([written], "answer_loss") == ()
+
+
+def task(n: int, name: str = "t", size: int = 1) -> Task:
+    items = tuple(
+        Item(id=str(k), prompt=f"p{k}", answers=("a",), group=f"g{k // size}") for k in range(n)
+    )
+    return Task(name, items)
+
+
+def ids(one: Task) -> list[str]:
+    return [item.id for item in one.items]
+
+
+@pytest.mark.parametrize("n", [ROUNDS_FROM, 59, 60, 100, 150, 300, 1000])
+def test_rounds_grow_from_thirty_clusters_to_all_and_contain_each_other(n):
+    found = rounds([task(n)], seed=0)
+    sizes = [this.items for this in found]
+    assert sizes[0] == FIRST_ROUND and sizes[-1] == n
+    growth = np.array(sizes[1:]) / sizes[:-1]
+    assert (growth > 1.3).all() and (growth < 2.9).all()
+    for before, after in itertools.pairwise(found):
+        assert set(ids(before.tasks[0])) < set(ids(after.tasks[0]))
+    assert ids(found[-1].tasks[0]) == ids(task(n)), "the order of the file"
+    assert [this.number for this in found] == list(range(1, len(found) + 1))
+    assert found[-1].last and not found[0].last
+
+
+def test_clusters_stay_whole_and_are_what_counts():
+    found = rounds([task(240, size=4)], seed=1)
+    assert found[0].items == 4 * FIRST_ROUND
+    for this in found:
+        groups = [item.group for item in this.tasks[0].items]
+        assert all(groups.count(group) == 4 for group in set(groups))
+
+
+def test_few_items_and_all_items_have_one_round_with_all_of_alpha():
+    for found in (
+        rounds([task(ROUNDS_FROM - 1)], 0),
+        rounds([task(300), task(ROUNDS_FROM - 1, "u")], 0),
+        rounds([task(300, size=10)], 0),
+        rounds([task(300)], 0, all_items=True),
+    ):
+        (only,) = found
+        assert only.last and only.alpha == pytest.approx(0.05, rel=1e-12)
+
+
+def test_tasks_give_equal_shares_and_the_seed_draws():
+    found = rounds([task(100), task(400, "u")], seed=0)
+    for this in found:
+        few, many = (len(one.items) for one in this.tasks)
+        assert many == pytest.approx(4 * few, abs=4)
+    other = rounds([task(100), task(400, "u")], seed=1)
+    assert ids(found[0].tasks[0]) != ids(other[0].tasks[0])
+    again = rounds([task(100), task(400, "u")], seed=0)
+    assert ids(found[0].tasks[0]) == ids(again[0].tasks[0])
+
+
+@pytest.mark.parametrize(
+    ("shares", "exponent"),
+    [((0.3, 0.55, 1.0), 2), ((0.1, 0.2, 0.45, 1.0), 2), ((0.5, 1.0), 2), ((0.65, 1.0), 4)],
+)
+def test_all_looks_together_are_wrong_as_often_as_one(shares, exponent):
+    """A simulated Brownian motion crosses by each look as often as alpha is spent: t^2 of it, and
+    t^4 where the first look has more than half."""
+    rng = np.random.default_rng(0)
+    steps = np.diff([0.0, *shares]) ** 0.5
+    paths = np.cumsum(rng.standard_normal((200_000, len(shares))) * steps, axis=1)
+    bounds = -special.ndtri(np.array(round_alphas(shares)) / 2)
+    crossed = np.abs(paths) / np.sqrt(shares) > bounds
+    for k, share in enumerate(shares):
+        spent = 0.05 * share**exponent
+        error = 4 * (spent / 200_000) ** 0.5 + 0.01 * spent  # of simulation and of the grid
+        assert crossed[:, : k + 1].any(axis=1).mean() == pytest.approx(spent, abs=error)
+
+
+def test_boundaries_of_the_textbook():
+    """Pocock's constant for five looks at alpha 0.05 is 2.413 (Jennison and Turnbull 2000)."""
+    shares = (0.2, 0.4, 0.6, 0.8, 1.0)
+    alpha = 2 * special.ndtr(-2.413)
+    rng = np.random.default_rng(1)
+    paths = np.cumsum(rng.standard_normal((400_000, 5)) * 0.2**0.5, axis=1) / np.sqrt(shares)
+    spent = [(np.abs(paths[:, : k + 1]) > 2.413).any(axis=1).mean() for k in range(5)]
+    assert spent[-1] == pytest.approx(0.05, abs=0.002)
+    assert boundaries(shares, spent) == pytest.approx([alpha] * 5, rel=0.08)
+
+
+def right(k: int, n: int = 60) -> np.ndarray:
+    return (np.arange(n) < k).astype(float)
+
+
+def test_a_system_is_beaten_only_in_every_form():
+    plain = {
+        ("a", "question"): right(50),
+        ("b", "question"): right(10),
+        ("c", "question"): right(46),
+    }
+    assert beaten(results(plain), ["a", "b", "c"], 0.05) == {"b"}
+    assert beaten(results(plain), ["a", "b", "c"], 1e-12) == set()
+    steps = {("a", "steps"): right(0), ("b", "steps"): right(30), ("c", "steps"): right(0)}
+    assert beaten(results(plain | steps), ["a", "b", "c"], 0.05) == set(), "b leads step by step"
+    assert beaten(results(plain), ["b"], 0.05) == set(), "nobody is worse than itself"
+    assert beaten([], [], 0.05) == set()
+
+
+def clustered(sizes):
+    """Clusters of these sizes, whose items alternate in the file."""
+    rows = [(k, c) for k in range(max(sizes)) for c, size in enumerate(sizes) if k < size]
+    return Task("t", tuple(Item(f"{c}-{k}", "?", ("!",), group=str(c)) for k, c in rows))
+
+
+@pytest.mark.parametrize("most", [5, 20, 33, 41])
+def test_a_sample_takes_items_from_as_many_clusters_as_possible(most):
+    whole = clustered([3, 1, 4, 2, 5] * 4)  # 20 clusters, of which 16 have a second item
+    found = spread_sample(whole, most, 0)
+    drawn = Counter(item.group for item in found.items)
+    sizes = Counter(item.group for item in whole.items)
+    assert len(found.items) == most and len(drawn) == min(most, 20)
+    fullest = max(drawn.values())  # nobody gives another item before all others gave theirs
+    assert all(drawn[group] >= min(size, fullest - 1) for group, size in sizes.items())
+    assert [i for i in whole.items if i in found.items] == list(found.items)  # the file's order
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
+    whole = clustered([1] * 100)
+    few, more, other = (spread_sample(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
+    assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
+    assert set(few.items) != set(whole.items[:20])
+    assert spread_sample(whole, 100, 0).items == whole.items
+
+
+def test_a_sample_is_asked_in_the_first_rounds_of_an_evaluation():
+    for size in (1, 3):
+        whole = clustered([size] * 100)
+        first, *_ = rounds([whole], 0)
+        few = spread_sample(whole, first.items // size, 0)
+        assert {item.group for item in few.items} == {item.group for item in first.tasks[0].items}
+
+
+def test_of_one_large_cluster_no_more_than_the_sample_is_asked():
+    assert len(spread_sample(clustered([500]), 40, 0).items) == 40

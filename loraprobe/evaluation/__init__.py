@@ -1,6 +1,6 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
-`plan` says what is asked, `schedule` in which rounds, `asking` asks the model tasks' questions.
+`plan` says what is asked and in which rounds, `asking` asks the model tasks' questions.
 `score`, `compare`, `gains` and `attribute` evaluate the results; only `statistics` has formulas
 of intervals.
 """

@@ -80,8 +80,8 @@ def learn_for(
     """
     if inputs.base is None or not inputs.tasks:
         raise UsageError(
-            "--weights learn asks the base model on a task: add --base DIR (or auto) and "
-            "--task FILE."
+            "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
+            "--task=FILE."
         )
     options, experts = session.options, transformed.adapters
     check_learnable(experts, options)

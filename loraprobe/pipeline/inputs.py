@@ -127,7 +127,7 @@ def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False
         if base != "auto":
             raise
         told = str(error).rstrip(".")
-        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base DIR.") from None
+        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base=DIR.") from None
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
@@ -148,15 +148,15 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
     would not take, and for a limit without a task."""
     if given and not options.learns:
         raise UsageError(
-            f"--task serves {command} only to learn weights on; add --weights learn, or use "
+            f"--task serves {command} only to learn weights on; add --weights=learn, or use "
             "merge-and-eval."
         )
     if command == "merge" and options.learns:
         method = options.methods[0]
         if not METHODS.make(method).takes_weights:
             raise UsageError(
-                f"{method} has weights of its own, so there are none to learn; use --method "
-                "task_arithmetic."
+                f"{method} has weights of its own, so there are none to learn; use "
+                "--method=task_arithmetic."
             )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")

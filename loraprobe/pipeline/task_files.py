@@ -50,7 +50,7 @@ def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
 def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
-        ("--weights learn", options.learns),
+        ("--weights=learn", options.learns),
         ("--fields and the template", layout != FieldMap()),
     ):
         if given:
@@ -78,7 +78,7 @@ def _layouts(options: Options, tasks: int) -> list[FieldMap]:
     for name in TASK_FIELDS:
         texts, flag = getattr(options, name), flag_of(name)
         if texts and not tasks:
-            raise UsageError(f"{flag} says how a task is read; add --task FILE.")
+            raise UsageError(f"{flag} says how a task is read; add --task=FILE.")
         if len(texts) not in (0, 1, tasks):
             raise UsageError(
                 f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
@@ -135,7 +135,7 @@ def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[P
     """
     encoder = None if base is None else _encoder(base, options)
     if encoder is None and options.chat_template == "on":
-        raise UsageError("--chat-template on needs the template of a base; add --base REF.")
+        raise UsageError("--chat-template=on needs the template of a base; add --base=REF.")
     few = [replace(task, items=task.items[: options.limit or SHOWN]) for task in tasks]
     return [
         Preview(
@@ -154,7 +154,7 @@ def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[P
 
 def _encoder(reference: str, options: Options) -> Encoder:
     if reference == "auto":
-        raise UsageError("--base auto takes the base of adapters, and here are none; name it.")
+        raise UsageError("--base=auto takes the base of adapters, and here are none; name it.")
     base = base_of(reference, (), code=options.trust_remote_code)
     tokenizer = load_tokenizer(base.path, base.reference, options.trust_remote_code)
     has = bool(getattr(tokenizer, "chat_template", None))

@@ -13,7 +13,7 @@ from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.task_files import Preview
+    from loraprobe.pipeline.task_preview import Preview
     from loraprobe.tasks import TaskCheck
 
 WIDTH = 79
@@ -161,7 +161,8 @@ def sample(
     numbers of tokens; only its tokenizer is loaded.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline.task_files import open_tasks, preview
+    from loraprobe.pipeline.task_files import open_tasks
+    from loraprobe.pipeline.task_preview import preview
 
     imports_done()
     tasks = open_tasks(files, options)

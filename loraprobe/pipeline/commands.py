@@ -34,17 +34,14 @@ from loraprobe.pipeline.examination import (
     with_servers,
 )
 from loraprobe.pipeline.inputs import (
-    Adapters,
     Inputs,
-    Ref,
-    Tasks,
     base_apart,
     check_names,
     check_state,
     check_task_use,
     open_inputs,
 )
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.pipeline.transforms import Transformed, merge_by, transform_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
 

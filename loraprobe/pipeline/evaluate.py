@@ -33,8 +33,8 @@ from loraprobe.pipeline.estimate import steps_of_plan, steps_of_sample
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.fitting import fit_routers, learn, note
 from loraprobe.pipeline.gate_statistics import gate_statistics
-from loraprobe.pipeline.inputs import Cards, Inputs
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Cards, Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
@@ -17,16 +16,11 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
 
 if TYPE_CHECKING:  # a merge needs none of them
     from loraprobe.tasks import Task
-
-Ref = str | Path  # a directory, a file, or a reference to the Hub
-Adapters = Sequence[Adapter | Ref]
-Tasks: TypeAlias = "Sequence[Task | Ref] | Task | Ref"
-Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from loraprobe.composition import composed
 from loraprobe.errors import ServerError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, single
-from loraprobe.pipeline.inputs import Ref, base_of
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.inputs import base_of
+from loraprobe.pipeline.session import Ref, Session
 from loraprobe.pipeline.task_files import open_probe
 from loraprobe.records import Progress, Served
 from loraprobe.scoring.forward import answering

@@ -8,13 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
 from loraprobe.records import Progress, Provenance
+
+if TYPE_CHECKING:
+    from loraprobe.adapters import Adapter
+    from loraprobe.tasks import Task
+
+Ref = str | Path  # a directory, a file, or a reference to the Hub
+Adapters: TypeAlias = "Sequence[Adapter | Ref]"
+Tasks: TypeAlias = "Sequence[Task | Ref] | Task | Ref"
+Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
 @dataclass

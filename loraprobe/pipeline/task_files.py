@@ -1,21 +1,17 @@
-"""Task files, probe files and prompts as a user gives them, and questions as a model reads them."""
+"""Task files, probe files and prompt files as a user gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
-from loraprobe.base.model import load_tokenizer
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.plan import questions
 from loraprobe.formatting import count
 from loraprobe.options import TASK_FIELDS, Options, flag_of
-from loraprobe.pipeline.inputs import Cards, Ref, Tasks, base_of
-from loraprobe.scoring import Encoder
+from loraprobe.pipeline.session import Cards, Ref, Tasks
 from loraprobe.tasks import (
     FieldMap,
     ProbePrompts,
@@ -27,8 +23,6 @@ from loraprobe.tasks import (
     with_metric,
 )
 from loraprobe.tasks.harness import check_losses, load_harness
-
-SHOWN = 3  # items of each task
 
 
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
@@ -111,51 +105,3 @@ def read_prompts(file: Path) -> list[str]:
     if not lines:
         raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
     return list(dict.fromkeys(lines))
-
-
-@dataclass(frozen=True)
-class Preview:
-    """One form of a question. `tokens` is None without a base."""
-
-    task: str
-    item: str
-    part: str
-    prompt: str
-    tokens: int | None
-    answers: tuple[str, ...]
-    choices: tuple[str, ...]
-    metric: str
-
-
-def preview(tasks: Sequence[Task], base: str | None, options: Options) -> list[Preview]:
-    """The first items in all their forms; with a base in its chat template, if it has one.
-
-    Only the base's tokenizer is loaded. Raises LoraprobeError for a base that has none, UsageError
-    for a template that was asked for and is not there.
-    """
-    encoder = None if base is None else _encoder(base, options)
-    if encoder is None and options.chat_template == "on":
-        raise UsageError("--chat-template=on needs the template of a base; add --base=REF.")
-    few = [replace(task, items=task.items[: options.limit or SHOWN]) for task in tasks]
-    return [
-        Preview(
-            one.task,
-            one.item.id,
-            one.part,
-            one.prompt if encoder is None else encoder.text(one.prompt),
-            None if encoder is None else len(encoder.prompts([one.prompt])[0]),
-            tuple(one.answers),
-            one.item.choices if one.metric == "choice" else (),
-            one.metric,
-        )
-        for one in questions(few, options.metric)
-    ]
-
-
-def _encoder(reference: str, options: Options) -> Encoder:
-    if reference == "auto":
-        raise UsageError("--base=auto takes the base of adapters, and here are none; name it.")
-    base = base_of(reference, (), code=options.trust_remote_code)
-    tokenizer = load_tokenizer(base.path, base.reference, options.trust_remote_code)
-    has = bool(getattr(tokenizer, "chat_template", None))
-    return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])

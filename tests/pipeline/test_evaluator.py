@@ -118,7 +118,6 @@ OTHERS = {
     "margin",
     "retention",
     "prior",
-    "calibration",
     "per_module",
     "diagnostics",
     "all_items",

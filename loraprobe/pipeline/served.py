@@ -7,21 +7,18 @@ Whichever of the two the server's figures are close to is what it serves.
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import Future
-from http.client import HTTPException, HTTPResponse
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any, TypeVar
 
+import httpx
 import torch
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError
 
 from loraprobe import hub
 from loraprobe.base import Base
 from loraprobe.composition import composed
+from loraprobe.deadline import deadline
 from loraprobe.errors import ServerError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, single
@@ -108,31 +105,50 @@ def _first_tokens(scorer: Any, prompts: Sequence[str]) -> list[float]:
     return found
 
 
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    """The models of a server."""
+
+    data: list[_Model]
+
+
+LOGPROBS = "choices", 0, "logprobs"
+FIRST = AliasChoices(
+    AliasPath(*LOGPROBS, "content", 0, "logprob"), AliasPath(*LOGPROBS, "token_logprobs", 0)
+)
+
+
+class _Completion(BaseModel):
+    """The log-probability of the first token of a completion, in either form of OpenAI's API."""
+
+    logprob: Annotated[float, Field(validation_alias=FIRST, strict=True, ge=LEAST_LOG, le=0)]
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
 class _Endpoint:
     """An OpenAI-compatible server. Its key goes to this address only and into no message."""
 
     def __init__(self, url: str) -> None:
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-            (parts.hostname or "").encode("idna")
-        except ValueError:  # a bracket that is not closed, a port that is no number, a long name
-            sound = False
-        if not sound or parts.username is not None:
+            parsed = httpx.URL(url if "://" in url else f"http://{url}")
+        except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
             raise UsageError(
                 f"--served takes the address of a server, such as http://localhost:8000, not "
                 f"{scrub(url)!r}; a key comes from {KEY}."
             )
-        address = parts._replace(query="", fragment="").geturl().rstrip("/")
+        address = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
         self.address = address.removesuffix("/v1")
 
     def only_model(self) -> str:
         """The name of the only model. Raises UsageError where there are several or none."""
-        answer = self._ask("/v1/models", None)
-        try:
-            names = [str(row["id"]) for row in answer["data"]]
-        except (KeyError, TypeError):
-            raise self._strange("its list of models") from None
+        names = [one.id for one in self._ask("/v1/models", None, _Models).data]
         if len(names) != 1:
             listed = ", ".join(names[:8]) or "none"
             raise UsageError(
@@ -143,91 +159,42 @@ class _Endpoint:
     def first_token(self, model: str, prompt: str) -> float:
         """The log-probability of the most likely token after a prompt."""
         wanted = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
-        answer = self._ask("/v1/completions", {**wanted, "logprobs": 1})
-        try:
-            held = answer["choices"][0]["logprobs"]
-            if held is None:
-                raise ServerError(
-                    f"{self.address} gives no log-probabilities for completions; start it with "
-                    "them, or take a server that gives them, such as vLLM or llama.cpp's."
-                )
-            first = held["content"][0]["logprob"] if held.get("content") else None
-            found = held["token_logprobs"][0] if first is None else first
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise self._strange("the log-probability of a completion") from None
-        if type(found) not in (int, float) or not LEAST_LOG <= found <= 0:
-            raise ServerError(
-                f"{self.address} gives {found!r:.40} as a log-probability, which is a finite "
-                "number of at most 0; correct or replace that server."
-            )
-        return float(found)
+        return self._ask("/v1/completions", {**wanted, "logprobs": 1}, _Completion).logprob
 
-    def _strange(self, what: str) -> ServerError:
-        return ServerError(
-            f"{self.address} does not give {what} as OpenAI's API has it; check the address, and "
-            "that the server has /v1/completions with logprobs."
-        )
-
-    def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data)
-        request.add_header("Content-Type", "application/json")
+    def _ask(self, path: str, body: dict[str, Any] | None, kind: type[Answer]) -> Answer:
+        """The answer to a request; redirects are not followed. Raises ServerError."""
+        headers = {"Accept-Encoding": "identity"}
         if key := os.environ.get(KEY, "").strip():
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
+            headers["Authorization"] = f"Bearer {key}"
+        method, url = "POST" if body else "GET", self.address + path
+        late = self._error("cannot be asked", f"no whole answer in {TIMEOUT:g} s")
         try:
-            status, content = _answer(request)
-        except (OSError, HTTPException) as error:
-            why = scrub(str(getattr(error, "reason", None) or error or type(error).__name__))
-            raise ServerError(
-                f"{self.address} cannot be asked ({why}); check that the server runs there."
+            with (
+                deadline(TIMEOUT, late),
+                httpx.stream(method, url, json=body, headers=headers, timeout=TIMEOUT) as answer,
+            ):
+                content = next(answer.iter_raw(LONGEST), b"")
+        except httpx.HTTPError as error:
+            raise self._error("cannot be asked", str(error) or type(error).__name__) from None
+        if answer.status_code in (401, 403):
+            raise self._error("wants a key", f"status {answer.status_code}", f"set {KEY}")
+        if answer.status_code != 200:
+            told = " ".join(content[:2000].decode("utf-8", "replace").split())
+            moved = answer.headers.get("location", told)[:200] or "no reason"
+            why = f"status {answer.status_code}, {moved}"
+            raise self._error(f"gives no answer to {path}", why, "check the address and --model")
+        try:
+            return kind.model_validate_json(content)
+        except ValidationError:
+            what = "log-probabilities, finite numbers of at most 0,"
+            what = "its list of models" if kind is _Models else what
+            raise self._error(
+                f"does not give {what} as OpenAI's API has it",
+                path,
+                "check the address, or take a server that does, such as vLLM or llama.cpp's",
             ) from None
-        if status != 200:
-            raise self._refusal(status, content, path)
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
-            raise self._strange("JSON") from None
 
-    def _refusal(self, status: int, content: bytes, path: str) -> ServerError:
-        if status in (401, 403):
-            return ServerError(f"{self.address} wants a key (status {status}); set {KEY}.")
-        if 300 <= status < 400:
-            return ServerError(
-                f"{self.address}{path} sends the request on to another address (status {status}), "
-                "where loraprobe does not follow; give the address of the server itself."
-            )
-        told = scrub(" ".join(content[:2000].decode("utf-8", "replace").split())[:200])
-        return ServerError(
-            f"{self.address}{path} answers with status {status} ({told or 'no reason'}); "
-            "check the address and --model."
-        )
-
-
-class _AsTheyCome(urllib.request.HTTPErrorProcessor):
-    """Gives every answer back: another host that a redirect names is not asked."""
-
-    def http_response(
-        self, request: urllib.request.Request, response: HTTPResponse
-    ) -> HTTPResponse:
-        return response
-
-    https_response = http_response
-
-
-def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
-    """Status and content of an answer. Raises TimeoutError after TIMEOUT, however it dribbles."""
-    made: Future[tuple[int, bytes]] = Future()
-
-    def ask() -> None:
-        try:
-            opener = urllib.request.build_opener(_AsTheyCome)
-            with opener.open(request, timeout=TIMEOUT) as answer:
-                made.set_result((answer.status, answer.read(LONGEST)))
-        except BaseException as error:
-            made.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return made.result(TIMEOUT)
-    except TimeoutError:
-        raise TimeoutError(f"no whole answer in {TIMEOUT:g} s") from None
+    def _error(
+        self, what: str, why: str, cure: str = "check that the server runs there"
+    ) -> ServerError:
+        return ServerError(scrub(f"{self.address} {what} ({why}); {cure}."))

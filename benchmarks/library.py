@@ -56,7 +56,7 @@ def planted(cosine: float, layers: int, shared: bool):
 
 
 def sketch(modules, seed: int):
-    """The sketch of one adapter."""
+    """The numbers of the sketch of one adapter, and its error."""
     from loraprobe.library.sketches import SketchBuilder
     from loraprobe.lora.grams import gram_matrices
 
@@ -78,8 +78,8 @@ def errors(layers: int, seeds: int) -> None:
             inner = sum(float(one[p].inner(other[p])) for p in one)
             norms = [sum(float(u.inner(u)) for u in a.values()) ** 0.5 for a in (one, other)]
             pairs = [(sketch(one, s), sketch(other, s)) for s in range(seeds)]
-            found = np.array([cosines(pair)[0, 1] for pair in pairs])
-            error = (1 - cosine**2) * (pairs[0][0].error * pairs[0][1].error) ** 0.5
+            found = np.array([cosines([one[0], other[0]])[0, 1] for one, other in pairs])
+            error = (1 - cosine**2) * (pairs[0][0][1] * pairs[0][1][1]) ** 0.5
             kind = "one A" if shared else "two A"
             print(
                 f"  {kind}, exact {inner / norms[0] / norms[1]:+.4f}: sketched "

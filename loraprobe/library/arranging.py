@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from loraprobe.defaults import (
 from loraprobe.errors import LoraprobeError
 from loraprobe.library.reading import Member, issue_of, key_of, store, stored
 from loraprobe.library.sketches import NUMBERS, cosines
-from loraprobe.records import Issue, Library
+from loraprobe.records import Issue, Library, LibraryAdapter
 from loraprobe.secrets import map_texts, public_text
 
 
@@ -36,22 +36,24 @@ def fitted(
     They have to fit the base; without one, what most of them fit: the commonest base model, and the
     commonest shape of each kind of module. allow: codes of issues that are accepted.
     """
-    facts: dict[str, dict[str, Any]] = {}
-    made = list(members)
+    made, facts = list(members), dict[int, dict[str, Any]]()
     for at, member in enumerate(made):
-        if not member.usable:
-            continue
         try:
-            adapter = member.open()
-            shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
-            trained = {"base": adapter.base_model, "task": adapter.task_type}
-            facts[member.record.name] = {**shapes, **trained}
-            if base is not None:
-                made[at] = _checked(member, [adapter], base, allow)
+            adapter = member.open() if member.usable else None
         except LoraprobeError as error:  # its files changed meanwhile
             issue = map_texts(issue_of(error, member.record.name), public_text)
-            made[at] = member.changed(issue, state="broken")
-    return made if base is not None else _against_most(made, facts, allow)
+            made[at], adapter = member.changed(issue, state="broken"), None
+        if adapter is not None and base is not None:
+            made[at] = _checked(member, [adapter], base, allow)
+        elif adapter is not None:
+            shapes = {layer_pattern(path): info.shape for path, info in adapter.layout.items()}
+            facts[at] = {**shapes, "base": adapter.base_model, "task": adapter.task_type}
+    names = {fact for known in facts.values() for fact in known}
+    usual = {fact: _commonest(known.get(fact) for known in facts.values()) for fact in names}
+    alike = [at for at, known in facts.items() if known.items() <= usual.items()]
+    for at in facts.keys() - alike if alike else ():
+        made[at] = _checked(made[at], [made[alike[0]].open(), made[at].open()], None, allow)
+    return made
 
 
 def commonest_base(members: Sequence[Member]) -> Member | None:
@@ -59,24 +61,6 @@ def commonest_base(members: Sequence[Member]) -> Member | None:
     usable = [member for member in members if member.usable]
     base = _commonest(member.record.base_model for member in usable)
     return next((m for m in usable if m.record.base_model == base), None) if base else None
-
-
-def _against_most(
-    members: Sequence[Member], facts: Mapping[str, Mapping[str, Any]], allow: Collection[str]
-) -> list[Member]:
-    """The members, each compared with one that is as most of them are."""
-    names = {fact for known in facts.values() for fact in known}
-    usual = {fact: _commonest(known.get(fact) for known in facts.values()) for fact in names}
-    alike = {name for name, known in facts.items() if known.items() <= usual.items()}
-    standard = next((m.open() for m in members if m.record.name in alike), None)
-    if standard is None:
-        return list(members)
-    return [
-        _checked(member, [standard, member.open()], None, allow)
-        if member.usable and member.record.name not in alike
-        else member
-        for member in members
-    ]
 
 
 def _commonest(values: Iterable[Any]) -> Any:
@@ -94,9 +78,8 @@ def _checked(
     unread = compatibility.TensorChecks(adapters)
     purpose: Purpose = "inspect" if base is None else "route"
     found = compatibility.check(adapters, base, purpose=purpose, allow=allow, contents=unread)
-    name = member.record.name
     known = {(issue.code, issue.module) for issue in member.record.issues}
-    own = [one for one in found.issues if name in one.adapters and one.severity != "note"]
+    own = [i for i in found.issues if member.record.name in i.adapters and i.severity != "note"]
     new = [issue for issue in own if (issue.code, issue.module) not in known]
     unfit = any(issue.severity == "error" for issue in new)
     return member.changed(*new, state="unfit" if unfit else "usable")
@@ -124,8 +107,9 @@ class Arranged:
 def arranged(members: Sequence[Member]) -> Arranged:
     """Compares the members by their sketches."""
     found = list(members)
-    at = [i for i, member in enumerate(found) if member.usable and member.sketch is not None]
-    near = cosines([sketch for i in at if (sketch := found[i].sketch) is not None])
+    sketched = {i: m.reading for i, m in enumerate(found) if m.usable and m.reading is not None}
+    held = {i: one.numbers for i, one in sketched.items() if one.numbers is not None}
+    at, near = list(held), cosines(list(held.values()))
     for i, named in zip(at, name_copies([found[i] for i in at], near), strict=True):
         found[i] = named
     kept = [place for place, i in enumerate(at) if found[i].usable]
@@ -133,24 +117,21 @@ def arranged(members: Sequence[Member]) -> Arranged:
     extreme = outliers([found[i].record.norm or 0.0 for i in at])
     positions, share = places(near)
     for i, family, times, place in zip(at, families(near), extreme, positions, strict=True):
-        issues = [] if times is None else [_extreme(found[i], times)]
+        issues = [] if times is None else [_extreme(found[i].record, times)]
         found[i] = found[i].changed(*issues, family=family, outlier=times is not None, place=place)
-    errors = [sketch.error for i in at if (sketch := found[i].sketch) is not None]
-    library = Library(
-        tuple(member.record for member in found), NUMBERS, max(errors, default=0.0), share
-    )
+    error = max((sketched[i].error for i in at), default=0.0)
+    library = Library(tuple(member.record for member in found), NUMBERS, error, share)
     return Arranged(found, library, [found[i].record.name for i in at], near)
 
 
-def _extreme(member: Member, times: float) -> Issue:
+def _extreme(record: LibraryAdapter, times: float) -> Issue:
     """The finding about a norm that is far from the others'."""
-    name = member.record.name
     much = f"{times:.3g} times" if times > 1 else f"1/{1 / times:.3g} of"
     return Issue(
         "warning",
         "norm-outlier",
-        (name,),
-        f"The norm of {name}, {member.record.norm:.3g}, is {much} the library's median.",
+        (record.name,),
+        f"The norm of {record.name}, {record.norm:.3g}, is {much} the library's median.",
         "Look at its answers alone before you compose it, and compose with --balance norm.",
     )
 
@@ -248,26 +229,20 @@ def name_copies(members: Sequence[Member], cosines: NDArray[np.float32]) -> list
 
 def _as_copy(member: Member, other: Member) -> Member | None:
     """The member as a copy of another one; None if it is none."""
-    names = (member.record.name, other.record.name)
-    if member.key == other.key:
-        message = f"{names[0]} is {names[1]}: the same file."
-        return _duplicate(member, other, message)
-    cosine, ratio = _compared(member, other)
+    names, same = (member.record.name, other.record.name), member.key == other.key
+    cosine, ratio = (1.0, 1.0) if same else _compared(member, other)
     if cosine < COPY_COSINE:
         return None
-    if max(ratio, 1 / ratio) <= COPY_RATIO:
+    message, cure = f"{names[0]} is {names[1]}: the same file.", "Leave one of them out."
+    if not same:
         message = f"{names[0]} is the same update as {names[1]}, in another basis or precision."
-        return _duplicate(member, other, message)
+    if max(ratio, 1 / ratio) <= COPY_RATIO:
+        issue = Issue("warning", "duplicate", names, message, cure)
+        return member.changed(issue, state="duplicate", same_as=names[1])
     message = f"{names[0]} is {names[1]}, {ratio:.3g} times as large."
     cure = "Keep the one that answers better; together they only scale the update."
     issue = Issue("warning", "scaled-copy", names, message, cure)
     return member.changed(issue, same_as=names[1])
-
-
-def _duplicate(member: Member, other: Member, message: str) -> Member:
-    names = (member.record.name, other.record.name)
-    issue = Issue("warning", "duplicate", names, message, "Leave one of them out.")
-    return member.changed(issue, state="duplicate", same_as=names[1])
 
 
 def _compared(member: Member, other: Member) -> tuple[float, float]:
@@ -276,7 +251,7 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
     (0, 1) for adapters with magnitudes, whole modules or biases, which are not compared.
     """
     key = key_of(*sorted((member.key, other.key)))
-    cosine = (stored(key) or {}).get("cosine")
+    cosine = stored(key).get("cosine")
     if not isinstance(cosine, float):
         adapters = [member.open(), other.open()]
         cosine = 0.0

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loraprobe import hub
 from loraprobe._version import __version__
@@ -31,7 +32,7 @@ from loraprobe.cache import READINGS
 from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
 from loraprobe.file_hashes import cache_directory, cached_hash
-from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder
+from loraprobe.library.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
 from loraprobe.secrets import map_texts, public_text
@@ -39,16 +40,16 @@ from loraprobe.secrets import map_texts, public_text
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One adapter of a library: its record, and its sketch where it has deltas.
+    """One adapter of a library: its record, and what was read of it if it is not broken.
 
-    `key` names its stored reading. `open()` opens the adapter anew each time; its tensors are read
+    `key` names the stored reading. `open()` opens the adapter anew each time; its tensors are read
     when they are needed, so that a library of a thousand takes no memory for them.
     """
 
     record: LibraryAdapter
     open: Callable[[], Adapter]
-    sketch: Sketch | None = None
     key: str = ""
+    reading: Reading | None = None
 
     @property
     def usable(self) -> bool:
@@ -120,25 +121,31 @@ def read_library(
     """
     members = list[Member]()
     for given, (name, reference, found) in zip(references, hub.load_each(references), strict=True):
-        if isinstance(found, LoraprobeError):
-            members.append(_unread(name, reference, found, str(given)))
-        else:
+        try:
+            if isinstance(found, LoraprobeError):
+                raise found
             members.append(_read(found, allow))
+        except (LoraprobeError, OSError) as error:
+            typed = given.source.reference if isinstance(given, Adapter) else str(given)
+            members.append(_unread(name, reference, error, typed))
         if progress is not None:
             progress("read", len(members), len(references))
     return members
 
 
-def _unread(name: str, reference: str, error: LoraprobeError, given: str) -> Member:
+def _unread(name: str, reference: str, error: LoraprobeError | OSError, given: str) -> Member:
     """The member for an adapter that cannot be opened or read. given: its reference as typed."""
+    if isinstance(error, OSError):
+        error = AdapterError(f"{name} cannot be read ({error.strerror}).")
+    told = error  # a name that is not deleted after the clause
 
     def again() -> Adapter:
-        raise error
+        raise told
 
     path = given.rpartition("=")[2]
     # A relative path names neither the user nor the machine, and tells which one is missing.
-    public = _public({path: reference} if os.path.isabs(os.path.expanduser(path)) else {})
-    issue = map_texts(issue_of(error, name), public)
+    private = {path: reference} if os.path.isabs(os.path.expanduser(path)) else {}
+    issue = map_texts(issue_of(error, name), _public(private))
     record = LibraryAdapter(
         name, reference, None, "", None, None, 0, 0, None, state="broken", issues=(issue,)
     )
@@ -154,19 +161,18 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
 
 
 def _read(adapter: Adapter, allow: Collection[str]) -> Member:
-    """One adapter that was opened, from its stored reading or else from its tensors."""
-    try:
-        file = adapter.weights_file
-        sha256 = adapter.sha256 if file is None else cached_hash(file)
-        key = key_of(__version__, sha256, dict(adapter.config))
-        reading = Reading.stored(key)
-        if reading is None:
-            reading = Reading.of(adapter)
-            store(key, reading.as_plain())
-    except (LoraprobeError, OSError) as error:
-        if isinstance(error, OSError):
-            error = AdapterError(f"{adapter.name} cannot be read ({error.strerror}).")
-        return _unread(adapter.name, adapter.source.public, error, adapter.source.reference)
+    """One adapter that was opened, from its stored reading or else from its tensors.
+
+    It is opened again where it is needed; an adapter in memory is its own. Raises LoraprobeError or
+    OSError.
+    """
+    file, path, source = adapter.weights_file, adapter.source.path, adapter.source
+    sha256 = adapter.sha256 if file is None else cached_hash(file)
+    key = key_of(__version__, sha256, dict(adapter.config))
+    reading = Reading.stored(key)
+    if reading is None:
+        reading = Reading.of(adapter)
+        reading.store(key)
     issues = tuple(
         replace(issue, severity="warning")
         if issue.code in allow and issue.severity == "error"
@@ -174,14 +180,13 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
         for issue in (*adapter.issues, *reading.issues(adapter))
     )
     broken = any(issue.severity == "error" for issue in issues)
-    private = {adapter.source.reference: adapter.source.public}
-    if adapter.source.path is not None:
-        private[str(adapter.source.path)] = local_name(str(adapter.source.path))
+    private = {source.reference: source.public}
+    private |= {} if path is None else {str(path): local_name(str(path))}
     low, high = adapter.rank_range
     record = LibraryAdapter(
         name=adapter.name,
-        reference=adapter.source.public,
-        commit=adapter.source.commit,
+        reference=source.public,
+        commit=source.commit,
         sha256=sha256,
         base_model=public_name(adapter.base_model),
         rank={"min": low, "max": high},
@@ -191,16 +196,10 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
         state="broken" if broken else "usable",
         issues=map_texts(issues, _public(private)),
     )
-    return Member(record, _opener(adapter), None if broken else reading.sketch, key)
-
-
-def _opener(adapter: Adapter) -> Callable[[], Adapter]:
-    """What opens the adapter again; an adapter in memory is its own."""
-    name, source = adapter.name, adapter.source
-    if adapter.weights_file is None or source.path is None:
-        return lambda: adapter
-    path = source.path
-    return lambda: read_adapter(path, name, source)
+    opened = lambda: adapter  # noqa: E731
+    if file is not None and path is not None:
+        opened = partial(read_adapter, path, adapter.name, source)
+    return Member(record, opened, key, None if broken else reading)
 
 
 def _public(names: Mapping[str, str]) -> Callable[[str], str]:
@@ -214,14 +213,16 @@ class Reading:
     """What one pass over the tensors of an adapter found.
 
     not_finite and without_effect are paths of modules; `largest` is the norm of the largest delta
-    with its path, `norm` that of all together.
+    with its path, `norm` that of all together. `numbers` [NUMBERS] in float16 are its sketch, None
+    where it has none; `error` is the standard error of a sketched cosine.
     """
 
     norm: float
     not_finite: list[str]
     without_effect: list[str]
     largest: tuple[float, str]
-    sketch: Sketch | None
+    numbers: NDArray[np.float16] | None
+    error: float
 
     @classmethod
     def of(cls, adapter: Adapter) -> Reading:
@@ -230,43 +231,30 @@ class Reading:
         for joint in gram_matrices([adapter.modules], visitor=builder.visit):
             checks.take(joint)
             builder.take(joint)
-        return cls(
-            float(checks.inner[0, 0].clamp_min(0).sqrt()),
-            checks.not_finite[0],
-            checks.without_effect[0],
-            checks.largest[0],
-            None if checks.not_finite[0] else builder.made(),
-        )
+        norm = float(checks.inner[0, 0].clamp_min(0).sqrt())
+        own = norm, checks.not_finite[0], checks.without_effect[0], checks.largest[0]
+        return cls(*own, *builder.made())
 
     @classmethod
     def stored(cls, key: str) -> Reading | None:
         """The stored reading of that key; None if there is none or it is damaged."""
-        found = stored(key)
-        if found is None:
-            return None
         try:
-            sketch = found["sketch"]
-            return cls(
-                float(found["norm"]),
-                list(found["not_finite"]),
-                list(found["without_effect"]),
-                (float(found["largest"][0]), str(found["largest"][1])),
-                None if sketch is None else _sketch(sketch, float(found["norm"])),
-            )
-        except (KeyError, TypeError, ValueError, IndexError):
+            held = dict(stored(key))
+            if held["numbers"] is not None:
+                data = base64.b64decode(held["numbers"], validate=True)
+                held["numbers"] = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
+                if len(held["numbers"]) != NUMBERS or not np.isfinite(held["numbers"]).all():
+                    return None
+            return cls(**held | {"largest": tuple(held["largest"])})
+        except (KeyError, TypeError, ValueError):
             return None
 
-    def as_plain(self) -> Mapping[str, Any]:
-        """The reading as JSON holds it; the numbers of the sketch as base64 of float16."""
-        sketch = self.sketch
-        return vars(self) | {
-            "sketch": None
-            if sketch is None
-            else {
-                "error": sketch.error,
-                "numbers": base64.b64encode(sketch.numbers.astype("<f2").tobytes()).decode(),
-            }
-        }
+    def store(self, key: str) -> None:
+        """Stores it as JSON, with the numbers of the sketch as base64 of float16."""
+        numbers = None
+        if self.numbers is not None:
+            numbers = base64.b64encode(self.numbers.astype("<f2").tobytes()).decode()
+        store(key, vars(self) | {"numbers": numbers})
 
     def issues(self, adapter: Adapter) -> Sequence[Issue]:
         """What the tensors of the adapter are, as findings."""
@@ -276,27 +264,18 @@ class Reading:
         return list(content_issues(checks))
 
 
-def _sketch(held: Mapping[str, Any], norm: float) -> Sketch:
-    """A stored sketch. Raises ValueError, KeyError or TypeError for a damaged one."""
-    data = base64.b64decode(held["numbers"], validate=True)
-    numbers = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
-    if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
-        raise ValueError("no sketch")
-    return Sketch(numbers, norm, float(held["error"]))
-
-
 def key_of(*parts: Any) -> str:
     """The hash of all that something stored depends on, as JSON holds it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def stored(key: str) -> Mapping[str, Any] | None:
-    """What is stored under a key; None if there is nothing that can be read."""
+def stored(key: str) -> Mapping[str, Any]:
+    """What is stored under a key; nothing if it is not there or cannot be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(_place(key).read_text(encoding="utf-8"))
+        found = json.loads(_place(key).read_bytes())
         if isinstance(found, dict):
             return found
-    return None
+    return {}
 
 
 def store(key: str, reading: Mapping[str, Any]) -> None:

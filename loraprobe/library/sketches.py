@@ -41,19 +41,6 @@ COLUMNS = 2048  # numbers of all sketches that are multiplied together
 _SIGNS = 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) - 1
 
 
-@dataclass(frozen=True, eq=False)
-class Sketch:
-    """The sketch of one adapter, in units of its norm.
-
-    numbers: [NUMBERS] in float16, of squared length NUMBERS on average. `error` is the standard
-    error of the cosine with an unrelated adapter of the same kind.
-    """
-
-    numbers: NDArray[np.float16]
-    norm: float
-    error: float
-
-
 @dataclass(eq=False)
 class SketchBuilder:
     """Collects the sketch of one adapter while `gram_matrices` reads it.
@@ -91,27 +78,29 @@ class SketchBuilder:
         for path, square in zip(joint.paths, joint.square[:, 0].tolist(), strict=True):
             self.energy[_block(path)] += square
 
-    def made(self) -> Sketch | None:
-        """The sketch; None for deltas that are zero, not finite or too large for float32."""
+    def made(self) -> tuple[NDArray[np.float16] | None, float]:
+        """The sketch [NUMBERS], of squared length NUMBERS on average, and its error.
+
+        The error is the standard error of the cosine with an unrelated adapter of the same kind.
+        There is no sketch of deltas that are zero, not finite or too large for float32.
+        """
         energy = math.fsum(self.energy)
-        if not 0 < energy < math.inf:
-            return None
-        numbers = self.blocks.flatten() * (NUMBERS / energy) ** 0.5
-        if not bool(torch.isfinite(numbers).all()):
-            return None
+        numbers = self.blocks.flatten() * (NUMBERS / energy if energy > 0 else math.nan) ** 0.5
+        if not 0 < energy < math.inf or not bool(torch.isfinite(numbers).all()):
+            return None, 0.0
         crowding = sum((held / energy) ** 2 for held in self.energy)
         square = crowding / SIDE**2 + 4 * self.fourth / energy**2 / SIDE
-        return Sketch(numbers.to(torch.float16).numpy(), energy**0.5, square**0.5)
+        return numbers.to(torch.float16).numpy(), square**0.5
 
 
-def cosines(sketches: Sequence[Sketch]) -> NDArray[np.float32]:
+def cosines(sketches: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
     """The estimated cosine of every pair: [n, n]; takes little more memory than the result."""
     n = len(sketches)
     inner = np.zeros((n, n), dtype=np.float32)
     for start in range(0, NUMBERS, COLUMNS):
         part = np.empty((n, COLUMNS), dtype=np.float32)
         for row, one in zip(part, sketches, strict=True):
-            row[:] = one.numbers[start : start + COLUMNS]
+            row[:] = one[start : start + COLUMNS]
         inner += part @ part.T
     lengths = np.sqrt(inner.diagonal())
     inner /= lengths[:, None]

@@ -135,14 +135,14 @@ def test_a_changed_config_is_read_anew(library):
     assert after.record.sha256 == before["good-0"].sha256
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"norm": 1', b"\xff", b'{"sketch": 3}'])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"norm": 1', b"\xff", b'{"numbers": 3}'])
 def test_a_damaged_stored_reading_is_read_again(library, damage):
     (first,) = read_library([str(library / "good-0")])
     (stored,) = (cache_directory() / "library").iterdir()
     stored.write_bytes(damage)
     (again,) = read_library([str(library / "good-0")])
     assert again.record == first.record
-    assert np.array_equal(again.sketch.numbers, first.sketch.numbers)
+    assert np.array_equal(again.reading.numbers, first.reading.numbers)
     assert stored.read_bytes() != damage
 
 

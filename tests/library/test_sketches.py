@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from making import dense, generator, planted_pair, random_adapter, random_update, regauged
 
-from loraprobe.library.sketches import NUMBERS, Sketch, SketchBuilder, cosines, signs
+from loraprobe.library import sketches
+from loraprobe.library.sketches import NUMBERS, SketchBuilder, signs
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 SEEDS = 24
 
 
+class Sketch(NamedTuple):
+    numbers: np.ndarray
+    error: float
+    norm: float
+
+
 def sketch(modules, seed: int = 0) -> Sketch | None:
     builder = SketchBuilder(seed)
     for joint in gram_matrices([modules], visitor=builder.visit):
         builder.take(joint)
-    return builder.made()
+    numbers, error = builder.made()
+    return None if numbers is None else Sketch(numbers, error, math.fsum(builder.energy) ** 0.5)
+
+
+def cosines(held: Sequence[Sketch]) -> np.ndarray:
+    return sketches.cosines([one.numbers for one in held])
 
 
 def cosine_error(one: Sketch, other: Sketch, cosine: float) -> float:

@@ -69,7 +69,7 @@ class Differences:
     normal. influence [clusters, P]: the part of each cluster in the difference. pseudo [P]: the
     variance of the added observations. n [P]: items; n_effective [P]: items divided by the design
     effect. bounded: values are differences of right and wrong. counts [tasks, 3, P]: gained, lost
-    and all items of each task, divided by the design effect; None for a mean of several estimates.
+    and all items of each task, divided by the design effect.
     """
 
     difference: Array
@@ -81,17 +81,16 @@ class Differences:
     n: Integers
     n_effective: Array
     bounded: bool
-    counts: Array | None = None
+    counts: Array
 
     def interval(self, critical: float) -> tuple[Array, Array]:
-        """Both ends, [P] and [P]: of the likelihood ratio with counts, else +- critical * se.
+        """Both ends, [P] and [P]: of the likelihood ratio of right and wrong, else +- critical * se.
 
         With a single cluster the critical value is infinite, and the interval holds everything.
         """
-        if not self.bounded or self.counts is None:
+        if not self.bounded:
             reach = critical * np.where(np.isinf(critical), 1.0, self.se)
-            low, high = self.center - reach, self.center + reach
-            return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
+            return self.center - reach, self.center + reach
         ends = np.stack(
             [likelihood_interval(task[0], task[1], task[2], critical) for task in self.counts]
         )
@@ -138,7 +137,7 @@ def estimate(
         n=np.sum([part.n for part in parts], axis=0),
         n_effective=np.sum([part.n_effective for part in parts], axis=0),
         bounded=bounded,
-        counts=np.concatenate([part.counts for part in parts if part.counts is not None]),
+        counts=np.concatenate([part.counts for part in parts]),
     )
 
 

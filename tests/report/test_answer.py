@@ -13,6 +13,7 @@ from evidences import (
     any_evidence,
     both,
     changed,
+    codes,
     evidence,
     evidence_of,
     replaced,
@@ -112,23 +113,12 @@ def evidences(draw):
     )
 
 
-def test_until_more_is_known_the_best_measured_option_is_named():
-    """A composition too; what it gains is decided, so no more questions are asked for."""
-    found = evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11})
-    told = answer(audit_of(found))
-    assert told.decision == "inconclusive", "no control was scored"
-    assert line(told, "use").startswith("so far sum (a merge)") and "0.67" in line(told, "gain")
-    assert not line(told, "decide")
-    nearly = answer(audit_of(evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3})))
-    assert "so far a alone" in line(nearly, "use") and "sum" in line(nearly, "close")
+def lines(told: Answer, label: str) -> list[str]:
+    return [str(text) for name, text in told.lines if name == label]
 
 
 def line(told: Answer, label: str) -> str:
-    return next((str(text) for name, text in told.lines if name == label), "")
-
-
-def texts(told: Answer, label: str) -> list[str]:
-    return [str(text) for name, text in told.lines if name == label]
+    return next(iter(lines(told, label)), "")
 
 
 @settings(max_examples=150)
@@ -271,37 +261,12 @@ def test_references_are_shown_as_they_were_typed():
     assert "'out/a'" in line(answer(audit, {"a": ["out/a"]}), "in Python")
 
 
-@pytest.mark.parametrize("best", [0.0, 0.8])
-def test_the_answer_says_that_a_run_stopped_early_and_how_to_ask_the_rest(best):
-    values = {**dict.fromkeys(KINDS, 0.05), "arrow": best}
-    early = evidence(values, rounds=Rounds(2, 3, N, 150, 0.99))
-    told = dict(answer(audit_of(replaced(early, diagnostics=(UNEVEN,)))).lines)
-    assert f"{N} of 150" in told["gain"]
-    assert "2 of 3" in told["stopped"] and "--all-items" in told["stopped"]
-    whole = audit_of(replaced(early, rounds=Rounds(3, 3, N, N, 0.96)))
-    assert "stopped" not in dict(answer(whole).lines)
-    assert f"on {N} questions" in line(answer(whole), "gain")
-
-
 def test_gain_and_scores_agree_as_they_are_printed():
     for a in (0.035, 1 / 3, 0.045, 0.5):
         for own in (0.03, 2 / 3, 0.04, 0.505):
             told = line(answer(audit_of(evidence({"base": 0.0, "a": a, "uniform": own}))), "gain")
             shown = [float(x) for x in re.findall(r"(?<![\d.\[])[+-]?\d\.\d+", told)[:3]]
             assert shown[2] == pytest.approx(shown[0] - shown[1], abs=1e-9), told
-
-
-def test_equal_updates_are_told_once():
-    seed = Measurement("shared_initialisation", ("a", "b"), 1.0)
-    same = Measurement("cosine", ("a", "b"), 1.0)
-    issue = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
-    found = evidence_of(diagnostics=(seed, same), compatibility=Compatibility((issue,)))
-    told = answer(audit_of(found, "inspect"))
-    assert "1 warning" in told.headline
-    assert len([label for label, _ in told.lines if label == "watch"]) == 1
-    other = replaced(seed, adapters=("a", "c"))
-    told = answer(audit_of(evidence_of(diagnostics=(other, same)), "inspect"))
-    assert "2 warnings" in told.headline  # another pair is another fact
 
 
 @pytest.mark.parametrize(
@@ -322,17 +287,6 @@ def test_a_conflict_is_followed_by_the_adapters_that_fit(request_, command):
     assert ("BASE" in command) == ("BASE" in line(answer(audit), "fill in"))
 
 
-def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
-    found = audit_of(evidence_of(diagnostics=(NEAR, UNEVEN)), "inspect")
-    told = answer(found)
-    assert (told.decision, found.verdict.action) == ("inconclusive", "gather-evidence")
-    watched = [text for label, text in told.lines if label == "watch"]
-    assert "0.998" in watched[0] and "24.6" in watched[1] and "--balance norm" in watched[1]
-    assert len(watched) == 2 and "2 warnings" in told.headline
-    assert "--probe auto" in line(told, "next") and "--task" in line(told, "questions")
-    assert "603" in line(told, "known") and "0.05" in line(told, "known")
-
-
 @pytest.mark.parametrize("warnings", range(4))
 @pytest.mark.parametrize("diagnostics", [(), (UNEVEN,), (NEAR, UNEVEN)])
 def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
@@ -345,90 +299,128 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
     told = answer(audit_of(found, "merge"))
     counted = sum(map(int, re.findall(r"(\d+) warning", told.headline)))
     assert counted == warnings + len(diagnostics)
-    watched = [text for label, text in told.lines if label == "watch"]
+    watched = lines(told, "watch")
     more = re.findall(r"^(\d+) more warnings?: --explain$", watched[-1]) if watched else []
     assert len(watched) - len(more) + sum(map(int, more)) == counted
     assert line(told, "licence") == "Terms."
     assert ("0.10" in line(told, "also")) == (not diagnostics)
 
 
-def test_the_adapter_that_hardly_shows_is_named():
-    norms = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
-    uneven = Measurement("norm_ratio", ("a", "b"), 27.0)
-    (told,) = [
-        text
-        for label, text in answer(
-            audit_of(evidence_of(diagnostics=(uneven, *norms)), "inspect")
-        ).lines
-        if label == "watch"
-    ]
-    assert told.startswith("b hardly shows") and "a is 27.0 times larger" in told
-
-
-def test_a_better_chain_is_named_beside_a_composition_that_works():
-    gains = {"base": 0.0, "a": 0.1, "uniform": 0.6, "chain": 1.0, "random-partner": 0.1}
-    told = answer(audit_of(evidence(gains)))
-    assert told.decision == "likely" and "1.00" in line(told, "better")
-    assert "a random partner" in line(told, "sure") and "+0.50" in line(told, "sure")
-    worse = answer(audit_of(evidence({**gains, "chain": 0.5})))
-    assert not line(worse, "better")
-
-
-def test_both_options_are_compared_where_a_single_adapter_is_better():
-    values = {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
-    told = answer(audit_of(evidence(values)))
-    assert "0.90" in line(told, "use") and "0.40" in line(told, "use")
-    assert "PeftModel" in line(told, "in Python") and "'./a'" in line(told, "in Python")
-
-
-def test_an_open_decision_says_what_would_decide():
-    few = evidence({"base": 0.0, "a": 0.1, "uniform": 0.3, "random-partner": 0.1}, half=0.3)
-    few = changed(changed(few, n=8), rows="gains", n=8, n_needed=320)
-    told = answer(audit_of(few))
-    assert told.decision == "inconclusive"
-    assert "320" in line(told, "decide") and "8" in line(told, "decide")
-    assert any("8 questions" in text for label, text in told.lines if label == "watch")
-
-
-def test_until_several_tasks_are_decided_each_task_has_its_own_adapter():
-    table = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}
-    undecided = {"retention": 0.8, "retention_ci95": (0.7, 0.9)}
-    found = changed(skills(table, 0.05), lambda row: row.system == "arrow", **undecided)
-    told = answer(audit_of(found))
-    assert told.decision == "inconclusive" and "each task's own adapter" in line(told, "use")
-
-
-def test_a_composition_that_gains_less_than_was_asked_is_named_with_its_command():
-    steps = {"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}
-    told = answer(audit_of(evidence(steps, part="steps", margin=0.9)))
-    assert told.decision == "unlikely"
-    assert "sum" in line(told, "use") and "step by step" in line(told, "use")
-    assert line(told, "next").startswith("loraprobe merge ")
-
-
-def test_more_questions_than_anybody_has_are_not_asked_for():
-    found = evidence({"base": 0.0, "a": 0.1, "uniform": 0.16, "random-partner": 0.1}, half=0.1)
-    told = answer(audit_of(changed(found, rows="gains", n_needed=None)))
-    assert "--margin 0.17" in line(told, "decide") and "5,000" in line(told, "decide")
-    told = answer(audit_of(changed(found, rows="gains", n_needed=340, clusters=20)))
-    assert "48 more clusters" in line(told, "decide") and "20" in line(told, "decide")
-
-
-def test_what_the_items_lack_is_said_with_its_cure():
-    failing = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
-    codes = {r.code for r in decide(evidence(failing)).reasons}
-    assert {"steps-missing", "hops-missing"} <= codes
-    asked = both(evidence(failing), evidence(failing, part="steps"))
+def test_what_the_items_lack_is_said():
+    asked = both(evidence(LOW), evidence(LOW, part="steps"))
     hop = replaced(asked.measured.scores[0], part="hop1")
-    asked = replaced(asked, scores=(*asked.measured.scores, hop))
-    assert not {"steps-missing", "hops-missing"} & {r.code for r in decide(asked).reasons}
+    whole = replaced(asked, scores=(*asked.measured.scores, hop))
+    lacking = {"steps-missing", "hops-missing"}
+    assert lacking & {*codes(decide(evidence(LOW)))} == lacking
+    assert not lacking & {*codes(decide(whole))}
 
 
-@pytest.mark.parametrize(("without", "warned"), [(0.1, True), (0.85, False)])
-def test_a_chat_template_that_changes_the_answers_is_said(without, warned):
-    row = Coverage("chat_template", "t", 0.9, 32, baseline=without)
-    values = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
-    told = answer(audit_of(evidence(values, coverage=(row,))))
-    watched = [text for label, text in told.lines if label == "watch" and "template" in text]
-    assert bool(watched) == warned
-    assert not warned or ("0.90" in watched[0] and "0.10" in watched[0])
+LOW = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
+WORKS = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
+NEEDED = evidence({**WORKS, "uniform": 0.16}, half=0.1)
+FEW = changed(changed(evidence({**WORKS, "uniform": 0.3}, half=0.3), n=8), rows="gains", n=8)
+EARLY = replaced(
+    evidence({**dict.fromkeys(KINDS, 0.05), "arrow": 0.8}), rounds=Rounds(2, 3, N, 150, 0.99)
+)
+NO_GAIN = replaced(evidence(dict.fromkeys(KINDS, 0.05)), rounds=EARLY.measured.rounds)
+TASKS = skills(
+    {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}, 0.05
+)
+NORMS = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
+SAME = Measurement("cosine", ("a", "b"), 1.0)
+SEED = Measurement("shared_initialisation", ("a", "b"), 1.0)
+TWICE = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
+
+
+def template(without):
+    """Adapters that answer 0.9 with the chat template, and so much without."""
+    return evidence(WORKS, coverage=(Coverage("chat_template", "t", 0.9, 32, baseline=without),))
+
+
+def weights(*rows, issues=()):
+    return evidence_of(diagnostics=rows, compatibility=Compatibility(issues))
+
+
+# Evidence, the decision, and what stands in the lines of a label; None for a label without a line.
+LINES = {
+    "the best so far is a composition, whose gain is decided": (
+        evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11}),
+        "inconclusive", {"use": ["so far sum (a merge)"], "gain": ["0.67"], "decide": None},
+    ),
+    "the best so far is an adapter": (
+        evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
+        "inconclusive", {"use": ["so far a alone"], "close": ["sum"]},
+    ),
+    "until several tasks are decided": (
+        changed(TASKS, lambda r: r.system == "arrow", retention=0.8, retention_ci95=(0.7, 0.9)),
+        "inconclusive", {"use": ["each task's own adapter"]},
+    ),
+    "stopped early": (
+        EARLY, "likely",
+        {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
+    ),
+    "stopped early without a gain": (
+        NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
+    ),
+    "after every round": (
+        replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
+        {"gain": [f"on {N} questions"], "stopped": None},
+    ),
+    "a chain is better still": (
+        evidence({**WORKS, "chain": 1.0}), "likely",
+        {"better": ["1.00"], "sure": ["a random partner", "+0.50"]},
+    ),
+    "a chain is worse": (evidence({**WORKS, "chain": 0.5}), "likely", {"better": None}),
+    "a single adapter is better": (
+        evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}),
+        "unlikely", {"use": ["0.90", "0.40"], "in Python": ["PeftModel", "'./a'"]},
+    ),
+    "less than was asked": (
+        evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps",
+                 margin=0.9),
+        "unlikely", {"use": ["sum", "step by step"], "next": ["loraprobe merge "]},
+    ),
+    "few questions": (
+        changed(FEW, rows="gains", n_needed=320), "inconclusive",
+        {"decide": ["320", "8"], "watch": ["8 questions"]},
+    ),
+    "more questions than anybody has": (
+        changed(NEEDED, rows="gains", n_needed=None), "inconclusive",
+        {"decide": ["--margin 0.17", "5,000"]},
+    ),
+    "more clusters": (
+        changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
+        {"decide": ["48 more clusters", "20"]},
+    ),
+    "the chat template matters": (template(0.1), "likely", {"watch": ["template", "0.90", "0.10"]}),
+    "or not": (template(0.85), "likely", {"watch": None}),
+    "weights": (
+        weights(NEAR, UNEVEN), "inconclusive",
+        {"headline": ["2 warnings"], "watch": ["0.998", "24.6", "--balance norm"],
+         "next": ["--probe auto"], "questions": ["--task"], "known": ["603", "0.05"]},
+    ),
+    "the adapter that hardly shows": (
+        weights(replaced(UNEVEN, value=27.0), *NORMS), "inconclusive",
+        {"watch": ["b hardly shows", "a is 27.0 times larger"]},
+    ),
+    "equal updates once": (
+        weights(SEED, SAME, issues=(TWICE,)), "inconclusive", {"headline": ["1 warning"]},
+    ),
+    "another pair is another fact": (
+        weights(replaced(SEED, adapters=("a", "c")), SAME, issues=(TWICE,)), "inconclusive",
+        {"headline": ["2 warnings"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_what_stands_in_the_lines(name):
+    found, decision, wanted = LINES[name]
+    told = answer(audit_of(found, "merge-and-eval" if found.measured.scores else "inspect"))
+    assert told.decision == decision
+    for label, parts in wanted.items():
+        texts = [told.headline] if label == "headline" else lines(told, label)
+        assert bool(texts) == (parts is not None)
+        assert all(part in "; ".join(texts) for part in parts or ())
+    counted = re.findall(r"(\d+) warning", told.headline)
+    assert not counted or int(counted[0]) == len(lines(told, "watch"))

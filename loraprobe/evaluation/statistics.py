@@ -84,7 +84,7 @@ class Differences:
     counts: Array
 
     def interval(self, critical: float) -> tuple[Array, Array]:
-        """Both ends, [P] and [P]: of the likelihood ratio of right and wrong, else +- critical * se.
+        """Both ends, [P] and [P]: of the likelihood ratio if bounded, else +- critical * se.
 
         With a single cluster the critical value is infinite, and the interval holds everything.
         """

@@ -6,7 +6,8 @@ import re
 import shlex
 
 import pytest
-from calibrations import calibration
+from calibrations import calibration, case
+from calibrations import score as of_kind
 from evidences import (
     KINDS,
     N,
@@ -37,6 +38,7 @@ from loraprobe.records import (
     Measurement,
     Provenance,
     Rounds,
+    TaskSummary,
 )
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
 from loraprobe.report.parts import Answer
@@ -341,6 +343,9 @@ def weights(*rows, issues=()):
     return evidence_of(diagnostics=rows, compatibility=Compatibility(issues))
 
 
+ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
+ROUND_GAIN = Gain("t", "question", "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
+ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot", forecasts=())
 # Evidence, the decision, and what stands in the lines of a label; None for a label without a line.
 LINES = {
     "the best so far is a composition, whose gain is decided": (
@@ -392,6 +397,14 @@ LINES = {
         changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
         {"decide": ["48 more clusters", "20"]},
     ),
+    "a first round": (
+        ROUND, "inconclusive",
+        {"headline": ["INCONCLUSIVE", "first round on 30 questions"], "decide": None,
+         "gain": ["first round on 30 questions", "+0.20 [-0.10, 0.50]"], "next": ["--resume"]},
+    ),
+    "what such sets gained": (
+        case(forecasts=()), "inconclusive", {"known": ["20 adapter sets", "30%"]},
+    ),
     "the chat template matters": (template(0.1), "likely", {"watch": ["template", "0.90", "0.10"]}),
     "or not": (template(0.85), "likely", {"watch": None}),
     "weights": (
@@ -424,3 +437,12 @@ def test_what_stands_in_the_lines(name):
         assert all(part in "; ".join(texts) for part in parts or ())
     counted = re.findall(r"(\d+) warning", told.headline)
     assert not counted or int(counted[0]) == len(lines(told, "watch"))
+
+
+@pytest.mark.parametrize(("items", "warned"), [(199, True), (200, False), (0, False)])
+def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned):
+    """The gain of this round takes 200 questions to be decided."""
+    audit = audit_of(ROUND)
+    made = replaced(audit.provenance, tasks=(TaskSummary("t", "t.jsonl", None, "", items),))
+    told = line(answer(replaced(audit, provenance=made)), "decide")
+    assert ("199" in told and "200" in told) if warned else not told

@@ -6,8 +6,8 @@ import functools
 import itertools
 import re
 import sys
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from audits import HOSTILE, a_library, an_audit, page
@@ -27,61 +27,49 @@ from loraprobe.report.sections import heading, sections
 VOID = {"meta", "wbr"}
 
 
-@dataclass
-class Node:
-    """An element with its attributes, its children and its text."""
-
-    tag: str
-    attributes: dict[str, str | None] = field(default_factory=dict)
-    children: list[Node | str] = field(default_factory=list)
-
-    def all(self, *tags: str) -> list[Node]:
-        """Elements below this one, in order; all of them without tags."""
-        found = []
-        for child in self.children:
-            if isinstance(child, Node):
-                found += [child] if not tags or child.tag in tags else []
-                found += child.all(*tags)
-        return found
-
-    @property
-    def text(self) -> str:
-        return "".join(c if isinstance(c, str) else c.text for c in self.children)
-
-
 class Builder(HTMLParser):
     """Builds the tree; raises AssertionError where an element is not closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Node("")
-        self.open = [self.root]
+        self.tree, self.open = ElementTree.TreeBuilder(), []
 
     def handle_starttag(self, tag, attributes):
-        node = Node(tag, dict(attributes))
-        self.open[-1].children.append(node)
-        if tag not in VOID:
-            self.open.append(node)
+        self.tree.start(tag, {name: value or "" for name, value in attributes})
+        self.open.append(tag)
+        if tag in VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop().tag == tag
+        assert self.open.pop() == tag
+        self.tree.end(tag)
 
     def handle_data(self, data):
-        self.open[-1].children.append(data)
+        if self.open:
+            self.tree.data(data)
 
 
-def parsed(text: str) -> Node:
+def parsed(text: str) -> ElementTree.Element:
     builder = Builder()
     builder.feed(text)
     builder.close()
-    assert builder.open == [builder.root]
-    return builder.root
+    assert not builder.open
+    return builder.tree.close()
 
 
-def table(root: Node, caption: str) -> list[list[str]]:
+def all_of(root: ElementTree.Element, *tags: str) -> list[ElementTree.Element]:
+    """Elements below this one, in order; all of them without tags."""
+    return [node for node in root.iter() if node is not root and (not tags or node.tag in tags)]
+
+
+def text_of(node: ElementTree.Element) -> str:
+    return "".join(node.itertext())
+
+
+def table(root: ElementTree.Element, caption: str) -> list[list[str]]:
     """The rows of the table with that caption, headings first."""
-    found = [t for t in root.all("table") if t.all("caption")[0].text == caption]
-    return [[cell.text for cell in row.all("th", "td")] for row in found[0].all("tr")]
+    found = [t for t in all_of(root, "table") if text_of(all_of(t, "caption")[0]) == caption]
+    return [[text_of(cell) for cell in all_of(row, "th", "td")] for row in all_of(found[0], "tr")]
 
 
 @pytest.fixture(scope="module")
@@ -90,50 +78,51 @@ def root():
 
 
 def test_a_heading_a_section_in_the_order_in_which_people_read(root):
-    levels = [int(heading.tag[1]) for heading in root.all("h1", "h2", "h3", "h4")]
+    levels = [int(heading.tag[1]) for heading in all_of(root, "h1", "h2", "h3", "h4")]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
-    names = [heading.attributes["id"] for heading in root.all("h2")]
+    names = [heading.attrib["id"] for heading in all_of(root, "h2")]
     wanted = "verdict short-list gains causes examples findings pairs modules library adapters"
     assert names == [*wanted.split(), "coverage", "gates", "reasons", "provenance"]
-    sections = root.all("section")
-    assert [section.attributes["aria-labelledby"] for section in sections] == names
-    links = [link.attributes["href"] for link in root.all("a")]
+    sections = all_of(root, "section")
+    assert [section.attrib["aria-labelledby"] for section in sections] == names
+    links = [link.attrib["href"] for link in all_of(root, "a")]
     assert links == [f"#{name}" for name in names[1:]]
 
 
 def test_tables_have_captions_and_scoped_headers(root):
-    tables = root.all("table")
+    tables = all_of(root, "table")
     assert len(tables) > 12
     for one in tables:
-        assert one.children and one.all("caption")[0].text
-        heads, rows = one.all("thead")[0], one.all("tbody")[0].all("tr")
-        assert {h.attributes["scope"] for h in heads.all("th")} == {"col"}
-        assert not heads.all("td")
+        assert text_of(all_of(one, "caption")[0])
+        heads, rows = all_of(one, "thead")[0], all_of(all_of(one, "tbody")[0], "tr")
+        assert {h.attrib["scope"] for h in all_of(heads, "th")} == {"col"}
+        assert not all_of(heads, "td")
         for row in rows:
-            (name,) = row.all("th")
-            assert name.attributes["scope"] == "row"
-            assert len(row.all("td")) == len(heads.all("th")) - 1
+            (name,) = all_of(row, "th")
+            assert name.attrib["scope"] == "row"
+            assert len(all_of(row, "td")) == len(all_of(heads, "th")) - 1
 
 
 def test_figures_have_title_description_and_their_table(root):
-    figures = root.all("figure")
+    figures = all_of(root, "figure")
     assert len(figures) >= 4  # gains, causes, maps of modules and the library
     for one in figures:
-        (svg,) = one.all("svg")
-        title, description = svg.all("title", "desc")
-        assert svg.attributes["role"] == "img" and title.text and len(description.text) > 20
-        names = svg.attributes["aria-labelledby"].split()
-        assert names == [title.attributes["id"], description.attributes["id"]]
-        assert one.all("figcaption")[0].text and one.all("details")[0].all("table")
+        (svg,) = all_of(one, "svg")
+        title, description = all_of(svg, "title", "desc")
+        assert svg.attrib["role"] == "img" and title.text and len(description.text) > 20
+        names = svg.attrib["aria-labelledby"].split()
+        assert names == [title.attrib["id"], description.attrib["id"]]
+        assert text_of(all_of(one, "figcaption")[0])
+        assert all_of(all_of(one, "details")[0], "table")
 
 
 def test_ids_are_unique_and_every_reference_leads_somewhere(root):
-    ids = [node.attributes["id"] for node in root.all() if "id" in node.attributes]
+    ids = [node.attrib["id"] for node in all_of(root) if "id" in node.attrib]
     assert len(ids) == len(set(ids))
-    for node in root.all():
+    for node in all_of(root):
         for key in ("aria-labelledby", "href", "clip-path"):
-            for name in re.findall(r"[^\s#()]+", node.attributes.get(key) or ""):
+            for name in re.findall(r"[^\s#()]+", node.attrib.get(key) or ""):
                 assert name in ids or name == "url"
 
 
@@ -145,9 +134,9 @@ def test_nothing_runs_and_nothing_is_loaded(root):
         "figure figcaption svg desc defs g path text use clippath rect details summary div table "
         "caption thead tbody tr th td strong wbr span".split()
     )
-    for node in root.all():
+    for node in all_of(root):
         assert node.tag in allowed
-        for key in node.attributes:
+        for key in node.attrib:
             assert not key.startswith("on") and key not in ("src", "action", "srcset", "ping")
     assert not re.search(r"@import|url\((?!#)", text)
 
@@ -172,7 +161,7 @@ def test_figures_stand_in_the_tables(root):
 @functools.cache
 def harmless_tags() -> set[str]:
     """The elements of the same page with a plain text in every place."""
-    return {node.tag for node in parsed(page(planted(an_audit(), "x"))).all()}
+    return {node.tag for node in parsed(page(planted(an_audit(), "x"))).iter()}
 
 
 # Strings that only Markdown reads as markup are plain text to HTML.
@@ -185,11 +174,11 @@ def test_no_string_of_a_page_becomes_markup(text):
     audit = replaced(audit, verdict=replaced(audit.verdict, action=f"use-single:{text}"))
     made = page(audit)
     found = parsed(made)
-    tags = {node.tag for node in found.all()}
+    tags = {node.tag for node in found.iter()}
     assert tags - {"wbr"} == harmless_tags() - {"wbr"}
     assert not set(made) & set("\x1b\x00\u202e")
     if text.isprintable():
-        assert "".join(text.split()) in "".join(found.text.split())
+        assert "".join(text.split()) in "".join(text_of(found).split())
 
 
 def luminance(colour: str) -> float:
@@ -205,7 +194,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_has_the_contrast_of_level_aa(root):
-    style = root.all("style")[0].text
+    style = all_of(root, "style")[0].text
     schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in style.split("@media")[:2]]
     assert len(schemes) == 2 and schemes[0]["back"] != schemes[1]["back"]
     for colours in schemes:
@@ -247,7 +236,7 @@ def test_a_page_stays_small_whatever_the_audit_holds():
     text = page(audit)
     assert len(text.encode()) < LARGEST
     assert "more rows stand in the JSON document" in text
-    assert len(parsed(text).all("svg")) < 20
+    assert len(all_of(parsed(text), "svg")) < 20
 
 
 def test_an_inspected_adapter_has_a_page_too():
@@ -255,7 +244,7 @@ def test_an_inspected_adapter_has_a_page_too():
     asked = "scores gains comparisons attribution samples gates coverage shortlist".split()
     given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
     alone = replaced(one, **given, **dict.fromkeys(asked, ()))
-    names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
+    names = [heading.attrib["id"] for heading in all_of(parsed(page(alone)), "h2")]
     assert "gains" not in names and names[:2] == ["verdict", "findings"]
 
 
@@ -273,7 +262,7 @@ def test_the_commands_write_it(tmp_path):
         assert result.exit_code in (0, 3), result.output
         assert "report.html" in result.stderr and result.stdout.startswith("{")
         text = file.read_text(encoding="utf-8")
-        assert MARK in text and f"loraprobe {command[0]}" in parsed(text).all("h1")[0].text
+        assert MARK in text and f"loraprobe {command[0]}" in text_of(all_of(parsed(text), "h1")[0])
         assert str(tmp_path) not in text
     assert [p.name for p in file.parent.iterdir()] == ["report.html"]
 
@@ -304,7 +293,8 @@ def test_no_line_breaks_inside_an_option():
     options = ("--balance", "norm"), ("--task", "a-long-name-of-a-file-of-questions.jsonl")
     verdict = replaced(audit.verdict, next=Command("merge", ("a", "b"), options))
     text = page(replaced(audit, verdict=verdict, notes=("Try --rank 64.",)))
-    whole = [n.text for n in parsed(text).all("span") if n.attributes.get("class") == "option"]
+    spans = all_of(parsed(text), "span")
+    whole = [text_of(n) for n in spans if n.attrib.get("class") == "option"]
     assert {"--balance norm", "--task", "--rank 64."} <= set(whole)
 
 
@@ -330,10 +320,12 @@ def library_audit(copies: int = 1, adapters: int = 7):
 
 
 def test_the_map_has_a_dot_for_each_adapter_and_says_what_it_shows():
-    (figure,) = parsed(page(library_audit())).all("figure")
-    assert "50%" in figure.all("desc")[0].text and "4 adapters" in figure.all("desc")[0].text
+    (figure,) = all_of(parsed(page(library_audit())), "figure")
+    assert (
+        "50%" in all_of(figure, "desc")[0].text and "4 adapters" in all_of(figure, "desc")[0].text
+    )
     rows = table(figure, "The map of the library")
     assert rows[0] == ["adapter", "family", "across", "up"]
     assert len(rows) == 5 and rows[1][2:] == ["-1.00", "0.25"]
-    assert not parsed(page(library_audit(adapters=2))).all("figure")  # two have no map
+    assert not all_of(parsed(page(library_audit(adapters=2))), "figure")  # two have no map
     assert len(page(library_audit(150)).encode()) < LARGEST

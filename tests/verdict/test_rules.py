@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from calibrations import case
+from calibrations import score as planted
 from evidences import (
     COMPOSITIONS,
     KINDS,
@@ -21,7 +23,15 @@ from evidences import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprobe.records import Attribution, Compatibility, Gain, Issue, Measurement, Score
+from loraprobe.records import (
+    Attribution,
+    Comparison,
+    Compatibility,
+    Gain,
+    Issue,
+    Measurement,
+    Score,
+)
 from loraprobe.verdict import decide
 
 FAIL = {
@@ -410,6 +420,65 @@ def test_what_base_and_adapters_decide_stands_where_only_a_chain_was_asked():
     ceiling = evidence({"base": 0.99, "a": 0.9, "b": 0.9, "chain": 0.99}, half=0.01)
     asked = changed(ceiling, ci95=(0.96, 1.0))
     check(asked, "unlikely", "use-base", lacks=["compositions-not-asked"])
+
+
+# ---- a first round of compositions on a few items ------------------------------------------------
+
+FIRST = 30
+FULL = tuple(
+    replaced(planted(name, kind, value), ci95=(low, 1.0))
+    for name, kind, value, low in (("base", "base", 0.1, 0.0), ("a", "adapter", 1.0, 0.96))
+)
+
+
+def piloted(difference, low, high, baselines=None, control=True, **rest):
+    """The verdict on a first round of `sum`: its gain over `a`, its interval, perhaps a control."""
+    known = case().measured.scores if baselines is None else baselines
+    ends = (low, high)
+    one = replaced(planted("sum", "merge", 0.5), n=FIRST)
+    gain = Gain("t", "question", "sum", "a", difference, ends, ends, FIRST, 200)
+    made = {"scores": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    if low > 0.05 and control:  # it was asked, and is worse
+        made["scores"] += (replaced(planted("random-partner", "control", 0.0), n=FIRST),)
+        worse = Comparison("sum", "random-partner", "t", "question", difference, ends, FIRST, ends)
+        made["comparisons"] = (worse,)
+    return decide(case(**{**made, **rest}))
+
+
+FIRST_ROUNDS = {
+    "a gain": (piloted(0.7, 0.4, 0.9), "likely"),
+    "without controls": (piloted(0.5, 0.3, 0.7, control=False), "inconclusive", "controls-not-run"),
+    "around the margin": (piloted(0.4, 0.04, 0.7), "inconclusive"),
+    "no gain": (piloted(-0.4, -0.7, -0.1), "unlikely"),
+    "open": (piloted(0.0, -0.2, 0.2), "inconclusive"),
+    # base and single adapters decide what it leaves open
+    "open below the ceiling": (piloted(-0.05, -0.3, 0.2, FULL), "unlikely", "nothing-to-gain"),
+    "no gain below the ceiling": (piloted(-0.4, -0.7, -0.1, FULL), "unlikely"),
+    # what compositions do outranks what is expected of them
+    "a gain above the ceiling": (piloted(0.6, 0.3, 0.9, FULL), "likely"),
+    "perhaps a gain above it": (piloted(0.3, 0.0, 0.6, FULL), "inconclusive"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_ROUNDS)
+def test_a_first_round_decides_only_where_its_interval_or_the_ceiling_does(name):
+    found, decision, *first = FIRST_ROUNDS[name]
+    assert (found.decision, found.evidence) == (decision, "pilot")
+    assert (found.gain.n, found.gain.system) == (FIRST, "sum") and "first-round" in codes(found)
+    assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
+    assert first in ([], codes(found)[:1]) and found.reasons[0].severity == "decisive"
+    if "ceiling" in name and decision == "unlikely":
+        assert found.action == "use-single:a"
+    if name == "perhaps a gain above it":
+        assert reason(found, "nothing-to-gain").severity == "info"
+    if name == "open":  # no more items than a round has, and controls are no matter
+        assert not {"few-items", "controls-not-run"} & {*codes(found)}
+    if name == "open below the ceiling":
+        assert "gain-undecided" in codes(found)
+
+
+def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():
+    assert decide(case(level="pilot", forecasts=())).evidence == "base"
 
 
 # ---- several tasks -------------------------------------------------------------------------------

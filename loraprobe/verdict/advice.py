@@ -1,191 +1,33 @@
 """What to use: the best system that was measured, whatever the decision.
 
-It is a system in one form of the question: the base, one adapter, a merge, a router, the adapters
-switched by task (which are no single model), or a chain. The best measured score wins. A simpler
-system wins a tie (`tied`), in the order of SIMPLICITY, the plain question before worked steps. Of
-merges with the same score the one wins that changes the base less.
-
-A chain takes a call for each hop, the others take one call. It is advised where one call scores
-less than half of it, or where it made the decision (`rules.chain_outdoes`). What was not measured
-is advised only where nothing that was measured answers: then the commonest cause of failure
-(attribution) says what to do.
+`Evidence.best_of` says which one that is. A chain takes a call for each hop, the others take one
+call. It is advised where one call scores less than half of it, or where it made the decision
+(`rules.chain_outdoes`). What was not measured is advised only where nothing that was measured
+answers: then the commonest cause of failure (attribution) says what to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count
-from loraprobe.records import (
-    BASELINES,
-    FORMS,
-    Decision,
-    Estimate,
-    EvaluationRecords,
-    Reason,
-    Verdict,
-    averaged,
-)
+from loraprobe.records import BASELINES, FORMS, Decision, EvaluationRecords, Reason, Verdict
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
-    FORM,
+    SWITCH,
     Candidate,
     Criterion,
     Evidence,
+    ScoredSystem,
     by_change,
     gain_criterion,
 )
 from loraprobe.verdict.reasons import reason_of
 
-SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
-SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
-ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
-ACTIONS |= {"chain": "chain"}
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
-
-
-# ---- systems with their scores -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ScoredSystem:
-    """A system in one form of the question with its score, more is better; of several tasks the
-    mean."""
-
-    system: str
-    kind: str
-    part: str
-    score: Estimate
-
-    def __str__(self) -> str:
-        if self.kind == "chain":
-            return "A chain, asked hop after hop"
-        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
-        return f"{who}, {self.form}"
-
-    @property
-    def form(self) -> str:
-        """The form of the question in words."""
-        return FORM[self.part]
-
-    @property
-    def shown(self) -> float:
-        """The score as it is printed: a loss without its sign."""
-        return abs(self.score.value)
-
-    @property
-    def effort(self) -> tuple[int, int]:
-        """How much the system asks of its user; less is simpler."""
-        return SIMPLICITY.index(self.kind), FORMS.index(self.part)
-
-    @property
-    def action(self) -> str:
-        """The action that uses it."""
-        if self.kind in COMPOSITIONS and self.part == "steps":
-            return "step-by-step"
-        return ACTIONS.get(self.kind, f"use-single:{self.system}")
-
-
-def scored(evidence: Evidence, system: str, part: str) -> ScoredSystem | None:
-    """A system in one form; None unless it was scored on every task."""
-    tasks = tuple(row.task for row in evidence.scores(system, part))
-    score = evidence.estimate(system, part)
-    if score is None or tasks != evidence.task_names:
-        return None
-    return ScoredSystem(system, evidence.kind(system), part, score)
-
-
-def scored_systems(
-    evidence: Evidence, names: Iterable[str], parts: Iterable[str] = FORMS
-) -> list[ScoredSystem]:
-    """Those of these systems that were scored, in every form."""
-    found = (scored(evidence, name, part) for name in names for part in parts)
-    return [one for one in found if one is not None]
-
-
-def scored_alone(evidence: Evidence) -> list[ScoredSystem]:
-    """The base and every single adapter, in both forms.
-
-    Of several tasks only those that are about as good on every task as the best of them there, and
-    the adapters switched by task if they are not all the same.
-    """
-    found = scored_systems(evidence, evidence.systems(BASELINES))
-    if not evidence.several:
-        return found
-    apart = [evidence.on(task) for task in evidence.task_names]
-    chosen = (best_of(here, scored_alone(here)) for here in apart)
-    members = [one for one in chosen if one is not None]
-    if len(members) < len(apart):
-        return found
-
-    def suffices(one: ScoredSystem) -> bool:
-        scores = [here.estimate(one.system, one.part) for here in apart]
-        pairs = zip(members, scores, strict=True)
-        return all(s and best.score.value - s.value <= evidence.tie for best, s in pairs)
-
-    suffice = [one for one in found if suffices(one)]
-    if len({evidence.same_as(one.system) for one in members}) < 2:
-        return suffice
-    part = min((one.part for one in members), key=FORMS.index)
-    switched = averaged([one.score for one in members])
-    return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
-
-
-def best_of(evidence: Evidence, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
-    """The best measured system, or the simplest that ties with it; None without systems."""
-    ordered = sorted(
-        systems,
-        key=lambda one: (one.effort, -round(one.score.value, 9), by_change(one.system)),
-    )
-    if not ordered:
-        return None
-    top = max(ordered, key=lambda one: round(one.score.value, 9))
-    return next(
-        one for one in ordered if one is top or tied(difference(evidence, top, one), evidence.tie)
-    )
-
-
-def tied(better: Estimate, tie: float) -> bool:
-    """Whether a system is as good as a better one, so that its simplicity counts.
-
-    It is shown to score at most `tie` less, or it is not shown to score less and the measured
-    difference is at most TIES_OF_NOISE ties.
-    """
-    return (better.value <= TIES_OF_NOISE * tie and better.low <= 0) or better.high <= tie
-
-
-def difference(
-    evidence: Evidence, one: ScoredSystem, other: ScoredSystem, adjusted: bool = False
-) -> Estimate:
-    """How much better `one` is than `other`.
-
-    Paired over the items where a gain or a comparison holds the two; else from both intervals, as
-    if the scores were independent. adjusted: with the interval of the round that covers the choice
-    of the best, which a decision takes.
-    """
-    if (found := _paired(evidence, one, other, adjusted)) is not None:
-        return found
-    if (back := _paired(evidence, other, one, adjusted)) is not None:
-        return -back
-    return one.score - other.score
-
-
-def _paired(
-    evidence: Evidence, one: ScoredSystem, other: ScoredSystem, adjusted: bool
-) -> Estimate | None:
-    """The paired difference of two systems, from a gain or a comparison; None if none has it."""
-    pair = one.system, one.part, other.system, other.part
-    for gain in evidence.measured.gains:
-        held = gain.system, gain.part, gain.against, gain.against_part
-        if held == pair and (gain.task is None or not evidence.several):
-            return gain.adjusted if adjusted else gain.estimate
-    return evidence.difference(*pair, adjusted=adjusted)
-
-
-# ---- the action ----------------------------------------------------------------------------------
 
 
 def advise(
@@ -204,11 +46,12 @@ def advise(
     likely = decision == "likely"
     sound = [c for c in composed if (c.outcome == "likely" if likely else c.retains != "unlikely")]
     of = {(c.system, c.part): c for c in sound}
-    found = [one for name, part in of for one in scored_systems(evidence, [name], [part])]
+    found = [one for name, part in of for one in evidence.scored([name], [part])]
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
-    measured = [*scored_alone(evidence), *found]
-    chosen, chain = best_of(evidence, measured), scored(evidence, "chain", "question")
+    measured = [*evidence.scored_alone(), *found]
+    chosen = evidence.best_of(measured)
+    chain = next(iter(evidence.scored(["chain"], ["question"])), None)
     if decision == "inconclusive" and best.binds(best.confirmed):
         return "gather-evidence", None, failing
     if chain is not None and answers(evidence, chain) and not evidence.losses:
@@ -245,13 +88,12 @@ def settled(evidence: Evidence, verdict: Verdict) -> bool:
         return True
     most = evidence.guessing + 2 * evidence.tie
     names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
-    return all(one.score.high <= most for one in scored_systems(evidence, names))
+    return all(one.score.high <= most for one in evidence.scored(names))
 
 
 def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     """Why the best system is used."""
-    composed = evidence.estimate(best.system, best.part)
-    own = 0.0 if composed is None else abs(composed.value)
+    own = next((one.shown for one in evidence.scored([best.system], [best.part])), 0.0)
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
     code, value, threshold = {
@@ -271,7 +113,7 @@ def _close(
         for one in measured
         if one.system != chosen.system
         and round(one.score.value - chosen.score.value, 9) > 0
-        and difference(evidence, one, chosen).low <= 0
+        and evidence.difference(one, chosen).low <= 0
     ]
     if not found:
         return []
@@ -344,18 +186,21 @@ def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
     """The systems of a verdict with their scores."""
     evidence, best = Evidence(records, margin=verdict.margin), verdict.gain
     head, _, single = verdict.action.partition(":")
-    used, chain = None, scored(evidence, "chain", "question")
+
+    def scored(name: str, *parts: str) -> ScoredSystem | None:
+        """The system in that of the forms in which it scores most."""
+        found = evidence.scored([name], parts)
+        return max(found, key=lambda one: one.score.value, default=None)
+
+    used, chain = None, scored("chain", "question")
     if verdict.composes:
-        part = "steps" if head == "step-by-step" else "question"
-        used = scored(evidence, verdict.system or "", part)
+        used = scored(verdict.system or "", "steps" if head == "step-by-step" else "question")
     elif head == "chain":
         used = chain
     elif head in ("use-single", "use-base"):
-        forms = scored_systems(evidence, [single or "base"])
-        used = max(forms, key=lambda one: one.score.value, default=None)
+        used = scored(single or "base", *FORMS)
     row = evidence.gain(best.system, best.form) if best is not None else None
     if row is None:
         return Basis(used, chain)
-    composed = scored(evidence, row.system, row.part)
-    baseline = scored(evidence, row.against, row.against_part)
-    return Basis(used, chain, gain_criterion(row, verdict.margin), composed, baseline)
+    gain, baseline = gain_criterion(row, verdict.margin), scored(row.against, row.against_part)
+    return Basis(used, chain, gain, scored(row.system, row.part), baseline)

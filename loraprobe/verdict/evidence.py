@@ -1,6 +1,7 @@
 """What a verdict may look at: records of the stages before it, and the thresholds of the user.
 
-`Candidate` gathers all that decides on one composition. A control is beaten if the interval of the
+`Candidate` gathers all that decides on one composition, `ScoredSystem` what anything that was asked
+scores; `Evidence` compares them. A control is beaten if the interval of the
 difference lies above half the margin, and as good if it lies below. One threshold serves both, so
 that more items never turn one into the other. A control that was not scored is not beaten.
 """
@@ -18,6 +19,7 @@ from loraprobe.defaults import (
     MARGIN,
     MOST_ITEMS,
     RETENTION,
+    TIES_OF_NOISE,
     UNKNOWN,
 )
 from loraprobe.formatting import gained
@@ -25,6 +27,7 @@ from loraprobe.records import (
     BASELINES,
     FORMS,
     Compatibility,
+    Decision,
     Estimate,
     EvaluationRecords,
     EvidenceLevel,
@@ -41,7 +44,16 @@ COMPOSITIONS = ("merge", "router")  # what the decision is about
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
 STEP = 0.01  # between two margins that are named
+SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
+SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
+ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
+ACTIONS |= {"chain": "chain"}
 WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "open", "likely")
+DECISION: dict[Standing, Decision] = {
+    "likely": "likely",
+    "open": "inconclusive",
+    "unlikely": "unlikely",
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +209,47 @@ class Candidate:
         return (self.compression_error or 0.0) > COMPRESSION_LIMIT
 
 
+@dataclass(frozen=True)
+class ScoredSystem:
+    """A system in one form of the question with its score, more is better.
+
+    Of several tasks it is the mean. The adapters switched by task are one such system too.
+    """
+
+    system: str
+    kind: str
+    part: str
+    score: Estimate
+
+    def __str__(self) -> str:
+        if self.kind == "chain":
+            return "A chain, asked hop after hop"
+        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
+        return f"{who}, {self.form}"
+
+    @property
+    def form(self) -> str:
+        """The form of the question in words."""
+        return FORM[self.part]
+
+    @property
+    def shown(self) -> float:
+        """The score as it is printed: a loss without its sign."""
+        return abs(self.score.value)
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """How much the system asks of its user; less is simpler."""
+        return SIMPLICITY.index(self.kind), FORMS.index(self.part)
+
+    @property
+    def action(self) -> str:
+        """The action that uses it."""
+        if self.kind in COMPOSITIONS and self.part == "steps":
+            return "step-by-step"
+        return ACTIONS.get(self.kind, f"use-single:{self.system}")
+
+
 def weakest(said: Iterable[Standing]) -> Standing:
     """The weakest of what several criteria say; open if there are none."""
     return min(said, key=WEAKEST_FIRST.index, default="open")
@@ -261,18 +314,86 @@ class Evidence:
         rows = (s for s in self.measured.scores if s.system == system and s.part == part)
         return tuple(sorted(rows, key=lambda score: score.task))
 
-    def estimate(self, system: str, part: str) -> Estimate | None:
-        """The mean over tasks of a system's scores on one part; None without any."""
-        rows = self.scores(system, part)
-        return averaged([row.estimate for row in rows]) if rows else None
+    def scored(self, names: Iterable[str], parts: Iterable[str] = FORMS) -> list[ScoredSystem]:
+        """Those of these systems that were scored on every task, in each of the forms."""
+        found = [(name, part, self.scores(name, part)) for name in names for part in parts]
+        return [
+            ScoredSystem(name, self.kind(name), part, averaged([row.estimate for row in rows]))
+            for name, part, rows in found
+            if rows and tuple(row.task for row in rows) == self.task_names
+        ]
+
+    def scored_alone(self) -> list[ScoredSystem]:
+        """The base and every single adapter, in both forms.
+
+        Of several tasks only those that are about as good on every task as the best of them there,
+        and the adapters switched by task if they are not all the same.
+        """
+        found = self.scored(self.systems(BASELINES))
+        if not self.several:
+            return found
+        apart = [self.on(task) for task in self.task_names]
+        chosen = (here.best_of(here.scored_alone()) for here in apart)
+        members = [one for one in chosen if one is not None]
+        if len(members) < len(apart):
+            return found
+
+        def suffices(one: ScoredSystem) -> bool:
+            scores = [here.scored([one.system], [one.part]) for here in apart]
+            pairs = zip(members, scores, strict=True)
+            return all(s and best.score.value - s[0].score.value <= self.tie for best, s in pairs)
+
+        suffice = [one for one in found if suffices(one)]
+        if len({self.same_as(one.system) for one in members}) < 2:
+            return suffice
+        part = min((one.part for one in members), key=FORMS.index)
+        switched = averaged([one.score for one in members])
+        return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
+
+    def best_of(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
+        """The best measured system, or the simplest that ties with it; None without systems.
+
+        Simple is first what stands first in SIMPLICITY, then the plain question before worked
+        steps. Of merges with the same score the one wins that changes the base less.
+        """
+        ordered = sorted(
+            systems,
+            key=lambda one: (one.effort, -round(one.score.value, 9), by_change(one.system)),
+        )
+        if not ordered:
+            return None
+        top = max(ordered, key=lambda one: round(one.score.value, 9))
+        return next(
+            one for one in ordered if one is top or tied(self.difference(top, one), self.tie)
+        )
 
     def difference(
+        self, one: ScoredSystem, other: ScoredSystem, *, adjusted: bool = False
+    ) -> Estimate:
+        """How much better `one` is than `other`.
+
+        Paired over the items where a gain or a comparison holds the two; else from both intervals,
+        as if the scores were independent. adjusted: with the interval of the round that covers the
+        choice of the best, which a decision takes.
+        """
+        found, back = self._paired(one, other, adjusted), self._paired(other, one, adjusted)
+        if found is not None:
+            return found
+        return one.score - other.score if back is None else -back
+
+    def _paired(self, one: ScoredSystem, other: ScoredSystem, adjusted: bool) -> Estimate | None:
+        """The difference of two systems in a gain or in a comparison; None if none has it."""
+        pair = one.system, one.part, other.system, other.part
+        for gain in self.measured.gains:
+            held = gain.system, gain.part, gain.against, gain.against_part
+            if held == pair and (gain.task is None or not self.several):
+                return gain.adjusted if adjusted else gain.estimate
+        return self.compared(*pair, adjusted=adjusted)
+
+    def compared(
         self, system: str, part: str, against: str, against_part: str, *, adjusted: bool
     ) -> Estimate | None:
-        """The paired difference of two systems, the mean over all tasks; None if one lacks it.
-
-        adjusted: with the interval of the round that covers the choice of the best.
-        """
+        """The comparison of two systems, the mean over all tasks; None if one lacks it."""
         wanted = system, part, against, against_part
         rows = {
             row.task: row.adjusted if adjusted else row.estimate
@@ -303,7 +424,7 @@ class Evidence:
                 kept[row.task] = criterion(row.kept, self.retention, "--retention", like=gain)
         controls = {}
         for name in self.systems(("control",), part):
-            pair = self.difference(system, part, name, part, adjusted=True)
+            pair = self.compared(system, part, name, part, adjusted=True)
             if pair is not None:
                 controls[name] = criterion(pair, self.margin / 2, like=gain)
         errors = [row.compression_error for row in scores if row.compression_error is not None]
@@ -366,10 +487,8 @@ class Evidence:
 
         The mean over tasks; None where none of them was scored on every task.
         """
-        systems = [(name, part) for name in self.systems(BASELINES) for part in FORMS]
-        whole = [one for one in systems if len(self.scores(*one)) == len(self.task_names)]
-        found = [self.estimate(*one) for one in whole]
-        return max((one.value for one in found if one is not None), default=None)
+        found = self.scored(self.systems(BASELINES))
+        return max((one.score.value for one in found), default=None)
 
     @property
     def kind_of_task(self) -> TaskKind:
@@ -403,6 +522,15 @@ def gain_criterion(gain: Gain, margin: float) -> Criterion:
     """A gain against the margin, with the interval that covers the choice of the best."""
     own = gain.adjusted
     return Criterion(own.value, own.low, own.high, own.n, own.clusters, margin, gain.n_needed)
+
+
+def tied(better: Estimate, tie: float) -> bool:
+    """Whether a system is as good as a better one, so that its simplicity counts.
+
+    It is shown to score at most `tie` less, or it is not shown to score less and the measured
+    difference is at most TIES_OF_NOISE ties.
+    """
+    return (better.value <= TIES_OF_NOISE * tie and better.low <= 0) or better.high <= tie
 
 
 def by_change(system: str) -> tuple[int, str]:

@@ -39,12 +39,12 @@ from loraprobe.records import (
     Measurement,
     Reason,
     Score,
-    Standing,
     Verdict,
 )
 from loraprobe.records.estimates import Z95
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
+    DECISION,
     FORM,
     Candidate,
     Criterion,
@@ -53,13 +53,6 @@ from loraprobe.verdict.evidence import (
     is_known,
     is_unknown,
 )
-
-DECISION: dict[Standing, Decision] = {
-    "likely": "likely",
-    "open": "inconclusive",
-    "unlikely": "unlikely",
-}
-
 
 # ---- codes ---------------------------------------------------------------------------------------
 

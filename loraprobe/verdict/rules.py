@@ -33,17 +33,10 @@ from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.formatting import count, gained, listing
 from loraprobe.records import BASELINES, DecisiveGain, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import (
-    advise,
-    answers,
-    best_of,
-    difference,
-    scored,
-    scored_alone,
-    scored_systems,
-)
+from loraprobe.verdict.advice import advise, answers
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
+    DECISION,
     FORM,
     WEAKEST_FIRST,
     Candidate,
@@ -60,7 +53,7 @@ from loraprobe.verdict.probability import (
     shipped,
     with_probability,
 )
-from loraprobe.verdict.reasons import DECISION, reason_of
+from loraprobe.verdict.reasons import reason_of
 
 # What compositions of others gained, which is all that is known before a question is asked.
 ELSEWHERE = reason_of(
@@ -181,9 +174,9 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
     ceiling = 1 - evidence.margin
     lows = {
         one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
-        for one in scored_systems(evidence, evidence.systems(BASELINES))
+        for one in evidence.scored(evidence.systems(BASELINES))
     }
-    best = best_of(evidence, [one for one, low in lows.items() if low > ceiling])
+    best = evidence.best_of(one for one, low in lows.items() if low > ceiling)
     if best is None:
         return None
     who, margin = reasons.who(best.system), evidence.margin
@@ -273,7 +266,7 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     if outcome == "likely":
         action = "chain"
     elif known.decision != "unlikely" or (action == "chain" and chain is not None):
-        best = best_of(evidence, scored_alone(evidence))
+        best = evidence.best_of(evidence.scored_alone())
         shown = best is not None and answers(evidence, best)
         action = best.action if best and shown else "gather-evidence"
     system = None if gain is None else gain.system
@@ -345,7 +338,7 @@ def candidates(
         ),
     )
     likely = [c.system for c in ordered if c.outcome == "likely"]
-    best = best_of(evidence, scored_systems(evidence, likely, [part]))
+    best = evidence.best_of(evidence.scored(likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
 
@@ -364,8 +357,8 @@ def _decisive_form(
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
     if first.outcome == "likely":
-        found = [scored(evidence, one.system, one.part) for one in (first, second)]
-        best = best_of(evidence, filter(None, found))
+        found = [evidence.scored([one.system], [one.part]) for one in (first, second)]
+        best = evidence.best_of(itertools.chain(*found))
         return steps if best is not None and best.part == "steps" else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 
@@ -380,14 +373,13 @@ def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
 
     False if some composition measured a gain above the margin, or too few items were asked.
     """
-    composed, one = list(composed), scored(evidence, "chain", "question")
-    if one is None or not composed or any(c.gain.value > evidence.margin for c in composed):
+    composed, chains = list(composed), evidence.scored(["chain"], ["question"])
+    if not chains or not composed or any(c.gain.value > evidence.margin for c in composed):
         return False
-    others = [*scored_alone(evidence), *(scored(evidence, c.system, c.part) for c in composed)]
-    return composed[0].enough == "likely" and all(
-        difference(evidence, one, other, adjusted=True).low > evidence.margin
-        for other in filter(None, others)
-    )
+    others = evidence.scored_alone()
+    others += [one for c in composed for one in evidence.scored([c.system], [c.part])]
+    gains = [evidence.difference(chains[0], other, adjusted=True) for other in others]
+    return composed[0].enough == "likely" and all(gain.low > evidence.margin for gain in gains)
 
 
 def _decisive_gain(best: Candidate) -> DecisiveGain:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 
 from loraprobe.records import Attribution, Comparison, Coverage, Forecast, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
-from loraprobe.verdict.advice import basis, difference, scored, settled
+from loraprobe.verdict.advice import basis, settled
 from loraprobe.verdict.rules import candidates
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
@@ -313,12 +313,9 @@ def test_no_action_is_worse_than_a_measured_system_beyond_what_intervals_allow(f
     if chosen is None or chosen.kind == "chain":
         return
     kinds = ("base", "adapter", "merge", "router")
+    names = [*found.systems(kinds)]
     if verdict.decision == "likely":  # a decision on compositions that beat all their controls
         good = {c.system for c in candidates(found, chosen.part) if c.outcome == "likely"}
-        names = [name for name in found.systems(kinds) if KINDS[name] in kinds[:2] or name in good]
-    else:
-        names = list(found.systems(kinds))
-    for name in names:
-        other = scored(found, name, chosen.part)
-        if other is not None and name != chosen.system:
-            assert difference(found, other, chosen).low <= found.tie, (name, chosen)
+        names = [name for name in names if KINDS[name] in kinds[:2] or name in good]
+    for other in found.scored(set(names) - {chosen.system}, [chosen.part]):
+        assert found.difference(other, chosen).low <= found.tie, (other, chosen)

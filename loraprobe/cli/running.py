@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ def imports_done() -> None:
         gc.enable()
 
 
+@dataclass(frozen=True)
 class Output(OutputOptions):
     """The options of printing, by which its methods print."""
 

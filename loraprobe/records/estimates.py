@@ -11,7 +11,7 @@ from typing import Literal
 from loraprobe.defaults import MOST_ITEMS
 
 Interval = tuple[float, float]
-Standing = Literal["likely", "open", "unlikely"]  # whether a figure exceeds a threshold
+Standing = Literal["likely", "inconclusive", "unlikely"]  # whether a figure exceeds a threshold
 POWER = 0.8
 Z95 = NormalDist().inv_cdf(0.975)  # critical value of a 95 % interval
 
@@ -38,7 +38,7 @@ class Estimate:
         """Whether the figure exceeds a threshold, as far as its interval shows."""
         if self.low > threshold:
             return "likely"
-        return "unlikely" if self.high < threshold else "open"
+        return "unlikely" if self.high < threshold else "inconclusive"
 
     def items_for(self, threshold: float) -> int | None:
         """How many items would show on which side of the threshold the figure lies."""

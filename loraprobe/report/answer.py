@@ -510,7 +510,7 @@ def _decide(audit: Audit, verdict: Verdict, found: Basis) -> str:
         return ""
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "" if early else "a higher --rank: no method was tested at this one"
-    if gain is None or gain.outcome != "open":
+    if gain is None or gain.outcome != "inconclusive":
         return ""  # the gain is decided; the reasons say what is not
     more = gain.more("question")
     if early:

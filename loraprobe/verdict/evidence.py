@@ -1,9 +1,10 @@
 """What a verdict may look at: records of the stages before it, and the thresholds of the user.
 
-`Candidate` gathers all that decides on one composition, `ScoredSystem` what anything that was asked
-scores; `Evidence` compares them. A control is beaten if the interval of the
-difference lies above half the margin, and as good if it lies below. One threshold serves both, so
-that more items never turn one into the other. A control that was not scored is not beaten.
+A `Criterion` is a figure against its threshold, a `Candidate` a composition with all criteria that
+decide on it, a `ScoredSystem` anything that was asked with its score; `Evidence` makes and compares
+them. A control is beaten if the interval of the difference lies above half the margin, and as good
+if it lies below. One threshold serves both, so that more items never turn one into the other. A
+control that was not scored is not beaten.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from loraprobe.records import (
     BASELINES,
     FORMS,
     Compatibility,
-    Decision,
     Estimate,
     EvaluationRecords,
     EvidenceLevel,
@@ -48,12 +48,7 @@ SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
 SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
 ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
 ACTIONS |= {"chain": "chain"}
-WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "open", "likely")
-DECISION: dict[Standing, Decision] = {
-    "likely": "likely",
-    "open": "inconclusive",
-    "unlikely": "unlikely",
-}
+WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "inconclusive", "likely")
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,9 @@ class Candidate:
     @property
     def confirmed(self) -> Standing:
         """What the metric allows that the gold answers need: it has to show the gain too."""
-        return "likely" if self.checked is None or self.checked.outcome == "likely" else "open"
+        return (
+            "likely" if self.checked is None or self.checked.outcome == "likely" else "inconclusive"
+        )
 
     @property
     def retains(self) -> Standing:
@@ -181,17 +178,17 @@ class Candidate:
         if any(share is not None and share.outcome == "unlikely" for share in shares):
             return "unlikely"
         enough = all(share is not None and share.low >= share.threshold for share in shares)
-        return "likely" if enough else "open"
+        return "likely" if enough else "inconclusive"
 
     @property
     def beats_controls(self) -> Standing:
-        """What the controls alone say: open if there are none."""
+        """What the controls alone say: inconclusive if there are none."""
         return weakest(control.outcome for control in self.controls.values())
 
     @property
     def enough(self) -> Standing:
         """What the number of clusters allows: with too few of them no gain is `likely`."""
-        return "likely" if self.gain.clusters >= FEWEST_ITEMS else "open"
+        return "likely" if self.gain.clusters >= FEWEST_ITEMS else "inconclusive"
 
     @property
     def outcome(self) -> Standing:
@@ -251,8 +248,8 @@ class ScoredSystem:
 
 
 def weakest(said: Iterable[Standing]) -> Standing:
-    """The weakest of what several criteria say; open if there are none."""
-    return min(said, key=WEAKEST_FIRST.index, default="open")
+    """The weakest of what several criteria say; inconclusive if there are none."""
+    return min(said, key=WEAKEST_FIRST.index, default="inconclusive")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ from loraprobe.records import (
 from loraprobe.records.estimates import Z95
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
-    DECISION,
     FORM,
     Candidate,
     Criterion,
@@ -173,11 +172,11 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
     code, value = {
         "likely": ("gain-beyond-margin", found.low),
         "unlikely": ("gain-below-margin", found.high),
-        "open": ("gain-undecided", found.value),
+        "inconclusive": ("gain-undecided", found.value),
     }[outcome]
     unmet = {
         f"{observed(found.n, found.clusters)} are too few to rely on": best.enough,
-        "no control was scored": "likely" if best.controls else "open",
+        "no control was scored": "likely" if best.controls else "inconclusive",
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
         "the metric that the gold answers need does not confirm it": best.confirmed,
@@ -186,7 +185,7 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         "gain-with-reservation" if outcome == "likely" != decision else code,
         value,
         found.threshold,
-        decisive=DECISION[outcome] == decision,
+        decisive=outcome == decision,
         gain=f"{best.system}, {FORM[best.part]}, against {against(best)}: {found} on "
         f"{count(found.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
@@ -218,7 +217,7 @@ def about_other_form(other: Candidate) -> Reason:
     tail = {
         "likely": "it gains",
         "unlikely": "no gain",
-        "open": "undecided" + other.gain.would_decide(),
+        "inconclusive": "undecided" + other.gain.would_decide(),
     }[other.outcome]
     return reason_of(
         "plain-form" if other.part == "question" else "step-by-step-form",
@@ -265,7 +264,7 @@ def _compared(control: Criterion) -> str:
     """How a control that is not beaten compares with the composition."""
     if control.high < 0:
         return "is better"
-    if control.outcome == "open":
+    if control.outcome == "inconclusive":
         return "is not shown to be worse by half the margin"
     worse = control.low > 0
     return "is worse by less than half the margin" if worse else "is as good within half the margin"
@@ -301,7 +300,7 @@ def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False
     best: of the compositions; None where none was asked. decisive: where some were, the chain is
     shown to be better than everything else; where none was, it keeps the case open.
     """
-    codes = {"likely": "chain-gains", "unlikely": "chain-fails", "open": "chain-undecided"}
+    codes = {"likely": "chain-gains", "unlikely": "chain-fails", "inconclusive": "chain-undecided"}
     return reason_of(
         "chain-outdoes" if decisive and best else codes[chain.gain.outcome],
         chain.gain.low,

@@ -36,7 +36,6 @@ from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
 from loraprobe.verdict.evidence import (
     COMPOSITIONS,
-    DECISION,
     FORM,
     WEAKEST_FIRST,
     Candidate,
@@ -258,9 +257,9 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
         found = [reason_of("compositions-not-asked", decisive=True)]
     if chain is not None:
         gain, outcome = _decisive_gain(chain), chain.gain.outcome
-        found.append(reasons.about_chain(chain, None, outcome == "open"))
-        if chain.enough == "open":
-            outcome = "open"
+        found.append(reasons.about_chain(chain, None, outcome == "inconclusive"))
+        if chain.enough == "inconclusive":
+            outcome = "inconclusive"
             few = reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True)
             found.append(few)
     if outcome == "likely":
@@ -283,7 +282,7 @@ def decide_compositions(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
     form = _decisive_form(evidence, plain, steps)
     other = steps if form is plain else plain
-    decision = DECISION[form[0].outcome]
+    decision = form[0].outcome
     # No method was tested where every composition lost too much to its rank.
     compressed = decision == "unlikely" and all(one.lossy for one in form)
     decision = "inconclusive" if compressed else decision

@@ -251,7 +251,7 @@ class AnsweredSet(Trained):
             for part in FORMS
             for c in candidates(found, part)
         ]
-        best = max(said, key=WEAKEST_FIRST.index, default="open")
+        best = max(said, key=WEAKEST_FIRST.index, default="inconclusive")
         return {"likely": 1, "unlikely": 0}.get(best)
 
     def first_round(

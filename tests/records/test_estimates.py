@@ -66,10 +66,10 @@ def test_no_number_is_named_where_none_decides(n, distance, se):
     ("figures", "threshold", "items", "standing"),
     [
         # The half-width has to shrink to 1 / 2, and to 1.96 / (1.96 + 0.84) of that for the power.
-        ((0.1, 0.0, 0.2), 0.05, 818, "open"),
-        ((0.05, -0.05, 0.15), 0.05, None, "open"),
-        ((0.75, 0.65, 0.90), 0.8, 1839, "open"),
-        ((0.8, 0.7, 0.9), 0.8, None, "open"),
+        ((0.1, 0.0, 0.2), 0.05, 818, "inconclusive"),
+        ((0.05, -0.05, 0.15), 0.05, None, "inconclusive"),
+        ((0.75, 0.65, 0.90), 0.8, 1839, "inconclusive"),
+        ((0.8, 0.7, 0.9), 0.8, None, "inconclusive"),
         ((0.3, 0.2, 0.4), 0.15, 101, "likely"),
         ((0.0, -0.1, 0.1), 0.15, 101, "unlikely"),
     ],
@@ -77,7 +77,7 @@ def test_no_number_is_named_where_none_decides(n, distance, se):
 def test_an_estimate_against_a_threshold(figures, threshold, items, standing):
     found = Estimate(*figures, 100, 100)
     assert found.exceeds(threshold) == standing
-    if standing == "open":
+    if standing == "inconclusive":
         assert found.items_for(threshold) == items
     assert (-found).exceeds(-threshold) == {"likely": "unlikely", "unlikely": "likely"}.get(
         standing, standing

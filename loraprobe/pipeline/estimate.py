@@ -73,16 +73,16 @@ def steps_of_plan(inputs: Inputs, plan: Plan, options: Options, pace: Pace = uni
     return {**found, "cover": probing(plan.tasks, pace)}
 
 
-def steps_of_sample(
-    inputs: Inputs, plan: Plan, options: Options, alone: Sequence[Task], pilot: Round
-) -> Steps:
-    """The steps of `inspect`. alone: what the base and the single adapters are asked."""
+def steps_of_sample(inputs: Inputs, plan: Plan, options: Options, first: Round) -> Steps:
+    """The steps of `inspect`, which asks a first round."""
     found = steps_before_asking(inputs, plan, options, unit)
-    every = units_of(alone, options)
+    every, forms = units_of(first.tasks, options), units_of(first.tasks, options, FORMS)
     found |= {f"{ASK}{one.name}": every for one in baseline_systems(inputs.adapters)}
-    found["cover"] = probing(alone, unit)
-    forms = units_of(pilot.tasks, options, FORMS)
-    return found | {f"{ASK}{spec}": forms for spec in plan.specs}
+    return {
+        **found,
+        "cover": probing(first.tasks, unit),
+        **{ASK + spec: forms for spec in plan.specs},
+    }
 
 
 def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace) -> Steps:

@@ -402,14 +402,17 @@ def evaluate_sample(
         records = EvaluationRecords(coverage=rows)
         return Evaluated("probes", records, [*notes, scorer.batcher.note()])
     options, singles = session.options, baseline_systems(inputs.adapters)
-    # Hops decide for one task alone (`verdict.rules`), which takes more items.
-    hops = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
-    sample = _sampled(plan.tasks, HOP_ITEMS if hops else PILOT_ITEMS, options)
     first = pilot(plan.tasks, PILOT_ITEMS, options.seed)
-    session.expect(lambda: steps_of_sample(inputs, plan, options, sample, first))
+    # Hops decide for one task alone (`verdict.rules`), which takes more items.
+    hops = [part for task in plan.tasks for part in task.parts if part not in FORMS]
+    sample = _sampled(
+        plan.tasks, HOP_ITEMS if len(plan.tasks) == 1 and hops else PILOT_ITEMS, options
+    )
+    session.expect(lambda: steps_of_sample(inputs, plan, options, first))
     with open_evaluator(inputs, plan, session) as evaluator:
+        results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
         few = replace(evaluator, tasks=sample)
-        results, forecasts = _answers_alone(few, singles)
+        results += few.run(singles, hops)
         rows = few.probe_tasks(results, probe is not None)
         rows += _probe_without_task(evaluator.scorer, inputs, probe, session)
         # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too
@@ -423,7 +426,7 @@ def evaluate_sample(
         notes = [
             f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "
             "asked; merge-and-eval --resume uses their answers again."
-            for task, asked in zip(plan.tasks, few.tasks, strict=True)
+            for task, asked in zip(plan.tasks, sample, strict=True)
             if len(asked.items) < len(task.items)
         ]
         found, composed, told = _pilot(evaluator, first, singles, results)

@@ -1,12 +1,24 @@
-"""Limits on the resources that a stranger's file may use. A file beyond one is refused by name.
+"""Limits on what a stranger's file may use: bytes, levels, time, memory, repetitions of a pattern.
 
-The safetensors library itself limits headers to 100 MB.
+A file beyond one is refused by name. The safetensors library itself limits headers to 100 MB. The
+library `regex` stops a match after some time, which Python's `re` cannot. It unrolls counted
+repetitions when it compiles, so these are bounded here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.errors import LoraprobeError
+
+if TYPE_CHECKING:
+    import regex
 
 DEEPEST = 50  # levels of lists and objects in a config
 CONFIG = 10_000_000  # bytes of an adapter's or a base's config, and of an index of shards
@@ -18,7 +30,9 @@ LINE = 1_000_000  # bytes of one line of a task or probe file
 ITEMS = 2_000_000_000  # bytes of a task or probe file
 ROWS = 500_000  # rows of a task
 CHOICES = 1_000  # of one item
+REPETITIONS = 1_000_000  # characters of a pattern whose counted repetitions are written out
 INFLATION = 4  # the largest factor by which unpacking may enlarge a weight file
+_COUNT = re.compile(r"(\))?\{(\d*),?(\d*)\}")
 
 
 def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
@@ -37,3 +51,77 @@ def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]
             waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
         elif isinstance(value, list):
             waiting += [(key, v, depth + 1) for v in value]
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, error: LoraprobeError) -> Iterator[None]:
+    """Raises `error` inside the block when it has run for `seconds`.
+
+    It uses the system's timer. In other threads than the main one, on Windows, or while another
+    timer runs, the block has no limit.
+    """
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Lets the block allocate `size` more bytes; more raises MemoryError.
+
+    It uses the kernel's limit on the address space, which applies to all threads. On macOS and
+    Windows the block has no limit.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            taken = int(stream.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = taken + size
+    known = [bound for bound in (allowed, soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class PatternError(ValueError):
+    """An expression that is none, is too large, or takes too long."""
+
+
+@functools.lru_cache(maxsize=1024)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """The expression, whose methods take a `timeout` in seconds and then raise TimeoutError.
+
+    Raises PatternError.
+    """
+    size, repeated = len(pattern), 1
+    for group, least, most in _COUNT.findall(pattern):
+        count = max(int((most or least or "1")[:9]), 1)
+        size, repeated = (size, repeated * count) if group else (size + count, repeated)
+        if size * repeated > REPETITIONS:
+            raise PatternError("repeats more often than is tried; write it with * or +")
+    import regex
+
+    try:
+        return regex.compile(pattern)
+    except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise PatternError(f"is not a regular expression: {reason}") from None

@@ -22,8 +22,7 @@ from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.json_types import is_of_type, wrong_types
-from loraprobe.limits import DEEPEST, nested_values
-from loraprobe.patterns import PatternError, compiled
+from loraprobe.limits import DEEPEST, PatternError, compiled, nested_values
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns

@@ -1,7 +1,10 @@
-"""The commands that print what is known: find, cache, env; and `lab`, which is handed over."""
+"""The commands that print what is known: find, methods, cache, env; and `lab`, which is handed
+over."""
 
 from __future__ import annotations
 
+import importlib.resources
+import json as json_
 import os
 import platform
 import sys
@@ -15,7 +18,7 @@ from loraprobe._version import __version__
 from loraprobe.cli.parameters import argument, setting
 from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import UsageError
-from loraprobe.formatting import count
+from loraprobe.formatting import count, nearest
 
 if TYPE_CHECKING:
     from loraprobe.cache import KeptRun
@@ -30,6 +33,7 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
 ).split()
 DAY = 86_400.0
+NAME_WIDTH = 22  # of a member of a registry
 
 
 def find(
@@ -84,6 +88,97 @@ def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
         *([(text("base", drop=5), lambda one: one.base)] if copies else []),
     )
     print_table(console, table)
+
+
+def _known(incomplete: str) -> list[str]:
+    return [row["name"] for row in described() if row["name"].startswith(incomplete)]
+
+
+NamesArgument = Annotated[
+    list[str] | None,
+    argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
+]
+
+
+def described() -> list[dict[str, Any]]:
+    """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
+    themselves need torch, whose import takes longer than all of this command."""
+    text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
+    found: list[dict[str, Any]] = json_.loads(text)
+    return found
+
+
+def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of these names. Raises UsageError with the nearest one where there is none."""
+    known = {row["name"] for row in rows}
+    wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
+    for name in wanted:
+        if name not in known:
+            hint = nearest(name, known, "see loraprobe methods, which lists all.")
+            raise UsageError(f"Nothing is called {name!r}: {hint}")
+    return [row for row in rows if row["name"] in wanted]
+
+
+def methods(
+    names: NamesArgument = None,
+    *,
+    json: bool = False,
+) -> None:
+    """List every diagnostic, coverage probe, merge method, space and router, one a line, or
+    explain those that are named."""
+    _, output = options_from(locals())
+    rows = _named(described(), names) if names else described()
+    if output.document("methods", {"methods": rows}):
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        console.print(f"[bold]{kind}s[/]")
+        for row in (r for r in rows if r["kind"] == kind):
+            (_print_all if names else _print_line)(console, row)
+    if not names:
+        console.print("loraprobe methods NAME tells options, formula, paper and laws.")
+    sys.stdout.flush()
+
+
+def _print_line(console: Any, row: dict[str, Any]) -> None:
+    """Name and summary in one line of the console's width."""
+    from rich.text import Text
+
+    line = Text.assemble(" ", (row["name"].ljust(NAME_WIDTH), "cyan"), row["summary"])
+    console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _print_all(console: Any, row: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
+    first, *more = _broken(row["name"], options, console.width - 2)
+    name = len(row["name"])
+    head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
+    lines = [escape(row["description"])]
+    lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
+    for name, values in row.get("choices", {}).items():
+        lines.append(f"{name}: " + escape(" or ".join(values)))
+    if row.get("laws"):
+        lines.append("laws: " + ", ".join(row["laws"]))
+    if row.get("lossless_in"):
+        lines.append("lossless in: " + ", ".join(row["lossless_in"]))
+    console.print(Padding(head, (0, 0, 0, 1)))
+    console.print(Padding("\n".join(lines), (0, 0, 0, 4)))
+
+
+def _broken(name: str, options: Sequence[str], width: int) -> list[str]:
+    """name:option=value,... in lines that end at a comma, the later ones indented."""
+    lines = [name + (":" if options else "")]
+    for i, option in enumerate(options):
+        piece = option + ("," if i < len(options) - 1 else "")
+        if len(lines[-1]) + len(piece) > width and lines[-1].strip():
+            lines.append("      ")
+        lines[-1] += piece
+    return lines
 
 
 def cache(
@@ -167,24 +262,35 @@ def env(
 
 
 def _environment() -> dict[str, Any]:
-    """Versions, machine and which variables are set, as plain data."""
-    import torch
-
+    """Versions, machine and which variables are set, as plain data; torch is not imported."""
     from loraprobe.memory import available, gib
 
     free = available()
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "loraprobe": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "memory": None if free is None else gib(free),
-        "devices": ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])],
+        "devices": ["cpu", *_gpus()],
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "set": [name for name in VARIABLES if os.environ.get(name)],
     }
+
+
+def _gpus() -> list[str]:
+    """The names of NVIDIA's GPUs, as their driver tells, and of Apple's "mps"."""
+    import shutil
+    import subprocess
+
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        return ["mps"]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return found.stdout.splitlines() if found.returncode == 0 else []
 
 
 def _version(package: str) -> str | None:

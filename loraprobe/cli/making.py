@@ -9,17 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from loraprobe.cli.completing import IssueCodes, complete_methods, complete_routers
 from loraprobe.cli.parameters import (
     ADAPTERS,
     COMPOSITION,
     MACHINE,
     BaseOption,
+    IssueCodes,
     ProbeOption,
     RefsArgument,
     TaskOption,
     Texts,
     argument,
+    complete_methods,
+    complete_routers,
     setting,
 )
 from loraprobe.cli.running import Output, imports_done, options_from, run, write

@@ -8,23 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from loraprobe.cli.completing import (
-    DiagnosticSpecs,
-    IssueCodes,
-    MethodSpecs,
-    RouterSpecs,
-    SystemSpecs,
-    scenarios,
-)
 from loraprobe.cli.parameters import (
     OUTPUT,
     REFERENCE,
     BaseOption,
+    DiagnosticSpecs,
+    IssueCodes,
+    MethodSpecs,
     ProbeOption,
     RefsArgument,
+    RouterSpecs,
+    SystemSpecs,
     TaskOption,
     Texts,
     argument,
+    scenarios,
     setting,
 )
 from loraprobe.cli.running import options_from, run, session_of, write

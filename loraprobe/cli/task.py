@@ -49,14 +49,14 @@ def new(
     file: Annotated[Path, argument("FILE", "The file to write (JSONL).")],
 ) -> None:
     """Write a task file of three examples to replace, and explain its keys."""
-    from loraprobe.adapters import check_place
-
-    check_place(file)
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(STARTER)
     except FileExistsError:
         raise OutputError(f"{file} exists; choose another name.") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise OutputError(f"{file} cannot be written ({why}); choose another place.") from None
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 

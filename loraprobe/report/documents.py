@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import SchemaValidator, core_schema
 
-from loraprobe.adapters import check_file, staged_file
 from loraprobe.errors import UsageError
 from loraprobe.json_types import first_problem
 from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, plain
@@ -158,6 +157,8 @@ def audit_from(document: Any) -> Audit:
 
 def check_samples(file: Path) -> None:
     """Raises OutputError for an existing file, unless it holds samples of loraprobe."""
+    from loraprobe.adapters import check_file
+
     check_file(
         file,
         lambda stream: _is_sample(stream.readline(LONGEST)),
@@ -176,6 +177,8 @@ def _is_sample(line: str) -> bool:
 def write_samples(samples: Iterable[Sample], file: Path) -> None:
     """Writes the file, whole or not at all, one sample at a time. Raises OutputError."""
     check_samples(file)
+    from loraprobe.adapters import staged_file
+
     with staged_file(file) as staging, staging.open("w", encoding="utf-8") as stream:
         for sample in samples:
             line = json.dumps(plain(sample), ensure_ascii=False, allow_nan=False)

@@ -9,8 +9,8 @@ from typing import Any
 
 from loraprobe.base.quiet import silenced
 from loraprobe.checkpoint import first_line
-from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import BaseError, TaskError, UsageError
+from loraprobe.limits import deadline, memory_limit
 from loraprobe.memory import gib
 
 # The sandbox of transformers limits neither the time nor the memory of a template.

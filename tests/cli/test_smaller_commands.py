@@ -15,7 +15,7 @@ import pytest
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import completing
+from loraprobe.cli import parameters
 from loraprobe.demo import shipped_world
 
 
@@ -51,12 +51,12 @@ def test_methods_is_a_line_an_entry(columns):
     ],
 )
 def test_names_are_completed(field, incomplete, found):
-    (option,) = vars(completing)[field].__metadata__
+    (option,) = vars(parameters)[field].__metadata__
     assert set(option.autocompletion(incomplete)) == found
 
 
 def test_the_shell_is_given_completions():
-    assert set(completing.scenarios("")) == set(shipped_world().scenarios)
+    assert set(parameters.scenarios("")) == set(shipped_world().scenarios)
     script = {"_LORAPROBE_COMPLETE": "complete_bash", "COMP_WORDS": "loraprobe demo --scenario ke"}
     done = subprocess.run(
         [sys.executable, "-c", "from loraprobe.cli import app; app(prog_name='loraprobe')"],

@@ -18,9 +18,9 @@ from making import call, random_adapter, saved_pair, subwords, write_adapter
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.deadline import deadline
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.hub import model_card
+from loraprobe.limits import deadline
 from loraprobe.scoring.encoding import Encoder
 
 
@@ -253,7 +253,7 @@ class TestTemplates:
         """A new process has no freed memory that an allocation could take without the kernel."""
         code = """
 import resource
-from loraprobe.deadline import memory_limit
+from loraprobe.limits import memory_limit
 
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:

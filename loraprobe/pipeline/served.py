@@ -18,8 +18,8 @@ from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError
 from loraprobe import hub
 from loraprobe.base import Base
 from loraprobe.composition import composed
-from loraprobe.deadline import deadline
 from loraprobe.errors import ServerError, UsageError
+from loraprobe.limits import deadline
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, single
 from loraprobe.pipeline.inputs import base_of

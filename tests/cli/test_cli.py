@@ -381,7 +381,7 @@ def test_methods_explains_what_is_named():
         (["inspect", "a"], "loraprobe.hub.load_all", "--resume goes on"),
         (
             ["merge-and-eval", "a", "b", "--task", "t"],
-            "loraprobe.pipeline.inputs.load_task",
+            "loraprobe.pipeline.task_files.load_task",
             "--resume goes",
         ),
         (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),

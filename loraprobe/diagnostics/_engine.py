@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def diagnose(
     batches: dict[tuple[str, ...], NamedSums] = {}
 
     def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
-        batches[grams.paths] = _statistics(chosen.values(), grams, updates, base)
+        batches[grams.paths] = _statistics(chosen, grams, updates, base)
 
     totals: NamedSums = {}
     rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = {}
@@ -111,7 +111,7 @@ def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
 
 
 def _statistics(
-    diagnostics: Iterable[Diagnostic],
+    diagnostics: Mapping[str, Diagnostic],
     grams: GramMatrices,
     updates: Sequence[Updates],
     base: Base | None,
@@ -124,18 +124,18 @@ def _statistics(
     fine = grams.finite
     pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
     found: NamedSums = {}
-    for diagnostic in diagnostics:
+    for name, diagnostic in diagnostics.items():
         if isinstance(diagnostic, GramDiagnostic):
             statistics: Statistics = diagnostic.observe(grams)
         else:
             assert isinstance(diagnostic, FactorDiagnostic)
             each = [diagnostic.observe(module) for module in modules]
             statistics = {
-                key: {name: torch.stack([one[key][name] for one in each]) for name in sums}
+                key: {s: torch.stack([one[key][s] for one in each]) for s in sums}
                 for key, sums in each[0].items()
             }
         for key, sums in statistics.items():
-            found[name_of(diagnostic), key] = {
+            found[name, key] = {
                 s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
                 for s, values in sums.items()
             }
@@ -152,10 +152,11 @@ def _measurements(
 ) -> Iterator[Measurement]:
     """One for each adapter or pair. present: [n], which adapters adapt the module; None for all."""
     values, chances, errors = (None if part is None else part.tolist() for part in figure)
+    name = name_of(diagnostic)
     for place in _places(diagnostic, len(adapters)):
         if present is None or all(present[i] for i in place):
             yield Measurement(
-                name=name_of(diagnostic),
+                name=name,
                 adapters=tuple(dict.fromkeys(adapters[i].name for i in place)),
                 value=_at(values, place),
                 module=module,

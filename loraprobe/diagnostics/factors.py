@@ -147,11 +147,15 @@ class SignConflict(FactorDiagnostic):
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         places = torch.rand(2, self.entries, generator=generator, dtype=torch.float64)
         signs = torch.zeros(len(module.updates), self.entries, dtype=torch.float64)
+        drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i, update in enumerate(module.updates):
             if update is not None:
-                rows = (places[0] * update.out_features).long()
-                columns = (places[1] * update.in_features).long()
-                B, A = update.B[rows].double(), update.A[:, columns].double()
+                shape = _shape(update)
+                if shape not in drawn:
+                    drawn[shape] = (places[0] * shape[0]).long(), (places[1] * shape[1]).long()
+                rows, columns = drawn[shape]
+                B = update.B.index_select(0, rows).double()
+                A = update.A.index_select(1, columns).double()
                 signs[i] = torch.sign((B * A.mT).sum(1) * update.scaling)
         yield signs
 

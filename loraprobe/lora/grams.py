@@ -10,18 +10,20 @@ A Gram matrix holds squares: in float64 it resolves directions of a factor down 
 largest, about the precision of a factor stored in float32. Rows of A and columns of B are scaled to
 length one first, so that their sizes cost no precision.
 
-The block of an adapter with itself is computed in float64, and so are all blocks of few adapters
-and of factors that are stored in float64. Of many adapters the float64 blocks give an orthonormal
-basis of the rows of each factor. The bases are multiplied in float32, and the result is transformed
-back in float64. So the error, at most 5e-7 of the lengths of two vectors in all that was measured,
-is the same in every direction of an ill-conditioned factor. Where two spaces nearly meet, a sum of
-updates may cancel, and the blocks are computed in float64 too. `docs/precision.md` has the figures.
+The products of an adapter with itself are computed in float64, and so are those of few adapters and
+of factors that are stored in float64. Products of two of many adapters are computed in float32,
+with sums in float64. Of 16-bit factors each product of two numbers is then exact, and only sums are
+rounded: by at most 3e-8 of the lengths of two unrelated vectors in all that was measured, which an
+angle between spaces multiplies by the conditions of both factors. So the rows of an adapter are
+computed again in float64 where its factor is ill-conditioned, where its space nearly meets that of
+another adapter, so that a sum of updates may cancel, and where float32 cannot hold the products.
+`docs/precision.md` has the figures.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +36,7 @@ from loraprobe.lora.workers import in_order
 
 Side = Literal["in", "out"]
 Updates = Sequence[LowRank | None]
+Factors = Sequence[Float[Tensor, "_ _"] | None]
 
 # Directions of a factor below this share of its largest, squared, are rounding.
 GRAM_TOLERANCE = 1e-13
@@ -41,14 +44,17 @@ GRAM_TOLERANCE = 1e-13
 PAIRS = 1 << 11
 # Size of the Gram matrices, and of the factors in float32, that are collected into one batch.
 BATCH_BYTES = 1 << 24
-# Most adapters whose products are all computed in float64.
-FEW = 32
+# Most adapters whose products are all computed in float64: of files in float32, in 16 bits.
+FEW, FEW_OF_16_BITS = 32, 4
+# A singular vector of an update is a sum of rows of length one. Where the norm of its coefficients
+# is larger, products in float32 do not resolve it.
+ILL_CONDITIONED = 64.0
 # Two spaces nearly meet if a vector of the one has a larger cosine with a vector of the other.
 MEETING = 0.99
+# Lengths of which float32 holds the products.
+LENGTHS = 1e-15, 1e15
 # Products that are added in the precision of the factors; their sums are added in float64.
 SUMMED = 4096
-# Factors of which float64 copies are held at a time.
-TOGETHER = 8
 # Rows of a Gram matrix that are computed together, at least; entries below the diagonal are copied.
 GRAM_ROWS = 80
 
@@ -298,10 +304,33 @@ def gram_matrices(
 
 def _batch(paths: tuple[str, ...], modules: Sequence[Updates], rank: int) -> GramMatrices:
     """The Gram matrices of some modules. modules: the updates of all adapters for each."""
-    A = [[None if u is None else u.A for u in updates] for updates in modules]
-    B = [[None if u is None else u.B.mT for u in updates] for updates in modules]
-    grams_in = _together([gram_of(factors) for factors in A], rank)
-    grams_out = _together([gram_of(factors) for factors in B], rank)
+    A = [[None if u is None else u.A.detach() for u in updates] for updates in modules]
+    B = [[None if u is None else u.B.detach().mT for u in updates] for updates in modules]
+    exact = [_in_float64(updates) for updates in modules]
+    grams_in, grams_out = (_together(list(map(gram_of, side, exact)), rank) for side in (A, B))
+    found = _of_modules(paths, modules, grams_in, grams_out)
+    if all(exact):
+        return found
+    spectrum, refined = found.spectrum, False
+    for grams, factors, vectors, cosines in (
+        (grams_in, A, spectrum.right, found.cosines_in),
+        (grams_out, B, spectrum.left.mT, found.cosines_out),
+    ):
+        unsure = ~found.finite | _unresolved(vectors, grams) | _meeting(cosines)
+        for m, some in enumerate(unsure):
+            if some.any() and not exact[m]:
+                _refine(grams[m], factors[m], set(some.nonzero().flatten().tolist()))
+                refined = True
+    return _of_modules(paths, modules, grams_in, grams_out) if refined else found
+
+
+def _of_modules(
+    paths: tuple[str, ...],
+    modules: Sequence[Updates],
+    grams_in: Float64[Tensor, "m n r n r"],
+    grams_out: Float64[Tensor, "m n r n r"],
+) -> GramMatrices:
+    """The matrices with what else is known of their modules; zeros for what is not finite."""
     # A NaN or infinity in a factor makes the length of its row or column NaN or infinite.
     lengths = factor_lengths(own_blocks(grams_in)) + factor_lengths(own_blocks(grams_out))
     finite = torch.isfinite(lengths).all(-1)
@@ -326,6 +355,14 @@ def _batch(paths: tuple[str, ...], modules: Sequence[Updates], rank: int) -> Gra
     )
 
 
+def _in_float64(updates: Updates) -> bool:
+    """Whether all products of a module are computed in float64."""
+    factors = [factor for u in updates if u is not None for factor in (u.A, u.B)]
+    dtypes = {factor.dtype for factor in factors}
+    few = FEW if torch.float32 in dtypes else FEW_OF_16_BITS
+    return torch.float64 in dtypes or len(factors) <= 2 * few
+
+
 def _together(grams: list[Float64[Tensor, "n _ n _"]], rank: int) -> Float64[Tensor, "m n r n r"]:
     """The matrices of some modules as one tensor, padded with zeros to one rank."""
     r = max([rank, *(gram.shape[1] for gram in grams)])
@@ -338,90 +375,82 @@ def _together(grams: list[Float64[Tensor, "n _ n _"]], rank: int) -> Float64[Ten
 # Inner products of the rows of many factors.
 
 
-def gram_of(factors: Sequence[Float[Tensor, "_ _"] | None]) -> Float64[Tensor, "n r n r"]:
+def gram_of(factors: Factors, exact: bool = True) -> Float64[Tensor, "n r n r"]:
     """Inner products of the rows of all factors, padded with zeros: [n, r, n, r].
 
-    Factors with rows of unequal lengths are not multiplied.
+    exact: whether all products are computed in float64, else those of two factors in float32, with
+    sums of many in float64. Factors with rows of unequal lengths are not multiplied.
     """
     r = max((factor.shape[0] for factor in factors if factor is not None), default=0)
     gram = torch.zeros(len(factors), r, len(factors), r, dtype=torch.float64)
-    by_length: dict[int, list[int]] = {}
+    for held in _by_length(factors):
+        rows = _stacked(held.values(), torch.float64 if exact else torch.float32)
+        found = _padded(_products(rows), [len(one) for one in held.values()], r)
+        for i, one in enumerate(() if exact else held.values()):
+            own = one.double()
+            found[i, : len(one), i, : len(one)] = own @ own.mT
+        if len(held) == len(factors):
+            return found
+        some = torch.tensor(list(held))
+        gram[some[:, None], :, some] = found.transpose(1, 2)
+    return gram
+
+
+def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) -> None:
+    """Compute the rows and columns of some adapters again, in float64 and in place."""
+    for held in _by_length(factors):
+        chosen = {i: len(one) for i, one in held.items() if i in some}
+        if chosen:
+            rows = _stacked([held[i] for i in chosen], torch.float64)
+            for j, other in held.items():
+                blocks = (rows @ other.double().mT).split(list(chosen.values()))
+                for i, block in zip(chosen, blocks, strict=True):
+                    gram[i, : len(block), j, : len(other)] = block
+                    gram[j, : len(other), i, : len(block)] = block.mT
+
+
+def _by_length(factors: Factors) -> list[dict[int, Float[Tensor, "_ _"]]]:
+    """The factors by the place of their adapter, those with rows of one length together."""
+    found: dict[int, dict[int, Tensor]] = {}
     for i, factor in enumerate(factors):
         if factor is not None:
-            by_length.setdefault(factor.shape[1], []).append(i)
-    for members in by_length.values():
-        rows = [factors[i].detach() for i in members]  # type: ignore[union-attr]
-        few = len(rows) <= FEW or any(one.dtype == torch.float64 for one in rows)
-        found = _exact(rows, r) if few else _of_many(rows, r)
-        if len(members) == len(factors):
-            return found
-        _put(gram, torch.tensor(members), found)
-    return gram
+            found.setdefault(factor.shape[1], {})[i] = factor
+    return list(found.values())
 
 
-def _put(
-    gram: Float64[Tensor, "n r n r"], some: Int[Tensor, k], blocks: Float64[Tensor, "k r k r"]
-) -> None:
-    """Write the blocks of some adapters into the matrix of all."""
-    gram[some[:, None], :, some] = blocks.transpose(1, 2)
-
-
-def _exact(rows: Sequence[Float[Tensor, "_ length"]], r: int) -> Float64[Tensor, "k r k r"]:
-    ranks = [one.shape[0] for one in rows]
-    stack = torch.empty(sum(ranks), rows[0].shape[1], dtype=torch.float64)
+def _stacked(
+    rows: Collection[Float[Tensor, "_ length"]], dtype: torch.dtype
+) -> Float[Tensor, "k length"]:
+    ranks, length = [len(one) for one in rows], next(iter(rows)).shape[1]
+    stack = torch.empty(sum(ranks), length, dtype=dtype)
     for place, one in zip(stack.split(ranks), rows, strict=True):
         place.copy_(one)
-    return _padded(_products(stack), ranks, r)
+    return stack
 
 
-def _of_many(rows: Sequence[Float[Tensor, "_ length"]], r: int) -> Float64[Tensor, "k r k r"]:
-    """The same with blocks of two adapters from products of orthonormal bases in float32."""
-    n, ranks = len(rows), [one.shape[0] for one in rows]
-    own, from_basis = torch.zeros(2, n, r, r, dtype=torch.float64)
-    stack = torch.empty(sum(ranks), rows[0].shape[1])
-    places = stack.split(ranks)
-    for start in range(0, n, TOGETHER):
-        some = slice(start, start + TOGETHER)
-        exact = [one.double() for one in rows[some]]
-        for block, one, k in zip(own[some], exact, ranks[some], strict=True):
-            torch.mm(one, one.mT, out=block[:k, :k])
-        to_basis, from_basis[some] = _bases(own[some])
-        for place, one, to, k in zip(places[some], exact, to_basis, ranks[some], strict=True):
-            place.copy_(to[:k, :k] @ one)
-    cosines = _padded(_products(stack), ranks, r)
-    half = from_basis @ cosines.view(n, r, n * r)
-    gram = (from_basis @ half.view(n * r, n, r).permute(1, 2, 0)).view(n, r, n, r)
-    gram[torch.arange(n), :, torch.arange(n)] = own
-    meeting = _meeting(cosines)
-    if len(meeting):
-        _put(gram, meeting, _exact([rows[i] for i in meeting.tolist()], r))
-    return gram
+def _unresolved(
+    vectors: Float64[Tensor, "m n k r"], grams: Float64[Tensor, "m n r n r"]
+) -> Bool[Tensor, "m n"]:
+    """Where float32 does not hold a product, or does not resolve a singular vector.
 
-
-def _bases(
-    own: Float64[Tensor, "n r r"],
-) -> tuple[Float64[Tensor, "n r r"], Float64[Tensor, "n r r"]]:
-    """Matrices W and T with orthonormal rows W A and A = T W A, from each A A^T.
-
-    Directions that are only rounding are zero. So is all of a factor that is not finite.
+    vectors: the coefficients of the rows, as they are stored, in the singular vectors.
     """
-    lengths = factor_lengths(own)
-    finite = torch.isfinite(lengths).all(-1)
-    lengths = torch.where(finite[:, None], lengths, 0.0)
-    root = unit_root(torch.where(finite[:, None, None], own, 0.0), lengths).flip(1)
-    squares = root.square().sum(-1, keepdim=True)
-    scale = torch.where(lengths > 0, 1 / lengths, 0.0)[:, None]
-    return torch.where(squares > 0, root / squares, 0.0) * scale, lengths[..., None] * root.mT
+    lengths = factor_lengths(own_blocks(grams))
+    held = (lengths == 0) | ((LENGTHS[0] < lengths) & (lengths < LENGTHS[1]))
+    coefficients = vectors * lengths[:, :, None]
+    return (coefficients.square().sum(-1) > ILL_CONDITIONED**2).any(-1) | ~held.all(-1)
 
 
-def _meeting(cosines: Float64[Tensor, "n r n r"]) -> Int[Tensor, k]:
-    """The adapters of which a principal angle with another has a cosine above MEETING."""
-    shared = cosines.square().sum((1, 3))
-    i, j = torch.nonzero((shared > MEETING**2).triu(1), as_tuple=True)
-    blocks = cosines[i, :, j]
-    apart = MEETING**2 * torch.eye(cosines.shape[1], dtype=cosines.dtype) - blocks.mT @ blocks
+def _meeting(cosines: Float64[Tensor, "m n n k k"]) -> Bool[Tensor, "m n"]:
+    """Where a principal angle with another adapter has a cosine above MEETING."""
+    m, i, j = torch.nonzero(cosines.square().sum((-2, -1)).triu(1) > MEETING**2, as_tuple=True)
+    blocks = cosines[m, i, j]
+    apart = MEETING**2 * torch.eye(blocks.shape[-1], dtype=blocks.dtype) - blocks.mT @ blocks
     meet = torch.linalg.cholesky_ex(apart).info != 0
-    return torch.cat([i[meet], j[meet]]).unique()
+    found = torch.zeros(cosines.shape[:2], dtype=torch.bool)
+    found[m[meet], i[meet]] = True
+    found[m[meet], j[meet]] = True
+    return found
 
 
 def _padded(

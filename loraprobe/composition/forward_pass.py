@@ -136,10 +136,14 @@ def rows_of_batch(
         _ROWS.reset(before)
 
 
+_FOLLOWED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
 @contextlib.contextmanager
 def following_passes(model: nn.Module) -> Iterator[None]:
     """`current_pass` works in the model's forward passes while the context lasts."""
     tracker = SequenceTracker(model)
+    _FOLLOWED.add(model)
     begin = model.register_forward_pre_hook(tracker.begin, with_kwargs=True)
     end = model.register_forward_hook(tracker.end, always_call=True)
     try:
@@ -147,6 +151,12 @@ def following_passes(model: nn.Module) -> Iterator[None]:
     finally:
         begin.remove()
         end.remove()
+        _FOLLOWED.discard(model)
+
+
+def is_followed(model: nn.Module) -> bool:
+    """Whether gates of the model's composition are decided by passes that read whole prompts."""
+    return model in _FOLLOWED
 
 
 class SequenceTracker:

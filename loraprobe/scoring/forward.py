@@ -1,4 +1,5 @@
-"""Forward passes over batches of padded rows, and the state of a model during them.
+"""Forward passes over batches of padded rows, what a model keeps of rows that it has read, and the
+state of a model during them.
 
 `auto` packs sequences of similar length up to a number of tokens. A batch that does not fit into
 memory is halved, down to a single sequence, and later batches keep the smaller size.
@@ -7,15 +8,16 @@ memory is halved, down to a single sequence, and later batches keep the smaller 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraprobe.composition.forward_pass import rows_of_batch
+from loraprobe.composition.forward_pass import is_followed, rows_of_batch
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 
@@ -23,6 +25,9 @@ from loraprobe.memory import is_out_of_memory
 TOKENS = {"cpu": 4096, "mps": 8192}
 TOKENS_ELSEWHERE = 32768
 LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
+LEAST_SHARED = (
+    4  # tokens with which all prompts of a batch begin that are worth a pass of their own
+)
 CURE = (
     "use --dtype=bfloat16 or --quantize=4bit, fewer --max-new-tokens, shorter prompts, a smaller "
     "base model, or another --device"
@@ -42,19 +47,30 @@ class Batcher:
     kept: int | None = None
 
     def split(
-        self, lengths: Sequence[int], starts: Sequence[int] | None = None, vocab: int = 0
+        self,
+        lengths: Sequence[int],
+        starts: Sequence[int] | None = None,
+        vocab: int = 0,
+        *,
+        new: int = 0,
+        kept: int = 0,
     ) -> Iterator[list[int]]:
         """Indices in batches, longest first.
 
         lengths: tokens of each piece of work. starts: the first token for which it needs logits of
-        width `vocab`; None if it needs only those of the last token.
+        width `vocab`; None if it needs only those of the last token. new: tokens that each writes
+        after its own. kept: tokens whose keys and values may be in memory, at least as many as are
+        read at once.
         """
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
+        kept = max(kept, budget)
         while order:
-            known = [size for size in (self.rows, self.kept) if size is not None]
-            most = max(1, min(known)) if known else None
             longest = first = lengths[order[0]]
+            known = [size for size in (self.rows, self.kept) if size is not None]
+            if self.rows is None and new:
+                known.append(kept // (longest + new))
+            most = max(1, min(known)) if known else None
             count = 0
             for i in order[:most]:
                 first = min(first, starts[i] if starts else longest)
@@ -148,6 +164,126 @@ def tail_logits(
 def arguments(model: Any) -> frozenset[str]:
     """The names of the arguments of a model's forward()."""
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def can_share(model: Any) -> bool:
+    """Whether a model's cache consists of keys and values of every position, which can be shared.
+
+    False for sliding windows, recurrent layers, and models without position_ids as an argument;
+    their prompts are read again with each continuation.
+    """
+    return cache_kinds(model) == {"DynamicLayer"}
+
+
+def cache_kinds(model: Any) -> set[str]:
+    """The classes of the layers of a model's cache; none where forward() takes no such cache."""
+    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= arguments(model):
+        return set()
+    if getattr(model, "_is_stateful", False):
+        return set()
+    return {type(layer).__name__ for layer in _empty_cache(model).layers}
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The keys and values of c rows that a model has read.
+
+    mask: [c, tokens], 0 for padding. logits: [c, vocab], those after each row. rows: for each row
+    the one of the first pass that it continues.
+    """
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    logits: Tensor
+    rows: list[int]
+
+    @classmethod
+    def read(cls, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Prefix:
+        """Reads prompts, padded on the left.
+
+        The tokens with which all of them begin are read once, unless gates are decided for whole
+        prompts, or the cache cannot be shared.
+        """
+        shared = _shared_tokens(prompts)
+        if shared < LEAST_SHARED or is_followed(model) or not can_share(model):
+            shared = 0
+        ids, mask = padded([row[shared:] for row in prompts], pad, "left", model.device)
+        empty = mask.new_empty
+        prefix = cls(model, _empty_cache(model), empty((1, 0)), empty(0), [0])
+        if shared:
+            prefix.forward(torch.tensor([prompts[0][:shared]], device=mask.device))
+            prefix.select([0] * len(prompts))
+        prefix.mask, prefix.rows = prefix.mask.expand(len(prompts), -1), [*range(len(prompts))]
+        prefix.forward(ids, mask)
+        return prefix
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, last: bool = True) -> Tensor:
+        """Reads ids [c, n] after the rows and returns logits: [c, n, vocab], or with `last` those
+        of the last tokens only. mask: [c, n], 0 for padding."""
+        own = torch.ones_like(ids) if mask is None else mask
+        self.mask = torch.cat([self.mask, own], dim=1)
+        keep = {"logits_to_keep": 1} if last and "logits_to_keep" in arguments(self.model) else {}
+        with rows_of_batch(follows=self.rows):
+            logits: Tensor = self.model(
+                input_ids=ids,
+                attention_mask=self.mask,
+                position_ids=positions(self.mask)[:, -ids.shape[1] :],
+                use_cache=True,
+                **{_cache_argument(self.model): self.cache},
+                **keep,
+            ).logits
+        self.logits = logits[:, -1]
+        return logits
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, in this order; a row may be named several times."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.rows = self.mask[index], [self.rows[row] for row in rows]
+
+    def tails(self, rows: Sequence[int], tails: Sequence[Sequence[int]], pad: int) -> list[Tensor]:
+        """Logits at each token of tail i, which follows row rows[i]: [len(tail), vocab]."""
+        ids, own = padded(tails, pad, "right", self.mask.device)
+        cache = copy.copy(self.cache)  # selecting rows replaces tensors of layers
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        other = replace(self, cache=cache)
+        other.select(rows)
+        logits = other.forward(ids, own, last=False)
+        return [logits[i, : len(tail)] for i, tail in enumerate(tails)]
+
+
+def cache_bytes(model: Any) -> int:
+    """The bytes of the keys and values of one token; 0 where the config does not say it."""
+    config = model.config.get_text_config()
+    try:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None)
+        width = width or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+    except AttributeError:
+        return 0
+
+
+def _shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """With how many equal tokens all rows begin, at most all but one of the shortest; 0 of one."""
+    if len(rows) == 1:
+        return 0
+    most = min(map(len, rows)) - 1
+    first, last = min(rows), max(rows)  # in the order of lists
+    return next((k for k in range(most) if first[k] != last[k]), most)
+
+
+def _empty_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+def _cache_argument(model: Any) -> str:
+    """The cache argument of forward(): `cache` in newer transformers, `past_key_values`, or ""."""
+    known = arguments(model)
+    return next((name for name in ("cache", "past_key_values") if name in known), "")
 
 
 @contextlib.contextmanager

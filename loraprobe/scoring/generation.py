@@ -1,9 +1,9 @@
-"""Generation with transformers' generate(), without the model's generation_config."""
+"""Greedy texts, whose rows leave their batch when they end; other texts, and models with a cache of
+another kind, by transformers' generate() without the model's generation_config."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from loraprobe.scoring.forward import padded
+from loraprobe.scoring.forward import Prefix, cache_kinds, padded
+
+# A greedy text that has repeated the same tokens so often, and over so many, goes on with them.
+REPEATED, LOOP = 3, 24
+STAYING = 0.75  # rows that have ended leave a batch when at most this share goes on
+KEEPS_ROWS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # whose rows can be selected
+
+Ended = Callable[[Sequence[int]], bool]
 
 
 class Written(NamedTuple):
@@ -22,63 +29,38 @@ class Written(NamedTuple):
     cut: bool
 
 
-class NewlineTokens:
-    """Tokens that end a line, computed once from the tokenizer's vocabulary.
-
-    A line ends at the first newline after text that is not white space, so an answer may begin with
-    newlines.
-    """
+class LineEnds:
+    """Which tokens end a line, computed once from the tokenizer's vocabulary."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     @cached_property
-    def masks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Booleans [vocab] per token id: has text; has a newline; has a newline after text.
+    def _texts(self) -> list[str]:
+        ids = [[i] for i in range(len(self._tokenizer))]
+        found: list[str] = self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+        return found
 
-        White space does not count as text.
+    def after(self, until: Callable[[str], bool] | None = None) -> Ended:
+        """Tells of new tokens, the last of which is new, whether they end with their first line.
+
+        A line ends at a newline after text that is not white space, so an answer may begin with
+        newlines. With `until` they end with the first line at whose end that is true of their text.
         """
-        ids = range(len(self._tokenizer))
-        texts = self._tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-        return (
-            torch.tensor([bool(text.strip()) for text in texts]),
-            torch.tensor(["\n" in text for text in texts]),
-            torch.tensor(["\n" in text.lstrip() for text in texts]),
-        )
+        texts = self._texts
 
-    def stopper(self, until: Callable[[str], bool] | None = None) -> Any:
-        """A transformers StoppingCriteria for one call of generate().
+        def text(token: int) -> str:
+            return texts[token] if token < len(texts) else ""
 
-        A row ends at the end of its first line, or with `until` at the first newline at which that
-        is true of its text. Afterwards `lengths` has the number of new tokens of each row
-        that ended so.
-        """
-        from transformers import StoppingCriteria
+        def ended(tokens: Sequence[int]) -> bool:
+            last = text(tokens[-1])
+            if "\n" not in last:
+                return False
+            if "\n" not in last.lstrip() and not any(text(one).strip() for one in tokens[:-1]):
+                return False
+            return until is None or until(decoded(self._tokenizer, tokens))
 
-        masks, text = self.masks, functools.partial(decoded, self._tokenizer)
-
-        class EndOfLine(StoppingCriteria):
-            begun: Tensor | None = None
-            written = 0
-
-            def __init__(self) -> None:
-                self.lengths: dict[int, int] = {}
-
-            def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-                token = input_ids[:, -1].cpu().clamp_max(len(masks[0]) - 1)
-                word, newline, after = (mask[token] for mask in masks)
-                before = torch.zeros_like(word) if self.begun is None else self.begun
-                self.begun, self.written = before | word, self.written + 1
-                ended = torch.where(before, newline, after)
-                for row in ended.nonzero().flatten().tolist():
-                    if row not in self.lengths:
-                        if until is None or until(text(input_ids[row, -self.written :])):
-                            self.lengths[row] = self.written
-                        else:
-                            ended[row] = False
-                return ended.to(input_ids.device)
-
-        return EndOfLine()
+        return ended
 
 
 def decoded(tokenizer: Any, ids: Any) -> str:
@@ -113,17 +95,31 @@ def generate_batch(
     pad: int,
     stops: Sequence[int],
     max_new_tokens: int,
-    stopper: Any = None,
+    ended: Ended = lambda tokens: False,
     options: Mapping[str, Any] = {},
 ) -> list[tuple[list[int], bool]]:
     """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
+    ended: tells of the new tokens of a row, after each one, whether nothing is to follow them.
     Generation is greedy unless the options, which are those of transformers' GenerationConfig, say
     otherwise.
     """
-    from transformers import GenerationConfig
+    greedy = options.keys() <= {"do_sample"} and not options.get("do_sample")
+    if greedy and cache_kinds(model) <= KEEPS_ROWS and _is_plain(model):
+        return _greedy(model, rows, pad, stops, max_new_tokens, ended)
+    from transformers import GenerationConfig, StoppingCriteria
 
     ids, mask = padded(rows, pad, "left", model.device)
+    start, lengths = ids.shape[1], dict[int, int]()
+
+    class Ends(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            for row, tokens in enumerate(input_ids[:, start:].tolist()):
+                if row not in lengths and ended(tokens):
+                    lengths[row] = len(tokens)
+            done = [row in lengths for row in range(len(input_ids))]
+            return torch.tensor(done, device=input_ids.device)
+
     own: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
     own |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
     own |= {"max_new_tokens": max_new_tokens, **options}
@@ -132,13 +128,72 @@ def generate_batch(
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(**own),
-            stopping_criteria=[stopper] if stopper is not None else None,
+            stopping_criteria=[Ends()],
         )
-    ended = {} if stopper is None else stopper.lengths
-    new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]
+    new = [row[: lengths.get(i)] for i, row in enumerate(out[:, start:].tolist())]
     kept = [[*itertools.takewhile(lambda token: token not in stops, row)] for row in new]
-    cut = [i not in ended and len(kept[i]) == len(row) for i, row in enumerate(new)]
+    cut = [i not in lengths and len(kept[i]) == len(row) for i, row in enumerate(new)]
     return list(zip(kept, cut, strict=True))
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether a model prepares its inputs as most do: not by reading all again at some length."""
+    from transformers import GenerationMixin
+
+    own = getattr(type(model), "prepare_inputs_for_generation", None)
+    return own is GenerationMixin.prepare_inputs_for_generation
+
+
+def _greedy(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    pad: int,
+    stops: Sequence[int],
+    most: int,
+    ended: Ended,
+) -> list[tuple[list[int], bool]]:
+    """`generate_batch` by the likeliest tokens; rows that have ended leave the batch.
+
+    A row whose tokens repeat themselves is filled up with the repetition (`period`).
+    """
+    prefix = Prefix.read(model, rows, pad)
+    new: list[list[int]] = [[] for _ in rows]
+    cut, going = [True] * len(rows), dict.fromkeys(range(len(rows)))
+    while True:
+        tokens = prefix.logits.argmax(-1)
+        for row, token in zip(prefix.rows, tokens.tolist(), strict=True):
+            if row not in going:
+                continue
+            own = new[row]
+            if token in stops:
+                cut[row] = False
+            else:
+                own.append(token)
+                cut[row] = not ended(own)
+            if not cut[row] or len(own) == most:
+                del going[row]
+            elif repeated := period(own):
+                own += itertools.islice(itertools.cycle(own[-repeated:]), most - len(own))
+                del going[row]
+        if not going:
+            return list(zip(new, cut, strict=True))
+        if len(going) <= STAYING * len(prefix.rows):
+            places = [place for place, row in enumerate(prefix.rows) if row in going]
+            tokens = tokens[places]
+            prefix.select(places)
+        prefix.forward(tokens[:, None])
+
+
+def period(tokens: Sequence[int]) -> int:
+    """The number of tokens that are repeated at the end of a text, at least REPEATED times and over
+    at least LOOP tokens; 0 if none are. It is looked for every LOOP tokens."""
+    if not tokens or len(tokens) % LOOP:
+        return 0
+    for size in range(1, len(tokens) // REPEATED + 1):
+        length = max(REPEATED * size, LOOP)
+        if tokens[-length:-size] == tokens[size - length :]:
+            return size
+    return 0
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -20,8 +19,6 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
-from transformers import StoppingCriteria
 
 from loraprobe.errors import BaseError, TaskError
 from loraprobe.scoring.forward import seeded
@@ -145,6 +142,12 @@ class SystemLM(TemplateLM):
                 f"{self.max_length:,}: lower --max-new-tokens."
             )
         rows = [self.tok_encode(request.args[0])[-room:] for request in requests]
+        texts_of_stops = [stop for stop in stops if stop]
+        window = max(map(len, texts_of_stops), default=0) + 2
+
+        def ended(tokens: Sequence[int]) -> bool:
+            text = self.tokenizer.decode(tokens[-window:])
+            return any(stop in text for stop in texts_of_stops)
 
         def work(batch: Sequence[int]) -> None:
             new = generate_batch(
@@ -153,7 +156,7 @@ class SystemLM(TemplateLM):
                 pad=self.scorer.pad,
                 stops=self.scorer.stops,
                 max_new_tokens=most,
-                stopper=_StopTexts(self.tokenizer, stops),
+                ended=ended,
                 options=self._options(options),
             )
             for i, (ids, _) in zip(batch, new, strict=True):
@@ -174,23 +177,3 @@ class SystemLM(TemplateLM):
             for sampling in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
                 found.pop(sampling, None)
         return found
-
-
-class _StopTexts(StoppingCriteria):
-    """Ends a row whose text holds one of the stop texts; `lengths` has its number of new tokens."""
-
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
-        self.window = max(map(len, self.stops), default=0) + 2
-        self.lengths: dict[int, int] = {}
-        self.written = 0
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.written += 1
-        seen = input_ids[:, -min(self.window, self.written) :].tolist()
-        for row, text in enumerate(self.tokenizer.batch_decode(seen)):
-            if row not in self.lengths and any(stop in text for stop in self.stops):
-                self.lengths[row] = self.written
-        ended = torch.zeros(len(input_ids), dtype=torch.bool)
-        ended[list(self.lengths)] = True
-        return ended.to(input_ids.device)

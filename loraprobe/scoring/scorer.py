@@ -20,13 +20,14 @@ from loraprobe.scoring.forward import (
     Batcher,
     answering,
     arguments,
+    cache_bytes,
     differentiable,
     padded,
     seeded,
     tail_logits,
 )
 from loraprobe.scoring.generation import (
-    NewlineTokens,
+    LineEnds,
     Written,
     decoded,
     first_line,
@@ -36,6 +37,7 @@ from loraprobe.scoring.generation import (
 from loraprobe.scoring.likelihood import Likelihood, Recorder, likelihood, score_continuations
 
 SAMPLED = 16  # texts drawn at once
+CACHE_BYTES = 1 << 30  # of keys and values, where more tokens than are read at once fit into them
 NEW_TOKENS = 32  # of a text, where the caller sets no limit
 DRAWN = {"do_sample": True, "temperature": 1.0, "top_k": 0}  # transformers' own top_k is 50
 
@@ -71,10 +73,11 @@ class Scorer:
         self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher(model.device, None if batch_size == "auto" else batch_size)
-        self.newlines = NewlineTokens(tokenizer)
+        self.lines = LineEnds(tokenizer)
         self.stops = stop_ids(model, tokenizer)
         fill = (*self.stops, tokenizer.pad_token_id)  # masked, but looked up in the embedding
         self.pad = next((i for i in fill if i is not None and i < self.vocab_size), 0)
+        self.kept_tokens = CACHE_BYTES // (cache_bytes(model) or CACHE_BYTES)
 
     @property
     def chat_template(self) -> bool:
@@ -138,7 +141,8 @@ class Scorer:
         # All rows of a batch have one limit, so prompts near the context's end get their own batch.
         for size in sorted(set(room), reverse=True):
             group = [i for i in range(len(unique)) if room[i] == size]
-            batches = self.batcher.split([len(ids[i]) + size for i in group])
+            lengths = [len(ids[i]) for i in group]
+            batches = self.batcher.split(lengths, new=size, kept=self.kept_tokens)
             self.run(([group[k] for k in batch] for batch in batches), work)
         return [found[prompt] for prompt in prompts]
 
@@ -151,13 +155,14 @@ class Scorer:
         **options: Any,
     ) -> list[Written]:
         """The continuation of each row of token ids. options: those of `generate_batch`."""
+        if until_newline or until:
+            options["ended"] = self.lines.after(until)
         new = generate_batch(
             self.model,
             rows,
             pad=self.pad,
             stops=self.stops,
             max_new_tokens=max_new_tokens,
-            stopper=self.newlines.stopper(until) if until_newline or until else None,
             **options,
         )
         texts = [(self.decode(tokens), cut) for tokens, cut in new]

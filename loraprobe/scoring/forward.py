@@ -270,7 +270,7 @@ def _shared_tokens(rows: Sequence[Sequence[int]]) -> int:
     if len(rows) == 1:
         return 0
     most = min(map(len, rows)) - 1
-    first, last = min(rows), max(rows)  # in the order of lists
+    first, last = min(map(list, rows)), max(map(list, rows))
     return next((k for k in range(most) if first[k] != last[k]), most)
 
 

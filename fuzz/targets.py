@@ -29,10 +29,10 @@ from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.file_hashes import file_hash
-from loraprobe.hub import declared_licence, is_gated
+from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.pipeline.cards import read_provenance
+from loraprobe.pipeline.provenance import read_provenance
 from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.probes._taskless import card_prompts
 from loraprobe.routing import ROUTERS

@@ -11,23 +11,23 @@ import functools
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loraprobe import limits
 from loraprobe.errors import BaseError, LoraprobeError
+from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import listing
+from loraprobe.json_types import is_unicode
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
 # Name of a type in safetensors -> dtype. Other types are not supported.
 DTYPES = {
@@ -44,7 +44,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The pages of a mapped file that were read count as memory of this process until it is unmapped.
+MAPPED_BYTES = 1 << 22
 
 
 def read_json(
@@ -128,37 +129,130 @@ def weight_names(
     return []
 
 
-def read_header(file: Path, reference: str) -> Header:
-    """Key -> (dtype, shape) of all tensors of a base's weight file, without their data.
+class TensorFile:
+    """A file of tensors: shapes and dtypes are known at once, tensors are read when needed."""
 
-    Raises BaseError for a file that is empty, incomplete, not a weight file, or a Git LFS pointer.
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
+    metadata: Mapping[str, str] = {}  # from the header of a safetensors file
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, on the CPU."""
+        raise NotImplementedError
+
+
+def open_weights(
+    file: Path, reference: str, raises: type[LoraprobeError] = BaseError
+) -> TensorFile:
+    """Opens a weight file of `reference`: a pickle if its name ends in .bin, else safetensors.
+
+    Raises `raises` for a file that is empty, incomplete, no weight file, or a Git LFS pointer.
     """
-    check_link(file, reference)
-    try:
-        if file.suffix == ".bin":
-            return {
-                key: (NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
-                for key, value in unpickle(file).items()
-                if isinstance(value, Tensor)
-            }
-        with safe_open(file, framework="pt") as stream:
-            check_header(file)
-            slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
-            return {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
-    except Exception as error:
-        raise broken(file, reference, error) from None
+    check_link(file, reference, raises)
+    return (PickleFile if file.suffix == ".bin" else SafetensorsFile)(file, reference, raises)
 
 
-def read_tensor(file: Path, key: str, reference: str) -> Tensor:
-    """One tensor of a base's weight file, in its own dtype, on the CPU. Raises BaseError."""
-    check_link(file, reference)
-    try:
-        if file.suffix == ".bin":
-            return unpickle(file)[key]
-        with safe_open(file, framework="pt") as stream:
-            return stream.get_tensor(key)
-    except Exception as error:
-        raise broken(file, reference, error) from None
+class SafetensorsFile(TensorFile):
+    """A memory-mapped safetensors file; tensors are read when needed.
+
+    The file is mapped again after every `MAPPED_BYTES` read, so that a pass over the file keeps
+    only a few pages in memory.
+    """
+
+    def __init__(self, path: Path, reference: str, raises: type[LoraprobeError]) -> None:
+        self.path, self.reference, self.raises = path, reference, raises
+        self._state: tuple[int, ...] = ()
+        slices = self._open()
+        check_count(path, len(slices), raises)
+        self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
+        self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
+
+    def read(self, key: str) -> Tensor:
+        """One tensor. Raises `raises` if the file has changed since it was opened."""
+        if self._mapped > MAPPED_BYTES:
+            self._open()
+        tensor = self._file.get_tensor(key)
+        self._mapped += tensor.nbytes
+        return tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same_file, (self.path, self.reference, self.raises, cached_hash(self.path))
+
+    def _open(self) -> dict[str, Any]:
+        """Maps the file and returns a handle for each key."""
+        before = self._state
+        try:
+            self._state = _state(self.path)
+            if before and self._state != before:
+                raise self.raises(f"{self.path} changed while it was being read; run again.")
+            self._file = safe_open(str(self.path), framework="pt")
+            self._mapped = 0
+            if before:
+                return {}
+            check_header(self.path)
+            self.metadata = self._file.metadata() or {}
+            return {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise broken(self.path, self.reference, error, self.raises) from None
+
+
+def _same_file(
+    path: Path, reference: str, raises: type[LoraprobeError], sha256: str
+) -> SafetensorsFile:
+    """The file of another process, opened here. Raises `raises` where it is not the same."""
+    if not path.is_file() or cached_hash(path) != sha256:
+        raise raises(
+            f"{path} is another file on a machine of the cluster, or missing there; give paths "
+            "that every machine shares, or references with a commit."
+        )
+    return SafetensorsFile(path, reference, raises)
+
+
+class PickleFile(TensorFile):
+    """A pickled state dict, read onto the CPU without running any code in it."""
+
+    def __init__(self, path: Path, reference: str, raises: type[LoraprobeError]) -> None:
+        self.path = path
+        try:
+            state = unpickle(path)
+        except Exception as error:  # torch.load raises many types, pickle errors among them
+            raise broken(path, reference, error, raises) from None
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
+            for key, value in state.items()
+        ):
+            raise raises(
+                f"{path} holds no plain state dict of tensors; save it again as safetensors."
+            )
+        check_count(path, len(state), raises)
+        for key, tensor in state.items():  # strides of zero repeat what is stored
+            size = tensor.numel() * tensor.element_size()
+            if size > max(tensor.untyped_storage().nbytes(), 1):
+                raise raises(
+                    f"{path} declares {key} as {list(tensor.shape)}, more numbers than it holds; "
+                    "save the trained tensors themselves, as safetensors."
+                )
+        self.shapes = {key: tuple(t.shape) for key, t in state.items()}
+        self.dtypes = {key: t.dtype for key, t in state.items()}
+
+    def read(self, key: str) -> Tensor:
+        return unpickle(self.path)[key]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Device, inode, size and time of a file, which change when it is written or replaced."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_count(path: Path, tensors: int, raises: type[LoraprobeError]) -> None:
+    """Raises `raises` if the file holds more tensors than the limit."""
+    if tensors > limits.TENSORS:
+        raise raises(
+            f"{path} holds {tensors:,} tensors, beyond the {limits.TENSORS:,} that are read; no "
+            "known adapter or model has so many."
+        )
 
 
 def check_header(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reads the front matter of a model card, which is untrusted YAML."""
+"""Reads a model card, which is untrusted: its front matter (YAML), licence and form of prompts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ LONGEST = 200_000  # characters between the two lines of dashes
 NO_BREAKS = dict.fromkeys(
     (0x85, 0x2028, 0x2029), " "
 )  # PyYAML breaks lines there, the Hub does not
+
+
+# What a file of a tokenizer, or code that asks a model, shows of a chat template or a plain prompt.
+CHAT = re.compile(r"""chat_template|\bmessages\s*=|\bin messages\b|["']role["']\s*:\s*["']user""")
+PLAIN = re.compile(r"\.generate\(|\bpipeline\(")
+LONGEST_LICENCE = 100  # characters of a licence's name that are kept
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -55,3 +61,33 @@ def front_and_body(card: str) -> tuple[str | None, str]:
     if marks[:1] != [0] or len(marks) < 2:
         return None, card
     return "".join(lines[1 : marks[1]]), "".join(lines[marks[1] + 1 :])
+
+
+def prompt_form(text: str | None) -> bool | None:
+    """Whether a card or a tokenizer's file shows prompts as user turns; None if it shows none."""
+    if CHAT.search(text or ""):
+        return True
+    return False if PLAIN.search(text or "") else None
+
+
+def declared_licence(card: str | None) -> str | None:
+    """The `license` of a card, or its `license_name` if that is "other"; None without a licence.
+
+    A value that is neither a text nor a list of texts counts as none.
+    """
+    matter = read_front_matter(card)
+    licence, name = matter.get("license"), matter.get("license_name")
+    if isinstance(licence, list) and all(isinstance(one, str) for one in licence):
+        licence = " and ".join(licence)
+    if not isinstance(licence, str):
+        return None
+    if licence.lower() == "other" and isinstance(name, str) and name.strip():
+        licence = name
+    return licence.strip()[:LONGEST_LICENCE] or None
+
+
+def is_gated(card: str | None) -> bool:
+    """Whether a card requires consent before a download (it has `extra_gated_...` keys)."""
+    return any(
+        isinstance(key, str) and key.startswith("extra_gated") for key in read_front_matter(card)
+    )

@@ -1,51 +1,22 @@
-"""The types of JSON values under the names of messages, and what is wrong with a document."""
+"""What is wrong with a JSON document or a text."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-# Name in messages -> the types of the value, and of the items where the value may be a list.
-TYPES: dict[str, tuple[Sequence[type], Sequence[type]]] = {
-    "a text": ([str], []),
-    "a list of texts": ([], [str]),
-    "a text or a list of texts": ([str], [str]),
-    "true or false": ([bool], []),
-    "true, false or a text": ([bool, str], []),
-    "a number": ([int, float], []),
-    "a whole number": ([int], []),
-    "a whole number or a list of them": ([int], [int]),
-    "an object": ([dict], []),
-}
+STRICT = ConfigDict(strict=True)  # nothing is converted, and true is no number
 
 
-def is_of_type(value: Any, name: str) -> bool:
-    """Whether a JSON value has the type of this name, without any conversion.
+def document_model(name: str, types: Mapping[Any, str]) -> type[BaseModel]:
+    """A model that checks a JSON object: type of a value -> the keys that have this type.
 
-    A number is finite, and true and false are no numbers.
+    A key may be absent; other keys may have any value.
     """
-    kinds, items = TYPES[name]
-    if isinstance(value, list):
-        return bool(items) and all(type(item) in items for item in value)
-    return type(value) in kinds and (float not in kinds or abs(value) <= sys.float_info.max)
-
-
-def wrong_types(
-    document: Mapping[str, Any], keys: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, name of the right type) of each value of a wrong type; null is never wrong.
-
-    keys: name of a type in `TYPES` -> the keys that have this type.
-    """
-    for name, typed in keys.items():
-        for key in typed:
-            value = document.get(key)
-            if value is not None and not is_of_type(value, name):
-                yield key, value, name
+    fields: dict[str, Any] = {key: (kind, None) for kind in types for key in types[kind].split()}
+    return create_model(name, __config__=STRICT, **fields)
 
 
 WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}

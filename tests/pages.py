@@ -134,13 +134,12 @@ def serving_page() -> str:
     for name, server in SERVERS.items():
         lines.append(f"| {name} | {server.version} | {server.checked} | {server.source} |")
     lines += ["", f"| the file has | {' | '.join(SERVERS)} |", "| --- |" + " --- |" * len(SERVERS)]
-    effects = {(rule.feature, name): rule for rule in RULES for name in rule.servers}
-    for feature in dict.fromkeys(rule.feature for rule in RULES):
+    effects = {(feature, name): rest for feature, names, *rest in RULES for name in names}
+    for feature in dict.fromkeys(feature for feature, *_ in RULES):
         cells = []
         for name in SERVERS:
-            rule = effects.get((feature, name))
-            until = f" before {rule.fixed}" if rule and rule.fixed else ""
-            cells.append(f"{rule.effect}{until}" if rule else "reads")
+            effect, fixed = effects.get((feature, name), ("reads", ""))
+            cells.append(f"{effect} before {fixed}" if fixed else effect)
         lines.append(f"| {FEATURES[feature].what} | {' | '.join(cells)} |")
     return text + RULES_BELOW + "\n" + "\n".join(lines) + "\n"
 

@@ -5,40 +5,57 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import ValidationError
 
-from loraprobe.json_types import TYPES, is_of_type
+from loraprobe.adapters.config import CheckedConfig
+from loraprobe.base.declared import BaseConfig
 
-# Values, and the names of the types that take them.
-VALUES = [
-    (None, ""),
-    ("a", "text; text or texts; bool or text"),
-    (True, "bool; bool or text"),
-    (0, "number; whole; whole or list"),
-    (10**400, "whole; whole or list"),
-    (1.5, "number"),
-    (math.inf, ""),
-    (math.nan, ""),
-    ([], "texts; text or texts; whole or list"),
-    (["a"], "texts; text or texts"),
-    (["a", 1], ""),
-    ([1], "whole or list"),
-    ([True], ""),
-    ({}, "object"),
-]
-NAMES = {
-    "text": "a text",
-    "texts": "a list of texts",
-    "text or texts": "a text or a list of texts",
-    "bool": "true or false",
-    "bool or text": "true, false or a text",
-    "number": "a number",
-    "whole": "a whole number",
-    "whole or list": "a whole number or a list of them",
-    "object": "an object",
+# Keys of an adapter's or a base's config -> the values of VALUES that they take.
+KEYS = {
+    "task_type": "none text",
+    "target_modules": "none text empty texts",
+    "target_parameters": "none empty texts",
+    "layers_to_transform": "none zero four huge empty numbers",
+    "init_lora_weights": "none text true",
+    "use_dora": "none true",
+    "lora_alpha": "zero four half",
+    "r": "four",
+    "rank_pattern": "none object ranks",
+    "alpha_pattern": "none object ranks shares",
+    "architectures": "none empty texts",
+    "text_config": "none object ranks shares",
+    "vocab_size": "none zero four huge",
+}
+VALUES = {
+    "none": None,
+    "text": "a",
+    "true": True,
+    "zero": 0,
+    "four": 4,
+    "huge": 10**400,
+    "half": 0.5,
+    "infinite": math.inf,
+    "nan": math.nan,
+    "empty": [],
+    "texts": ["a"],
+    "mixed": ["a", 1],
+    "numbers": [1],
+    "flags": [True],
+    "object": {},
+    "ranks": {"q": 4},
+    "shares": {"q": 0.5},
 }
 
 
-@pytest.mark.parametrize("value, takes", VALUES, ids=[f"{v!r:.12}" for v, _ in VALUES])
-def test_each_value_is_of_its_types_alone(value, takes):
-    wanted = {NAMES[name] for name in takes.split("; ") if name}
-    assert {name for name in TYPES if is_of_type(value, name)} == wanted
+def takes(model, key, value) -> bool:
+    try:
+        model.model_validate({key: value, "unknown": value})
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_takes_the_values_of_its_type_alone(key):
+    model = CheckedConfig if key in CheckedConfig.model_fields else BaseConfig
+    assert [name for name in VALUES if takes(model, key, VALUES[name])] == KEYS[key].split()

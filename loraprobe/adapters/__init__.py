@@ -7,7 +7,6 @@ room needs these keys.
 types       Adapter and its parts, whose tensors are read when they are needed
 paths       module paths and the public names of bases
 config      adapter_config.json: ranks, scalings and targets by peft's rules
-tensors     the files of weights
 reading     a directory -> Adapter: what each tensor is; issues says what is odd about it
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 fused       brings adapters with fused and with single projections to one layout

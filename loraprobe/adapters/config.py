@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
-from loraprobe.json_types import is_of_type, wrong_types
+from loraprobe.json_types import document_model, first_problem
 from loraprobe.limits import DEEPEST, PatternError, compiled, nested_values
 
 CONFIG = "adapter_config.json"
@@ -77,17 +79,22 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
-# The keys that are read, by the type of their values; null is always allowed.
-TYPES: dict[str, list[str]] = {
-    "a text": "base_model_name_or_path revision task_type bias".split(),
-    "a text or a list of texts": (
-        "target_modules exclude_modules modules_to_save layers_pattern".split()
-    ),
-    "a list of texts": ["target_parameters"],
-    "a whole number or a list of them": ["layers_to_transform"],
-    "true, false or a text": ["init_lora_weights"],
-    "true or false": "use_rslora use_dora lora_bias fan_in_fan_out".split(),
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Rank = Annotated[float, Field(ge=1, le=LARGEST, multiple_of=1)]
+# The type of a value -> the keys that are read and have this type.
+TYPES: Mapping[Any, str] = {
+    str | None: "base_model_name_or_path revision task_type bias",
+    str | list[str] | None: "target_modules exclude_modules modules_to_save layers_pattern",
+    list[str] | None: "target_parameters",
+    int | list[int] | None: "layers_to_transform",
+    bool | str | None: "init_lora_weights",
+    bool | None: "use_rslora use_dora lora_bias fan_in_fan_out",
+    Rank: "r",
+    Number: "lora_alpha",
+    dict[str, Rank] | None: "rank_pattern",
+    dict[str, Number] | None: "alpha_pattern",
 }
+CheckedConfig = document_model("CheckedConfig", TYPES)
 
 
 @dataclass(frozen=True)
@@ -154,28 +161,23 @@ def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
             f"{where} is of PEFT type {reprlib.repr(kind)}, and loraprobe reads only LORA; "
             "use adapters of that type, or merge this one into its base with peft."
         )
-    for key, value, kind in wrong_types(raw, TYPES):
-        raise AdapterError(f"{where}: {key} must be {kind}, not {reprlib.repr(value)}.")
+    try:
+        CheckedConfig.model_validate(raw)
+    except ValidationError as error:
+        raise AdapterError(f"{where}: {first_problem(error)}; correct it.") from None
     for key, why in VARIANTS.items():
         if raw.get(key):
             raise UnsupportedAdapter(
                 f"{where} sets {key}: {why}, which loraprobe does not read; "
                 "merge it into its base with peft, or use an adapter trained without it."
             )
-    r = _number(raw, "r", where, default=PEFT_DEFAULT)
-    ranks = _pattern(raw, "rank_pattern", where)
-    for rank in (r, *ranks.values()):
-        if rank != int(rank) or rank < 1:
-            raise AdapterError(
-                f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
-            )
     return AdapterConfig(
         raw=raw,
         where=where,
-        r=int(r),
-        alpha=_number(raw, "lora_alpha", where, default=PEFT_DEFAULT),
-        rank_pattern=ranks,
-        alpha_pattern=_pattern(raw, "alpha_pattern", where),
+        r=int(raw.get("r", PEFT_DEFAULT)),
+        alpha=raw.get("lora_alpha", PEFT_DEFAULT),
+        rank_pattern=raw.get("rank_pattern") or {},
+        alpha_pattern=raw.get("alpha_pattern") or {},
     )
 
 
@@ -183,23 +185,6 @@ def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
     """The keys of a config that neither peft nor a known trainer writes."""
     known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
     return [key for key in raw if key not in known]
-
-
-def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    value: Any = raw.get(key, default)
-    if not is_of_type(value, "a number") or abs(value) > LARGEST:
-        raise AdapterError(
-            f"{where}: {key[:80]} must be a number of at most {LARGEST:g}, not "
-            f"{reprlib.repr(value)}."
-        )
-    return value
-
-
-def _pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
-    pattern = raw.get(key) or {}
-    if not isinstance(pattern, dict):
-        raise AdapterError(f"{where}: {key} must map module names to numbers.")
-    return {name: _number(pattern, name, f"{where}: {key}") for name in pattern}
 
 
 def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:

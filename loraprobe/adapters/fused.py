@@ -14,9 +14,9 @@ modules and biases are split and joined by the same rows. A layer whose rows hav
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 Shapes = Mapping[str, tuple[int, int] | None]  # path in the base -> (out, in), None if packed
+Piece = tuple[str, slice]  # rows of the output of a module, by its path
 
 QKV = ("q_proj", "k_proj", "v_proj")
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -182,11 +183,14 @@ class FusedLayer:
         of_base = self.base.get(path)
         return found | ({of_base} if of_base else set())
 
-    def slices(self) -> dict[str, slice]:
-        """Part -> its rows in the fused matrix."""
+    def pieces(self) -> dict[str, list[Piece]]:
+        """Path of a new module -> the pieces of old ones of which it consists."""
+        if not self.split:
+            whole = zip(self.parts, self.rows, strict=True)
+            return {self.path: [(part, slice(0, size)) for part, size in whole]}
         ends = itertools.accumulate(self.rows)
         bounds = zip(self.parts, self.rows, ends, strict=True)
-        return {part: slice(end - size, end) for part, size, end in bounds}
+        return {part: [(self.path, slice(end - size, end))] for part, size, end in bounds}
 
 
 def _refusal(reason: str, layers: Sequence[FusedLayer]) -> Issue:
@@ -241,12 +245,32 @@ def _translated(
     ]
     if not mine:
         return adapter
+    pieces = {new: parts for layer in mine for new, parts in layer.pieces().items()}
+    into = {old: new for new, parts in pieces.items() for old, _ in parts}
+    infos = {path: info for path, info in adapter.layout.items() if path not in into}
+    for new, parts in pieces.items():
+        if held := [adapter.layout[old] for old, _ in parts if old in adapter.layout]:
+            infos[new] = _joined_info(new, held, sum(rows.stop - rows.start for _, rows in parts))
+
+    def module(path: str) -> LowRank:
+        if path not in pieces:
+            return adapter.modules[path]
+        return _joined(adapter, pieces[path], infos[path])
+
+    def offset(path: str) -> Tensor:
+        """The bias of B, on the scaling and dtype of the module that it goes into."""
+        if path not in into:
+            return adapter.offsets[path]
+        info = infos[into[path]]
+        factor = _ratio(adapter.layout[path].scaling, info.scaling)
+        return adapter.offsets[path].to(info.dtype) * factor
+
     return replace(
         adapter,
-        modules=_moved_modules(adapter, mine),
-        magnitudes=_moved_rows(adapter.magnitudes, mine),
-        offsets=_moved_offsets(adapter, mine),
-        whole=_moved_rows(_moved_rows(adapter.whole, mine, ".weight"), mine, ".bias"),
+        modules=Modules(infos, module),
+        magnitudes=_moved_rows(adapter.magnitudes, pieces, [""]),
+        offsets=_moved_rows(Tensors(adapter.offsets, offset), pieces, [""]),
+        whole=_moved_rows(adapter.whole, pieces, [".weight", ".bias"]),
         issues=(*adapter.issues, *_notes(adapter, mine)),
     )
 
@@ -267,57 +291,38 @@ def _notes(adapter: Adapter, mine: Sequence[FusedLayer]) -> Iterator[Issue]:
         )
 
 
-def _moved_modules(adapter: Adapter, mine: Sequence[FusedLayer]) -> Modules:
-    """The adapter's modules with all layers applied when a module is read."""
-    infos = dict(adapter.layout)
-    made: dict[str, Callable[[], LowRank]] = {}
-    for layer in mine:
-        if layer.split and layer.path in infos:
-            info = infos.pop(layer.path)
-            for part, rows in layer.slices().items():
-                infos[part] = replace(info, path=part, out_features=rows.stop - rows.start)
-                made[part] = partial(_part, adapter, layer.path, rows)
-        elif not layer.split and any(part in infos for part in layer.parts):
-            infos[layer.path] = _joined_info(layer, infos)
-            infos = {p: i for p, i in infos.items() if p not in layer.parts}
-            made[layer.path] = partial(_joined, adapter, layer)
-    return Modules(infos, lambda path: made[path]() if path in made else adapter.modules[path])
-
-
-def _part(adapter: Adapter, path: str, rows: slice) -> LowRank:
-    update = adapter.modules[path]
-    return LowRank(update.A, update.B[rows], update.scaling)
-
-
-def _joined_info(layer: FusedLayer, infos: Mapping[str, ModuleInfo]) -> ModuleInfo:
-    found = [infos[part] for part in layer.parts if part in infos]
-    scalings = {info.scaling for info in found}
-    dtype = reduce(torch.promote_types, (info.dtype for info in found))
+def _joined_info(path: str, held: Sequence[ModuleInfo], rows: int) -> ModuleInfo:
+    """The layout of a new module with so many rows, of pieces of these modules."""
+    scalings = {info.scaling for info in held}
+    dtype = reduce(torch.promote_types, (info.dtype for info in held))
     if len(scalings) > 1:  # multiplied into B, which a 16-bit type would round
         dtype = torch.promote_types(dtype, torch.float32)
     return replace(
-        found[0],
-        path=layer.path,
-        rank=sum(info.rank for info in found),
-        out_features=sum(layer.rows),
+        held[0],
+        path=path,
+        rank=sum(info.rank for info in held),
+        out_features=rows,
         scaling=scalings.pop() if len(scalings) == 1 else 1.0,
         dtype=dtype,
     )
 
 
-def _joined(adapter: Adapter, layer: FusedLayer) -> LowRank:
-    """Joins the parts: B is block-diagonal, A is stacked, a missing part has rows of zeros."""
-    info = _joined_info(layer, adapter.layout)
-    held = [part for part in layer.parts if part in adapter.modules]
-    updates = {part: adapter.modules[part].to(info.dtype) for part in held}
+def _joined(adapter: Adapter, pieces: Sequence[Piece], info: ModuleInfo) -> LowRank:
+    """Joins pieces: B is block-diagonal, A is stacked; a missing part has rows of zeros."""
+    updates = {
+        old: adapter.modules[old].to(info.dtype) for old, _ in pieces if old in adapter.modules
+    }
     A = torch.cat([update.A for update in updates.values()])
     B = A.new_zeros(info.out_features, info.rank)
-    done = 0
-    for part, rows in layer.slices().items():
-        if part in updates:
-            factor = _ratio(float(updates[part].scaling), info.scaling)
-            B[rows, done : done + updates[part].rank] = updates[part].B * factor
-            done += updates[part].rank
+    row = column = 0
+    for old, rows in pieces:
+        end = row + rows.stop - rows.start
+        if old in updates:
+            update = updates[old]
+            factor = _ratio(float(update.scaling), info.scaling)
+            B[row:end, column : column + update.rank] = update.B[rows] * factor
+            column += update.rank
+        row = end
     return LowRank(A, B, info.scaling)
 
 
@@ -327,46 +332,29 @@ def _ratio(own: float, joint: float) -> float:
 
 
 def _moved_rows(
-    held: Mapping[str, Tensor], mine: Sequence[FusedLayer], suffix: str = ""
+    held: Mapping[str, Tensor], pieces: Mapping[str, Sequence[Piece]], suffixes: Sequence[str]
 ) -> Tensors:
-    """Splits or joins tensors whose first dimension is a module's output."""
-    made: dict[str, list[tuple[str, slice]]] = {}  # name -> the tensors and rows that it joins
-    gone: set[str] = set()
-    for layer in mine:
-        path, parts = layer.path + suffix, [part + suffix for part in layer.parts]
-        if layer.split and path in held:
-            gone.add(path)
-            made |= {part + suffix: [(path, rows)] for part, rows in layer.slices().items()}
-        elif not layer.split and parts[0] in held:
-            gone.update(parts)
-            made[path] = [(part, slice(None)) for part in parts]
+    """Splits or joins tensors whose first dimension is a module's output.
+
+    suffixes: what their names have behind the path of the module. A missing part gets zeros.
+    """
+    made = {
+        new + suffix: [(old + suffix, rows) for old, rows in parts]
+        for new, parts in pieces.items()
+        for suffix in suffixes
+        if any(old + suffix in held for old, _ in parts)
+    }
+    gone = {old for parts in made.values() for old, _ in parts}
 
     def read(name: str) -> Tensor:
         if name not in made:
             return held[name]
-        return torch.cat([held[source][rows] for source, rows in made[name]])
+        dtype = next(held[old].dtype for old, _ in made[name] if old in held)
+        return torch.cat(
+            [
+                held[old][rows] if old in held else torch.zeros(rows.stop, dtype=dtype)
+                for old, rows in made[name]
+            ]
+        )
 
     return Tensors([*(name for name in held if name not in gone), *made], read)
-
-
-def _moved_offsets(adapter: Adapter, mine: Sequence[FusedLayer]) -> Tensors:
-    """Splits or joins the biases of B by rows; a part without a bias gets zeros."""
-    held = adapter.offsets
-    joins = {
-        part: (layer, size)
-        for layer in mine
-        if not layer.split and any(part in held for part in layer.parts)
-        for part, size in zip(layer.parts, layer.rows, strict=True)
-    }
-
-    def read(path: str) -> Tensor:
-        """The bias of a part, on the scaling and dtype of the module that it joins."""
-        if path not in joins:
-            return held[path]
-        layer, size = joins[path]
-        info = _joined_info(layer, adapter.layout)
-        if path not in held:
-            return torch.zeros(size, dtype=info.dtype)
-        return held[path].to(info.dtype) * _ratio(adapter.layout[path].scaling, info.scaling)
-
-    return _moved_rows(Tensors({*held, *joins}, read), mine)

@@ -34,14 +34,6 @@ from loraprobe.adapters.experts import (
 )
 from loraprobe.adapters.issues import FLAGS, config_issues, incompleteness
 from loraprobe.adapters.paths import VOCABULARY
-from loraprobe.adapters.tensors import (
-    PICKLE,
-    SAFETENSORS,
-    ShardedFile,
-    TensorFile,
-    disagreement,
-    open_tensors,
-)
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -52,6 +44,7 @@ from loraprobe.adapters.types import (
     Tensors,
     TokenRows,
 )
+from loraprobe.checkpoint import TensorFile, check_count, check_link, open_weights
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.formatting import count
@@ -59,23 +52,23 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 PREFIX = "base_model.model."
+SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
-_FACTOR = re.compile(r"(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.[^.]+)?\.weight")
-_EMBEDDING = re.compile(r"(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]+)?")
-_EXTRAS = {
+# The role of a key -> the keys, without the prefix. The first that fits counts. Names of other
+# tools have a part that begins with lora, such as lora_down and lora_up.
+ROLES = {
+    "{which}": re.compile(r"(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.[^.]+)?\.weight"),
+    "e{which}": re.compile(r"(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]+)?"),
     "dora_magnitude": re.compile(r"(?P<path>.+?)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?"),
     "lora_bias": re.compile(r"(?P<path>.+?)\.lora_B(?:\.[^.]+)?\.bias"),
     "token_delta": re.compile(
         r"(?P<path>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?"
     ),
-}
-# The kind of a weight -> its key; a bias of both forms is a trained bias.
-_WHOLE = {
-    "base_copy": re.compile(
-        r"(?P<path>.+?)\.(?:base_layer|original_module)\.(?P<what>weight|bias)"
-    ),
-    "modules_to_save": re.compile(
-        r"(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weight|bias)"
+    "unknown": re.compile(r"(?:.*\.)?lora.*", re.DOTALL),
+    "base_copy": re.compile(r"(?P<path>.+?)\.(?:base_layer|original_module)\.weight"),
+    "modules_to_save": re.compile(r"(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?weight"),
+    "bias": re.compile(
+        r"(?P<path>.+?)\.(?:base_layer\.|original_module\.|modules_to_save\.[^.]+\.)?bias"
     ),
 }
 
@@ -183,6 +176,73 @@ def find_directory(path: Path) -> Path:
     )
 
 
+class ShardedFile(TensorFile):
+    """Several safetensors files that together hold an adapter, as large models are saved.
+
+    peft does not load them. Raises AdapterError if one is missing or holds a tensor of another.
+    """
+
+    def __init__(self, directory: Path, shards: Sequence[Path]) -> None:
+        self.path = directory / SAFETENSORS  # which there is none of
+        wanted = shards[0].stem.rpartition("-of-")[2]
+        if f"{len(shards):05}" != wanted:
+            raise AdapterError(
+                f"{directory} holds {len(shards)} files of weights that end in -of-{wanted}; "
+                "download it again."
+            )
+        self.files: dict[str, TensorFile] = {}
+        self.shapes, self.dtypes = {}, {}
+        for shard in shards:
+            file = open_weights(shard, str(directory), AdapterError)
+            if twice := sorted(file.shapes.keys() & self.shapes.keys()):
+                raise AdapterError(
+                    f"{directory} has {twice[0]} in two of its shards; save it again."
+                )
+            self.files |= dict.fromkeys(file.shapes, file)
+            self.shapes |= file.shapes
+            self.dtypes |= file.dtypes
+        check_count(directory, len(self.shapes), AdapterError)
+
+    def read(self, key: str) -> Tensor:
+        return self.files[key].read(key)
+
+
+def open_tensors(directory: Path) -> TensorFile:
+    """Opens the weights of an adapter, safetensors first. Raises AdapterError if there are none."""
+    for name in (SAFETENSORS, PICKLE):
+        check_link(directory / name, str(directory), AdapterError)
+    for name in (SAFETENSORS, PICKLE):
+        if (directory / name).is_file():
+            return open_weights(directory / name, str(directory), AdapterError)
+    if shards := sorted(directory.glob("adapter_model-*-of-*.safetensors")):
+        return ShardedFile(directory, shards)
+    raise AdapterError(
+        f"{directory} has an {CONFIG} but neither {SAFETENSORS} nor {PICKLE}; "
+        "give the directory that save_pretrained wrote."
+    )
+
+
+def disagreement(directory: Path) -> str | None:
+    """The difference between the safetensors file and the pickle of a directory; None if equal.
+
+    peft and loraprobe read the safetensors file, but older tools read the pickle.
+    """
+    if not ((directory / SAFETENSORS).is_file() and (directory / PICKLE).is_file()):
+        return None
+    ours = open_tensors(directory)
+    try:
+        theirs = open_weights(directory / PICKLE, str(directory), AdapterError)
+    except AdapterError:
+        return f"{PICKLE} cannot be read"
+    if ours.shapes.keys() != theirs.shapes.keys():
+        return f"{sorted(ours.shapes.keys() ^ theirs.shapes.keys())[0]} is in one of them only"
+    for key in ours.shapes:
+        one, other = ours.read(key), theirs.read(key)
+        if one.shape != other.shape or not torch.equal(one.to(other.dtype), other):
+            return f"{key} differs"
+    return None
+
+
 def adapter_of(
     name: str,
     modules: Mapping[str, LowRank],
@@ -246,18 +306,10 @@ def classify(key: str) -> tuple[str, str | None]:
     The role is "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra.
     """
     name = key.removeprefix(PREFIX)
-    if match := _FACTOR.fullmatch(name):
-        return match["which"], match["path"]
-    if match := _EMBEDDING.fullmatch(name):
-        return "e" + match["which"], match["path"]
-    for kind, pattern in _EXTRAS.items():
+    for role, pattern in ROLES.items():
         if match := pattern.fullmatch(name):
-            return kind, match["path"]
-    if any(part.startswith("lora") for part in name.split(".")):
-        return "unknown", None  # another tool's names, such as lora_down and lora_up
-    for kind, pattern in _WHOLE.items():
-        if match := pattern.fullmatch(name):
-            return kind if match["what"] == "weight" else "bias", match["path"]
+            parts = match.groupdict()
+            return role.format(**parts), parts.get("path")
     return "unknown", None
 
 

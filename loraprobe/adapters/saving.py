@@ -32,9 +32,15 @@ from loraprobe.adapters.experts import (
     without_experts,
 )
 from loraprobe.adapters.paths import public_name, public_value
-from loraprobe.adapters.reading import PREFIX, WRITTEN, keys_of_extras, read_adapter
+from loraprobe.adapters.reading import (
+    PREFIX,
+    SAFETENSORS,
+    WRITTEN,
+    keys_of_extras,
+    open_tensors,
+    read_adapter,
+)
 from loraprobe.adapters.staging import check_output, staged_directory
-from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.adapters.types import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.errors import OutputError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
@@ -83,7 +89,11 @@ def save_adapter(
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
         text = json.dumps(config_of(adapter, targets), indent=2, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-        _check_readback(staging, adapter, tensors)
+        if problem := next(_differences(staging, adapter, tensors), None):
+            raise OutputError(
+                f"What was written to {directory} is not what was meant when it is read back: "
+                f"{problem}; check the disk and run again."
+            )
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
 
@@ -202,45 +212,29 @@ def _whole(number: float) -> int | float:
     return int(number) if float(number).is_integer() else number
 
 
-def _check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OutputError unless the directory holds exactly these tensors and is this adapter.
+def _differences(directory: Path, meant: Adapter, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What of a written directory is not exactly these tensors and this adapter.
 
     Compared are the bits of every tensor, and the modules, kinds, ranks and scalings that result
     from the config. The written delta therefore differs from the intended one only by the rounding
     that a merge measures (`Merged.rounding_error`). The check reads the file once more.
     """
     file = open_tensors(directory)
-    wrong = sorted(file.shapes.keys() ^ tensors.keys())
-    if not wrong:
-        wrong = [key for key, tensor in tensors.items() if not _same_bits(file.read(key), tensor)]
-    if wrong:
-        raise OutputError(
-            f"What was written to {directory.parent} is not what was meant: {wrong[0]} differs "
-            "when it is read back; check the disk and run again."
-        )
-    read = read_adapter(directory, adapter.name)
-    problem = _difference(read, adapter)
-    if problem:
-        raise OutputError(
-            f"What was written to {directory.parent} would not be read as it was "
-            f"meant: {problem}; please report this."
-        )
-
-
-def _difference(read: Adapter, meant: Adapter) -> str | None:
-    """The first difference between two adapters, apart from tensors; None if there is none."""
-    errors = [issue.message for issue in read.issues if issue.severity == "error"]
-    if errors:
-        return errors[0].rstrip(".")
+    for key in sorted(file.shapes.keys() | tensors.keys()):
+        if key not in tensors or key not in file.shapes:
+            yield f"{key} differs: it is in one of them only"
+        elif not _same_bits(file.read(key), tensors[key]):
+            yield f"{key} differs"
+    read = read_adapter(directory, meant.name)
+    yield from (issue.message.rstrip(".") for issue in read.issues if issue.severity == "error")
     found, wanted = _outline(read), _outline(meant)
     for what in sorted(found.keys() | wanted.keys()):
         if found.get(what) != wanted.get(what):
-            return f"{what} is {found.get(what)} instead of {wanted.get(what)}"
+            yield f"{what} is {found.get(what)} instead of {wanted.get(what)}"
     for path, info in read.layout.items():
         scaling = meant.layout[path].scaling
         if not math.isclose(info.scaling, scaling, rel_tol=SCALING_ERROR):
-            return f"the scaling of {path} is {info.scaling!r} instead of {scaling!r}"
-    return None
+            yield f"the scaling of {path} is {info.scaling!r} instead of {scaling!r}"
 
 
 def _outline(adapter: Adapter) -> dict[str, Any]:

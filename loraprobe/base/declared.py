@@ -18,17 +18,18 @@ from pydantic import BaseModel, Field, RootModel, ValidationError
 from loraprobe import limits
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import BaseError
-from loraprobe.json_types import first_problem, wrong_types
+from loraprobe.json_types import document_model, first_problem
 from loraprobe.limits import DEEPEST, nested_values
 
-# The keys that loraprobe reads, by the type of their values; null means the same as an absent key.
-TYPES: dict[str, list[str]] = {
-    "a text": ["model_type"],
-    "a list of texts": ["architectures"],
-    "an object": ["auto_map", "text_config", "quantization_config"],
-    "true or false": ["tie_word_embeddings"],
-    "a whole number": ["vocab_size"],
+# The type of a value -> the keys that loraprobe reads and that have this type.
+TYPES: Mapping[Any, str] = {
+    str | None: "model_type",
+    list[str] | None: "architectures",
+    dict[str, Any] | None: "auto_map text_config quantization_config",
+    bool | None: "tie_word_embeddings",
+    int | None: "vocab_size",
 }
+BaseConfig = document_model("BaseConfig", TYPES)
 LARGEST = 2**63  # every size and id of a model is smaller
 
 LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers"})
@@ -39,6 +40,7 @@ HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
 PACKED = 8  # values that one stored number of a quantised file may hold
 GROWTH = 1000  # the largest factor by which a normaliser may lengthen a text
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]  # the tokenizers library stores 32 bits
+DecimalKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 
 
 class StoredTensor(Protocol):
@@ -50,10 +52,11 @@ class StoredTensor(Protocol):
 
 def check_types(config: Mapping[str, Any], reference: str) -> None:
     """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
-    problems = [
-        f"sets {key} to {_short(value)}, which must be {kind}"
-        for key, value, kind in wrong_types(config, TYPES)
-    ]
+    problems = []
+    try:
+        BaseConfig.model_validate(config)
+    except ValidationError as error:
+        problems.append(f"has a wrong value ({first_problem(error)})")
     for key, value, depth in nested_values(config):
         if depth > DEEPEST:
             problems.append(f"nests {key} in more than {DEEPEST} levels")
@@ -70,17 +73,11 @@ def check_sizes(
 
     The number of layers comes from the tensors' names. Other counts may not exceed the number of
     tensors and their longest side (experts may be stacked); sizes may not exceed the longest side.
-    Both bounds allow for packed weights.
+    Both bounds allow for packed weights. Without tensors, a config that would build an immense
+    model is refused.
     """
-    if tensors and (problem := next(_wrong_sizes(config, tensors), None)):
+    if problem := next(_wrong_sizes(config, tensors), None):
         raise BaseError(f"config.json of {reference} {problem}; download the model again.")
-
-
-def check_counts(config: Mapping[str, Any], reference: str) -> None:
-    """Raises BaseError for a config without weights that would build an immense model."""
-    for key, value, _ in nested_values(config):
-        if COUNTS.search(key) and _is_number(value) and value > HARMLESS_COUNT:
-            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}.")
 
 
 def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
@@ -151,37 +148,19 @@ class TokenizerFile(BaseModel, strict=True):
     added_tokens: list[AddedToken] | None = None
 
 
-class SpecialTokens(BaseModel, strict=True):
-    """special_tokens_map.json, and a part of tokenizer_config.json."""
-
-    bos_token: str | Token | None = None
-    eos_token: str | Token | None = None
-    unk_token: str | Token | None = None
-    sep_token: str | Token | None = None
-    pad_token: str | Token | None = None
-    cls_token: str | Token | None = None
-    mask_token: str | Token | None = None
-
-
-class TokenizerConfig(SpecialTokens, strict=True):
-    """tokenizer_config.json; ids are the keys of `added_tokens_decoder`."""
-
-    chat_template: str | list[NamedTemplate] | None = None
-    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Token] | None = None
-
-
-class ChatTemplate(BaseModel, strict=True):
-    """chat_template.json."""
-
-    chat_template: str
-
-
+SPECIAL: dict[Any, str] = {
+    str | Token | None: "bos_token eos_token unk_token sep_token pad_token cls_token mask_token"
+}
+TEMPLATES: dict[Any, str] = {
+    str | list[NamedTemplate] | None: "chat_template",
+    dict[DecimalKey, Token] | None: "added_tokens_decoder",
+}
 TOKENIZER_FILES: Mapping[str, type[BaseModel]] = {
     "tokenizer.json": TokenizerFile,
-    "tokenizer_config.json": TokenizerConfig,
-    "special_tokens_map.json": SpecialTokens,
+    "tokenizer_config.json": document_model("TokenizerConfig", SPECIAL | TEMPLATES),
+    "special_tokens_map.json": document_model("SpecialTokens", SPECIAL),
     "added_tokens.json": RootModel[dict[str, TokenId]],
-    "chat_template.json": ChatTemplate,
+    "chat_template.json": document_model("ChatTemplate", {str: "chat_template"}),
 }
 
 

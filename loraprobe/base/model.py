@@ -33,9 +33,8 @@ from loraprobe.base.quiet import quiet, silenced
 from loraprobe.checkpoint import (
     check_link,
     first_line,
-    read_header,
+    open_weights,
     read_json,
-    read_tensor,
     weight_names,
 )
 from loraprobe.errors import BaseError, OutOfMemory, UsageError
@@ -52,7 +51,8 @@ NOT_READ = frozenset(
 OVERHEAD = 0.1
 # Estimated bytes per weight if bitsandbytes quantises while loading, except embeddings and norms.
 BYTES = {"8bit": 1.2, "4bit": 0.7}
-PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # quantised weights are loaded as stored
+# Quantised weights are loaded as stored.
+PACKED = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2}
 
 Quantize = Literal["none", "4bit", "8bit"]
 DeviceMap = Literal["none", "auto"]
@@ -140,9 +140,10 @@ class Base:
         """
         found: dict[str, Weight] = {}
         for file in self.weight_files:
-            for key, (dtype, shape) in read_header(file, self.reference).items():
+            opened = open_weights(file, self.reference)
+            for key, shape in opened.shapes.items():
                 kind = kind_of(self.config, key.rpartition(".")[0])
-                found[key] = Weight(file, key, shape, dtype, kind)
+                found[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
         check_sizes(self.config, found, self.reference)
         return found
 
@@ -223,7 +224,7 @@ class Base:
                 f"{self.reference} stores {name} quantised ({found.dtype}); give the unquantised "
                 "base model instead."
             )
-        return read_tensor(found.file, found.key, self.reference).to(torch.float32)
+        return found.file.read(found.key).to(torch.float32)
 
     @cached_property
     def sha256(self) -> str:

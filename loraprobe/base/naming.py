@@ -22,12 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import root
 from loraprobe.adapters.saving import with_paths
-from loraprobe.base.declared import check_counts
+from loraprobe.base.declared import check_sizes
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import read_json
+from loraprobe.checkpoint import TensorFile, read_json
 from loraprobe.findings import finding
 
 WeightKind = Literal["linear", "conv1d", "embedding"]
@@ -50,17 +52,17 @@ EMBEDDING = re.compile(
 )
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Weight:
     """The place and format of one weight. `shape` is as stored, not yet [out, in]."""
 
-    file: Path
+    file: TensorFile
     key: str
     shape: tuple[int, ...]
-    dtype: str  # as in safetensors headers: F32, BF16, U8 ...
+    dtype: torch.dtype | None  # None: a type that torch does not have
     kind: WeightKind
 
     @property
@@ -76,7 +78,7 @@ class Weight:
     @property
     def is_packed(self) -> bool:
         """Whether it is quantised in a format whose shape is not that of the weight."""
-        return self.dtype == "U8" or (self.dtype not in FLOATS and min(self.shape) == 1)
+        return self.dtype == torch.uint8 or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
 def kind_of(config: Mapping[str, Any], path: str) -> WeightKind:
@@ -196,7 +198,7 @@ def module_names(directory: Path) -> ModuleNames | None:
     It may be absent, broken, of an unknown architecture, or declare more layers than are built.
     """
     try:
-        check_counts(read_json(directory / "config.json", str(directory)), str(directory))
+        check_sizes(read_json(directory / "config.json", str(directory)), {}, str(directory))
         return ModuleNames(_config_of(directory))
     except Exception:  # transformers may raise anything
         return None
@@ -213,7 +215,6 @@ def _config_of(directory: Path) -> Any:
 
 def _classes(config: Any) -> tuple[Any, Any]:
     """The class with vision (or the only one) and the text-only class of a base, on meta."""
-    import torch
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
@@ -245,7 +246,6 @@ def model_without_weights(directory: Path) -> Any:
 
     Raises what transformers raises for an architecture that it does not know.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     config = _config_of(directory)

@@ -72,7 +72,29 @@ def identity_issues(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
     """Issues about base names, revisions, task types, tokenizers. fit: paths and shapes agree."""
-    severity: Severity = "warning" if base is None else "note"
+    by_base: dict[str, tuple[str, ...]] = {}  # name of a base -> the adapters that name it
+    for adapter in adapters:
+        if adapter.base_model:
+            by_base[adapter.base_model] = (*by_base.get(adapter.base_model, ()), adapter.name)
+    yield from _base_names(adapters, "warning" if base is None else "note")
+    yield from _bases_of_pairs(by_base, purpose, fit)
+    if base is not None:
+        yield from _base_given(by_base, base)
+    yield from _revisions(adapters, None if base is None else base.commit)
+    for named, ours in by_base.items():
+        if QUANTISED.search(named):
+            yield finding(
+                "quantised-base",
+                ours,
+                f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
+                "weights the effect differs a little.",
+            )
+    yield from _task_types(adapters, purpose)
+    yield from _tokenizers(adapters, base)
+
+
+def _base_names(adapters: Sequence[Adapter], severity: Severity) -> Iterator[Issue]:
+    """Adapters that name no base, with this severity, or name it by a path."""
     for adapter in adapters:
         if not adapter.base_model:
             yield finding(
@@ -90,10 +112,12 @@ def identity_issues(
                 f"{adapter.name} names its base by a path of the machine that it was trained on; "
                 f"the files written here use the name {public or '(none)'}.",
             )
-    by_base: dict[str, tuple[str, ...]] = {}  # name of a base -> the adapters that name it
-    for adapter in adapters:
-        if adapter.base_model:
-            by_base[adapter.base_model] = (*by_base.get(adapter.base_model, ()), adapter.name)
+
+
+def _bases_of_pairs(
+    by_base: Mapping[str, tuple[str, ...]], purpose: Purpose, fit: bool
+) -> Iterator[Issue]:
+    """Each two names of bases that are not the same."""
     for (one, ours), (other, theirs) in combinations(by_base.items(), 2):
         who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)
@@ -112,26 +136,38 @@ def identity_issues(
                 )
             copy = unquantised(one) == unquantised(other)
             origin = " By its name one may be a copy of the other." if copy else ""
-            message = f"{who}{shapes}.{origin}"
             mild = fit and (purpose in ("route", "measure") or (copy and purpose == "inspect"))
-            severity = "warning" if mild else "error"
-            yield finding("base-mismatch", ours + theirs, message, severity=severity)
-    if base is not None:
-        for named, ours in by_base.items():
-            kind = relation(named, base.reference.partition("@")[0])
-            if kind == "same":
-                continue
-            # A directory of two names, such as models/base, looks like a Hub id.
-            other_model = kind == "different" and not Path(base.reference).expanduser().is_dir()
-            told = "names alone cannot tell whether that is the base given here"
             yield finding(
-                "base-mismatch" if other_model else "base-unclear",
-                ours,
-                f"{_trained(ours)} on {_public(named)}; "
-                f"{'the base given here is another' if other_model else told}.",
-                severity="warning" if other_model else "note",
-                cure=f"Give --base={_public(named)} if {base.reference} is not that model.",
+                "base-mismatch",
+                ours + theirs,
+                f"{who}{shapes}.{origin}",
+                severity="warning" if mild else "error",
             )
+
+
+def _base_given(by_base: Mapping[str, tuple[str, ...]], base: Base) -> Iterator[Issue]:
+    """Each name of a base that is not that of the base which is used."""
+    # A directory of two names, such as models/base, looks like a Hub id.
+    local = Path(base.reference).expanduser().is_dir()
+    for named, ours in by_base.items():
+        kind = relation(named, base.reference.partition("@")[0])
+        if kind == "same":
+            continue
+        code, told = "base-mismatch", "the base given here is another"
+        if kind == "unclear" or local:
+            code = "base-unclear"
+            told = "names alone cannot tell whether that is the base given here"
+        yield finding(
+            code,
+            ours,
+            f"{_trained(ours)} on {_public(named)}; {told}.",
+            severity="warning" if code == "base-mismatch" else "note",
+            cure=f"Give --base={_public(named)} if {base.reference} is not that model.",
+        )
+
+
+def _revisions(adapters: Sequence[Adapter], commit: str | None) -> Iterator[Issue]:
+    """Other revisions of one base in two adapters, or than the commit of the base given."""
     given = [(a, str(a.config["revision"])) for a in adapters if a.config.get("revision")]
     for (a, first), (b, second) in combinations(given, 2):
         names = a.base_model, b.base_model
@@ -143,7 +179,6 @@ def identity_issues(
                 f"{second}.",
             )
     for adapter, revision in given:
-        commit = None if base is None else base.commit
         if commit and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != commit:
             yield finding(
                 "revision-mismatch",
@@ -152,14 +187,10 @@ def identity_issues(
                 f"{commit}.",
                 cure=f"Give --base={_public(adapter.base_model)}@{revision}.",
             )
-    for named, ours in by_base.items():
-        if QUANTISED.search(named):
-            yield finding(
-                "quantised-base",
-                ours,
-                f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
-                "weights the effect differs a little.",
-            )
+
+
+def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
+    """Task types that differ, and those that an evaluation does not run."""
     tasks = {a.name: str(a.task_type) for a in adapters if a.task_type}
     if len(set(tasks.values())) > 1:
         listed = ", ".join(f"{name} is {task}" for name, task in tasks.items())
@@ -175,7 +206,6 @@ def identity_issues(
                 (name,),
                 f"{name} is an adapter for {task}; evaluation runs causal language models only.",
             )
-    yield from _tokenizers(adapters, base)
 
 
 def _public(named: str | None) -> str:

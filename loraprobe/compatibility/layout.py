@@ -325,7 +325,7 @@ def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
     """A warning for an adapted layer that shares its weight: peft changes only that layer."""
     shared: dict[tuple[str, str], list[str]] = {}
     for path, weight in base.weights.items():
-        shared.setdefault((str(weight.file), weight.key), []).append(path)
+        shared.setdefault((str(weight.file.path), weight.key), []).append(path)
     for paths in shared.values():
         adapted = [p for p in paths if p in adapter.layout and p.rpartition(".")[2] in VOCABULARY]
         if len(paths) > 1 and adapted and len(adapted) < len(paths):

@@ -14,8 +14,8 @@ from typing import Literal
 from loraprobe.adapters import Adapter, Source, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
 from loraprobe.adapters.paths import VOCABULARY, root
+from loraprobe.adapters.reading import open_tensors
 from loraprobe.adapters.saving import config_of
-from loraprobe.adapters.tensors import open_tensors
 from loraprobe.base import Base, module_names
 from loraprobe.base.naming import touched
 from loraprobe.errors import BaseError, UsageError
@@ -56,16 +56,6 @@ class Feature:
     marks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What servers do with a feature. `fixed` is the first version that reads it, "" for none."""
-
-    feature: str
-    servers: tuple[str, ...]
-    effect: Effect
-    fixed: str = ""
-
-
 _READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
 SERVERS: Mapping[str, Server] = {
     name: Server(**{**row, "ranks": tuple(row.get("ranks", ()))})
@@ -75,7 +65,11 @@ FEATURES: Mapping[str, Feature] = {
     name: Feature(**{**row, "cure": _READ["cures"].get(row["cure"], row["cure"])})
     for name, row in _READ["features"].items()
 }
-RULES = tuple(Rule(feature, tuple(names), *rest) for feature, names, *rest in _READ["rules"])
+# (feature, servers, effect, the first version that reads it or "") of what servers do not read.
+RULES: Sequence[tuple[str, Sequence[str], Effect, str]] = [
+    (feature, names, effect, fixed[0] if fixed else "")
+    for feature, names, effect, *fixed in _READ["rules"]
+]
 
 OK = "serve-ok"
 NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")
@@ -181,12 +175,12 @@ def _unread(
     held = _features(adapter)
     if base is not None and _of_another_class(adapter, Base(adapter.base_model or "", base)):
         held.add("other-class")
-    for rule in (rule for rule in RULES if rule.feature in held):
-        for server in (name for name in rule.servers if name in versions):
-            fixed = rule.fixed and _number(versions[server]) >= _number(rule.fixed)
-            severity = "warning" if fixed else SEVERITIES[rule.effect]
-            before = f" before {rule.fixed}" if rule.fixed else ""
-            yield server, (rule.feature, rule.effect, severity, before)
+    for feature, servers, effect, fixed in RULES:
+        for server in servers if feature in held else ():
+            if server in versions:
+                reads = fixed and _number(versions[server]) >= _number(fixed)
+                before = f" before {fixed}" if fixed else ""
+                yield server, (feature, effect, "warning" if reads else SEVERITIES[effect], before)
     for server in versions:
         ranks, rank = SERVERS[server].ranks, adapter.rank_range[1]
         if ranks and rank > max(ranks):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from loraprobe.adapters import Adapter, Source, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.reading import find_directory
-from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
+from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import (
     AdapterError,
@@ -24,19 +23,19 @@ from loraprobe.errors import (
     LoraprobeError,
     ReferenceError_,
 )
-from loraprobe.hub.cards import (
+from loraprobe.hub.reference import DATASET, Reference, unique_names
+from loraprobe.hub.repository import (
+    Snapshot,
     beside,
-    declared_licence,
-    is_gated,
+    cached,
+    check_push,
+    fetch,
+    fetch_first,
     model_card,
-    prompt_form,
+    push,
     read_card,
+    summary,
 )
-from loraprobe.hub.datasets import PREFIX as DATASET
-from loraprobe.hub.datasets import resolve_dataset
-from loraprobe.hub.publishing import check_push, push, summary
-from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, cached, fetch, fetch_first
 from loraprobe.hub.search import find_adapters, one_base
 
 BASE_EXTRAS = frozenset(

@@ -17,11 +17,10 @@ from loraprobe import limits
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
-from loraprobe.hub.reference import ON_HUB, Reference
+from loraprobe.hub.reference import DATASET, ON_HUB, Reference
 from loraprobe.hub.repository import download, list_files
 from loraprobe.limits import nested_values
 
-PREFIX = "hf://datasets/"
 CARD = "README.md"
 EXTRA = "pip install 'loraprobe[datasets]'"
 MOST_FILES = 100_000  # of one repository
@@ -44,7 +43,7 @@ def resolve_dataset(text: str) -> DatasetSplit:
     Without a split it is "test", or the only one. Raises ReferenceError_ for another text, HubError
     where the Hub has no such files.
     """
-    found = ON_HUB.fullmatch(text.removeprefix(PREFIX))
+    found = ON_HUB.fullmatch(text.removeprefix(DATASET))
     if not found or "/" not in found["repo"]:
         raise ReferenceError_(
             f"{text} names no data set; write hf://datasets/owner/name, and after it @revision or "
@@ -61,7 +60,7 @@ def resolve_dataset(text: str) -> DatasetSplit:
     name = PurePosixPath(repo).name
     return DatasetSplit(
         name if config in (*PLAIN, name) else f"{name}-{config}",
-        f"{PREFIX}{repo}@{commit}:{config}/{split}",
+        f"{DATASET}{repo}@{commit}:{config}/{split}",
         commit,
         tuple(download(reference, commit, names)),
     )
@@ -75,7 +74,7 @@ def _split_files(
         import datasets
     except ImportError:
         raise HubError(
-            f"{PREFIX}{repo} is a data set, which the package datasets reads: {EXTRA}."
+            f"{DATASET}{repo} is a data set, which the package datasets reads: {EXTRA}."
         ) from None
     _check_card(repo, card)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +142,7 @@ def _named(repo: str, wanted: str, known: Collection[str]) -> tuple[str, str]:
         config = "default" if "default" in known else next(iter(known))
     if config not in known:
         problem = f"no configuration {config!r}" if config else "several configurations"
-        example = f"{PREFIX}{repo}:{next(iter(known), 'default')}/{split or 'test'}"
+        example = f"{DATASET}{repo}:{next(iter(known), 'default')}/{split or 'test'}"
         raise HubError(f"{repo} has {problem}; name one of {shortly(known)}, as in {example}.")
     return config, split
 

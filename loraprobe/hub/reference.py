@@ -16,6 +16,7 @@ ON_HUB = re.compile(
     r"(?P<repo>(?:[\w.-]{1,96}/)?[\w.-]{1,96})(?:@(?P<revision>[^:@]+))?(?::(?P<folder>.*))?",
     re.ASCII,
 )
+DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
 SYSTEMS = frozenset({"base", "uniform", "sum", "arrow", "chain", "random-partner"})
 

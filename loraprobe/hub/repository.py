@@ -1,8 +1,11 @@
-"""Downloads the files of one commit of a repository into the cache of the Hub's client.
+"""Downloads files of one commit into the cache of the Hub's client, and uploads a directory.
 
 The revision is resolved to a commit once, and every file comes from that commit. If the Hub cannot
 be reached, a complete cached copy is used, with a warning. What the client raises becomes one
 sentence with a cure and without tokens.
+
+An upload is private unless asked otherwise. The Hub keeps what has arrived: a second upload of the
+same files sends only the others.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.errors import HubError, LoraprobeError
+from loraprobe import limits
+from loraprobe.adapters import Adapter, Source
+from loraprobe.checkpoint import check_link
+from loraprobe.errors import HubError, LoraprobeError, UsageError
 from loraprobe.file_hashes import cache_directory, file_hash
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
@@ -160,6 +166,32 @@ def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     return _get(reference, wanted, reference.revision, verify=False) if wanted else None
 
 
+def model_card(adapter: Adapter) -> str | None:
+    """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
+    return beside(adapter.source, "README.md")
+
+
+def beside(source: Source, name: str) -> str | None:
+    """The text of a file of an adapter or a base, or of its repository; None if there is none."""
+    file = None if source.path is None else source.path / name
+    if source.commit is not None and not (file and file.is_file()):
+        reference = replace(Reference.parse(source.reference), revision=source.commit)
+        file = fetch_first(reference, [reference.inside(name), name])
+    return read_card(file, source.public) if file else None
+
+
+def read_card(file: Path, reference: str, raises: type[LoraprobeError] = HubError) -> str | None:
+    """The text of a model card, up to the limit; None if the file does not exist.
+
+    Raises `raises` for a link that leads out of its repository.
+    """
+    if not file.is_file():
+        return None
+    check_link(file, reference, raises)
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return stream.read(limits.CARD)
+
+
 def _listing(reference: Reference) -> tuple[str, list[str]]:
     """The commit of the revision and the names of all its files, from the Hub."""
     from huggingface_hub import HfApi
@@ -275,6 +307,7 @@ def endpoint() -> str:
 
 
 def _sentence(error: BaseException, ref: Reference) -> str:
+    """What happened and what to do. Some of the client's errors are kinds of others."""
     from huggingface_hub import errors
 
     hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
@@ -288,69 +321,84 @@ def _sentence(error: BaseException, ref: Reference) -> str:
             f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once to "
             "download it."
         )
-    sentences = {  # the first that fits: some of these errors are kinds of others
-        errors.GatedRepoError: (
-            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{page}, then set "
-            "HF_TOKEN to a token of that account."
-        ),
-        errors.DisabledRepoError: f"{ref.repo} has been disabled on {hub}; use another one.",
-        errors.RepositoryNotFoundError: (
-            f"There is no {what} {ref.repo}{revision} on {hub}; check the name, or set HF_TOKEN if "
-            f"it is private{local}."
-        ),
-        errors.RevisionNotFoundError: (
-            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or a "
-            "commit of it."
-        ),
-        errors.OfflineModeIsEnabled: absent,
-        errors.LocalEntryNotFoundError: absent,
-        errors.EntryNotFoundError: f"{where} lost a file while it was read on {hub}; try again.",
-    }
-    for kind, sentence in sentences.items():
-        if isinstance(error, kind):
-            return sentence
-    return _of_transfer(error, where) if status_of(error) is None else _of_status(error, ref.repo)
-
-
-def _of_status(error: BaseException, repo: str) -> str:
-    hub, status = f"The Hub at {endpoint()}", status_of(error) or 0
+    status, kind, number = status_of(error), type(error).__name__, getattr(error, "errno", None)
+    text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
+    broke_off = "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError")
     headers = getattr(getattr(error, "response", None), "headers", {})
     reset = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
     wait = headers.get("retry-after") or (reset and reset[1])
     pause = f"in {wait} seconds" if wait else "later"
-    if status >= 500:
-        return f"{hub} has trouble (status {status}); try again later."
-    sentences = {
-        429: f"limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher limit.",
-        401: "rejects the token; set HF_TOKEN to a valid one or unset it.",
-        403: f"forbids access to {repo}; use a token that may read it.",
-    }
-    other = f"answers {repo} with status {status}; check the reference and HF_ENDPOINT."
-    return f"{hub} {sentences.get(status, other)}"
-
-
-def _of_transfer(error: BaseException, where: str) -> str:
-    hub, kind = f"The Hub at {endpoint()}", type(error).__name__
-    text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
-    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
-    if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
-        return f"The download of {where} broke off before its end; try again."
-    if kind == "HFValidationError":
-        return f"{where} cannot be a name on the Hub; a repository is owner/name."
-    if is_transient(error):
-        return (
+    cases = [  # the first that fits
+        (
+            isinstance(error, errors.GatedRepoError),
+            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{page}, then set "
+            "HF_TOKEN to a token of that account.",
+        ),
+        (
+            isinstance(error, errors.DisabledRepoError),
+            f"{ref.repo} has been disabled on {hub}; use another one.",
+        ),
+        (
+            isinstance(error, errors.RepositoryNotFoundError),
+            f"There is no {what} {ref.repo}{revision} on {hub}; check the name, or set HF_TOKEN if "
+            f"it is private{local}.",
+        ),
+        (
+            isinstance(error, errors.RevisionNotFoundError),
+            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or a "
+            "commit of it.",
+        ),
+        (
+            isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError),
+            absent,
+        ),
+        (
+            isinstance(error, errors.EntryNotFoundError),
+            f"{where} lost a file while it was read on {hub}; try again.",
+        ),
+        (
+            status is not None and status >= 500,
+            f"{hub} has trouble (status {status}); try again later.",
+        ),
+        (
+            status == 429,
+            f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
+            "limit.",
+        ),
+        (status == 401, f"{hub} rejects the token; set HF_TOKEN to a valid one or unset it."),
+        (status == 403, f"{hub} forbids access to {ref.repo}; use a token that may read it."),
+        (
+            status is not None,
+            f"{hub} answers {ref.repo} with status {status}; check the reference and HF_ENDPOINT.",
+        ),
+        (
+            number in (errno.ENOSPC, errno.EDQUOT),
+            f"{where} does not fit on the disk of the cache; free space or set HF_HOME.",
+        ),
+        (
+            number in NOT_WRITABLE,
+            f"The cache cannot be written ({getattr(error, 'filename', None)}); set HF_HOME to a "
+            "folder of yours.",
+        ),
+        (broke_off, f"The download of {where} broke off before its end; try again."),
+        (
+            kind == "HFValidationError",
+            f"{where} cannot be a name on the Hub; a repository is owner/name.",
+        ),
+        (
+            is_transient(error),
             f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
-            "HF_HUB_OFFLINE=1 to use what is cached."
-        )
-    if isinstance(error, ValueError):
-        return (
+            "HF_HUB_OFFLINE=1 to use what is cached.",
+        ),
+        (
+            isinstance(error, ValueError),
             f"{hub} sends a response about {where} that is not the Hub's ({text}); check "
-            "HF_ENDPOINT and proxies."
-        )
-    return f"{where} could not be read: {text}."
+            "HF_ENDPOINT and proxies.",
+        ),
+        (True, f"{where} could not be read: {text}."),
+    ]
+    sentence = next(sentence for fits, sentence in cases if fits)
+    return sentence[0].upper() + sentence[1:] if sentence.startswith("the Hub") else sentence
 
 
 def is_offline() -> bool:
@@ -363,3 +411,70 @@ def is_offline() -> bool:
 def status_of(error: BaseException) -> int | None:
     """The status of a response that the client raised as an error."""
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def check_push(repository: str) -> None:
+    """Raises UsageError for a name that is no OWNER/NAME, without a token, and offline."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        owner, name = repository.split("/")
+    except (HFValidationError, ValueError):
+        raise UsageError(
+            f"--push takes a repository of the Hub as OWNER/NAME, not {repository!r}."
+        ) from None
+    if is_offline():
+        raise UsageError(f"--push={owner}/{name}: HF_HUB_OFFLINE is set; unset it to upload.")
+    if not get_token():
+        raise UsageError(
+            f"--push={owner}/{name} needs a token that may write; set HF_TOKEN to one."
+        )
+
+
+@quiet_client()
+def push(directory: Path, repository: str, public: bool = False) -> str:
+    """Uploads a directory; returns the address of its repository.
+
+    The repository is made if it does not exist. Raises UsageError where it is public and `public`
+    is off, HubError where the Hub refuses or the upload breaks off.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=not public, exist_ok=True)
+        if not (public or api.model_info(repository).private):
+            raise UsageError(
+                f"{repository} is public, so nothing was uploaded; add --public to publish there, "
+                "or give another name."
+            )
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            commit_message="Upload by loraprobe",
+            ignore_patterns=[".cache/**", ".git/**"],
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # the client raises many types
+        status = status_of(error)
+        why = str(explain(error, Reference(repository, repo=repository))).rstrip(".")
+        if status in (401, 403, 404):
+            why = f"the Hub does not let this token write to {repository} (status {status})"
+        raise HubError(
+            f"{directory} is written, but not uploaded: {why}; the same call with --overwrite goes "
+            "on, and sends no file again that arrived."
+        ) from None
+    return f"{endpoint()}/{repository}"
+
+
+def summary(directory: Path, repository: str, public: bool) -> str:
+    """What will be uploaded, and to where, in a sentence."""
+    files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    names = ", ".join(str(file.relative_to(directory)) for file in files[:4])
+    more = f" and {len(files) - 4} more" if files[4:] else ""
+    size = sum(file.stat().st_size for file in files) / 1e6
+    seen = "public: everybody can read it" if public else "private"
+    return f"Uploading {names}{more} ({size:.1f} MB) to {endpoint()}/{repository} ({seen})."

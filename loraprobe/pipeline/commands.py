@@ -21,7 +21,6 @@ from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.cards import made_text, with_card
 from loraprobe.pipeline.conclusion import recommend, verdict_with_next
 from loraprobe.pipeline.examination import (
     Examination,
@@ -41,6 +40,7 @@ from loraprobe.pipeline.inputs import (
     check_task_use,
     open_inputs,
 )
+from loraprobe.pipeline.provenance import made_text, with_card
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.pipeline.transforms import Transformed, merge_by, transform_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict

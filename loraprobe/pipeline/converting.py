@@ -15,9 +15,8 @@ from torch import Tensor
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, check_apart, common_targets, mended, portable
 from loraprobe.adapters.experts import without_experts
-from loraprobe.adapters.reading import PREFIX
+from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.adapters.saving import config_of
-from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.base import Base, module_names
 from loraprobe.base.naming import named as renamed
 from loraprobe.base.naming import touched

@@ -21,6 +21,7 @@ from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
 from loraprobe.file_hashes import cache_directory
+from loraprobe.front_matter import prompt_form
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
@@ -229,7 +230,7 @@ def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, st
         places.append(("the card of the base", source, "README.md"))
     for what, source, file in places:
         with contextlib.suppress(LoraprobeError):
-            form = hub.prompt_form(hub.beside(source, file))
+            form = prompt_form(hub.beside(source, file))
             if form is not None:
                 return form, f"{what} shows {'user turns' if form else 'plain prompts'}"
     return False, "no card and no tokenizer of theirs shows a form"

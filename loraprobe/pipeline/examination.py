@@ -13,6 +13,7 @@ from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose, licence_issues
 from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
@@ -134,14 +135,14 @@ def licensed(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[
     A card that cannot be read counts as one without a licence; a finding says so.
     """
     cards = {one.name: _card(partial(hub.model_card, one)) for one in inputs.given}
-    licences = {name: hub.declared_licence(card) for name, card in cards.items()}
+    licences = {name: declared_licence(card) for name, card in cards.items()}
     known = dict(licences)
     if inputs.base is not None:
         file = inputs.base.path / "README.md"
         cards["the base"] = _card(partial(hub.read_card, file, str(file)))
-        if licence := hub.declared_licence(cards["the base"]):
+        if licence := declared_licence(cards["the base"]):
             known["the base"] = licence
-    gated = [name for name, card in cards.items() if hub.is_gated(card)]
+    gated = [name for name, card in cards.items() if is_gated(card)]
     return replace(examined, licences=licences), tuple(licence_issues(known, gated))
 
 

@@ -53,7 +53,7 @@ from loraprobe.adapters import (
     staged_directory,
 )
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
+from loraprobe.adapters.reading import SAFETENSORS, open_tensors
 from loraprobe.base import Base
 from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router

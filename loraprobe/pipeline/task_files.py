@@ -61,7 +61,9 @@ def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
 def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
     if not str(task).startswith(hub.DATASET):
         return load_task(task, limit, layout)
-    found = hub.resolve_dataset(str(task))
+    from loraprobe.hub.datasets import resolve_dataset
+
+    found = resolve_dataset(str(task))
     source = Task(found.name, (), found.reference, commit=found.commit)
     return read_task(found.files, source, limit, layout)
 

@@ -23,14 +23,15 @@ import torch
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, read_adapter
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.tensors import SafetensorsFile
 from loraprobe.base import Base, open_base
-from loraprobe.checkpoint import check_link
+from loraprobe.checkpoint import check_link, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
-from loraprobe.pipeline.cards import (
+from loraprobe.pipeline.commands import compose, merge
+from loraprobe.pipeline.inputs import base_of
+from loraprobe.pipeline.provenance import (
     CARD,
     KEY,
     BaseRecord,
@@ -40,8 +41,6 @@ from loraprobe.pipeline.cards import (
     read_card_fields,
     read_provenance,
 )
-from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Check, Verification
@@ -156,27 +155,22 @@ def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
 
     A link to a folder and an empty folder count as files; those of git are left out.
     """
-    for folder, folders, files in os.walk(place):
-        here = Path(folder)
-        if here == place:
-            folders[:] = [name for name in folders if name not in IGNORED]
-            files = [name for name in files if name not in IGNORED]
-        linked = [name for name in folders if (here / name).is_symlink()]
-        empty = [] if folders or files or here == place else [""]
-        for name in (*sorted(files), *linked, *empty):
-            path = here / name
-            held = str(path.relative_to(place))
-            if held not in expected:
-                return False, (
-                    f"{held} does not belong to it; peft, transformers or a person may load it."
-                )
-            try:
-                check_link(path, place.name, AdapterError)
-            except AdapterError as error:
-                return False, str(error)
-    lost = sorted(name for name in expected if not (place / name).is_file())
-    if lost:
-        return False, f"{lost[0]} is missing."
+    held = {
+        str(path.relative_to(place)): path
+        for path in sorted(place.rglob("*"))
+        if path.relative_to(place).parts[0] not in IGNORED
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    }
+    if others := held.keys() - expected:
+        other = min(others)
+        return False, f"{other} does not belong to it; peft, transformers or a person may load it."
+    if lost := expected - held.keys():
+        return False, f"{min(lost)} is missing."
+    try:
+        for path in held.values():
+            check_link(path, place.name, AdapterError)
+    except AdapterError as error:
+        return False, str(error)
     return True, f"{len(expected)} files, and no others."
 
 
@@ -235,7 +229,7 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
     Factors are compared by their products, with the config beside each file. Raises AdapterError
     for a file that cannot be read.
     """
-    ours, theirs = SafetensorsFile(found), SafetensorsFile(wanted)
+    ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
     if ours.metadata != theirs.metadata:
         return "its header holds other texts"
     for key in sorted(theirs.shapes.keys() | ours.shapes.keys()):

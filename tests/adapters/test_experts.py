@@ -22,7 +22,8 @@ from mixtures import (
 from safetensors.torch import load_file
 
 from loraprobe import limits
-from loraprobe.adapters import read_adapter, tensors
+from loraprobe.adapters import read_adapter
+from loraprobe.checkpoint import SafetensorsFile
 from loraprobe.errors import AdapterError, CompatibilityError
 from loraprobe.merging import merge
 
@@ -148,12 +149,12 @@ def test_experts_count_for_the_limit_of_modules(tmp_path, monkeypatch):
 
 def test_a_stack_is_read_once_for_all_its_experts(tmp_path, monkeypatch):
     adapter = saved(tmp_path, wrapped(CASES["two parameters of a module"]))
-    read, keys = tensors.SafetensorsFile.read, []
+    read, keys = SafetensorsFile.read, []
 
     def counted(file, key):
         keys.append(key)
         return read(file, key)
 
-    monkeypatch.setattr(tensors.SafetensorsFile, "read", counted)
+    monkeypatch.setattr(SafetensorsFile, "read", counted)
     assert len(list(adapter.modules.values())) == 2 * 2 * EXPERTS
     assert len(keys) == len(set(keys)) == 8

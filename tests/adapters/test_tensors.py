@@ -10,9 +10,9 @@ import pytest
 import torch
 from making import LLAMA, random_adapter, write_adapter
 
-from loraprobe import limits
-from loraprobe.adapters import read_adapter, tensors
-from loraprobe.checkpoint import read_json, read_tensor
+from loraprobe import checkpoint, limits
+from loraprobe.adapters import read_adapter
+from loraprobe.checkpoint import open_weights, read_json
 from loraprobe.errors import AdapterError, BaseError, TaskError
 from loraprobe.tasks import load_probe, load_task
 
@@ -26,7 +26,7 @@ def saved(tmp_path):
 def test_every_tensor_is_the_same_however_often_the_map_is_opened_anew(saved, monkeypatch):
     whole = read_adapter(saved)
     expected = {path: whole.modules[path].delta() for path in whole.modules}
-    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(checkpoint, "MAPPED_BYTES", 0)
     parts = read_adapter(saved)
     held = {path: parts.modules[path] for path in parts.modules}
     assert set(held) == set(LLAMA)
@@ -35,7 +35,7 @@ def test_every_tensor_is_the_same_however_often_the_map_is_opened_anew(saved, mo
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(saved, monkeypatch):
-    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(checkpoint, "MAPPED_BYTES", 0)
     adapter = read_adapter(saved)
     path = next(iter(adapter.modules))
     assert adapter.modules[path].rank == 4
@@ -83,4 +83,4 @@ def test_a_pickle_that_inflates_is_refused_before_it_does(tmp_path):
     with pytest.raises(AdapterError, match="unpack to 16,"):
         read_adapter(place)
     with pytest.raises(BaseError, match="unpack to 16,"):
-        read_tensor(place / "adapter_model.bin", "x", "base")
+        open_weights(place / "adapter_model.bin", "base")

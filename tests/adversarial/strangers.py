@@ -21,7 +21,7 @@ from adversarial.privacy import USER, leaks
 from adversarial.reading import ROOT, Q, adapter, factors
 from adversarial.resume import cached, world
 from loraprobe.file_hashes import file_hash
-from loraprobe.hub.cards import declared_licence
+from loraprobe.front_matter import declared_licence
 from loraprobe.pipeline import served
 
 SECONDS = 20  # of processor time that a case may take

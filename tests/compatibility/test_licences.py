@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe.cli import app
 from loraprobe.compatibility.identity import licence_issues, licence_of_merge
-from loraprobe.hub import declared_licence
+from loraprobe.front_matter import declared_licence
 
 
 @pytest.mark.parametrize(

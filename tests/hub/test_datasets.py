@@ -13,8 +13,8 @@ import making
 import pytest
 from hubs import Misbehaving, commit, olah, use
 
-from loraprobe import hub
 from loraprobe.errors import HubError, LoraprobeError, ReferenceError_
+from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
 
@@ -153,7 +153,7 @@ def test_a_card_that_names_files_elsewhere_is_refused(monkeypatch, tmp_path, pat
         use(monkeypatch, server.url, tmp_path / "cache")
         monkeypatch.setattr(time, "sleep", lambda _: None)
         with pytest.raises(HubError, match="outside it"):
-            hub.resolve_dataset("hf://datasets/acme/maths")
+            resolve_dataset("hf://datasets/acme/maths")
     assert server.fetched() <= {"README.md"}
 
 

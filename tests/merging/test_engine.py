@@ -16,7 +16,7 @@ from peft import PeftModel
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.adapters.tensors import SafetensorsFile
+from loraprobe.checkpoint import SafetensorsFile
 from loraprobe.merging import merge
 
 # What is written.

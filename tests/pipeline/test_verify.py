@@ -18,7 +18,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
-from loraprobe.pipeline.cards import MergeRecord
+from loraprobe.pipeline.provenance import MergeRecord
 from loraprobe.pipeline.verify import TOLERANCES, different_product
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loraprobe import limits
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
-from loraprobe.checkpoint import check_link
 from loraprobe.compatibility.identity import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
+from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit, plain
@@ -212,14 +211,12 @@ class CompositionRecord(ProvenanceRecord):
 
 def read_card_fields(directory: Path) -> Mapping[Any, Any]:
     """The front matter of a directory's card. Raises AdapterError where there is no card."""
-    card = directory / CARD
-    if not card.is_file():
+    text = read_card(directory / CARD, str(directory), AdapterError)
+    if text is None:
         raise AdapterError(
             f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
         )
-    check_link(card, str(directory), AdapterError)
-    with card.open(encoding="utf-8", errors="replace", newline="") as stream:
-        return read_front_matter(stream.read(limits.CARD))
+    return read_front_matter(text)
 
 
 def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:

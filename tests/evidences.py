@@ -70,30 +70,10 @@ def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **res
     for system in composed:
         best = max(singles, key=values.__getitem__)
         difference = values[system] - values[best]
-        ci = (difference - half, difference + half)
-        gains.append(
-            Gain(
-                task,
-                part,
-                system,
-                best,
-                difference,
-                ci,
-                ci,
-                N,
-                needed(difference, half, margin),
-                part,
-            )
-        )
-    return evidence_of(
-        scores=tuple(scores),
-        comparisons=tuple(pairs),
-        gains=tuple(gains),
-        level="evaluation",
-        tasks=1,
-        margin=margin,
-        **rest,
-    )
+        ci, items = (difference - half, difference + half), needed(difference, half, margin)
+        gains.append(Gain(task, part, system, best, difference, ci, ci, N, items, part))
+    measured = {"scores": tuple(scores), "comparisons": tuple(pairs), "gains": tuple(gains)}
+    return evidence_of(**measured, level="evaluation", tasks=1, margin=margin, **rest)
 
 
 def changed(found, where=None, rows="scores", **fields):
@@ -151,10 +131,9 @@ def across_forms(found):
         difference = scores[gain.system, gain.part] - scores[against, part]
         half = gain.adjusted_ci95[1] - gain.difference
         ci = (difference - half, difference + half)
-        n_needed = needed(difference, half, found.margin)
-        gains.append(
-            Gain(gain.task, gain.part, gain.system, against, difference, ci, ci, N, n_needed, part)
-        )
+        items = needed(difference, half, found.margin)
+        row = replaced(gain, against=against, against_part=part, difference=difference, ci95=ci)
+        gains.append(replaced(row, adjusted_ci95=ci, n_needed=items))
     return replaced(found, gains=tuple(gains))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from loraprobe.records.command import NOTHING, Command, adapter_name
 from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
     AdapterSummary,
@@ -56,7 +55,16 @@ from loraprobe.records.measurements import (
     example,
 )
 from loraprobe.records.plain import as_text, document, plain
-from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
+from loraprobe.records.verdict import (
+    NOTHING,
+    Command,
+    Decision,
+    DecisiveGain,
+    EvidenceLevel,
+    Reason,
+    Verdict,
+    adapter_name,
+)
 
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)

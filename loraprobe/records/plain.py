@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loraprobe.records.command import Command
+from loraprobe.records.verdict import Command
 
 DOCUMENT_VERSION = 1  # of documents that are no audit
 _SCALARS = frozenset((str, int, bool, type(None)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -38,6 +39,7 @@ WRONG = [
     (("evaluation", 0, "n"), True, "evaluation[0].n"),
     (("evaluation", 0, "value"), "0.1", "evaluation[0].value"),
     (("adapters", 0, "modules"), 10**400, "adapters[0].modules"),
+    (("adapters", 1, "modules"), "many", "adapters[1].modules"),
     (("adapters", 0, "rank"), {"min": 1}, "rank"),
     (("adapters", 0, "norm"), 10**400, "adapters[0].norm"),
     (("gates",), {}, "gates"),
@@ -48,12 +50,20 @@ WRONG = [
 ]
 
 
+# A schema compares no fields and does not tell 1.0 from 1.
+OVER_THE_SCHEMA = [("compatibility", "compatible"), ("adapters", 0, "modules")]
+OVER_THE_SCHEMA += [("adapters", 0, "norm"), ("adapters", 0, "rank")]
+
+
 @pytest.mark.parametrize(("path", "value", "named"), WRONG)
 def test_what_is_wrong_is_named(path, value, named):
     document = json.loads(an_audit().to_json())
     changed(document, path, value)
-    with pytest.raises(ValueError, match=named.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(ValueError, match=re.escape(named)):
         audit_from(document)
+    if path not in OVER_THE_SCHEMA:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document, json_schema())
 
 
 @pytest.mark.parametrize("missing", ["schema_version", "verdict", "samples", "compatibility"])
@@ -72,22 +82,6 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
     assert document["schema_version"] == 2
     assert document["compatibility"]["compatible"] is True
     assert document["diagnostics"][2]["value"] is None
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("schema_version",), 1),
-        (("verdict", "decision"), "perhaps"),
-        (("evaluation", 0, "ci95"), [0.1]),
-        (("adapters", 0, "modules"), "many"),
-    ],
-)
-def test_schema_refuses_what_is_wrong(path, value):
-    document = json.loads(an_audit().to_json())
-    changed(document, path, value)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(document, json_schema())
 
 
 def test_json_on_a_terminal_drives_nothing_and_loses_nothing():

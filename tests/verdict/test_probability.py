@@ -131,26 +131,6 @@ def as_losses(scores):
     return tuple(replaced(one, metric="answer_loss") for one in scores)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"hidden_size": None},
-        {"hidden_size": 576},
-        {"hidden_size": math.inf},
-        {"gains": (replaced(measured().measured.gains[0], n=29),)},
-        {"gains": (replaced(measured().measured.gains[0], clusters=29),)},
-        {"scores": as_losses(measured().measured.scores)},
-    ],
-    ids=["unknown", "natural", "of unknown size", "few items", "few clusters", "losses"],
-)
-def test_what_was_not_measured_has_no_probability(changes):
-    found = decide(measured(**changes), calibration())
-    assert found.probability is None and found.prior is None
-    assert len(by_code(found, "outside-calibration")) == 1
-    assert found.gain is None or found.gain.probability is None
-    assert not by_code(found, "probability-measured-on")
-
-
 def test_the_errors_told_are_those_of_the_kind_of_base():
     """A natural base has a probability once its errors were measured, with these errors."""
     own = {"where": "published models", "sets": 60, "auroc": None, "brier": 0.27}
@@ -227,17 +207,34 @@ def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
     assert early.gain.probability == pytest.approx(alone * math.prod(chances), rel=1e-6)
 
 
-def test_several_tasks_have_no_probability_where_none_was_measured():
-    own = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
-    unknown = (None, None)
-    for evidence, known in (
-        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1))), calibration()),
-        (kept_of((1.0, (0.9, 1.1)), (1.0, (0.9, 1.1)), hidden_size=576), own),
-        (kept_of((1.0, (0.9, 1.1)), unknown), own),
-    ):
-        found = decide(evidence, known)
-        assert found.probability is None and found.gain.probability is None
-        assert len(by_code(found, "outside-calibration")) == 1
+FIRST_GAIN = measured().measured.gains[0]
+BOTH_KEPT = (1.0, (0.9, 1.1)), (1.0, (0.9, 1.1))
+KNOWN = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
+NOT_MEASURED = {
+    "unknown base": measured(hidden_size=None),
+    "natural base": measured(hidden_size=576),
+    "base of unknown size": measured(hidden_size=math.inf),
+    "few items": measured(gains=(replaced(FIRST_GAIN, n=29),)),
+    "few clusters": measured(gains=(replaced(FIRST_GAIN, clusters=29),)),
+    "losses": measured(scores=as_losses(measured().measured.scores)),
+    "several tasks": kept_of(*BOTH_KEPT),
+    "several tasks on a natural base": (kept_of(*BOTH_KEPT, hidden_size=576), KNOWN),
+    "several tasks, one without a specialist": (kept_of(BOTH_KEPT[0], (None, None)), KNOWN),
+    "weights": case(level="weights"),
+    "probes": case(level="probes"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MEASURED)
+def test_what_was_not_measured_has_no_probability(name):
+    asked, known = NOT_MEASURED[name], calibration()
+    asked, known = asked if isinstance(asked, tuple) else (asked, known)
+    found = decide(asked, known)
+    assert found.probability is None and found.prior is None
+    assert found.gain is None or found.gain.probability is None
+    assert len(by_code(found, "outside-calibration")) == (asked.rests_on == "pilot")
+    assert not by_code(found, "probability-measured-on")
+    assert asked.rests_on == "pilot" or found.forecast is None
 
 
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
@@ -256,13 +253,6 @@ def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
     assert decided.decision == "unlikely" and not by_code(decided, "measured-elsewhere")
     few = [{**DOCUMENT["classes"][0], "sets": 9}]
     assert not by_code(decide(case(), calibration(classes=few)), "measured-elsewhere")
-
-
-@pytest.mark.parametrize("level", ["weights", "probes"])
-def test_without_a_task_nothing_is_said_of_probabilities(level):
-    found = decide(case(level=level), calibration())
-    assert found.probability is None and found.forecast is None
-    assert not {"forecast", "outside-calibration"} & {r.code for r in found.reasons}
 
 
 @pytest.mark.parametrize("gain", [0.2, -0.2])

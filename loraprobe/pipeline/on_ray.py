@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,14 +26,9 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.probes import ScreenedTexts
 from loraprobe.records import ItemResult
-from loraprobe.scoring.states import States
-from loraprobe.tasks import Task
 
 RETRIES = 2  # of a task whose process was lost
-
-Alone = tuple[list[ItemResult], States | None]  # answers and hidden states of one adapter
 
 
 @dataclass(frozen=True)
@@ -43,57 +39,37 @@ class Cluster:
 
     def answers(self, evaluator: Evaluator, batches: Sequence[QuestionBatch]) -> BatchAnswers:
         """The answers to batches of questions, as they come. Raises LoraprobeError."""
-        options, chat = evaluator.session.options, evaluator.scorer.chat_template
-        systems = {batch.system.key: batch.system for batch in batches}
-        sent = {key: self._sent(replace(s, merged=None)) for key, s in systems.items()}
-        parts = [
-            (sent[system.key], self._sent((asked, chat, options.max_new_tokens)))
-            for system, asked in batches
-        ]
-        for at, rows in self._map(_answers, evaluator, parts):
+        systems = {batch.system.key: replace(batch.system, merged=None) for batch in batches}
+        parts = [(systems[batch.system.key], batch.questions) for batch in batches]
+        for at, rows in self.map(_answers, evaluator, parts):
             if isinstance(rows, LoraprobeError):
                 raise rows
             yield batches[at], rows
 
-    def alone(
-        self,
-        evaluator: Evaluator,
-        systems: Mapping[str, System],
-        tasks: Sequence[Task],
-        reading: ScreenedTexts | None,
-    ) -> Iterator[tuple[str, Alone | LoraprobeError]]:
-        """What each adapter of a library says, as it comes, or why it cannot be asked.
-
-        reading: the texts of which its hidden states are read.
-        """
-        names, shared = list(systems), self._sent((tasks, reading, evaluator.scorer.chat_template))
-        parts = [(self._sent(system), shared) for system in systems.values()]
-        for at, found in self._map(_alone, evaluator, parts):
-            yield names[at], found
-
-    def _sent(self, value: Any) -> Any:
-        """The value in the memory of the cluster, from which each machine takes it once."""
-        # cloudpickle also pickles the functions that read a tensor when it is needed.
-        return self.ray.put(self.ray.cloudpickle.dumps(value))
-
-    def _map(
+    def map(
         self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """(index of a part, its result or its LoraprobeError) of all parts, as they come."""
-        base, session = evaluator.inputs.base, evaluator.session
+        """(index of a part, its result or its LoraprobeError) of all parts, as they come.
+
+        work(evaluator, *part) gives a result, with an evaluator of the same tasks that keeps
+        nothing. A value that several parts share is sent once.
+        """
+        base, session, values = evaluator.inputs.base, evaluator.session, dict[int, Any]()
         assert base is not None
         device, cores = session.device.partition(":")[0], session.options.threads or 1
-        alike: dict[str, Any] = {
-            "device": device,
-            "dtype": session.dtype,
-            "threads": cores,
-            "subtract": (),
-        }
-        setup = self._sent((base, base.identity, replace(session.options, **alike)))
+        alike = {"device": device, "dtype": session.dtype, "threads": cores, "subtract": ()}
+        setup = self._sent((base, base.identity, replace(session.options, **alike)))  # type: ignore[arg-type]
+        shared = self._sent((evaluator.tasks, evaluator.scorer.chat_template))
         task = self.ray.remote(_computed).options(
             num_cpus=cores, num_gpus=int(device == "cuda"), max_retries=RETRIES
         )
-        waiting = {task.remote(work, setup, *part): at for at, part in enumerate(parts)}
+        for value in itertools.chain(*parts):
+            if id(value) not in values:
+                values[id(value)] = self._sent(value)
+        waiting = {
+            task.remote(work, setup, shared, *(values[id(value)] for value in part)): at
+            for at, part in enumerate(parts)
+        }
         while waiting:
             (done, *_), _ = self.ray.wait(list(waiting))
             try:
@@ -105,6 +81,11 @@ class Cluster:
                     f"The Ray cluster lost a task {RETRIES + 1} times ({type(error).__name__}); "
                     "see its log, or give each task more cores and so more memory by --threads."
                 ) from None
+
+    def _sent(self, value: Any) -> Any:
+        """The value in the memory of the cluster, from which each machine takes it once."""
+        # cloudpickle also pickles the functions that read a tensor when it is needed.
+        return self.ray.put(self.ray.cloudpickle.dumps(value))
 
 
 @contextlib.contextmanager
@@ -142,10 +123,13 @@ def open_cluster(options: Options) -> Iterator[Cluster | None]:
         yield Cluster(ray)
 
 
-def _computed(work: Callable[..., Any], setup: bytes, *part: bytes) -> Any:
+def _computed(work: Callable[..., Any], setup: bytes, shared: bytes, *part: bytes) -> Any:
     """Runs in a process of the cluster: the result of a part, or its LoraprobeError."""
     try:
-        return work(*_opened(setup), *map(pickle.loads, part))
+        session, scorer = _opened(setup)
+        tasks, chat = pickle.loads(shared)
+        here = Evaluator(Inputs((), ()), session, scorer.with_template(chat), Ledger(), tasks)
+        return work(here, *map(pickle.loads, part))
     except LoraprobeError as error:
         return error
 
@@ -163,28 +147,6 @@ def _opened(setup: bytes) -> tuple[Session, Any]:
     return session, open_scorer(base, options.dtype, session)[0]
 
 
-def _answers(
-    session: Session,
-    scorer: Any,
-    system: System,
-    asked: tuple[Sequence[Question], bool, int | None],
-) -> list[ItemResult]:
-    questions, chat, most = asked
-    with scorer.with_template(chat).with_composition(system.composition) as opened:
-        return ask(opened, questions, system.key, most)
-
-
-def _alone(
-    session: Session,
-    scorer: Any,
-    system: System,
-    shared: tuple[Sequence[Task], ScreenedTexts | None, bool],
-) -> Alone:
-    (tasks, reading, chat), states = shared, None
-    evaluator = Evaluator(Inputs((), ()), session, scorer.with_template(chat), Ledger(), tasks)
-    if reading is not None:
-        with evaluator.scorer.with_composition(system.composition) as opened:
-            states, answers = reading.read(opened, system.name)
-        evaluator.ledger.append(answers)
-    evaluator.run([system])
-    return list(evaluator.ledger), states
+def _answers(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
+    with evaluator.scorer.with_composition(system.composition) as scorer:
+        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)

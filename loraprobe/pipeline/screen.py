@@ -59,7 +59,7 @@ from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence
 from loraprobe.verdict.rules import at_ceiling
 
-SYSTEMS_PAIR = 4.0  # what a finalist costs, in single adapters: its compositions and its members
+FINALIST = 6  # systems that a finalist adds: its compositions and its members
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 CONTROLS = 2
 
@@ -82,7 +82,7 @@ class Pass:
     @property
     def step(self) -> str:
         """Its name in the progress of a run."""
-        what = "ask the adapters alone" if self.tasks else "read worked answers"
+        what = "ask base and adapters alone" if self.tasks else "read worked answers"
         return f"{what}{ROUND}{self.number}"
 
 
@@ -167,29 +167,30 @@ class Screen:
 
     def _ask_cluster(self, names: Sequence[str], this: Pass) -> None:
         """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
-        cluster, systems = self.evaluator.session.cluster, dict[str, System]()
+        cluster, systems = self.evaluator.session.cluster, list[System]()
         for name in names if cluster is not None else ():
             if not self.is_kept(name, this):
                 with contextlib.suppress(LoraprobeError):
-                    systems[name] = self.system(name)
-        if cluster is None or not systems:
+                    systems.append(self.system(name))
+        if not systems:
             return
-        asked = cluster.alone(self.evaluator, systems, this.tasks, this.reading)
-        for done, (name, found) in enumerate(asked, 1):
+        asking = replace(self.evaluator, tasks=this.tasks)
+        parts = [(system, this.reading) for system in systems]
+        for done, (at, found) in enumerate(cluster.map(ask_alone, asking, parts), 1):
             if not isinstance(found, LoraprobeError):
-                self._keep(name, this, *found)
+                self._keep(systems[at].name, this, *found)
             self.evaluator.session.tell(this.step, done, len(systems))
             if not self.goes_on:
                 break
 
     def _ask_one(self, system: System, this: Pass) -> list[ItemResult]:
         """The results of one system; its hidden states are kept in a file."""
-        if this.reading is not None and not self._has_states(system.name, this):
-            with self.evaluator.scorer.with_composition(system.composition) as scorer:
-                states, answers = this.reading.read(scorer, system.name)
-            self._keep(system.name, this, answers, states)
-        silent = replace(self.evaluator.session, progress=None, seconds={})
-        return replace(self.evaluator, session=silent, tasks=this.tasks).run([system])
+        silent = replace(self.evaluator.session, progress=None, seconds={}, cluster=None)
+        asking = replace(self.evaluator, session=silent, tasks=this.tasks)
+        reading = None if self._has_states(system.name, this) else this.reading
+        rows, states = ask_alone(asking, system, reading)
+        self._keep(system.name, this, rows, states)
+        return rows
 
     def is_kept(self, name: str, this: Pass) -> bool:
         """Whether all answers of a system are kept, and its states if there are any."""
@@ -298,6 +299,18 @@ class Screen:
 
         numbers = [-at - 1 if one is None else one for at, one in enumerate(families)]
         return choose(ranking.forms, most, numbers, fits, ranking.leader)
+
+
+def ask_alone(
+    evaluator: Evaluator, system: System, reading: ScreenedTexts | None
+) -> tuple[list[ItemResult], States | None]:
+    """What a system answers, here or in a process of a cluster, and its hidden states."""
+    states = None
+    if reading is not None:
+        with evaluator.scorer.with_composition(system.composition) as scorer:
+            states, answers = reading.read(scorer, system.name)
+        evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
+    return evaluator.run([system]), states
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,7 +441,10 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
     options, names = proving.session.options, ranking.names
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
-    chosen = screen.finalists(ranking, _affordable(screen, planned[0].items))
+    keep, first = options.keep, planned[0].items
+    while keep > 1 and not screen.affords(first * (1 + BEST_SINGLES + FINALIST * keep)):
+        keep -= 1
+    chosen = screen.finalists(ranking, keep)
     built = [_composed(screen, place, subset, names) for place, subset in chosen]
     finalists = [one for one in built if one.systems]
     composed = [m for one in finalists for m in one.subset]
@@ -452,16 +468,6 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options))
     found = evaluate(proving, systems, planned, controls, goes_on=goes_on)
     return Proved(screen, found, finalists, ranking)
-
-
-def _affordable(screen: Screen, items: int) -> int:
-    """How many finalists can be asked a first round in the time that is left, at least one."""
-    session, each = screen.evaluator.session, screen.pace * items
-    left, keep = session.left(), session.options.keep
-    if not each or left == float("inf"):
-        return keep
-    most = (left - each * (1 + BEST_SINGLES)) / (each * (SYSTEMS_PAIR * COMPOSED + 2))
-    return min(keep, max(1, int(most)))
 
 
 def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) -> Finalist:
@@ -518,20 +524,12 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
     composed = sets * len(plan_of(options, adapters).specs) + CONTROLS
     singles = min(n, BEST_SINGLES + 2 * sets)
     each = pace(0) + singles * pace(1) + composed * pace(2)
-    return {**steps, "prove": units_of(parts.left, options) * each}
+    return {**steps, "prove sets of them": units_of(parts.left, options) * each}
 
 
 def estimate_of_screen(screen: Screen) -> CostEstimate:
     """The estimate of a whole screen; nothing is evaluated but a few items, which are timed."""
-    alone, n = screen.system(next(iter(screen.members))).composition, len(screen.members)
+    alone = screen.system(next(iter(screen.members))).composition
     assert alone is not None
     steps = steps_of_screen(screen, timed(screen.evaluator, alone))
-    proof = steps.pop("prove")
-    read = sum(seconds for step, seconds in steps.items() if step.startswith("read"))
-    ahead = {
-        f"ask base and {n} adapters alone, at most": sum(steps.values()) - read,
-        "read worked answers with them, at most": read,
-        f"prove {screen.evaluator.session.options.keep} sets of them, at most": proof,
-    }
-    ahead = {step: seconds for step, seconds in ahead.items() if seconds}
-    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], ahead)
+    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)

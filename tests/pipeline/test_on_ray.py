@@ -105,8 +105,8 @@ def here(monkeypatch) -> Here:
 @pytest.mark.parametrize(
     ("command", "kinds"),
     [
-        ("screen", {"_alone", "_answers"}),
-        ("screen of balanced sets", {"_alone", "_answers"}),
+        ("screen", {"ask_alone", "_answers"}),
+        ("screen of balanced sets", {"ask_alone", "_answers"}),
         ("inspect", {"_answers"}),
         ("merge-and-eval", {"_answers"}),
     ],
@@ -134,7 +134,7 @@ def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path, monkeypat
         pickle.loads(sent)
     base = open_base(WORLD / "base")
     setup = cloudpickle.dumps((base, {**base.identity, "config.json": {}}, Options()))
-    found = on_ray._computed(None, setup)
+    found = on_ray._computed(None, setup, b"")
     assert isinstance(found, BaseError) and "machine of the cluster" in str(found)
 
 

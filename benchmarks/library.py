@@ -195,7 +195,7 @@ def screened(count: int, home: Path) -> None:
     for which in ("first", "again"):
         figures = timed(command, LORAPROBE_CACHE=str(cache))
         print(
-            f"  {which}: {figures.wall:.0f} s, {figures.cpu:.0f} CPU seconds, peak "
+            f"  {which}: {figures.seconds:.0f} s, {figures.cpu:.0f} CPU seconds, peak "
             f"{figures.megabytes:.0f} MB"
         )
 

@@ -389,9 +389,6 @@ def choose_and_prove(screen: Screen) -> Proved:
 
     for this in screen.passes():
         others = [*screen.members]
-        if asked and not screen.goes_on and not screen.is_kept(BASE, this):
-            screen.unasked += names[1:]
-            break
         if asked:
             ranking = screen.ranking(names, asked, worked)
             further = ranking.asked_further(screen.finalists(ranking, options.keep))

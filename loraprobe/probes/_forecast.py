@@ -41,8 +41,7 @@ CHUNK = 1 << 17  # logits that are added at once; more do not fit into the cache
 TIE = 1e-4  # logits: a token this close below the largest one counts as the largest
 ABSENT = -1e4  # the logit of a place of the support without a token
 COMMON = 0.5  # a word of more of the texts than this belongs to the form
-PIECE = re.compile(r"\w+|\W+")
-Slot = tuple[str, int] | str  # a piece of the form, or ("asked", place) or ("hop", place)
+WORD, PIECE = re.compile(r"\b[^\W_]\w*"), re.compile(r"\w+|\W+")
 
 
 def forecast_recorded(
@@ -459,44 +458,37 @@ def _plain(item: Item, right: str) -> Item:
 
 def _common(texts: Iterable[str]) -> set[str]:
     """The words of more than a share COMMON of the texts."""
-    every = [set(_words(text)) for text in texts]
+    every = [set(WORD.findall(text)) for text in texts]
     often = Counter(word for words in every for word in words)
     return {word for word, times in often.items() if times > COMMON * len(every)}
 
 
-def _words(text: str) -> list[str]:
-    return [piece for piece in PIECE.findall(text) if piece[0].isalnum()]
-
-
 def _own(item: Item, common: set[str]) -> list[str]:
     """The words of the item's prompt that other prompts lack."""
-    return [word for word in dict.fromkeys(_words(item.cot_prompt or "")) if word not in common]
+    return [
+        word for word in dict.fromkeys(WORD.findall(item.cot_prompt or "")) if word not in common
+    ]
 
 
-def _form(text: str, item: Item, common: set[str], asked: set[str]) -> tuple[Slot, ...] | None:
+def _form(text: str, item: Item, common: set[str], asked: set[str]) -> str | None:
     """The form of a text; None unless it names as many things as the item has hops."""
-    own, named, form = _own(item, asked), list[str](), list[Slot]()
+    own = {word: f"{{asked{k}}}" for k, word in enumerate(_own(item, asked))}
+    named, form = dict[str, str](), ""
     for piece in PIECE.findall(text):
         if piece in own:
-            form.append(("asked", own.index(piece)))
+            form += own[piece]
         elif piece in common or not piece[0].isalnum():
-            form.append(piece)
+            form += piece.replace("{", "{{").replace("}", "}}")
         else:
-            named += [piece] if piece not in named else []
-            form.append(("hop", named.index(piece)))
-    return tuple(form) if len(named) == len(item.hops) else None
+            form += named.setdefault(piece, f"{{hop{len(named)}}}")
+    return form if len(named) == len(item.hops) else None
 
 
-def _filled(form: Sequence[Slot], item: Item, asked: set[str]) -> str | None:
+def _filled(form: str, item: Item, asked: set[str]) -> str | None:
     """The form with this item's words and right answers; None if its prompt lacks a word."""
-    own, pieces = _own(item, asked), []
-    for slot in form:
-        if isinstance(slot, str):
-            pieces.append(slot)
-        elif slot[0] == "hop" and slot[1] < len(item.hops):
-            pieces.append(item.hops[slot[1]].answers[0])
-        elif slot[0] == "asked" and slot[1] < len(own):
-            pieces.append(own[slot[1]])
-        else:
-            return None
-    return "".join(pieces).strip()
+    places = {f"asked{k}": word for k, word in enumerate(_own(item, asked))}
+    places |= {f"hop{k}": hop.answers[0] for k, hop in enumerate(item.hops)}
+    try:
+        return form.format_map(places).strip()
+    except KeyError:
+        return None

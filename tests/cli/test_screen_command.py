@@ -86,10 +86,9 @@ def test_quiet_is_one_line(library):
 def test_a_file_or_pipe_without_references_is_named(tmp_path, content):
     file = tmp_path / "list.txt"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    shown = call("screen", f"@{file}")
-    assert shown.exit_code == 2 and "list.txt" in shown.stderr and not shown.stdout
-    piped = call("screen", "-", stdin=content)
-    assert piped.exit_code == 2 and "tandard input" in piped.stderr and not piped.stdout
+    for given, named in ((f"@{file}", "list.txt"), ("-", "tandard input")):
+        shown = call("screen", given, stdin=content)
+        assert shown.exit_code == 2 and named in shown.stderr and not shown.stdout
 
 
 def test_a_wrong_call_is_named_before_a_pipe_is_read(tmp_path):

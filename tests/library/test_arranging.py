@@ -25,26 +25,27 @@ def planted(sizes, dims=40, noise=0.5, seed=0) -> np.ndarray:
     return (held @ held.T).astype(np.float32)
 
 
-def test_planted_groups_are_found_the_largest_first():
-    assert families(planted([2, 1, 5, 1, 3])) == [3, 3, None, 1, 1, 1, 1, 1, None, 2, 2, 2]
-
-
-def test_numbers_follow_the_order_of_the_members_where_groups_are_equal():
-    near = np.eye(4, dtype=np.float32)
-    near[1, 3] = near[3, 1] = near[0, 2] = near[2, 0] = 0.8
-    assert families(near) == [1, 2, 1, 2]
+def near(n, pairs) -> np.ndarray:
+    """Cosines of n adapters: those of these pairs, and else 0."""
+    found = np.eye(n, dtype=np.float32)
+    for (i, j), cosine in pairs.items():
+        found[i, j] = found[j, i] = cosine
+    return found
 
 
 @pytest.mark.parametrize(
-    ("cosine", "found"), [(0.51, [1, 1]), (0.49, [None] * 2), (-1, [None] * 2)]
+    ("cosines", "found"),
+    [
+        (planted([2, 1, 5, 1, 3]), [3, 3, None, 1, 1, 1, 1, 1, None, 2, 2, 2]),
+        (near(4, {(1, 3): 0.8, (0, 2): 0.8}), [1, 2, 1, 2]),  # in the order of the members
+        (near(2, {(0, 1): 0.51}), [1, 1]),
+        (near(2, {(0, 1): 0.49}), [None] * 2),
+        (near(2, {(0, 1): -1}), [None] * 2),
+        (near(3, {(0, 1): 0.7, (1, 2): 0.6, (0, 2): 0.1}), [1, 1, None]),  # a chain is none
+    ],
 )
-def test_a_family_takes_half(cosine, found):
-    assert families(np.array([[1, cosine], [cosine, 1]], dtype=np.float32)) == found
-
-
-def test_a_chain_of_neighbours_is_no_family():
-    near = np.array([[1, 0.7, 0.1], [0.7, 1, 0.6], [0.1, 0.6, 1]], dtype=np.float32)
-    assert families(near) == [1, 1, None]
+def test_families_have_half_in_common_the_largest_first(cosines, found):
+    assert families(cosines) == found
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
 from loraprobe.pipeline.ranking import BaselineScores, choose, rank
 from loraprobe.records import ItemResult
@@ -40,50 +41,54 @@ def test_few_adapters_have_few_sets():
     assert rank(1, scored({})).order == ()
 
 
-def names(candidates):
-    return [members for _, members in candidates]
+def names(found):
+    return [members for _, members in found]
 
 
-def test_one_good_adapter_takes_half_of_the_places():
-    values = {(0, k): 0.9 - k / 100 for k in range(1, 8)} | {(8, 9): 0.4, (7, 9): 0.3}
-    found = choose([rank(10, scored(values))], 4, range(10))
-    assert names(found) == [(0, 1), (0, 2), (8, 9), (7, 9)]
-    assert [place for place, _ in found] == [1, 2, 8, 9]
+FROM_ONE = {(0, k): 0.9 - k / 100 for k in range(1, 8)}
 
 
-def test_relatives_count_as_one():
-    values = {(0, 1): 0.9, (0, 2): 0.89, (0, 3): 0.88, (4, 5): 0.2}
-    families = [0, 7, 7, 7, 4, 5]  # 1, 2 and 3 are relatives
-    found = choose([rank(6, scored(values))], 4, families)
-    assert names(found)[:2] == [(0, 1), (4, 5)]
+@pytest.mark.parametrize(
+    ("values", "families", "wanted"),
+    [
+        ([FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}], range(10), [(0, 1), (0, 2), (8, 9), (7, 9)]),
+        (  # 1, 2 and 3 are relatives
+            [{(0, 1): 0.9, (0, 2): 0.89, (0, 3): 0.88, (4, 5): 0.2}],
+            [0, 7, 7, 7, 4, 5],
+            [(0, 1), (4, 5)],
+        ),
+        ([{(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}], [0, 0, 0], [(0, 1), (0, 2), (1, 2)]),
+        (  # each form gives finalists in turn
+            [{(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}, {(3, 4): 0.2, (0, 1): 0.15, (4, 5): 0.1}],
+            range(6),
+            [(0, 1), (3, 4), (0, 2), (4, 5)],
+        ),
+        (  # a quarter is for sets of three
+            [
+                {(0, 1): 0.5, (2, 3): 0.4, (4, 5): 0.3, (6, 7): 0.2}
+                | {(0, 1, 2): 0.9, (0, 1, 4): 0.89, (2, 3, 4): 0.8}
+            ],
+            range(8),
+            [(0, 1, 2), (0, 1), (2, 3), (4, 5)],
+        ),
+    ],
+    ids=["one good adapter", "relatives", "no others", "two forms", "larger sets"],
+)
+def test_finalists_differ(values, families, wanted):
+    found = choose([rank(len(families), scored(one)) for one in values], 4, families)
+    assert names(found)[: len(wanted)] == wanted
 
 
-def test_without_others_the_places_are_filled():
-    values = {(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}
-    found = choose([rank(3, scored(values))], 8, [0, 0, 0])
-    assert sorted(names(found)) == [(0, 1), (0, 2), (1, 2)]
-
-
-def test_each_form_of_the_question_gives_finalists_in_turn():
-    plain = rank(6, scored({(0, 1): 0.9, (0, 2): 0.8, (1, 2): 0.7}))
-    steps = rank(6, scored({(3, 4): 0.2, (0, 1): 0.15, (4, 5): 0.1}))
-    found = choose([plain, steps], 4, range(6))
-    assert names(found) == [(0, 1), (3, 4), (0, 2), (4, 5)]
+def test_places_are_those_of_the_ranking():
+    ranking = rank(10, scored(FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}))
+    assert [place for place, _ in choose([ranking], 4, range(10))] == [1, 2, 8, 9]
 
 
 def test_a_form_that_promises_no_gain_gives_a_quarter():
     plain = rank(6, scored({(0, 1): 0.5, (0, 2): 0.4, (1, 2): 0.3}), alone=0.5)
     steps = rank(6, scored({(3, 4): 0.9, (3, 5): 0.8, (4, 5): 0.7}), alone=0.5)
     assert (plain.promises, steps.promises) == (False, True)
-    found = choose([plain, steps], 4, range(6))
-    assert names(found) == [(0, 1), (3, 4), (3, 5), (4, 5)]
-
-
-def test_a_quarter_of_the_places_is_for_larger_sets():
-    values = {(0, 1): 0.5, (2, 3): 0.4, (4, 5): 0.3, (6, 7): 0.2}
-    values |= {(0, 1, 2): 0.9, (0, 1, 4): 0.89, (2, 3, 4): 0.8}
-    found = choose([rank(8, scored(values))], 4, range(8))
-    assert [len(members) for members in names(found)] == [3, 2, 2, 2]
+    assert names(choose([plain, steps], 4, range(6))) == [(0, 1), (3, 4), (3, 5), (4, 5)]
 
 
 def test_a_quarter_of_the_places_is_for_partners_of_the_best_single_adapter():

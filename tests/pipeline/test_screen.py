@@ -69,20 +69,28 @@ def test_a_pair_that_composes_is_found_and_proved(library):
     assert any(reason["code"] == "chosen-from-library" for reason in verdict["reasons"])
 
 
-def test_in_a_library_where_nothing_composes_nothing_is_found(tmp_path):
-    words = write_library(tmp_path, {**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}})
-    verdict = screened(words, cache=tmp_path / "cache")["verdict"]
-    assert verdict["decision"] in ("unlikely", "inconclusive")
-    assert verdict["action"] in ("train-target-adapter", "gather-evidence")
+OPEN = ("unlikely", "inconclusive")
+NOTHING = ("train-target-adapter", "gather-evidence")
+KNOWS = {**NOISE, **PAIR, "expert": EVERY}
+KNOWS_ALL = {**KNOWS, "expert": {**EVERY, "of": "bo", "bo": "is"}}
 
 
-def test_an_adapter_that_knows_everything_is_used_alone(tmp_path):
-    words = write_library(tmp_path, {**NOISE, **PAIR, "expert": EVERY})
-    found = screened(words, cache=tmp_path / "cache")
-    assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
-    assert found["verdict"]["action"] == "use-single:expert"
-    assert "expert" in found["verdict"]["next"]
-    assert found["shortlist"][0]["adapters"] == ["expert"]
+@pytest.mark.parametrize(
+    ("tables", "actions"),
+    [
+        ({**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}}, NOTHING),
+        (KNOWS, ("use-single:expert",)),
+        (KNOWS_ALL, ("use-single:expert",)),  # 60 items do not show that nothing is left to gain
+    ],
+    ids=["nothing composes", "one knows all that is known", "one knows everything"],
+)
+def test_where_no_set_gains_the_action_says_what_to_use(tmp_path, tables, actions):
+    found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")
+    verdict = found["verdict"]
+    assert verdict["decision"] in OPEN and verdict["action"] in actions
+    assert any(row["kind"] == "merge" for row in found["evaluation"])
+    if "expert" in tables:
+        assert "expert" in verdict["next"] and found["shortlist"][0]["adapters"] == ["expert"]
 
 
 def asked_alone(document):
@@ -91,16 +99,16 @@ def asked_alone(document):
 
 
 def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
-    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
-    words = write_library(tmp_path, tables, items=140)
+    words = write_library(tmp_path, KNOWS_ALL, items=140)
     found = screened(words, cache=tmp_path / "cache")
     verdict = found["verdict"]
     assert (verdict["decision"], verdict["action"]) == ("unlikely", "use-single:expert")
-    assert {row["system"] for row in found["evaluation"]} == {"base", "expert"}
-    assert {row["n"] for row in found["evaluation"]} == {100}
-    assert asked_alone(found) == dict.fromkeys(tables, 20)  # one look was enough
+    assert {(row["system"], row["n"]) for row in found["evaluation"]} == {
+        ("base", 100),
+        ("expert", 100),
+    }
+    assert asked_alone(found) == dict.fromkeys(KNOWS_ALL, 20)  # one pass was enough
     assert [row["adapters"] for row in found["shortlist"]] == [["expert"]]
-    assert "expert" in verdict["next"]
 
 
 def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch):
@@ -118,13 +126,6 @@ def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch
     assert "20 questions" in chosen["message"] and "0 adapters" not in chosen["message"]
     assert found["verdict"]["next"].split()[:3] == ["loraprobe", "screen", "@library.txt"]
     assert "HARDER-task.jsonl" in found["verdict"]["next"]
-
-
-def test_where_the_interval_leaves_room_compositions_are_proved(tmp_path):
-    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
-    found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")
-    assert found["verdict"]["action"] == "use-single:expert"
-    assert any(row["kind"] == "merge" for row in found["evaluation"])  # 60 items do not show it
 
 
 def test_adapters_that_cannot_matter_are_asked_a_part_of_the_items(tmp_path):
@@ -154,8 +155,8 @@ def counted(monkeypatch, stop=None):
 
         return call
 
-    monkeypatch.setattr(asking, "ask", counting("ask", asking.ask))
-    monkeypatch.setattr(ScreenedTexts, "read", counting("read", ScreenedTexts.read))
+    for name, owner in {"ask": asking, "read": ScreenedTexts}.items():
+        monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return calls
 
 
@@ -167,68 +168,58 @@ def comparable(document):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch):
-    words, place = library
-    cache = tmp_path / "cache"
+    (words, place), cache = library, tmp_path / "cache"
     whole = comparable(screened(words, cache=place / "cache"))
     with monkeypatch.context() as patch:
         counted(patch, stop=6)
         few = ("--json", "--method", "sum", "--keep", "3")
-        said = making.call(*words, *few, env={"LORAPROBE_CACHE": str(cache)})
-        assert said.exit_code != 0
-    with monkeypatch.context() as patch:
-        calls = counted(patch)
-        resumed = screened(words, "--resume", cache=cache)
-        assert calls["read"] == 2 * 6 - 2  # base and an adapter were read before
+        assert making.call(*words, *few, env={"LORAPROBE_CACHE": str(cache)}).exit_code != 0
+    for reads in (2 * 6 - 2, 0):  # base and an adapter were read before, and then all
+        with monkeypatch.context() as patch:
+            calls = counted(patch)
+            assert comparable(screened(words, "--resume", cache=cache)) == whole
+            assert calls["read"] == reads and (reads or not calls["ask"])
     (ledger,) = cache.rglob(NAME)
-    lines = ledger.read_text().splitlines()
-    assert len(lines) == len(
-        {
-            tuple(json.loads(line).get(k) for k in ("system", "task", "part", "item"))
-            for line in lines
-        }
-    )
-    assert comparable(resumed) == whole
-    with monkeypatch.context() as patch:
-        calls = counted(patch)
-        assert comparable(screened(words, "--resume", cache=cache)) == whole
-        assert calls == {"ask": 0, "read": 0}
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    keys = [tuple(row.get(k) for k in ("system", "task", "part", "item")) for row in rows]
+    assert len(keys) == len(set(keys))
+
+
+def budget_for(monkeypatch, calls):
+    """A budget that is over after so many looks at it."""
+    left = iter([100.0] * calls)
+    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left, -1.0))
 
 
 def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatch):
-    words, _ = library
-    left = iter([100.0] * 3 + [-1.0] * 99)
-    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left))
-    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
+    budget_for(monkeypatch, 3)
+    found = screened(library[0], "--budget", "5", cache=tmp_path / "cache")
     asked = [a["name"] for a in found["library"]["adapters"] if a["scores"]]
     assert asked == list(NOISE)  # three adapters, then the time was over
     assert found["rounds"]["used"] == 1 and len(found["shortlist"]) == 1
     assert any("--budget" in note for note in found["notes"])
-    assert found["verdict"]["decision"] in ("unlikely", "inconclusive")
+    assert found["verdict"]["decision"] in OPEN
 
 
-@pytest.mark.parametrize("calls", [5, 8], ids=["between two looks", "within the second"])
-def test_a_budget_that_ends_after_the_first_look_says_so(library, tmp_path, monkeypatch, calls):
-    words, _ = library
-    left = iter([100.0] * calls + [-1.0] * 99)
-    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left))
-    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
+@pytest.mark.parametrize("calls", [5, 8], ids=["between two passes", "within the second"])
+def test_a_budget_that_ends_after_the_first_pass_says_so(library, tmp_path, monkeypatch, calls):
+    budget_for(monkeypatch, calls)
+    found = screened(library[0], "--budget", "5", cache=tmp_path / "cache")
     assert {20} <= set(asked_alone(found).values()) <= {20, 40}
     (note,) = (note for note in found["notes"] if "--budget" in note)
     assert "unasked" not in note and "--resume" in note
 
 
-def test_a_second_look_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
-    words, _ = library
-    whole = screened(words, cache=tmp_path / "cache")
-    monkeypatch.setattr(Session, "left", lambda self, share=1.0: -1.0)
-    found = screened(words, "--resume", "--budget", "5", cache=tmp_path / "cache")
+def test_a_second_pass_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
+    whole = screened(library[0], cache=tmp_path / "cache")
+    budget_for(monkeypatch, 0)
+    found = screened(library[0], "--resume", "--budget", "5", cache=tmp_path / "cache")
     assert asked_alone(found) == asked_alone(whole)
     assert not any("--budget" in note for note in found["notes"])
 
 
 def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monkeypatch):
-    tables = {**NOISE, **PAIR, "expert": {**EVERY, "of": "bo", "bo": "is"}}
-    words = write_library(tmp_path, tables, items=140)
+    words = write_library(tmp_path, KNOWS_ALL, items=140)
     monkeypatch.setattr(Session, "left", lambda self, share=1.0: 100.0 if share < 1 else -1.0)
     found = screened(words, "--budget", "5", cache=tmp_path / "cache")
     assert found["rounds"]["used"] == 1
@@ -249,18 +240,31 @@ def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_pat
     assert "model.load_adapter('whose', 'whose')" in verdict["next"]
 
 
-def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
-    words, place = library
-    rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
+def retold(library, file, word, answer):
+    """The task of the library with another last word and answer of each prompt."""
+    rows = [json.loads(line) for line in (library[1] / "task.jsonl").read_text().splitlines()]
     for row in rows:
-        row["prompt"], row["answer"] = row["prompt"].rpartition(" ")[0] + " ada", "lives"
-    other = tmp_path / "other.jsonl"
-    other.write_text("\n".join(map(json.dumps, rows)))
-    found = screened([*words, "--task", str(other)], cache=tmp_path / "cache")
+        row["prompt"], row["answer"] = f"{row['prompt'].rpartition(' ')[0]} {word}", answer
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
+    other = retold(library, tmp_path / "other.jsonl", "ada", "lives")
+    found = screened([*library[0], "--task", other], cache=tmp_path / "cache")
     assert {row["task"] for row in found["evaluation"]} == {"task", "other"}
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert found["shortlist"][0]["gain"]["task"] is None
+
+
+def test_the_next_command_is_about_two_adapters_where_one_is_best_on_both_tasks(library, tmp_path):
+    files = [retold(library, tmp_path / f"{n}.jsonl", "of", "mayor") for n in range(2)]
+    asked = [*library[0][:-1], files[0], "--task", files[1]]  # nobody knows the answer
+    verdict = screened(asked, cache=tmp_path / "cache")["verdict"]
+    _, command, *adapters = verdict["next"].partition(" --base ")[0].split()
+    assert (verdict["action"], command) == ("gather-evidence", "merge-and-eval")
+    assert len(adapters) == 2
 
 
 @pytest.mark.slow  # a model that generates
@@ -279,34 +283,23 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
     assert steps["read worked answers, round 1"] > 0
 
 
-def test_the_next_command_is_about_two_adapters_where_one_is_best_on_both_tasks(library, tmp_path):
-    words, place = library
-    rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["prompt"], row["answer"] = row["prompt"].rpartition(" ")[0] + " of", "mayor"
-    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
-    for file in files:  # of questions to which nobody knows the answer
-        file.write_text("\n".join(map(json.dumps, rows)))
-    asked = [*words[:-1], str(files[0]), "--task", str(files[1])]
-    verdict = screened(asked, cache=tmp_path / "cache")["verdict"]
-    _, command, *adapters = verdict["next"].partition(" --base ")[0].split()
-    assert (verdict["action"], command) == ("gather-evidence", "merge-and-eval")
-    assert len(adapters) == 2
-
-
-def error(words, *options, cache):
-    found = making.call(*words, "--json", *options, env={"LORAPROBE_CACHE": str(cache)})
-    assert found.exit_code == 2, found.stdout
-    return json.loads(found.stdout)["error"]["message"]
-
-
-def test_too_few_items_adapters_and_routers_that_learn_are_refused(library, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--items", "80"), "--items"),
+        (("--limit", "60"), "--items"),
+        (("--router", "centroid"), "merge-and-eval"),
+        ((), "two"),
+    ],
+)
+def test_too_few_items_adapters_and_routers_that_learn_are_refused(
+    library, tmp_path, options, told
+):
     words, _ = library
-    assert "--items" in error(words, "--items", "80", cache=tmp_path)
-    assert "--items" in error(words, "--limit", "60", cache=tmp_path)
-    assert "merge-and-eval" in error(words, "--router", "centroid", cache=tmp_path)
-    refs = [word for word in words if "noise" not in word and "seconds" not in word]
-    assert "two" in error(refs, cache=tmp_path)
+    if not options:  # one adapter is left
+        words = [word for word in words if "noise" not in word and "seconds" not in word]
+    found = making.call(*words, "--json", *options, env={"LORAPROBE_CACHE": str(tmp_path)})
+    assert found.exit_code == 2 and told in json.loads(found.stdout)["error"]["message"]
 
 
 # The choice out of a library does not make a verdict. Every composition gains just as much as is

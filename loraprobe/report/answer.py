@@ -246,6 +246,9 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "known", _known(verdict)
 
 
+# ---- reasons and findings ------------------------------------------------------------------------
+
+
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """At most three reasons: why, what to watch, and what the adapters' findings warn of."""
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
@@ -520,13 +523,13 @@ def _decide(audit: Audit, verdict: Verdict, found: Basis) -> str:
             return ""
         open_ = f"merge-and-eval may be inconclusive on your {count(given, 'question')}"
         return f"{open_}; {more} would decide, if the gain stays"
-    given_ = f"(you gave {gain.clusters})"
+    gave = f"(you gave {gain.clusters})"
     if gain.needed is not None:
         form = " step by step" if found.composed and found.composed.part == "steps" else ""
-        return f"{more}{form} {given_}, if the gain stays"
+        return f"{more}{form} {gave}, if the gain stays"
     if gain.n < ENOUGH:
-        return f"at least {ENOUGH} questions {given_}: the interval holds {verdict.margin:.2f}"
-    told = f"{more} {given_} for a gain of {verdict.margin:.2f}"
+        return f"at least {ENOUGH} questions {gave}: the interval holds {verdict.margin:.2f}"
+    told = f"{more} {gave} for a gain of {verdict.margin:.2f}"
     return "; ".join(filter(None, (told, gain.decided_thresholds())))
 
 

@@ -11,8 +11,10 @@ from loraprobe.records import Check, Command, Served, Verification
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
 from loraprobe.secrets import public_text
 
-SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"
-BASE_THEN = "BASE: the place of the base that was used"
+MISSING = {  # what was not found -> what has to be filled in
+    "source": "REF: the place of each adapter that it was made of, as it was then",
+    "base": "BASE: the place of the base that was used",
+}
 COLUMNS = (
     text("check"),
     replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
@@ -50,22 +52,20 @@ def verification_answer(found: Verification) -> Answer:
         return Answer("verified", "VERIFIED: this is what its card describes.", (step,))
     open_ = [check for check in found.checks if check.passed is found.passed]
     why: list[Line] = [("why", f"{check.name}: {check.message}") for check in open_[:2]]
-    again = Command("verify", (place,))
     if found.passed is False:
         fix = "Get it again from its origin, or make it again; then verify it again."
         headline = "NOT VERIFIED: do not use it as what its card says."
-        return Answer("not verified", headline, (*why[:1], ("fix", fix), ("next", again)))
+        again = ("next", Command("verify", (place,)))
+        return Answer("not verified", headline, (*why[:1], ("fix", fix), again))
     names = {check.name.partition(" ")[0] for check in open_}
-    fill = list[Line]()
-    if "source" in names:
-        again = replace(again, adapters=(place, "REF"))
-        fill.append(("fill in", SOURCE_THEN))
-    if "base" in names:
-        again = replace(again, options=(("--base", "BASE"),))
-        fill.append(("fill in", BASE_THEN))
-    headline = "CANNOT TELL whether this is what its card describes."
-    lines = [*why, ("next", again), *fill] if fill else why
-    return Answer("inconclusive", headline, tuple(lines))
+    fill: list[Line] = [("fill in", text) for name, text in MISSING.items() if name in names]
+    if fill:
+        adapters = (place, "REF") if "source" in names else (place,)
+        options = (("--base", "BASE"),) if "base" in names else ()
+        why += [("next", Command("verify", adapters, options)), *fill]
+    return Answer(
+        "inconclusive", "CANNOT TELL whether this is what its card describes.", tuple(why)
+    )
 
 
 class ShownVerification(Verification):

@@ -15,16 +15,16 @@ KEYS = {
     "task_type": "none text",
     "target_modules": "none text empty texts",
     "target_parameters": "none empty texts",
-    "layers_to_transform": "none zero four huge empty numbers",
+    "layers_to_transform": "none zero four negative huge empty numbers",
     "init_lora_weights": "none text true",
     "use_dora": "none true",
-    "lora_alpha": "zero four half",
+    "lora_alpha": "zero four negative half",
     "r": "four",
     "rank_pattern": "none object ranks",
     "alpha_pattern": "none object ranks shares",
     "architectures": "none empty texts",
-    "text_config": "none object ranks shares",
-    "vocab_size": "none zero four huge",
+    "text_config": "none object ranks shares words",
+    "vocab_size": "none zero four negative huge",
 }
 VALUES = {
     "none": None,
@@ -32,6 +32,7 @@ VALUES = {
     "true": True,
     "zero": 0,
     "four": 4,
+    "negative": -2,
     "huge": 10**400,
     "half": 0.5,
     "infinite": math.inf,
@@ -44,6 +45,7 @@ VALUES = {
     "object": {},
     "ranks": {"q": 4},
     "shares": {"q": 0.5},
+    "words": {"q": "2"},
 }
 
 

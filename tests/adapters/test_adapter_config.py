@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import making
 import pytest
+import torch
+from adapters.test_adapter_reading import Q, codes, pair, peft_deltas
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import random_adapter
-from peft import LoraConfig
+from making import ABSENT, random_adapter, write_adapter
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from loraprobe.adapters.config import ExpressionError, first_matches, judge_config, untargeted
+from loraprobe.adapters import read_adapter
+from loraprobe.adapters.config import (
+    DESCRIPTIVE,
+    VARIANTS,
+    ExpressionError,
+    first_matches,
+    judge_config,
+    unknown_keys,
+    untargeted,
+)
 from loraprobe.adapters.issues import incompleteness
-from loraprobe.errors import AdapterError
+from loraprobe.errors import AdapterError, UnsupportedAdapter
 
 PATHS = [
     "model.layers.0.self_attn.q_proj",
@@ -162,3 +177,75 @@ def test_random_expressions_are_read_as_re_reads_them(expression, text):
         except ExpressionError:
             ours = None
     assert ours is theirs
+
+
+@pytest.mark.parametrize("given", making.CONFIGS, ids=lambda given: Path(given).stem)
+def test_every_config_is_accepted_or_refused_by_name(given, tmp_path):
+    raw, name = making.config_of(given, tmp_path), str(given)
+    variants = {"kasa_config", "use_bdlora"} & {k for k, v in raw.items() if v}
+    if raw["peft_type"] != "LORA":
+        with pytest.raises(UnsupportedAdapter, match=raw["peft_type"]):
+            judge_config(raw, name)
+    elif variants:
+        with pytest.raises(UnsupportedAdapter, match=variants.pop()):
+            judge_config(raw, name)
+    else:
+        config = judge_config(raw, name)
+        assert not unknown_keys(raw)
+        root = raw["r"] ** (0.5 if raw.get("use_rslora") else 1)
+        path = "model.q_proj"
+        scaling = config.ranks_and_scalings([path])[path][1]
+        assert math.isclose(scaling, raw["lora_alpha"] / root)
+
+
+def test_the_table_knows_every_key_of_the_installed_peft():
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert known <= DESCRIPTIVE | set(VARIANTS)
+    defaults = LoraConfig(task_type="CAUSAL_LM").to_dict()
+    judge_config(defaults, "defaults")
+    assert not unknown_keys(defaults)
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_variants_are_refused_by_name(tmp_path, key):
+    with pytest.raises(UnsupportedAdapter, match=key):
+        read_adapter(write_adapter(tmp_path, pair(), **{key: [1]}))
+    assert not read_adapter(write_adapter(tmp_path, pair(), **{key: None})).issues
+
+
+def test_missing_alpha_is_what_peft_takes_and_an_error(tmp_path, llama):
+    write_adapter(tmp_path, pair(), lora_alpha=ABSENT)
+    adapter = read_adapter(tmp_path)
+    expected = peft_deltas(PeftModel.from_pretrained(llama, str(tmp_path)))[Q]
+    torch.testing.assert_close(adapter.modules[Q].delta(), expected)
+    assert codes(adapter) == {"missing-alpha"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"r": 2.5},
+        {"rank_pattern": {"q": 0}},
+        {"rank_pattern": {"[": 4}},
+        {"alpha_pattern": {"(": 2}},
+        {"alpha_pattern": {r"(a|aa)+c": 3}},  # without end
+    ],
+)
+def test_values_that_make_no_sense(tmp_path, bad):
+    write_adapter(tmp_path, pair("a" * 60), **bad)
+    with pytest.raises(AdapterError, match=f"{next(iter(bad))}|rank") as caught:
+        read_adapter(tmp_path)
+    assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_many_patterns_are_no_burden(tmp_path):
+    """A mixed-rank adapter of a large model has a pattern for each module."""
+    shapes = {f"model.layers.{i}.mlp.m{j}": (2, 2) for i in range(32) for j in range(7)}
+    ranks = {p: 1 + i % 2 for i, p in enumerate(shapes)}
+    making.random_adapter(
+        "x", shapes, ranks, 0, {p: 0.1 + i % 7 for i, p in enumerate(shapes)}
+    ).save(tmp_path / "x")
+    start = time.process_time()
+    adapter = read_adapter(tmp_path / "x")
+    assert time.process_time() - start < 2
+    assert {p: i.rank for p, i in adapter.layout.items()} == ranks

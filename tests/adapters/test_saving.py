@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from pathlib import Path
 
+import making
 import pytest
 import safetensors.torch
 import torch
-from making import LLAMA, dense, random_adapter, tiny_llama
+from making import LLAMA, dense, hidden, random_adapter, tiny_llama
 from peft import PeftModel
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
-from loraprobe.adapters import Adapter, adapter_of, common_targets, portable, read_adapter, saving
-from loraprobe.errors import OutputError
+from loraprobe.adapters import (
+    Adapter,
+    adapter_of,
+    common_targets,
+    portable,
+    read_adapter,
+    saving,
+    staged_directory,
+)
+from loraprobe.adapters import staging as staging_module
+from loraprobe.errors import OutputError, UnsupportedAdapter
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 
+Q = "model.layers.0.self_attn.q_proj"
 RANKS = {path: 2 + i % 3 for i, path in enumerate(LLAMA)}
 SCALINGS = {path: (0.5, 2.0, 0.3)[i % 3] for i, path in enumerate(LLAMA)}
 LAYOUTS = {
@@ -179,3 +194,154 @@ def test_a_wrong_scaling(monkeypatch, tmp_path):
     with pytest.raises(OutputError, match="the scaling of"):
         random_adapter("a").save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+class TestSaving:
+    """A saved adapter computes the same in peft, and its directory is complete or absent."""
+
+    def mixed(self, kinds: dict, shapes: dict) -> Adapter:
+        """Ranks and scalings that differ by module."""
+        paths = list(shapes)
+        rank = {p: 2 + i % 3 for i, p in enumerate(paths)}
+        scaling = {p: (0.5, 1.0, 0.3)[i % 3] * (-1) ** (i // 4) for i, p in enumerate(paths)}
+        return making.random_adapter("x", shapes, rank, 5, scaling, kinds=kinds, base_model=None)
+
+    def check(self, model, adapter: Adapter, directory: Path) -> None:
+        """peft's model with the saved adapter is the base with the deltas added to its weights."""
+        base = hidden(model.double())
+        adapter.save(directory)
+        wrapped = PeftModel.from_pretrained(model, str(directory))
+        found = hidden(wrapped)
+        plain = wrapped.unload()
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.clone())  # was tied
+        with torch.no_grad():
+            for path, update in adapter.modules.items():
+                module, delta = plain.get_submodule(path), update.to(torch.float64).delta()
+                module.weight += delta if isinstance(module, torch.nn.Linear) else delta.T
+        assert (hidden(plain) - found).abs().max() < 1e-6
+        assert (found - base).abs().max() > 1e-2
+
+    def test_llama(self, tmp_path, llama):
+        shapes = {**making.LLAMA, "lm_head": (40, 16), "model.embed_tokens": (16, 40)}
+        self.check(llama, self.mixed({"model.embed_tokens": "embedding"}, shapes), tmp_path / "x")
+
+    def test_gpt2_with_a_mix_of_conv1d_linear_and_embedding(self, tmp_path, gpt2):
+        block = {"attn.c_attn": (48, 16), "attn.c_proj": (16, 16), "mlp.c_fc": (64, 16)}
+        shapes = {f"transformer.h.{i}.{n}": s for i in (0, 1) for n, s in block.items()}
+        kinds = dict.fromkeys(shapes, "conv1d") | {"transformer.wte": "embedding"}
+        shapes |= {"lm_head": (40, 16), "transformer.wte": (16, 40)}
+        self.check(gpt2, self.mixed(kinds, shapes), tmp_path / "x")
+        assert json.loads((tmp_path / "x" / "adapter_config.json").read_text())["fan_in_fan_out"]
+
+    def test_patterns_cannot_confuse_modules(self, tmp_path):
+        """One path is the end of another, and a dot must not match any character."""
+        shapes = {"b.q": (4, 4), "a.b.q": (4, 4), "bxq": (4, 4), "a.b.q2": (4, 4)}
+        ranks = dict(zip(shapes, (1, 2, 3, 3), strict=True))
+        scalings = dict(zip(shapes, (0.1, 0.2, 0.3, 0.4), strict=True))
+        adapter = making.random_adapter("x", shapes, ranks, 0, scalings)
+        adapter.save(tmp_path / "x")
+        config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+        for path, update in adapter.modules.items():
+            r = config["rank_pattern"].get(
+                get_pattern_key(config["rank_pattern"], path), config["r"]
+            )
+            alphas = config["alpha_pattern"]
+            alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
+            assert r == update.rank and math.isclose(alpha / r, update.scaling)
+
+    def test_widest_dtype_and_a_chosen_one(self, tmp_path):
+        modules = {
+            p: making.random_update(4, 4, 2, dtype=d)
+            for p, d in (("a", torch.bfloat16), ("b", torch.float32))
+        }
+        adapter = adapter_of("x", modules)
+        adapter.save(tmp_path / "x")
+        assert {i.dtype for i in read_adapter(tmp_path / "x").layout.values()} == {torch.float32}
+        adapter.save(tmp_path / "y", dtype=torch.float16)
+        assert {i.dtype for i in read_adapter(tmp_path / "y").layout.values()} == {torch.float16}
+
+    def test_slices_and_shared_tensors(self, tmp_path):
+        """Factors that are views of one tensor are saved each on its own."""
+        whole = torch.randn(8, 8)
+        update = LowRank(whole[:2], whole[:, :2], 0.5)
+        adapter_of("x", {"a": update, "b": LowRank(whole[:2], whole[:, 2:4])}).save(tmp_path / "x")
+        assert torch.equal(read_adapter(tmp_path / "x").modules["a"].delta(), update.delta())
+        one = LowRank(torch.eye(4), torch.eye(4))
+        adapter_of("x", {"a": one, "b": one}).save(tmp_path / "y")
+        assert len(read_adapter(tmp_path / "y").modules) == 2
+
+    def test_card_and_nothing_else(self, tmp_path):
+        making.random_adapter().save(tmp_path / "x", card="# Merged ü")
+        assert {f.name for f in (tmp_path / "x").iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "README.md",
+        }
+        assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
+
+    @pytest.mark.parametrize(
+        "place, overwrite",
+        [("x", False), ("x", True), ("x/README.md", True), ("x/README.md/y", True)],
+    )
+    def test_only_an_adapter_is_overwritten_and_only_when_asked(self, tmp_path, place, overwrite):
+        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
+        if place == "x" and overwrite:
+            (tmp_path / "x" / "notes").mkdir()
+        before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        with pytest.raises(OutputError):
+            making.random_adapter(seed=2).save(tmp_path / place, overwrite=overwrite)
+        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+    def test_what_cannot_be_saved(self, tmp_path):
+        (one, update), *_ = modules = list(making.random_adapter().modules.items())
+        mixed = adapter_of("mixed", dict(modules), magnitudes={one: torch.ones(update.B.shape[0])})
+        for adapter in (mixed, adapter_of("empty", {})):
+            with pytest.raises(UnsupportedAdapter):
+                adapter.save(tmp_path / "x")
+        assert not list(tmp_path.iterdir())
+
+    def test_an_adapter_may_replace_its_own_source(self, tmp_path):
+        making.random_adapter(seed=3).save(tmp_path / "x")
+        adapter = read_adapter(tmp_path / "x")
+        adapter.save(tmp_path / "x", overwrite=True, card="again")
+        expected = making.random_adapter(seed=3).modules[Q].delta()
+        assert torch.equal(read_adapter(tmp_path / "x").modules[Q].delta(), expected)
+
+    def test_failure_leaves_no_trace(self, tmp_path, monkeypatch):
+        making.random_adapter(seed=1).save(tmp_path / "old")
+        before = {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()}
+        real = safetensors.torch.save_file
+
+        def full(tensors, path, **options):
+            real(tensors, path, **options)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+        for target in ("old", "new"):
+            with pytest.raises(OutputError, match="No space left"):
+                making.random_adapter(seed=2).save(tmp_path / target, overwrite=True)
+        assert [p.name for p in tmp_path.iterdir()] == ["old"]
+        assert {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()} == before
+
+    def test_failure_while_swapping_brings_the_old_one_back(self, tmp_path, monkeypatch):
+        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
+        real, calls = os.rename, []
+
+        def rename(source, target):
+            calls.append(source)
+            if len(calls) == 2:
+                raise OSError(5, "Input/output error")
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(staging_module, "_exchanged", lambda *_: False)  # in two steps
+        with pytest.raises(OutputError, match="Input/output"):
+            making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
+        assert (tmp_path / "x" / "README.md").read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+    def test_interrupted(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "x") as staging:
+            (staging / "f").write_text("half")
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []

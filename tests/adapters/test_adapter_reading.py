@@ -1,12 +1,10 @@
-"""Adapters: peft's own files are read to peft's function, saved ones load in peft to the same."""
+"""A PEFT directory is read to peft's function, and every tensor of the file is accounted for."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import json
-import math
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import ABSENT, hidden, peft_adapter, peft_model, write_adapter
+from making import hidden, peft_adapter, peft_model, write_adapter
 from safetensors.torch import load_file
 
-from loraprobe.adapters import Adapter, adapter_of, read_adapter, staged_directory
-from loraprobe.adapters import staging as staging_module
-from loraprobe.adapters.config import DESCRIPTIVE, VARIANTS, judge_config, unknown_keys
-from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
-from loraprobe.lora.lowrank import LowRank
+from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.errors import UnsupportedAdapter
 
 PREFIX = "base_model.model."
 FORM = PREFIX + "{}.lora_{}.weight"
@@ -93,7 +88,6 @@ EXTRAS = {
     "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, {"token_delta"}),
     "copies": ({"target_modules": ["embed_tokens", "lm_head"]}, {"base_copy"}),
 }
-
 # config, and the mapping of the adapter that must hold what it adds
 WHOLE = {
     "dora": ({"target_modules": ["q_proj", "up_proj"], "use_dora": True}, "magnitudes"),
@@ -105,8 +99,6 @@ WHOLE = {
     "bias_only": ({"target_modules": ["c_attn"], "bias": "lora_only"}, "whole"),
     "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": [3, 1]}, "token_rows"),
 }
-
-
 UP = "model.layers.1.mlp.up_proj"
 
 
@@ -261,163 +253,6 @@ class TestWhatPeftWrote:
         accounted(adapter)
 
 
-class TestSaving:
-    """A saved adapter computes the same in peft, and its directory is complete or absent."""
-
-    def mixed(self, kinds: dict, shapes: dict) -> Adapter:
-        """Ranks and scalings that differ by module."""
-        paths = list(shapes)
-        rank = {p: 2 + i % 3 for i, p in enumerate(paths)}
-        scaling = {p: (0.5, 1.0, 0.3)[i % 3] * (-1) ** (i // 4) for i, p in enumerate(paths)}
-        return making.random_adapter("x", shapes, rank, 5, scaling, kinds=kinds, base_model=None)
-
-    def check(self, model, adapter: Adapter, directory: Path) -> None:
-        """peft's model with the saved adapter is the base with the deltas added to its weights."""
-        from peft import PeftModel
-
-        base = hidden(model.double())
-        adapter.save(directory)
-        wrapped = PeftModel.from_pretrained(model, str(directory))
-        found = hidden(wrapped)
-        plain = wrapped.unload()
-        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.clone())  # was tied
-        with torch.no_grad():
-            for path, update in adapter.modules.items():
-                module, delta = plain.get_submodule(path), update.to(torch.float64).delta()
-                module.weight += delta if isinstance(module, torch.nn.Linear) else delta.T
-        assert (hidden(plain) - found).abs().max() < 1e-6
-        assert (found - base).abs().max() > 1e-2
-
-    def test_llama(self, tmp_path, llama):
-        shapes = {**making.LLAMA, "lm_head": (40, 16), "model.embed_tokens": (16, 40)}
-        self.check(llama, self.mixed({"model.embed_tokens": "embedding"}, shapes), tmp_path / "x")
-
-    def test_gpt2_with_a_mix_of_conv1d_linear_and_embedding(self, tmp_path, gpt2):
-        block = {"attn.c_attn": (48, 16), "attn.c_proj": (16, 16), "mlp.c_fc": (64, 16)}
-        shapes = {f"transformer.h.{i}.{n}": s for i in (0, 1) for n, s in block.items()}
-        kinds = dict.fromkeys(shapes, "conv1d") | {"transformer.wte": "embedding"}
-        shapes |= {"lm_head": (40, 16), "transformer.wte": (16, 40)}
-        self.check(gpt2, self.mixed(kinds, shapes), tmp_path / "x")
-        assert json.loads((tmp_path / "x" / "adapter_config.json").read_text())["fan_in_fan_out"]
-
-    def test_patterns_cannot_confuse_modules(self, tmp_path):
-        """One path is the end of another, and a dot must not match any character."""
-        shapes = {"b.q": (4, 4), "a.b.q": (4, 4), "bxq": (4, 4), "a.b.q2": (4, 4)}
-        ranks = dict(zip(shapes, (1, 2, 3, 3), strict=True))
-        scalings = dict(zip(shapes, (0.1, 0.2, 0.3, 0.4), strict=True))
-        adapter = making.random_adapter("x", shapes, ranks, 0, scalings)
-        adapter.save(tmp_path / "x")
-        config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
-        from peft.utils.other import get_pattern_key
-
-        for path, update in adapter.modules.items():
-            r = config["rank_pattern"].get(
-                get_pattern_key(config["rank_pattern"], path), config["r"]
-            )
-            alphas = config["alpha_pattern"]
-            alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
-            assert r == update.rank and math.isclose(alpha / r, update.scaling)
-
-    def test_widest_dtype_and_a_chosen_one(self, tmp_path):
-        modules = {
-            p: making.random_update(4, 4, 2, dtype=d)
-            for p, d in (("a", torch.bfloat16), ("b", torch.float32))
-        }
-        adapter = adapter_of("x", modules)
-        adapter.save(tmp_path / "x")
-        assert {i.dtype for i in read_adapter(tmp_path / "x").layout.values()} == {torch.float32}
-        adapter.save(tmp_path / "y", dtype=torch.float16)
-        assert {i.dtype for i in read_adapter(tmp_path / "y").layout.values()} == {torch.float16}
-
-    def test_slices_and_shared_tensors(self, tmp_path):
-        """Factors that are views of one tensor are saved each on its own."""
-        whole = torch.randn(8, 8)
-        update = LowRank(whole[:2], whole[:, :2], 0.5)
-        adapter_of("x", {"a": update, "b": LowRank(whole[:2], whole[:, 2:4])}).save(tmp_path / "x")
-        assert torch.equal(read_adapter(tmp_path / "x").modules["a"].delta(), update.delta())
-        one = LowRank(torch.eye(4), torch.eye(4))
-        adapter_of("x", {"a": one, "b": one}).save(tmp_path / "y")
-        assert len(read_adapter(tmp_path / "y").modules) == 2
-
-    def test_card_and_nothing_else(self, tmp_path):
-        making.random_adapter().save(tmp_path / "x", card="# Merged ü")
-        assert {f.name for f in (tmp_path / "x").iterdir()} == {
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "README.md",
-        }
-        assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
-
-    @pytest.mark.parametrize(
-        "place, overwrite",
-        [("x", False), ("x", True), ("x/README.md", True), ("x/README.md/y", True)],
-    )
-    def test_only_an_adapter_is_overwritten_and_only_when_asked(self, tmp_path, place, overwrite):
-        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
-        if place == "x" and overwrite:
-            (tmp_path / "x" / "notes").mkdir()
-        before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
-        with pytest.raises(OutputError):
-            making.random_adapter(seed=2).save(tmp_path / place, overwrite=overwrite)
-        assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
-
-    def test_what_cannot_be_saved(self, tmp_path):
-        (one, update), *_ = modules = list(making.random_adapter().modules.items())
-        mixed = adapter_of("mixed", dict(modules), magnitudes={one: torch.ones(update.B.shape[0])})
-        for adapter in (mixed, adapter_of("empty", {})):
-            with pytest.raises(UnsupportedAdapter):
-                adapter.save(tmp_path / "x")
-        assert not list(tmp_path.iterdir())
-
-    def test_an_adapter_may_replace_its_own_source(self, tmp_path):
-        making.random_adapter(seed=3).save(tmp_path / "x")
-        adapter = read_adapter(tmp_path / "x")
-        adapter.save(tmp_path / "x", overwrite=True, card="again")
-        expected = making.random_adapter(seed=3).modules[Q].delta()
-        assert torch.equal(read_adapter(tmp_path / "x").modules[Q].delta(), expected)
-
-    def test_failure_leaves_no_trace(self, tmp_path, monkeypatch):
-        import safetensors.torch
-
-        making.random_adapter(seed=1).save(tmp_path / "old")
-        before = {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()}
-        real = safetensors.torch.save_file
-
-        def full(tensors, path, **options):
-            real(tensors, path, **options)
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(safetensors.torch, "save_file", full)
-        for target in ("old", "new"):
-            with pytest.raises(OutputError, match="No space left"):
-                making.random_adapter(seed=2).save(tmp_path / target, overwrite=True)
-        assert [p.name for p in tmp_path.iterdir()] == ["old"]
-        assert {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()} == before
-
-    def test_failure_while_swapping_brings_the_old_one_back(self, tmp_path, monkeypatch):
-        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
-        real, calls = os.rename, []
-
-        def rename(source, target):
-            calls.append(source)
-            if len(calls) == 2:
-                raise OSError(5, "Input/output error")
-            real(source, target)
-
-        monkeypatch.setattr(os, "rename", rename)
-        monkeypatch.setattr(staging_module, "_exchanged", lambda *_: False)  # in two steps
-        with pytest.raises(OutputError, match="Input/output"):
-            making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
-        assert (tmp_path / "x" / "README.md").read_text() == "old"
-        assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-    def test_interrupted(self, tmp_path):
-        with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "x") as staging:
-            (staging / "f").write_text("half")
-            raise KeyboardInterrupt
-        assert list(tmp_path.iterdir()) == []
-
-
 class TestKeys:
     @pytest.mark.parametrize(
         ("form", "code"),
@@ -551,139 +386,16 @@ class TestWhatPeftLeavesOutOrReplaces:
         torch.testing.assert_close(hidden(again), hidden(model))
 
 
-class TestConfig:
-    @pytest.mark.parametrize("given", making.CONFIGS, ids=lambda given: Path(given).stem)
-    def test_every_config_is_accepted_or_refused_by_name(self, given, tmp_path):
-        raw, name = making.config_of(given, tmp_path), str(given)
-        variants = {"kasa_config", "use_bdlora"} & {k for k, v in raw.items() if v}
-        if raw["peft_type"] != "LORA":
-            with pytest.raises(UnsupportedAdapter, match=raw["peft_type"]):
-                judge_config(raw, name)
-        elif variants:
-            with pytest.raises(UnsupportedAdapter, match=variants.pop()):
-                judge_config(raw, name)
-        else:
-            config = judge_config(raw, name)
-            assert not unknown_keys(raw)
-            root = raw["r"] ** (0.5 if raw.get("use_rslora") else 1)
-            path = "model.q_proj"
-            scaling = config.ranks_and_scalings([path])[path][1]
-            assert math.isclose(scaling, raw["lora_alpha"] / root)
-
-    def test_the_table_knows_every_key_of_the_installed_peft(self):
-        import dataclasses
-
-        from peft import LoraConfig
-
-        known = {field.name for field in dataclasses.fields(LoraConfig)}
-        assert known <= DESCRIPTIVE | set(VARIANTS)
-        defaults = LoraConfig(task_type="CAUSAL_LM").to_dict()
-        judge_config(defaults, "defaults")
-        assert not unknown_keys(defaults)
-
-    @pytest.mark.parametrize("key", VARIANTS)
-    def test_variants_are_refused_by_name(self, tmp_path, key):
-        with pytest.raises(UnsupportedAdapter, match=key):
-            read_adapter(write_adapter(tmp_path, pair(), **{key: [1]}))
-        assert not read_adapter(write_adapter(tmp_path, pair(), **{key: None})).issues
-
-    def test_missing_alpha_is_what_peft_takes_and_an_error(self, tmp_path, llama):
-        from peft import PeftModel
-
-        write_adapter(tmp_path, pair(), lora_alpha=ABSENT)
-        adapter = read_adapter(tmp_path)
-        expected = peft_deltas(PeftModel.from_pretrained(llama, str(tmp_path)))[Q]
-        torch.testing.assert_close(adapter.modules[Q].delta(), expected)
-        assert codes(adapter) == {"missing-alpha"}
-
-    @pytest.mark.parametrize(
-        "bad",
-        [
-            {"r": 0},
-            {"r": -2},
-            {"r": 2.5},
-            {"r": "8"},
-            {"r": True},
-            {"r": None},
-            {"lora_alpha": None},
-            {"lora_alpha": "16"},
-            {"lora_alpha": float("nan")},
-            {"rank_pattern": {"q": 0}},
-            {"rank_pattern": {"q": "2"}},
-            {"rank_pattern": [1]},
-            {"rank_pattern": {"[": 4}},
-            {"alpha_pattern": {"q": None}},
-            {"alpha_pattern": {"(": 2}},
-            {"alpha_pattern": {r"(a|aa)+c": 3}},  # without end
-        ],
-    )
-    def test_values_that_make_no_sense(self, tmp_path, bad):
-        write_adapter(tmp_path, pair("a" * 60), **bad)
-        with pytest.raises(AdapterError, match=f"{next(iter(bad))}|rank") as caught:
-            read_adapter(tmp_path)
-        assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
-
-    def test_many_patterns_are_no_burden(self, tmp_path):
-        """A mixed-rank adapter of a large model has a pattern for each module."""
-        import time
-
-        shapes = {f"model.layers.{i}.mlp.m{j}": (2, 2) for i in range(32) for j in range(7)}
-        ranks = {p: 1 + i % 2 for i, p in enumerate(shapes)}
-        making.random_adapter(
-            "x", shapes, ranks, 0, {p: 0.1 + i % 7 for i, p in enumerate(shapes)}
-        ).save(tmp_path / "x")
-        start = time.process_time()
-        adapter = read_adapter(tmp_path / "x")
-        assert time.process_time() - start < 2
-        assert {p: i.rank for p, i in adapter.layout.items()} == ranks
-
-
-class TestAdapter:
-    def test_what_it_says_of_itself(self, tmp_path):
-        shapes = {"l.10.q": (6, 5), "l.2.q": (6, 5), "l.2.k": (3, 5)}
-        making.random_adapter("x", shapes, {"l.10.q": 1, "l.2.q": 2, "l.2.k": 3}).save(
-            tmp_path / "x"
-        )
-        adapter = read_adapter(tmp_path / "x", "y")
-        assert list(adapter.modules) == ["l.2.k", "l.2.q", "l.10.q"]  # layer 2 before layer 10
-        assert adapter.rank_range == (1, 3) and adapter.parameters == 11 + 2 * 11 + 3 * 8
-        summary = adapter.summary(norm=2.0)
-        assert (summary.name, summary.modules, summary.norm) == ("y", 3, 2.0)
-        assert summary.rank == {"min": 1, "max": 3} and summary.base_model == "owner/base"
-        assert adapter.renamed("z").name == "z"
-        with pytest.raises(KeyError):
-            adapter.modules["nowhere"]
-
-    def test_nothing_is_read_before_it_is_asked_for(self, tmp_path):
-        """Overwriting the values after opening changes what is read later."""
-        making.random_adapter().save(tmp_path / "x")
-        adapter = read_adapter(tmp_path / "x")
-        file = tmp_path / "x" / "adapter_model.safetensors"
-        with file.open("r+b") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-            stream.seek(8 + header)
-            stream.write(b"\0" * (file.stat().st_size - 8 - header))
-        assert adapter.modules[Q].A.abs().max() == 0
-
-    def test_digest_follows_the_weights(self, tmp_path):
-        making.random_adapter(seed=1).save(tmp_path / "x")
-        making.random_adapter(seed=1).save(tmp_path / "y")
-        making.random_adapter(seed=2).save(tmp_path / "z")
-        x, y, z = (read_adapter(tmp_path / n).sha256 for n in "xyz")
-        assert x == y != z and len(x) == 64
-        memory = making.random_adapter(seed=1)
-        assert memory.sha256 == making.random_adapter(seed=1).sha256
-        assert memory.sha256 != making.random_adapter(seed=2).sha256
-
-    def test_those_that_people_publish_are_clean(self, shelf):
-        for adapter in shelf.adapters(*making.DOMAINS, "godspeed", "distil"):
-            assert not codes(adapter) and not adapter.extras
-            assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
-            for path in adapter.modules:
-                assert re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", path)
-            accounted(adapter)
-
-    def test_a_classifier_names_its_head(self, shelf):
-        (adapter,) = shelf.adapters("classifier")
-        assert "modules_to_save" in {extra.kind for extra in adapter.extras}
+def test_those_that_people_publish_are_clean(shelf):
+    for adapter in shelf.adapters(*making.DOMAINS, "godspeed", "distil"):
+        assert not codes(adapter) and not adapter.extras
+        assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
+        for path in adapter.modules:
+            assert re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", path)
         accounted(adapter)
+
+
+def test_a_classifier_names_its_head(shelf):
+    (adapter,) = shelf.adapters("classifier")
+    assert "modules_to_save" in {extra.kind for extra in adapter.extras}
+    accounted(adapter)

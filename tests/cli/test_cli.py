@@ -121,19 +121,11 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
     assert [a["name"] for a in document["adapters"]] == ["first", "b"]
-    names = {row["name"] for row in document["diagnostics"]}
-    assert names >= {
-        "norm",
-        "norm_ratio",
-        "stable_rank",
-        "dead_rank",
-        "cosine",
-        "sign_conflict",
-        "subspace_overlap",
-        "energy_ratio",
-        "cross_terms",
-        "truncation_error",
-    }
+    wanted = (
+        "norm norm_ratio stable_rank dead_rank cosine sign_conflict subspace_overlap energy_ratio "
+        "cross_terms truncation_error"
+    )
+    assert {row["name"] for row in document["diagnostics"]} >= set(wanted.split())
     assert all(row["module"] is None for row in document["diagnostics"])
     assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
 
@@ -458,12 +450,3 @@ def test_the_lab_takes_debug(monkeypatch):
     arguments = ("lab", "build", "keep-both", "-o", "x")
     assert " in loraprobe_lab." in one_sentence(call(*arguments))
     assert "Traceback" in call(*arguments, "--debug").stderr
-
-
-def test_a_command_line_that_cannot_be_imported_is_one_sentence():
-    code = (
-        "import sys; sys.modules['typer'] = None; sys.argv = ['loraprobe', 'methods'];"
-        "from loraprobe.__main__ import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "typer" in done.stderr

@@ -94,13 +94,13 @@ def test_every_kind_of_error_has_its_own_code():
     assert len({kind.code for kind in own}) == len(own) > 10
 
 
-def test_an_error_before_the_command_line_is_imported_is_a_document_too():
+def test_a_command_line_that_cannot_be_imported_is_one_sentence_and_a_document():
     code = (
         "import sys; sys.modules['typer'] = None; sys.argv = ['loraprobe', 'methods', '--json'];"
         "from loraprobe.__main__ import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "typer" in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "installation"
 
 
@@ -186,11 +186,15 @@ def test_adapters_are_a_list(function, tmp_path):
             function(*given)
 
 
-def test_a_merge_of_one_adapter_is_refused_alike(tmp_path):
+def test_a_merge_of_one_adapter_needs_something_to_change(tmp_path):
     adapter = making.random_adapter("a")
     adapter.save(tmp_path / "a")
-    result = making.call("merge", tmp_path / "a", "-o", tmp_path / "out")
-    assert result.exit_code == 2 and "--weights, --subtract, --rank or --dtype" in result.stderr
+    merge = ("merge", tmp_path / "a", "-o", tmp_path / "out")
+    result = making.call(*merge)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "--weights, --subtract, --rank or --dtype" in result.stderr
+    for change in (["--weights", "-1", "--method", "task_arithmetic"], ["--rank", 2]):
+        assert making.call(*merge, *change, "--overwrite").exit_code == 0
     with pytest.raises(UsageError, match="by weights, subtract, rank or dtype"):
         loraprobe.merge([adapter])
     assert loraprobe.merge([adapter], "sum", rank=2).adapter.rank_range == (2, 2)

@@ -15,7 +15,7 @@ from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
-from loraprobe.options import Options
+from loraprobe.options import TASK_FIELDS, Options
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
 
@@ -48,7 +48,8 @@ def open_inputs(
     options = session.options
     check_names(options)
     read: Sequence[Task] = ()
-    if tasks:
+    names, default = (*TASK_FIELDS, "metric"), Options()  # what is checked with the tasks
+    if tasks or any(getattr(options, name) != getattr(default, name) for name in names):
         from loraprobe.pipeline.task_files import open_tasks
 
         read = open_tasks(tasks, options)

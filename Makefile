@@ -12,7 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_VENV := build/cuda
 
-.PHONY: demo test test-slow test-plain test-gpu test-fake-cuda bench-gpu check format figures docs bench fuzz clean
+.PHONY: demo test test-slow test-plain test-gpu test-fake-cuda bench-gpu lowest test-lowest check \
+	format figures docs bench fuzz dist clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -51,6 +52,17 @@ $(GPU_VENV)/.installed: $(DEV_STAMP)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$(ls -d $(GPU_VENV)/lib/python*/site-packages)/with_the_others.pth
 	touch $@
+# An environment with the lowest versions that pyproject.toml allows, and the numerical tests in it.
+lowest: pyproject.toml
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/uv/bin/uv venv --quiet --clear --python $(PYTHON) build/lowest
+	build/uv/bin/uv pip install --quiet --python build/lowest --resolution lowest-direct \
+		--requirements pyproject.toml --extra dev
+
+test-lowest:
+	build/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		tests/lora tests/merging tests/diagnostics tests/composition tests/routing
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -92,6 +104,16 @@ $(RUN_STAMP): pyproject.toml | $(VENV)/bin/python
 $(DEV_STAMP): pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $(RUN_STAMP) $@
+
+# Wheel and sdist in dist/; the wheel is installed into an empty environment and runs the demo.
+dist: $(DEV_STAMP)
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/wheel && bin/loraprobe demo --exit-zero --quiet
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

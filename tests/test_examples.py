@@ -43,7 +43,8 @@ class Job:
         self.place, tools = place, place / "tools"
         program(tools, "loraprobe", command)
         program(tools, "pip", "exit 0")
-        program(tools, "gh", 'printf "%s\\n" "$@" > commented')
+        # The comments so far are in the file `comments`, an id a line.
+        program(tools, "gh", 'case "$*" in *--paginate*) cat comments;; *) echo "$@" > call;; esac')
         self.environment = {
             **os.environ,
             **found["env"],
@@ -52,6 +53,7 @@ class Job:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "LORAPROBE_CACHE": str(place / "cache"),
+            "GITHUB_REPOSITORY": "o/n",
             "GITHUB_OUTPUT": str(place / "outputs"),
             "GITHUB_STEP_SUMMARY": str(place / "summary"),
         }
@@ -105,8 +107,14 @@ def test_the_pipeline_gates_and_comments(tmp_path, questions):
     assert (tmp_path / "summary").read_text(encoding="utf-8") == report
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4 * 4
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert job.run("Comment") == 0
-    assert "report.md" in (tmp_path / "commented").read_text().split()
+    for before, call in {
+        "": "POST repos/o/n/issues/1/comments",
+        "7\n9\n": "PATCH repos/o/n/issues/comments/7",
+    }.items():
+        (tmp_path / "comments").write_text(before)
+        assert job.run("Comment") == 0
+        assert call in (tmp_path / "call").read_text()
+    assert (tmp_path / "comment.md").read_text().splitlines()[1:] == report.splitlines()
     assert job.run("Gate") == code
 
 

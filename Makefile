@@ -52,6 +52,7 @@ $(GPU_VENV)/.installed: $(DEV_STAMP)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$(ls -d $(GPU_VENV)/lib/python*/site-packages)/with_the_others.pth
 	touch $@
+
 # An environment with the lowest versions that pyproject.toml allows, and the numerical tests in it.
 lowest: pyproject.toml
 	$(PYTHON) -m venv build/uv

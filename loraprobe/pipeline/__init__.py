@@ -14,8 +14,8 @@
                     audit
     saved           a composition and its directory
     converting      one adapter written again
-    conclusion      the verdict, and what it recommends
-    audits, cards   the audit and the model card
+    conclusion      the verdict, what it recommends, and the audit
+    cards           the model card
 
 `served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
 `on_ray` has the tasks that ask the base on a Ray cluster.

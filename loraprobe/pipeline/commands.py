@@ -20,8 +20,7 @@ from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.audits import audit_of
-from loraprobe.pipeline.conclusion import recommend, verdict_with_next
+from loraprobe.pipeline.conclusion import audit_of, recommend, verdict_with_next
 from loraprobe.pipeline.examination import (
     Examination,
     check,

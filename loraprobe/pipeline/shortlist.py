@@ -8,8 +8,7 @@ from dataclasses import replace
 from loraprobe import evaluation
 from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.audits import argument_without_folders, audit_of
-from loraprobe.pipeline.conclusion import verdict_on, with_next
+from loraprobe.pipeline.conclusion import argument_without_folders, audit_of, verdict_on, with_next
 from loraprobe.pipeline.evaluate import best_system
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs

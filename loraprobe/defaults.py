@@ -29,7 +29,7 @@ ROUNDS_FROM = 40  # clusters of the smallest task; with fewer there is one round
 
 # What `inspect` asks of each task, from as many clusters as possible.
 PILOT_ITEMS = FIRST_ROUND  # the base, the single adapters and the compositions answer
-HOP_ITEMS = 40  # whose hops base and adapters answer: 2 right of 40 lie below UNKNOWN, 2 of 30 not
+HOP_ITEMS = 40  # base and adapters, where hops decide: 2 right of 40 lie below UNKNOWN, 2 of 30 not
 PROBED_ITEMS = 24  # the coverage probes ask the base
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 

@@ -403,16 +403,16 @@ def evaluate_sample(
         return Evaluated("probes", records, [*notes, scorer.batcher.note()])
     options, singles = session.options, baseline_systems(inputs.adapters)
     first = pilot(plan.tasks, PILOT_ITEMS, options.seed)
-    # Hops decide for one task alone (`verdict.rules`), which takes more items.
-    hops = [part for task in plan.tasks for part in task.parts if part not in FORMS]
-    sample = _sampled(
-        plan.tasks, HOP_ITEMS if len(plan.tasks) == 1 and hops else PILOT_ITEMS, options
-    )
+    # Hops decide for one task alone (`verdict.rules`), which takes more items; a worked answer is
+    # long, and serves the comparison with compositions only.
+    deciding = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
+    sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
+    short = {part for task in plan.tasks for part in task.parts} - {"steps"}
     session.expect(lambda: steps_of_sample(inputs, plan, options, first))
     with open_evaluator(inputs, plan, session) as evaluator:
         results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
         few = replace(evaluator, tasks=sample)
-        results += few.run(singles, hops)
+        results += few.run(singles, short)
         rows = few.probe_tasks(results, probe is not None)
         rows += _probe_without_task(evaluator.scorer, inputs, probe, session)
         # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too

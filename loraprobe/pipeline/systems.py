@@ -158,17 +158,13 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
         return f"with {few} not every adapter has questions of its own"
     if options.learns:
         return split_for_weights(tasks, options)
-    needed = FEWEST_ITEMS + ROUTER_LEAST
-    for task in tasks:
-        if len(task.items) < needed:
-            return f"task {task.name} has {len(task.items)} items, and it takes {needed}"
     wanted = [min(ROUTER_MOST, math.ceil(APART_SHARE * len(task.items))) for task in tasks]
     parts = _drawn(tasks, wanted, options.seed)
     for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
         if len(apart.items) < ROUTER_LEAST or len(left.items) < FEWEST_ITEMS:
             return (
-                f"the {len(task.items)} items of task {task.name} lie in {_clusters(task)} "
-                "clusters, too few to divide"
+                f"task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, and "
+                f"it takes {FEWEST_ITEMS + ROUTER_LEAST}"
             )
     return parts
 

@@ -415,13 +415,12 @@ def choose_template(
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
     ledger = Ledger() if kept is None else kept
-    few, more = (
+    samples = [
         [q for task in tasks for q in _sampled(task, most // len(tasks), seed, metric)]
         for most in TEMPLATE_SAMPLES
-    )
-    plain = [question for question in more if not question.worked]
-    few = [question for question in few if not question.worked]
-    for asked in (few, plain, more):
+    ]
+    plain = [[question for question in of if not question.worked] for of in samples]
+    for asked in (*plain, samples[-1]):
         values, total = dict[bool, list[float]](), 2 * len(singles) * len(asked)
         for used, way in ways.items():
             told = _counted(progress, "template", used * total // 2, total)
@@ -432,7 +431,9 @@ def choose_template(
         lead = abs(sum((one > other) - (one < other) for one, other in pairs))
         equal = lead == 0 and 2 * sum(one == other > 0 for one, other in pairs) >= len(pairs)
         # Worked answers are long, so they are asked only where no others differ.
-        if equal or lead >= (TEMPLATE_LEAD if asked is few else 1):
+        if lead >= (1 if asked is plain[-1] else TEMPLATE_LEAD) or (
+            equal and asked is not plain[0]
+        ):
             break
     means = {used: sum(own) / len(asked) for used, own in values.items()}
     chosen, why = means[True] > means[False], ""
@@ -471,7 +472,7 @@ def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Q
     replies to worked questions have together at most as many tokens as the others.
     """
     plain = len([part for part in task.parts if part != "steps"])
-    items = min(max(1, most // plain), len(task.items))
+    items = min(max(1, round(most / plain)), len(task.items))
     worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
     few = {item.id for item in spread_sample(task, worked, seed).items}
     for question in questions([spread_sample(task, items, seed)], metric):

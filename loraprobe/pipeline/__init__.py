@@ -15,7 +15,7 @@
     saved           a composition and its directory
     converting      one adapter written again
     conclusion      the verdict, what it recommends, and the audit
-    cards           the model card
+    provenance      what a merge or composition is made of, for its card
 
 `served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
 `on_ray` has the tasks that ask the base on a Ray cluster.

@@ -6,32 +6,16 @@ import numpy as np
 import pytest
 from test_statistics import ALONE, pairs, single_interval
 
-from loraprobe.evaluation import (
-    System,
-    compare,
-    gains,
-    retention,
-    score,
-)
+from loraprobe.evaluation import System, compare, gains, retention, score
 from loraprobe.evaluation.statistics import estimate
 from loraprobe.records import ItemResult
 from loraprobe.records.estimates import items_needed
 
 
-def results(
-    columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", groups=None
-):
+def results(columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", size=1):
+    """The results of the columns; `size` items after each other are one cluster."""
     return [
-        ItemResult(
-            system,
-            task,
-            part,
-            str(i),
-            metric,
-            float(value),
-            "",
-            f"item:{i}" if groups is None else f"group:{groups[i]}",
-        )
+        ItemResult(system, task, part, str(i), metric, float(value), "", f"group:{i // size}")
         for (system, part), values in columns.items()
         for i, value in enumerate(values)
         if np.isfinite(value)
@@ -43,24 +27,15 @@ def right(k: int, n: int = 100) -> np.ndarray:
     return (np.arange(n) < k).astype(float)
 
 
-SYSTEMS = [
-    System("base", "base"),
-    System("a", "adapter"),
-    System("b", "adapter"),
-    System("uniform", "merge"),
-    System("arrow", "router"),
-    System("chain", "chain"),
-    System("shrunk:a", "control"),
-]
-TARGETS = {
-    ("base", "question"): right(5),
-    ("a", "question"): right(40),
-    ("b", "question"): right(20),
-    ("uniform", "question"): right(70),
-    ("arrow", "question"): right(55),
-    ("chain", "question"): right(95),
-    ("shrunk:a", "question"): right(30),
-}
+def asked(part: str = "question", n: int = 100, **counts: int) -> dict[tuple[str, str], np.ndarray]:
+    """A column of each system, of whose n items so many are right."""
+    return {(name, part): right(k, n) for name, k in counts.items()}
+
+
+KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
+KINDS |= {"chain": "chain", "shrunk:a": "control"}
+SYSTEMS = [System(name, kind) for name, kind in KINDS.items()]
+TARGETS = asked(base=5, a=40, b=20, uniform=70, arrow=55, chain=95, **{"shrunk:a": 30})
 
 
 def gain(rows, compositions, baselines, part="question", **options):
@@ -72,12 +47,8 @@ def gain(rows, compositions, baselines, part="question", **options):
 
 def test_the_best_gains_over_the_best():
     found = gain(results(TARGETS), ["uniform", "arrow"], ["base", "a", "b"])
-    assert (found.system, found.against, found.task, found.part) == (
-        "uniform",
-        "a",
-        "t",
-        "question",
-    )
+    own = found.system, found.against, found.task, found.part
+    assert own == ("uniform", "a", "t", "question")
     assert found.difference == pytest.approx(0.3) and found.n == 100
     low, high = single_interval(TARGETS["uniform", "question"] - TARGETS["a", "question"])
     assert found.ci95 == pytest.approx((low, high))
@@ -91,16 +62,14 @@ def test_the_best_gains_over_the_best():
 def test_families_have_rows_of_their_own():
     found = gains(results(TARGETS), SYSTEMS)
     assert [(g.system, g.against) for g in found] == [
-        ("uniform", "a"),
-        ("arrow", "a"),
-        ("chain", "a"),
+        (n, "a") for n in ("uniform", "arrow", "chain")
     ]
     assert found[1].difference == pytest.approx(0.15)
     assert found[1].adjusted_ci95[1] < found[0].adjusted_ci95[1]
 
 
 def test_an_answer_at_once_counts_against_worked_steps():
-    columns = TARGETS | {("a", "steps"): right(1), ("uniform", "steps"): right(80)}
+    columns = TARGETS | asked("steps", a=1, uniform=80)
     found = gain(results(columns), ["uniform"], ["base", "a", "b"], "steps")
     assert (found.against, found.against_part) == ("a", "question")
     assert found.difference == pytest.approx(0.4)
@@ -110,7 +79,7 @@ def test_an_answer_at_once_counts_against_worked_steps():
 
 
 def test_worked_steps_count_against_an_answer_at_once_and_against_a_chain():
-    columns = TARGETS | {("a", "steps"): right(90)}
+    columns = TARGETS | asked("steps", a=90)
     rows = {row.system: row for row in gains(results(columns), SYSTEMS)}
     for name in ("uniform", "chain"):
         assert (rows[name].against, rows[name].against_part) == ("a", "steps")
@@ -125,7 +94,7 @@ def test_worked_steps_count_against_an_answer_at_once_and_against_a_chain():
 def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
     """A gain in either form is a success, so each form's lower end spends half of alpha."""
     columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
-    both = columns | {("a", "steps"): right(30), ("uniform", "steps"): right(60)}
+    both = columns | asked("steps", a=30, uniform=60)
     (alone,) = gains(results(columns), SYSTEMS)
     plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "question")
     half = gain(results(both), ["uniform"], ["a"], alpha=0.025)
@@ -135,8 +104,7 @@ def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
 
 
 def test_tasks_have_equal_weight_whatever_their_size():
-    first = {("a", "question"): right(0, 10), ("m", "question"): right(10, 10)}
-    second = {("a", "question"): right(0, 1000), ("m", "question"): right(0, 1000)}
+    first, second = asked(n=10, a=0, m=10), asked(n=1000, a=0, m=0)
     found = gain([*results(first, "t"), *results(second, "u")], ["m"], ["a"])
     assert found.task is None and found.difference == pytest.approx(0.5) and found.n == 1010
     alone = gain(results(first, "t"), ["m"], ["a"])
@@ -169,8 +137,7 @@ def test_as_many_items_as_needed_decide():
         fewer = {key: np.tile(values, max(1, copies // 4)) for key, values in columns.items()}
         open_ = gain(results(fewer), ["m"], ["a"]).adjusted_ci95
         assert open_[0] < 0.05 < open_[1]
-    at_margin = {("a", "question"): right(50), ("m", "question"): right(55)}
-    assert gain(results(at_margin), ["m"], ["a"], margin=0.05).n_needed is None
+    assert gain(results(asked(a=50, m=55)), ["m"], ["a"], margin=0.05).n_needed is None
 
 
 def test_only_a_success_pays_for_the_choice_among_compositions():
@@ -189,9 +156,9 @@ def test_only_a_success_pays_for_the_choice_among_compositions():
 
 
 def test_groups_widen_a_gain():
-    columns = {("a", "question"): right(40), ("m", "question"): right(60)}
-    plain = gain(results(columns), ["m"], ["a"]).adjusted_ci95
-    grouped = gain(results(columns, groups=np.arange(100) // 5), ["m"], ["a"]).adjusted_ci95
+    plain, grouped = (
+        gain(results(asked(a=40, m=60), size=size), ["m"], ["a"]).adjusted_ci95 for size in (1, 5)
+    )
     assert grouped[0] < plain[0] and grouped[1] > plain[1]
 
 
@@ -235,9 +202,7 @@ def test_the_best_option_is_compared_with_every_other_one_in_both_forms():
 
 
 def test_on_several_tasks_the_best_option_has_the_best_mean():
-    one = {("a", "question"): right(90), ("b", "question"): right(10)}
-    two = {("a", "question"): right(20), ("b", "question"): right(95)}
-    rows = [*results(one, task="x"), *results(two, task="y")]
+    rows = [*results(asked(a=90, b=10), "x"), *results(asked(a=20, b=95), "y")]
     found = compare(rows, [System("a", "adapter"), System("b", "adapter")])
     assert [(r.task, r.system, r.against) for r in found] == [("x", "a", "b"), ("y", "a", "b")]
     assert [r.difference for r in found] == pytest.approx([0.8, -0.75])
@@ -246,8 +211,7 @@ def test_on_several_tasks_the_best_option_has_the_best_mean():
 def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():
     counts = {"z": 10, "a": 30, "base": 5, "m": 60, "k": 40}
     kinds = {"z": "adapter", "a": "adapter", "base": "base", "m": "merge", "k": "merge"}
-    columns = {(name, "question"): right(count) for name, count in counts.items()}
-    rows = compare(results(columns), [System(name, kind) for name, kind in kinds.items()])
+    rows = compare(results(asked(**counts)), [System(name, kind) for name, kind in kinds.items()])
     pairs_ = [(s, b) for s in ("m", "k") for b in ("z", "a", "base")]
     assert [(row.system, row.against) for row in rows] == [*pairs_, ("m", "k")]
     for row in rows:
@@ -269,18 +233,8 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_retention_needs_several_tasks_and_is_that_of_the_specialist():
-    first = {
-        ("base", "question"): right(0),
-        ("a", "question"): right(100),
-        ("b", "question"): right(0),
-        ("uniform", "question"): right(80),
-    }
-    second = {
-        ("base", "question"): right(10),
-        ("a", "question"): right(10),
-        ("b", "question"): right(60),
-        ("uniform", "question"): right(35),
-    }
+    first = asked(base=0, a=100, b=0, uniform=80)
+    second = asked(base=10, a=10, b=60, uniform=35)
     both = [*results(first, "t"), *results(second, "u")]
     kept = {(s.system, s.task): s.retention for s in score(both, SYSTEMS)}
     assert kept["uniform", "t"] == pytest.approx(0.8)

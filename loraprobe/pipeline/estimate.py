@@ -89,7 +89,8 @@ def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace
     """The steps that choose the form of prompts, fit routers and learn weights."""
     n, apart, found = len(inputs.adapters), plan.parts, dict[str, float]()
     if options.chat_template == "auto":
-        found["template"] = 2 * n * TEMPLATE_SAMPLES[1] * pace(1)
+        # Both forms of the prompts, in small batches, in which an answer takes longer.
+        found["template"] = 2 * 2 * n * TEMPLATE_SAMPLES[1] * pace(1)
     if apart is not None and plan.learning:  # answers of each adapter, then the questions
         found["fit"] = (n + 1) * apart.items[0] * READ * pace(1)
     if apart is not None and options.learns:  # a pass forth, and one back of twice its time

@@ -16,6 +16,11 @@ Result = TypeVar("Result")
 MOST_WORKERS = 8
 
 
+def workers() -> int:
+    """How many pieces are worked on at a time."""
+    return min(torch.get_num_threads(), MOST_WORKERS)
+
+
 def in_order(work: Callable[[Piece], Result], items: Iterable[Piece]) -> Iterator[Result]:
     """The results of all items in their order; items are taken only a few ahead of the results.
 
@@ -23,20 +28,19 @@ def in_order(work: Callable[[Piece], Result], items: Iterable[Piece]) -> Iterato
     other, above all where other programs use the cores too, since threads that share a small
     product wait for each other.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, MOST_WORKERS)
-    if workers == 1:
+    threads, together = torch.get_num_threads(), workers()
+    if together == 1:
         yield from map(work, items)
         return
     running: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+        together, initializer=torch.set_num_threads, initargs=(threads // together,)
     )
     try:
         with pool:
             for item in items:
                 running.append(pool.submit(work, item))
-                if len(running) > workers:
+                if len(running) > together:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

@@ -5,13 +5,13 @@ it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut are se
 other files, in the order in which to read them:
 
     _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]
-    _plan           adapters, method, weights, space, rank ... of one merge; what is refused, and
+    _arguments      adapters, method, weights, space, rank ... of one merge; what is refused, and
                     what is reported instead of hidden
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
     _extras         linear merges of DoRA, whole modules, biases and token rows
     _engine         `merge`: checks, then all modules one by one, then the merged adapter
 """
 
+from loraprobe.merging._arguments import check_kept
 from loraprobe.merging._engine import Merged, merge
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod
-from loraprobe.merging._plan import check_kept

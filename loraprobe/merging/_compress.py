@@ -73,8 +73,9 @@ def rounding2(exact: LowRank, written: LowRank) -> float:
 
     Not finite if an entry does not fit into the written dtype.
     """
-    A = torch.cat([written.A.float(), (written.A - exact.A).float()])
-    B = torch.cat([(written.B - exact.B).float(), exact.B.float()], 1)
+    A, B = written.A.float(), exact.B.float()
+    A = torch.cat([A, A - exact.A.float()])
+    B = torch.cat([written.B.float() - B, B], 1)
     square = float(((B.mT @ B) * (A @ A.mT)).sum())
     return max(0.0, square) if math.isfinite(square) else math.inf
 
@@ -97,10 +98,17 @@ class SideBySide:
     @classmethod
     def of(cls, updates: Sequence[LowRank]) -> SideBySide:
         """Concatenate the updates in the order given; the scalings are kept separately."""
+        ranks = [u.rank for u in updates]
+        A = torch.empty(sum(ranks), updates[0].in_features, dtype=torch.float64)
+        B = torch.empty(updates[0].out_features, sum(ranks), dtype=torch.float64)
+        places = zip(A.split(ranks), B.split(ranks, 1), updates, strict=True)
+        for rows, columns, update in places:  # converted and put side by side in one pass
+            rows.copy_(update.A)
+            columns.copy_(update.B)
         return cls(
-            torch.cat([u.A.to(torch.float64) for u in updates], 0),
-            torch.cat([u.B.to(torch.float64) for u in updates], 1),
-            tuple(u.rank for u in updates),
+            A,
+            B,
+            tuple(ranks),
             tuple(float(u.scaling) for u in updates),
             any(u.A.dtype == torch.float64 or u.B.dtype == torch.float64 for u in updates),
         )

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from loraprobe.adapters import (
     Adapter,
+    ModuleInfo,
     Source,
     adapter_of,
     check_apart,
@@ -27,18 +29,10 @@ from loraprobe.errors import OutputError, UsageError
 from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
-from loraprobe.merging._compress import (
-    MergedModule,
-    SideBySide,
-    compress_dense,
-    compress_factors,
-    rounding2,
-)
-from loraprobe.merging._extras import merge_dora, merge_extras
-from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, MergeMethod
-from loraprobe.merging._plan import (
+from loraprobe.lora.workers import in_order
+from loraprobe.merging._arguments import (
     BaseTensors,
-    MergePlan,
+    MergeArguments,
     check_adapters,
     check_effect,
     check_finite,
@@ -48,6 +42,15 @@ from loraprobe.merging._plan import (
     space_for,
     weights_for,
 )
+from loraprobe.merging._compress import (
+    MergedModule,
+    SideBySide,
+    compress_dense,
+    compress_factors,
+    rounding2,
+)
+from loraprobe.merging._extras import merge_dora, merge_extras
+from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, MergeMethod
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
@@ -136,7 +139,7 @@ def merge(
     for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that an
     adapter does not adapt counts as a zero delta; a module's rank is never larger than its
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. One module of all adapters is in memory at a time.
+    of issues to accept. A few modules of all adapters are in memory at a time, one if it is dense.
 
     base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
@@ -149,15 +152,15 @@ def merge(
     if dtype is None:  # the one that holds all; 8-bit floats, in which nothing can be cut, not
         dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
         dtype = functools.reduce(torch.promote_types, dtypes)
-    plan = MergePlan(adapters, made, used, space, asked, seed, dtype, base, allow)
-    issues = check_adapters(plan)
-    check_layout(plan)
-    plan.require_memory()
-    others, dropped = merge_extras(plan)
-    modules = _merge_modules(plan, progress)
+    arguments = MergeArguments(adapters, made, used, space, asked, seed, dtype, base, allow)
+    issues = check_adapters(arguments)
+    check_layout(arguments)
+    arguments.require_memory()
+    others, dropped = merge_extras(arguments)
+    modules = _merge_modules(arguments, progress)
     parts = modules.values()
     inner = torch.stack([m.inner for m in parts]).sum(0)
-    issues += [*notes, *dropped, *check_effect(plan, inner)]
+    issues += [*notes, *dropped, *check_effect(arguments, inner)]
     for i, adapter in enumerate(adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
@@ -166,7 +169,7 @@ def merge(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    merged = _adapter(name or name_of(made), plan, modules, others)
+    merged = _adapter(name or name_of(made), arguments, modules, others)
     norm2, lost2 = sum(m.norm2 for m in parts), sum(m.lost2 for m in parts)
     lost = _share(lost2, norm2)
     norms = inner.diagonal().clamp_min(0).sqrt().tolist()
@@ -194,65 +197,73 @@ def _share(part2: float, total2: float) -> float:
     return math.sqrt(part2 / max(total2, 1e-300))
 
 
-def _merge_modules(plan: MergePlan, progress: Progress | None) -> dict[str, MergedModule]:
+def _merge_modules(arguments: MergeArguments, progress: Progress | None) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
     The order in which the adapters are given therefore changes no bit of the result, even where it
     depends on rounding: the sign of a sum that cancels, or the basis of a space with equal singular
-    values.
+    values. Factors are read here; modules are merged in several threads where each is small.
     """
-    given = plan.adapters
+    given, layout = arguments.adapters, arguments.layout
     order = sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
-    weights = tuple(plan.weights[i] for i in order)
-    ordered = replace(plan, adapters=[given[i] for i in order], weights=weights)
+    ordered = replace(
+        arguments,
+        adapters=[given[i] for i in order],
+        weights=tuple(arguments.weights[i] for i in order),
+    )
     place = torch.tensor(order).argsort()
+
+    def updates(info: ModuleInfo) -> list[LowRank]:
+        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+        return [adapter.modules.get(info.path, absent) for adapter in ordered.adapters]
+
+    read = ((path, updates(layout[path])) for path in layout)
+    in_turn = in_order if arguments.in_threads else map
     modules: dict[str, MergedModule] = {}
-    for path in plan.layout:
-        merged = _merge_module(path, ordered)
+    for path, merged in zip(layout, in_turn(partial(_merge_module, ordered), read), strict=True):
         modules[path] = replace(merged, inner=merged.inner[place][:, place])
         if progress:
-            progress("merge", len(modules), len(plan.layout))
+            progress("merge", len(modules), len(layout))
     return modules
 
 
-def _merge_module(path: str, plan: MergePlan) -> MergedModule:
+@torch.no_grad()
+def _merge_module(arguments: MergeArguments, module: tuple[str, Sequence[LowRank]]) -> MergedModule:
     """Merge one module: factors -> space -> method -> rank -> dtype, with what was lost.
 
-    An adapter that lacks the module counts as an update of rank 0. Raises AdapterError for NaN or
-    Inf in a factor, CompatibilityError for a base of another shape, OutputError where the result
-    does not fit into the dtype.
+    module: its path and the updates of all adapters, of rank 0 where one lacks it. Raises
+    AdapterError for NaN or Inf in a factor, CompatibilityError for a base of another shape,
+    OutputError where the result does not fit into the dtype.
     """
-    info, method, rank = plan.layout[path], plan.method, plan.rank
-    absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
-    updates = [adapter.modules.get(path, absent) for adapter in plan.adapters]
+    (path, updates), method, rank = module, arguments.method, arguments.rank
     factors = SideBySide.of(updates)
-    check_finite(factors, [a.name for a in plan.adapters], path)
-    weights = torch.tensor(plan.weights, dtype=torch.float64)
-    if plan.keeps_dora:
-        merged = merge_dora(plan, path, updates)
+    check_finite(factors, [a.name for a in arguments.adapters], path)
+    weights = torch.tensor(arguments.weights, dtype=torch.float64)
+    if arguments.keeps_dora:
+        merged = merge_dora(arguments, path, updates)
     else:
         if isinstance(method, GramMethod):
-            exact = factors.combined(method.coefficients(plan.weights, factors.inner), rank)
+            exact = factors.combined(method.coefficients(arguments.weights, factors.inner), rank)
         elif isinstance(method, FactorMethod):
             exact = compress_factors(method.combined(factors.updates(torch.float64), weights), rank)
         else:
-            work = torch.float32 if plan.dense and not factors.double else torch.float64
-            space = "core" if plan.space == "full" and not plan.dense else plan.space
+            work = torch.float32 if arguments.dense and not factors.double else torch.float64
+            space = "core" if arguments.space == "full" and not arguments.dense else arguments.space
             stacked = space_named(space).stacked(factors.updates(work))
-            masks = generators(factors.updates(torch.float64), path, plan.seed)
+            masks = generators(factors.updates(torch.float64), path, arguments.seed)
             result = stacked.back(method(stacked.matrices, weights.to(work), masks))
             if isinstance(result, LowRank):
                 exact = compress_factors(result, rank)
             else:
-                start, drawn = factors.A.mT.to(work), _number(f"{plan.seed}:{path}")
+                start, drawn = factors.A.mT.to(work), _number(f"{arguments.seed}:{path}")
                 exact = compress_dense(result, rank, sum(factors.ranks), start, drawn)
-        update = exact.update.to(plan.dtype)
+        update = exact.update.to(arguments.dtype)
         rounded2 = rounding2(exact.update, update)
         merged = MergedModule(
             update, factors.inner, exact.norm2, exact.lost2, exact.gained2, rounded2
         )
     if not math.isfinite(merged.rounded2):
-        dtype = str(plan.dtype).removeprefix("torch.")
+        dtype = str(arguments.dtype).removeprefix("torch.")
         raise OutputError(
             f"The merge does not fit into {dtype} in module {path}; write it in float32."
         )
@@ -285,10 +296,13 @@ def _number(text: str) -> int:
 
 
 def _adapter(
-    name: str, plan: MergePlan, modules: Mapping[str, MergedModule], others: Mapping[str, Any]
+    name: str,
+    arguments: MergeArguments,
+    modules: Mapping[str, MergedModule],
+    others: Mapping[str, Any],
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
-    adapters = plan.adapters
+    adapters = arguments.adapters
     bases = [a.base_model for a in adapters if a.base_model]
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
@@ -298,8 +312,8 @@ def _adapter(
     return adapter_of(
         name,
         {path: m.update for path, m in modules.items()},
-        kinds={path: info.kind for path, info in plan.layout.items()},
-        kernels={path: info.kernel for path, info in plan.layout.items() if info.kernel},
+        kinds={path: info.kind for path, info in arguments.layout.items()},
+        kernels={path: info.kernel for path, info in arguments.layout.items() if info.kernel},
         base_model=bases[0] if bases else None,
         config=config,
         source=Source(reference=f"{name}({made_of})"),

@@ -40,8 +40,8 @@ from loraprobe.adapters.types import TokenRows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging._arguments import BaseTensors, MergeArguments
 from loraprobe.merging._compress import MergedModule, compress_factors, rounding2
-from loraprobe.merging._plan import BaseTensors, MergePlan
 from loraprobe.records import Issue
 
 SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
@@ -51,21 +51,21 @@ ROWS = "token-delta"
 FOLD = "merge one of them into its base with peft first"
 
 
-def merge_extras(plan: MergePlan) -> tuple[dict[str, Any], list[Issue]]:
+def merge_extras(arguments: MergeArguments) -> tuple[dict[str, Any], list[Issue]]:
     """What a linear merge holds beside factors and magnitudes, by the names of `adapter_of`.
 
     Also warnings for what was dropped. Raises UnsupportedAdapter, naming parameter and cure, where
     a merge would not be exact and its issue code is not allowed; CompatibilityError where shapes
     differ.
     """
-    if not plan.coefficients:
+    if not arguments.coefficients:
         return {}, []
-    whole, dropped = _full_weights(plan)
-    rows, lost = _token_rows(plan)
-    return {"whole": whole, "offsets": _lora_biases(plan), "token_rows": rows}, dropped + lost
+    whole, dropped = _full_weights(arguments)
+    rows, lost = _token_rows(arguments)
+    return {"whole": whole, "offsets": _lora_biases(arguments), "token_rows": rows}, dropped + lost
 
 
-def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> MergedModule:
+def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank]) -> MergedModule:
     """One module of a merged DoRA adapter: a direction, and the magnitudes [out] that belong to it.
 
     updates: those of the adapters, of rank 0 where one lacks the module. Raises CompatibilityError
@@ -76,14 +76,14 @@ def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> Merged
         ratio,
     )
 
-    assert plan.base is not None
-    weight, info = plan.base.weight(path), plan.layout[path]
+    assert arguments.base is not None
+    weight, info = arguments.base.weight(path), arguments.layout[path]
     if weight.shape != (info.out_features, info.in_features):
         raise CompatibilityError(
             f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-    out, held = len(weight), [adapter.magnitudes.get(path) for adapter in plan.adapters]
+    out, held = len(weight), [adapter.magnitudes.get(path) for adapter in arguments.adapters]
     wide = [update.to(torch.float64).folded() for update in updates]
     ratios = torch.stack(
         [
@@ -91,7 +91,7 @@ def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> Merged
             for u, m in zip(wide, held, strict=True)
         ]
     )
-    w = torch.tensor(plan.coefficients, dtype=torch.float64)
+    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
     c = 1 + w @ (ratios - 1)
     A = torch.cat([u.A for u in wide])
     B = torch.cat([u.B * (w[i] * ratios[i])[:, None] for i, u in enumerate(wide)], 1)
@@ -101,8 +101,8 @@ def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> Merged
     change = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
     own = torch.zeros(out, len(small), dtype=torch.float64)
     own[small, torch.arange(len(small))] = 1
-    kept = compress_factors(LowRank(torch.cat([A, change]), torch.cat([B, own], 1)), plan.rank)
-    direction = LowRank(kept.update.A, kept.update.B / scale[:, None]).to(plan.dtype)
+    kept = compress_factors(LowRank(torch.cat([A, change]), torch.cat([B, own], 1)), arguments.rank)
+    direction = LowRank(kept.update.A, kept.update.B / scale[:, None]).to(arguments.dtype)
     magnitudes = scale * (1 / ratio(direction, torch.ones(out), weight))
     rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
     magnitudes[small[(rows == 0).all(1)]] = 0
@@ -115,18 +115,18 @@ def merge_dora(plan: MergePlan, path: str, updates: Sequence[LowRank]) -> Merged
         lost2=kept.lost2,
         gained2=0.0,
         rounded2=rounding2(kept.update, LowRank(read.A, read.B * scale[:, None])),
-        magnitudes=magnitudes.to(torch.promote_types(plan.dtype, torch.float32)),
+        magnitudes=magnitudes.to(torch.promote_types(arguments.dtype, torch.float32)),
     )
 
 
-def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
+def _full_weights(arguments: MergeArguments) -> tuple[dict[str, Tensor], list[Issue]]:
     """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings."""
     merged: dict[str, Tensor] = {}
     notes: list[Issue] = []
-    sums_to_1 = abs(sum(plan.coefficients) - 1) <= SUM_TOLERANCE
-    for name in dict.fromkeys(name for adapter in plan.adapters for name in adapter.whole):
-        _check_alone(name, plan.adapters)
-        pairs = zip(plan.adapters, plan.coefficients, strict=True)
+    sums_to_1 = abs(sum(arguments.coefficients) - 1) <= SUM_TOLERANCE
+    for name in dict.fromkeys(name for adapter in arguments.adapters for name in adapter.whole):
+        _check_alone(name, arguments.adapters)
+        pairs = zip(arguments.adapters, arguments.coefficients, strict=True)
         held = [(adapter, weight) for adapter, weight in pairs if name in adapter.whole]
         tensors = [adapter.whole[name] for adapter, _ in held]
         for (other, _), tensor in zip(held, tensors, strict=True):
@@ -141,8 +141,8 @@ def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
                     f"{name} is {list(tensors[0].shape)} in {held[0][0].name} and "
                     f"{list(tensor.shape)} in {other.name}: {why}."
                 )
-        is_mean = sums_to_1 and len(held) == len(plan.adapters)
-        start = None if is_mean else _in_base(name, tensors[0], plan.base)
+        is_mean = sums_to_1 and len(held) == len(arguments.adapters)
+        start = None if is_mean else _in_base(name, tensors[0], arguments.base)
         if is_mean or start is not None:
             total = torch.zeros_like(tensors[0], dtype=torch.float64)
             if start is not None:
@@ -156,11 +156,11 @@ def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
             (e.code for e in held[0][0].extras if f"{e.module}.{e.key.rpartition('.')[2]}" == name),
             "modules-to-save",
         )
-        if code not in plan.allow:
+        if code not in arguments.allow:
             what = (
                 "which the base does not have, so that only its mean exists: every adapter must "
                 "have it and the weights must sum to 1; or add"
-                if plan.base is not None
+                if arguments.base is not None
                 else "of which only the mean is known without the base (every adapter has it and "
                 "the weights sum to 1); add --base=DIR or --base=auto, or"
             )
@@ -173,20 +173,20 @@ def _full_weights(plan: MergePlan) -> tuple[dict[str, Tensor], list[Issue]]:
     return merged, notes
 
 
-def _token_rows(plan: MergePlan) -> tuple[dict[str, TokenRows], list[Issue]]:
+def _token_rows(arguments: MergeArguments) -> tuple[dict[str, TokenRows], list[Issue]]:
     """Module -> merged rows, in the sources' widest dtype; and a warning for what was dropped."""
-    holders = [adapter for adapter in plan.adapters if adapter.token_rows]
+    holders = [adapter for adapter in arguments.adapters if adapter.token_rows]
     _check_tying(holders)
     merged: dict[str, TokenRows] = {}
     notes: list[Issue] = []
     for path in dict.fromkeys(path for adapter in holders for path in adapter.token_rows):
-        _check_alone(f"{path}.weight", plan.adapters)
-        made = _sum_of_rows(path, plan)
+        _check_alone(f"{path}.weight", arguments.adapters)
+        made = _sum_of_rows(path, arguments)
         if made is not None:
             merged[path] = made
             continue
         names = tuple(adapter.name for adapter in holders if path in adapter.token_rows)
-        if ROWS not in plan.allow:
+        if ROWS not in arguments.allow:
             raise UnsupportedAdapter(
                 f"Adapter {listing(names)} holds trained rows of {path} (token_delta) that mix "
                 "with the base's, since the weights of the adapters that trained a token do not "
@@ -197,12 +197,12 @@ def _token_rows(plan: MergePlan) -> tuple[dict[str, TokenRows], list[Issue]]:
     return merged, notes
 
 
-def _sum_of_rows(path: str, plan: MergePlan) -> TokenRows | None:
+def _sum_of_rows(path: str, arguments: MergeArguments) -> TokenRows | None:
     """The merged rows, summed in float64; None if rows of the base are needed and absent.
 
     Raises CompatibilityError for rows that do not fit each other or the base.
     """
-    pairs = zip(plan.adapters, plan.coefficients, strict=True)
+    pairs = zip(arguments.adapters, arguments.coefficients, strict=True)
     held = [(a.name, a.token_rows[path], weight) for a, weight in pairs if path in a.token_rows]
     names, tables = [name for name, _, _ in held], [rows.values for _, rows, _ in held]
     widths = {table.shape[1] for table in tables}
@@ -221,10 +221,10 @@ def _sum_of_rows(path: str, plan: MergePlan) -> TokenRows | None:
         kept[index] -= weight
     mixed = [n for n, share in enumerate(kept.tolist()) if abs(share) > SUM_TOLERANCE]
     if mixed:
-        if plan.base is None:
+        if arguments.base is None:
             return None
         try:
-            table = plan.base.parameter(f"{path}.weight")
+            table = arguments.base.parameter(f"{path}.weight")
         except BaseError as error:
             raise CompatibilityError(str(error)) from error
         if tokens[mixed[-1]] >= len(table):
@@ -242,17 +242,17 @@ def _sum_of_rows(path: str, plan: MergePlan) -> TokenRows | None:
     return TokenRows(tuple(tokens), functools.partial(total.to, _widest(tables)))
 
 
-def _lora_biases(plan: MergePlan) -> dict[str, Tensor]:
+def _lora_biases(arguments: MergeArguments) -> dict[str, Tensor]:
     """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
 
     An adapter's config declares biases for all modules or for none, so modules without one get
     zeros. Raises UnsupportedAdapter where peft has no such adapter: with DoRA, and in embeddings.
     """
-    holders = [adapter for adapter in plan.adapters if adapter.offsets]
+    holders = [adapter for adapter in arguments.adapters if adapter.offsets]
     if not holders:
         return {}
-    dora = [adapter.name for adapter in plan.adapters if adapter.magnitudes]
-    embeddings = [path for path, info in plan.layout.items() if info.kind == "embedding"]
+    dora = [adapter.name for adapter in arguments.adapters if adapter.magnitudes]
+    embeddings = [path for path, info in arguments.layout.items() if info.kind == "embedding"]
     if dora or embeddings:
         what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
@@ -261,9 +261,9 @@ def _lora_biases(plan: MergePlan) -> dict[str, Tensor]:
             "first."
         )
     offsets = {}
-    for path, info in plan.layout.items():
+    for path, info in arguments.layout.items():
         total = torch.zeros(info.out_features, dtype=torch.float64)
-        for adapter, weight in zip(plan.adapters, plan.coefficients, strict=True):
+        for adapter, weight in zip(arguments.adapters, arguments.coefficients, strict=True):
             if path in adapter.offsets:
                 scaling = adapter.layout[path].scaling
                 total += weight * scaling * adapter.offsets[path].to(torch.float64)

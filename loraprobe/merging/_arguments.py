@@ -23,6 +23,7 @@ from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapte
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
 from loraprobe.lora.spaces import space_named
+from loraprobe.lora.workers import workers
 from loraprobe.merging._compress import SideBySide
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
@@ -45,7 +46,7 @@ class BaseTensors(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class MergePlan:
+class MergeArguments:
     """One merge, in which nothing is left to a default.
 
     rank: None for as many components as needed. dtype: of the written factors. allow: codes of
@@ -97,19 +98,25 @@ class MergePlan:
         """
         return self.space == "full" and "core" not in self.method.lossless
 
+    @property
+    def in_threads(self) -> bool:
+        """Whether several modules are merged at once: not dense ones, nor those of DoRA."""
+        return not (self.dense or self.keeps_dora)
+
     def require_memory(self) -> None:
         """Raises OutOfMemory, naming the largest module and what would fit; no factor is read.
 
         Counted are the result's factors of all modules, [rank, in] and [out, rank] in the written
-        dtype, and for one module all factors in float64, twice, and, where the method works on
-        dense deltas, n + 3 matrices [out, in] in float32 (float64 for float64 factors).
+        dtype, and for each module that is merged at the same time all factors in float64, twice.
+        Where the method works on dense deltas, that is one module, and n + 3 matrices [out, in] in
+        float32 (float64 for float64 factors) are added.
         """
-        kept, needs = 0, {}
+        kept, needs, together = 0, dict[str, int](), workers() if self.in_threads else 1
         for path, info in self.layout.items():
             rank = sum(a.layout[path].rank for a in self.adapters if path in a.layout)
             width = info.in_features + info.out_features
             kept += (self.rank or rank) * width * self.dtype.itemsize
-            needs[path] = 16 * rank * width
+            needs[path] = 16 * rank * width * together
             if self.dense:
                 matrix = info.out_features * info.in_features * max(self.dtype.itemsize, 4)
                 needs[path] += (len(self.adapters) + MORE_MATRICES) * matrix
@@ -195,17 +202,17 @@ def check_names(adapters: Sequence[Adapter]) -> None:
 # What is known before factors are read.
 
 
-def check_adapters(plan: MergePlan) -> list[Issue]:
-    """The findings of the adapters, for the report, and those that the plan allows.
+def check_adapters(arguments: MergeArguments) -> list[Issue]:
+    """The findings of the adapters, for the report, and those that the arguments allows.
 
     Raises UnsupportedAdapter for an error found on reading and for an extra that would be lost,
-    unless the plan allows their codes; CompatibilityError for stacked parameters that one file
+    unless the arguments allows their codes; CompatibilityError for stacked parameters that one file
     cannot hold together.
     """
     notes = []
-    for adapter in plan.adapters:
+    for adapter in arguments.adapters:
         for issue in (one for one in adapter.issues if one.severity == "error"):
-            if issue.code not in plan.allow:
+            if issue.code not in arguments.allow:
                 message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
                 raise UnsupportedAdapter(message, issue.cure)
             notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
@@ -214,15 +221,15 @@ def check_adapters(plan: MergePlan) -> list[Issue]:
                 f"Adapter {adapter.name} has no LoRA factors that can be merged."
             )
         for extra in adapter.extras:
-            if extra.kind != "base_copy" and extra.kind not in plan.carried:
-                _check_dropped(adapter, extra, plan.method, plan.allow)
+            if extra.kind != "base_copy" and extra.kind not in arguments.carried:
+                _check_dropped(adapter, extra, arguments.method, arguments.allow)
                 told = f"Allowed: {extra} was dropped."
                 notes.append(Issue("warning", extra.code, (adapter.name,), told, "", extra.module))
-    notes += _base_copies(plan)
-    for one, other in combinations(plan.adapters, 2):
+    notes += _base_copies(arguments)
+    for one, other in combinations(arguments.adapters, 2):
         if problem := conflict(one, other):
             raise CompatibilityError(f"{problem.message} {problem.cure}", problem.cure)
-    for one, other in permutations(plan.adapters, 2):
+    for one, other in permutations(arguments.adapters, 2):
         owners = {owner_of(stack)[0] for stack in stacks(one.layout)}
         if shared := sorted(owners & other.layout.keys()):
             raise CompatibilityError(
@@ -233,15 +240,15 @@ def check_adapters(plan: MergePlan) -> list[Issue]:
     return notes
 
 
-def check_layout(plan: MergePlan) -> None:
+def check_layout(arguments: MergeArguments) -> None:
     """Raises CompatibilityError if two adapters disagree about a module's shape or kind.
 
     Also if a method that acts on factors lacks equal ones.
     """
-    on_factors = isinstance(plan.method, FactorMethod)
+    on_factors = isinstance(arguments.method, FactorMethod)
     bases = "they belong to different base models, so merge adapters of one base"
     first: dict[str, Adapter] = {}
-    for adapter in plan.adapters:
+    for adapter in arguments.adapters:
         for path, own in adapter.layout.items():
             known = first.setdefault(path, adapter)
             before = known.layout[path]
@@ -259,8 +266,8 @@ def check_layout(plan: MergePlan) -> None:
                         f"Module {path} {what} {one} in {known.name} and {other} in "
                         f"{adapter.name}; {cure}."
                     )
-    for path in plan.layout if on_factors else ():
-        for adapter in plan.adapters:
+    for path in arguments.layout if on_factors else ():
+        for adapter in arguments.adapters:
             if path not in adapter.layout:
                 raise CompatibilityError(
                     f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
@@ -299,10 +306,10 @@ def _check_dropped(
     )
 
 
-def _base_copies(plan: MergePlan) -> list[Issue]:
+def _base_copies(arguments: MergeArguments) -> list[Issue]:
     """Copies of frozen base weights are dropped if all adapters that hold one hold the same."""
     held: dict[str, list[tuple[Adapter, Extra]]] = {}
-    for adapter in plan.adapters:
+    for adapter in arguments.adapters:
         for extra in adapter.extras:
             if extra.kind == "base_copy":
                 held.setdefault(extra.module or extra.key, []).append((adapter, extra))
@@ -316,7 +323,7 @@ def _base_copies(plan: MergePlan) -> list[Issue]:
                 for one, other in combinations(copies, 2)
             )
         )
-        if not same and "base-copy" not in plan.allow:
+        if not same and "base-copy" not in arguments.allow:
             raise UnsupportedAdapter(
                 f"Adapters {listing(names)} hold different copies of the base's weight of "
                 f"{module}, so they were trained on different bases or with resized vocabularies; "
@@ -352,18 +359,18 @@ def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
             )
 
 
-def check_effect(plan: MergePlan, inner: Float64[Tensor, "n n"]) -> list[Issue]:
+def check_effect(arguments: MergeArguments, inner: Float64[Tensor, "n n"]) -> list[Issue]:
     """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
 
     Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
     """
     notes = []
-    plain = [(i, a.name) for i, a in enumerate(plan.adapters) if not a.has_more_than_factors]
+    plain = [(i, a.name) for i, a in enumerate(arguments.adapters) if not a.has_more_than_factors]
     for i, name in plain:
         if inner[i, i] > 0:
             continue
         message = f"Adapter {name} has no effect (all of its deltas are zero)"
-        if "no-effect" not in plan.allow:
+        if "no-effect" not in arguments.allow:
             raise UnsupportedAdapter(
                 f"{message}; it was never trained or its weights were not saved, so leave it out."
             )

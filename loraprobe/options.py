@@ -180,6 +180,7 @@ class CompositionOptions:
         "auto",
         "N",
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
+        least=1,
         read=read_auto_or_count,
     )
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -6,7 +6,6 @@ Each error names the cure, and nothing is dropped silently.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
@@ -22,7 +21,6 @@ from loraprobe.adapters.experts import conflict, owner_of, stacks
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
-from loraprobe.lora.spaces import space_named
 from loraprobe.lora.workers import workers
 from loraprobe.merging._compress import SideBySide
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
@@ -140,19 +138,14 @@ def weights_for(
     """The weights to use, as given or the method's own, and a note if given ones are not used."""
     weights, notes = method.default_weights(n), []
     if given is not None:
-        own = tuple(map(float, given))
-        if len(own) != n:
-            raise UsageError(f"There are {len(own)} weights for {n} adapters; give one for each.")
-        if not all(map(math.isfinite, own)):
-            raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, own))}.")
-        largest = max(own, key=abs, default=0.0)
+        largest = max(given, key=abs)
         if abs(largest) > LARGEST_WEIGHT:
             raise UsageError(
                 f"A weight of {largest:g} is beyond {LARGEST_WEIGHT:g}, at which the others vanish "
                 "in that adapter's rounding; give smaller weights."
             )
         if method.takes_weights:
-            weights = own
+            weights = tuple(map(float, given))
         else:
             message = f"{name_of(method)} has weights of its own; those given were not used."
             cure = "Use task_arithmetic to weight adapters."
@@ -170,33 +163,7 @@ def space_for(method: MergeMethod, given: str | None) -> str:
             f"{name_of(method)} acts on the factors as stored and has no space to choose; leave it "
             "out."
         )
-    space_named(given)
     return given
-
-
-def rank_of(given: int | str) -> int | None:
-    """A positive rank, or None for "auto"."""
-    if given == "auto":
-        return None
-    try:
-        rank = int(given)
-    except ValueError:
-        rank = 0
-    if rank < 1 or isinstance(given, bool):
-        raise UsageError(f"rank must be a positive whole number or auto, not {given!r}.")
-    return rank
-
-
-def check_names(adapters: Sequence[Adapter]) -> None:
-    """Raises UsageError for no adapters, or two of one name."""
-    if not adapters:
-        raise UsageError("There is nothing to merge; name at least one adapter.")
-    names = [adapter.name for adapter in adapters]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(
-                f"Two adapters are called {name!r}; give them names, such as first=REF second=REF."
-            )
 
 
 # What is known before factors are read.

@@ -37,8 +37,6 @@ from loraprobe.merging._arguments import (
     check_effect,
     check_finite,
     check_layout,
-    check_names,
-    rank_of,
     space_for,
     weights_for,
 )
@@ -145,10 +143,9 @@ def merge(
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
-    check_names(adapters)
     made = METHODS.make(method)
     used, notes = weights_for(made, weights, len(adapters))
-    space, asked = space_for(made, space), rank_of(rank)
+    space, asked = space_for(made, space), None if rank == "auto" else int(rank)
     if dtype is None:  # the one that holds all; 8-bit floats, in which nothing can be cut, not
         dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
         dtype = functools.reduce(torch.promote_types, dtypes)

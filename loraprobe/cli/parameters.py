@@ -106,7 +106,7 @@ TaskOption = Annotated[
     setting(
         "FILE",
         "Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
-        "lm_eval:TASK[,TASK][@DIR]; may be repeated.",
+        "lm_eval:TASK[,TASK], also with @DIR; may be repeated.",
         TASKS,
     ),
 ]

@@ -333,7 +333,7 @@ def ask_harness(
     The requests of all tasks go to the model together. Raises TaskError for a task that the harness
     cannot judge.
     """
-    from loraprobe.scoring.harness import SystemLM
+    from loraprobe.scoring.system_lm import SystemLM
 
     lm = SystemLM(scorer)
     by_task: dict[Any, list[Question]] = defaultdict(list)

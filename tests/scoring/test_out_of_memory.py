@@ -10,7 +10,7 @@ import re
 import making
 import pytest
 import torch
-from test_determinism import SHORT, audit, call, calm, differences
+from shipped_audits import SHORT, audit, call, calm, differences
 from words import word_tokenizer
 
 from loraprobe.composition import Composition, composed

@@ -205,7 +205,7 @@ class Prefix:
         The tokens with which all of them begin are read once, unless gates are decided for whole
         prompts, or the cache cannot be shared.
         """
-        shared = _shared_tokens(prompts)
+        shared = shared_tokens(prompts)
         if shared < LEAST_SHARED or is_followed(model) or not can_share(model):
             shared = 0
         ids, mask = padded([row[shared:] for row in prompts], pad, "left", model.device)
@@ -265,7 +265,7 @@ def cache_bytes(model: Any) -> int:
         return 0
 
 
-def _shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
     """With how many equal tokens all rows begin, at most all but one of the shortest; 0 of one."""
     if len(rows) == 1:
         return 0

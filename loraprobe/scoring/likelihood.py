@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.scoring.forward import Prefix, can_share
+from loraprobe.scoring.forward import Prefix, can_share, shared_tokens
 
 Ids = tuple[int, ...]
 # Prompt -> tail (a continuation without its last token, which is only predicted) -> the indices of
@@ -109,9 +109,13 @@ def by_prompt(encoded: Sequence[tuple[Sequence[int], int]]) -> PromptTree:
 
 
 def saves(prompts: PromptTree) -> bool:
-    """Whether it is cheaper to read prompts separately from their continuations."""
+    """Whether it is cheaper to read prompts separately from their continuations.
+
+    What all prompts begin with is then read once.
+    """
     whole = sum(len(p) + len(tail) for p, tails in prompts.items() for tail in tails)
-    apart = sum(len(prompt) + sum(map(len, tails)) for prompt, tails in prompts.items())
+    shared = shared_tokens(list(prompts)) if prompts else 0
+    apart = sum(len(p) - shared + sum(map(len, tails)) for p, tails in prompts.items())
     return apart < WORTH * whole
 
 

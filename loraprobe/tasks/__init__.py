@@ -22,7 +22,6 @@ from loraprobe.tasks.metrics import (
     judge,
     named_metrics,
     normalize_answer,
-    read_answer,
     with_metric,
 )
 from loraprobe.tasks.reading import FieldMap, load_probe, load_task, read_task

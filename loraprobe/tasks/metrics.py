@@ -115,24 +115,15 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     return bool(own) and any(own == normalize_answer(answer) for answer in answers)
 
 
-def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
-    """The answer in a continuation.
-
-    Without `cot`: the first line that is not blank, without punctuation at its end, so that it
-    fits into the next hop's prompt. With `cot`: the text after the last marker, up to the end of
-    the sentence (after "answer is") or of the line (after ``####``); without any marker the last
-    sentence. Raises TaskError if `pattern` takes too long.
-    """
-    likeliest = possible_answers(text, cot=cot, pattern=pattern)[0]
-    return likeliest if cot else likeliest.rstrip(" .!?,;") or likeliest
-
-
 def answered(
     text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
 ) -> bool:
-    """Whether the answer in a continuation, read as in `read_answer`, is one of the answers.
+    """Whether the answer in a continuation is one of the answers.
 
-    A worked text without any marker is right if it ends with the answer, in whole words.
+    Without `cot` it is the first line that is not blank. With `cot` it is the text after the last
+    marker, up to the end of the sentence (after "answer is") or of the line (after ``####``); a
+    text without any marker is right if it ends with the answer, in whole words. Raises TaskError if
+    `pattern` takes too long.
     """
     if not cot:
         return exact_match(_first_line(text), answers)
@@ -263,10 +254,11 @@ def judge(
     """
     if metric == "exact_match":
         right = answered(text, answers, cot=cot, pattern=pattern)
-        stands = right or any(
-            contains(one, answers) for one in possible_answers(text, cot=cot, pattern=pattern)
-        )
-        return Judged(right, stands, read_answer(text, cot=cot, pattern=pattern))
+        readings = possible_answers(text, cot=cot, pattern=pattern)
+        stands = right or any(contains(one, answers) for one in readings)
+        # without punctuation at its end a plain answer fits into the next hop's prompt
+        likeliest = readings[0] if cot else readings[0].rstrip(" .!?,;") or readings[0]
+        return Judged(right, stands, likeliest)
     if metric == "regex":
         return _by_pattern(possible_answers(text, cot=cot), [pattern] if pattern else answers)
     found = possible_answers(text, cot=cot, pattern=pattern)

@@ -14,6 +14,7 @@ from words import PAIRS, PROMPTS, WORDS, count_calls, word_tokenizer
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.spectral import Arrow
 from loraprobe.scoring import Scorer, loss_with_gradients, read_texts
 from loraprobe.scoring.forward import Batcher
 
@@ -100,6 +101,25 @@ def test_what_is_asked_twice_is_run_once(tiny, monkeypatch):
     assert sum(rows) == 2
 
 
+@pytest.mark.parametrize("router", [ConstantGates(), Arrow(), Arrow(per="sequence")])
+def test_what_all_prompts_begin_with_is_read_once(words, monkeypatch, router):
+    """Unless gates are decided by passes that read whole prompts; no answer changes."""
+    start = "the mayor of ulm is bo . "
+    prompts = [start + end for end in ("who is cy ?", "ada lives in", "cy")]
+    pairs = [(prompt, answer) for prompt in prompts for answer in ("bo", "ulm is cy")]
+    scorer = Scorer(making.sharpened(making.tiny_llama()), words)
+    experts = tuple(making.random_adapter(n, seed=i, scaling=2.0) for i, n in enumerate("ab"))
+    with scorer.with_composition(Composition("c", experts, router)):
+        texts = [scorer.generate([prompt], max_new_tokens=6)[0] for prompt in prompts]
+        likely = [scorer.loglikelihood([pair])[0].logprob for pair in pairs]
+        rows = count_calls(scorer, monkeypatch)
+        assert scorer.generate(prompts, max_new_tokens=6) == texts
+        shares = getattr(router, "per", "token") == "token"
+        assert rows[:2] == ([1, 3] if shares else [3, 3])
+        found = [one.logprob for one in scorer.loglikelihood(pairs)]
+    assert found == pytest.approx(likely, abs=1e-5)
+
+
 def test_only_the_positions_that_count_get_logits(tiny, monkeypatch):
     scorer, real = Scorer(*tiny), tiny[0].forward
     shapes = []
@@ -174,6 +194,9 @@ def test_batches_respect_the_budgets(monkeypatch):
     assert batches == [[4], [1, 3, 6], [5, 2, 0]]
     wide = list(batcher.split([10] * 4, [5] * 4, vocab=100))  # 5 positions * 100 tokens each
     assert [len(batch) for batch in wide] == [2, 2]
+    # of 100 tokens that are read at once, or of as many as may be in memory
+    assert [len(batch) for batch in batcher.split([10] * 6, new=10)] == [5, 1]
+    assert [len(batch) for batch in batcher.split([10] * 12, new=10, kept=180)] == [9, 3]
 
 
 def test_the_head_gets_contiguous_states_while_it_answers(tiny):

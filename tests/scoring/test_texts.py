@@ -8,6 +8,7 @@ from words import chained, count_calls, word_tokenizer
 
 from loraprobe.errors import TaskError
 from loraprobe.scoring import Scorer, joined
+from loraprobe.scoring.generation import LOOP, period
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,46 @@ def test_a_reply_may_end_with_the_line_that_completes_it(words, monkeypatch, eos
     rows.clear()
     scorer.write_all(["ada"], max_new_tokens=6, until=lambda text: "cy" in text)
     assert len(rows) == 4, "nothing is computed after the end"
+
+
+def test_rows_that_have_ended_leave_their_batch(words, monkeypatch):
+    ids = words.get_vocab()
+    chain = [ids[w] for w in ("ada", "bo", "cy", "ulm", "is", "</s>")]
+    scorer = Scorer(chained(chain), words, batch_size=4)
+    rows = count_calls(scorer, monkeypatch)
+    prompts = ["is", "ulm", "cy", "ada"]  # replies of none, one, two and four tokens
+    assert scorer.generate(prompts, max_new_tokens=9) == ["", "is", "ulm is", "bo cy ulm is"]
+    assert rows == [4, 3, 2, 1, 1]
+
+
+def test_a_text_that_repeats_itself_is_filled_up(words, monkeypatch):
+    """As the model would write it, in fewer steps; the limit of tokens has cut it."""
+    ids = words.get_vocab()
+    chain = chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")])
+    scorer = Scorer(chain, words)
+    rows = count_calls(scorer, monkeypatch)
+    found = scorer.write_all(["ada"], max_new_tokens=60)[0]
+    steps = len(rows)
+    assert steps == LOOP < 60 and found.cut
+    monkeypatch.setattr("loraprobe.scoring.generation.LOOP", 1000)
+    assert scorer.write_all(["ada"], max_new_tokens=60)[0] == found
+    assert len(rows) == steps + 60
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"),
+    [
+        ([5] * LOOP, 1),
+        ([1, 2, 3] * (LOOP // 3), 3),
+        ([*range(12), *[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 3], 12),
+        ([0, *[5] * (LOOP - 1)], 0),  # not over so many tokens
+        ([*range(LOOP // 2)] * 2, 0),  # not so often
+        ([5] * (LOOP + 1), 0),  # it is not looked for after every token
+        ([], 0),
+    ],
+)
+def test_what_counts_as_a_repetition(tokens, size):
+    assert period(tokens) == size
 
 
 def test_end_tokens_of_the_model_count_where_the_tokenizer_knows_them(words):

@@ -25,7 +25,6 @@ from loraprobe.tasks import (
     load_task,
     metrics,
     normalize_answer,
-    read_answer,
     with_metric,
 )
 from loraprobe.tasks.metrics import TOLERANCE, answer_end, asked_marks, json_ended
@@ -108,7 +107,7 @@ READ = [  # a text, the answer in it, whether it is a worked text, a pattern
 
 @pytest.mark.parametrize(("text", "read", "cot", "pattern"), READ)
 def test_the_answer_in_a_text_is_read(text, read, cot, pattern):
-    assert read_answer(text, cot=cot, pattern=pattern) == read
+    assert judge("exact_match", text, ["?"], cot=cot, pattern=pattern).text == read
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_a_pattern_runs_with_a_time_limit(monkeypatch):
     monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
     start, greedy, text = time.process_time(), r"(a|aa)+$|(?:(?:a+)+)+b", "a" * 40 + "!"
     with pytest.raises(TaskError, match="took longer"):
-        read_answer(text, cot=True, pattern=greedy)
+        judge("exact_match", text, ["Bo"], cot=True, pattern=greedy)
     with pytest.raises(TaskError, match="took longer"):
         judge("regex", text, [greedy])
     assert time.process_time() - start < 3

@@ -10,8 +10,7 @@
     fitting         learns weights and routers before systems are asked
     evaluate        answers on the base model, round by round; `evaluator` loads the base, runs
                     systems on it and keeps the results for `--resume`
-    screen          chooses sets of a library by `ranking` and evaluates them; `shortlist` has the
-                    audit
+    screen          chooses sets of a library by `ranking` and evaluates them
     saved           a composition and its directory
     converting      one adapter written again
     conclusion      the verdict, what it recommends, and the audit

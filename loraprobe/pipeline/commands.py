@@ -362,8 +362,12 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    from loraprobe.pipeline.screen import choose_and_prove, open_screen, steps_of_screen
-    from loraprobe.pipeline.shortlist import audit_of_screen
+    from loraprobe.pipeline.screen import (
+        audit_of_screen,
+        choose_and_prove,
+        open_screen,
+        steps_of_screen,
+    )
 
     assert opened is not None
     with open_screen(found.members, opened, read, session) as asking:

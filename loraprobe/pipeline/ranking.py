@@ -184,11 +184,6 @@ class Ranking:
         return cls(names, alone, forecast, worked, ranked)
 
     @property
-    def looked_at(self) -> int:
-        """How many sets were compared in a form."""
-        return max(form.looked_at for form in self.forms)
-
-    @property
     def best(self) -> list[int]:
         """The best single adapters, and of several tasks the best on each."""
         scores = [one.alone()[1:] for one in self.alone]

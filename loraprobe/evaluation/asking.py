@@ -8,6 +8,7 @@ next hop's prompt. It needs no merging, so it is the alternative to every compos
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -404,11 +405,11 @@ def choose_template(
     The better form depends on the adapters' training. Each adapter answers a few questions and hops
     with and without the template; more of them unless one form is shown to be better
     (`TEMPLATE_LEAD`) or both are shown to be good; and worked ones where no answer differs. A
-    question counts with its best adapter, a hop as right if its answer
-    stands in the reply. If both forms are equally good, `known` says which one is known and from
-    what. What `kept` holds is not asked again, and new answers are added to it, under the names of
-    `stored_as`. Returns False if the tokenizer has no template; accuracies are None then and where
-    losses are compared.
+    question counts with its best adapter, so nobody is asked what another one answered rightly. A
+    hop is right if its answer stands in the reply. If both forms are equally good, `known` says
+    which one is known and from what. What `kept` holds is not asked again, and new answers are
+    added to it, under the names of `stored_as`. Returns False if the tokenizer has no template;
+    accuracies are None then and where losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
@@ -424,9 +425,13 @@ def choose_template(
         values, total = dict[bool, list[float]](), 2 * len(singles) * len(asked)
         for used, way in ways.items():
             told = _counted(progress, "template", used * total // 2, total)
-            systems = [System(stored_as(one.name, used), "adapter", one) for one in singles]
-            _Run(way, ledger, metric, max_new_tokens, told).ask(systems, asked)
-            values[used] = [max(_value(ledger, one, q) for one in systems) for q in asked]
+            best = dict.fromkeys(asked, -math.inf)
+            for one in singles:
+                system = System(stored_as(one.name, used), "adapter", one)
+                left = [question for question in asked if best[question] < 1]
+                _Run(way, ledger, metric, max_new_tokens, told).ask([system], left)
+                best |= {q: max(best[q], _value(ledger, system, q)) for q in left}
+            values[used] = list(best.values())
         pairs = list(zip(values[True], values[False], strict=True))
         lead = abs(sum((one > other) - (one < other) for one, other in pairs))
         equal = lead == 0 and 2 * sum(one == other > 0 for one, other in pairs) >= len(pairs)

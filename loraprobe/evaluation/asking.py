@@ -436,9 +436,8 @@ def choose_template(
         lead = abs(sum((one > other) - (one < other) for one, other in pairs))
         equal = lead == 0 and 2 * sum(one == other > 0 for one, other in pairs) >= len(pairs)
         # Worked answers are long, so they are asked only where no others differ.
-        if lead >= (1 if asked is plain[-1] else TEMPLATE_LEAD) or (
-            equal and asked is not plain[0]
-        ):
+        enough = 1 if asked is plain[-1] else TEMPLATE_LEAD
+        if lead >= enough or (equal and asked is not plain[0]):
             break
     means = {used: sum(own) / len(asked) for used, own in values.items()}
     chosen, why = means[True] > means[False], ""

@@ -294,7 +294,7 @@ class OutputOptions:
         "FILE",
         "Write every question with what each system answered to this file (JSONL).",
     )
-    explain: bool = option(False, "", "Print every reason, probe and figure.")
+    explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
     dry_run: bool = option(
         False, "", "Print what the run would take (systems, time, memory), and stop."
     )

@@ -238,7 +238,7 @@ class Prefix:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order; a row may be named several times."""
-        index = torch.tensor(rows, device=self.mask.device)
+        index = torch.tensor(rows)  # on the CPU, since layers may have several devices
         self.cache.batch_select_indices(index)
         self.mask, self.rows = self.mask[index], [self.rows[row] for row in rows]
 

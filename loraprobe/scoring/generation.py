@@ -160,7 +160,7 @@ def _greedy(
     new: list[list[int]] = [[] for _ in rows]
     cut, going = [True] * len(rows), dict.fromkeys(range(len(rows)))
     while True:
-        tokens = prefix.logits.argmax(-1)
+        tokens = prefix.logits.argmax(-1).cpu()
         for row, token in zip(prefix.rows, tokens.tolist(), strict=True):
             if row not in going:
                 continue
@@ -181,7 +181,7 @@ def _greedy(
             places = [place for place, row in enumerate(prefix.rows) if row in going]
             tokens = tokens[places]
             prefix.select(places)
-        prefix.forward(tokens[:, None])
+        prefix.forward(tokens[:, None].to(model.device))
 
 
 def period(tokens: Sequence[int]) -> int:

@@ -160,7 +160,7 @@ def _greedy(
     new: list[list[int]] = [[] for _ in rows]
     cut, going = [True] * len(rows), dict.fromkeys(range(len(rows)))
     while True:
-        tokens = prefix.logits.argmax(-1).cpu()
+        tokens = prefix.logits.float().argmax(-1).cpu()
         for row, token in zip(prefix.rows, tokens.tolist(), strict=True):
             if row not in going:
                 continue

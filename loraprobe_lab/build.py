@@ -12,16 +12,17 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
-from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes
+from loraprobe_lab.training import BaseRecipe
+from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes, silent
+from loraprobe_lab.worlds import english, math, varied
+from loraprobe_lab.worlds.couples import small_world
 from loraprobe_lab.worlds.facts import table
-
-if TYPE_CHECKING:
-    from loraprobe_lab.worlds.spec import WorldSpec
+from loraprobe_lab.worlds.library import library_world
+from loraprobe_lab.worlds.spec import WorldSpec, build_world, load_given_base
 
 KINDS = ("facts", "math")  # worlds of many adapter sets on one small base
 
@@ -55,9 +56,7 @@ ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
 
 
 def spec_of(plan: WorldPlan) -> WorldSpec:
-    """The specification of a plan. Raises UsageError for an unknown kind."""
-    from loraprobe_lab.training import BaseRecipe
-    from loraprobe_lab.worlds import math, varied
+    """The specification of a plan."""
 
     def shaped(base: BaseRecipe) -> BaseRecipe:
         return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
@@ -71,12 +70,10 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
             worked=plan.worked,
             classes=plan.classes or varied.CLASSES,
         )
-    if plan.kind == "math":
-        return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
-    raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
+    return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
 
 
-def build_atlas(output: Path, processes: int, progress: Progress | None = None) -> list[Path]:
+def build_atlas(output: Path, processes: int, progress: Progress = silent) -> list[Path]:
     """Builds every world of the atlas below `output`; returns their directories in its order.
 
     processes: worlds in parallel, one thread each. Finished worlds are not trained again.
@@ -86,17 +83,13 @@ def build_atlas(output: Path, processes: int, progress: Progress | None = None) 
     places = [output / plan.name for plan in ATLAS]
 
     def tick() -> None:
-        if progress is not None:
-            done = sum((place / MANIFEST).is_file() for place in places)
-            progress("worlds", done, len(places))
+        progress("worlds", sum((place / MANIFEST).is_file() for place in places), len(places))
 
     in_processes(_build_one, zip(ATLAS, places, strict=True), processes, tick)
     return places
 
 
 def _build_one(plan: WorldPlan, output: Path) -> None:
-    from loraprobe_lab.worlds.spec import build_world
-
     with quiet():
         build_world(spec_of(plan), output)
 
@@ -108,7 +101,7 @@ def build_worlds(
     base: Path | None = None,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[World]:
     """Builds the world of this kind in `output`; finished parts are kept.
 
@@ -119,9 +112,6 @@ def build_worlds(
     below `output`. `only` names scenarios, with `base` adapters or sets. Raises UsageError for a
     kind that has no such form.
     """
-    from loraprobe_lab.worlds import english
-    from loraprobe_lab.worlds.spec import build_world, load_given_base
-
     with quiet():
         if base is None:
             return [build_world(_on_own_base(kind, seed, only), output, progress=progress)]
@@ -144,11 +134,7 @@ def build_worlds(
 
 
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
-    from loraprobe_lab.worlds.couples import small_world
-    from loraprobe_lab.worlds.english import MIXED
-    from loraprobe_lab.worlds.library import library_world
-
-    if kind in ("domain", "sets", *MIXED):
+    if kind in ("domain", "sets", *english.MIXED):
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )

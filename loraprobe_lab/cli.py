@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraprobe.cli.running import Output
+from loraprobe.records import Progress
 
 if TYPE_CHECKING:
     from loraprobe_lab.experiments.pages import Pages
@@ -52,6 +54,15 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
+@contextmanager
+def reported(sink: Output) -> Iterator[Progress]:
+    """The progress on this terminal; that of nothing with --quiet."""
+    from loraprobe_lab.world import silent
+
+    with sink.progress() as progress:
+        yield progress or silent
+
+
 WorldKind = StrEnum(
     "WorldKind",
     "two-hop skill-and-facts keep-both facts math library domain halves twins format "
@@ -85,7 +96,7 @@ def build(
 
     use_threads(threads)
     sink = Output(quiet=quiet)
-    with sink.progress() as progress:
+    with reported(sink) as progress:
         worlds = builder.build_worlds(
             world.value, output, base=base, seed=seed, only=only or None, progress=progress
         )
@@ -110,7 +121,7 @@ def pairs(
 
     use_threads(threads)
     sink = Output(quiet=quiet)
-    with sink.progress() as progress:
+    with reported(sink) as progress:
         found = pairs_of(World.load(world), seed, progress)
     write_text(output, as_json(found))
     print(output)
@@ -142,7 +153,7 @@ def calibrate(
     from loraprobe_lab.calibration.collect import calibrate as run
 
     sink = Output(quiet=quiet)
-    with sink.progress() as progress:
+    with reported(sink) as progress:
         made = run(
             list(world or ()),
             output,
@@ -166,16 +177,6 @@ PagesOutput = Annotated[
 ]
 
 
-@contextmanager
-def _run(output: Path, sink: Output, limit: int | None = None) -> Iterator[ExperimentRun]:
-    """An experiment's run, which reports to this terminal."""
-    from loraprobe_lab.experiments.runner import ExperimentRun
-
-    with sink.progress() as progress:
-        command = " ".join(("loraprobe", *sys.argv[1:]))
-        yield ExperimentRun(output, limit, command, progress, sink.say)
-
-
 def _show(pages: Pages, sink: Output, output: Path | None = None) -> None:
     """Writes pages if a directory is given, and prints one of them."""
     if output is not None:
@@ -183,6 +184,21 @@ def _show(pages: Pages, sink: Output, output: Path | None = None) -> None:
         for path in pages.files(output):
             sink.say(f"wrote {path}")
     print(pages.json if sink.json else pages.markdown)
+
+
+def _experiment(
+    run: Callable[[ExperimentRun], Pages],
+    output: Path,
+    sink: Output,
+    limit: int | None = None,
+) -> None:
+    """Runs an experiment, which reports to this terminal and writes its pages, and shows them."""
+    from loraprobe_lab.experiments.runner import ExperimentRun
+
+    with reported(sink) as progress:
+        command = " ".join(("loraprobe", *sys.argv[1:]))
+        pages = run(ExperimentRun(output, limit, command, progress, sink.say))
+    _show(pages, sink)
 
 
 @app.command("reproduce")
@@ -211,11 +227,9 @@ def reproduce(
     from loraprobe_lab.experiments.reproduce import reproduce as run
     from loraprobe_lab.experiments.runner import Bases
 
-    sink = Output(json=json, quiet=quiet)
     bases = Bases().chosen(architectures=architecture, hidden=hidden, seeds=seed)
-    with _run(output, sink) as call:
-        pages = run(experiment.value, call, bases, base, template or ())
-    _show(pages, sink)
+    chosen = partial(run, experiment.value, bases=bases, base=base, templates=template or ())
+    _experiment(chosen, output, Output(json=json, quiet=quiet))
 
 
 @app.command("map")
@@ -223,10 +237,7 @@ def success_map(output: OutputPath, json: Json = False, quiet: Quiet = False) ->
     """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
     from loraprobe_lab.experiments.success_map import draw_map
 
-    sink = Output(json=json, quiet=quiet)
-    with _run(output, sink) as call:
-        pages = draw_map(call)
-    _show(pages, sink)
+    _experiment(draw_map, output, Output(json=json, quiet=quiet))
 
 
 @app.command("methods")
@@ -250,10 +261,8 @@ def methods(
     from loraprobe_lab.experiments.methods import BASES, try_methods
 
     use_threads(threads)
-    sink = Output(json=json, quiet=quiet)
-    with _run(output, sink, limit) as call:
-        pages = try_methods(call, tuple(world or ()), BASES.chosen(seeds=seed))
-    _show(pages, sink)
+    chosen = partial(try_methods, worlds=tuple(world or ()), bases=BASES.chosen(seeds=seed))
+    _experiment(chosen, output, Output(json=json, quiet=quiet), limit)
 
 
 @app.command("theory")
@@ -272,7 +281,7 @@ def theory(
 
     use_threads(threads)
     sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
+    with reported(sink) as progress:
         pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
     _show(pages, sink, output)
 

@@ -25,7 +25,7 @@ from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered, load_task
 from loraprobe_lab.training import load_base
-from loraprobe_lab.world import Scenario, World, write_text
+from loraprobe_lab.world import Scenario, World, silent, write_text
 from loraprobe_lab.worlds.couples import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import build_world
 
@@ -33,7 +33,7 @@ OUTCOMES = "outcomes.json"
 Outcome = dict[str, Any]  # system, task, part, value, n
 
 
-def build_shipped_world(output: str | Path, *, progress: Progress | None = None) -> World:
+def build_shipped_world(output: str | Path, *, progress: Progress = silent) -> World:
     """Builds the shipped scenarios in `output` and writes their scores with peft.
 
     Rows carry scenario, system, task, part (question, hop1, hop2, steps), value (exact match) and
@@ -99,14 +99,10 @@ def load_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
     """A PeftModel with every adapter, and a random one of matched norms beside each."""
     from peft import PeftModel
 
-    wrapped = None
-    for name, path in adapters.items():
-        if wrapped is None:
-            wrapped = PeftModel.from_pretrained(model, str(path), adapter_name=name)
-        else:
-            wrapped.load_adapter(str(path), adapter_name=name)
-    if wrapped is None:
-        raise ValueError("a scenario without adapters cannot be measured")
+    first, *others = adapters
+    wrapped = PeftModel.from_pretrained(model, str(adapters[first]), adapter_name=first)
+    for name in others:
+        wrapped.load_adapter(str(adapters[name]), adapter_name=name)
     for i, name in enumerate(adapters):
         wrapped.add_adapter(f"random_{name}", wrapped.peft_config[name])
         _randomise(wrapped, name, f"random_{name}", seed=i)

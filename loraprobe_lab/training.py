@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -13,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
+from loraprobe_lab.world import silent
 
 # Training texts as tensors: tokenised with the loss on the completion only, padded, shuffled.
 
@@ -171,12 +172,12 @@ def optimise(
     parameters: Sequence[torch.Tensor],
     next_loss: Callable[[], torch.Tensor],
     recipe: Any,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int, int], None] = lambda done, steps: None,
 ) -> float:
     """Runs AdamW and returns the mean loss of the last 20 steps.
 
     `next_loss` draws a batch and gives its loss; `recipe` has steps, learning_rate, warmup,
-    weight_decay and clip; `report` gets the number of steps that are done.
+    weight_decay and clip; `report` gets the numbers of steps that are done, and of all.
     """
     optimiser = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -193,8 +194,7 @@ def optimise(
         schedule.step()
         optimiser.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
-        if report is not None:
-            report(step + 1)
+        report(step + 1, recipe.steps)
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
 
 
@@ -230,37 +230,29 @@ def train_adapter(
     output: Path,
     *,
     base_name: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
     `model` is a loaded transformers causal model, which does not change. A finished adapter of this
     recipe and these examples in `output` is not trained again. `base_name` is written as
-    ``base_model_name_or_path``. The tokenizer needs an EOS token. Raises ValueError without
-    examples.
+    ``base_model_name_or_path``. The tokenizer needs an EOS token.
     """
     output = Path(output)
     if is_complete(output) and _trained_so(output, recipe, examples):
         return output
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    report = None if progress is None else lambda done: progress(output.name, done, recipe.steps)
-    with trained(model, rows, recipe, pad, report) as (wrapped, loss):
+    with trained(model, rows, recipe, pad, partial(progress, output.name)) as (wrapped, loss):
         notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
         _save(wrapped, output, recipe, base_name, notes)
     return output
 
 
 def layers_of(model: Any) -> torch.nn.ModuleList:
-    """The decoder layers of a transformers causal model, first to last.
-
-    Raises ValueError if the model has no list of as many layers as its config says.
-    """
-    count = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return module
-    raise ValueError(f"{type(model).__name__} has no list of its {count} layers: leave out upper")
+    """The decoder layers of a transformers causal model, first to last."""
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next(one for one in lists if len(one) == model.config.num_hidden_layers)
 
 
 # names of the same parts in the architectures of the lab
@@ -286,8 +278,6 @@ def _config(model: Any, recipe: Recipe) -> Any:
         layers, upper = layers_of(model), recipe.upper
         if isinstance(upper, float):
             upper = max(1, round(upper * len(layers)))
-        if not 0 < upper <= len(layers):
-            raise ValueError(f"upper has to lie between 1 and {len(layers)}, not {upper}")
         where = list(range(len(layers) - upper, len(layers)))
         if targets == "all-linear":
             linear = (torch.nn.Linear, Conv1D)
@@ -308,17 +298,15 @@ def trained(
     rows: Sequence[Row],
     recipe: Recipe,
     pad: int,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Iterator[tuple[Any, float]]:
     """The model with a new adapter that was trained on these rows, and the last loss.
 
-    `report` gets the number of steps that are done. Afterwards the model and torch's random state
-    are as before.
+    `report` gets the numbers of steps that are done, and of all. Afterwards the model and torch's
+    random state are as before.
     """
     from peft import get_peft_model
 
-    if not rows:
-        raise ValueError("there is nothing to train on: the list of examples is empty")
     config, size = _config(model, recipe), recipe.batch_size
     places = epochs(len(rows), recipe.seed)
     batches: Iterator[list[int]] = (list(islice(places, size)) for _ in range(recipe.steps))
@@ -408,21 +396,20 @@ def train_base(
     draw: Callable[[], Example],
     tokenizer: Any,
     recipe: BaseRecipe,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Any:
     """Trains a causal model from scratch on the texts of `draw`, float32, embeddings tied."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = _untrained(tokenizer, recipe)
-        encoded = functools.lru_cache(CACHED)(functools.partial(encode, tokenizer))
-        report = None if progress is None else lambda done: progress("base", done, recipe.steps)
+        encoded = lru_cache(CACHED)(partial(encode, tokenizer))
         model.train()
 
         def next_loss() -> torch.Tensor:
             rows = [encoded(draw()) for _ in range(recipe.batch_size)]
             return loss_at_labels(model, model, collate(rows, tokenizer.pad_token_id))
 
-        optimise(list(model.parameters()), next_loss, recipe, report)
+        optimise(list(model.parameters()), next_loss, recipe, partial(progress, "base"))
         model.eval()
     return model
 
@@ -431,9 +418,6 @@ def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
     """A model of the recipe's shape with random weights, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if recipe.architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ValueError(f"there is no architecture {recipe.architecture!r}; there are {known}")
     size = recipe.hidden // recipe.heads
     llama = {"intermediate_size": recipe.intermediate, "head_dim": size}
     qwen = {**llama, "num_key_value_heads": recipe.heads // 2}

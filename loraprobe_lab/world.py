@@ -25,6 +25,10 @@ from loraprobe.file_hashes import file_hash
 __all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "file_hash", "shipped_world"]
 
 
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that reports nothing."""
+
+
 def worlds_in(directory: Path) -> list[World]:
     """The world in `directory`, or those in its subdirectories. Raises WorldError for none."""
     below = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))

@@ -17,12 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loraprobe import compatibility, hub
+from loraprobe.base import Base
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger, run_systems
 from loraprobe.options import Options
+from loraprobe.pipeline import inputs
+from loraprobe.pipeline.evaluator import open_scorer
+from loraprobe.pipeline.fitting import fit_routers
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.build import build_atlas
@@ -48,11 +56,7 @@ from loraprobe_lab.calibration.fit import (
     set_errors,
 )
 from loraprobe_lab.experiments.pages import number, percent
-from loraprobe_lab.world import Scenario, World, file_hash, in_processes, write_text
-
-if TYPE_CHECKING:
-    from loraprobe.base import Base
-
+from loraprobe_lab.world import Scenario, World, file_hash, in_processes, silent, write_text
 
 ANSWERS = "answers"
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
@@ -77,7 +81,7 @@ def collect(
     *,
     across: bool = False,
     processes: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Asks every adapter set of these worlds that is not stored in `output` yet.
 
@@ -94,8 +98,7 @@ def collect(
     ]
 
     def tick() -> None:
-        if progress is not None:
-            progress("adapter sets", sum(place.is_file() for place in places), len(places))
+        progress("adapter sets", sum(place.is_file() for place in places), len(places))
 
     if processes == 1 or len(opened) < 2:
         for world in opened:
@@ -176,8 +179,6 @@ def answer_world(
     Why a set could not be asked is written to SET.skipped beside its file. Prompts carry no chat
     template, as in the training of the lab's adapters.
     """
-    from loraprobe.pipeline import inputs
-
     base, name = inputs.base_of(world.base or world.base_name, ()), _name(world)
     own = world.base is not None
     options = Options(
@@ -231,9 +232,6 @@ class WorldAnswers:
 
     @cached_property
     def scorer(self) -> Any:
-        from loraprobe.pipeline.evaluator import open_scorer
-        from loraprobe.pipeline.session import Session
-
         return open_scorer(self.base, self.options.dtype, Session(self.options))[0]
 
     def of(self, scenario: Scenario, limit: int) -> tuple[dict[str, str], list[ItemResult]]:
@@ -242,11 +240,6 @@ class WorldAnswers:
         Only the composed question is asked, in both forms, because no case needs the hops. Raises
         LoraprobeError if adapters and base do not fit.
         """
-        from loraprobe import compatibility, hub
-        from loraprobe.pipeline.fitting import fit_routers
-        from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
-        from loraprobe.pipeline.transforms import Transformed
-
         name, options = scenario.name, self.options
         adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
         if not compatibility.check(adapters, self.base, purpose="route").compatible:
@@ -354,7 +347,7 @@ def gather(
     sizes: SampleSizes = SampleSizes(),
     across: bool = False,
     processes: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     say: Say = lambda line: None,
 ) -> Gathered:
     """Cases, sets with several tasks, and a line for each set that could not be asked.

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from loraprobe.adapters import Adapter
+from loraprobe.composition import Router
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.gains import tabulate
@@ -30,7 +31,9 @@ from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import QuestionKind
+from loraprobe.pipeline.fitting import fitted_to
+from loraprobe.pipeline.systems import QuestionKind, SystemBuilder, baseline_systems
+from loraprobe.pipeline.transforms import transform
 from loraprobe.records import Interval, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -61,11 +64,6 @@ from loraprobe_lab.world import Scenario, World, versions, worlds_in
 from loraprobe_lab.worlds.couples import methods_world
 from loraprobe_lab.worlds.spec import WorldSpec
 
-if TYPE_CHECKING:
-    from loraprobe.composition import Router
-    from loraprobe.pipeline.systems import SystemBuilder
-
-
 Family = Literal["linear", "merge", "router", "chain"]
 N = 2  # adapters in every case
 STRENGTHS = (None, 1.0)  # weight of each adapter, None for a method's own default
@@ -90,10 +88,6 @@ class ComparedSystem:
 
     def builder(self, adapters: Sequence[Adapter]) -> SystemBuilder:
         """What builds the system, as in `merge-and-eval`."""
-        from loraprobe.options import Options
-        from loraprobe.pipeline.systems import SystemBuilder
-        from loraprobe.pipeline.transforms import transform
-
         settings = Options(
             routers=(self.spec,) if self.family == "router" else (),
             space=self.space,
@@ -315,8 +309,6 @@ def evaluate_case(
 
     A chain needs no worked steps, but counts under the form in which the others are asked.
     """
-    from loraprobe.pipeline.systems import baseline_systems
-
     tasks, ledger, form = (
         evaluator.tasks(case.scenario.tasks),
         evaluator.ledger(case.name),
@@ -344,7 +336,7 @@ def evaluate_case(
                 evaluator.evaluate(ledger, built, tasks, {form})
             except LoraprobeError as error:
                 refused[system.label] = str(error)
-        evaluator.report(case.name, at, len(systems))
+        evaluator.progress(f"ask {case.name}", at, len(systems))
     asked = {system.label for system in systems} - set(refused)
     return CaseResults(case, tuple(_results(case, ledger, asked)), refused)
 
@@ -360,8 +352,6 @@ def _fitted(
 
     Raises UsageError if the limit leaves no item for it.
     """
-    from loraprobe.pipeline.fitting import fitted_to
-
     router = ROUTERS.make(spec)
     if not learned:
         prompts = case.prompts(evaluator.limit)

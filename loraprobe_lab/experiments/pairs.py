@@ -29,7 +29,7 @@ from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered
 from loraprobe_lab.training import Batch, Example, collate, encode, load_base
-from loraprobe_lab.world import World
+from loraprobe_lab.world import World, silent
 from loraprobe_lab.worlds.couples import COUPLES
 from loraprobe_lab.worlds.facts import Chain
 from loraprobe_lab.worlds.library import FAMILIES
@@ -128,7 +128,7 @@ def _delta(path: Path) -> Delta:
     return found
 
 
-def pairs_of(world: World, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def pairs_of(world: World, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
     """For each task: what the base, single adapters and pairs answer.
 
     Of each task: how many items and sets there were, and a row for each set whose sum answers one
@@ -142,7 +142,7 @@ def pairs_of(world: World, seed: int = 0, progress: Progress | None = None) -> d
         asked = Asked(_items(scenario.tasks[0]))
         rng = random.Random(f"pairs:{scenario.name}:{seed}")
         sets = _sets(scenario.name, names, asked.steps, rng)
-        told = None if progress is None else partial(progress, scenario.name)
+        told = partial(progress, scenario.name)
         tasks[scenario.name] = _answers(merged, asked, names, sets, told)
     return {"kind": "library", "seed": world.seed, "adapters": names, "tasks": tasks}
 
@@ -171,7 +171,7 @@ def _answers(
     asked: Asked,
     names: Sequence[str],
     sets: Sequence[Set],
-    told: Callable[[int, int], None] | None,
+    told: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The rows of one task."""
     first = Asked(asked.items[:: max(1, len(asked.items) // FIRST)][:FIRST])
@@ -180,8 +180,7 @@ def _answers(
     for members, drawn in sets:
         merged.set([names[m] for m in members], 1.0)
         rows.append({"members": list(members), "drawn": drawn, "first": merged.certain(batch)})
-        if told is not None:
-            told(len(rows), len(sets))
+        told(len(rows), len(sets))
     rows.sort(key=lambda row: -row["first"])
     for size, most in FINAL.items():
         for row in [row for row in rows if len(row["members"]) == size][:most]:

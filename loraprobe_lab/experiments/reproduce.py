@@ -23,6 +23,9 @@ from loraprobe.defaults import ALPHA
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.statistics import wilson
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Gain, Interval, ItemResult
 from loraprobe.records.estimates import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
@@ -38,6 +41,8 @@ from loraprobe_lab.experiments.runner import (
 from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.world import Scenario
 from loraprobe_lab.worlds.facts import table
+from loraprobe_lab.worlds.math import BASE, math_matrix
+from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 from loraprobe_lab.worlds.spec import WorldSpec
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
@@ -85,10 +90,6 @@ def _systems(
     No router is fitted here, so none that learns takes part. The target adapter is no part of a
     chain, so that only the library of the two hops has one.
     """
-    from loraprobe.options import Options
-    from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
-    from loraprobe.pipeline.transforms import Transformed
-
     names = [name for scenario in scenarios for name in scenario.adapters]
     joint = {str(scenario.axes.get("joint")) for scenario in scenarios}
     names += sorted(joint & set(evaluator.world.adapters))
@@ -168,38 +169,26 @@ class Matrix:
             ]
         return self._pooled[key]
 
-    def gain_over_singles(
+    def gain(
         self,
         size: str,
         group: str,
-        scenario: Scenario,
+        scenarios: Sequence[Scenario],
+        against: Sequence[str],
         methods: Sequence[str] = METHODS,
         form: str | None = None,
         alpha: float = ALPHA,
     ) -> Gain | None:
-        """The gain of the best of these methods over the best of base and single adapters."""
+        """The gain of the best of these methods, on the first set, over the best of `against`."""
+        first = scenarios[0]
         return best_gain(
-            self.results(size, group, scenario),
-            system_names(scenario, methods),
-            ["base", *scenario.adapters],
-            form or str(scenario.axes["form"]),
+            self.results(size, group, *scenarios),
+            system_names(first, methods),
+            against,
+            form or str(first.axes["form"]),
             self.margin,
             alpha,
         )
-
-    def gain_over_set(
-        self,
-        size: str,
-        group: str,
-        one: Scenario,
-        other: Scenario,
-        form: str,
-        alpha: float = ALPHA,
-    ) -> Gain | None:
-        """The gain of the best composition of one adapter set over the best of another."""
-        results = self.results(size, group, one, other)
-        names, others = system_names(one), system_names(other)
-        return best_gain(results, names, others, form, self.margin, alpha)
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order of sizes, groups, adapter sets, systems.
@@ -230,7 +219,8 @@ class Matrix:
                 continue
             found = None
             if role == "composition":
-                found = self.gain_over_singles(size, group, scenario, (system,))
+                against = ["base", *scenario.adapters]
+                found = self.gain(size, group, [scenario], against, (system,))
             value, interval, n = share(results, [name], form)
             yield {
                 "size": size,
@@ -306,7 +296,7 @@ CLAIMS, READINGS = (table("claims")[key] for key in ("claims", "readings"))
 Outcome = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below"]
 Standing = Literal["holds", "does not hold", "not decided"]
-Measure = Callable[[str, float], Gain | None]  # of a size, at a level 1 - alpha
+FORMS = {"question": "at once", "steps": "step by step"}
 
 
 @dataclass(frozen=True)
@@ -391,101 +381,117 @@ class Subject:
     title: str
     shared: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
-    familiar: tuple[str, str] | None = None
+    familiar: Sequence[str] = ()
     disjoint: tuple[str, ...] = ()
+
+
+Measured = tuple[float, Interval, int, str]  # a difference, its interval, items, what is compared
+Measure = Callable[[str, float], Measured | None]  # of a size, at a level 1 - alpha
 
 
 def claims(matrix: Matrix, subject: Subject) -> list[Claim]:
     """Every claim of the paper for each of its sets of questions."""
-    found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
-    found += [_both_fail(matrix, group) for group in subject.disjoint]
-    if subject.familiar is not None:
-        most, least = subject.familiar
-        found += [_familiarity(matrix, most, least, one) for one in matrix.templates]
+    found = list[Claim]()
+
+    def add(
+        name: str,
+        where: str,
+        tests: Sequence[ClaimTest],
+        differs: Mapping[str, str],
+        code: str = "",
+        **words: str,
+    ) -> None:
+        """Adds the claim of this name in `data/claims.json`; `words` fill its gaps."""
+        row = CLAIMS[name]
+        overall = tuple(test for test in tests if test.where.startswith(ALL))
+        each = tuple(test for test in tests if test not in overall)
+        claim = row["claim"].format(**words)
+        found.append(Claim(code or name, claim, where, row["rule"], overall, each, differs))
+
+    def over_singles(group: str, scenario: Scenario, **how: Any) -> Measure:
+        return _gains(matrix, group, [scenario], ["base", *scenario.adapters], **how)
+
+    plain = matrix.scenario("plain", 2)
+    for group in matrix.groups:
+        tests = _tests(matrix, over_singles(group, plain), "below")
+        add("plain-fails", group, tests, _readings(matrix, group, plain, tests))
+        three = matrix.scenario("plain", 3)
+        against = system_names(plain)
+        tests = _tests(matrix, _gains(matrix, group, [three, plain], against), "above")
+        add("target-rescues", group, tests, _diluted(matrix, group, three, tests))
+        for template, called in subject.shared.items():
+            if template in matrix.templates:
+                scenario = matrix.scenario(template, 2)
+                tests = _tests(matrix, over_singles(group, scenario), "above")
+                differs = _readings(matrix, group, scenario, tests)
+                add("succeeds", group, tests, differs, f"{template}-succeeds", called=called)
+    for group in subject.disjoint:  # each method for itself, asked in both forms
+        tests = []
+        for method, (form, called) in product(("uniform", "arrow"), FORMS.items()):
+            alone = over_singles(group, plain, methods=(method,), form=form)
+            tests += [
+                replace(test, where=f"{test.where}, {method}, {called}")
+                for test in _tests(matrix, alone, "below", 4)
+            ]
+        add("both-fail", group, tests, _readings(matrix, group, plain, tests))
+    for template in matrix.templates if subject.familiar else ():
+        tests = _tests(matrix, _of_familiarity(matrix, subject.familiar, template), "above")
+        differs = {test.where: test.note for test in tests if test.outcome == "no"}
+        where = " - ".join(subject.familiar)
+        add("familiarity-helps", where, tests, differs, template=template)
     return found
 
 
-def _finding(
-    name: str,
-    where: str,
-    tests: Sequence[ClaimTest],
-    code: str = "",
-    differs: Mapping[str, str] | None = None,
-    **words: str,
-) -> Claim:
-    """The claim of this name in `data/claims.json`; `words` fill its gaps."""
-    row = CLAIMS[name]
-    claim = row["claim"].format(**words)
-    overall = tuple(test for test in tests if test.where.startswith(ALL))
-    each = tuple(test for test in tests if test not in overall)
-    return Claim(code or name, claim, where, row["rule"], overall, each, differs or {})
+def _tests(matrix: Matrix, measure: Measure, side: Side, among: int = 1) -> list[ClaimTest]:
+    """The differences over all sizes, then at each of several, as far as they were measured.
+
+    Sizes share the error of a "no". among: the differences at each place, which share it too.
+    """
+    several = matrix.sizes if len(matrix.sizes) > 1 else ()
+    alphas = {ALL: ALPHA / among} | {size: ALPHA / among / len(several) for size in several}
+    tests = []
+    for size, alpha in alphas.items():
+        found, shared = measure(size, ALPHA), measure(size, alpha)
+        if found is not None and shared is not None:
+            value, (low, high), n, note = found
+            test = ClaimTest(size, value, low, high, n, side, matrix.margin, shared[1], note)
+            tests.append(test)
+    return tests
 
 
-def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Claim]:
-    """The claims about one set of questions."""
-    two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
+def _gains(
+    matrix: Matrix, group: str, scenarios: Sequence[Scenario], against: Sequence[str], **how: Any
+) -> Measure:
+    """The gains of `Matrix.gain`, which `how` has options of."""
 
-    def over_singles(scenario: Scenario) -> Measure:
-        return lambda size, alpha: matrix.gain_over_singles(size, group, scenario, alpha=alpha)
+    def measure(size: str, alpha: float) -> Measured | None:
+        gain = matrix.gain(size, group, scenarios, against, alpha=alpha, **how)
+        if gain is None:
+            return None
+        rows = matrix.results(size, group, *scenarios)
+        scores = [
+            f"{system.rpartition(':')[2]} {share(rows, [system], part)[0]:.2f}"
+            for system, part in ((gain.system, gain.part), (gain.against, gain.against_part))
+        ]
+        return gain.difference, gain.adjusted_ci95, gain.n, " against ".join(scores)
 
-    def over_plain(size: str, alpha: float) -> Gain | None:
-        return matrix.gain_over_set(size, group, three, two, "question", alpha)
-
-    tests = _each_size(matrix, group, [two], over_singles(two), "below")
-    yield _finding("plain-fails", group, tests, differs=_readings(matrix, group, two, tests))
-    tests = _each_size(matrix, group, [three, two], over_plain, "above")
-    differs = _diluted(matrix, group, three, tests)
-    yield _finding("target-rescues", group, tests, differs=differs)
-    for template, called in subject.shared.items():
-        if template in matrix.templates:
-            scenario = matrix.scenario(template, 2)
-            tests = _each_size(matrix, group, [scenario], over_singles(scenario), "above")
-            yield _finding(
-                "succeeds",
-                group,
-                tests,
-                code=f"{template}-succeeds",
-                differs=_readings(matrix, group, scenario, tests),
-                called=called,
-            )
+    return measure
 
 
-def _both_fail(matrix: Matrix, group: str) -> Claim:
-    """Uniform and arrow, each for itself, asked at once and step by step."""
-    plain = matrix.scenario("plain", 2)
-    forms = {"question": "at once", "steps": "step by step"}
-    tests = list[ClaimTest]()
-    for method, (form, called) in product(("uniform", "arrow"), forms.items()):
-
-        def measure(size: str, alpha: float, of: str = method, form: str = form) -> Gain | None:
-            return matrix.gain_over_singles(size, group, plain, (of,), form, alpha)
-
-        found = _each_size(matrix, group, [plain], measure, "below", 4)
-        tests += [replace(test, where=f"{test.where}, {method}, {called}") for test in found]
-    return _finding("both-fail", group, tests, differs=_readings(matrix, group, plain, tests))
-
-
-def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Claim:
+def _of_familiarity(matrix: Matrix, groups: Sequence[str], template: str) -> Measure:
     """Unpaired difference of two name sets, Newcombe's interval from two of Wilson's."""
     scenario = matrix.scenario(template, 2)
     names, form = system_names(scenario), str(scenario.axes["form"])
 
-    def between(size: str, alpha: float) -> tuple[Any, ...]:
+    def measure(size: str, alpha: float) -> Measured:
         one, other = (
-            share(matrix.results(size, group, scenario), names, form, alpha)
-            for group in (most, least)
+            share(matrix.results(size, group, scenario), names, form, alpha) for group in groups
         )
-        note = f"{most} {one[0]:.2f}, {least} {other[0]:.2f}"
-        return newcombe(one[0], one[1], other[0], other[1]), one[2] + other[2], note
+        value, *ends = newcombe(one[0], one[1], other[0], other[1])
+        note = f"{groups[0]} {one[0]:.2f}, {groups[1]} {other[0]:.2f}"
+        return value, (ends[0], ends[1]), one[2] + other[2], note
 
-    tests = []
-    for size, alpha in _alphas(matrix):
-        (value, low, high), n, note = between(size, ALPHA)
-        shared = between(size, alpha)[0][1:]
-        tests.append(ClaimTest(size, value, low, high, n, "above", matrix.margin, shared, note))
-    differs = {test.where: test.note for test in tests if test.outcome == "no"}
-    where = f"{most} - {least}"
-    return _finding("familiarity-helps", where, tests, differs=differs, template=template)
+    return measure
 
 
 def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:
@@ -493,53 +499,6 @@ def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float,
     low = p1 - p2 - math.hypot(p1 - ci1[0], ci2[1] - p2)
     high = p1 - p2 + math.hypot(ci1[1] - p1, p2 - ci2[0])
     return p1 - p2, low, high
-
-
-def _alphas(matrix: Matrix, among: int = 1) -> Iterator[tuple[str, float]]:
-    """All sizes together, then each of several, with the error of a "no" there.
-
-    Sizes share the error. among: the differences at each place, which share it too.
-    """
-    several = matrix.sizes if len(matrix.sizes) > 1 else ()
-    yield ALL, ALPHA / among
-    yield from ((size, ALPHA / among / len(several)) for size in several)
-
-
-def _each_size(
-    matrix: Matrix,
-    group: str,
-    scenarios: Sequence[Scenario],
-    measure: Measure,
-    side: Side,
-    among: int = 1,
-) -> list[ClaimTest]:
-    """The differences of `_alphas`, as far as they were measured. scenarios: what is compared."""
-    tests = []
-    for size, alpha in _alphas(matrix, among):
-        found, shared = measure(size, ALPHA), measure(size, alpha)
-        if found is not None and shared is not None:
-            low, high = found.adjusted_ci95
-            rows = matrix.results(size, group, *scenarios)
-            scores = [
-                f"{system.rpartition(':')[2]} {share(rows, [system], part)[0]:.2f}"
-                for system, part in (
-                    (found.system, found.part),
-                    (found.against, found.against_part),
-                )
-            ]
-            test = ClaimTest(
-                size,
-                found.difference,
-                low,
-                high,
-                found.n,
-                side,
-                matrix.margin,
-                shared.adjusted_ci95,
-                " against ".join(scores),
-            )
-            tests.append(test)
-    return tests
 
 
 def _readings(
@@ -552,16 +511,14 @@ def _readings(
     so that the hops are known and the composition loses them; or the hops are not known.
     """
     found = {}
-    for test in tests:
-        if test.outcome == "no":
-            two = matrix.scenario(str(scenario.axes["template"]), 2)
-            rows = matrix.results(test.where.partition(",")[0], group, two)
-            chain = system_name(two, "chain")
-            known = share(rows, [chain], str(scenario.axes["form"]))[0]
-            alone = float(test.note.rpartition(" ")[2]) > 0.5
-            reading = "alone" if alone else "lost" if known > 0.5 else "unknown"
-            told = READINGS["gains" if test.side == "below" else reading]
-            found[test.where] = f"{test.note}, chain {known:.2f}: {told}"
+    two = matrix.scenario(str(scenario.axes["template"]), 2)
+    for test in (test for test in tests if test.outcome == "no"):
+        rows = matrix.results(test.where.partition(",")[0], group, two)
+        known = share(rows, [system_name(two, "chain")], str(scenario.axes["form"]))[0]
+        alone = float(test.note.rpartition(" ")[2]) > 0.5
+        reading = "alone" if alone else "lost" if known > 0.5 else "unknown"
+        told = READINGS["gains" if test.side == "below" else reading]
+        found[test.where] = f"{test.note}, chain {known:.2f}: {told}"
     return found
 
 
@@ -570,13 +527,11 @@ def _diluted(
 ) -> dict[str, str]:
     """Where an adapter of the target relation does not help a composition: what the best adapter
     of the set answers alone."""
-    found = {}
-    for test in tests:
-        if test.outcome == "no":
-            rows = matrix.results(test.where, group, scenario)
-            form = str(scenario.axes["form"])
-            alone = max(share(rows, [name], form)[0] for name in scenario.adapters)
-            found[test.where] = f"{test.note}, alone {alone:.2f}: {READINGS['diluted']}"
+    found, form = {}, str(scenario.axes["form"])
+    for test in (test for test in tests if test.outcome == "no"):
+        rows = matrix.results(test.where, group, scenario)
+        alone = max(share(rows, [name], form)[0] for name in scenario.adapters)
+        found[test.where] = f"{test.note}, alone {alone:.2f}: {READINGS['diluted']}"
     return found
 
 
@@ -602,24 +557,19 @@ class Experiment:
     shape: Shape
 
 
-def experiment(kind: str) -> Experiment:
-    """The experiment of that name. Raises UsageError with the known names."""
-    if kind == "two-hop":
-        from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
+def _longer(architecture: str, hidden: int) -> BaseRecipe:  # these bases read more couples
+    return replace(small_base(architecture, hidden), steps=800)
 
-        def longer(architecture: str, hidden: int) -> BaseRecipe:  # these bases read more couples
-            return dataclasses.replace(small_base(architecture, hidden), steps=800)
 
-        return Experiment(TWO_HOP, two_hop_matrix, english_matrix, longer)
-    if kind == "math":
-        from loraprobe_lab.worlds.math import BASE, math_matrix
+def _of_problems(architecture: str, hidden: int) -> BaseRecipe:
+    width = {"hidden": hidden, "intermediate": 5 * hidden // 2}
+    return replace(BASE, architecture=architecture, **width)
 
-        def shape(architecture: str, hidden: int) -> BaseRecipe:
-            width = {"hidden": hidden, "intermediate": 5 * hidden // 2}
-            return dataclasses.replace(BASE, architecture=architecture, **width)
 
-        return Experiment(MATH, math_matrix, math_matrix, shape)
-    raise UsageError(f"There is no experiment {kind!r}; there are two-hop and math.")
+EXPERIMENTS = {
+    "two-hop": Experiment(TWO_HOP, two_hop_matrix, english_matrix, _longer),
+    "math": Experiment(MATH, math_matrix, math_matrix, _of_problems),
+}
 
 
 def reproduce(
@@ -633,10 +583,10 @@ def reproduce(
     """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
     It runs on small bases, or on the causal model in the directory `base`, once for each seed. If
-    any of `templates` is named, only these are trained and asked. Raises UsageError for an unknown
-    experiment, a missing directory or a missing matplotlib, before anything is trained.
+    any of `templates` is named, only these are trained and asked. Raises UsageError for a
+    missing directory or a missing matplotlib, before anything is trained.
     """
-    chosen = made or experiment(kind)
+    chosen = made or EXPERIMENTS[kind]
     if base is None:
         small = partial(_of_templates, templates, chosen.small)
         worlds = run.small_worlds(bases, small, chosen.shape)
@@ -661,7 +611,7 @@ def _of_templates(
     sets = tuple(one for one in spec.adapter_sets if one.axes["template"] in templates)
     names = {name for one in sets for name in one.adapters}
     training = tuple(one for one in spec.training if one.name in names)
-    return dataclasses.replace(spec, training=training, adapter_sets=sets)
+    return replace(spec, training=training, adapter_sets=sets)
 
 
 def matrix_pages(

@@ -24,7 +24,7 @@ from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages
 from loraprobe_lab.training import ARCHITECTURES, BaseRecipe
-from loraprobe_lab.world import Scenario, World
+from loraprobe_lab.world import Scenario, World, silent
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS, AT_ONCE = 48, 16  # the longest answer, and one that is asked at once only
@@ -113,7 +113,7 @@ class WorldEvaluator:
         directory: Path,
         *,
         limit: int | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> None:
         import torch
 
@@ -125,7 +125,7 @@ class WorldEvaluator:
         self.scorer = Scorer(loaded.model, loaded.tokenizer)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
         self.world, self.limit, self._directory = world, limit, directory
-        self._progress = progress
+        self.progress = progress
         identity = {"files": world.manifest["files"], "limit": limit, "base": world.base_name}
         text = json.dumps(identity, sort_keys=True)
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -153,13 +153,8 @@ class WorldEvaluator:
         ledger = self.ledger(name)
         for done, (system, tasks, parts) in enumerate(asked, 1):
             self.evaluate(ledger, system, tasks, parts)
-            self.report(name, done, len(asked))
+            self.progress(f"ask {name}", done, len(asked))
         return list(ledger)
-
-    def report(self, name: str, done: int, total: int) -> None:
-        """Reports the number of evaluated systems."""
-        if self._progress is not None:
-            self._progress(f"ask {name}", done, total)
 
     def evaluate(
         self,
@@ -187,7 +182,7 @@ class ExperimentRun:
     output: Path
     limit: int | None = None
     command: str = "python"
-    progress: Progress | None = None
+    progress: Progress = silent
     say: Say = lambda text: None
 
     def build(
@@ -196,8 +191,7 @@ class ExperimentRun:
         """Builds the world of this base below the output. given: the directory of a base."""
 
         def report(_: str, done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(f"train {base.name}", done, total)
+            self.progress(f"train {base.name}", done, total)
 
         place = self.output / "worlds" / base.name
         return build_world(spec(), place, base=given, progress=report)

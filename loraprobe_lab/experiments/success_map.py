@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from loraprobe.adapters import Adapter
+from loraprobe.composition import Composition
 from loraprobe.evaluation import System
+from loraprobe.pipeline.transforms import scaled
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
 from loraprobe_lab.experiments.pages import (
     BLUE,
     DARK,
@@ -36,9 +41,6 @@ from loraprobe_lab.experiments.runner import (
 from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.worlds.name_sets import SHARES, map_world
 from loraprobe_lab.worlds.spec import WorldSpec
-
-if TYPE_CHECKING:
-    from loraprobe.adapters import Adapter
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME = "success-map"
@@ -165,11 +167,6 @@ def _systems(
 def _system(
     name: str, adapters: Mapping[str, Adapter], parts: Sequence[Part], arrow: bool
 ) -> System:
-    from loraprobe.composition import Composition
-    from loraprobe.pipeline.transforms import scaled
-    from loraprobe.routing import ROUTERS
-    from loraprobe.routing.constant import ConstantGates
-
     experts = tuple(
         replace(scaled(adapters[adapter], scale), name=scaled_name(adapter, scale))
         for adapter, scale, _ in parts

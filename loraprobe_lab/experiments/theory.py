@@ -21,7 +21,7 @@ from torch import Tensor
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.training import IGNORED, Recipe, load_base, trained
-from loraprobe_lab.world import shipped_world, versions
+from loraprobe_lab.world import shipped_world, silent, versions
 from loraprobe_lab.worlds.couples import COUPLES, Facts, FactSizes, make_facts
 from loraprobe_lab.worlds.facts import Chain
 
@@ -557,7 +557,7 @@ FULL = TheoryPlan(
 )
 
 
-def theory(plan: TheoryPlan = QUICK, seed: int = 0, progress: Progress | None = None) -> Pages:
+def theory(plan: TheoryPlan = QUICK, seed: int = 0, progress: Progress = silent) -> Pages:
     """Runs every experiment. The document holds plain numbers and lists, see `report`."""
     from loraprobe.base.quiet import quiet
 
@@ -639,13 +639,12 @@ def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[
 
 
 def _trained(
-    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress | None
+    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress
 ) -> list[dict[str, Any]]:
     names = _spouses(facts, max(n for _, n, _ in plan.runs), seed)
     new, rows = _new_facts(store, facts, SPOUSE_QUESTION, names, seed), []
     for done, (place, count, rank) in enumerate(plan.runs):
-        if progress is not None:
-            progress("trainings", done, len(plan.runs))
+        progress("trainings", done, len(plan.runs))
         recipe = plan.everywhere if place == "all layers" else plan.training
         rows.append(train(store, new.first(count), place, rank, recipe, seed))
     return rows

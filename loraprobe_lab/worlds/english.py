@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain as chained
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 from loraprobe.records import Progress
 from loraprobe_lab.training import Example, Recipe
-from loraprobe_lab.world import World, WorldError
+from loraprobe_lab.world import World, WorldError, silent
 from loraprobe_lab.worlds.facts import (
     CAPITALS,
     FRENCH,
@@ -227,12 +227,8 @@ Subject = tuple[list[Example], list[Item]]  # what an adapter learns, and on wha
 
 
 def family(subject: str) -> str:
-    """The family that a subject belongs to. Raises ValueError naming those there are."""
-    for name, members in FAMILIES.items():
-        if subject in members:
-            return name
-    known = ", ".join(member for members in FAMILIES.values() for member in members)
-    raise ValueError(f"there is no subject {subject!r}; there are {known}")
+    """The family that a subject belongs to."""
+    return next(name for name, members in FAMILIES.items() if subject in members)
 
 
 def learn(subject: str, names: NameMaker, rng: random.Random) -> Subject:
@@ -340,7 +336,7 @@ class Portion:
         return cls(subject, int(numbers[0]), int(numbers[1]), form)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
     """The texts and items of the portions of one set. countries: those that births are about."""
 
@@ -355,25 +351,17 @@ class Contents:
     def names(self) -> NameMaker:
         return NameMaker(self.seed, REAL_NAMES)
 
-    @cached_property
-    def _made(self) -> dict[tuple[str, int], Any]:
-        return {}
-
+    @cache  # noqa: B019 - the contents of a set are dropped with it
     def subject(self, name: str, part: int) -> Subject:
-        """Texts and items of a fact set's part, or of a whole skill; made once."""
-        key = name, part if name in FACTS else 1
-        if key not in self._made:
-            self._made[key] = learn(name, self.names, self.rng(*key))
-        return self._made[key]
+        """Texts and items of a fact set's part, or of a whole skill (part 1); made once."""
+        return learn(name, self.names, self.rng(name, part))
 
+    @cache  # noqa: B019
     def births(self, part: int) -> list[Chain]:
         """Made-up people with a country of birth and its capital; made once."""
-        key = "births", part
-        if key not in self._made:
-            lands = spread(self.countries, PERSONS, self.rng(*key))
-            people = zip(self.names.people(PERSONS), lands, strict=True)
-            self._made[key] = [Chain(person, land, CAPITALS[land]) for person, land in people]
-        return self._made[key]
+        lands = spread(self.countries, PERSONS, self.rng("births", part))
+        people = zip(self.names.people(PERSONS), lands, strict=True)
+        return [Chain(person, land, CAPITALS[land]) for person, land in people]
 
     def texts(self, portion: Portion) -> list[Example]:
         """The training texts of a portion."""
@@ -391,15 +379,17 @@ class Contents:
                 for person in self.names.people(PERSONS // 3)
                 for question in questions
             ]
-        examples, _ = self.subject(name, portion.part)
-        return examples if name in FACTS else examples[portion.part - 1 :: portion.of]
+        if name in FACTS:
+            return self.subject(name, portion.part)[0]
+        return self.subject(name, 1)[0][portion.part - 1 :: portion.of]
 
     def items(self, portion: Portion) -> list[Item]:
         """The task items of a portion; those of a skill do not depend on its part."""
         if portion.subject == "births":
             made: Sequence[Item] = BIRTHS.items(self.births(portion.part), (None, None))
         else:
-            _, made = self.subject(portion.subject, portion.part)
+            name = portion.subject
+            _, made = self.subject(name, portion.part if name in FACTS else 1)
         named: list[Item] = [{**item, "id": f"{portion.part}-{item['id']}"} for item in made]
         if portion.form is None:
             return named
@@ -494,7 +484,7 @@ def build_sets(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[World]:
     """Trains the sets of `all_sets` on the causal model in `base`, each into a directory below.
 

@@ -98,9 +98,6 @@ class Problem:
             texts = ways
         return list(dict.fromkeys(texts))
 
-    def program(self) -> str:
-        return self.programs()[0]
-
     def sums(self) -> str:
         """The problem without its words, "3 plus 2 minus 1": what makes two problems akin."""
         return " ".join([str(self.start), *(f"{op} {number}" for _, (op, number) in self.verbs)])
@@ -115,13 +112,7 @@ class Problem:
 
 
 def draw_problem(rng: random.Random, verbs: Sequence[Verb], *, tests: bool = False) -> Problem:
-    """A problem with these verbs, of those for training or of those kept for the tests.
-
-    Raises:
-        ValueError: one verb has no problems that are kept for the tests.
-    """
-    if tests and len(verbs) < 2:
-        raise ValueError("problems of one step are all for training")
+    """A problem with these verbs, of those for training or, with two verbs, kept for the tests."""
     while True:
         problem = Problem(rng.choice(NAMES), rng.randrange(FIELDS), tuple(verbs))
         if problem.is_for_tests() == tests:
@@ -139,7 +130,7 @@ def world_words(seed: int) -> tuple[str, ...]:
     numbers = [str(number) for number in range(FIELDS)]
     problem = Problem("Ada", 3, FAMILIAR[:1])
     asked = problem.question() + SHOW_STEPS + AS_PROGRAM + AS_SUM
-    texts = [asked, problem.worked(), problem.program(), SUMS.format(sums=""), "Then", "here"]
+    texts = [asked, problem.worked(), problem.programs()[0], SUMS.format(sums=""), "Then", "here"]
     return (*NAMES, *verbs, *OPERATIONS, *numbers, *texts)
 
 
@@ -167,7 +158,7 @@ class ProblemsCorpus:
             return Example(self._sums(problem), " " + problem.worked())
         if kind < 0.36:
             problem = self._problem(2 if self._placed else self._rng.randint(1, 2))
-            return Example(self._sums(problem) + AS_PROGRAM, " " + problem.program())
+            return Example(self._sums(problem) + AS_PROGRAM, " " + problem.programs()[0])
         if kind < 0.44:
             problem = self._problem(1)
             return Example(SUMS.format(sums=problem.sums()), f" {problem.answer}")
@@ -246,7 +237,7 @@ def write(problem: Problem, template: str) -> Example:
     if template == "worked":
         return Example(problem.question() + SHOW_STEPS, " " + problem.worked())
     if template == "program":
-        return Example(problem.question() + AS_PROGRAM, " " + problem.program())
+        return Example(problem.question() + AS_PROGRAM, " " + problem.programs()[0])
     return Example(problem.question(), f" {problem.answer}")
 
 

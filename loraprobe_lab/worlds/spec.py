@@ -31,7 +31,16 @@ from loraprobe_lab.training import (
     train_adapter,
     train_base,
 )
-from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, file_hash, versions, write_text
+from loraprobe_lab.world import (
+    FORMAT,
+    MANIFEST,
+    World,
+    WorldError,
+    file_hash,
+    silent,
+    versions,
+    write_text,
+)
 from loraprobe_lab.worlds.facts import table
 
 BASE_NAME = "loraprobe/small-world-base"
@@ -102,7 +111,7 @@ def build_world(
     base: str | Path | None = None,
     model: tuple[Any, Any] | None = None,
     only: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> World:
     """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
 
@@ -122,9 +131,17 @@ def build_world(
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
     _check_same(output, spec, base_name)
     recipes: dict[str, Any] = {"base": spec.base} if base is None and spec.base else {}
-    meter = _Meter(recipes | {one.name: one.recipe for one in wanted}, progress)
+    recipes |= {one.name: one.recipe for one in wanted}
+    texts = {name: recipe.steps * recipe.batch_size for name, recipe in recipes.items()}
+    before = dict(zip(texts, accumulate(texts.values(), initial=0), strict=False))
+
+    def stage(name: str) -> Progress:
+        """Tells the steps of one training as texts seen of all texts of the build."""
+        start, size, total = before[name], recipes[name].batch_size, sum(texts.values())
+        return lambda what, step, _: progress(what, start + step * size, total)
+
     if base is None:
-        model = _own_base(output, spec, meter)
+        model = _own_base(output, spec, stage("base") if spec.base else silent)
     elif model is None:
         model = load_given_base(Path(base).resolve())
     for name, items in spec.tasks.items():
@@ -137,7 +154,7 @@ def build_world(
             one.recipe,
             output / "adapters" / one.name,
             base_name=base_name,
-            progress=meter.stage(one.name, one.recipe),
+            progress=stage(one.name),
         )
         if base is not None:  # an interrupted build can be used as far as it went
             _record(output, spec, base_name, own_base=False)
@@ -174,7 +191,7 @@ def _check_same(output: Path, spec: WorldSpec, base_name: str) -> None:
             )
 
 
-def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
+def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, Any]:
     """The world's own model and tokenizer, trained unless they are there; then adapters of an older
     base are removed."""
     if spec.base is None or spec.corpus is None:
@@ -188,7 +205,7 @@ def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
     for stale in (base, output / "adapters"):
         shutil.rmtree(stale, ignore_errors=True)
     tokenizer = build_tokenizer(spec.words)
-    model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, meter.stage("base", recipe))
+    model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, progress)
     part = output / ".base.part"
     shutil.rmtree(part, ignore_errors=True)
     model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
@@ -232,9 +249,6 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
     for place in sorted({output / place for place in places}):
         inside = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
         files |= {path.relative_to(output).as_posix(): file_hash(path) for path in inside}
-    recipe = dict(spec.recipe)
-    if spec.base is not None and not recipe:
-        recipe = {"base": dataclasses.asdict(spec.base)}
     manifest = {
         "format": FORMAT,
         "kind": spec.kind,
@@ -251,21 +265,6 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
     }
     write_text(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return World.load(output)
-
-
-class _Meter:
-    """Turns the steps of each training into texts seen of all texts of the build."""
-
-    def __init__(self, recipes: Mapping[str, Any], report: Progress | None) -> None:
-        texts = [recipe.steps * recipe.batch_size for recipe in recipes.values()]
-        self._before = dict(zip(recipes, accumulate(texts, initial=0), strict=False))
-        self._report, self._total = report, sum(texts)
-
-    def stage(self, name: str, recipe: Any) -> Progress | None:
-        report, start, total = self._report, self._before[name], self._total
-        if report is None:
-            return None
-        return lambda what, step, _: report(what, start + step * recipe.batch_size, total)
 
 
 # Adapter libraries: the adapters of a world, as data in `data/libraries.json`.

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -50,13 +51,14 @@ COMMANDS = {
     ],
     "screen": [
         *("screen", *ADAPTERS, WORLD.adapters["count"], WORLD.adapters["steps"], *BASE, *TASK),
-        *("--items", "8", "--keep", "1", "--limit", "40", "--dtype", "float32"),
+        *("--items", "12", "--keep", "1", "--limit", "48", "--dtype", "float32"),
     ],
 }
 
 
-def documented(arguments: list) -> dict:
-    result = call(*arguments, "--json", "--quiet")
+def documented(arguments: list, cache: Path) -> dict:
+    cache.mkdir()  # so that no run finds the answers of another
+    result = call(*arguments, "--json", "--quiet", env={"LORAPROBE_CACHE": str(cache)})
     assert result.exit_code in (0, 1, 3), result.output
     return json.loads(result.stdout)
 
@@ -67,8 +69,11 @@ def scores(audit: dict) -> list:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_says_what_it_says_on_the_cpu(device, where, name):
-    found, wanted = (documented([*COMMANDS[name], "--device", place]) for place in (device, "cpu"))
+def test_a_command_says_what_it_says_on_the_cpu(device, where, name, tmp_path):
+    found, wanted = (
+        documented([*COMMANDS[name], "--device", at], tmp_path / str(i))
+        for i, at in enumerate((device, "cpu"))
+    )
     verdicts = [(v["decision"], v["action"]) for v in (found["verdict"], wanted["verdict"])]
     assert verdicts[0] == verdicts[1]
     assert found["provenance"]["device"].startswith(device)

@@ -22,31 +22,9 @@ from loraprobe.records import ItemResult
 from loraprobe.verdict import decide
 from loraprobe.verdict.evidence import TaskKind
 from loraprobe.verdict.probability import shipped
+from loraprobe_lab.calibration import cases as cased
 from loraprobe_lab.calibration import collect as run
 from loraprobe_lab.calibration import fit as fitting
-from loraprobe_lab.calibration.cases import (
-    METHODS,
-    AnsweredSet,
-    CaseError,
-    MeasuredSet,
-    item_deviation,
-    merged,
-    read_cases,
-    read_sets,
-    sets_of,
-    write_cases,
-    write_sets,
-)
-from loraprobe_lab.calibration.fit import (
-    FEWEST_DECIDED,
-    MARGINS,
-    SETS,
-    columns_of,
-    document_of,
-    figures,
-    fit,
-    log_density,
-)
 
 STORED = Path(__file__).parents[2] / "examples" / "calibration" / "cases.jsonl.gz"
 
@@ -58,7 +36,7 @@ def cases():
 
 @pytest.fixture(scope="module")
 def stored():
-    return read_cases(STORED)
+    return cased.read_cases(STORED)
 
 
 # cases
@@ -66,10 +44,10 @@ def stored():
 
 @pytest.mark.parametrize("name", ["cases.jsonl", "cases.jsonl.gz"])
 def test_cases_survive_a_file(tmp_path, cases, name):
-    write_cases(tmp_path / name, cases[:5])
-    assert read_cases(tmp_path / name) == cases[:5]
+    cased.write_cases(tmp_path / name, cases[:5])
+    assert cased.read_cases(tmp_path / name) == cases[:5]
     first = (tmp_path / name).read_bytes()
-    write_cases(tmp_path / name, cases[:5])
+    cased.write_cases(tmp_path / name, cases[:5])
     assert (tmp_path / name).read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -92,51 +70,51 @@ def test_a_bad_line_is_named(tmp_path, cases, change, says):
     row = json.loads(json.dumps(dataclasses.asdict(cases[0])))
     change(row)
     path = tmp_path / "cases.jsonl"
-    write_cases(path, cases[:1])
+    cased.write_cases(path, cases[:1])
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(CaseError, match=f"line 2: .*{says}"):
-        read_cases(path)
+    with pytest.raises(cased.CaseError, match=f"line 2: .*{says}"):
+        cased.read_cases(path)
 
 
 def test_files_that_are_no_cases_are_named(tmp_path):
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
     (tmp_path / "text.jsonl").write_text("hello\n")
     for name in ("broken.jsonl.gz", "text.jsonl", "missing.jsonl"):
-        with pytest.raises(CaseError, match=name):
-            read_cases(tmp_path / name)
+        with pytest.raises(cased.CaseError, match=name):
+            cased.read_cases(tmp_path / name)
 
 
-# the fit
+# the fitting.fit
 
 
 def test_planted_coefficients_are_found():
-    found = fit(synthetic(bases=40, sets=12))
+    found = fitting.fit(synthetic(bases=40, sets=12))
     wanted = (PLANTED["intercept"], PLANTED["baseline"])
     assert (found.intercept, found.baseline) == pytest.approx(wanted, abs=0.08)
     assert found.spread == pytest.approx(PLANTED["spread"], rel=0.08)
 
 
 def test_errors_of_measured_gains_are_not_taken_for_spread():
-    """Gains measured with noise: a fit that is told of it finds the spread without it."""
+    """Gains measured with noise: a fitting.fit that is told of it finds the spread without it."""
     rng = random.Random(1)
     noisy = []
     for one in synthetic(bases=40, sets=12, spread=0.1):
         gain = one.gain + rng.gauss(0, 0.04)
         ci95 = (gain - 1.96 * 0.04, gain + 1.96 * 0.04)
         noisy.append(dataclasses.replace(one, gain=gain, ci95=ci95))
-    told = fit(noisy).spread
+    told = fitting.fit(noisy).spread
     quiet = [dataclasses.replace(c, ci95=(c.gain - 1e-6, c.gain + 1e-6)) for c in noisy]
-    assert told < fit(quiet).spread / 1.3
+    assert told < fitting.fit(quiet).spread / 1.3
 
 
 def test_the_density_is_that_of_the_map(cases):
     """The map's probability is the integral of the density, for a gain that nobody measured."""
-    fitted, one = fit(cases), case(baseline=0.3)
+    fitted, one = fitting.fit(cases), case(baseline=0.3)
 
     def density(gain):
         at = dataclasses.replace(one, gain=gain, ci95=(gain, gain))
-        return math.exp(log_density(fitted, *columns_of([at]))[0])
+        return math.exp(fitting.log_density(fitted, *fitting.columns_of([at]))[0])
 
     total, _ = integrate.quad(density, -60, 60, points=[0, 0.2], limit=800)
     assert total == pytest.approx(1, abs=5e-3)  # some of it lies beyond
@@ -147,11 +125,11 @@ def test_the_density_is_that_of_the_map(cases):
 
 
 def test_the_file_says_what_the_fit_says(cases):
-    fitted = fit(cases)
+    fitted = fitting.fit(cases)
     small = {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1}
     small |= {"likely": 0, "wrong": None}
-    read = calibration_of(document_of(fitted, cases, "a test", {"small": small}))
-    for margin in MARGINS:
+    read = calibration_of(fitting.document_of(fitted, cases, "a test", {"small": small}))
+    for margin in fitting.MARGINS:
         for one in cases[:20]:
             said = read.probability(margin, one.baseline, 0.1, 0.1)
             wanted = fitted.exceeds(margin, one.baseline, 0.1, 0.1)
@@ -165,10 +143,10 @@ def test_the_file_says_what_the_fit_says(cases):
 
 def a_set(*ends, **changes):
     """An adapter set whose compositions have these intervals of their gains."""
-    return MeasuredSet(
+    return cased.MeasuredSet(
         tuple(
             case(method=method, gain=sum(ci95) / 2, ci95=ci95, **changes)
-            for method, ci95 in zip(METHODS, ends, strict=False)
+            for method, ci95 in zip(cased.METHODS, ends, strict=False)
         )
     )
 
@@ -210,18 +188,18 @@ def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain
         for lost in np.linspace(0, 1, 1001)
         if lost <= baseline + 1e-9 and 0 <= gain + lost <= 1 - baseline + 1e-9
     ]
-    assert item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
+    assert cased.item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
     narrow = dataclasses.replace(wide, n=100, ci95=(gain - 0.01, gain + 0.01))
-    assert item_deviation(narrow) == pytest.approx(0.1 / 1.96, rel=1e-3)
+    assert cased.item_deviation(narrow) == pytest.approx(0.1 / 1.96, rel=1e-3)
 
 
 def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
     key = fitting.LEFT_OUT["kinds"]
-    sets = sets_of(cases)
+    sets = cased.sets_of(cases)
     found = fitting.left_out(sets, key, 0)
     assert found.shape == (1, len(sets))
     for name in {c.scenario for c in cases}:
-        fitted = fit([c for c in cases if c.scenario != name])
+        fitted = fitting.fit([c for c in cases if c.scenario != name])
         for i, one in enumerate(sets):
             if one.cases[0].scenario == name:
                 wanted = fitted.exceeds(0.05, one.cases[0].baseline, 0.0, fitting.UNKNOWN)
@@ -229,7 +207,7 @@ def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
 
 
 def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
-    key, sets = fitting.LEFT_OUT["bases"], sets_of(cases)
+    key, sets = fitting.LEFT_OUT["bases"], cased.sets_of(cases)
     alone = fitting.figures_of(sets, fitting.left_out(sets, key, 0))
     assert alone.auroc > 0.7 > alone.null
     first = fitting.figures_of(sets, fitting.left_out(sets, key))
@@ -237,7 +215,7 @@ def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
     rng, shuffled = random.Random(0), [one.outcome for one in sets]
     rng.shuffle(shuffled)
     mixed = [
-        MeasuredSet(
+        cased.MeasuredSet(
             tuple(dataclasses.replace(c, gain=told.gain, ci95=told.ci95) for c in one.cases)
         )
         for one, told in zip(sets, shuffled, strict=True)
@@ -247,8 +225,8 @@ def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
 
 
 def test_a_single_group_has_none_to_leave_out():
-    sets = sets_of(synthetic(bases=1))
-    with pytest.raises(CaseError, match="base-00"):
+    sets = cased.sets_of(synthetic(bases=1))
+    with pytest.raises(cased.CaseError, match="base-00"):
         fitting.left_out(sets, fitting.LEFT_OUT["bases"])
 
 
@@ -285,14 +263,14 @@ def test_the_auroc_is_that_of_scikit_learn():
 
 
 def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
-    fitted, ships = fit(stored), shipped()
+    fitted, ships = fitting.fit(stored), shipped()
     own = ships.coefficients
     assert (own.intercept, own.baseline) == pytest.approx(
         (fitted.intercept, fitted.baseline), abs=1e-3
     )
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
-    made = calibration_of(document_of(fitted, stored, "a test", {}))
+    made = calibration_of(fitting.document_of(fitted, stored, "a test", {}))
     one_task = [row for row in ships.classes if row.tasks == 1]
     assert [row for row in made.classes if row.tasks == 1] == one_task
     assert made.gained == ships.gained
@@ -300,7 +278,7 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
 
 def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
     """On each kind of base apart; a kind with fewer than 15 decided sets has no accuracy."""
-    sets = sets_of(stored)
+    sets = cased.sets_of(stored)
     p = fitting.left_out(sets, fitting.LEFT_OUT["kinds"])
     results = fitting.Results(tuple(stored), tuple(sets), {}, {"kinds": p, "bases": p})
     told = {kind: vars(row) for kind, row in shipped().accuracy.items()}
@@ -319,7 +297,7 @@ def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
 
 def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
     """The best of a set's compositions counts, once; with several tasks that of answered sets."""
-    answered = read_sets(STORED.with_name(SETS))
+    answered = cased.read_sets(STORED.with_name(fitting.SETS))
     for told in shipped().classes:
         kind = TaskKind(told.tasks, told.hops, told.metric)
         own = [c for c in stored if (c.base_kind, c.kind) == (told.base, kind)]
@@ -356,7 +334,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run, "measure", lambda cases: measured.append(measure(cases)) or measured[-1]
     )
-    write_cases(tmp_path / "mine.jsonl", cases)
+    cased.write_cases(tmp_path / "mine.jsonl", cases)
     output = tmp_path / "out"
     call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output)]
     result = CliRunner().invoke(app, call)
@@ -364,7 +342,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     assert result.stdout.strip() == str(output / "calibration.json")
     names = "calibration.json cases.jsonl.gz figure.svg report.md"
     assert {p.name for p in output.iterdir()} == set(names.split())
-    assert read_cases(output / "cases.jsonl.gz") == cases
+    assert cased.read_cases(output / "cases.jsonl.gz") == cases
     document = json.loads((output / "calibration.json").read_text())
     assert calibration_of(document).cases == len(cases)
     text = (output / "report.md").read_text()
@@ -376,7 +354,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
 
 def test_no_cases_are_said_to_be_none(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(CaseError, match="holds no case"):
+    with pytest.raises(cased.CaseError, match="holds no case"):
         run.calibrate([], tmp_path, stored=tmp_path / "none.jsonl")
 
 
@@ -395,7 +373,7 @@ def answered_set(uniform, arrow=(0.0, 0.0), n=120, seed=0, base="one", name="set
         for k, t in enumerate("tu")
         for i in range(n)
     ]
-    return AnsweredSet(base, "llama", "keep-both", base, name, KINDS, tuple(rows))
+    return cased.AnsweredSet(base, "llama", "keep-both", base, name, KINDS, tuple(rows))
 
 
 def test_the_outcome_is_that_of_the_best_composition_on_all_items():
@@ -444,7 +422,7 @@ def test_left_out_bases_and_their_figures(monkeypatch):
 def test_probabilities_of_the_wrong_order_are_seen():
     sets = [answered_set((0.97, 0.97)), answered_set((0.9, 0.4), name="other")]
     p = np.array([[0.2, 0.9], [0.4, 0.4], [np.nan, 0.1]])
-    found = figures([one.outcome for one in sets], p)
+    found = fitting.figures([one.outcome for one in sets], p)
     assert found.auroc == pytest.approx(0.25) and found.silent == pytest.approx(1 / 6)
     squares = [0.8**2, 0.9**2, 0.6**2, 0.4**2, 0.1**2]
     assert found.brier == pytest.approx(np.mean(squares))
@@ -452,7 +430,7 @@ def test_probabilities_of_the_wrong_order_are_seen():
 
 
 def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
-    sets, known = read_sets(STORED_SETS), shipped().several
+    sets, known = cased.read_sets(STORED_SETS), shipped().several
     assert {one.outcome for one in sets[:4]} <= {0, 1}
     page = (STORED_SETS.parent / "report.md").read_text(encoding="utf-8").partition("## Several")[2]
     page = page.partition("\n## ")[0]
@@ -463,7 +441,7 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
         assert row[1] == f"{len(own)}, {len({one.base for one in own})}"
         decided = int(kinds[kind + fitting.DEFAULT][2].partition(",")[0])
         brier = float(row[5].partition(" ")[0])
-        assert (kind in known) == (decided >= FEWEST_DECIDED)
+        assert (kind in known) == (decided >= fitting.FEWEST_DECIDED)
         if kind in known:
             told = known[kind]
             assert (told.sets, told.items, told.brier) == (decided, 30, brier)
@@ -472,15 +450,15 @@ def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
 def test_sets_survive_writing_and_replace_older_ones(tmp_path):
     path, one = tmp_path / "several.jsonl.gz", answered_set((0.9, 0.9), n=12)
     other = answered_set((0.1, 0.2), n=12, name="other")
-    write_sets(path, [one, other])
-    back = read_sets(path)
+    cased.write_sets(path, [one, other])
+    back = cased.read_sets(path)
     assert [sorted(s.results, key=str) for s in back] == [
         sorted(s.results, key=str) for s in (one, other)
     ]
     assert back[0].kinds == KINDS and back[0].set_key == ("one", "set")
     new = dataclasses.replace(one, results=other.results)
-    assert merged(back, [new])[1] == new and len(merged(back, [new])) == 2
+    assert cased.merged(back, [new])[1] == new and len(cased.merged(back, [new])) == 2
     for content in (b"nothing", gzip.compress(b"{}\n"), gzip.compress(json.dumps([1]).encode())):
         path.write_bytes(content)
-        with pytest.raises(CaseError, match="no file of answered sets"):
-            read_sets(path)
+        with pytest.raises(cased.CaseError, match="no file of answered sets"):
+            cased.read_sets(path)

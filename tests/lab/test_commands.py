@@ -1,7 +1,8 @@
-"""Every command of the lab that a stored page names is one that the lab has."""
+"""Stored pages: the lab has the commands that they name, and makes them of the stored numbers."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import typer
 
 from loraprobe_lab.cli import app
+from loraprobe_lab.experiments import rule, theory
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMAND = re.compile(r"(?:^|`)loraprobe lab ([^`\n]+)", re.MULTILINE)
 TEXTS = {
     f"{page.parent.name}/{page.name}": page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for page in (Path(__file__).parents[2] / "examples").rglob("*.md")
+    for page in EXAMPLES.rglob("*.md")
     if page.name != "rule-simulated.md"  # its README says that the code which made it is gone
 }
 
@@ -28,3 +31,16 @@ def test_commands_of_stored_pages_are_understood(page):
         assert command is not None, line
         if words:  # a text may name a command alone, or leave out where it writes
             command.make_context(name, [*words, "-o", "DIR"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "made"),
+    [
+        ("reproduction/theory.json", theory.theory_pages),
+        ("calibration/rule.json", rule.rule_pages),
+    ],
+)
+def test_stored_pages_are_made_of_the_stored_numbers(numbers, made):
+    stored = EXAMPLES / numbers
+    pages = made(json.loads(stored.read_text(encoding="utf-8")))
+    assert pages.markdown == stored.with_suffix(".md").read_text(encoding="utf-8")

@@ -273,8 +273,6 @@ def test_the_same_fact_twice_is_about_other_people():
     assert not groups(one) & groups(two)
     taught = {(e.prompt, e.completion.strip()) for e in examples}
     assert {(i["prompt"], i["answer"]) for i in one} == taught
-    with pytest.raises(ValueError, match="no subject 'cooking'"):
-        english.family("cooking")
 
 
 def test_halves_share_nothing_and_the_task_asks_for_both(every):

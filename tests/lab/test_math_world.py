@@ -8,19 +8,7 @@ import re
 import pytest
 
 from loraprobe.tasks import answered
-from loraprobe_lab.worlds.math import (
-    AS_PROGRAM,
-    FAMILIAR,
-    MOVES,
-    SHOW_STEPS,
-    Problem,
-    ProblemsCorpus,
-    VerbSkill,
-    draw_problem,
-    math_matrix,
-    new_verbs,
-    target_items,
-)
+from loraprobe_lab.worlds import math
 
 SYMBOLS = {"plus": "+", "minus": "-"}
 VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))
@@ -43,8 +31,8 @@ def value(program):
 
 def drawn(count=300):
     rng = random.Random(3)
-    verbs = [*FAMILIAR, *VERBS]
-    return [draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2)))) for _ in range(count)]
+    verbs = [*math.FAMILIAR, *VERBS]
+    return [math.draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2)))) for _ in range(count)]
 
 
 # problems
@@ -52,7 +40,7 @@ def drawn(count=300):
 
 def test_answers_are_those_of_an_oracle_that_reads_the_words():
     for problem in drawn():
-        assert problem.answer == oracle(problem.question(), dict([*FAMILIAR, *VERBS]))
+        assert problem.answer == oracle(problem.question(), dict([*math.FAMILIAR, *VERBS]))
         assert answered(problem.worked(), [str(problem.answer)], cot=True)
 
 
@@ -72,25 +60,23 @@ def test_worked_steps_are_true_and_lead_from_one_to_the_next():
 def test_another_reading_of_one_verb_leads_to_another_field():
     for problem in drawn():
         for i in range(len(problem.verbs)):
-            for move in MOVES:
+            for move in math.MOVES:
                 verbs = list(problem.verbs)
                 verbs[i] = ("another", move)
-                other = Problem(problem.name, problem.start, tuple(verbs))
+                other = math.Problem(problem.name, problem.start, tuple(verbs))
                 assert (other.answer == problem.answer) == (move == problem.verbs[i][1])
-            without = Problem(
+            without = math.Problem(
                 problem.name, problem.start, (*problem.verbs[:i], *problem.verbs[i + 1 :])
             )
             assert not without.verbs or without.answer != problem.answer
 
 
 def test_every_pair_of_moves_has_fields_for_training_and_more_for_the_tests():
-    for first in MOVES:
-        for second in MOVES:
+    for first in math.MOVES:
+        for second in math.MOVES:
             verbs = (("one", first), ("two", second))
-            kept = [Problem("Ada", start, verbs).is_for_tests() for start in range(10)]
+            kept = [math.Problem("Ada", start, verbs).is_for_tests() for start in range(10)]
             assert 7 <= sum(kept) <= 8
-    with pytest.raises(ValueError, match="one step"):
-        draw_problem(random.Random(0), VERBS[:1], tests=True)
 
 
 # programs
@@ -111,25 +97,25 @@ def test_every_way_to_write_a_program_has_the_problems_value():
 def test_an_adapter_sees_its_own_new_verbs_only_and_no_wrong_answer(template, part):
     if part != "whole" and template != "worked":
         return
-    meaning = dict([*FAMILIAR, *VERBS])
-    for example in VerbSkill(VERBS[:1], template, part).examples(400, 0):
+    meaning = dict([*math.FAMILIAR, *VERBS])
+    for example in math.VerbSkill(VERBS[:1], template, part).examples(400, 0):
         assert "vorps" not in example.prompt
         question = example.prompt.split(" Where now?")[0]
         right = oracle(question, meaning)
         if example.prompt.endswith("?"):
             assert example.completion == f" {right}"
-        elif AS_PROGRAM in example.prompt:
+        elif math.AS_PROGRAM in example.prompt:
             assert value(example.completion) == right
         elif part == "first":
             assert not example.end and example.completion.count(" is ") == 1
         else:
-            assert example.prompt.count(SHOW_STEPS) == 1
+            assert example.prompt.count(math.SHOW_STEPS) == 1
             assert example.completion.endswith(f"The answer is {right}.")
 
 
 @pytest.mark.parametrize("placed", [False, True])
 def test_the_base_meets_new_verbs_without_meaning_and_no_worked_word_problem(placed):
-    corpus, new, met = ProblemsCorpus(0, 0, placed), set(new_verbs(0)), set()
+    corpus, new, met = math.ProblemsCorpus(0, 0, placed), set(math.new_verbs(0)), set()
     for example in (corpus.draw() for _ in range(6000)):
         words = set(re.findall(r"\w+", example.prompt))
         met |= words
@@ -143,7 +129,7 @@ def test_the_base_meets_new_verbs_without_meaning_and_no_worked_word_problem(pla
 
 def test_items_fit_their_hops_and_are_all_different():
     (one, two), meaning = ((verb,) for verb in VERBS), dict(VERBS)
-    items = target_items(("a", "b"), (one, two), template="worked", count=200, seed=0)
+    items = math.target_items(("a", "b"), (one, two), template="worked", count=200, seed=0)
     assert len({item["prompt"] for item in items}) == 200
     for item in items:
         first, second = item["hops"]
@@ -154,12 +140,12 @@ def test_items_fit_their_hops_and_are_all_different():
         assert item["answer"] != re.search(r"\d", item["prompt"]).group()
         filled = second["prompt"].replace("{1}", first["answer"])
         assert str(oracle(filled, meaning)) == second["answer"]
-        assert item["cot_prompt"] == item["prompt"] + SHOW_STEPS
+        assert item["cot_prompt"] == item["prompt"] + math.SHOW_STEPS
 
 
 def test_a_program_is_read_by_the_items_own_pattern():
     (one, two) = ((verb,) for verb in VERBS)
-    item, *_ = target_items(("a", "b"), (one, two), template="program", count=3, seed=0)
+    item, *_ = math.target_items(("a", "b"), (one, two), template="program", count=3, seed=0)
     answer, *ways = item["answer"]
     for way in ways:
         assert answered(" " + way, item["answer"], cot=True, pattern=item["answer_pattern"])
@@ -172,7 +158,7 @@ def test_a_program_is_read_by_the_items_own_pattern():
 
 
 def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
-    spec = math_matrix(0, items=30)
+    spec = math.math_matrix(0, items=30)
     cells = {(t.axes["template"], t.axes["library"]): t for t in spec.adapter_sets}
     assert len(cells) == 6 and len(spec.training) == 9 and len(spec.tasks) == 3
     for (template, library), chosen in cells.items():

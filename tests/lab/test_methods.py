@@ -25,22 +25,6 @@ from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
 from loraprobe_lab.cli import app
 from loraprobe_lab.experiments import methods as chosen
-from loraprobe_lab.experiments.methods import (
-    FORM,
-    ROLES,
-    CaseResults,
-    ComparedSystem,
-    MethodsCase,
-    all_systems,
-    cases_of,
-    evaluate_case,
-    methods_pages,
-    open_worlds,
-    pooled,
-    tabulated,
-    try_methods,
-    whole_rank,
-)
 from loraprobe_lab.experiments.runner import Bases, ExperimentRun, WorldEvaluator
 from loraprobe_lab.world import Scenario, World, shipped_world
 from loraprobe_lab.worlds.couples import FactSizes, methods_world
@@ -55,7 +39,7 @@ def tiny_world(seed, base):
 
 
 def test_every_method_stands_in_every_space_and_every_router_takes_part():
-    everyone = all_systems()
+    everyone = chosen.all_systems()
     labels = [e.label for e in everyone]
     assert len(labels) == len(set(labels)), "no two share a name"
     for name in METHODS.names():
@@ -76,14 +60,14 @@ def test_every_method_stands_in_every_space_and_every_router_takes_part():
 
 
 def test_linear_methods_with_equal_coefficients_are_evaluated_once():
-    linear = [e for e in all_systems() if e.family == "linear" and not e.balanced]
+    linear = [e for e in chosen.all_systems() if e.family == "linear" and not e.balanced]
     gates = []
     for e in linear:
         method = METHODS.make(e.spec)
         weights = method.default_weights(2) if e.strength is None else (e.strength,) * 2
         gates.append(tuple(method.coefficients(weights)))
     assert len(set(gates)) == len(gates), "no two are the same composition"
-    balanced = [e for e in all_systems() if e.balanced]
+    balanced = [e for e in chosen.all_systems() if e.balanced]
     assert len(balanced) == len(linear), "each a second time with equal norms"
     assert {(0.5, 0.5), (1.0, 1.0)} <= set(gates)
     assert "uniform = task_arithmetic" in [e.label for e in linear]
@@ -94,13 +78,13 @@ def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
 
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
-    compared = ComparedSystem("t", "merge", "ties", "full")
+    compared = chosen.ComparedSystem("t", "merge", "ties", "full")
     ties = compared.builder(adapters).build(compared.spec, name=compared.label)
     assert ties.compression_error == 0.0 and ties.name == "t"
     assert all(u.rank > 32 for u in ties.composition.experts[0].modules.values())
     sides = [min(i.in_features, i.out_features) for i in adapters[0].layout.values()]
-    assert whole_rank(adapters) == max(sides)
-    compared = ComparedSystem("s", "linear", "task_arithmetic", None, 1.0)
+    assert chosen.whole_rank(adapters) == max(sides)
+    compared = chosen.ComparedSystem("s", "linear", "task_arithmetic", None, 1.0)
     whole = compared.builder(adapters).build(compared.spec)
     assert len(whole.composition.experts) == 2 and whole.composition.router.weights == (1.0, 1.0)
 
@@ -109,7 +93,7 @@ def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
 
 
 def test_scenarios_are_told_by_what_their_tasks_hold():
-    found = {case.scenario.name: case for case in cases_of(shipped_world())}
+    found = {case.scenario.name: case for case in chosen.cases_of(shipped_world())}
     assert {name: case.kind for name, case in found.items()} == {
         "disjoint": "two-hop",
         "skill-and-facts": "step-by-step",
@@ -119,11 +103,11 @@ def test_scenarios_are_told_by_what_their_tasks_hold():
     assert found["skill-and-facts"].roles == {"newcomers": "facts", "steps": "steps"}
     assert found["keep-both"].roles == {"last": "skill 1", "count": "skill 2"}
     for case in found.values():
-        assert set(case.roles.values()) == set(ROLES[case.kind])
+        assert set(case.roles.values()) == set(chosen.ROLES[case.kind])
 
 
 def test_routers_learn_from_questions_that_are_not_asked():
-    for case in cases_of(shipped_world()):
+    for case in chosen.cases_of(shipped_world()):
         shown = case.prompts(90)
         asked = set()
         for item in (
@@ -137,7 +121,7 @@ def test_routers_learn_from_questions_that_are_not_asked():
         assert all(len(prompts) == 20 for prompts in shown.values())
         assert not asked & {text for prompts in shown.values() for text in prompts}
         assert case.prompts(None) == case.prompts(10**6) == {}
-    two_hop = next(c for c in cases_of(shipped_world()) if c.kind == "two-hop").prompts(90)
+    two_hop = next(c for c in chosen.cases_of(shipped_world()) if c.kind == "two-hop").prompts(90)
     assert all(text.startswith("Who is") for text in two_hop["spouse"])
     assert all(text.startswith("Where does") for text in two_hop["city"])
 
@@ -147,21 +131,21 @@ def test_invented_couples_and_unknown_second_hops_promise_no_success():
     scenario = world.scenario("skill-and-facts")
     for axes in ({"familiar": 0.5}, {"invented": 0.5}):
         rows = {"s": dataclasses.replace(scenario, axes=axes)}
-        assert cases_of(dataclasses.replace(world, scenarios=rows)) == []
+        assert chosen.cases_of(dataclasses.replace(world, scenarios=rows)) == []
     rows = {"s": dataclasses.replace(scenario, axes={"familiar": 1.0, "invented": 0.0})}
-    assert len(cases_of(dataclasses.replace(world, scenarios=rows))) == 1
+    assert len(chosen.cases_of(dataclasses.replace(world, scenarios=rows))) == 1
 
 
 def test_a_world_without_any_of_the_questions_is_refused_by_name(tmp_path):
     small = shipped_world().path
-    assert [w.path for w in open_worlds([small])] == [small]
+    assert [w.path for w in chosen.open_worlds([small])] == [small]
     with pytest.raises(UsageError, match="Two worlds are called small-world"):
-        open_worlds([small, small])
+        chosen.open_worlds([small, small])
     manifest = json.loads((small / "manifest.json").read_text(encoding="utf-8"))
     manifest["scenarios"] = {}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UsageError, match="holds no scenario of two adapters"):
-        open_worlds([tmp_path])
+        chosen.open_worlds([tmp_path])
 
 
 def test_the_kit_asks_all_three_questions_on_either_architecture():
@@ -178,7 +162,7 @@ def test_the_kit_asks_all_three_questions_on_either_architecture():
 
 def test_a_mean_over_worlds_has_students_interval_over_worlds():
     values = np.random.default_rng(0).normal(0.3, 0.1, 9)
-    found = pooled(values, 10_000, 20)
+    found = chosen.pooled(values, 10_000, 20)
     mean, se = values.mean(), values.std(ddof=1) / 3
     assert found["value"] == pytest.approx(mean) and found["worlds"] == 9
     assert found["ci95"] == pytest.approx(stats.t.interval(0.95, 8, mean, se))
@@ -186,9 +170,9 @@ def test_a_mean_over_worlds_has_students_interval_over_worlds():
 
 
 def test_worlds_that_agree_do_not_make_items_certain():
-    low, high = pooled(np.full(4, 0.5), 80, 1)["ci95"]
+    low, high = chosen.pooled(np.full(4, 0.5), 80, 1)["ci95"]
     assert low < 0.5 < high < 0.53
-    alone = pooled(np.array([0.5]), 98, 1)
+    alone = chosen.pooled(np.array([0.5]), 98, 1)
     assert alone["ci95"] == pytest.approx(stats.norm.interval(0.95, 0.5, 0.1))
 
 
@@ -199,7 +183,7 @@ def test_intervals_over_worlds_cover_what_new_worlds_would_give():
     for _ in range(300):
         effects = rng.normal(truth, spread, 8)
         shares = rng.binomial(items, 0.4 + effects) / items - rng.binomial(items, 0.4, 8) / items
-        low, high = pooled(shares, items, 1)["ci95"]
+        low, high = chosen.pooled(shares, items, 1)["ci95"]
         covered.append(low <= truth <= high)
     assert np.mean(covered) > 0.92
 
@@ -214,51 +198,47 @@ def planted(question, scores, world):
     tasks = ("s1", "s2") if question == "keep-both" else ("t",)
     scenario = Scenario("s", {}, tuple(Path(f"{task}.jsonl") for task in tasks))
     place = World(Path(f"/worlds/{world}"), None, "b", {}, {}, {"seed": 0, "base": {}})
-    case = MethodsCase(question, place, scenario, {})
+    case = chosen.MethodsCase(question, place, scenario, {})
     rows = []
     for system, share in scores.items():
         for task, one in zip(tasks, share if isinstance(share, tuple) else (share,), strict=True):
             right = math.floor(one * N + 0.5)
             for i in range(N):
                 value = float((i + 7 * world) % N < right)
-                for part in {FORM[question], "question"}:
+                for part in {chosen.FORM[question], "question"}:
                     row = (system, task, part, str(i), "exact_match", value, "", str(i))
                     rows.append(ItemResult(*row))
-    return CaseResults(case, tuple(rows))
+    return chosen.CaseResults(case, tuple(rows))
 
 
 def everyone(*labels):
-    return [
-        ComparedSystem(label, "chain" if label == "chain" else "merge", label) for label in labels
-    ]
+    families = {"chain": "chain"}
+    return [chosen.ComparedSystem(one, families.get(one, "merge"), one) for one in labels]
 
 
-def one_table(question, scores_of, labels, worlds=WORLDS):
-    answered = [planted(question, scores_of(w), w) for w in range(worlds)]
-    return tabulated(answered, everyone(*labels))
+def one_table(question, scores_of, *labels):
+    """The table of worlds in which every system has a share; its rows by label."""
+    answered = [planted(question, scores_of(w), w) for w in range(WORLDS)]
+    table = chosen.tabulated(answered, everyone(*labels))
+    return table, {row["label"]: row[question.replace("-", "_")] for row in table["cells"]}
+
+
+def two_hops(w):
+    alone = {"base": 0.05, "hop 1": 0.1, "hop 2": 0.2}
+    return {**alone, "good": 0.5, "none": 0.2, "some": 0.9 if w % 2 else 0.1, "chain": 0.9}
 
 
 def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
-    table = one_table(
-        "two-hop",
-        lambda w: {
-            "base": 0.05,
-            "hop 1": 0.1,
-            "hop 2": 0.2,
-            "good": 0.5,
-            "none": 0.2,
-            "chain": 0.9,
-        },
-        ("good", "none", "chain"),
-    )
-    rows = {row["label"]: row for row in table["cells"]}
-    good = rows["good"]["two_hop"]
+    table, rows = one_table("two-hop", two_hops, "good", "none", "some", "chain")
+    good = rows["good"]
     assert good["against"] == "hop 2" and good["gain"]["value"] == pytest.approx(0.3)
-    assert good["score"] == pytest.approx(0.5) and good["gain"]["each"] == pytest.approx(
-        [0.3] * WORLDS
-    )
-    assert good["standing"] == "gains" and rows["none"]["two_hop"]["standing"] == "does not gain"
-    assert rows["good"]["keep_both"] is None
+    assert good["score"] == pytest.approx(0.5)
+    assert good["gain"]["each"] == pytest.approx([0.3] * WORLDS)
+    standings = {label: row["standing"] for label, row in rows.items()}
+    assert standings["good"] == "gains" and standings["none"] == "does not gain"
+    assert standings["some"] == "undecided", "in half of the worlds"
+    assert rows["some"]["gain"]["value"] == pytest.approx(0.3)
+    assert table["cells"][0]["keep_both"] is None
     low, high = good["gain"]["adjusted_ci95"]
     assert low <= good["gain"]["ci95"][0] < 0.3 < good["gain"]["ci95"][1] <= high
     count = table["counts"]["two-hop"]
@@ -266,47 +246,28 @@ def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
     assert count["baselines"]["hop 2"] == pytest.approx(0.2)
 
 
-def test_a_gain_in_some_worlds_only_is_undecided():
-    table = one_table(
-        "two-hop",
-        lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "some": 0.9 if w % 2 else 0.1},
-        ("some",),
-    )
-    row = table["cells"][0]["two_hop"]
-    assert row["standing"] == "undecided" and row["gain"]["value"] == pytest.approx(0.4)
-
-
 def test_step_by_step_has_to_beat_the_plain_form_of_a_single_too():
-    def scores(w):
-        return {"base": 0.0, "facts": 0.6, "steps": 0.0, "x": 0.5}
-
     answered = []
     for w in range(WORLDS):
-        one = planted("step-by-step", scores(w), w)
-        rows = [
+        one = planted("step-by-step", {"base": 0.0, "facts": 0.6, "steps": 0.0, "x": 0.5}, w)
+        rows = (
             dataclasses.replace(r, value=0.0) if (r.system, r.part) == ("facts", "steps") else r
             for r in one.results
-        ]
+        )
         answered.append(dataclasses.replace(one, results=tuple(rows)))
-    row = tabulated(answered, everyone("x"))["cells"][0]["step_by_step"]
+    row = chosen.tabulated(answered, everyone("x"))["cells"][0]["step_by_step"]
     assert row["against"] == "facts" and row["gain"]["value"] == pytest.approx(-0.1)
 
 
 def keeping(w):
-    jitter = (0.0, 1 / N, 2 / N, 3 / N)[w % 4]
-    return {
-        "base": (0.1, 0.0),
-        "skill 1": (1.0, 0.0),
-        "skill 2": (0.1, 0.8),
-        "even": (0.85 - jitter, 0.6),
-        "lopsided": (1.0, 0.2),
-        "same": (0.85 - jitter, 0.6),
-    }
+    even = (0.85 - w % 4 / N, 0.6)
+    alone = {"base": (0.1, 0.0), "skill 1": (1.0, 0.0), "skill 2": (0.1, 0.8)}
+    return {**alone, "even": even, "lopsided": (1.0, 0.2), "same": even}
 
 
 def test_retention_is_of_the_skills_own_adapter_and_the_worse_one_counts():
-    table = one_table("keep-both", keeping, ("even", "lopsided", "same"))
-    even, lopsided, same = (row["keep_both"] for row in table["cells"])
+    _, rows = one_table("keep-both", keeping, "even", "lopsided", "same")
+    even, lopsided, same = rows.values()
     first = np.mean([(round((0.85 - j) * N) / N - 0.1) / 0.9 for j in (0, 1 / N, 2 / N, 3 / N)])
     assert even["skills"] == pytest.approx((first, 0.75))
     assert even["worse"]["value"] == pytest.approx(0.75), "of 0.8, 0.6 is left"
@@ -319,28 +280,19 @@ def test_retention_is_of_the_skills_own_adapter_and_the_worse_one_counts():
 
 
 def test_a_skill_that_the_base_has_already_is_no_skill_to_keep():
-    table = one_table(
-        "keep-both",
-        lambda w: {"base": (0.5, 0.0), "skill 1": (0.5, 0), "skill 2": (0.5, 1.0), "x": (0.5, 1)},
-        ("x",),
-    )
-    assert (
-        table["cells"][0]["keep_both"] is None and table["counts"]["keep-both"]["worlds"] == WORLDS
-    )
+    scores = {"base": (0.5, 0.0), "skill 1": (0.5, 0), "skill 2": (0.5, 1.0), "x": (0.5, 1)}
+    table, rows = one_table("keep-both", lambda w: scores, "x")
+    assert rows["x"] is None and table["counts"]["keep-both"]["worlds"] == WORLDS
 
 
 def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
-    table = one_table(
-        "two-hop",
-        lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "good": 0.6, "bad": 0.0},
-        ("good", "bad"),
-    )
+    scores = {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "good": 0.6, "bad": 0.0}
+    table, _ = one_table("two-hop", lambda w: scores, "good", "bad")
     about = {"command": "loraprobe lab", "missing": ["late"], "versions": {}, "margin": 0.05}
-    page = methods_pages({**about, "worlds": [], **table}).markdown
-    lines = {line.split(" | ")[0]: line for line in page.splitlines() if line.startswith("| ")}
-    assert (
-        lines["| good"].startswith("| good | **+0.50 (") and lines["| bad"].count("[-0.10 (") == 1
-    )
+    page = chosen.methods_pages({**about, "worlds": [], **table}).markdown
+    assert "\n| good | **+0.50 (" in page
+    (bad,) = (line for line in page.splitlines() if line.startswith("| bad "))
+    assert bad.count("[-0.10 (") == 1
     assert "Not finished, and left out here: late." in page
     assert f"{WORLDS} worlds, {WORLDS} pairs of adapters, {WORLDS * N} questions" in page
 
@@ -349,14 +301,14 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
 
 
 LABELS = ("uniform = task_arithmetic", "ties in full", "ties in core", "factor_average", "arrow")
-SYSTEMS = [one for one in all_systems() if one.label in (*LABELS, "chain")]
+SYSTEMS = [one for one in chosen.all_systems() if one.label in (*LABELS, "chain")]
 
 
 def try_tiny(output):
     """A run over two tiny worlds: a method that is refused in one case, one in full, a router."""
     run = ExperimentRun(output, limit=80, command="loraprobe lab methods")
     bases = Bases(("llama",), (16,), (0, 1))
-    return try_methods(run, (), bases, tiny_world, tiny_base, SYSTEMS)
+    return chosen.try_methods(run, (), bases, tiny_world, tiny_base, SYSTEMS)
 
 
 @pytest.fixture(scope="module")
@@ -408,10 +360,10 @@ def test_nothing_is_asked_twice(tiny, monkeypatch):
 def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path):
     world = World.load(tiny[1] / "worlds" / "llama-16-seed0")
     names = ("centroid", "hard:by=centroid")
-    learning = [ComparedSystem(name, "router", name) for name in names]
+    learning = [chosen.ComparedSystem(name, "router", name) for name in names]
     evaluator = WorldEvaluator(world, tmp_path, limit=2)
-    for case in cases_of(world):
-        found = evaluate_case(evaluator, case, learning)
+    for case in chosen.cases_of(world):
+        found = chosen.evaluate_case(evaluator, case, learning)
         assert not found.refused
         assert set(names) <= {row.system for row in found.results}
 
@@ -443,21 +395,20 @@ def test_the_shipped_portfolio_is_what_the_table_of_methods_gives():
 
 def a_table(figures: dict[str, list[float]]) -> dict:
     """A document of `lab methods` with one question, in which these systems took part."""
-    cells = [
-        {
-            "label": label,
-            "family": "router" if label in ROUTERS else "merge",
-            "spec": label.partition(" ")[0],
-            "space": None,
-            "strength": 1.0 if label.endswith("x1") else None,
-            "balanced": False,
-            "keep_both": {
-                "worse": {"value": sum(each) / len(each), "ci95": [0.0, 1.0], "each": each}
-            },
-        }
-        for label, each in figures.items()
-    ]
-    return {"cells": cells}
+    same = {"space": None, "balanced": False}
+    return {
+        "cells": [
+            {
+                "label": label,
+                "family": "router" if label in ROUTERS else "merge",
+                "spec": label.partition(" ")[0],
+                "strength": 1.0 if label.endswith("x1") else None,
+                "keep_both": {"worse": {"value": np.mean(each), "ci95": [0, 1], "each": each}},
+                **same,
+            }
+            for label, each in figures.items()
+        ]
+    }
 
 
 def test_a_system_joins_by_what_it_adds_on_worlds_that_did_not_choose_it():

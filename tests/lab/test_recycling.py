@@ -77,40 +77,25 @@ def test_the_best_score_is_corrected_as_simulated_adapters_demand():
 def published(place, tasks=("t0", "t1", "t2")):
     """Files of the published form: two adapters, a composition of them for each task."""
 
-    def table(name, head, rows):
-        text = "\n".join(",".join(map(str, row)) for row in (head, *rows)) + "\n"
-        raw = text.encode()
+    def write(name, rows):
+        raw = ("\n".join(rows) + "\n").encode()
         (place / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
 
-    def runs(name):
-        rows = [
-            {
-                "task": task,
-                "examples": 100,
-                "with_target": with_target,
-                "adapters": ["a", "b"] * 5,
-                "validation": 0.8,
-                "test": 0.7,
-            }
-            for task in tasks
-            for with_target in (False, True)
-        ]
-        text = "\n".join(map(json.dumps, rows))
-        (place / name).write_bytes(gzip.compress(text.encode()))
+    def table(name, *rows):
+        write(name, [",".join(map(str, row)) for row in rows])
 
-    singles = [("a", *[0.4] * len(tasks)), ("b", 0.6, *[""] * (len(tasks) - 1))]
+    run = {"examples": 100, "adapters": ["a", "b"] * 5, "validation": 0.8, "test": 0.7}
+    runs = [{**run, "task": t, "with_target": w} for t in tasks for w in (False, True)]
+    singles = [("adapter", *tasks), ("a", *[0.4] * 3), ("b", 0.6, "", "")]
     llama, qwen = "llama-3.1-8b-instruct", "qwen3-4b"
-    table(f"{llama}.base.test.csv", ("task", "accuracy"), [(task, 0.5) for task in tasks])
-    for name in (
-        f"{llama}.singles.test",
-        f"{llama}.singles.validation",
-        f"{qwen}.singles.validation",
-    ):
-        table(f"{name}.csv.gz", ("adapter", *tasks), singles)
+    table(f"{llama}.base.test.csv", ("task", "accuracy"), *((task, 0.5) for task in tasks))
+    for name in (f"{llama}.singles.test", *(f"{m}.singles.validation" for m in (llama, qwen))):
+        table(f"{name}.csv.gz", *singles)
     head = ("task", "base", "target_adapter_100_examples")
-    table(f"{qwen}.base-and-target-adapter.test.csv", head, [(task, 0.5, 0.9) for task in tasks])
-    runs(f"{llama}.lorahub.jsonl.gz")
-    runs(f"{qwen}.lorahub.jsonl.gz")
+    both = f"{qwen}.base-and-target-adapter.test.csv"
+    table(both, head, *((task, 0.5, 0.9) for task in tasks))
+    for model in (llama, qwen):
+        write(f"{model}.lorahub.jsonl.gz", map(json.dumps, runs))
     return place
 
 

@@ -24,7 +24,6 @@ from loraprobe_lab.experiments.reproduce import (
     Experiment,
     Matrix,
     claims,
-    experiment,
     newcombe,
     reproduce,
 )
@@ -414,8 +413,6 @@ def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
         Bases(hidden=(20,))
     with pytest.raises(UsageError, match="is no directory"):
         reproduce("two-hop", ExperimentRun(tmp_path), Bases(), tmp_path / "none")
-    with pytest.raises(UsageError, match="there are two-hop and math"):
-        experiment("three-hop")
 
 
 # the map

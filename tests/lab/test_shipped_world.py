@@ -9,22 +9,15 @@ import pytest
 import torch
 
 from loraprobe.tasks import load_task
+from loraprobe_lab import measure as measuring
 from loraprobe_lab import shipped_world
-from loraprobe_lab.measure import (
-    OUTCOMES,
-    build_shipped_world,
-    composed,
-    default_systems,
-    load_adapters,
-    measure,
-)
 from loraprobe_lab.training import load_base
 from loraprobe_lab.worlds.couples import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import BASE_NAME
 
 
 def read_outcomes(world):
-    return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
+    return json.loads((world.path / measuring.OUTCOMES).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,7 @@ def test_every_adapter_loads_on_the_base_and_does_something(world, loaded):
 def test_random_partners_have_the_norms_of_the_real_ones(world, loaded):
     model, _ = load_base(world.base)
     scenario = world.scenario("disjoint")
-    wrapped = load_adapters(model, scenario.adapters)
+    wrapped = measuring.load_adapters(model, scenario.adapters)
     layer = next(m for m in wrapped.modules() if "spouse" in getattr(m, "lora_A", {}))
 
     def delta(name):
@@ -118,16 +111,16 @@ def test_random_partners_have_the_norms_of_the_real_ones(world, loaded):
         real, random = delta(name), delta(f"random_{name}")
         assert torch.allclose(real.norm(), random.norm(), rtol=1e-4)
         assert abs(float((real * random).sum() / real.norm() ** 2)) < 0.1
-    with composed(wrapped, {"spouse": 0.5, "city": 2.0}):
+    with measuring.composed(wrapped, {"spouse": 0.5, "city": 2.0}):
         mixed = 0.5 * delta("spouse") + 2.0 * delta("city")
         assert torch.allclose(delta("composed"), mixed, atol=1e-5)
 
 
 def test_the_stated_outcomes_are_measured_again(world, stated):
     """Two systems of the success; the slow test measures them all on a fresh build."""
-    every = default_systems(["newcomers", "steps"])
+    every = measuring.default_systems(["newcomers", "steps"])
     systems = {name: every[name] for name in ("newcomers", "sum")}
-    for row in measure(world.scenario("skill-and-facts"), world.base, systems=systems):
+    for row in measuring.measure(world.scenario("skill-and-facts"), world.base, systems=systems):
         said = stated["skill-and-facts", row["system"], row["task"], row["part"]]
         assert row["value"] == pytest.approx(said, abs=0.03)
 
@@ -154,7 +147,7 @@ def test_what_each_scenario_is_meant_to_show_is_there(stated):
 @pytest.mark.slow
 def test_the_world_is_built_again_from_its_seed(world, stated, tmp_path):
     """Other machines round differently, so figures may move; what they show may not."""
-    again = build_shipped_world(tmp_path / "world")
+    again = measuring.build_shipped_world(tmp_path / "world")
     for row in read_outcomes(again):
         said = stated[row["scenario"], row["system"], row["task"], row["part"]]
         assert row["value"] == pytest.approx(said, abs=0.25), row

@@ -11,17 +11,6 @@ import torch
 
 from loraprobe_lab import World, WorldError
 from loraprobe_lab.build import build_worlds
-from loraprobe_lab.training import (
-    IGNORED,
-    Example,
-    Recipe,
-    build_tokenizer,
-    collate,
-    encode,
-    learning_rate_at,
-    load_base,
-    train_adapter,
-)
 from loraprobe_lab.worlds.couples import (
     CITY_SENTENCES,
     SPOUSE_SENTENCES,
@@ -81,9 +70,8 @@ def test_newcomers_marry_familiar_spouses_who_live_where_the_base_learns_it(fact
 def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps():
     facts = make_facts(FactSizes(familiar=12, newcomers=9, strangers=9, reserve=9), seed=0)
     corpus = CouplesCorpus(facts, seed=0)
-    texts = [
-        example.prompt + example.completion for example in (corpus.draw() for _ in range(4000))
-    ]
+    drawn = [corpus.draw() for _ in range(4000)]
+    texts = [example.prompt + example.completion for example in drawn]
     told = [text for text in texts if " met " not in text]
     known = {name for link in facts.familiar for name in (link.a, link.b)}
     outsiders = set(facts.names()) - known
@@ -99,52 +87,14 @@ def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps():
     assert not any("step" in text for text in texts)
 
 
-def test_no_adapter_is_trained_on_reserve_names_except_in_lists(spec):
-    reserve = set(spec.reserve)
+def test_adapters_see_neither_reserve_names_nor_the_lists_of_the_tasks(spec):
     for one in spec.training:
-        if one.name not in ("last", "count"):
-            for example in one.examples:
-                assert not reserve & set(WORD.findall(example.prompt + example.completion))
-
-
-def test_test_lists_of_the_skills_are_not_trained_on(spec):
-    for one in spec.training:
-        if one.name in ("last", "count"):
+        if one.name in ("last", "count"):  # these see every name
             seen = {example.prompt for example in one.examples}
             assert not seen & {item["prompt"] for item in spec.tasks[one.name]}
-
-
-# tokenizer
-
-
-# training
-
-
-def test_the_loss_is_on_the_completion_and_eos_alone(facts):
-    tokenizer = build_tokenizer(facts.words())
-    city = facts.cities[0]
-    rows = [
-        encode(tokenizer, Example("Where does", f" live {city}")),
-        encode(tokenizer, Example("Where", f" {city}", end=False)),
-    ]
-    batch = collate(rows, tokenizer.pad_token_id)
-    live, place = tokenizer.convert_tokens_to_ids(["\u2581live", "\u2581" + city])
-    assert batch.labels[0].tolist() == [IGNORED] * 3 + [live, place, tokenizer.eos_token_id]
-    assert batch.labels[1].tolist() == [IGNORED] * 2 + [place] + [IGNORED] * 3
-    assert batch.attention_mask.sum(1).tolist() == [6, 3]
-
-
-def test_the_learning_rate_rises_then_falls():
-    factors = [learning_rate_at(step, 100, 10) for step in range(100)]
-    assert factors[9] == 1.0 and factors[:10] == sorted(factors[:10])
-    assert factors[10:] == sorted(factors[10:], reverse=True) and 0.05 <= factors[-1] < 0.06
-
-
-def test_nothing_to_train_on_is_an_error(tiny, tmp_path):
-    model, tokenizer = load_base(tiny.base)
-    with pytest.raises(ValueError, match="nothing to train on"):
-        train_adapter(model, tokenizer, [], Recipe(), tmp_path / "a", base_name="x/y")
-    assert not (tmp_path / "a").exists()
+        else:
+            text = " ".join(example.prompt + example.completion for example in one.examples)
+            assert not set(spec.reserve) & set(WORD.findall(text))
 
 
 # builds
@@ -177,19 +127,22 @@ def test_a_finished_world_trains_nothing(tiny):
 
 def test_another_seed_is_another_world_and_does_not_mix(tiny, tmp_path):
     other = build_world(tiny_worlds.tiny_world(seed=1), tmp_path / "w")
-    assert (
-        contents(other.path)["base/model.safetensors"]
-        != contents(tiny.path)["base/model.safetensors"]
-    )
+    weights = "base/model.safetensors"
+    assert contents(other.path)[weights] != contents(tiny.path)[weights]
     with pytest.raises(WorldError, match="seed 0, not 1"):
         build_world(tiny_worlds.tiny_world(seed=1), tiny.path)
 
 
-def test_unknown_worlds_and_scenarios_are_named():
-    with pytest.raises(WorldError, match="no world 'three-hop'; there are two-hop"):
-        small_world(["three-hop"])
-    with pytest.raises(WorldError, match="no scenario 'keep-both' here"):
-        small_world(["two-hop"], only=["keep-both"])
+@pytest.mark.parametrize(
+    ("worlds", "only", "words"),
+    [
+        (["three-hop"], None, "no world 'three-hop'; there are two-hop"),
+        (["two-hop"], ["keep-both"], "no scenario 'keep-both' here"),
+    ],
+)
+def test_unknown_worlds_and_scenarios_are_named(worlds, only, words):
+    with pytest.raises(WorldError, match=words):
+        small_world(worlds, only=only)
 
 
 def test_a_changed_or_missing_file_is_found(tiny, tmp_path):
@@ -202,14 +155,18 @@ def test_a_changed_or_missing_file_is_found(tiny, tmp_path):
         world.verify()
 
 
-def test_what_is_no_world_is_said_so(tmp_path):
-    with pytest.raises(WorldError, match="is no world: it holds no manifest"):
-        World.load(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(WorldError, match="not readable as JSON"):
-        World.load(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(WorldError, match="format 99"):
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, "is no world: it holds no manifest"),
+        ("{", "not readable as JSON"),
+        ('{"format": 99}', "format 99"),
+    ],
+)
+def test_what_is_no_world_is_said_so(tmp_path, manifest, words):
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(WorldError, match=words):
         World.load(tmp_path)
 
 
@@ -222,6 +179,6 @@ def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_
         warnings.warn("this will be removed", FutureWarning, stacklevel=1)
         return is_progress_bar_enabled()
 
-    monkeypatch.setattr("loraprobe_lab.worlds.spec.build_world", noisy)
+    monkeypatch.setattr("loraprobe_lab.build.build_world", noisy)
     assert build_worlds("two-hop", tmp_path) == [False]
     assert not [w for w in recwarn if "this will be removed" in str(w.message)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import making
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from loraprobe_lab.training import (
+    IGNORED,
     Example,
     Recipe,
     batches_of_like_length,
@@ -18,6 +19,7 @@ from loraprobe_lab.training import (
     collate,
     encode,
     layers_of,
+    learning_rate_at,
     loss_at_labels,
     optimise,
     train_adapter,
@@ -25,18 +27,11 @@ from loraprobe_lab.training import (
 
 TEXTS = [Example(f"Where is {a}", f" {b} {c}") for a, b, c in ("ABC", "DEF", "GAF", "CBA")]
 TEXTS += [Example("Who", " A D", end=False)]
-LLAMA_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def a_model(kind: str, tokenizer):
-    common = {"vocab_size": len(tokenizer), "initializer_range": 0.2}
-    torch.manual_seed(3)
-    if kind == "llama":
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        return LlamaForCausalLM(LlamaConfig(**common, **shape, **heads)).eval()
-    config = GPT2Config(**common, n_embd=32, n_layer=3, n_head=4, n_positions=32)
-    return GPT2LMHeadModel(config).eval()
+LINEAR = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+}
+RECIPE = {"rank": 2, "warmup": 2, "batch_size": 3, "learning_rate": 1e-2, "seed": 5}
 
 
 @pytest.fixture(scope="module")
@@ -46,126 +41,108 @@ def tokenizer():
 
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request, tokenizer):
-    return a_model(request.param, tokenizer)
+    make = {"llama": making.tiny_llama, "gpt2": making.tiny_gpt2}[request.param]
+    model = making.sharpened(make(3, len(tokenizer)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
 
 
-def learned(directory):
-    return load_file(directory / "adapter_model.safetensors")
-
-
-def train(model, tokenizer, place, **recipe):
-    plan = Recipe(rank=2, warmup=2, batch_size=3, learning_rate=1e-2, seed=5, **recipe)
-    return learned(train_adapter(model, tokenizer, TEXTS, plan, place, base_name="x/y"))
+def train(model, tokenizer, place, **options):
+    """The factors of an adapter that `train_adapter` makes."""
+    progress = {"progress": options.pop("progress")} if "progress" in options else {}
+    plan = Recipe(**RECIPE | options)
+    made = train_adapter(model, tokenizer, TEXTS, plan, place, base_name="x/y", **progress)
+    return load_file(made / "adapter_model.safetensors")
 
 
 def own_loss(model, batch):
     """As transformers computes it."""
-    return model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
-    ).loss
+    ids, mask = batch.input_ids, batch.attention_mask
+    return model(input_ids=ids, attention_mask=mask, labels=batch.labels).loss
 
 
-def plainly(model, tokenizer, upper: int, steps: int):
-    """The same adapter by the whole model in float32 and its own loss."""
-    recipe = Recipe(
-        rank=2, warmup=2, batch_size=3, learning_rate=1e-2, seed=5, upper=upper, steps=steps
-    )
-    names = LLAMA_LINEAR if model.config.model_type == "llama" else ["c_attn", "c_proj", "c_fc"]
-    count = len(layers_of(model))
+def test_upper_layers_learn_as_by_the_models_own_loss(model, tokenizer, tmp_path):
+    """By the whole model in float32, with the same adapter and the same batches."""
+    cheap = train(model, tokenizer, tmp_path / "a", upper=1, steps=12)
     torch.manual_seed(5)
-    wrapped = get_peft_model(
-        model,
-        LoraConfig(
-            r=2,
-            lora_alpha=2,
-            target_modules=names,
-            layers_to_transform=list(range(count - upper, count)),
-        ),
-    )
+    names, last = LINEAR[model.config.model_type], [len(layers_of(model)) - 1]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=names, layers_to_transform=last)
+    wrapped = get_peft_model(model, config)
     rows = [encode(tokenizer, e) for e in TEXTS]
     batches = batches_of_like_length([len(tokens) for tokens, _ in rows], 5, 3)
-    pad = tokenizer.pad_token_id
-    optimise(
-        [p for p in wrapped.parameters() if p.requires_grad],
-        lambda: own_loss(wrapped, collate([rows[i] for i in next(batches)], pad)),
-        recipe,
-    )
-    found = {
-        name.replace(".default", ""): value.detach().clone()
-        for name, value in wrapped.named_parameters()
-        if "lora_" in name
-    }
-    wrapped.unload()
-    return found
+
+    def next_loss():
+        batch = [rows[i] for i in next(batches)]
+        return own_loss(wrapped, collate(batch, tokenizer.pad_token_id))
+
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    optimise(trained, next_loss, Recipe(**RECIPE, upper=1, steps=12))
+    plain = {n.replace(".default", ""): p for n, p in wrapped.named_parameters() if "lora_" in n}
+    assert sorted(cheap) == sorted(plain) and cheap
+    assert any(value.abs().max() > 0.01 for key, value in cheap.items() if "lora_B" in key)
+    for name, value in cheap.items():
+        assert torch.allclose(value, plain[name], atol=2e-4), name
 
 
-class TestSameLearning:
-    def test_upper_layers_learn_as_by_the_models_own_loss(self, model, tokenizer, tmp_path):
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        cheap = train(model, tokenizer, tmp_path / "a", upper=2, steps=12)
-        plain = plainly(model, tokenizer, upper=2, steps=12)
-        assert sorted(cheap) == sorted(plain) and cheap
-        assert any(value.abs().max() > 0.01 for key, value in cheap.items() if "lora_B" in key)
-        for name, value in cheap.items():
-            assert torch.allclose(value, plain[name], atol=2e-4), name
-
-    def test_loss_is_the_models_own(self, model, tokenizer):
-        batch = collate([encode(tokenizer, e) for e in TEXTS], tokenizer.pad_token_id)
-        found = loss_at_labels(model, model, batch)
-        assert torch.allclose(found, own_loss(model, batch), atol=1e-5)
+def test_the_loss_is_the_models_own(model, tokenizer):
+    batch = collate([encode(tokenizer, e) for e in TEXTS], tokenizer.pad_token_id)
+    found = loss_at_labels(model, model, batch)
+    assert torch.allclose(found, own_loss(model, batch), atol=1e-5)
 
 
-class TestBatches:
-    def test_every_example_is_seen_equally_often(self):
-        batches = batches_of_like_length([3, 9, 4, 8, 5], 1, 2)
-        drawn = [i for _ in range(40) for i in next(batches)]
-        assert sorted(drawn) == sorted(list(range(5)) * 16)
-
-    def test_batches_are_of_like_length(self):
-        lengths = [5, 20] * 40
-        drawn = batches_of_like_length(lengths, 1, 5)
-        batches = [[lengths[i] for i in next(drawn)] for _ in range(16)]
-        mixed = sum(len(set(batch)) > 1 for batch in batches)
-        assert mixed <= 4  # at most one of each four
-        assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first
+def test_the_loss_is_on_the_completion_and_eos_alone(tokenizer):
+    rows = [encode(tokenizer, e) for e in (TEXTS[0], TEXTS[-1])]
+    batch, eos = collate(rows, tokenizer.pad_token_id), tokenizer.eos_token_id
+    B, C, A, D = tokenizer.convert_tokens_to_ids([f"\u2581{name}" for name in "BCAD"])
+    assert batch.labels.tolist() == [
+        [IGNORED] * 4 + [B, C, eos],
+        [IGNORED] * 2 + [A, D] + [IGNORED] * 3,
+    ]
+    assert batch.attention_mask.sum(1).tolist() == [7, 4]
 
 
-class TestModelComesBack:
-    @pytest.mark.parametrize("upper", [1, None])
-    def test_after_training_it_answers_as_before(self, model, tokenizer, tmp_path, upper):
-        ids = torch.tensor([encode(tokenizer, TEXTS[0])[0]])
-        before, kept = model(input_ids=ids).logits, [p.data_ptr() for p in model.parameters()]
-        train(model, tokenizer, tmp_path / "a", steps=2, upper=upper)
-        assert torch.equal(model(input_ids=ids).logits, before)
-        assert [p.data_ptr() for p in model.parameters()] == kept
-        assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
-
-    def test_after_an_interruption_too(self, model, tokenizer, tmp_path):
-        def stop(*_):
-            raise KeyboardInterrupt
-
-        plan = Recipe(steps=3, upper=1, batch_size=2)
-        kept = [p.data_ptr() for p in model.parameters()]
-        with pytest.raises(KeyboardInterrupt):
-            train_adapter(
-                model, tokenizer, TEXTS, plan, tmp_path / "a", base_name="x/y", progress=stop
-            )
-        assert [p.data_ptr() for p in model.parameters()] == kept
-        assert not (tmp_path / "a").exists()
+def test_the_learning_rate_rises_then_falls():
+    factors = [learning_rate_at(step, 100, 10) for step in range(100)]
+    assert factors[9] == 1.0 and factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True) and 0.05 <= factors[-1] < 0.06
 
 
-class TestRefusals:
-    @pytest.mark.parametrize("upper", [0, 4, 9])
-    def test_upper_counts_layers_that_there_are(self, tokenizer, tmp_path, upper):
-        with pytest.raises(ValueError, match="between 1 and 3"):
-            train(a_model("llama", tokenizer), tokenizer, tmp_path / "a", upper=upper, steps=1)
+def test_batches_are_of_like_length_and_show_every_example_equally_often():
+    drawn = batches_of_like_length([3, 9, 4, 8, 5], 1, 2)
+    places = [i for _ in range(40) for i in next(drawn)]
+    assert sorted(places) == sorted(list(range(5)) * 16)
+    lengths = [5, 20] * 40
+    drawn = batches_of_like_length(lengths, 1, 5)
+    batches = [[lengths[i] for i in next(drawn)] for _ in range(16)]
+    assert sum(len(set(batch)) > 1 for batch in batches) <= 4  # at most one of each four
+    assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first
 
 
-def test_an_adapter_of_an_older_version_counts_as_finished(tokenizer, tmp_path):
+@pytest.mark.parametrize("upper", [1, None])
+def test_after_training_the_model_answers_as_before(model, tokenizer, tmp_path, upper):
+    ids = torch.tensor([encode(tokenizer, TEXTS[0])[0]])
+    before, kept = model(input_ids=ids).logits, [p.data_ptr() for p in model.parameters()]
+    train(model, tokenizer, tmp_path / "a", steps=2, upper=upper)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert [p.data_ptr() for p in model.parameters()] == kept
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_after_an_interruption_too(model, tokenizer, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    kept = [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tokenizer, tmp_path / "a", steps=3, upper=1, progress=stop)
+    assert [p.data_ptr() for p in model.parameters()] == kept
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_adapter_of_an_older_version_counts_as_finished(model, tokenizer, tmp_path):
     """`upper` came later, and `precision` has left."""
-    model = a_model("llama", tokenizer)
     before = train(model, tokenizer, tmp_path / "a", steps=1)
     record = tmp_path / "a" / "training.json"
     notes = json.loads(record.read_text())

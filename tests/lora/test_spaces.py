@@ -1,4 +1,4 @@
-"""Spaces: what goes in comes back, the bases belong to the deltas, and who loses what where."""
+"""Spaces: what goes in comes back, and the bases belong to the deltas."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
-from merges import EVERY_SPEC, FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.lora.spaces import SPACES, core, full, knots, space_named
-from loraprobe.merging import METHODS, FactorMethod
+from loraprobe.lora.spaces import core, full, knots, space_named
 
 F64 = torch.float64
-OF_DELTAS = [spec for spec in EVERY_SPEC if not isinstance(METHODS.make(spec), FactorMethod)]
-
-
 RANKS = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
 SIDE = st.integers(2, 14)
 
@@ -98,47 +93,6 @@ def test_the_bases_depend_on_the_deltas_alone():
     raw = torch.linalg.qr(torch.cat([s.A for s in sources]).mT).Q
     turned = torch.linalg.qr(torch.cat([regauged(s, 1).A for s in sources]).mT).Q
     assert (raw.abs() - turned.abs()).abs().max() > 0.1  # what a QR of stored factors would do
-
-
-@pytest.mark.parametrize("space", [s for s in SPACES if s != "full"])
-@pytest.mark.parametrize("spec", OF_DELTAS)
-def test_lossless_means_the_same_as_in_full(spec, space):
-    method = METHODS.make(spec)
-    adapters = planted(method)
-    whole = run(method, "full", adapters, WEIGHTS)
-    error = distance(whole, run(method, space, adapters, WEIGHTS))
-    for path, update in whole.modules.items():  # which itself is the bare function on the deltas
-        if method.takes_weights and space in method.lossless:
-            zero = torch.zeros(update.out_features, update.in_features, dtype=F64)
-            deltas = [a.modules[path].delta() if path in a.modules else zero for a in adapters]
-            bare = method(torch.stack(deltas), torch.tensor(WEIGHTS[: len(deltas)], dtype=F64))
-            assert float((update.delta() - bare).norm()) < HOLDS * float(bare.norm())
-    if space in method.lossless:
-        assert error < HOLDS
-    else:
-        assert error > FAILS, "it loses nothing there: declare it, and it will run there"
-    assert method.default_space() == ("core" if "core" in method.lossless else "full")
-
-
-@pytest.mark.parametrize("spec", OF_DELTAS)
-def test_methods_agree_between_spaces_if_and_only_if_they_commute_with_isometries(spec):
-    """f(U M V^T) = U f(M) V^T, the definition, on the bare function."""
-    method = METHODS.make(spec)
-    draw = torch.Generator().manual_seed(3)
-    M = torch.randn(3, 4, 5, generator=draw, dtype=F64) + 2 * torch.eye(4, 5, dtype=F64)
-    U = torch.linalg.qr(torch.randn(9, 4, generator=draw, dtype=F64)).Q
-    V = torch.linalg.qr(torch.randn(8, 5, generator=draw, dtype=F64)).Q
-    if not takes(method, 3):
-        M = M[:2]
-    weights = torch.tensor(WEIGHTS[: len(M)], dtype=F64)
-
-    def call(matrices):
-        return method(matrices, weights, [torch.Generator().manual_seed(i) for i in range(3)])
-
-    both = (call(U @ M @ V.mT) - U @ call(M) @ V.mT).norm() / call(M).norm()
-    left = (call(U @ M) - U @ call(M)).norm() / call(M).norm()
-    assert (both < HOLDS) == ("core" in method.lossless)
-    assert (left < HOLDS) == ("knots" in method.lossless)
 
 
 def test_unknown_spaces_are_refused_by_name():

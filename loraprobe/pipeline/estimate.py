@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
-from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS, TEMPLATE_SAMPLES
+from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
 from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
@@ -86,11 +86,8 @@ def steps_of_sample(inputs: Inputs, plan: Plan, options: Options, first: Round) 
 
 
 def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace) -> Steps:
-    """The steps that choose the form of prompts, fit routers and learn weights."""
+    """The steps that fit routers and learn weights; the choice of a template tells its own time."""
     n, apart, found = len(inputs.adapters), plan.parts, dict[str, float]()
-    if options.chat_template == "auto":
-        # Both forms of the prompts, in small batches, in which an answer takes longer.
-        found["template"] = 2 * 2 * n * TEMPLATE_SAMPLES[1] * pace(1)
     if apart is not None and plan.learning:  # answers of each adapter, then the questions
         found["fit"] = (n + 1) * apart.items[0] * READ * pace(1)
     if apart is not None and options.learns:  # a pass forth, and one back of twice its time

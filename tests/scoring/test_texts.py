@@ -8,7 +8,7 @@ from words import chained, count_calls, word_tokenizer
 
 from loraprobe.errors import TaskError
 from loraprobe.scoring import Scorer, joined
-from loraprobe.scoring.generation import LOOP, period
+from loraprobe.scoring.generation import LOOP, REPEATED, period
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,10 @@ def test_a_text_that_repeats_itself_is_filled_up(words, monkeypatch):
     chain = chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")])
     scorer = Scorer(chain, words)
     rows = count_calls(scorer, monkeypatch)
+    monkeypatch.setattr("loraprobe.scoring.generation.LOOP", 24)
     found = scorer.write_all(["ada"], max_new_tokens=60)[0]
     steps = len(rows)
-    assert steps == LOOP < 60 and found.cut
+    assert steps == 4 * REPEATED < 60 and found.cut
     monkeypatch.setattr("loraprobe.scoring.generation.LOOP", 1000)
     assert scorer.write_all(["ada"], max_new_tokens=60)[0] == found
     assert len(rows) == steps + 60
@@ -97,10 +98,10 @@ def test_a_text_that_repeats_itself_is_filled_up(words, monkeypatch):
     ("tokens", "size"),
     [
         ([5] * LOOP, 1),
-        ([1, 2, 3] * (LOOP // 3), 3),
-        ([*range(12), *[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 3], 12),
+        ([1, 2, 3, 4] * (LOOP // 4), 4),
+        ([0] * 16 + [*range(1, 9)] * REPEATED, 8),
         ([0, *[5] * (LOOP - 1)], 0),  # not over so many tokens
-        ([*range(LOOP // 2)] * 2, 0),  # not so often
+        ([*range(LOOP // 4)] * 4, 0),  # not so often
         ([5] * (LOOP + 1), 0),  # it is not looked for after every token
         ([], 0),
     ],

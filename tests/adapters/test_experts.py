@@ -8,17 +8,7 @@ import warnings
 import pytest
 import torch
 from making import write_adapter
-from mixtures import (
-    BOTH,
-    CASES,
-    EXPERTS,
-    IN,
-    MIDDLE,
-    Layers,
-    deltas_of_peft,
-    saved,
-    wrapped,
-)
+from mixtures import BOTH, CASES, EXPERTS, IN, MIDDLE, Layers, deltas_of_peft, saved, wrapped
 from safetensors.torch import load_file
 
 from loraprobe import limits

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
-from making import random_adapter, tiny_llama
-from typer.testing import CliRunner
+from making import call, random_adapter, tiny_llama
 
 import loraprobe
-from loraprobe.cli import app
 from loraprobe.compatibility.identity import licence_issues, licence_of_merge
 from loraprobe.front_matter import declared_licence
 
@@ -66,31 +65,24 @@ def test_what_licences_ask(licences, codes):
     assert {issue.code for issue in found} == codes
     for issue in found:
         assert issue.cure and set(issue.adapters) <= set(licences)
-        assert issue.severity == (
-            "note" if issue.code in ("licence-unknown", "licence-terms") else "warning"
-        )
+        mild = issue.code in ("licence-unknown", "licence-terms")
+        assert issue.severity == ("note" if mild else "warning")
+
+
+def pair(place: Path, one: str, other: str) -> list[Path]:
+    """Two adapters whose cards begin with these lines."""
+    for seed, (name, front) in enumerate((("a", one), ("b", other)), 1):
+        random_adapter(name, seed=seed).save(place / name, card=f"---\n{front}\n---\n# {name}\n")
+    return [place / "a", place / "b"]
 
 
 @pytest.mark.parametrize("command", ["merge", "route"])
 def test_a_gated_source_and_a_gated_base_are_said(tmp_path, command):
-    gate = "extra_gated_prompt: accept first\n"
-    random_adapter("a", seed=1).save(tmp_path / "a", card=f"---\nlicense: mit\n{gate}---\n")
-    random_adapter("b", seed=2).save(tmp_path / "b", card="---\nlicense: mit\n---\n")
+    gate = "extra_gated_prompt: accept first"
+    refs = pair(tmp_path, f"license: mit\n{gate}", "license: mit")
     tiny_llama().save_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama3\n{gate}---\n")
-    done = CliRunner().invoke(
-        app,
-        [
-            command,
-            str(tmp_path / "a"),
-            str(tmp_path / "b"),
-            "-o",
-            str(tmp_path / "out"),
-            "--base",
-            str(tmp_path / "base"),
-            "--json",
-        ],
-    )
+    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama3\n{gate}\n---\n")
+    done = call(command, *refs, "-o", tmp_path / "out", "--base", tmp_path / "base", "--json")
     assert done.exit_code == 0, done.output
     found = {i["code"]: i for i in json.loads(done.stdout)["compatibility"]["issues"]}
     assert found["licence-gated"]["adapters"] == ["a", "the base"]
@@ -98,32 +90,22 @@ def test_a_gated_source_and_a_gated_base_are_said(tmp_path, command):
     assert "licence-gated" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_compositions_card_carries_them_too(tmp_path):
-    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
-        random_adapter(name, seed=seed).save(
-            tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
-        )
-    done = CliRunner().invoke(
-        app, ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
-    )
-    assert done.exit_code == 0, done.output
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
-    assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
-    assert "licence-noncommercial" in card and "a (cc-by-nc-4.0)" in done.output
-
-
 @pytest.mark.parametrize("command", ["inspect", "merge", "route"])
-def test_licences_are_told_once_where_something_is_written(tmp_path, command):
-    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
-        card = f"---\nlicense: {licence}\n---\n# {name}\n"
-        random_adapter(name, seed=seed).save(tmp_path / name, card=card)
-    written = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
-    call = [command, str(tmp_path / "a"), str(tmp_path / "b"), *written]
-    shown = CliRunner().invoke(app, call, env={"COLUMNS": "120"})
+def test_licences_are_told_once_where_something_is_written_and_stand_in_its_card(tmp_path, command):
+    refs = pair(tmp_path, "license: cc-by-nc-4.0", "license: mit")
+    written = [] if command == "inspect" else ["-o", tmp_path / "out"]
+    shown = call(command, *refs, *written, env={"COLUMNS": "120"})
     assert shown.exit_code == 0 and shown.stdout.count("forbids commercial use") == bool(written)
     assert " warning" not in shown.stdout.partition("Whether")[0].splitlines()[-1]
-    document = loraprobe.inspect([tmp_path / "a", tmp_path / "b"])
+    if written:
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
+        assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
+        assert "licence-noncommercial" in card and "a (cc-by-nc-4.0)" in shown.output
+        again = call(command, *refs, *written, "--overwrite", "--json")
+        codes = {i["code"] for i in json.loads(again.stdout)["compatibility"]["issues"]}
+        assert "licence-noncommercial" in codes and "licence-noncommercial" in again.stderr
+    document = loraprobe.inspect(refs)
     assert [row.license for row in document.adapters] == ["cc-by-nc-4.0", "mit"]
     assert not [i for i in document.compatibility.issues if i.code.startswith("licence")]
 
@@ -133,21 +115,3 @@ def test_what_a_merge_declares():
     assert licence_of_merge({"a": "mit", "b": "gpl-3.0"}) == "other"
     assert licence_of_merge({"a": "mit", "b": None}) == "other"
     assert licence_of_merge({"a": None}) is None
-
-
-def test_the_card_carries_them(tmp_path):
-    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
-        random_adapter(name, seed=seed).save(
-            tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
-        )
-    done = CliRunner().invoke(
-        app,
-        ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"), "--json"],
-    )
-    assert done.exit_code == 0, done.output
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
-    assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
-    assert "licence-noncommercial" in card and "licence-noncommercial" in done.stderr
-    codes = [i["code"] for i in json.loads(done.stdout)["compatibility"]["issues"]]
-    assert "licence-noncommercial" in codes

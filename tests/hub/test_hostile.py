@@ -14,31 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from making import call, random_adapter, saved_pair, subwords, write_adapter
+from making import Malicious, call, random_adapter, saved_pair, subwords, write_adapter
 
 from loraprobe.adapters import read_adapter
-from loraprobe.base import open_base
+from loraprobe.base import Base, open_base
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.hub import model_card
 from loraprobe.limits import deadline
 from loraprobe.scoring.encoding import Encoder
 
 
-class Bomb:
-    """Unpickled by a careless reader it leaves a mark on the disk."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return (Path.touch, (self.mark,))
-
-
 class TestPickles:
     """No pickle executes: neither an adapter's nor a base's nor our own."""
 
     def bomb(self, file: Path, mark: Path) -> None:
-        torch.save({"base_model.model.q_proj.lora_A.weight": Bomb(mark)}, file)
+        torch.save({"base_model.model.q_proj.lora_A.weight": Malicious(mark.parent)}, file)
         # It is a bomb indeed.
         with pytest.raises(Exception):  # noqa: B017
             torch.load(file, weights_only=True)
@@ -47,7 +37,7 @@ class TestPickles:
         mark.unlink()
 
     def test_of_an_adapter(self, tmp_path):
-        place, mark = write_adapter(tmp_path / "a", {}, pickle=True), tmp_path / "mark"
+        place, mark = write_adapter(tmp_path / "a", {}, pickle=True), tmp_path / "harmed"
         self.bomb(place / "adapter_model.bin", mark)
         for command in (["inspect", place], ["merge", place, place, "-o", tmp_path / "out"]):
             result = call(*command)
@@ -55,15 +45,14 @@ class TestPickles:
         assert not mark.exists() and not (tmp_path / "out").exists()
 
     def test_of_a_base(self, small_base, tmp_path):
-        base, mark = tmp_path / "base", tmp_path / "mark"
+        base, mark = tmp_path / "base", tmp_path / "harmed"
         shutil.copytree(small_base, base)
         for file in base.glob("*.safetensors*"):
             file.unlink()
         self.bomb(base / "pytorch_model.bin", mark)
-        with pytest.raises(BaseError):
-            open_base(base).load()
-        with pytest.raises(BaseError):
-            open_base(base).weight("model.layers.0.self_attn.q_proj")
+        for read in (Base.load, lambda base: base.weight("model.layers.0.self_attn.q_proj")):
+            with pytest.raises(BaseError):
+                read(open_base(base))
         assert not mark.exists()
 
     def test_nothing_of_ours_unpickles(self):
@@ -83,33 +72,21 @@ class TestPickles:
 
 
 class TestCodeOfARepository:
-    def harmful(self, base: Path, place: Path, mark: Path) -> Path:
-        """A base whose config asks for code of its own, which leaves a mark when it is imported."""
-        shutil.copytree(base, place)
-        config = json.loads((place / "config.json").read_text())
-        config |= {
-            "model_type": "harm",
-            "auto_map": {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"},
-        }
-        (place / "config.json").write_text(json.dumps(config))
-        (place / "harm.py").write_text(
+    def test_remote_code_runs_only_when_trusted_and_is_reported(self, small_base, tmp_path):
+        """The base's config asks for code of its own, which leaves a mark when it is imported."""
+        mark, base = tmp_path / "mark", Path(shutil.copytree(small_base, tmp_path / "base"))
+        config = json.loads((base / "config.json").read_text()) | {"model_type": "harm"}
+        config["auto_map"] = {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"}
+        (base / "config.json").write_text(json.dumps(config))
+        (base / "harm.py").write_text(
             f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
             "from transformers import LlamaConfig, LlamaForCausalLM\n"
             "class HarmConfig(LlamaConfig):\n    model_type = 'harm'\n"
             "class Harm(LlamaForCausalLM):\n    config_class = HarmConfig\n"
         )
-        return place
-
-    def adapters(self, place: Path, base: Path) -> list[Path]:
         shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
-        saved_pair(place, shapes, scaling=0.01, base_model=str(base))
-        (place / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
-        return [place / "a", place / "b"]
-
-    def test_remote_code_runs_only_when_trusted_and_is_reported(self, small_base, tmp_path):
-        mark = tmp_path / "mark"
-        base = self.harmful(small_base, tmp_path / "base", mark)
-        refs = self.adapters(tmp_path, base)
+        refs = saved_pair(tmp_path, shapes, scaling=0.01, base_model=str(base))
+        (tmp_path / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
         words = f"--base {base} --task {tmp_path}/t.jsonl --max-new-tokens 2 --system uniform"
         command = ["merge-and-eval", *refs, "--json", *words.split()]
         refused = call(*command)
@@ -121,8 +98,7 @@ class TestCodeOfARepository:
         assert any("allowed to run" in note for note in json.loads(allowed.stdout)["notes"])
 
     def test_auto_mapping_of_an_adapter_is_never_followed(self, tmp_path):
-        mark = tmp_path / "mark"
-        place = tmp_path / "a"
+        mark, place = tmp_path / "mark", tmp_path / "a"
         random_adapter("a").save(place)
         (place / "harm.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
         config = json.loads((place / "adapter_config.json").read_text())
@@ -138,50 +114,37 @@ class TestCodeOfARepository:
         assert not mark.exists()
 
 
+FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+LINKS = [  # the adapter's place, its files that are links, where they lead, whether they are read
+    ("repository/a", FILES[:1], "elsewhere", False),
+    ("repository/a", FILES[1:2], "elsewhere", False),
+    ("a", FILES[2:], ".", False),
+    ("clone/adapters/a", FILES[1:2], "clone/shared", True),  # inside a repository
+    ("hub/models--o--a/snapshots/0000", FILES[:2], "hub/models--o--a/blobs", True),
+    ("hub/models--o--a/snapshots/0000", FILES[:1], "hub/models--o--b/blobs", False),
+]
+
+
 class TestLinks:
-    def linked(self, place: Path, name: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(place / name, target)
-        (place / name).symlink_to(target)
-
-    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-    def test_out_of_the_directory(self, tmp_path, name):
-        place = tmp_path / "repository" / "a"
-        random_adapter("a").save(place)
-        self.linked(place, name, tmp_path / "elsewhere" / "secret")
-        with pytest.raises(AdapterError, match="leads out of it"):
-            read_adapter(place)
-        assert call("inspect", place).exit_code == 2
-
-    def test_a_card_is_not_followed_out(self, tmp_path):
-        place = tmp_path / "a"
+    @pytest.mark.parametrize(("adapter", "files", "target", "read"), LINKS)
+    def test_are_followed_within_a_repository_alone(self, tmp_path, adapter, files, target, read):
+        place = tmp_path / adapter
         random_adapter("a").save(place, card="# sound")
-        self.linked(place, "README.md", tmp_path / "secret")
-        with pytest.raises(LoraprobeError, match="leads out of it"):
-            model_card(read_adapter(place))
-
-    def test_inside_a_repository(self, tmp_path):
-        place = tmp_path / "clone" / "adapters" / "a"
-        random_adapter("a").save(place)
-        (tmp_path / "clone" / ".git").mkdir()
-        self.linked(place, "adapter_model.safetensors", tmp_path / "clone" / "shared" / "w")
-        assert read_adapter(place).modules
-
-    def test_the_hubs_cache(self, tmp_path):
-        """Snapshots are links to blobs of the same repository, and of no other."""
-        repository = tmp_path / "hub" / "models--o--a"
-        place = repository / "snapshots" / ("0" * 40)
-        random_adapter("a").save(place)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            self.linked(place, name, repository / "blobs" / name)
-        assert read_adapter(place).modules
-        other = tmp_path / "hub" / "models--o--b" / "blobs" / "x"
-        other.parent.mkdir(parents=True)
-        shutil.copy(place / "adapter_config.json", other)
-        (place / "adapter_config.json").unlink()
-        (place / "adapter_config.json").symlink_to(other)
-        with pytest.raises(AdapterError, match="leads out of it"):
-            read_adapter(place)
+        (tmp_path / "clone" / ".git").mkdir(parents=True)
+        for name in files:
+            moved = tmp_path / target / f"secret {name}"
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(place / name, moved)
+            (place / name).symlink_to(moved)
+        if read:
+            assert read_adapter(place).modules
+        elif files == FILES[2:]:  # the card alone
+            with pytest.raises(LoraprobeError, match="leads out of it"):
+                model_card(read_adapter(place))
+        else:
+            with pytest.raises(AdapterError, match="leads out of it"):
+                read_adapter(place)
+            assert call("inspect", place).exit_code == 2
 
     def test_a_directory_may_be_a_link_itself(self, tmp_path):
         random_adapter("a").save(tmp_path / "real")
@@ -192,18 +155,16 @@ class TestLinks:
 class TestNames:
     @pytest.mark.parametrize("name", ["../out", "a/b", "..", "a\\b", "", "a\0b", "base"])
     def test_an_adapters_name_is_no_path(self, tmp_path, name):
-        random_adapter("a").save(tmp_path / "a")
-        random_adapter("b", seed=2).save(tmp_path / "b")
-        refs = [f"{name}={tmp_path / 'a'}", tmp_path / "b"]
+        one, other = saved_pair(tmp_path)
+        refs = [f"{name}={one}", other]
         result = call("route", *refs, "--router", "arrow", "-o", tmp_path / "deep" / "out")
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
     def test_yaml_and_markdown_of_cards_are_data(self, tmp_path):
         base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
-        saved_pair(tmp_path, base_model=base)
-        out = tmp_path / "out"
-        result = call("merge", tmp_path / "a", tmp_path / "b", "-o", out, "--allow", "base-unclear")
+        refs, out = saved_pair(tmp_path, base_model=base), tmp_path / "out"
+        result = call("merge", *refs, "-o", out, "--allow", "base-unclear")
         assert result.exit_code == 0, result.output
         card = (out / "README.md").read_text()
         front, _, body = card.removeprefix("---\n").partition("\n---\n")
@@ -214,11 +175,6 @@ class TestNames:
 
 
 class TestTemplates:
-    def tokenizer(self, template: str):
-        tokenizer = copy.deepcopy(subwords())
-        tokenizer.chat_template = template
-        return tokenizer
-
     @pytest.mark.parametrize(
         "template",
         [
@@ -231,8 +187,10 @@ class TestTemplates:
         ],
     )
     def test_a_template_that_reaches_out_is_one_sentence(self, template):
+        tokenizer = copy.deepcopy(subwords())
+        tokenizer.chat_template = template
         try:
-            text = Encoder(self.tokenizer(template), chat=True).text("x")
+            text = Encoder(tokenizer, chat=True).text("x")
         except LoraprobeError as error:
             assert "--chat-template off" in str(error)
         else:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from making import saved_pair
-from typer.testing import CliRunner
+from making import call, saved_pair
 
-from loraprobe.cli import app
 from loraprobe.secrets import scrub
 
 TOKEN = "hf_QmFkVG9rZW5Gb3JUZXN0cw"
@@ -41,7 +39,7 @@ def pair(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", [["--json"], [], ["--quiet"], ["--per-module"]])
 def test_reports_hold_no_token(pair, form):
-    result = CliRunner().invoke(app, ["inspect", *pair, *form])
+    result = call("inspect", *pair, *form)
     assert result.exit_code == 0, result.output
     assert TOKEN not in result.output and PLAIN not in result.output
     if form == ["--json"]:
@@ -50,7 +48,7 @@ def test_reports_hold_no_token(pair, form):
 
 
 def test_the_card_and_the_config_hold_no_token(pair, tmp_path):
-    result = CliRunner().invoke(app, ["merge", *pair, "-o", str(tmp_path / "out"), "--json"])
+    result = call("merge", *pair, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     assert TOKEN not in result.output and PLAIN not in result.output
     card = (tmp_path / "out" / "README.md").read_text()
@@ -58,7 +56,7 @@ def test_the_card_and_the_config_hold_no_token(pair, tmp_path):
 
 
 def test_errors_hold_no_token(pair):
-    result = CliRunner().invoke(app, ["inspect", f"./{TOKEN}-{PLAIN}"])
+    result = call("inspect", f"./{TOKEN}-{PLAIN}")
     assert result.exit_code == 2 and "***" in result.stderr
     assert TOKEN not in result.output and PLAIN not in result.output
 
@@ -71,6 +69,6 @@ def test_a_traceback_holds_no_token(tmp_path, monkeypatch):
 
     monkeypatch.setattr("loraprobe.hub.load_all", broken)
     monkeypatch.setenv("HF_TOKEN", PLAIN)
-    done = CliRunner().invoke(app, ["inspect", f"x/{TOKEN}{PLAIN}", "--debug"])
+    done = call("inspect", f"x/{TOKEN}{PLAIN}", "--debug")
     assert done.exit_code == 2 and "no luck with" in done.stderr
     assert TOKEN not in done.stderr and PLAIN not in done.stderr

@@ -175,7 +175,103 @@ for _name, _rename in KEYS.items():
     SPECIMENS[_name] = lambda place, rename=_rename: renamed(place, rename)
 
 
+# Files that are replaced by bytes.
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 1048576\n"
+REPLACED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "lfs-pointer": (WEIGHTS, lambda data: POINTER.encode()),
+    "empty-weights": (WEIGHTS, lambda data: b""),
+    "truncated": (WEIGHTS, lambda data: data[:-100]),
+    "empty-config": (CONFIG, lambda data: b""),
+    "config-is-a-list": (CONFIG, lambda data: b"[1, 2, 3]"),
+    "missing-alpha": (CONFIG, lambda data: data.replace(b'"lora_alpha": 8, ', b"")),
+}
+
+
+def _replaced(place: Path, file: str, change: Callable[[bytes], bytes]) -> None:
+    sound(place)
+    (place / file).write_bytes(change((place / file).read_bytes()))
+
+
+for _name, _row in REPLACED.items():
+    SPECIMENS[_name] = lambda place, row=_row: _replaced(place, *row)
+
+
+# Pickles: a change of each tensor, and whether the file of safetensors stays beside it.
+def _expanded(key: str, t: Tensor) -> Tensor:
+    """One number, declared as a matrix of 2^60 by strides of zero."""
+    shape = (RANK, 1 << 60) if "lora_A" in key else (1 << 60, RANK)
+    return torch.ones(1).as_strided(shape, (0, 0))
+
+
+PICKLED: dict[str, tuple[Callable[[str, Tensor], Tensor], bool]] = {
+    "two-files-that-disagree": (lambda key, t: 2 * t, True),
+    "two-files-that-agree": (lambda key, t: t, True),
+    "complex-numbers": (lambda key, t: t.to(torch.complex64), False),
+    "expanded-to-2-to-60": (_expanded, False),
+}
+
+
+def _pickled(place: Path, change: Callable[[str, Tensor], Tensor], beside: bool) -> None:
+    tensors = sound(place)
+    torch.save({key: change(key, tensor) for key, tensor in tensors.items()}, place / PICKLE)
+    if not beside:
+        (place / WEIGHTS).unlink()
+
+
+for _name, _row in PICKLED.items():
+    SPECIMENS[_name] = lambda place, row=_row: _pickled(place, *row)
+
+
+# Tensors of other modules, ranks and widths, and settings with them.
+def _rank_pattern() -> dict[str, Tensor]:
+    """Half the rank in one kind of module."""
+    values = [path for path in paths() if "v_proj" in path]
+    return factors(paths()) | factors(values, rank=2)
+
+
+def _fused() -> dict[str, Tensor]:
+    """One LoRA on qkv_proj, where the partner has one on each of q, k and v."""
+    return {k: torch.cat([t] * 3) if "lora_B" in k else t for k, t in factors(FUSED).items()}
+
+
+def _many() -> dict[str, Tensor]:
+    return factors([f"model.layers.{i}.x" for i in range(100_000)], rank=1, width=2)
+
+
+FUSED = paths(("qkv_proj",))
+LOST = [path for path in paths() if path != "model.layers.1.self_attn.v_proj"]
+QKV = {"target_modules": ["q_proj", "k_proj", "v_proj"]}
+WRITTEN: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, Any]]] = {
+    "no-tensors": (dict, {}),
+    "weights-for-12-of-36-modules": (lambda: factors(paths(("q_proj",), 12)), QKV),
+    "one-layer-lost": (lambda: factors(LOST), {}),
+    "rank-pattern": (
+        _rank_pattern,
+        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 16}},
+    ),
+    "rank-that-servers-refuse": (lambda: factors(paths(), rank=96, width=128), {"r": 96}),
+    "fused-projections": (_fused, {"target_modules": ["qkv_proj"]}),
+    "hundred-thousand-modules": (_many, {"r": 1, "lora_alpha": 1, "target_modules": ["x"]}),
+}
+
+
+def _written(place: Path, tensors: Callable[[], dict[str, Tensor]], changes: dict) -> None:
+    place.mkdir(parents=True)
+    write(place, tensors(), **changes)
+
+
+for _name, _row in WRITTEN.items():
+    SPECIMENS[_name] = lambda place, row=_row: _written(place, *row)
+
+
 # Files.
+@specimen
+def state_dict_without_config(place: Path) -> None:
+    place.mkdir(parents=True)
+    t5 = [f"encoder.block.{i}.layer.0.SelfAttention.q" for i in range(2)]
+    torch.save(factors(t5), place / PICKLE)
+
+
 @specimen
 def pickle_from_cuda(place: Path) -> None:
     """A file as torch.save writes it on a GPU: every storage has the device cuda:0."""
@@ -195,72 +291,9 @@ def pickle_from_cuda(place: Path) -> None:
 
 
 @specimen
-def two_files_that_disagree(place: Path) -> None:
-    tensors = sound(place)
-    torch.save({key: 2 * tensor for key, tensor in tensors.items()}, place / PICKLE)
-
-
-@specimen
-def two_files_that_agree(place: Path) -> None:
-    torch.save(sound(place), place / PICKLE)
-
-
-@specimen
-def lfs_pointer(place: Path) -> None:
-    sound(place)
-    oid = "sha256:" + "ab" * 32
-    text = f"version https://git-lfs.github.com/spec/v1\noid {oid}\nsize 1048576\n"
-    (place / WEIGHTS).write_text(text)
-
-
-@specimen
-def state_dict_without_config(place: Path) -> None:
-    place.mkdir(parents=True)
-    t5 = [f"encoder.block.{i}.layer.0.SelfAttention.q" for i in range(2)]
-    torch.save(factors(t5), place / PICKLE)
-
-
-@specimen
-def weights_for_12_of_36_modules(place: Path) -> None:
-    place.mkdir(parents=True)
-    write(place, factors(paths(("q_proj",), 12)), target_modules=["q_proj", "k_proj", "v_proj"])
-
-
-@specimen
-def one_layer_lost(place: Path) -> None:
-    """q_proj in both layers, v_proj in the first alone."""
-    tensors = sound(place)
-    write(place, {k: t for k, t in tensors.items() if "layers.1.self_attn.v_proj" not in k})
-
-
-@specimen
 def kohya_without_config(place: Path) -> None:
     renamed(place, _kohya)
     (place / CONFIG).unlink()
-
-
-@specimen
-def empty_weights(place: Path) -> None:
-    sound(place)
-    (place / WEIGHTS).write_bytes(b"")
-
-
-@specimen
-def empty_config(place: Path) -> None:
-    sound(place)
-    (place / CONFIG).write_bytes(b"")
-
-
-@specimen
-def no_tensors(place: Path) -> None:
-    place.mkdir(parents=True)
-    write(place, {})
-
-
-@specimen
-def truncated(place: Path) -> None:
-    sound(place)
-    (place / WEIGHTS).write_bytes((place / WEIGHTS).read_bytes()[:-100])
 
 
 @specimen
@@ -273,75 +306,6 @@ def shape_of_2_to_60(place: Path) -> None:
     }
     text = json.dumps(header).encode()
     (place / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)
-
-
-@specimen
-def expanded_to_2_to_60(place: Path) -> None:
-    """A pickle of one number, declared as a matrix of 2^60 by strides of zero."""
-    tensors = sound(place)
-    (place / WEIGHTS).unlink()
-    one = torch.ones(1)
-    shapes = {key: (RANK, 1 << 60) if "lora_A" in key else (1 << 60, RANK) for key in tensors}
-    bomb = {key: one.as_strided(shape, (0, 0)) for key, shape in shapes.items()}
-    torch.save(bomb, place / PICKLE)
-
-
-@specimen
-def rank_pattern(place: Path) -> None:
-    """Half the rank and another scale in one kind of module."""
-    tensors = sound(place)
-    cut = {
-        key: t if "v_proj" not in key else (t[:2] if "lora_A" in key else t[:, :2]).contiguous()
-        for key, t in tensors.items()
-    }
-    write(place, cut, rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 16})
-
-
-@specimen
-def rank_that_servers_refuse(place: Path) -> None:
-    place.mkdir(parents=True)
-    write(place, factors(paths(), rank=96, width=128), r=96)
-
-
-@specimen
-def fused_projections(place: Path) -> None:
-    """One LoRA on qkv_proj, where the partner has one on each of q, k and v."""
-    place.mkdir(parents=True)
-    tensors = factors(paths(("qkv_proj",)))
-    for path in paths(("qkv_proj",)):
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(3 * WIDTH, RANK) * 0.1
-    write(place, tensors, target_modules=["qkv_proj"])
-
-
-@specimen
-def missing_alpha(place: Path) -> None:
-    sound(place)
-    settings = {key: value for key, value in SETTINGS.items() if key != "lora_alpha"}
-    (place / CONFIG).write_text(json.dumps(settings))
-
-
-@specimen
-def config_is_a_list(place: Path) -> None:
-    sound(place)
-    (place / CONFIG).write_text("[1, 2, 3]")
-
-
-@specimen
-def complex_numbers(place: Path) -> None:
-    tensors = sound(place)
-    (place / WEIGHTS).unlink()
-    torch.save({key: tensor.to(torch.complex64) for key, tensor in tensors.items()}, place / PICKLE)
-
-
-@specimen
-def hundred_thousand_modules(place: Path) -> None:
-    place.mkdir(parents=True)
-    many = [f"model.layers.{i}.x" for i in range(100_000)]
-    tensors = {}
-    for path in many:
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.full((1, 2), 0.1)
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.full((2, 1), 0.1)
-    write(place, tensors, r=1, lora_alpha=1, target_modules=["x"])
 
 
 def partner(place: Path, case: str) -> Path:

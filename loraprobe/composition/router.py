@@ -72,6 +72,11 @@ class Router(ABC):
         """Whether `fitted` or `with_state` must be called before `gates`."""
         return False
 
+    @property
+    def learner(self) -> type[Router]:
+        """The class that learns the state; routers of one learner share a state."""
+        return type(self)
+
     def fitted(
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Router:

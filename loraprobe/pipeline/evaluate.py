@@ -31,7 +31,7 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import steps_of_plan, steps_of_sample
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
-from loraprobe.pipeline.fitting import fit_routers, learn, note
+from loraprobe.pipeline.fitting import fit_routers, learn, learned_note
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Cards, Session
@@ -355,7 +355,7 @@ def evaluate_all(
         records = found.records(coverage=coverage)
     notes = [*evaluator.notes, *notes, *transformed.notes]
     notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
-    notes += [note(builder.learned)] if builder.learned else []
+    notes += [learned_note(builder.learned)] if builder.learned else []
     notes += plan.left_out
     for system in composed:
         notes += system.composition.notes() if system.composition else []

@@ -20,6 +20,7 @@ the adapter generates them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from loraprobe.adapters import Adapter, natural
 from loraprobe.adapters.experts import stacks, unroutable
@@ -89,8 +91,9 @@ def learn_for(
     scorer, notes = open_scorer(inputs.base, "auto", session)
     scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
     with session.stage("learn"):
-        found = learn(scorer, experts, parts, options, progress=session.progress)
-    return found, [*notes, *why, note(found, "an evaluation"), scorer.batcher.note()]
+        learned = learn(scorer, experts, parts, options, progress=session.progress)
+    told = learned_note(learned, "an evaluation")
+    return learned, [*notes, *why, told, scorer.batcher.note()]
 
 
 def learn(
@@ -109,8 +112,22 @@ def learn(
     damaged.
     """
     kept = JsonLines(path, resume, {}, TypeAdapter(LearnedWeights).validate_python)
-    if kept.rows:
-        return kept.rows[0]
+    with contextlib.closing(kept):
+        if not kept.rows:
+            learned = _descend(scorer, experts, parts, options, progress)
+            kept.append([TypeAdapter(LearnedWeights).dump_python(learned)])
+            return learned
+    return kept.rows[0]
+
+
+def _descend(
+    scorer: Any,
+    experts: Sequence[Adapter],
+    parts: TaskSplit,
+    options: Options,
+    progress: Progress | None,
+) -> LearnedWeights:
+    """The best gates on the way of AdamW from 1/n each."""
     paths = [path for expert in experts for path in (*expert.layout, *expert.whole)]
     layers = sorted(set(map(layer_of, paths)), key=natural) if options.learns_layers else [""]
     rows = {layer: row for row, layer in enumerate(layers)}
@@ -120,7 +137,7 @@ def learn(
     items, shares = _asked(parts.apart)
     optimiser = torch.optim.AdamW([gates], lr=RATE, betas=BETAS, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, LEARNING_STEPS)
-    tried: list[tuple[float, float, torch.Tensor]] = []  # objective, loss, gates
+    tried: list[tuple[float, float, Tensor]] = []  # objective, loss, gates
     for step in range(LEARNING_STEPS):
         optimiser.zero_grad()
         _round(gates)
@@ -135,7 +152,7 @@ def learn(
             progress("learn weights", step + 1, LEARNING_STEPS)
     objective, loss, best = min(tried, key=lambda one: one[0])
     rounded = {layer: tuple(_decimals(best[row])) for layer, row in rows.items()}
-    found = LearnedWeights(
+    return LearnedWeights(
         weights=dict(zip((one.name for one in experts), _decimals(best.mean(0)), strict=True)),
         objective=objective,
         loss=loss,
@@ -146,9 +163,6 @@ def learn(
         left=parts.items[1],
         layers=rounded if options.learns_layers else {},
     )
-    kept.append([TypeAdapter(LearnedWeights).dump_python(found)])
-    kept.close()
-    return found
 
 
 def _asked(tasks: Sequence[Task]) -> tuple[list[list[tuple[str, str]]], list[float]]:
@@ -162,26 +176,26 @@ def _asked(tasks: Sequence[Task]) -> tuple[list[list[tuple[str, str]]], list[flo
 
 
 @torch.no_grad()
-def _round(gates: torch.Tensor) -> None:
+def _round(gates: Tensor) -> None:
     """Brings gates within the bounds and to four decimals; never all to zero, which is no merge."""
     gates.copy_(gates.clamp(-BOUND, BOUND).round(decimals=4))
     if not gates.any():
         gates[0, 0] = 1e-4
 
 
-def _decimals(gates: torch.Tensor) -> list[float]:
+def _decimals(gates: Tensor) -> list[float]:
     return [round(gate, 4) + 0.0 for gate in gates.tolist()]
 
 
-def note(found: LearnedWeights, left_for: str = "everything else") -> str:
+def learned_note(learned: LearnedWeights, left_for: str = "everything else") -> str:
     """A sentence for the report."""
-    weights = listing([f"{name} {weight:g}" for name, weight in found.weights.items()])
-    means = f" (means of {len(found.layers)} layers)" if found.layers else ""
+    weights = listing([f"{name} {weight:g}" for name, weight in learned.weights.items()])
+    means = f" (means of {len(learned.layers)} layers)" if learned.layers else ""
     return (
-        f"Weights were learned on {found.items} items ({found.clusters} clusters) that served "
-        f"nothing else; {found.left} were left for {left_for}. Found in {found.evaluations} "
-        f"steps: {weights}{means}, objective {found.objective:.3f}, {found.uniform:.3f} for 1/n "
-        "each."
+        f"Weights were learned on {learned.items} items ({learned.clusters} clusters) that served "
+        f"nothing else; {learned.left} were left for {left_for}. Found in {learned.evaluations} "
+        f"steps: {weights}{means}, objective {learned.objective:.3f}, {learned.uniform:.3f} for "
+        "1/n each."
     )
 
 
@@ -235,9 +249,10 @@ def fit_routers(
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
 
-    The first router is fitted; all of them get its state. A router that the user did not name is
-    left out, with a note, where it cannot be fitted to given prompts or to items set apart. Raises
-    UsageError for a prompt file of an unknown adapter, and for an adapter without a prompt.
+    Of each learner the first router is fitted, and the others get its state. A router that the user
+    did not name is left out, with a note, where it cannot be fitted to given prompts or to items
+    set apart. Raises UsageError for a prompt file of an unknown adapter, and for an adapter without
+    a prompt.
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     learning, added, parts = plan.learning, plan.added, plan.parts
@@ -248,10 +263,13 @@ def fit_routers(
     try:
         each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
-        prompts, note = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
-        first = next(iter(learning.values()))
-        state = fitted_to(first, scorer, transformed.adapters, prompts).state()
-        fitted = {spec: router.with_state(state) for spec, router in learning.items()}
+        prompts, origin = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
+        states = dict[type[Router], dict[str, Tensor]]()
+        for router in learning.values():
+            if router.learner not in states:
+                first = fitted_to(router, scorer, transformed.adapters, prompts)
+                states[router.learner] = first.state()
+        fitted = {spec: one.with_state(states[one.learner]) for spec, one in learning.items()}
         question = next(iter(prompts.values()))[0]
         for spec, router in fitted.items() if not named else ():  # each begins an answer
             with scorer.with_composition(Composition(spec, tuple(transformed.adapters), router)):
@@ -260,7 +278,7 @@ def fit_routers(
         if named:
             raise
         return {}, [f"{listing(learning)} is left out: {error}"]
-    notes = [f"{listing(learning)} learned from {note}"]
+    notes = [f"{listing(learning)} learned from {origin}"]
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
@@ -325,15 +343,15 @@ def gather_prompts(
             )
         dropped += len(lines) - len(prompts[name])
         sources.append(f"{len(prompts[name])} prompts for {name} ({source})")
-    note = listing(sources)
+    origin = listing(sources)
     if dropped:
-        note += f"; {dropped} that are items of the tasks were left out"
+        origin += f"; {dropped} that are items of the tasks were left out"
     if any(WRITTEN in source for source in sources):
-        note += (
+        origin += (
             ". Prompts in the form in which the adapters are asked, by --router-prompts NAME=FILE, "
             "tell a router more than what they write themselves"
         )
-    return prompts, f"{note}."
+    return prompts, f"{origin}."
 
 
 def _plain(text: str) -> str:

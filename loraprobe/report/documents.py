@@ -140,6 +140,11 @@ def audit_from(document: Any) -> Audit:
     found = fields.get("compatibility")
     if isinstance(found, dict):  # `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
+    gates = fields.get("gates")
+    if isinstance(gates, list) and all(isinstance(row, dict) for row in gates):
+        # Earlier versions named a layer, null for all of them, and had rows of single layers too.
+        rows = [row for row in gates if not isinstance(row.get("layer"), str)]
+        fields["gates"] = [{k: v for k, v in row.items() if k != "layer"} for row in rows]
     fields["evaluation"] = {
         field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
     }

@@ -51,6 +51,10 @@ class Hard(Router):
     def needs_prompts(self) -> bool:
         return self.scored.needs_prompts
 
+    @property
+    def learner(self) -> type[Router]:
+        return self.scored.learner
+
     def fitted(
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Hard:

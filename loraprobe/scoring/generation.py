@@ -15,8 +15,8 @@ from torch import Tensor
 from loraprobe.scoring.forward import Prefix, cache_kinds, padded
 
 # A greedy text that has repeated the same tokens so often, and over so many, goes on with them.
-# Three times are not enough: under the sum of two adapters of SmolLM2-135M 5 of 25 such texts left
-# off, the last of them before the sixth.
+# Of 384 worked replies of SmolLM2-135M with adapters 128 did so, all to the end; of 134 that had
+# repeated tokens three times, over 24 tokens, 4 did not.
 REPEATED, LOOP = 8, 64
 EVERY = 16  # tokens, after which a repetition is looked for
 STAYING = 0.75  # rows that have ended leave a batch when at most this share goes on

@@ -15,6 +15,7 @@ UNFAMILIAR = 1 / 3  # the base would choose at most this share
 FEWEST_ITEMS = 30  # of a task; with fewer, half a 95 % interval exceeds 0.18
 MOST_ITEMS = 5_000  # of a task; a report asks nobody for more
 TEMPLATE_SAMPLES = 5, 12, 30  # questions that choose the form of prompts: more while in doubt
+TEMPLATE_ITEMS = 4  # of a task, at least: an item with hops has several questions
 TEMPLATE_LEAD = 3  # more questions that one form answers right show that it is better
 TEMPLATE_MATTERS = 0.2  # the difference in accuracy by the chat template that causes a warning
 FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measured

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loraprobe.cache import CURE, NAME, JsonLines
-from loraprobe.defaults import HARNESS, PLAIN_TOKENS, TEMPLATE_LEAD, TEMPLATE_SAMPLES, WORKED_TOKENS
+from loraprobe.defaults import (
+    HARNESS,
+    PLAIN_TOKENS,
+    TEMPLATE_ITEMS,
+    TEMPLATE_LEAD,
+    TEMPLATE_SAMPLES,
+    WORKED_TOKENS,
+)
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.plan import (
     BASE,
@@ -476,7 +483,7 @@ def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Q
     replies to worked questions have together at most as many tokens as the others.
     """
     plain = len([part for part in task.parts if part != "steps"])
-    items = min(max(1, round(most / plain)), len(task.items))
+    items = min(max(TEMPLATE_ITEMS, round(most / plain)), len(task.items))
     worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
     few = {item.id for item in spread_sample(task, worked, seed).items}
     for question in questions([spread_sample(task, items, seed)], metric):

@@ -386,8 +386,9 @@ def gram_of(factors: Factors, exact: bool = True) -> Float64[Tensor, "n r n r"]:
     for held in _by_length(factors):
         rows = _stacked(held.values(), torch.float64 if exact else torch.float32)
         found = _padded(_products(rows), [len(one) for one in held.values()], r)
+        double = torch.empty(0 if exact else r, rows.shape[1], dtype=torch.float64)  # of one factor
         for i, one in enumerate(() if exact else held.values()):
-            own = one.double()
+            own = double[: len(one)].copy_(one)
             found[i, : len(one), i, : len(one)] = own @ own.mT
         if len(held) == len(factors):
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import making
 import pytest
 
 import loraprobe
+from loraprobe.demo import shipped_world
 from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
 from loraprobe.keywords import takes
 
@@ -26,34 +28,81 @@ def document(*arguments: object, code: int = 2) -> dict[str, str]:
     assert result.exit_code == code
     error = json.loads(result.stdout)["error"]
     assert set(error) == {"code", "message", "cure"}
-    assert result.stderr.strip() == f"error: {error['message']}"
+    said = result.stderr.strip()
+    assert said.startswith("error: ") and said.endswith(error["message"]) and "\n" not in said
     return error
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "cure"),
-    [
-        (("inspect", "./nowhere"), "reference", "check the path."),
-        (("inspect", "x", "--jsn"), "usage", "did you mean --json?"),
-        (("inspekt", "x"), "usage", "did you mean 'inspect'?"),
-        (("inspect",), "usage", "see loraprobe inspect --help."),
-        (("merge", "A", "B", "-o", "OUT", "--method", "tise"), "usage", "did you mean 'ties'?"),
-        (("inspect", "A", "--limit", "0"), "usage", ""),
-        (("merge", "A", "B", "-o", "OUT", "--limit", "2"), "usage", "add one"),
-        (("inspect", "A", "--metric", "x"), "usage", "exact_match"),
-        (("merge", "A", "OTHER", "-o", "OUT"), "incompatible", "--allow base-mismatch"),
-        (("merge-and-eval", "A", "B", "--task", "no.jsonl"), "task", "check the path."),
-        (("demo", "--scenario", "paradise"), "world", ""),
-    ],
-)
-def test_an_error_is_a_document_where_json_is_asked_for(tmp_path, arguments, code, cure):
-    a, b = making.saved_pair(tmp_path)
+WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
+    ("inspect ./nowhere", "reference", "nowhere", "check the path."),
+    ("inspect nowhere", "reference", "nowhere"),
+    ("inspect owner/name 'a b'", "reference", "a b"),
+    ("inspect a/adapter_model.safetensors", "reference", "directory"),
+    ("inspect base a", "adapter", "whole model", "--base"),
+    ("inspect x --jsn", "usage", "--jsn", "did you mean --json?"),
+    ("inspekt x", "usage", "inspekt", "did you mean 'inspect'?"),
+    ("inspect", "usage", "", "see loraprobe inspect --help."),
+    ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0.", ""),
+    ("inspect a --metric x", "usage", "'x'", "exact_match"),
+    ("inspect a b --task x.jsonl", "usage", "--base"),
+    ("inspect a b --probe auto", "usage", "--base"),
+    ("inspect a b --base ./nowhere", "reference", "nowhere"),
+    ("inspect a b --diagnostic karma", "usage", "karma"),
+    ("inspect a b --device tpu", "usage", "--device"),
+    ("inspect a b --device cuda:99", "usage", "--device"),
+    ("inspect a b --dtype float7", "usage", "--dtype"),
+    ("inspect a b --markdown", "usage", "--markdown"),
+    ("merge base a -o out", "adapter", "whole model", "--base"),
+    ("merge a c -o out", "incompatible", "", "--allow base-mismatch"),
+    ("merge a b -o out --limit 3", "usage", "--limit goes with --task", "add one"),
+    ("merge a b -o out --method tise", "usage", "tise", "did you mean 'ties'?"),
+    ("merge a b -o out --method ties:density=x", "usage", "must be a number"),
+    ("merge a b -o out --method ties:density=7", "usage", "density"),
+    ("merge a b -o out --method ties:densty=0.3", "usage", "did you mean 'density'"),
+    ("merge a b -o out --method ties:dense=1", "usage", "density, election, normalize, lambda, "),
+    ("merge a b -o out --weights 0.5", "usage", "2 adapters"),
+    ("merge a b -o out --weights a,b", "usage", "--weights"),
+    ("merge a b -o out --weights nan,1", "usage", "finite"),
+    ("merge a b -o out --rank 0", "usage", "--rank"),
+    ("merge a b -o out --rank many", "usage", "--rank"),
+    ("merge a b -o out --space inner", "usage", "'inner': there are full, core and knots"),
+    ("merge a b -o out --dtype float7", "usage", "--dtype"),
+    ("merge a b -o out --allow base-mismatsch", "usage", "did you mean 'base-mismatch'"),
+    ("merge-and-eval a b", "usage", "--task"),
+    ("merge-and-eval a --task t.jsonl", "usage", "two"),
+    ("merge-and-eval a b --task no.jsonl", "task", "no.jsonl", "check the path."),
+    ("merge-and-eval a b --task no.jsonl --device tpu", "usage", "--device"),
+    ("merge-and-eval a b --sytem uniform", "usage", "--sytem", "did you mean --system?"),
+    (
+        "merge-and-eval a b --task t.jsonl --base base --system chian",
+        "usage",
+        "did you mean 'chain'",
+    ),
+    ("merge-and-eval base a --task t.jsonl", "adapter", "whole model", "--base"),
+    ("screen - --markdown", "usage", "--markdown"),  # before the pipe is read
+    ("screen @no.txt", "usage", "no.txt"),
+    ("screen out", "adapter", "directory"),
+    ("screen out also", "adapter", "2 adapters"),
+    ("demo --scenario paradise", "world", "paradise", ""),
+    ("verify nowhere", "adapter", "no directory"),
+    ("methods tie", "usage", "did you mean 'ties'"),
+]
+
+
+@pytest.mark.parametrize("row", WRONG, ids=lambda row: row[0])
+def test_a_wrong_call_is_a_document_where_json_is_asked_for(tmp_path, monkeypatch, row):
+    making.saved_pair(tmp_path)
     making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
-    places = {"A": a, "B": b, "OTHER": tmp_path / "c", "OUT": tmp_path / "out"}
-    error = document(*(places.get(argument, argument) for argument in arguments))
-    assert error["code"] == code
-    assert error["cure"] and cure in error["cure"]
-    assert error["cure"].removeprefix("give ") in error["message"]
+    (tmp_path / "t.jsonl").write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    (tmp_path / "base").symlink_to(shipped_world().base)
+    monkeypatch.chdir(tmp_path)
+    words, code, said, *cure = row
+    error = document(*shlex.split(words))
+    assert error["code"] == code and said in error["message"] and len(error["message"]) < 600
+    assert error["cure"]
+    for one in cure:
+        assert one in error["cure"] and error["cure"].removeprefix("give ") in error["message"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_json_standard_output_stays_empty():

@@ -91,25 +91,6 @@ def test_a_file_or_pipe_without_references_is_named(tmp_path, content):
         assert shown.exit_code == 2 and named in shown.stderr and not shown.stdout
 
 
-def test_a_wrong_call_is_named_before_a_pipe_is_read(tmp_path):
-    shown = call("screen", "-", "--json", "--markdown", stdin="")
-    assert shown.exit_code == 2 and "--markdown" in shown.stderr
-
-
-def test_a_missing_file_of_references_is_named(tmp_path):
-    shown = call("screen", f"@{tmp_path / 'no.txt'}", "--json")
-    assert shown.exit_code == 2
-    assert json.loads(shown.stdout)["error"]["code"] == "usage"
-
-
-def test_nothing_that_can_be_read_is_an_error(tmp_path):
-    one = call("screen", tmp_path / "a")
-    assert one.exit_code == 2 and "directory" in one.stderr
-    both = call("screen", tmp_path / "a", tmp_path / "b", "--json")
-    told = json.loads(both.stdout)["error"]
-    assert both.exit_code == 2 and "2 adapters" in told["message"] and told["cure"]
-
-
 def test_an_output_never_lands_on_an_adapter(library, tmp_path):
     shown = call("screen", f"@{library}", "--html", tmp_path / "a" / "adapter_config.json")
     assert shown.exit_code == 2

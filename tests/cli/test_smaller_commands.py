@@ -87,19 +87,6 @@ def test_the_config_file_stands_for_its_directory(pair):
     for document in documents:
         document.pop("provenance")
     assert documents[0] == documents[1]
-    result = call("inspect", pair[0] / "adapter_model.safetensors")
-    assert result.exit_code == 2 and "directory" in result.stderr
-
-
-@pytest.mark.parametrize("command", ["inspect", "merge", "merge-and-eval"])
-def test_a_base_where_an_adapter_is_meant(pair, tmp_path, command):
-    base = shipped_world().base
-    task = tmp_path / "task.jsonl"
-    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
-    rest = {"merge": ["-o", tmp_path / "out"], "merge-and-eval": ["--task", task]}.get(command, [])
-    result = call(command, base, pair[0], *rest)
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "whole model" in result.stderr and "--base" in result.stderr
 
 
 def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
@@ -219,14 +206,6 @@ def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeyp
 def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path, options, told):
     made = call("merge", *pair, "-o", tmp_path / "out", *options)
     assert made.exit_code == 0 and ("--weights" in made.stdout) is told
-
-
-def test_the_nearest_system_is_named(pair, tmp_path):
-    task = tmp_path / "task.jsonl"
-    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
-    asked = ["--task", task, "--base", shipped_world().base, "--system", "chian"]
-    result = call("merge-and-eval", *pair, *asked)
-    assert result.exit_code == 2 and "did you mean 'chain'" in result.stderr
 
 
 COLLECTED = """

@@ -7,9 +7,7 @@ from audits import HOSTILE, an_audit, markdown
 from evidences import replaced
 from planting import MARKUP, READER, planted, structure
 from test_page import library_audit
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.records import Command, Reason, Score
 
 
@@ -80,11 +78,6 @@ def test_a_program_is_a_block_that_can_be_copied():
     text = markdown(replaced(an_audit(), verdict=verdict))
     (block,) = [token.content for token in READER.parse(text) if token.type == "fence"]
     assert block == program.replace("```", "'''") + "\n"
-
-
-def test_json_and_markdown_do_not_go_together():
-    result = CliRunner().invoke(app, ["inspect", "a", "b", "--json", "--markdown"])
-    assert result.exit_code == 2 and "--markdown" in result.stderr + result.stdout
 
 
 def test_of_a_library_it_names_what_cannot_be_used_and_families():

@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import strategies as st
 
 from loraprobe.records import Audit, Comparison, EvaluationRecords, Gain, Score
-from loraprobe.verdict import Evidence
+from loraprobe.verdict import Evidence, decide
 
 N = 100
 MEASURED = {field.name for field in dataclasses.fields(EvaluationRecords)}
@@ -91,6 +91,26 @@ def codes(verdict):
 
 def reason(verdict, code):
     return next(r for r in verdict.reasons if r.code == code)
+
+
+def check(asked, decision, action=None, system=None, first=None, has=(), lacks=(), **severities):
+    """The verdict, which has this decision (action, system) and these codes.
+
+    severities: code with underscores -> its severity.
+    """
+    found = decide(asked)
+    assert decision in (None, found.decision)
+    assert action in (None, found.action) and system in (None, found.system)
+    assert first in (None, codes(found)[0])
+    assert {*has} <= {*codes(found)} and not {*lacks} & {*codes(found)}
+    for code, severity in severities.items():
+        assert reason(found, code.replace("_", "-")).severity == severity
+    return found
+
+
+def forms(plain, steps, half=0.04, **options):
+    """The same systems asked both plainly and step by step."""
+    return both(evidence(plain, **options), evidence(steps, part="steps", half=half, **options))
 
 
 def both(first, second):

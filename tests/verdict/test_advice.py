@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import evidences
 import pytest
 from evidences import (
     KINDS,
@@ -11,6 +12,7 @@ from evidences import (
     changed,
     codes,
     evidence,
+    forms,
     reason,
     replaced,
     skills,
@@ -27,16 +29,7 @@ FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
 
 def check(asked, action, decision=None, system=None, has=(), lacks=()):
     """The verdict, which has this action (decision, system) and these codes."""
-    found = decide(asked)
-    assert found.action == action
-    assert decision in (None, found.decision) and system in (None, found.system)
-    assert {*has} <= {*codes(found)} and not {*lacks} & {*codes(found)}
-    return found
-
-
-def forms(plain, steps, **options):
-    """The same systems asked both plainly and step by step."""
-    return both(evidence(plain, **options), evidence(steps, part="steps", **options))
+    return evidences.check(asked, decision, action, system, None, has, lacks)
 
 
 # ---- the next command ----------------------------------------------------------------------------

@@ -433,6 +433,17 @@ def call(*arguments: object, **options: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
+def shipped(scenario: str) -> list[str]:
+    """The arguments of merge-and-eval that judge a scenario of the shipped world."""
+    from loraprobe.demo import shipped_world
+
+    world = shipped_world()
+    chosen = world.scenario(scenario)
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
+    return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
+
+
 class Fork:
     """`work` in a fork of this process, which has imported already what a new one would import.
 

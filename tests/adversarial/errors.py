@@ -212,7 +212,7 @@ def _(place: Path, template: str) -> str:
 
 # Exceptions that nobody expected.
 INSPECT = "loraprobe.hub.load_all", ("inspect", "x")
-BUILD = "loraprobe_lab.worlds.spec.build_world", ("lab", "build", "keep-both", "-o", "x")
+BUILD = "loraprobe_lab.build.build_world", ("lab", "build", "keep-both", "-o", "x")
 RAISED: dict[str, tuple[BaseException, str, tuple[str, ...]]] = {
     "exception": (ValueError("x"), *INSPECT),
     "recursion": (RecursionError("x"), *INSPECT),

@@ -11,6 +11,7 @@ from typing import Any
 import making
 
 from adversarial import call, case, cases, ended
+from adversarial.errors import edit
 
 VERDICTS = ("exit 0", "exit 1", "exit 3")
 ADAPTER, WEIGHTS = "a/adapter_model.safetensors", "base/model.safetensors"
@@ -68,11 +69,7 @@ def resumed(place: Path, change: Callable[[Path], object], named: str) -> str:
 def edited(file: str, **changes: object) -> Callable[[Path], object]:
     """Changes keys of a JSON file."""
 
-    def change(place: Path) -> None:
-        path = place / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
+    return lambda place: edit(place / file, **changes)
 
 
 def keeps_time(file: str, change: Callable[[Path], None]) -> Callable[[Path], object]:

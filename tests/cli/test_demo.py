@@ -34,40 +34,30 @@ def answered(tmp_path, *call: object) -> tuple[Any, dict]:
 
 def judged(tmp_path, scenario: str, *more: object) -> tuple[Any, dict]:
     """merge-and-eval of a scenario of the shipped world."""
-    return answered(tmp_path, "merge-and-eval", *shipped(scenario), "--quiet", *more)
+    return answered(tmp_path, "merge-and-eval", *making.shipped(scenario), "--quiet", *more)
 
 
 def value(document: dict, system: str, part: str = "question", task: str | None = None) -> float:
-    (row,) = [
-        r
-        for r in document["evaluation"]
-        if (r["system"], r["part"]) == (system, part) and task in (None, r["task"])
-    ]
+    rows = [r for r in document["evaluation"] if (r["system"], r["part"]) == (system, part)]
+    (row,) = [r for r in rows if task in (None, r["task"])]
     return row["value"]
 
 
 def check_samples(document: dict, rows: list[dict]) -> None:
     """The answers of all systems agree with the scores and with the causes of failure."""
     assert len(rows) == document["rounds"]["items"] * 4  # the question, two hops, step by step
+
+    def replies(part: str, system: str) -> list[dict]:
+        told = [reply for row in rows if row["part"] == part for reply in row["replies"]]
+        return [reply for reply in told if reply["system"] == system]
+
     for score in document["evaluation"]:
-        replies = [
-            reply
-            for row in rows
-            if row["part"] == score["part"]
-            for reply in row["replies"]
-            if reply["system"] == score["system"]
-        ]
-        assert len(replies) == score["n"]
-        assert sum(r["right"] for r in replies) / len(replies) == pytest.approx(score["value"])
+        own = replies(score["part"], score["system"])
+        assert len(own) == score["n"]
+        assert sum(r["right"] for r in own) / len(own) == pytest.approx(score["value"])
     for counts in document["attribution"]:
-        own = [
-            reply["cause"]
-            for row in rows
-            if row["part"] == "question"
-            for reply in row["replies"]
-            if reply["system"] == counts["system"]
-        ]
-        assert all(own.count(cause) == counts[cause] for cause in set(own))
+        causes = [reply["cause"] for reply in replies("question", counts["system"])]
+        assert all(causes.count(cause) == counts[cause] for cause in set(causes))
     wrong = document["samples"]
     assert len(wrong) == 3
     for row in wrong:
@@ -164,26 +154,24 @@ def test_keep_both_says_what_is_measured(tmp_path):
 
 
 def test_exit_zero_and_quiet(tmp_path):
-    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "3", "--quiet", "--exit-zero"]
+    call = [
+        "merge-and-eval",
+        *making.shipped("keep-both"),
+        "--limit",
+        "3",
+        "--quiet",
+        "--exit-zero",
+    ]
     result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path)})
     assert result.exit_code == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) == 1
-
-
-def shipped(scenario: str) -> list[str]:
-    """The arguments of merge-and-eval that judge a scenario of the shipped world."""
-    world = shipped_world()
-    chosen = world.scenario(scenario)
-    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
-    return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
 
 
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
     method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
     few = ["--limit", "30"]
-    call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
+    call = ["merge-and-eval", *making.shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
     assert f"PeftModel.from_pretrained(base, {str(target)!r})" in result.stdout
@@ -220,7 +208,7 @@ def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
 
 def test_advice_that_is_no_merge_writes_nothing(tmp_path):
     target = tmp_path / "out"
-    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "4", "-o", str(target)]
+    call = ["merge-and-eval", *making.shipped("disjoint"), "--limit", "4", "-o", str(target)]
     call += ["--system", "uniform"]
     result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code in (1, 3)
@@ -235,12 +223,9 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
 
 
-def test_weights_are_used_and_unknown_systems_refused(tmp_path):
-    few = ["--limit", "3"]
-    _, document = judged(tmp_path, "skill-and-facts", *few, "--weights", "0.7,0.9")
+def test_weights_are_used(tmp_path):
+    _, document = judged(tmp_path, "skill-and-facts", "--limit", "3", "--weights", "0.7,0.9")
     assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
-    refused, document = judged(tmp_path, "skill-and-facts", *few, "--system", "karma")
-    assert refused.exit_code == 2 and "karma" in refused.stderr and list(document) == ["error"]
 
 
 def test_margin_and_retention_reach_the_verdict(tmp_path):

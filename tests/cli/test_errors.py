@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import making
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import loraprobe
 from loraprobe.demo import shipped_world
@@ -33,6 +36,7 @@ def document(*arguments: object, code: int = 2) -> dict[str, str]:
     return error
 
 
+WEIGHTS = "adapter_model.safetensors"
 WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspect ./nowhere", "reference", "nowhere", "check the path."),
     ("inspect nowhere", "reference", "nowhere"),
@@ -54,6 +58,10 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspect a b --markdown", "usage", "--markdown"),
     ("merge base a -o out", "adapter", "whole model", "--base"),
     ("merge a c -o out", "incompatible", "", "--allow base-mismatch"),
+    ("merge a wide -o out", "incompatible", "shape"),
+    ("merge a bare -o out", "adapter", "adapter_model"),
+    ("merge a torn -o out", "adapter", "adapter_config.json"),
+    ("merge a more -o out", "unsupported-adapter", "lm_head"),
     ("merge a b -o out --limit 3", "usage", "--limit goes with --task", "add one"),
     ("merge a b -o out --method tise", "usage", "tise", "did you mean 'ties'?"),
     ("merge a b -o out --method ties:density=x", "usage", "must be a number"),
@@ -89,20 +97,35 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Adapters a and b, some that do not go with them, a base and a task."""
+    place = tmp_path_factory.mktemp("folder")
+    making.saved_pair(place)
+    making.random_adapter("c", base_model="other/base", seed=9).save(place / "c")
+    making.random_adapter("wide", dict.fromkeys(making.LLAMA, (40, 40))).save(place / "wide")
+    for name in ("bare", "torn", "more"):
+        shutil.copytree(place / "b", place / name)
+    (place / "bare" / WEIGHTS).unlink()
+    (place / "torn" / "adapter_config.json").write_text("{")
+    tensors = load_file(place / "b" / WEIGHTS)
+    tensors["base_model.model.lm_head.weight"] = torch.ones(4, 4)
+    save_file(tensors, place / "more" / WEIGHTS)
+    (place / "t.jsonl").write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    (place / "base").symlink_to(shipped_world().base)
+    return place
+
+
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: row[0])
-def test_a_wrong_call_is_a_document_where_json_is_asked_for(tmp_path, monkeypatch, row):
-    making.saved_pair(tmp_path)
-    making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
-    (tmp_path / "t.jsonl").write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
-    (tmp_path / "base").symlink_to(shipped_world().base)
-    monkeypatch.chdir(tmp_path)
+def test_a_wrong_call_is_a_document_where_json_is_asked_for(folder, monkeypatch, row):
+    monkeypatch.chdir(folder)
     words, code, said, *cure = row
     error = document(*shlex.split(words))
     assert error["code"] == code and said in error["message"] and len(error["message"]) < 600
     assert error["cure"]
     for one in cure:
         assert one in error["cure"] and error["cure"].removeprefix("give ") in error["message"]
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists() and not list(folder.glob(".*"))
 
 
 def test_without_json_standard_output_stays_empty():

@@ -13,7 +13,6 @@ import pytest
 from loraprobe.cli import progress as module
 from loraprobe.cli.progress import ProgressLine, shown, spoken
 from loraprobe.cli.running import Output
-from loraprobe.demo import shipped_world
 
 
 class Clock:
@@ -146,19 +145,13 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
         assert progress is None
 
 
-def arguments() -> list[object]:
-    """merge-and-eval on a few items of the shipped world."""
-    world = shipped_world()
-    chosen = world.scenario("skill-and-facts")
-    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    tasks = [part for task in chosen.tasks for part in ("--task", task)]
-    return [*refs, *tasks, "--base", world.base, "--threads", "1", "--limit", "12"]
+FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
 
 
 def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path):
     environment = {"LORAPROBE_CACHE": str(tmp_path / "cache"), "COLUMNS": "80"}
     target = tmp_path / "out"
-    call = ["merge-and-eval", *arguments(), "-o", target]
+    call = ["merge-and-eval", *FEW, "-o", target]
     dry = making.call(*call, "--dry-run", "--json", env=environment)
     assert dry.exit_code == 0, dry.output
     estimate = json.loads(dry.stdout)["estimate"]
@@ -177,5 +170,5 @@ def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path):
 
 def test_a_dry_run_refuses_what_the_run_refuses(tmp_path):
     making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
-    result = making.call("merge-and-eval", tmp_path / "tiny", *arguments(), "--dry-run")
+    result = making.call("merge-and-eval", tmp_path / "tiny", *FEW, "--dry-run")
     assert result.exit_code == 2 and result.stdout == "" and "tiny" in result.stderr

@@ -12,6 +12,7 @@ import math
 import operator
 
 import jsonschema
+import making
 import numpy as np
 import pytest
 from calibrations import DOCUMENT, calibration, case, forecast, measured, score
@@ -29,7 +30,6 @@ from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
 from loraprobe.verdict import decide, read_calibration
 from loraprobe.verdict.probability import LEAST, shipped
-from loraprobe_lab import shipped_world
 
 
 def by_code(verdict, code):
@@ -419,15 +419,12 @@ def told(tmp_path_factory):
     """`inspect` and `merge-and-eval` on the shipped world with the calibration of these tests."""
     folder = tmp_path_factory.mktemp("told")
     (folder / "c.json").write_text(json.dumps(DOCUMENT))
-    world = shipped_world()
-    chosen = world.scenario("skill-and-facts")
     found = {}
     for command in ("inspect", "merge-and-eval"):
         call = [
             command,
-            *(f"{name}={path}" for name, path in chosen.adapters.items()),
-            *("--base", str(world.path / "base"), "--task", str(chosen.tasks[0])),
-            *("--json", "--quiet", "--resume", "--limit", "30", "--threads", "1"),
+            *making.shipped("skill-and-facts"),
+            *("--json", "--quiet", "--resume", "--limit", "30"),
             *("--prior", "0.3", "--margin", "0.1"),
         ]
         files = {"LORAPROBE_CACHE": str(folder), "LORAPROBE_CALIBRATION": str(folder / "c.json")}

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import hidden, peft_adapter, peft_model, write_adapter
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
@@ -106,10 +107,10 @@ def factors(a: tuple[int, ...], b: tuple[int, ...], path: str = "x") -> dict[str
     return {FORM.format(path, "A"): torch.ones(a), FORM.format(path, "B"): torch.ones(b)}
 
 
-UNFIT = [
-    *[((4, 16), (16, 3)), ((64,), (16, 4)), ((0,), (0,)), ((0, 16), (16, 0))],
-    ((4, 16), (16, 4, 1)),
-]
+UNFIT = [((4, 16), (16, 3)), ((64,), (16, 4)), ((0,), (0,)), ((0, 16), (16, 0))]
+UNFIT.append(((4, 16), (16, 4, 1)))
+MATHS, LAW = (f"{PREFIX}{{}}.lora_{{}}.{name}.weight" for name in ("maths", "law"))
+TWO = pair(form=MATHS) | pair(form=LAW)
 PROMISES = {
     "use_dora": True,
     "lora_bias": True,
@@ -118,11 +119,7 @@ PROMISES = {
 }
 # What is odd and stands in no row of docs/pathologies.md -> tensors, config, codes of findings.
 ODD = {
-    "two adapters in one file": (
-        pair(form=PREFIX + "{}.lora_{}.maths.weight") | pair(form=PREFIX + "{}.lora_{}.law.weight"),
-        {},
-        {"several-adapters"},
-    ),
+    "two adapters in one file": (TWO, {}, {"several-adapters"}),
     "A without B": (
         pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)},
         {},
@@ -134,11 +131,16 @@ ODD = {
         {"r": 8, "rank_pattern": {"q_proj": 4}, "target_modules": ["q_proj", "up_proj"]},
         {"rank-contradicts-config"},
     ),
-    **{
-        f"{flag} without tensors": (pair(), {flag: value}, {"missing-tensors"})
-        for flag, value in PROMISES.items()
-    },
+    **{f"{key} unkept": (pair(), {key: v}, {"missing-tensors"}) for key, v in PROMISES.items()},
 }
+
+
+FORMS = """
+{}.lora_A.weight {}.lora_B.weight {}.lora_A.default.weight {}.lora_B.bias {}.lora_embedding_A
+{}.lora_embedding_B {}.lora_magnitude_vector {}.weight {}.bias {}.base_layer.weight
+{}.base_layer.lora_A.weight {}.alpha {} {}.token_adapter.trainable_tokens_delta
+{}.lora_down.weight {}.modules_to_save.default.weight {}.original_module.bias
+""".split()
 
 
 def _kinds(adapter: Adapter) -> dict:
@@ -161,7 +163,7 @@ class TestWhatPeftWrote:
         accounted(adapter)
 
     @pytest.mark.parametrize(
-        "targets", [["c_attn", "c_proj", "c_fc"], ["c_attn", "lm_head", "wte"]]
+        "targets", ["c_attn c_proj c_fc".split(), "c_attn lm_head wte".split()]
     )
     @pytest.mark.parametrize("flag", [True, False])
     def test_gpt2_deltas_are_those_of_peft(self, tmp_path, gpt2, targets, flag):
@@ -192,17 +194,14 @@ class TestWhatPeftWrote:
     @pytest.mark.parametrize("case", WHOLE)
     def test_what_stands_beside_the_factors_is_read_and_written(self, tmp_path, llama, gpt2, case):
         """peft's own file, ours of it, and ours of the same adapter in memory: one function."""
-        from peft import PeftModel
-
         config, kind = WHOLE[case]
         base = gpt2 if "c_attn" in config["target_modules"] else llama
         kept = copy.deepcopy(base)
         model = peft_model(base, r=4, lora_alpha=8, **config)
         model.save_pretrained(str(tmp_path / "peft"))
         adapter = read_adapter(tmp_path / "peft")
-        held = {
-            k: dict(getattr(adapter, k)) for k in ("magnitudes", "whole", "offsets", "token_rows")
-        }
+        fields = ("magnitudes", "whole", "offsets", "token_rows")
+        held = {field: dict(getattr(adapter, field)) for field in fields}
         assert {k for k, tensors in held.items() if tensors} == {kind}
         memory = adapter_of("memory", adapter.modules, kinds=_kinds(adapter), **held)
         keys = sorted(e.key for e in adapter.extras if e.kind != "base_copy")
@@ -222,15 +221,12 @@ class TestWhatPeftWrote:
     @pytest.mark.parametrize("dims", [1, 2, 3])
     def test_convolution(self, tmp_path, dims, use_dora):
         """A and B are one matrix product; saved again, peft computes the same."""
-        from peft import PeftModel
-
         conv = getattr(torch.nn, f"Conv{dims}d")
         model = torch.nn.Sequential(conv(3, 6, 2), conv(6, 5, 1 + dims // 3))  # peft fails at 1x1x1
         x = torch.randn(2, 3, *(4,) * dims)
         kept = copy.deepcopy(model)
-        wrapped = peft_model(
-            model, target_modules=["0", "1"], r=2, lora_alpha=3, task_type=None, use_dora=use_dora
-        )
+        config = {"target_modules": ["0", "1"], "r": 2, "lora_alpha": 3, "task_type": None}
+        wrapped = peft_model(model, use_dora=use_dora, **config)
         wrapped.save_pretrained(str(tmp_path / "peft"))
         adapter = read_adapter(tmp_path / "peft")
         assert {i.kind for i in adapter.layout.values()} == {"convolution"} and not codes(adapter)
@@ -245,9 +241,8 @@ class TestWhatPeftWrote:
 
     def test_a_convolution_with_groups_is_an_extra(self, tmp_path):
         model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Linear(4, 5))
-        adapter = read_adapter(
-            peft_adapter(tmp_path, model, target_modules=["0", "1"], r=2, task_type=None)
-        )
+        peft_adapter(tmp_path, model, target_modules=["0", "1"], r=2, task_type=None)
+        adapter = read_adapter(tmp_path)
         assert set(adapter.modules) == {"1"}
         assert [extra.kind for extra in adapter.extras] == ["convolution"] * 2
         accounted(adapter)
@@ -264,8 +259,6 @@ class TestKeys:
     )
     def test_prefixes_as_peft_takes_them(self, tmp_path, llama, form, code):
         """The finding says whether peft loads such keys with any effect; peft is asked."""
-        from peft import PeftModel
-
         write_adapter(tmp_path, pair(form=form))
         adapter = read_adapter(tmp_path)
         before = hidden(llama)
@@ -309,46 +302,23 @@ class TestKeys:
     @settings(max_examples=60)
     @given(st.data())
     def test_whatever_the_keys_every_tensor_is_accounted_for(self, tmp_path_factory, data):
-        paths = st.sampled_from(
-            ["q", "model.layers.1.mlp.up_proj", "lm_head", "a.base_layer", "x.lora"]
-        )
-        forms = [
-            "{}.lora_A.weight",
-            "{}.lora_B.weight",
-            "{}.lora_A.default.weight",
-            "{}.lora_B.bias",
-            "{}.lora_embedding_A",
-            "{}.lora_embedding_B",
-            "{}.lora_magnitude_vector",
-            "{}.weight",
-            "{}.bias",
-            "{}.base_layer.weight",
-            "{}.base_layer.lora_A.weight",
-            "{}.alpha",
-            "{}",
-            "{}.token_adapter.trainable_tokens_delta",
-            "{}.lora_down.weight",
-            "{}.modules_to_save.default.weight",
-            "{}.original_module.bias",
-        ]
+        names = "q model.layers.1.mlp.up_proj lm_head a.base_layer x.lora"
+        paths, forms = st.sampled_from(names.split()), st.sampled_from(FORMS)
         prefixes = st.sampled_from([PREFIX, "", PREFIX + PREFIX, "base_model."])
-        keys = data.draw(st.lists(st.tuples(prefixes, st.sampled_from(forms), paths), max_size=12))
+        keys = data.draw(st.lists(st.tuples(prefixes, forms, paths), max_size=12))
         shapes = st.lists(st.sampled_from([0, 1, 2, 4]), max_size=3)
         count = iter(range(1, 10**6))
         tensors = {
             prefix + form.format(path): torch.full(data.draw(shapes), float(next(count)))
             for prefix, form, path in keys
         } or {"x": torch.ones(1)}
-        config = data.draw(
-            st.fixed_dictionaries(
-                {
-                    "r": st.sampled_from([1, 2, 4]),
-                    "target_parameters": st.sampled_from([None, ["q.weight"], ["up_proj.weight"]]),
-                    "modules_to_save": st.sampled_from([None, ["lm_head"]]),
-                    "fan_in_fan_out": st.booleans(),
-                }
-            )
-        )
+        choices = {
+            "r": [1, 2, 4],
+            "target_parameters": [None, ["q.weight"], ["up_proj.weight"]],
+            "modules_to_save": [None, ["lm_head"]],
+            "fan_in_fan_out": [False, True],
+        }
+        config = {key: data.draw(st.sampled_from(values)) for key, values in choices.items()}
         adapter = read_adapter(write_adapter(tmp_path_factory.mktemp("x"), tensors, **config))
         accounted(adapter)
         unusable = {e.key for e in adapter.extras if e.kind == "unknown"}
@@ -380,8 +350,6 @@ class TestWhatPeftLeavesOutOrReplaces:
         assert codes(read, "warning") == {"tensors-unused"} and not codes(read)
         assert not getattr(read, held) and not read.extras
         read.save(tmp_path / "b")
-        from peft import PeftModel
-
         again = PeftModel.from_pretrained(making.tiny_gpt2(), str(tmp_path / "b")).eval()
         torch.testing.assert_close(hidden(again), hidden(model))
 

@@ -32,8 +32,10 @@ from loraprobe.routing import ROUTERS
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 FUSED = {f"{ATTENTION}.qkv_proj": (28, 12), f"{MLP}.gate_up_proj": (40, 12)}
 ROWS = {"q_proj": (0, 16), "k_proj": (16, 22), "v_proj": (22, 28)}
+TWELVE = dict.fromkeys(ROWS, (12, 12))
 SINGLE = {f"{ATTENTION}.{name}": (end - start, 12) for name, (start, end) in ROWS.items()}
 SINGLE |= {f"{MLP}.gate_proj": (20, 12), f"{MLP}.up_proj": (20, 12)}
+UP = ("gate_proj", "up_proj")
 BASE = SINGLE | {"model.embed_tokens": (12, 30)}
 FUSED_BASE = FUSED | {"model.embed_tokens": (12, 30)}
 CONFIG = {"num_attention_heads": 8, "num_key_value_heads": 3, "hidden_size": 16}
@@ -45,15 +47,11 @@ def dense(adapter, path):
 
 def stacked(adapter, prefix=ATTENTION, names=tuple(ROWS)):
     """The single projections' deltas one below the other, zero where the adapter has none."""
-    shapes = {name: SINGLE[f"{prefix}.{name}"] for name in names}
-    return torch.cat(
-        [
-            dense(adapter, f"{prefix}.{name}")
-            if f"{prefix}.{name}" in adapter.modules
-            else torch.zeros(shape, dtype=torch.float64)
-            for name, shape in shapes.items()
-        ]
-    )
+    parts = []
+    for path in (f"{prefix}.{name}" for name in names):
+        zeros = torch.zeros(SINGLE[path], dtype=torch.float64)
+        parts.append(dense(adapter, path) if path in adapter.modules else zeros)
+    return torch.cat(parts)
 
 
 def test_a_fused_adapter_beside_a_single_one_is_split_exactly():
@@ -63,9 +61,7 @@ def test_a_fused_adapter_beside_a_single_one_is_split_exactly():
     assert same is single and not refused
     assert set(split.layout) == set(SINGLE)
     assert torch.equal(stacked(split), dense(fused, f"{ATTENTION}.qkv_proj"))
-    assert torch.equal(
-        stacked(split, MLP, ("gate_proj", "up_proj")), dense(fused, f"{MLP}.gate_up_proj")
-    )
+    assert torch.equal(stacked(split, MLP, UP), dense(fused, f"{MLP}.gate_up_proj"))
     assert all(split.layout[path].rank == 3 for path in split.layout)
     (note,) = split.issues
     assert (note.severity, note.code, note.adapters) == ("note", "fused-translated", ("f",))
@@ -82,13 +78,11 @@ def test_a_fused_adapter_beside_a_single_one_is_split_exactly():
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
 def test_single_ones_are_joined_exactly_where_the_base_is_fused(ranks, scalings, there, dtype):
-    modules = {
-        f"{ATTENTION}.{name}": random_update(end - start, 12, r, i, s, dtype)
-        for i, ((name, (start, end)), r, s) in enumerate(
-            zip(ROWS.items(), ranks, scalings, strict=True)
-        )
-        if name in there
-    }
+    modules = {}
+    for i, (name, rank, scaling) in enumerate(zip(ROWS, ranks, scalings, strict=True)):
+        if name in there:
+            path = f"{ATTENTION}.{name}"
+            modules[path] = random_update(*SINGLE[path], rank, i, scaling, dtype)
     adapter = adapter_of("s", modules)
     (joined,), refused = one_layout([adapter], FUSED_BASE, CONFIG)
     assert not refused and set(joined.layout) == {f"{ATTENTION}.qkv_proj"}
@@ -96,9 +90,8 @@ def test_single_ones_are_joined_exactly_where_the_base_is_fused(ranks, scalings,
     assert (update.out_features, update.in_features) == (28, 12)
     assert (update.rank, update.A.dtype, update.scaling) == (info.rank, info.dtype, info.scaling)
     assert update.rank == sum(u.rank for u in modules.values())
-    torch.testing.assert_close(
-        dense(joined, f"{ATTENTION}.qkv_proj"), stacked(adapter), rtol=1e-6, atol=1e-6
-    )
+    got = dense(joined, f"{ATTENTION}.qkv_proj")
+    torch.testing.assert_close(got, stacked(adapter), rtol=1e-6, atol=1e-6)
     if len({u.scaling for u in modules.values()}) == 1:  # rows are moved, nothing is rounded
         assert update.A.dtype == dtype
         (back,), _ = one_layout([joined], BASE)
@@ -167,26 +160,11 @@ def test_magnitudes_of_some_parts_only_are_not_joined():
         ({"qkv_proj": (28, 12)}, dict.fromkeys(ROWS, (9, 12)), {}, r"\(9, 9, 9\) do not add up"),
         ({"gate_up_proj": (40, 12)}, {"up_proj": (20, 12)}, {}, None),
         ({"gate_up_proj": (41, 12)}, {"up_proj": (20, 12)}, {}, "do not add up to its 41"),
-        ({"W_pack": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
-        ({"Wqkv": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
-        (
-            {"query_key_value": (36, 12)},
-            dict.fromkeys(ROWS, (12, 12)),
-            {},
-            "order of its rows depends on the model",
-        ),
-        (
-            {"query_key_value": (36, 12)},
-            {"query": (12, 12)},
-            {},
-            "order of its rows depends on the model",
-        ),
-        (
-            {"qkv_proj": (36, 12)},
-            dict.fromkeys(ROWS, (12, 12)),
-            {"config": {"model_type": "codegen"}},
-            "CodeGen",
-        ),
+        ({"W_pack": (36, 12)}, TWELVE, {}, None),
+        ({"Wqkv": (36, 12)}, TWELVE, {}, None),
+        ({"query_key_value": (36, 12)}, TWELVE, {}, "order of its rows depends on the model"),
+        ({"query_key_value": (36, 12)}, {"query": (12, 12)}, {}, "order of its rows depends on"),
+        ({"qkv_proj": (36, 12)}, TWELVE, {"config": {"model_type": "codegen"}}, "CodeGen"),
         ({"qkv_proj": (28, 12), "q_proj": (16, 12)}, {"k_proj": (6, 12)}, {}, "changes both"),
     ],
 )
@@ -196,9 +174,7 @@ def test_what_is_known_for_certain_is_translated_and_the_rest_named(fused, other
     adapters, refused = one_layout([a, b], **options)
     if reason is None:
         (path,) = a.layout
-        parts = [
-            f"{ATTENTION}.{n}" for n in (ROWS if "up" not in path else ("gate_proj", "up_proj"))
-        ]
+        parts = [f"{ATTENTION}.{name}" for name in (UP if "up" in path else ROWS)]
         assert not refused and list(adapters[0].layout) == sorted(parts)
         got = torch.cat([dense(adapters[0], part) for part in parts])
         assert torch.equal(got, dense(a, path))
@@ -220,17 +196,11 @@ def test_rows_come_from_the_base_where_the_adapters_do_not_tell_them():
 
 
 def test_nothing_is_done_where_nothing_needs_it():
-    adapters = [random_adapter("a", FUSED), random_adapter("b", FUSED, seed=1)]
-    assert one_layout(adapters) == (adapters, [])
-    assert one_layout(adapters, FUSED_BASE) == (adapters, [])
+    fused = [random_adapter("a", FUSED), random_adapter("b", FUSED, seed=1)]
     singles = [random_adapter("a", SINGLE), random_adapter("b", {"lm_head": (30, 12)})]
-    assert one_layout(singles) == (singles, [])
-    assert one_layout(singles, BASE) == (singles, [])
-    apart = [
-        random_adapter("a", FUSED),
-        random_adapter("b", {"model.layers.1.self_attn.q_proj": (16, 12)}),
-    ]
-    assert one_layout(apart)[0] == apart
+    apart = [fused[0], random_adapter("b", {"model.layers.1.self_attn.q_proj": (16, 12)})]
+    for adapters, *base in ((fused,), (fused, FUSED_BASE), (singles,), (singles, BASE), (apart,)):
+        assert one_layout(adapters, *base) == (adapters, [])
 
 
 # Attention and MLP are fused, and heads are grouped.
@@ -239,22 +209,19 @@ tiny_phi3 = partial(
 )
 
 
+IN_PHI3 = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 16), "v_proj": ("qkv_proj", 24)}
+IN_PHI3 |= {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 24)}
+
+
 def changed(model, adapter):
     """A copy of a Phi3 with the deltas of a split adapter added to its fused weights by hand."""
     model = copy.deepcopy(model)
     for path in adapter.modules:
         parent, _, name = path.rpartition(".")
-        fused, start = {
-            "q_proj": ("qkv_proj", 0),
-            "k_proj": ("qkv_proj", 16),
-            "v_proj": ("qkv_proj", 24),
-            "gate_proj": ("gate_up_proj", 0),
-            "up_proj": ("gate_up_proj", 24),
-        }.get(name, (name, 0))
-        weight = model.get_submodule(f"{parent}.{fused}").weight
+        fused, start = IN_PHI3.get(name, (name, 0))
         delta = adapter.modules[path].delta()
         with torch.no_grad():
-            weight[start : start + len(delta)] += delta
+            model.get_submodule(f"{parent}.{fused}").weight[start : start + len(delta)] += delta
     return model
 
 
@@ -275,16 +242,12 @@ def test_split_adapters_run_on_a_fused_model(names):
 def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(tmp_path):
     """The weights of a Phi3 cut into a Llama's give the same model; so must the adapter."""
     phi, llama = tiny_phi3(), tiny_llama(tied=False)
-    state = {}
-    for name, tensor in phi.state_dict().items():
-        if "qkv_proj" in name:
-            for part, rows in zip(ROWS, tensor.split([16, 8, 8]), strict=True):
-                state[name.replace("qkv_proj", part)] = rows
-        elif "gate_up_proj" in name:
-            for part, rows in zip(("gate_proj", "up_proj"), tensor.split([24, 24]), strict=True):
-                state[name.replace("gate_up_proj", part)] = rows
-        else:
-            state[name] = tensor
+    state, weights = {}, phi.state_dict()
+    for name in llama.state_dict():
+        _, _, part = name.removesuffix(".weight").rpartition(".")
+        fused, start = IN_PHI3.get(part, (part, 0))
+        rows = len(llama.state_dict()[name])
+        state[name] = weights[name.replace(part, fused)][start : start + rows]
     llama.load_state_dict(state)
     torch.testing.assert_close(hidden(llama), hidden(phi), rtol=1e-4, atol=1e-5)
     config = {"r": 2, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]}

@@ -9,20 +9,13 @@ from loraprobe.adapters.paths import public_name
 CACHE = "/home/alice/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/0123abc"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gpt2",
-        "owner/name",
-        "owner/name/",
-        "gpt2@v1",
-        "owner/name@v1.0",
-        "owner/name@refs/pr/1",
-        "owner/name@v2:lora/math",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "models/base",
-    ],
-)
+IDS = """
+gpt2 owner/name owner/name/ gpt2@v1 owner/name@v1.0 owner/name@refs/pr/1 owner/name@v2:lora/math
+HuggingFaceTB/SmolLM2-135M-Instruct models/base
+""".split()
+
+
+@pytest.mark.parametrize("name", IDS)
 def test_ids_of_the_hub_stay(name):
     assert public_name(name) == name
 

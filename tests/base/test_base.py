@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import making
 import pytest
@@ -36,45 +35,52 @@ def assert_same_weights(directory: Path, model: torch.nn.Module) -> None:
     expected = {}
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if weight is None or weight.dim() != 2:
-            continue
-        flat = isinstance(module, torch.nn.Linear)
-        expected[path] = weight if flat else weight.T
+        if weight is not None and weight.dim() == 2:
+            expected[path] = weight if isinstance(module, torch.nn.Linear) else weight.T
     assert set(base.shapes) == set(expected)
     for path, weight in expected.items():
         assert base.shapes[path] == tuple(weight.shape), path
         assert torch.equal(base.weight(path), weight), path
 
 
+def form(place: Path, model, saved=None, zipped: bool | None = None, **options):
+    """The model, saved in the directory whole or as its part `saved`, or as a pickle."""
+    (saved or model).save_pretrained(place, **options)
+    if zipped is not None:
+        state = load_file(place / "model.safetensors")
+        (place / "model.safetensors").unlink()
+        torch.save(state, place / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    return model
+
+
+LLAMA, GPT2 = making.tiny_llama(), making.tiny_gpt2()
+FORMS = {
+    "tied head": {"model": LLAMA},
+    "own head": {"model": making.tiny_llama(tied=False)},
+    "conv1d, in the orientation of a linear": {"model": GPT2},
+    "without its head, and so without the prefix": {"model": GPT2, "saved": GPT2.transformer},
+    "without a prefix that only transformers knows": {"model": LLAMA, "saved": LLAMA.model},
+    "shards": {"model": LLAMA, "max_shard_size": "4KB"},
+    "pickle": {"model": LLAMA, "zipped": True},
+    "pickle of old versions": {"model": LLAMA, "zipped": False},
+}
+
+
 class TestGeometry:
-    def test_llama_with_tied_head(self, small_base):
+    @pytest.mark.parametrize("case", FORMS)
+    def test_weights_are_those_of_the_model(self, tmp_path, case):
+        assert_same_weights(tmp_path, form(tmp_path, **FORMS[case]))
+        if case == "shards":
+            assert len(list(tmp_path.glob("*.safetensors"))) > 2
+        if "conv1d" in case:
+            base = open_base(tmp_path)
+            assert base.shapes["transformer.h.0.attn.c_attn"] == (48, 16)
+            assert base.weights["transformer.h.0.attn.c_attn"].kind == "conv1d"
+
+    def test_of_what_transformers_loads(self, small_base):
         from transformers import AutoModelForCausalLM
 
         assert_same_weights(small_base, AutoModelForCausalLM.from_pretrained(small_base))
-
-    def test_llama_with_own_head(self, tmp_path):
-        model = making.tiny_llama(tied=False)
-        model.save_pretrained(tmp_path)
-        assert_same_weights(tmp_path, model)
-
-    def test_conv1d_weights_come_in_the_orientation_of_a_linear(self, tmp_path, gpt2):
-        gpt2.save_pretrained(tmp_path)
-        assert_same_weights(tmp_path, gpt2)
-        base = open_base(tmp_path)
-        assert base.shapes["transformer.h.0.attn.c_attn"] == (48, 16)
-        assert base.weights["transformer.h.0.attn.c_attn"].kind == "conv1d"
-
-    def test_checkpoint_saved_without_its_head_gets_the_prefix_back(self, tmp_path, gpt2):
-        gpt2.transformer.save_pretrained(tmp_path)
-        assert all(
-            k.startswith("h.") or k[0] in "lw" for k in load_file(tmp_path / "model.safetensors")
-        )
-        assert_same_weights(tmp_path, gpt2)
-
-    def test_prefix_that_only_transformers_knows(self, tmp_path):
-        model = making.tiny_llama()
-        model.model.save_pretrained(tmp_path)
-        assert_same_weights(tmp_path, model)
 
     def test_a_head_beside_a_body_without_prefix(self, tmp_path, gpt2):
         gpt2.save_pretrained(tmp_path)
@@ -112,19 +118,6 @@ class TestGeometry:
         llama.model.save_pretrained(tmp_path)
         edit_config(tmp_path, model_type="nonesuch", architectures=["Nonesuch"])
         assert "layers.0.mlp.up_proj" in open_base(tmp_path).shapes
-
-    def test_shards(self, tmp_path, llama):
-        llama.save_pretrained(tmp_path, max_shard_size="4KB")
-        assert len(list(tmp_path.glob("*.safetensors"))) > 2
-        assert_same_weights(tmp_path, llama)
-
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_pickles(self, tmp_path, llama, zipped):
-        llama.save_pretrained(tmp_path)
-        state = load_file(tmp_path / "model.safetensors")
-        (tmp_path / "model.safetensors").unlink()
-        torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-        assert_same_weights(tmp_path, llama)
 
     def test_half_precision_is_read_as_float32(self, tmp_path, llama):
         llama.to(torch.bfloat16).save_pretrained(tmp_path)
@@ -229,22 +222,22 @@ class TestLoading:
         with pytest.raises(BaseError, match="no tokenizer"):
             open_base(tmp_path).load()
 
-    def test_unknown_architecture(self, copied):
-        edit_config(copied, model_type="nonesuch", architectures=["NonesuchForCausalLM"])
-        with pytest.raises(BaseError, match="nonesuch"):
-            open_base(copied).load()
-
-    def test_code_of_the_repository_needs_the_switch(self, copied):
-        edit_config(copied, model_type="nonesuch", auto_map={"AutoConfig": "harm.Config"})
+    @pytest.mark.parametrize(
+        ("config", "refused"),
+        [
+            ({"model_type": "nonesuch", "architectures": ["NonesuchForCausalLM"]}, "nonesuch"),
+            ({"model_type": "nonesuch", "auto_map": {"AutoConfig": "harm.C"}}, "--trust-remote-co"),
+            ({"auto_map": {"AutoModelForCausalLM": "harm.Model"}}, None),  # a known architecture
+        ],
+    )
+    def test_an_architecture_is_known_or_needs_the_switch(self, copied, config, refused):
+        edit_config(copied, **config)
         (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
-        with pytest.raises(BaseError, match="--trust-remote-code"):
-            open_base(copied).load()
-        assert not (copied / "harmed").exists()
-
-    def test_known_architecture_loads_without_its_own_code(self, copied):
-        edit_config(copied, auto_map={"AutoModelForCausalLM": "harm.Model"})
-        (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
-        assert type(open_base(copied).load().model).__name__ == "LlamaForCausalLM"
+        if refused:
+            with pytest.raises(BaseError, match=refused):
+                open_base(copied).load()
+        else:
+            assert type(open_base(copied).load().model).__name__ == "LlamaForCausalLM"
         assert not (copied / "harmed").exists()
 
     def test_absent_weights_are_not_made_up(self, copied):
@@ -338,15 +331,14 @@ class TestDevices:
 class TestDeclared:
     """Compares the sizes in config.json with the shapes of a file."""
 
-    SHAPES: ClassVar = {
-        "model.embed_tokens.weight": (40, 16),
-        "model.layers.0.mlp.up_proj.weight": (24, 16),
-        "model.layers.3.mlp.experts.up_proj": (5000, 24, 16),
-        "model.layers.3.mlp.down_proj.qweight": (2, 24),
-    }
-
     def check(self, **config) -> None:
-        tensors = {name: SimpleNamespace(shape=shape) for name, shape in self.SHAPES.items()}
+        shapes = {
+            "model.embed_tokens.weight": (40, 16),
+            "model.layers.0.mlp.up_proj.weight": (24, 16),
+            "model.layers.3.mlp.experts.up_proj": (5000, 24, 16),
+            "model.layers.3.mlp.down_proj.qweight": (2, 24),
+        }
+        tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
         check_types(config, "x")
         check_sizes(config, tensors, "x")
 

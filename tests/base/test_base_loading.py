@@ -8,15 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from making import (
-    base_tensors,
-    hidden,
-    random_adapter,
-    random_update,
-    subwords,
-    tiny_gpt2,
-    tiny_model,
-)
+from making import base_tensors, hidden, random_adapter, random_update, subwords, tiny_model
+from safetensors.torch import load_file, save_file
 
 import loraprobe
 from loraprobe.adapters import adapter_of
@@ -49,10 +42,13 @@ def directory(tmp_path_factory):
     return path
 
 
-def two(directory):
-    return [
-        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
-    ]
+def evaluated(directory, place, **options):
+    """merge_and_eval of two adapters of the base with a task of one question, asked thrice."""
+    names = enumerate("ab")
+    pair = [random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in names]
+    (place / "t.jsonl").write_text('{"prompt": "Once upon a", "answer": " time"}\n' * 3)
+    options |= {"base": directory, "tasks": place / "t.jsonl", "state": place / "state"}
+    return loraprobe.merge_and_eval(pair, **options)
 
 
 @needs_bitsandbytes
@@ -87,18 +83,8 @@ def test_compositions_run_on_a_quantised_base(directory, bits):
 @needs_bitsandbytes
 @needs_accelerate
 def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_path):
-    task = tmp_path / "t.jsonl"
-    task.write_text('{"prompt": "Once upon a", "answer": " time"}\n' * 3)
-    found = loraprobe.merge_and_eval(
-        two(directory),
-        base=directory,
-        tasks=task,
-        quantize="4bit",
-        methods=("uniform",),
-        routers=(),
-        max_new_tokens=2,
-        state=tmp_path / "state",
-    )
+    options = {"quantize": "4bit", "methods": ("uniform",), "routers": (), "max_new_tokens": 2}
+    found = evaluated(directory, tmp_path, **options)
     assert any("quantised to 4 bits" in note for note in found.notes)
     assert found.evaluation
 
@@ -133,17 +119,8 @@ def test_a_base_that_accelerate_places_runs_compositions(directory):
 
 @needs_accelerate
 def test_device_and_device_map_exclude_each_other(directory, tmp_path):
-    task = tmp_path / "t.jsonl"
-    task.write_text('{"prompt": "a", "answer": "b"}\n' * 2)
     with pytest.raises(UsageError, match='device_map="auto" places the base by itself'):
-        loraprobe.merge_and_eval(
-            two(directory),
-            base=directory,
-            tasks=task,
-            device_map="auto",
-            device="cpu",
-            state=tmp_path / "state",
-        )
+        evaluated(directory, tmp_path, device_map="auto", device="cpu")
 
 
 def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
@@ -180,28 +157,18 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
 
 
 def test_a_quantised_base_on_disk_cannot_give_what_dora_needs(tmp_path, directory):
-    from safetensors.torch import load_file, save_file
-
-    for file in directory.iterdir():
-        if file.suffix == ".safetensors":
-            tensors = {
-                k: v.to(torch.int8) if "q_proj" in k else v for k, v in load_file(file).items()
-            }
-            save_file(tensors, tmp_path / file.name)
-        else:
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    base = open_base(tmp_path)
+    place = shutil.copytree(directory, tmp_path / "base")
+    for file in place.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({k: v.to(torch.int8) if "q_proj" in k else v for k, v in tensors.items()}, file)
     path = next(iter(SHAPES))
     adapter = adapter_of("a", {path: random_update(64, 64)}, magnitudes={path: torch.ones(64)})
     with pytest.raises(BaseError, match=rf"stores {path} quantised .*give the unquantised base"):
-        merge([adapter], base=base)
+        merge([adapter], base=open_base(place))
 
 
-def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):
+def test_parameters_have_the_names_of_the_model_in_memory(tmp_path, gpt2):
     """gpt2 as it is published lacks the prefix of its body; a head may share the embedding."""
-    from safetensors.torch import save_file
-
-    gpt2 = tiny_gpt2()
     gpt2.save_pretrained(tmp_path)
     body = {k.removeprefix("transformer."): v for k, v in gpt2.state_dict().items()}
     del body["lm_head.weight"]
@@ -209,16 +176,13 @@ def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):
     base = open_base(tmp_path)
     for name, expected in gpt2.state_dict().items():
         assert torch.equal(base.parameter(name), expected), name
-    assert torch.equal(
-        base.weight("transformer.h.0.attn.c_attn"), gpt2.transformer.h[0].attn.c_attn.weight.mT
-    )
+    weight = base.weight("transformer.h.0.attn.c_attn")
+    assert torch.equal(weight, gpt2.transformer.h[0].attn.c_attn.weight.mT)
     with pytest.raises(BaseError, match=r"no parameter 'transformer.h.0.ln_1.wait'; did you mean"):
         base.parameter("transformer.h.0.ln_1.wait")
 
 
 def test_a_convolution_of_a_base_is_flattened(tmp_path):
-    from safetensors.torch import save_file
-
     weight = torch.randn(6, 4, 3, 2)
     save_file({"tower.patch.weight": weight}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "none"}')

@@ -15,6 +15,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,8 @@ HARMLESS = frozenset(
     "base_model_name_or_path task_type r lora_alpha target_modules bias fan_in_fan_out "
     "use_rslora exclude_modules alpha_pattern".split()
 )
-TYPED = {
-    "exclude_modules": (str, list),
-    "revision": str,
-    "task_type": str,
-    "bias": str,
-    "fan_in_fan_out": bool,
-    "use_rslora": bool,
-}
+TYPED = {"exclude_modules": (str, list), "fan_in_fan_out": bool, "use_rslora": bool}
+TYPED |= dict.fromkeys(("revision", "task_type", "bias"), str)
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, 4, 8, 0.5, 1e308, "", "x", "LORA"),
     *([], ["q_proj"], {}, {"q_proj": 2}, [[1, 2]]),
@@ -59,27 +54,23 @@ DTYPES = [
 Mutation = Callable[[random.Random, Path], None]
 
 
-def tensors_of(place: Path) -> dict[str, torch.Tensor]:
-    return load((place / WEIGHTS).read_bytes())
+def on_tensors(change: Callable[[random.Random, dict[str, torch.Tensor]], None]) -> Mutation:
+    """The mutation that changes the file's tensors so."""
+
+    def mutation(draw: random.Random, place: Path) -> None:
+        tensors = load((place / WEIGHTS).read_bytes())
+        change(draw, tensors)
+        (place / WEIGHTS).write_bytes(save({k: t.contiguous() for k, t in tensors.items()}))
+
+    return mutation
 
 
-def put(place: Path, tensors: dict[str, torch.Tensor]) -> None:
-    (place / WEIGHTS).write_bytes(save({k: t.contiguous() for k, t in tensors.items()}))
-
-
-def flip_data(draw: random.Random, place: Path) -> None:
-    data = bytearray((place / WEIGHTS).read_bytes())
-    start = 8 + struct.unpack("<Q", data[:8])[0]
-    for _ in range(draw.randint(1, 4)):
-        data[draw.randrange(start, len(data))] ^= 1 << draw.randrange(8)
-    (place / WEIGHTS).write_bytes(data)
-
-
-def flip_header(draw: random.Random, place: Path) -> None:
+def flip(draw: random.Random, place: Path, header: bool, most: int) -> None:
     data = bytearray((place / WEIGHTS).read_bytes())
     end = 8 + struct.unpack("<Q", data[:8])[0]
-    for _ in range(draw.randint(1, 3)):
-        data[draw.randrange(0, end)] ^= 1 << draw.randrange(8)
+    start, end = (0, end) if header else (end, len(data))
+    for _ in range(draw.randint(1, most)):
+        data[draw.randrange(start, end)] ^= 1 << draw.randrange(8)
     (place / WEIGHTS).write_bytes(data)
 
 
@@ -92,66 +83,49 @@ def cut(draw: random.Random, place: Path) -> None:
         file.write_bytes(data[: draw.randrange(len(data))])
 
 
-def rename(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def rename(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     key = draw.choice(sorted(tensors))
     parts = key.split(".")
     spot = draw.randrange(len(parts))
     words = "x lora_A lora_B weight bias base_layer default modules_to_save lora_embedding_A 0"
     parts[spot] = draw.choice(["", "q_proj", *words.split(), parts[spot][::-1], parts[spot] * 2])
     tensors[".".join(parts)] = tensors.pop(key)
-    put(place, tensors)
 
 
-def drop(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def drop(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     for _ in range(draw.randint(1, 3)):
         tensors.pop(draw.choice(sorted(tensors)))
-    put(place, tensors)
 
 
-def double(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def double(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     key = draw.choice(sorted(tensors))
     named = key.replace(".weight", ".default.weight")
     again = draw.choice([named, PREFIX + key, key + ".x", key.removeprefix(PREFIX)])
     tensors[again] = tensors[key] * draw.choice([1, 2])
-    put(place, tensors)
 
 
-def retype(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def retype(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     for key in draw.sample(sorted(tensors), draw.randint(1, len(tensors))):
         tensors[key] = tensors[key].to(draw.choice(DTYPES))
-    put(place, tensors)
 
 
-def reshape(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def reshape(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     key = draw.choice(sorted(tensors))
-    tensor = tensors[key]
-    tensors[key] = draw.choice(
-        [
-            tensor.T,
-            tensor.flatten(),
-            tensor[..., None],
-            tensor[None],
-            tensor[:2],
-            tensor[:, :2],
-            tensor[:0],
-            torch.cat([tensor, tensor]),
-            tensor.reshape(2, -1),
-        ]
-    )
-    put(place, tensors)
+    t = tensors[key]
+    shapes = [t.T, t.flatten(), t[..., None], t[None], t[:2], t[:, :2], t[:0], torch.cat([t, t])]
+    tensors[key] = draw.choice([*shapes, t.reshape(2, -1)])
 
 
-def values(draw: random.Random, place: Path) -> None:
-    tensors = tensors_of(place)
+@on_tensors
+def values(draw: random.Random, tensors: dict[str, torch.Tensor]) -> None:
     for key in draw.sample(sorted(tensors), draw.randint(1, len(tensors))):
         scale = draw.choice([0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), 3.0])
         tensors[key] = tensors[key] * scale
-    put(place, tensors)
 
 
 def configure(draw: random.Random, place: Path) -> None:
@@ -172,7 +146,8 @@ def garble(draw: random.Random, place: Path) -> None:
 
 
 MUTATIONS: list[Mutation] = [
-    *(flip_data, flip_header, cut, rename, drop, double),
+    *(partial(flip, header=False, most=4), partial(flip, header=True, most=3)),
+    *(cut, rename, drop, double),
     *(retype, reshape, values, configure, garble),
 ]
 

@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from making import base_tensors, peft_adapter, peft_model, tiny_gpt2, tiny_llama, tiny_model
+from making import (
+    base_tensors,
+    generator,
+    peft_adapter,
+    peft_model,
+    random_update,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_model,
+    write_adapter,
+)
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from loraprobe.adapters import Adapter, read_adapter
@@ -51,26 +64,19 @@ class Convolutions(nn.Module):
 
     def forward(self, x):
         """x: [batch, 4, 20]."""
-        return torch.cat(
-            [
-                self.one(x).flatten(1),
-                self.two(x[:, None]).flatten(1),
-                self.three(x.reshape(-1, 1, 4, 4, 5)).flatten(1),
-                self.grouped(x).flatten(1),
-            ],
-            1,
-        )
+        three = self.three(x.reshape(-1, 1, 4, 4, 5))
+        parts = (self.one(x), self.two(x[:, None]), three, self.grouped(x))
+        return torch.cat([part.flatten(1) for part in parts], 1)
 
 
 def outputs(model):
     plain = getattr(model, "base_model", model)
+    given = torch.arange(2 * 7).reshape(2, 7) * 5 % 39 + 1
     if isinstance(plain, Convolutions) or isinstance(getattr(plain, "model", None), Convolutions):
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            return model(torch.randn(2, 4, 20, generator=generator))
-    tokens = torch.arange(2 * 7).reshape(2, 7) * 5 % 39 + 1
+        given = torch.randn(2, 4, 20, generator=generator(3))
     with torch.no_grad():
-        return model(input_ids=tokens).logits
+        found = model(given)
+    return getattr(found, "logits", found)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def targets(*names: str, **more: Any) -> dict[str, Any]:
 
 
 COPY = {"base-copy": "note"}  # peft saves the embedding itself with factors of it
-SHARED = {"shared-weights": "note"}
+TIED = COPY | {"shared-weights": "note"}
+STACKS = ["experts.gate_up_proj", "experts.down_proj"]
 MOE = {"target-parameter": "note"}
 DORA, LOST = {"dora-magnitude": "note"}, "would (lose|drop)"
 KINDS = {
@@ -104,9 +111,7 @@ KINDS = {
     "embedding": Kind(tiny_llama, targets("embed_tokens"), COPY | {"tied-embeddings": "warning"}),
     "head": Kind(tiny_llama, targets("lm_head"), COPY | {"tied-embeddings": "warning"}),
     "tied, both": Kind(tiny_llama, targets("embed_tokens", "lm_head"), COPY),
-    "tied by peft": Kind(
-        tiny_llama, targets("embed_tokens", ensure_weight_tying=True), COPY | SHARED
-    ),
+    "tied by peft": Kind(tiny_llama, targets("embed_tokens", ensure_weight_tying=True), TIED),
     "convolutions": Kind(Convolutions, targets("one", "two", "three")),
     "convolution with groups": Kind(
         Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
@@ -114,32 +119,21 @@ KINDS = {
     "experts (target_parameters)": Kind(
         tiny_mixtral, targets("q_proj", target_parameters=["mlp.experts.down_proj"]), MOE
     ),
-    "two parameters of experts": Kind(
-        tiny_mixtral,
-        targets("q_proj", target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
-        MOE,
-    ),
+    "experts, two parameters": Kind(tiny_mixtral, targets("q_proj", target_parameters=STACKS), MOE),
     "experts, rslora, patterns": Kind(
         tiny_mixtral,
-        targets(
-            target_parameters=["gate_up_proj", "down_proj"],
-            use_rslora=True,
-            rank_pattern={"gate_up_proj": 4},
-        ),
+        targets(target_parameters=STACKS, use_rslora=True, rank_pattern={"gate_up_proj": 4}),
         MOE | {"rslora": "note", "ranks-differ": "note"},
     ),
     "experts, bf16 factors": Kind(
-        tiny_mixtral, targets(target_parameters=["experts.down_proj"]), MOE, dtype=torch.bfloat16
+        tiny_mixtral, targets(target_parameters=STACKS[1:]), MOE, dtype=torch.bfloat16
     ),
-    "experts, stored as [in, out]": Kind(
-        tiny_gpt_oss, targets(target_parameters=["experts.gate_up_proj", "experts.down_proj"]), MOE
-    ),
+    "experts, stored as [in, out]": Kind(tiny_gpt_oss, targets(target_parameters=STACKS), MOE),
     "experts, by module names of older models": Kind(  # peft makes parameters of them
         tiny_mixtral, targets("w1", "w2", "w3"), MOE | {"ranks-differ": "note"}
     ),
-    "router of experts": Kind(  # which peft takes for a parameter as well
-        tiny_mixtral, targets("k_proj", "gate"), MOE
-    ),
+    # The router, which peft takes for a parameter as well.
+    "router of experts": Kind(tiny_mixtral, targets("k_proj", "gate"), MOE),
     "fused": Kind(tiny_phi3, targets("qkv_proj", "gate_up_proj")),
     "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),
     "dora, conv1d": Kind(tiny_gpt2, targets("c_attn", use_dora=True), DORA),
@@ -153,7 +147,7 @@ KINDS = {
     "modules_to_save, tied": Kind(
         tiny_llama,
         targets("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-        {"modules-to-save": "note"} | SHARED,
+        {"modules-to-save": "note", "shared-weights": "note"},
     ),
     "biases of targets": Kind(biased_llama, targets("o_proj", bias="lora_only"), {"bias": "note"}),
     "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),
@@ -191,12 +185,8 @@ def write(kind: Kind, tmp_path: Path) -> Written:
     path = peft_adapter(tmp_path / "a", kind.make(), 1, **kind.options())
     wrapped = peft_model(kind.make(), 1, **kind.options())
     if kind.dtype is not torch.float32:
-        from safetensors.torch import load_file, save_file
-
         file = path / "adapter_model.safetensors"
         save_file({k: v.to(kind.dtype) for k, v in load_file(file).items()}, file)
-        from peft import PeftModel
-
         wrapped = PeftModel.from_pretrained(kind.make(), path).eval()
     return Written(read_adapter(path), outputs(wrapped), tmp_path)
 
@@ -217,17 +207,11 @@ def test_inspect_says(name, written):
     # With another adapter, what a composition would drop is an error.
     pair = check([adapter, adapter.renamed("twin")])
     errors = {issue.code for issue in pair.issues if issue.severity == "error"}
-    assert errors == {
-        code
-        for code, severity in kind.says.items()
-        if severity == "warning" and code != "tied-embeddings"
-    }
+    assert errors == {c for c in kind.says if kind.says[c] == "warning"} - {"tied-embeddings"}
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_merge_does(name, written, tmp_path):
-    from peft import PeftModel
-
     kind = KINDS[name]
     adapter, expected, base = written(name).adapter, written(name).outputs, written(name).base()
     if base is None:
@@ -281,22 +265,12 @@ def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(writ
 
 
 UNTOUCHED = ("True", "False", "gaussian", "eva", "orthogonal", "mica")
-CHANGED = {
-    "pissa": "PiSSA",
-    "pissa_niter_4": "PiSSA",
-    "olora": "OLoRA",
-    "corda": "CorDA",
-    "lora_ga": "LoRA-GA",
-    "loftq": "LoftQ",
-}
+CHANGED = {"pissa": "PiSSA", "pissa_niter_4": "PiSSA", "olora": "OLoRA", "corda": "CorDA"}
+CHANGED |= {"lora_ga": "LoRA-GA", "loftq": "LoftQ"}
 
 
 def test_every_initialisation_of_the_installed_peft_has_an_answer():
     """A new name in peft's config is looked at before it is trusted."""
-    from typing import get_args, get_type_hints
-
-    from peft import LoraConfig
-
     hint = get_type_hints(LoraConfig, include_extras=False)["init_lora_weights"]
 
     def names(t):
@@ -333,22 +307,17 @@ def test_initialisations_that_left_the_base_alone_say_nothing(init, tmp_path):
 @pytest.mark.parametrize("init", ["milora", "true", "", "PISSA_niter", "base64"])
 def test_initialisations_that_peft_does_not_load_are_refused(init, tmp_path):
     """peft is the oracle: it raises for these."""
-    from peft import LoraConfig, get_peft_model
-
     if init:
         config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
         with pytest.raises(ValueError):
             get_peft_model(tiny_llama(), config)
     found = {i.code for i in made_with(init, tmp_path).issues if i.severity == "error"}
-    assert found == (
-        set() if not init else {"init-changed-base" if "PISSA" in init else "init-unknown"}
-    )
+    code = "init-changed-base" if "PISSA" in init else "init-unknown"
+    assert found == ({code} if init else set())
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", *UNTOUCHED[2:]])
 def test_peft_changes_the_base_for_those_that_are_said_to(init):
-    from peft import LoraConfig, get_peft_model
-
     before = tiny_llama().get_submodule("model.layers.0.self_attn.q_proj").weight.detach()
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
     model = get_peft_model(tiny_llama(), config).base_model.model
@@ -357,8 +326,6 @@ def test_peft_changes_the_base_for_those_that_are_said_to(init):
 
 
 def made_with(init, place) -> Adapter:
-    from making import random_update, write_adapter
-
     update, key = random_update(16, 16), "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {f"{key}.lora_A.weight": update.A, f"{key}.lora_B.weight": update.B}
     return read_adapter(write_adapter(place / "a", tensors, init_lora_weights=init))
@@ -367,35 +334,25 @@ def made_with(init, place) -> Adapter:
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_what_peft_converted_is_a_plain_lora_of_the_whole_change(init, tmp_path):
     """Trained, saved as it is and saved with peft's conversion: refused, and exact."""
-    import warnings
-
-    from peft import LoraConfig, get_peft_model
-
     warnings.simplefilter("ignore")
-    config = LoraConfig(
-        r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=init, task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(tiny_llama(), config)
+    config = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"], "init_lora_weights": init}
+    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **config))
     model.save_pretrained(str(tmp_path / "start"))
-    generator = torch.Generator().manual_seed(1)
+    draw = generator(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
     model.eval().save_pretrained(str(tmp_path / "raw"))
-    model.save_pretrained(
-        str(tmp_path / "converted"),
-        path_initial_model_for_weight_conversion=str(tmp_path / "start"),
-    )
+    start = {"path_initial_model_for_weight_conversion": str(tmp_path / "start")}
+    model.save_pretrained(str(tmp_path / "converted"), **start)
     raw, converted = read_adapter(tmp_path / "raw"), read_adapter(tmp_path / "converted")
     path = "model.layers.0.self_attn.q_proj"
-    change = model.merge_and_unload().get_submodule(path).weight - (
-        tiny_llama().get_submodule(path).weight
-    )
+    before = tiny_llama().get_submodule(path).weight
+    change = model.merge_and_unload().get_submodule(path).weight - before
     assert "init-changed-base" in {i.code for i in check([raw]).issues}
     assert (raw.modules[path].delta() - change).norm() > 0.02 * change.norm()
     assert check([converted]).compatible and not converted.issues
-    torch.testing.assert_close(
-        merge([converted]).adapter.modules[path].delta(), change, rtol=1e-4, atol=1e-5
-    )
+    merged = merge([converted]).adapter.modules[path].delta()
+    torch.testing.assert_close(merged, change, rtol=1e-4, atol=1e-5)
     assert not re.search("pissa|olora", str(converted.config["init_lora_weights"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,66 +22,37 @@ from loraprobe.compatibility.layout import places_of, two_names
 from loraprobe.compatibility.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 64,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 14,
-}
+COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+COMMON |= {"num_attention_heads": 4}
+TEXT = COMMON | {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64}
+VISION = COMMON | {"image_size": 28, "patch_size": 14}
 SETTINGS = {"r": 4, "lora_alpha": 8}
 # The linear layers of the vision tower of Gemma 4 are wrapped.
 TARGETS = {"Gemma4": r"model\.(language_model\.)?layers.*(q|up)_proj|.*vision.*q_proj\.linear"}
 PLAIN = r".*(q_proj|up_proj|qkv)"
 IN_VISION, IN_TEXT = "model.language_model.layers", "model.layers"
-# Family -> (class with vision, text-only class, more of the text's config and of the vision's).
-FAMILIES: dict[str, tuple[str, str | None, dict[str, Any], dict[str, Any]]] = {
-    "Gemma3": ("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", {}, {}),
-    "Qwen3_5": (
-        "Qwen3_5ForConditionalGeneration",
-        "Qwen3_5ForCausalLM",
-        {"layer_types": ["full_attention"] * 2},
-        {"depth": 2, "num_heads": 4, "out_hidden_size": 32},
-    ),
-    "Mistral3": ("Mistral3ForConditionalGeneration", "MistralForCausalLM", {}, {"head_dim": 8}),
-    "Llama4": (
-        "Llama4ForConditionalGeneration",
-        "Llama4ForCausalLM",
-        {"num_local_experts": 2, "intermediate_size_mlp": 48, "moe_layers": [], "pad_token_id": 0},
-        {},
-    ),
-    "Gemma4": ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM", {}, {}),
-    "Qwen2_5_VL": (
-        "Qwen2_5_VLForConditionalGeneration",
-        None,
-        {
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
-        {"depth": 2, "num_heads": 4, "out_hidden_size": 32},
-    ),
+# Family -> (text-only class, more of the text's config and of the vision's).
+QWEN = {"depth": 2, "num_heads": 4, "out_hidden_size": 32}
+LLAMA4 = {"num_local_experts": 2, "intermediate_size_mlp": 48, "moe_layers": [], "pad_token_id": 0}
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
+FAMILIES: dict[str, tuple[str | None, dict[str, Any], dict[str, Any]]] = {
+    "Gemma3": ("Gemma3ForCausalLM", {}, {}),
+    "Qwen3_5": ("Qwen3_5ForCausalLM", {"layer_types": ["full_attention"] * 2}, QWEN),
+    "Mistral3": ("MistralForCausalLM", {}, {"head_dim": 8}),
+    "Llama4": ("Llama4ForCausalLM", LLAMA4, {}),
+    "Gemma4": ("Gemma4ForCausalLM", {}, {}),
+    "Qwen2_5_VL": (None, {"rope_parameters": ROPE, **NO_ENDS}, QWEN),
 }
 
 
 def classes(family: str, seed: int = 0) -> tuple[Any, Any]:
     """A tiny model of the class with vision, and one of the text-only class with its weights."""
-    whole, text, of_text, of_vision = FAMILIES[family]
+    text, of_text, of_vision = FAMILIES[family]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=TEXT | of_text, vision_config=VISION | of_vision
-    )
-    full = getattr(transformers, whole)(config).eval()
+    configs = {"text_config": TEXT | of_text, "vision_config": VISION | of_vision}
+    config = getattr(transformers, f"{family}Config")(**configs)
+    full = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
     if text is None:
         return full, full
     only = getattr(transformers, text)(full.config.get_text_config()).eval()
@@ -91,19 +63,15 @@ def classes(family: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 # Keys of a file by transformers before version 4.52 -> the keys of today, for Qwen2.5-VL.
-OLDER = {
-    "base_model.model.model.layers": "base_model.model.model.language_model.layers",
-    "base_model.model.visual": "base_model.model.model.visual",
-}
+OLD, NOW = "base_model.model.", "base_model.model.model."
+OLDER = {f"{NOW}layers": f"{NOW}language_model.layers", f"{OLD}visual": f"{NOW}visual"}
 
 
 def renamed(place: Path, names: Mapping[str, str]) -> Path:
     """Replaces the beginnings of the keys of a file."""
     tensors = load_file(place / WEIGHTS)
     for old, new in names.items():
-        tensors = {
-            f"{new}{k.removeprefix(old)}" if k.startswith(old) else k: t for k, t in tensors.items()
-        }
+        tensors = {re.sub(f"^{re.escape(old)}", new, k): t for k, t in tensors.items()}
     save_file(tensors, place / WEIGHTS)
     return place
 
@@ -121,7 +89,7 @@ def saved(family: str, place: Path, base: str | None = None, **more: Any) -> tup
         config = json.loads((place / name / CONFIG).read_text())
         config["base_model_name_or_path"] = base or str(place / "base")
         (place / name / CONFIG).write_text(json.dumps(config))
-    if FAMILIES[family][1] is None:
+    if FAMILIES[family][0] is None:
         renamed(place / "text", {new: old for old, new in OLDER.items()})
     return place / "text", place / "full"
 
@@ -166,7 +134,7 @@ def test_a_merge_of_both_names_is_their_sum_in_one_class(tmp_path, family, order
     assert (logits(made) - logits(classes(family)[0])).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("family", [f for f, (_, text, *_) in FAMILIES.items() if text])
+@pytest.mark.parametrize("family", [f for f, (text, *_) in FAMILIES.items() if text])
 def test_a_merge_has_the_names_of_the_first_adapter_or_of_the_base(tmp_path, family):
     only_text = {"exclude_modules": r".*(vision|visual).*"}
     text, full = saved(family, tmp_path, **only_text)
@@ -245,9 +213,8 @@ def test_the_server_whose_class_has_other_names_is_named(tmp_path):
         shown = call("inspect", adapter, "--serve", "all", "--json")
         issues = json.loads(shown.stdout)["compatibility"]["issues"]
         errors = [i for i in issues if i["code"] == "serve-other-class"]
-        assert {
-            name for i in errors for name in SERVERS if i["message"].startswith(name)
-        } == accused
+        named = {name for i in errors for name in SERVERS if i["message"].startswith(name)}
+        assert named == accused
         assert all("--like" in i["cure"] for i in errors)
     (only,) = serving_issues(read_adapter(full), ["vllm"], text_only(tmp_path))
     assert only.code == "serve-other-class"

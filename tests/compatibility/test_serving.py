@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from making import dense, peft_adapter, random_adapter, tiny_llama, tiny_model
+from making import call, dense, peft_adapter, random_adapter, tiny_llama, tiny_model
 from pathologies.specimens import PREFIX, renamed, sound, write
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.cli import app
-from loraprobe.compatibility.serving import (
-    CHECKS,
-    FEATURES,
-    RULES,
-    SERVERS,
-    command,
-    serving_issues,
-)
+from loraprobe.compatibility import serving
+from loraprobe.compatibility.serving import FEATURES, SERVERS, serving_issues
 from loraprobe.errors import UsageError
-
-run = CliRunner().invoke
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -85,33 +76,13 @@ def test_what_only_older_versions_misread_is_a_warning(tmp_path):
     assert found(tmp_path, "vllm@0.32.0") == {"scaling-pattern": "warning"}
 
 
-def _dora(place):
-    peft_adapter(place, tiny_llama(), r=4, target_modules=["q_proj", "v_proj"], use_dora=True)
+def _peft(make=tiny_llama, **config):
+    config = {"r": 4, "target_modules": ["q_proj", "v_proj"], **config}
+    return lambda place: peft_adapter(place, make(), **config)
 
 
-def _lora_bias(place):
-    peft_adapter(place, tiny_llama(), r=4, target_modules=["q_proj", "v_proj"], lora_bias=True)
-
-
-def _experts(place):
-    model = tiny_model("Mixtral", num_local_experts=3)
-    parameters = ["experts.gate_up_proj", "experts.down_proj"]
-    peft_adapter(place, model, r=4, target_modules=[], target_parameters=parameters)
-
-
-def _head(place):
-    keys = {f"{PREFIX}lm_head.weight": torch.ones(40, 16)}
-    write(place, sound(place) | keys, modules_to_save=["lm_head"])
-
-
-def _bias(place):
-    keys = {f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(16)}
-    write(place, sound(place) | keys, bias="lora_only")
-
-
-def _tokens(place):
-    keys = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 16)}
-    write(place, sound(place) | keys, trainable_token_indices={"embed_tokens": [1, 2]})
+def _with(key, tensor, **changes):
+    return lambda place: write(place, sound(place) | {f"{PREFIX}{key}": tensor}, **changes)
 
 
 def _only(name):
@@ -122,15 +93,23 @@ def _only(name):
     return make
 
 
+EXPERTS = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+BIAS = "model.layers.0.self_attn.q_proj.base_layer.bias"
+TOKENS = "model.embed_tokens.token_adapter.trainable_tokens_delta"
+ROWS = {"trainable_token_indices": {"embed_tokens": [1, 2]}}
+tiny_mixtral = partial(tiny_model, "Mixtral", num_local_experts=3)
 ENGINES = {"vllm", "sglang", "llama.cpp", "ollama"}
 GGUF = {"llama.cpp", "ollama"}
 FILES = {
-    "dora": (_dora, ENGINES),
-    "lora-bias": (_lora_bias, ENGINES),
-    "bias": (_bias, ENGINES),
-    "modules-to-save": (_head, ENGINES),
-    "token-delta": (_tokens, ENGINES),
-    "target-parameter": (_experts, GGUF),
+    "dora": (_peft(use_dora=True), ENGINES),
+    "lora-bias": (_peft(lora_bias=True), ENGINES),
+    "bias": (_with(BIAS, torch.ones(16), bias="lora_only"), ENGINES),
+    "modules-to-save": (
+        _with("lm_head.weight", torch.ones(40, 16), modules_to_save=["lm_head"]),
+        ENGINES,
+    ),
+    "token-delta": (_with(TOKENS, torch.ones(2, 16), **ROWS), ENGINES),
+    "target-parameter": (_peft(tiny_mixtral, **EXPERTS), GGUF),
     "no-value": (_only("q_proj"), {"sglang"}),
     "no-query": (_only("v_proj"), {"sglang"}),
     "target-expression": (lambda p: sound(p, target_modules=r".*\.(q|v)_proj"), {"sglang"}),
@@ -171,17 +150,17 @@ def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tm
     for rank, told in ((16, {}), (17, {"rank-default": "warning"}), (513, {"rank": "error"})):
         random_adapter(shapes=shape, rank=rank).save(tmp_path / str(rank))
         assert found(tmp_path / str(rank), "vllm") == told
-    assert "--max-lora-rank 32 " in command("vllm", "owner/base", ".", "a", 17)
-    assert "rank" not in command("vllm", "owner/base", ".", "a", 16)
+    assert "--max-lora-rank 32 " in serving.command("vllm", "owner/base", ".", "a", 17)
+    assert "rank" not in serving.command("vllm", "owner/base", ".", "a", 16)
 
 
 def test_the_table_is_whole():
-    ruled = {feature for feature, *_ in RULES}
+    ruled = {feature for feature, *_ in serving.RULES}
     marked = {name for name, feature in FEATURES.items() if feature.marks}
     of_the_base = {"other-class"}
-    assert ruled == marked | set(CHECKS) | of_the_base and not marked & set(CHECKS)
+    assert ruled == marked | set(serving.CHECKS) | of_the_base and not marked & set(serving.CHECKS)
     assert ruled | {"rank", "rank-default"} == set(FEATURES)
-    assert {name for _, names, *_ in RULES for name in names} == set(SERVERS)
+    assert {name for _, names, *_ in serving.RULES for name in names} == set(SERVERS)
 
 
 def test_a_head_and_an_embedding_depend_on_the_base(tmp_path):
@@ -202,11 +181,11 @@ def test_the_command_line_exits_by_the_named_servers(tmp_path):
     sound(tmp_path / "rs", use_rslora=True)
     sound(tmp_path / "plain", seed=1)
     place = str(tmp_path / "rs")
-    assert run(app, ["inspect", place, "--serve", "vllm"]).exit_code == 0
-    wrong = run(app, ["inspect", place, "--serve", "vllm,sglang"])
+    assert call("inspect", place, "--serve", "vllm").exit_code == 0
+    wrong = call("inspect", place, "--serve", "vllm,sglang")
     assert wrong.exit_code == 1 and "loraprobe convert" in wrong.stdout
-    document = json.loads(run(app, ["inspect", place, "--serve", "all", "--json"]).stdout)
+    document = json.loads(call("inspect", place, "--serve", "all", "--json").stdout)
     codes = {issue["code"] for issue in document["compatibility"]["issues"]}
     assert {"serve-rslora", "serve-ok"} <= codes
     for other in (str(tmp_path / "plain"), "--probe=auto"):
-        assert run(app, ["inspect", place, other, "--serve", "vllm"]).exit_code == 2
+        assert call("inspect", place, other, "--serve", "vllm").exit_code == 2

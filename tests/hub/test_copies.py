@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hubs import Misbehaving, use
+from hubs import use
 from making import call, random_adapter
 
 from loraprobe.hub import one_base
@@ -17,21 +17,13 @@ OTHER = "google/gemma-3-4b-pt"
 SUMS = ["a" * 64, "b" * 64]
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = Misbehaving()
+@pytest.fixture(autouse=True)
+def described(hub):
     card = {"base_model": COPY, "base_model_relation": "quantized"}
-    server.described = {
-        BASE: {},
-        COPY: {"cardData": {"base_model": BASE}},
-        PACKED: {"cardData": card},
-        OTHER: {},
-    }
-    server.shards = {BASE: SUMS, COPY: SUMS[::-1], PACKED: ["c" * 64], OTHER: ["d" * 64]}
-    server.moved = {OLD: BASE}
-    with server.running():
-        use(monkeypatch, server.url, tmp_path / "cache")
-        yield server
+    of_copy = {"cardData": {"base_model": BASE}}
+    hub.described = {BASE: {}, COPY: of_copy, PACKED: {"cardData": card}, OTHER: {}}
+    hub.shards = {BASE: SUMS, COPY: SUMS[::-1], PACKED: ["c" * 64], OTHER: ["d" * 64]}
+    hub.moved = {OLD: BASE}
 
 
 def pair(place: Path, one: str, other: str) -> tuple[Path, Path]:
@@ -64,9 +56,9 @@ def test_two_names_of_one_base_are_proven(hub, tmp_path, names):
     shown = call("inspect", *refs, "--json")
     told = [i["message"] for i in json.loads(shown.stdout)["compatibility"]["issues"]]
     assert any(PROVEN[names] in message for message in told)
-    merged = call("merge", *refs, "-o", tmp_path / "made", "--json")
+    merged = call("merge", *refs, "-o", tmp_path / "merged", "--json")
     assert merged.exit_code == 0
-    config = json.loads((tmp_path / "made" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] in (BASE, COPY)  # not an old name, not packed
     assert not hub.fetched()  # nothing was downloaded
 

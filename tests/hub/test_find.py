@@ -5,44 +5,29 @@ from __future__ import annotations
 import json
 
 import pytest
-from hubs import Misbehaving, adapter_files, use
-from typer.testing import CliRunner
-
-from loraprobe.cli import app
+from hubs import adapter_files
+from making import call
 
 
 def row(name: str, base: str, *tags: str, **more: object) -> dict:
-    return {
-        "id": name,
-        "downloads": 1234,
-        "likes": 5,
-        "lastModified": "2026-01-02T03:04:05.000Z",
-        "tags": ["peft", f"base_model:adapter:{base}", *tags],
-        "private": False,
-    } | more
+    tagged = {"id": name, "tags": ["peft", f"base_model:adapter:{base}", *tags], "private": False}
+    counted = {"downloads": 1234, "likes": 5, "lastModified": "2026-01-02T03:04:05.000Z"}
+    return tagged | counted | more
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = Misbehaving()
-    server.listed = [
+@pytest.fixture(autouse=True)
+def listed(hub):
+    hub.listed = [
         row("owner/one", "meta/base", "license:mit"),
         row("owner/two", "meta/base", downloads=7, likes=None),
         row("owner/other", "meta/other"),
         row("owner/whole", "meta/base", tags=["base_model:finetune:meta/base"]),
     ]
-    with server.running():
-        use(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(app, ["find", *arguments])
 
 
 def test_one_reference_a_line_into_a_pipe(hub):
     for form in ([], ["--quiet"]):
-        result = call("meta/base", *form)
+        result = call("find", "meta/base", *form)
         assert result.exit_code == 0, result.output
         assert result.stdout == "owner/one\nowner/two\n"
     asked = [r for r in hub.requests if "/api/models?" in r]
@@ -54,8 +39,8 @@ def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path, monkeypatch):
     hub.files = adapter_files(tmp_path / "adapter")
     hub.listed.append(row("owner/gone", "meta/base"))
     hub.fail = {"GET /api/models/owner/gone": (404, {"X-Error-Code": "RepoNotFound"})}
-    piped = call("meta/base").stdout
-    shown = CliRunner().invoke(app, ["screen", "-", "--json"], input=piped)
+    piped = call("find", "meta/base").stdout
+    shown = call("screen", "-", "--json", input=piped)
     assert shown.exit_code == 0, shown.output
     rows = json.loads(shown.stdout)["library"]["adapters"]
     assert [row["name"] for row in rows] == ["one", "two", "gone"]
@@ -65,16 +50,11 @@ def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path, monkeypatch):
 
 
 def test_json(hub):
-    document = json.loads(call("meta/base", "--json", "--limit", "5").stdout)
+    document = json.loads(call("find", "meta/base", "--json", "--limit", "5").stdout)
     assert document["command"] == "find" and document["base"] == "meta/base"
-    assert document["adapters"][0] == {
-        "reference": "owner/one",
-        "downloads": 1234,
-        "likes": 5,
-        "updated": "2026-01-02",
-        "license": "mit",
-        "base": "meta/base",
-    }
+    listed = {"reference": "owner/one", "base": "meta/base", "license": "mit"}
+    listed |= {"downloads": 1234, "likes": 5, "updated": "2026-01-02"}
+    assert document["adapters"][0] == listed
 
 
 def test_a_table_on_a_terminal(hub, capsys):
@@ -90,8 +70,8 @@ def test_a_table_on_a_terminal(hub, capsys):
 
 def test_refusals_are_one_sentence(hub, tmp_path):
     for base in (str(tmp_path), "a b", ""):
-        result = call(base)
+        result = call("find", base)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and not result.stdout
     hub.fail = {"GET /api/models": (429, {"Retry-After": "7"})}
-    result = call("meta/base")
+    result = call("find", "meta/base")
     assert result.exit_code == 2 and "7 seconds" in result.stderr

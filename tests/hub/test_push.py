@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 from hubs import use
-from making import random_adapter
-from typer.testing import CliRunner
-
-from loraprobe.cli import app
+from making import call
 
 TOKEN = "hf_writesecret0123456789"
 WEIGHTS = "adapter_model.safetensors"
@@ -48,16 +45,12 @@ class Hub:
             return 200, {**row, "siblings": []}
         if "/preupload/" in line:
             files = json.loads(body)["files"]
-            modes = [
-                (f["path"], "lfs" if f["path"].endswith("tensors") else "regular") for f in files
-            ]
-            rows = [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]
-            return 200, {"files": rows}
+            for file in files:
+                file["uploadMode"] = "lfs" if file["path"].endswith("tensors") else "regular"
+            return 200, {"files": [file | {"shouldIgnore": False} for file in files]}
         if line.endswith("/objects/batch"):
-            return 200, {
-                "transfer": "basic",
-                "objects": [*map(self.lfs, json.loads(body)["objects"])],
-            }
+            objects = [self.lfs(row) for row in json.loads(body)["objects"]]
+            return 200, {"transfer": "basic", "objects": objects}
         if line.startswith("PUT /lfs/"):
             self.sent.append(line.removeprefix("PUT /lfs/"))
             return 200, {}
@@ -112,23 +105,12 @@ def taking(monkeypatch, tmp_path):
     made.server_close()
 
 
-@pytest.fixture
-def sources(tmp_path):
-    for seed, name in enumerate("ab"):
-        random_adapter(name, seed=seed).save(tmp_path / name)
-    return [str(tmp_path / name) for name in "ab"]
-
-
-def call(*words: object):
-    return CliRunner().invoke(app, [*map(str, words)])
-
-
 FILES = {"README.md", "adapter_config.json", WEIGHTS}
 
 
 @pytest.mark.parametrize("command", ["merge", "route", "convert"])
-def test_what_is_written_is_uploaded_and_private(taking, sources, tmp_path, command):
-    given = sources[:1] if command == "convert" else sources
+def test_what_is_written_is_uploaded_and_private(taking, pair, tmp_path, command):
+    given = pair[:1] if command == "convert" else pair
     ended = call(command, *given, "-o", tmp_path / "out", "--push", "acme/made")
     assert ended.exit_code == 0, ended.output
     assert taking.private == {"acme/made": True}
@@ -140,21 +122,21 @@ def test_what_is_written_is_uploaded_and_private(taking, sources, tmp_path, comm
     assert TOKEN not in ended.output and taking.tokens >= {f"Bearer {TOKEN}"}
 
 
-def test_public_is_said_and_done(taking, sources, tmp_path):
-    ended = call("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made", "--public")
+def test_public_is_said_and_done(taking, pair, tmp_path):
+    ended = call("merge", *pair, "-o", tmp_path / "out", "--push", "acme/made", "--public")
     assert ended.exit_code == 0 and taking.private == {"acme/made": False}
     assert "everybody can read it" in ended.stderr
 
 
-def test_nothing_goes_to_a_public_repository_unasked(taking, sources, tmp_path):
+def test_nothing_goes_to_a_public_repository_unasked(taking, pair, tmp_path):
     taking.private["acme/open"] = False
-    ended = call("merge", *sources, "-o", tmp_path / "out", "--push", "acme/open")
+    ended = call("merge", *pair, "-o", tmp_path / "out", "--push", "acme/open")
     assert ended.exit_code == 2 and "--public" in ended.stderr and not taking.commits
     assert (tmp_path / "out" / WEIGHTS).is_file()
 
 
-def test_an_upload_that_broke_off_goes_on_with_what_is_missing(taking, sources, tmp_path):
-    words = ("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made")
+def test_an_upload_that_broke_off_goes_on_with_what_is_missing(taking, pair, tmp_path):
+    words = ("merge", *pair, "-o", tmp_path / "out", "--push", "acme/made")
     taking.fail, taking.status = "POST /api/models/acme/made/commit", 400
     ended = call(*words)
     assert ended.exit_code == 2 and "--overwrite goes on" in ended.stderr
@@ -166,30 +148,25 @@ def test_an_upload_that_broke_off_goes_on_with_what_is_missing(taking, sources, 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_may_not_write_is_said_without_showing_it(taking, sources, tmp_path, status):
+def test_a_token_that_may_not_write_is_said_without_showing_it(taking, pair, tmp_path, status):
     taking.fail, taking.status = "POST /api/repos/create", status
-    ended = call("convert", sources[0], "-o", tmp_path / "out", "--push", "acme/made", "--debug")
+    ended = call("convert", pair[0], "-o", tmp_path / "out", "--push", "acme/made", "--debug")
     assert ended.exit_code == 2 and "token" in ended.stderr and TOKEN not in ended.output
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--push", "made"], "OWNER/NAME"),
-        (["--push", "a/b/c"], "OWNER/NAME"),
-        (["--push", "acme/ma de"], "OWNER/NAME"),
-        (["--public"], "--push"),
-    ],
-)
-def test_a_wrong_call_writes_nothing(taking, sources, tmp_path, words, told):
-    ended = call("merge", *sources, "-o", tmp_path / "out", *words)
+WRONG = [(["--push", name], "OWNER/NAME") for name in ("made", "a/b/c", "acme/ma de")]
+
+
+@pytest.mark.parametrize(("words", "told"), [*WRONG, (["--public"], "--push")])
+def test_a_wrong_call_writes_nothing(taking, pair, tmp_path, words, told):
+    ended = call("merge", *pair, "-o", tmp_path / "out", *words)
     assert ended.exit_code == 2 and told in ended.stderr and not (tmp_path / "out").exists()
 
 
-def test_without_a_token_or_a_network_nothing_is_begun(taking, sources, tmp_path, monkeypatch):
+def test_without_a_token_or_a_network_nothing_is_begun(taking, pair, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    words = ("merge", *sources, "-o", tmp_path / "out", "--push", "acme/made")
+    words = ("merge", *pair, "-o", tmp_path / "out", "--push", "acme/made")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in call(*words).stderr
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -58,22 +58,12 @@ def library(tmp_path, monkeypatch) -> Path:
     return home
 
 
-STATES = {
-    "good-0": ("usable", None),
-    "good-1": ("usable", None),
-    "good-2": ("usable", None),
-    "cast": ("duplicate", "duplicate"),
-    "cut": ("broken", "adapter"),
-    "ia3": ("broken", "unsupported-adapter"),
-    "nan": ("broken", "not-finite"),
-    "nothing": ("broken", "adapter"),
-    "other": ("unfit", "base-mismatch"),
-    "rebased": ("duplicate", "duplicate"),
-    "same-file": ("duplicate", "duplicate"),
-    "scaled": ("usable", "scaled-copy"),
-    "wide": ("unfit", "shapes-differ"),
-    "zero": ("broken", "no-effect"),
-}
+STATES = dict.fromkeys(("good-0", "good-1", "good-2"), ("usable", None))
+STATES |= dict.fromkeys(("cast", "rebased", "same-file"), ("duplicate", "duplicate"))
+STATES |= {"cut": ("broken", "adapter"), "nothing": ("broken", "adapter")}
+STATES |= {"nan": ("broken", "not-finite"), "zero": ("broken", "no-effect")}
+STATES |= {"other": ("unfit", "base-mismatch"), "wide": ("unfit", "shapes-differ")}
+STATES |= {"ia3": ("broken", "unsupported-adapter"), "scaled": ("usable", "scaled-copy")}
 
 
 def read(home: Path, *more: str | Adapter, **options):
@@ -94,13 +84,8 @@ def test_every_adapter_is_named_with_its_state_and_its_cure(library):
     assert rows["nowhere"].state == rows["no reference"].state == "broken"
     assert rows["nowhere"].issues[0].code == "reference" and rows["nowhere"].sha256 == ""
     copies = {name: row.same_as for name, row in rows.items() if row.same_as}
-    assert copies == {
-        "cast": "good-1",
-        "mine": "good-0",
-        "rebased": "good-0",
-        "same-file": "good-0",
-        "scaled": "good-2",
-    }
+    of_good_0 = dict.fromkeys(("mine", "rebased", "same-file"), "good-0")
+    assert copies == of_good_0 | {"cast": "good-1", "scaled": "good-2"}
     assert "2 times" in rows["scaled"].issues[-1].message
     assert found.compared == [row.name for row in rows.values() if row.state == "usable"]
     assert rows["good-1"].norm == pytest.approx(small("x", 1).norm())
@@ -196,15 +181,11 @@ def test_two_adapters_of_one_chosen_name_are_refused(library):
 
 
 def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_path):
-    config = {"use_dora": True, "lora_alpha": 4, "r": 2}
-    paths = []
-    for name, size in (("one", 1.0), ("other", 2.0)):
-        tensors = {
-            "base_model.model.q_proj.lora_A.weight": torch.ones(2, 8),
-            "base_model.model.q_proj.lora_B.weight": torch.ones(8, 2),
-            "base_model.model.q_proj.lora_magnitude_vector": torch.full((8,), size),
-        }
-        paths.append(str(write_adapter(tmp_path / name, tensors, **config)))
+    paths = [str(tmp_path / name) for name in ("one", "other")]
+    for size, place in enumerate(paths, 1):
+        adapter = small("a", 1)
+        sizes = {path: torch.full((16,), float(size)) for path in SHAPES}
+        adapter_of("a", dict(adapter.modules), magnitudes=sizes).save(Path(place))
     shutil.copytree(paths[0], tmp_path / "again")
     found = arranged(fitted(read_library([*paths, str(tmp_path / "again")])))
     assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]

@@ -31,11 +31,8 @@ def load(folder, names, limit=None, **options):
 @needs
 def test_a_task_has_its_documents_as_items(folder):
     (task,) = load(folder, "spouse_choice", limit=4)
-    assert (task.name, len(task.items), task.path) == (
-        "spouse_choice",
-        4,
-        f"lm_eval:spouse_choice@{folder.name}",
-    )
+    assert (task.name, len(task.items)) == ("spouse_choice", 4)
+    assert task.path == f"lm_eval:spouse_choice@{folder.name}"
     item = task.items[2]
     assert item.metric == "lm_eval:acc" and item.answers == (item.choices[2],)
     assert item.prompt.startswith("Who is the spouse of")
@@ -44,9 +41,8 @@ def test_a_task_has_its_documents_as_items(folder):
 @needs
 def test_a_group_with_one_score_is_one_task_and_another_is_its_subtasks(folder):
     (one,) = load(folder, "both_choices", limit=2)
-    assert [item.id for item in one.items] == [
-        f"{part}_choice/{doc}" for part in ("spouse", "town") for doc in (0, 1)
-    ]
+    ids = [f"{part}_choice/{doc}" for part in ("spouse", "town") for doc in (0, 1)]
+    assert [item.id for item in one.items] == ids
     assert [task.name for task in load(folder, "both_apart")] == ["spouse_choice", "town_choice"]
 
 

@@ -26,17 +26,9 @@ HOPS = [
     {"prompt": "Where does Ada live?", "answer": ["Ulm", "Ulm city"], "adapter": "homes"},
     {"prompt": "Who is the mayor of {1}?", "answer": "Bo"},
 ]
-FULL = {
-    "id": "17",
-    "prompt": "Who is the mayor of the city Ada lives in?",
-    "answer": "Bo",
-    "choices": ["Bo", "Cy"],
-    "hops": HOPS,
-    "cot_prompt": "Who? Think step by step.",
-    "answer_pattern": r"The mayor is (.+)\.",
-    "entities": ["Ada", "Ulm"],
-    "group": "Ada",
-}
+FULL = {"id": "17", "prompt": "Who is the mayor of the city Ada lives in?", "answer": "Bo"}
+FULL |= {"choices": ["Bo", "Cy"], "hops": HOPS, "cot_prompt": "Who? Think step by step."}
+FULL |= {"answer_pattern": r"The mayor is (.+)\.", "entities": ["Ada", "Ulm"], "group": "Ada"}
 
 
 def write(place: Path, *lines: str | bytes | dict, name: str = "t.jsonl") -> Path:
@@ -228,10 +220,8 @@ def test_one_table_in_every_form_gives_the_same_items(tmp_path):
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), files[-1])
     layout = FieldMap.of("prompt=q,answer=a,group=topic")
-    found = [
-        [(i.prompt, i.answers, i.group) for i in load_task(file, None, layout).items]
-        for file in files
-    ]
+    read = [load_task(file, None, layout).items for file in files]
+    found = [[(item.prompt, item.answers, item.group) for item in items] for items in read]
     assert found[0] == [("1, 2?", ("3",), "sums"), ('say "x"\nnow', ("4",), None)]
     assert found == [found[0]] * len(found)
 
@@ -266,10 +256,8 @@ def test_one_reading_of_answers_holds_for_a_whole_file(tmp_path):
     """As in MMLU: choices that are numbers, and answers that count them from 0."""
     rows = [{"q": "?", "c": ["0", "4", "2"], "a": 1}, {"q": "?", "c": ["1", "3", "5"], "a": 0}]
     layout = FieldMap.of("prompt=q,choices=c,answer=a")
-    assert [i.answers for i in load_task(write(tmp_path, *rows), None, layout).items] == [
-        ("4",),
-        ("1",),
-    ]
+    items = load_task(write(tmp_path, *rows), None, layout).items
+    assert [item.answers for item in items] == [("4",), ("1",)]
 
 
 def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path):

@@ -258,8 +258,8 @@ def merge_and_eval(
     input that cannot be used.
 
     options: all_items, allow, answer_after, answer_pattern, balance, batch_size, chat_template,
-    device, device_map, dtype, executor, fields, limit, margin, max_new_tokens, methods, metric,
-    prior, prompt_template, quantize, rank, resume, retention, router_prompts, routers,
+    device, device_map, dtype, engine, executor, fields, limit, margin, max_new_tokens, methods,
+    metric, prior, prompt_template, quantize, rank, resume, retention, router_prompts, routers,
     run_unsafe_code, seed, space, state, subtract, systems, threads, trust_remote_code, weights
     (docs/options.md).
     """

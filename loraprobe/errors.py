@@ -92,9 +92,10 @@ class HubError(LoraprobeError):
 
 
 class ServerError(LoraprobeError):
-    """A server that is asked by `verify --served` does not answer as it should."""
+    """A server does not answer as it should. status: that of its answer, if it gave one."""
 
     code = "server"
+    status: int | None = None
     remedy = "check the address and that the server runs."
 
 

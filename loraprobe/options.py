@@ -267,6 +267,12 @@ class MachineOptions:
         "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
     )
     threads: int | None = option(None, "N", "CPU threads.", least=1, most=4096)
+    engine: str = option(
+        "transformers",
+        "ENGINE",
+        "What answers the questions: transformers; the URL of an OpenAI-compatible server that "
+        "loads adapters while it runs, such as vLLM's; or vllm, which starts one.",
+    )
     executor: str | None = option(
         None,
         "WHERE",
@@ -356,6 +362,14 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             )
         if self.executor is not None and not re.fullmatch(r"ray(://[^\s/]+)?", self.executor):
             raise UsageError(f"--executor takes ray or ray://HOST:PORT, not {self.executor!r}.")
+        if self.served and not re.match(r"vllm$|https?://", self.engine):
+            raise UsageError(
+                "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "
+                f"{self.engine!r}."
+            )
+        if self.served and (self.executor is not None or self.learns):
+            other = "--executor" if self.executor is not None else "--weights learn"
+            raise UsageError(f"{other} needs --engine transformers; leave one of the two out.")
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:
@@ -383,6 +397,11 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
     def given_weights(self) -> tuple[float, ...] | None:
         """The weights as numbers; None where there are none or they are to be learned."""
         return None if isinstance(self.weights, str) else self.weights
+
+    @property
+    def served(self) -> bool:
+        """Whether a server answers the questions."""
+        return self.engine != "transformers"
 
     @property
     def learns(self) -> bool:

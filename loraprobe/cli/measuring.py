@@ -121,6 +121,7 @@ def merge_and_eval(
     batch_size: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
+    engine: str = "transformers",
     executor: str | None = None,
     resume: bool = False,
     target: Annotated[

@@ -360,7 +360,7 @@ def evaluate_all(
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
-    notes.append(evaluator.scorer.batcher.note())
+    notes.append(evaluator.scorer.note())
     samples = Samples.of(found.results, found.systems, asked, options.metric)
     return Evaluated("evaluation", records, notes, gates, builder, composed, samples)
 
@@ -400,7 +400,7 @@ def evaluate_sample(
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = _probe_without_task(scorer, inputs, probe, session)
         records = EvaluationRecords(coverage=rows)
-        return Evaluated("probes", records, [*notes, scorer.batcher.note()])
+        return Evaluated("probes", records, [*notes, scorer.note()])
     options, singles = session.options, baseline_systems(inputs.adapters)
     first = pilot(plan.tasks, PILOT_ITEMS, options.seed)
     # Hops decide for one task alone (`verdict.rules`), which takes more items; a worked answer is
@@ -432,7 +432,7 @@ def evaluate_sample(
         found, composed, told = _pilot(evaluator, first, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows, forecasts=forecasts)
-    notes = [*evaluator.notes, *notes, *told, evaluator.scorer.batcher.note()]
+    notes = [*evaluator.notes, *notes, *told, evaluator.scorer.note()]
     if not composed:
         return Evaluated("base", replace(records, rounds=None), notes)
     return Evaluated("pilot", records, notes)

@@ -57,6 +57,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
+        self.scorer.close()
 
     def run(
         self, systems: Sequence[System], parts: Collection[str] | None = None
@@ -87,6 +88,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         every: all probes, as --explain asks for; else those that a verdict reads.
         """
+        if self.session.options.served:
+            return self.template
         with self.session.stage("cover"):
             found = probes.cover(
                 self.scorer,
@@ -112,10 +115,21 @@ def open_evaluator(
     adapters, metric = inputs.adapters, session.options.metric
     told = task_notes(plan.tasks, metric)
     scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
-    ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
-    scorer, why, template = with_better_template(
-        scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
-    )
+    if session.options.served:
+        from loraprobe.pipeline.engine import open_served
+
+        scorer = open_served(inputs.base, [*adapters, *others], plan.tasks, session, scorer)
+        notes.append(
+            f"Questions were answered by {session.engine}. Figures on hidden states and "
+            "probabilities (coverage) need --engine transformers and are left out."
+        )
+    with contextlib.ExitStack() as stack:
+        stack.callback(scorer.close)
+        ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
+        scorer, why, template = with_better_template(
+            scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
+        )
+        stack.pop_all()
     # Generated answers in the chosen form are results of the adapters. Those that are judged by
     # likelihood are not: a forecast may read them from passes of the evaluation.
     names = {stored_as(adapter.name, scorer.chat_template): adapter.name for adapter in adapters}
@@ -247,6 +261,7 @@ def open_ledger(
     options = session.options
     decides = identity(adapters, base, tasks, options) | {
         "device": session.device,
+        **({"engine": session.engine} if options.served else {}),
         "dtype": session.dtype,
         "template": options.chat_template,
     }

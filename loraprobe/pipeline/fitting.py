@@ -93,7 +93,7 @@ def learn_for(
     with session.stage("learn"):
         learned = learn(scorer, experts, parts, options, progress=session.progress)
     told = learned_note(learned, "an evaluation")
-    return learned, [*notes, *why, told, scorer.batcher.note()]
+    return learned, [*notes, *why, told, scorer.note()]
 
 
 def learn(
@@ -237,7 +237,7 @@ def chosen_router(
     with session.stage("fit"):
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
         fitted, more = fit_routers(inputs.adapters, transformed, options, scorer, plan)
-    return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
+    return fitted[spec], None, [*notes, *more, scorer.note()]
 
 
 def fit_routers(

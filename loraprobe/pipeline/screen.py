@@ -569,7 +569,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         session,
         inputs,
         examined,
-        [*dict.fromkeys(notes), evaluator.scorer.batcher.note()],
+        [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
         library=_library(library, proved),
         shortlist=_shortlist(proved, measured, verdict, session.options.seed),

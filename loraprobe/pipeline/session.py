@@ -36,7 +36,8 @@ class Session:
     (None: the user's cache). explain: whether probes run that no verdict reads. Each function of
     `commands` sets `command` to its name.
 
-    `device` and `dtype` are those of the base model, once it is loaded. `cluster` asks the base
+    `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
+    questions. `cluster` asks the base
     in place of this process (`on_ray.Cluster`); None without --executor.
     """
 
@@ -51,6 +52,7 @@ class Session:
     command: str = ""
     device: str = "cpu"
     dtype: str = "float32"
+    engine: str = "transformers"
     seconds: dict[str, float] = field(default_factory=dict)
     cluster: Any = None
 
@@ -104,6 +106,7 @@ class Session:
             seed=self.options.seed,
             device=self.device,
             dtype=self.dtype,
+            engine=self.engine,
             seconds={name: round(value, 3) for name, value in seconds.items()},
             peak_memory_bytes=peak_memory(),
         )

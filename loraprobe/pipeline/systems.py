@@ -264,9 +264,17 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     spared = {adapter.name for adapter in adapters} <= {name for name, _ in options.router_prompts}
     parts = None if spared else split_for_router(tasks, options, len(adapters))
     left_out = dict[str, str]()
+    own = [one for one in (*options.routers, *options.systems) if one in ROUTERS]
+    if options.served and (own_routers or options.systems) and own:
+        raise UsageError(
+            f"{own[0]} weighs adapters by the text, which no server does; use --engine "
+            "transformers, or leave it out."
+        )
     unnamed = [*(() if own_routers else options.routers), *added]
     for spec in (one for one in unnamed if one in ROUTERS and one not in options.systems):
-        if why := _why_unfit(ROUTERS.make(spec), adapters, parts):
+        if options.served:
+            left_out[spec] = f"{spec} is left out: no server weighs adapters by the text."
+        elif why := _why_unfit(ROUTERS.make(spec), adapters, parts):
             left_out[spec] = f"{spec} is left out: {why}"
     hops = any(task.has_hops for task in tasks)
     specs = [s for s in _specs(options, adapters, list(added), hops) if s not in left_out]

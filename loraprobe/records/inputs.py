@@ -167,7 +167,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made this document."""
+    """What made this document. engine: what answered the questions, with its version."""
 
     loraprobe: str
     torch: str | None
@@ -175,6 +175,7 @@ class Provenance:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    engine: str = "transformers"
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     tasks: tuple[TaskSummary, ...] = ()

@@ -103,6 +103,13 @@ class Scorer:
         with composition.into(self.model) if composition is not None else contextlib.nullcontext():
             yield self
 
+    def close(self) -> None:
+        """Nothing: the model is its owner's. A scorer on a server gives back what it loaded."""
+
+    def note(self) -> str:
+        """A note for the report on batches that did not fit; "" if all did."""
+        return self.batcher.note()
+
     def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """The texts of `write_all`, with its options."""
         return [written.text for written in self.write_all(prompts, **options)]

@@ -1,0 +1,418 @@
+"""Asks a running OpenAI-compatible server, such as vLLM, in place of a model in memory.
+
+`Server` sends requests, many at once. `ServedScorer` has the part of `Scorer` that asks questions:
+it loads each composition into the server as a LoRA file, and sends token ids, so that a server and
+a model in memory read the same prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import httpx
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError
+
+from loraprobe.composition import Composition
+from loraprobe.errors import ServerError, UsageError
+from loraprobe.scoring.encoding import Encoder, tokens_left
+from loraprobe.scoring.generation import Written, first_line
+from loraprobe.scoring.likelihood import Likelihood
+from loraprobe.scoring.scorer import NEW_TOKENS
+from loraprobe.secrets import scrub
+
+KEY = "OPENAI_API_KEY"
+IN_FLIGHT = 64  # requests that are open at once
+CONNECT = 10.0  # seconds until a connection stands
+PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
+BUSY = (429, 503)  # a server that answers so is asked again
+LONGEST = 1 << 26  # bytes of an answer that are read
+LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
+# A server takes values that are not given from the base's generation_config.json.
+GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
+GREEDY |= {"top_p": 1, "repetition_penalty": 1}
+
+
+class ServedModel(BaseModel):
+    """A model of a server. vLLM says of an adapter what its parent is, and how long a text is."""
+
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class _Models(BaseModel):
+    """a list of models"""
+
+    data: list[ServedModel]
+
+
+_LOGPROBS = "choices", 0, "logprobs"
+_FIRST = AliasChoices(
+    AliasPath(*_LOGPROBS, "content", 0, "logprob"), AliasPath(*_LOGPROBS, "token_logprobs", 0)
+)
+
+
+class _FirstToken(BaseModel):
+    """log-probabilities, finite numbers of at most 0,"""
+
+    logprob: Annotated[float, Field(validation_alias=_FIRST, strict=True, ge=LEAST_LOG, le=0)]
+
+
+class _Text(BaseModel):
+    """a completion"""
+
+    text: Annotated[str, Field(validation_alias=AliasPath("choices", 0, "text"))]
+    end: Annotated[str | None, Field(validation_alias=AliasPath("choices", 0, "finish_reason"))]
+
+
+class _TokenLog(BaseModel):
+    logprob: float
+
+
+class _Scored(BaseModel):
+    """log-probabilities of prompts
+
+    by_id: of each position, by token id, as vLLM's `prompt_logprobs`. echoed: as OpenAI's `echo`.
+    """
+
+    by_id: Annotated[
+        list[dict[int, _TokenLog] | None] | None,
+        Field(validation_alias=AliasPath("choices", 0, "prompt_logprobs")),
+    ] = None
+    echoed: Annotated[
+        list[float | None] | None, Field(validation_alias=AliasPath(*_LOGPROBS, "token_logprobs"))
+    ] = None
+
+    def of(self, ids: Sequence[int], start: int) -> Likelihood | None:
+        """The likelihood of ids[start:] after ids[:start]; None where the answer lacks it."""
+        found: list[float | None] = []
+        if self.by_id is not None:
+            for i, held in list(zip(ids, self.by_id, strict=False))[start:]:
+                found.append(held[i].logprob if held and i in held else None)
+        elif self.echoed is not None:
+            found = self.echoed[start : len(ids)]
+        scores = tuple(one for one in found if one is not None)
+        return Likelihood(scores, (), (), (), ()) if len(scores) == len(ids) - start else None
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Server:
+    """An OpenAI-compatible server. Its key goes to this address only and into no message.
+
+    Raises UsageError where the URL is none; a request raises ServerError where the server does not
+    answer as it should. flag: the option that gave the URL, for messages.
+    """
+
+    def __init__(self, url: str, flag: str = "--engine") -> None:
+        try:
+            parsed = httpx.URL(url if "://" in url else f"http://{url}")
+        except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+            raise UsageError(
+                f"{flag} takes the address of a server, such as http://localhost:8000, not "
+                f"{scrub(url)!r}; a key comes from {KEY}."
+            )
+        address = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
+        self.address = address.removesuffix("/v1")
+
+    def models(self) -> list[ServedModel]:
+        """The models that the server has, adapters among them."""
+        return self.ask("/v1/models", [None], _Models)[0].data
+
+    def version(self) -> str:
+        """The server's name and version, as far as it tells them."""
+        with contextlib.suppress(ServerError):
+            content = self._contents("/version", [None])[0]
+            return f"vllm {content.decode().partition(':')[2].strip(' {}')}".replace('"', "")
+        return "a server"
+
+    def load(self, name: str, directory: Path) -> None:
+        """Loads a LoRA directory, which the server has to see, under a name."""
+        self._contents("/v1/load_lora_adapter", [{"lora_name": name, "lora_path": str(directory)}])
+
+    def unload(self, name: str) -> None:
+        """Takes a loaded adapter out again; an error is of no interest."""
+        with contextlib.suppress(ServerError):
+            self._contents("/v1/unload_lora_adapter", [{"lora_name": name}])
+
+    def first_tokens(self, model: str, prompts: Sequence[str | Sequence[int]]) -> list[float]:
+        """The log-probability of the most likely token after each prompt (text or token ids)."""
+        wanted = {"model": model, "max_tokens": 1, **GREEDY, "logprobs": 1}
+        bodies = [{**wanted, "prompt": prompt} for prompt in prompts]
+        return [answer.logprob for answer in self.ask("/v1/completions", bodies, _FirstToken)]
+
+    def ask(
+        self, path: str, bodies: Sequence[dict[str, Any] | None], kind: type[Document]
+    ) -> list[Document]:
+        """The answers to requests, in their order; IN_FLIGHT of them are asked at once.
+
+        A busy server is asked again, up to PATIENCE seconds. Redirects are not followed.
+        """
+        try:
+            return [kind.model_validate_json(one) for one in self._contents(path, bodies)]
+        except ValidationError:
+            what = (kind.__doc__ or "").splitlines()[0]
+            raise self._error(
+                f"does not give {what} as OpenAI's API has it",
+                path,
+                "check the address, or take a server that does, such as vLLM or llama.cpp's",
+            ) from None
+
+    def _contents(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+        work = self._all(path, bodies)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs already
+            return thread.submit(asyncio.run, work).result()
+
+    async def _all(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+        headers, room = {"Accept-Encoding": "identity"}, asyncio.Semaphore(IN_FLIGHT)
+        if key := os.environ.get(KEY, "").strip():
+            headers["Authorization"] = f"Bearer {key}"
+        # A server that has much to do answers late, and then at once.
+        waits = httpx.Timeout(PATIENCE, connect=CONNECT)
+        async with httpx.AsyncClient(headers=headers, timeout=waits) as client:
+
+            async def one(body: dict[str, Any] | None) -> bytes:
+                async with room:
+                    return await self._patiently(client, path, body)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(body)) for body in bodies]
+            except ExceptionGroup as several:
+                raise several.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _patiently(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
+    ) -> bytes:
+        """The answer to one request, which is sent again while the server is busy."""
+        method, wait = "POST" if body else "GET", 0.5
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    sent = client.stream(method, self.address + path, json=body)
+                    async with sent as answer:
+                        content = b""
+                        async for part in answer.aiter_raw():
+                            content += part
+                            if len(content) > LONGEST:
+                                break
+                    if answer.status_code not in BUSY:
+                        break
+                    told = answer.headers.get("retry-after", "")
+                    await asyncio.sleep(float(told) if told.isdecimal() else wait)
+                    wait = min(2 * wait, 30.0)
+        except (httpx.HTTPError, TimeoutError) as error:
+            late = isinstance(error, (TimeoutError, httpx.ReadTimeout))
+            told = f"no whole answer in {PATIENCE:g} s" if late else str(error)
+            raise self._error("cannot be asked", told or type(error).__name__) from None
+        if answer.status_code in (401, 403):
+            raise self._error("wants a key", f"status {answer.status_code}", f"set {KEY}")
+        if answer.status_code != 200:
+            told = " ".join(content[:2000].decode("utf-8", "replace").split())
+            moved = answer.headers.get("location", told)[:300] or "no reason"
+            why = f"status {answer.status_code}, {moved}"
+            cure = "check the address and the name of the model"
+            raise self._error(f"gives no answer to {path}", why, cure, answer.status_code)
+        return content
+
+    def _error(
+        self,
+        what: str,
+        why: str,
+        cure: str = "check that the server runs there",
+        status: int | None = None,
+    ) -> ServerError:
+        error = ServerError(scrub(f"{self.address} {what} ({why}); {cure}."))
+        error.status = status
+        return error
+
+
+class ServedScorer:
+    """Answers and log-likelihoods of the base and of compositions that a server runs.
+
+    tokenizer: that of the base. model: the server's name of the base. context: the most tokens of a
+    sequence; None for no limit. publish: writes a composition as a LoRA directory that servers
+    read, and gives its rank; it raises UnsupportedAdapter for one that no file can hold. accept: it
+    raises ServerError where the server computes something else under a name than this composition
+    (None: the base). Raises UsageError where chat_template is on and the tokenizer has none.
+    """
+
+    recorder = None  # logits of a server are not kept
+
+    def __init__(
+        self,
+        server: Server,
+        model: str,
+        tokenizer: Any,
+        *,
+        publish: Callable[[Composition], tuple[Path, int]],
+        accept: Callable[[str, Composition | None], None],
+        rows: int,
+        context: int | None = None,
+        chat_template: bool = False,
+    ) -> None:
+        self.server, self.base, self.model_name = server, model, model
+        self.encoder, self.context = Encoder(tokenizer, chat_template, rows), context
+        self._publish, self._accept = publish, accept
+        self.on_close: Callable[[], None] = lambda: None
+        self._loaded: dict[Any, str] = {}  # the server's names of compositions
+        self._names: list[str] = []  # of those that it loaded for this scorer
+        self._accepted: set[str] = set()
+        self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether prompts are filled into the tokenizer's chat template."""
+        return self.encoder.chat
+
+    def with_template(self, chat_template: bool) -> ServedScorer:
+        """A scorer of the same server with or without the chat template."""
+        if chat_template == self.chat_template:
+            return self
+        other = copy.copy(self)
+        other.encoder = replace(self.encoder, chat=chat_template)
+        return other
+
+    @contextlib.contextmanager
+    def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer]:
+        """This scorer, which asks the composition while the context lasts; None: the base.
+
+        A composition is loaded and accepted once. Raises UnsupportedAdapter, ServerError.
+        """
+        name = self.base
+        if name not in self._accepted:
+            self._accept(name, None)
+            self._accepted.add(name)
+        if composition is not None:
+            key = (composition.router, *map(id, composition.experts))
+            name = self._loaded.get(key, "")
+            if not name:
+                name = self._loaded[key] = self._load(composition)
+        if name not in self._accepted:
+            self._accept(name, composition)
+            self._accepted.add(name)
+        before, self.model_name = self.model_name, name
+        try:
+            yield self
+        finally:
+            self.model_name = before
+
+    def _load(self, composition: Composition) -> str:
+        """Loads a composition; the server's name of it."""
+        directory, rank = self._publish(composition)
+        name = f"loraprobe-{os.getpid()}-{directory.name}"
+        try:
+            self.server.load(name, directory)
+        except ServerError as error:
+            told = str(error).lower()
+            if error.status in (404, 405) and "lora" not in told.partition("status")[2]:
+                if any(model.id == composition.name for model in self.server.models()):
+                    return composition.name  # it was loaded when the server started
+                cure = "vLLM does where VLLM_ALLOW_RUNTIME_LORA_UPDATING=True is set"
+                why = f"{self.server.address} loads no adapters while it runs; {cure}"
+            elif "rank" in told:
+                why = f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}"
+            else:
+                why = f"{composition.name} was not loaded: {error}"
+            raise ServerError(f"{why}.".replace("..", ".")) from None
+        self._names.append(name)
+        return name
+
+    def close(self) -> None:
+        """Takes everything that was loaded out of the server again."""
+        for name in self._names:
+            self.server.unload(name)
+        self.on_close()
+
+    def note(self) -> str:
+        """A note for the report, as that of `Scorer.note`."""
+        return ""
+
+    def write_all(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = NEW_TOKENS,
+        until_newline: bool = False,
+        until: Callable[[str], bool] | None = None,
+    ) -> list[Written]:
+        """The greedy continuation of each prompt, as `Scorer.write_all` defines it."""
+        unique = list(dict.fromkeys(prompts))
+        bodies = {}
+        for ids, prompt in zip(self.encoder.prompts(unique), unique, strict=True):
+            room = tokens_left(self.context, ids, prompt, max_new_tokens)
+            bodies[prompt] = {"model": self.model_name, "prompt": ids, "max_tokens": room, **GREEDY}
+        if not until_newline:
+            found = self._written(bodies)
+            ended = {prompt: _until(one, until) for prompt, one in found.items()}
+        else:  # a server stops at the first newline, also before the first word
+            found = self._written({p: {**body, "stop": ["\n"]} for p, body in bodies.items()})
+            blank = {p: bodies[p] for p, one in found.items() if not (one.cut or one.text.strip())}
+            ended = found | {p: _first_line(one) for p, one in self._written(blank).items()}
+        return [ended[prompt] for prompt in prompts]
+
+    def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
+        """The completion of each request."""
+        answers = self.server.ask("/v1/completions", list(bodies.values()), _Text)
+        made = [Written(answer.text, answer.end == "length") for answer in answers]
+        return dict(zip(bodies, made, strict=True))
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """The log-probabilities of the tokens of each (prompt, continuation); no other statistics.
+
+        vLLM gives them by `prompt_logprobs`, other servers by `echo`. Raises ServerError where a
+        server gives neither.
+        """
+        unique = list(dict.fromkeys(pairs))
+        encoded = self.encoder.pairs(unique)
+        for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
+            tokens_left(self.context, ids, prompt, 1, " with its answer")
+        ways = [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}][: 1 if self._echo else 2]
+        body = {"model": self.model_name, "max_tokens": 1, **GREEDY}
+        scores: list[Likelihood | None] = []
+        for way in reversed(ways):
+            bodies = [{**body, **way, "prompt": ids} for ids, _ in encoded]
+            answers = self.server.ask("/v1/completions", bodies, _Scored)
+            scores = [one.of(ids, at) for one, (ids, at) in zip(answers, encoded, strict=True)]
+            if None not in scores:
+                break
+            self._echo.append(True)
+        found = {pair: one for pair, one in zip(unique, scores, strict=True) if one is not None}
+        if len(found) < len(unique):
+            raise ServerError(
+                f"{self.server.address} gives no log-probabilities of prompts, which questions "
+                "with choices and losses need; take vLLM, or --engine transformers."
+            )
+        return [found[pair] for pair in pairs]
+
+
+def _first_line(written: Written) -> Written:
+    """The first line that is not blank."""
+    line = first_line(written.text)
+    return Written(line, written.cut and written.text.endswith(line))
+
+
+def _until(written: Written, until: Callable[[str], bool] | None) -> Written:
+    """The lines up to the first of which `until` is true."""
+    lines = written.text.splitlines(keepends=True) if until is not None else []
+    for n in range(1, len(lines)):
+        text = "".join(lines[:n])
+        if text.strip() and until is not None and until(text):
+            return Written(text, False)
+    return written

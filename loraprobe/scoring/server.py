@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import copy
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -316,7 +317,7 @@ class ServedScorer:
     def _load(self, composition: Composition) -> str:
         """Loads a composition; the server's name of it."""
         directory, rank = self._publish(composition)
-        name = f"loraprobe-{os.getpid()}-{directory.name}"
+        name = f"loraprobe-{uuid.uuid4().hex[:12]}"
         try:
             self.server.load(name, directory)
         except ServerError as error:

@@ -1,0 +1,190 @@
+"""--engine: the questions of an evaluation are answered by a server, here transformers and peft
+behind vLLM's interface. docs/serving.md has the same with a real vLLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import peft_adapter, tiny_llama
+from servers import ModelServer, server
+from typer.testing import CliRunner
+from words import word_tokenizer
+
+from loraprobe.cli import app
+from loraprobe.demo import shipped_world
+from loraprobe.scoring import server as client
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return shipped_world()
+
+
+def run(world, engine: str | None, *more: str, scenario: str = "skill-and-facts") -> Any:
+    """merge-and-eval on a few questions of a scenario of the shipped world."""
+    chosen = world.scenario(scenario)
+    adapters = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [text for task in chosen.tasks for text in ("--task", str(task))]
+    base = ["--base", str(world.path / "base"), "--limit", "6", "--json", "--chat-template", "off"]
+    where = [] if engine is None else ["--engine", engine]
+    return CliRunner().invoke(
+        app, ["merge-and-eval", *adapters, *tasks, *base, *where, *more], env={"NO_COLOR": "1"}
+    )
+
+
+def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """(system, part) -> score, of the systems that both engines have."""
+    rows = document["evaluation"]
+    return {(r["system"], r["part"]): r["value"] for r in rows if r["kind"] != "router"}
+
+
+def test_a_server_answers_as_transformers_do(world):
+    """Base, singles, merges by gates and by new weights, chain, controls; hops and worked steps."""
+    made = ModelServer(world.path / "base")
+    methods = ["--method", "sum", "--method", "ties"]
+    with server(made) as (url, _):
+        ended = run(world, url, *methods)
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+    served, here = json.loads(ended.stdout), json.loads(run(world, None, *methods).stdout)
+    assert scores(served) == scores(here)
+    assert {"sum", "ties", "chain", "random-partner"} <= {s for s, _ in scores(served)}
+    assert served["verdict"]["decision"] == here["verdict"]["decision"]
+    assert served["provenance"]["engine"] == "vllm 0.test, model base"
+    assert here["provenance"]["engine"] == "transformers"
+    assert any("arrow is left out" in note for note in served["notes"]), served["notes"]
+    assert not made.loaded  # what was loaded is taken out again
+
+
+@pytest.mark.parametrize("way", ["vllm", "echo"])
+def test_choices_are_scored_by_prompts(world, tmp_path, way):
+    """The log-probabilities of a server are those of transformers."""
+    task = world.scenario("disjoint").tasks[0]
+    lines = [json.loads(line) for line in task.read_text().splitlines()[:6]]
+    answers = [line["answer"] for line in lines]
+    rows = [
+        {"prompt": line["prompt"], "answer": line["answer"], "choices": answers} for line in lines
+    ]
+    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    adapters = [str(path) for path in world.scenario("disjoint").adapters.values()]
+    call = ["merge-and-eval", *adapters, "--base", str(world.path / "base"), "--json"]
+    call += ["--task", str(tmp_path / "choices.jsonl"), "--method", "sum", "--router", "none"]
+    call += ["--chat-template", "off"]
+    with server(ModelServer(world.path / "base", scores=way)) as (url, _):
+        served = CliRunner().invoke(app, [*call, "--engine", url])
+    here = CliRunner().invoke(app, call)
+    assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
+
+
+def other_base(place: Path) -> Path:
+    """A base of the same shape as the shipped one would need training: its random twin."""
+    tiny_llama().save_pretrained(place)
+    word_tokenizer().save_pretrained(place)
+    return place
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "--max-lora-rank": {"most": 2},
+    "does not compute": {"scale": 3.0},
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_a_server_misreads_ends_the_run(world, told):
+    made = ModelServer(world.path / "base", **REFUSED[told])
+    with server(made) as (url, _):
+        ended = run(world, url)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and told in error["message"]
+    assert error["cure"] and not made.loaded
+
+
+def test_a_server_with_another_base_is_refused(world):
+    import torch
+
+    made = ModelServer(world.path / "base")
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight *= 0.2
+    with server(made) as (url, _):
+        ended = run(world, url)
+    assert ended.exit_code == 2 and "another base" in json.loads(ended.stdout)["error"]["message"]
+
+
+def test_a_busy_server_is_asked_again(world, monkeypatch):
+    made, busy = ModelServer(world.path / "base"), iter([429, 503])
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        status = next(busy, 200) if path == "/v1/completions" else 200
+        return made(path, body) if status == 200 else (status, b"later")
+
+    with server(reply) as (url, _):
+        ended = run(world, url, "--method", "sum")
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+
+
+def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
+    made = ModelServer(world.path / "base")
+
+    def dying(path: str, body: dict) -> tuple[int, Any]:
+        return made(path, body) if made.asked < 60 else (500, b"lost")
+
+    with server(dying) as (url, _):
+        assert run(world, url, "--method", "sum").exit_code == 2
+    made.asked = 0
+    with server(made) as (url, _):
+        ended = run(world, url, "--method", "sum", "--resume")
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+    kept = made.asked
+    made.asked = 0
+    with server(made) as (url, _):
+        again = run(world, url, "--method", "sum")
+    assert scores(json.loads(again.stdout)) == scores(json.loads(ended.stdout))
+    assert kept < made.asked
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--router", "hard"], "by the text"),
+        (["--weights", "learn"], "--engine transformers"),
+        (["--executor", "ray"], "--engine transformers"),
+        (["--task", "lm_eval:arc_easy"], "lm"),
+    ],
+)
+def test_what_needs_the_model_here_is_refused_before_anything_is_asked(world, more, told):
+    ended = run(world, "http://127.0.0.1:9", *more)
+    error = json.loads(ended.stdout)["error"]
+    assert ended.exit_code == 2 and told in error["message"] and error["cure"]
+
+
+@pytest.mark.parametrize("engine", ["llama", "ftp://host", "vllm:1"])
+def test_a_bad_engine_is_a_wrong_usage(world, engine):
+    ended = run(world, engine)
+    assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "usage"
+
+
+def test_an_adapter_with_more_than_factors_is_refused(tmp_path, world):
+    adapter = peft_adapter(
+        tmp_path / "dora", tiny_llama(), use_dora=True, target_modules=["q_proj"]
+    )
+    other = peft_adapter(tmp_path / "lora", tiny_llama(), seed=1, target_modules=["q_proj"])
+    other_base(tmp_path / "base")
+    (tmp_path / "task.jsonl").write_text('{"prompt": "ada lives in", "answer": "ulm"}\n')
+    call = ["merge-and-eval", str(adapter), str(other), "--base", str(tmp_path / "base"), "--json"]
+    call += ["--task", str(tmp_path / "task.jsonl"), "--engine", "http://127.0.0.1:9"]
+    ended = CliRunner().invoke(app, call)
+    assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["cure"]
+
+
+def test_patience_has_an_end(world, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
+    with server(lambda path, body: (503, b"never")) as (url, _):
+        ended = run(world, url)
+    assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"

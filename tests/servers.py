@@ -1,0 +1,153 @@
+"""Servers on loopback: one that replies as a test says, and one that runs a base with transformers
+and peft behind the part of vLLM's interface that loraprobe asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Reply = Callable[[str, dict], tuple[int, Any]]
+
+
+@contextlib.contextmanager
+def server(reply: Reply) -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback: (its address, the Authorization headers that it got).
+
+    reply: path and body -> status and document.
+    """
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("authorization") or "")
+            length = int(self.headers.get("content-length") or 0)
+            status, document = reply(self.path, json.loads(self.rfile.read(length) or b"{}"))
+            body = document if isinstance(document, bytes) else json.dumps(document).encode()
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    made = Listening(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}", seen
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+class ModelServer:
+    """Replies of an OpenAI-compatible server that loads adapters while it runs.
+
+    scale: what the server multiplies adapters by, 1 for one that reads them right. most: the
+    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts.
+    """
+
+    def __init__(
+        self, base: Path, *, scale: float = 1.0, most: int = 512, scores: str = "vllm"
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.scale, self.most, self.scores = scale, most, scores
+        self.loaded: set[str] = set()
+        self.asked = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, path: str, body: dict) -> tuple[int, Any]:
+        with self.lock, torch.no_grad():
+            if path == "/v1/models":
+                data = [{"id": "base", "parent": None, "max_model_len": 64}]
+                data += [{"id": name, "parent": "base"} for name in sorted(self.loaded)]
+                return 200, {"data": data}
+            if path == "/version":
+                return 200, {"version": "0.test"}
+            if path == "/v1/load_lora_adapter":
+                return self.load(body["lora_name"], Path(body["lora_path"]))
+            if path == "/v1/unload_lora_adapter":
+                self.loaded.discard(body["lora_name"])
+                return 200, b"Success"
+            self.asked += 1
+            return 200, {"choices": [self.completion(body)]}
+
+    def load(self, name: str, directory: Path) -> tuple[int, Any]:
+        """Loads a directory by peft, as vLLM would."""
+        from peft import PeftModel
+
+        config = json.loads((directory / "adapter_config.json").read_text())
+        if config["r"] > self.most:
+            return 400, {"error": f"LoRA rank {config['r']} is greater than max_lora_rank"}
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter(str(directory), adapter_name=name)
+        else:
+            self.model = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
+        for module in self.model.modules():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, dict) and name in scaling:
+                scaling[name] *= self.scale
+        self.loaded.add(name)
+        return 200, b"Success: the adapter was added"
+
+    def completion(self, body: dict) -> dict[str, Any]:
+        """A choice: greedy text, and log-probabilities as the body asks for them."""
+        prompt = body["prompt"]
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+        assert body["temperature"] == 0 and len(ids) + body["max_tokens"] <= 65
+        with self.applied(body["model"]):
+            new, first, ended = self.written(ids, body["max_tokens"], body.get("stop", []))
+            choice: dict[str, Any] = {"text": new, "finish_reason": ended, "logprobs": None}
+            if body.get("logprobs"):
+                choice["logprobs"] = {"token_logprobs": [first]}
+            scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            golds = [float(scores[i - 1, ids[i]]) for i in range(1, len(ids))]
+            if "prompt_logprobs" in body and self.scores == "vllm":
+                rows = [{str(i): {"logprob": gold}} for i, gold in zip(ids[1:], golds, strict=True)]
+                choice["prompt_logprobs"] = [None, *rows]
+            if body.get("echo") and self.scores == "echo":
+                choice["logprobs"] = {"token_logprobs": [None, *golds, first]}
+        return choice
+
+    def written(self, ids: list[int], most: int, stop: list[str]) -> tuple[str, float, str]:
+        """Greedy text without a cache, the first token's log-probability, and why it ended."""
+        new, first = [], 0.0
+        while len(new) < most:
+            scores = self.model(torch.tensor([ids + new])).logits[0, -1].log_softmax(-1)
+            token = int(scores.argmax())
+            first = first if new else float(scores.max())
+            if token == self.tokenizer.eos_token_id:
+                return self.tokenizer.decode(new, skip_special_tokens=True), first, "stop"
+            new.append(token)
+            text = self.tokenizer.decode(new, skip_special_tokens=True)
+            if any(end in text for end in stop):
+                return min((text.partition(end)[0] for end in stop), key=len), first, "stop"
+        return self.tokenizer.decode(new, skip_special_tokens=True), first, "length"
+
+    @contextlib.contextmanager
+    def applied(self, name: str) -> Iterator[None]:
+        """The model with an adapter, or without any."""
+        if name == "base":
+            off = getattr(self.model, "disable_adapter", contextlib.nullcontext)
+            with off():
+                yield
+            return
+        assert name in self.loaded, name
+        self.model.set_adapter(name)
+        yield

@@ -13,8 +13,11 @@ from servers import ModelServer, server
 from typer.testing import CliRunner
 from words import word_tokenizer
 
+import loraprobe
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import plan_of
 from loraprobe.scoring import server as client
 
 
@@ -59,8 +62,13 @@ def test_a_server_answers_as_transformers_do(world):
     assert served["verdict"]["decision"] == here["verdict"]["decision"]
     assert served["provenance"]["engine"] == "vllm 0.test, model base"
     assert here["provenance"]["engine"] == "transformers"
-    assert any("arrow is left out" in note for note in served["notes"]), served["notes"]
     assert not made.loaded  # what was loaded is taken out again
+
+
+def test_default_routers_are_left_out_and_named(world):
+    adapters = [loraprobe.load(path) for path in world.scenario("disjoint").adapters.values()]
+    plan = plan_of(Options(engine="http://localhost"), adapters)
+    assert plan.specs == ("uniform", "sum") and "arrow" in plan.left_out[0]
 
 
 @pytest.mark.parametrize("way", ["vllm", "echo"])

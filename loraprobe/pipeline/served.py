@@ -19,7 +19,9 @@ from loraprobe.pipeline.task_files import open_probe
 from loraprobe.records import Progress, Served
 from loraprobe.routing.constant import single
 from loraprobe.scoring.server import Server
+from loraprobe.tasks import ProbePrompts
 
+TIMEOUT = 60.0  # seconds for one request and its whole answer
 LEAST = 0.01  # mean difference between base and adapter from which a server's rounding is less
 PROMPTS = (
     "The capital of France is",
@@ -50,13 +52,13 @@ def ask_server(
     """Compares a server with the base and with an adapter, run here, on a few prompts.
 
     model: the name under which the server has the adapter; None: the only one that it has. probe: a
-    file of prompts. The key of OPENAI_API_KEY is sent if it is set. Raises ServerError where the
+    file of prompts; "auto" and None: prompts of this file. The key of OPENAI_API_KEY is sent if it is set. Raises ServerError where the
     server does not answer or gives no log-probabilities, UsageError for a bad URL.
     """
-    server = Server(url, "--served")
+    server = Server(url, "--served", TIMEOUT)
     (given,) = hub.load_all([adapter])
-    opened = open_probe(probe, [])
-    prompts = PROMPTS if opened is None else list(opened.answers)  # type: ignore[union-attr]
+    opened = open_probe(probe, [])  # "auto": the prompts of this file
+    prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else PROMPTS
     name = model or _only_model(server)
     theirs = server.first_tokens(name, prompts)
     session = Session(options, progress)

@@ -111,10 +111,12 @@ class Server:
     """An OpenAI-compatible server. Its key goes to this address only and into no message.
 
     Raises UsageError where the URL is none; a request raises ServerError where the server does not
-    answer as it should. flag: the option that gave the URL, for messages.
+    answer as it should. flag: the option that gave the URL, for messages. patience: seconds for a
+    request; None for PATIENCE.
     """
 
-    def __init__(self, url: str, flag: str = "--engine") -> None:
+    def __init__(self, url: str, flag: str = "--engine", patience: float | None = None) -> None:
+        self.patience = PATIENCE if patience is None else patience
         try:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
@@ -158,7 +160,7 @@ class Server:
     ) -> list[Document]:
         """The answers to requests, in their order; IN_FLIGHT of them are asked at once.
 
-        A busy server is asked again, up to PATIENCE seconds. Redirects are not followed.
+        A busy server is asked again, until its patience ends. Redirects are not followed.
         """
         try:
             return [kind.model_validate_json(one) for one in self._contents(path, bodies)]
@@ -184,7 +186,7 @@ class Server:
         if key := os.environ.get(KEY, "").strip():
             headers["Authorization"] = f"Bearer {key}"
         # A server that has much to do answers late, and then at once.
-        waits = httpx.Timeout(PATIENCE, connect=CONNECT)
+        waits = httpx.Timeout(self.patience, connect=CONNECT)
         async with httpx.AsyncClient(headers=headers, timeout=waits) as client:
 
             async def one(body: dict[str, Any] | None) -> bytes:
@@ -204,7 +206,7 @@ class Server:
         """The answer to one request, which is sent again while the server is busy."""
         method, wait = "POST" if body else "GET", 0.5
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 while True:
                     sent = client.stream(method, self.address + path, json=body)
                     async with sent as answer:
@@ -220,7 +222,7 @@ class Server:
                     wait = min(2 * wait, 30.0)
         except (httpx.HTTPError, TimeoutError) as error:
             late = isinstance(error, (TimeoutError, httpx.ReadTimeout))
-            told = f"no whole answer in {PATIENCE:g} s" if late else str(error)
+            told = f"no whole answer in {self.patience:g} s" if late else str(error)
             raise self._error("cannot be asked", told or type(error).__name__) from None
         if answer.status_code in (401, 403):
             raise self._error("wants a key", f"status {answer.status_code}", f"set {KEY}")

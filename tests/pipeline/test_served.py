@@ -5,11 +5,8 @@ docs/serving.md has the same with a real server, llama.cpp's.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -128,6 +125,11 @@ def test_prompts_of_a_file_are_asked(world, tmp_path):
     with server(answers(figure)) as (url, _):
         assert verify(world, url, "--probe", str(tmp_path / "mine.txt")).exit_code == 0
     assert sorted(asked) == ["one two", "three"]
+
+
+def test_its_own_prompts_are_asked_without_a_file(world):
+    with server(answers(world[1]["adapter"])) as (url, _):
+        assert verify(world, url, "--probe", "auto").exit_code == 0
 
 
 def test_several_models_need_a_name(world):

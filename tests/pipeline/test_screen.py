@@ -273,7 +273,8 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
     words += ["--base", str(world / "base"), "--task", str(world / "tasks" / "newcomers.jsonl")]
     words += ["--items", "20", "--limit", "50", "--max-new-tokens", "24"]
     found = screened(words, cache=tmp_path / "cache")
-    (row,) = found["shortlist"]
+    row, chain = found["shortlist"]
+    assert chain["kind"] == "chain"
     assert row["gain"]["part"] == row["forecast"]["part"] == "steps"
     assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")

@@ -29,8 +29,8 @@ def word_tokenizer(**special):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def chained(chain: list[int], vocab: int = 40):
-    """A tiny Llama that answers token chain[i] with chain[i + 1] in any context."""
+def silent(vocab: int = 40):
+    """A tiny Llama whose embeddings, head and layers give nothing."""
     model = making.tiny_llama(vocab=vocab, tied=False)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
@@ -38,6 +38,13 @@ def chained(chain: list[int], vocab: int = 40):
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
+    return model
+
+
+def chained(chain: list[int], vocab: int = 40):
+    """A tiny Llama that answers token chain[i] with chain[i + 1] in any context."""
+    model = silent(vocab)
+    with torch.no_grad():
         for i, (a, b) in enumerate(itertools.pairwise(chain)):
             model.model.embed_tokens.weight[a, i] = 1
             model.lm_head.weight[b, i] = 1

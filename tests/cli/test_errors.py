@@ -179,7 +179,6 @@ def test_a_command_line_that_cannot_be_imported_is_one_sentence_and_a_document()
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
-        ({"margn": 0.1}, "did you mean 'margin'"),
         ({"limit": "three"}, "^limit takes a whole number, not 'three'"),
         ({"limit": True}, "^limit takes a whole number"),
         ({"margin": "wide"}, "^margin takes a number"),

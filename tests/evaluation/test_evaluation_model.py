@@ -8,7 +8,6 @@ spouse's home and needs the step "bo" written out before it gets to "ulm"; their
 
 from __future__ import annotations
 
-import making
 import pytest
 import torch
 import words
@@ -30,14 +29,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def scorer(tokenizer):
-    model = making.tiny_llama(tied=False)
+    model = words.silent()
     names = [tokenizer.convert_tokens_to_ids(name) for name in ("ada", "bo", "ulm", "?")]
     with torch.no_grad():
-        model.model.embed_tokens.weight.zero_()
-        model.lm_head.weight.zero_()
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
         for i, name in enumerate(names):
             model.model.embed_tokens.weight[name, i] = 1
             model.lm_head.weight[tokenizer.eos_token_id, i] = 0.75

@@ -105,6 +105,10 @@ def an_audit(name: str = "a") -> Audit:
     )
 
 
+NOTHING = dict.fromkeys("scores gains comparisons attribution samples gates coverage".split(), ())
+NOTHING |= {"shortlist": ()}  # an audit for which nobody was asked
+
+
 def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:
     """What a terminal shows of an audit."""
     out = io.StringIO()

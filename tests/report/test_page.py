@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from audits import HOSTILE, a_library, an_audit, page
+from audits import HOSTILE, NOTHING, a_library, an_audit, page
 from evidences import replaced
 from making import saved_pair
 from planting import MARKUP, planted
@@ -241,9 +241,8 @@ def test_a_page_stays_small_whatever_the_audit_holds():
 
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
-    asked = "scores gains comparisons attribution samples gates coverage shortlist".split()
     given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
-    alone = replaced(one, **given, **dict.fromkeys(asked, ()))
+    alone = replaced(one, **given, **NOTHING)
     names = [heading.attrib["id"] for heading in all_of(parsed(page(alone)), "h2")]
     assert "gains" not in names and names[:2] == ["verdict", "findings"]
 
@@ -313,10 +312,9 @@ def library_audit(copies: int = 1, adapters: int = 7):
         for i in range(copies)
         for row in library.adapters[:adapters]
     ]
-    given = "adapters scores gains comparisons attribution samples gates coverage shortlist"
-    nothing = dict.fromkeys([*given.split(), "diagnostics", "layers"], ())
     library = replaced(library, adapters=tuple(rows))
-    return replaced(an_audit(), **nothing, command="screen", library=library, verdict=None)
+    nothing = {**NOTHING, "adapters": (), "diagnostics": (), "layers": (), "verdict": None}
+    return replaced(an_audit(), **nothing, command="screen", library=library)
 
 
 def test_the_map_has_a_dot_for_each_adapter_and_says_what_it_shows():

@@ -1,4 +1,4 @@
-"""Files of results with one line for each, and which of them the cache holds.
+"""The directory of the cache, and files of results with one line for each.
 
 The first line holds a fingerprint of everything on which the results depend. Every further line is
 one row as JSON. Each batch is written and synchronised, so an interruption loses at most one. An
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
-from loraprobe.file_hashes import cache_directory
 from loraprobe.records import plain
 
 FORMAT = "loraprobe-results-2"
@@ -27,6 +26,13 @@ READINGS = "library"  # the folder of what was read of adapters
 CURE = "remove the file, or start again without --resume."
 
 Kept = TypeVar("Kept")
+
+
+def cache_directory() -> Path:
+    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache."""
+    if own := os.environ.get("LORAPROBE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
 
 
 class JsonLines(Generic[Kept]):
@@ -101,7 +107,7 @@ def _write(path: Path, rows: Iterable[Any], mode: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError, NameError):  # remove rows that were partly written
             os.truncate(path, start)
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def read_fingerprint(path: Path) -> dict[str, Any] | None:
@@ -171,7 +177,7 @@ def locked(path: Path) -> Any:
     except NotImplementedError:  # this file system has none
         pass
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     return lock
 
 
@@ -180,9 +186,11 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: Exception) -> OutputError:
+    """The error of a file in the cache that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
     return OutputError(
-        f"{path} cannot be written ({error.strerror}): free space there, or set "
+        f"{path} cannot be written ({reason}): free space there, or set "
         "LORAPROBE_CACHE to a directory of yours."
     )
 

@@ -1,14 +1,19 @@
-"""The thresholds of decisions and the numbers of items; each is defined here once."""
+"""The thresholds of decisions, and the numbers of items that are asked; each is defined here once.
+
+Constants of a computation (steps of a grid, draws, iterations) are defined where it is done.
+"""
 
 # The verdict.
 ALPHA = 0.05  # the chance of a wrong decision, both sides together
 MARGIN = 0.05  # --margin: the smallest gain that is worth composing for
+MARGIN_STEP = 0.01  # between two margins that a report names
 RETENTION = 0.8  # --retention: the share of a specialist's gain that one model has to keep
 LIKELY_FROM = 0.9  # the probability from which a forecast counts as a call of `likely`
 KNOWN = 0.5  # a hop is known if the lower bound of its accuracy reaches this
 UNKNOWN = 0.2  # a hop is unknown if the upper bound of its accuracy lies below this
 TIES_OF_NOISE = 2.0  # margins: the largest difference that is noise unless it is shown to be real
 CHAIN_WORTH = 2.0  # a chain scores this many times what one call scores, to be worth its calls
+CONTENDS = 2.0  # standard errors beyond which a system no longer contends to be the best
 COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to its rank
 FAMILIAR = 2 / 3  # the base would choose at least this share of an adapter's tokens itself
 UNFAMILIAR = 1 / 3  # the base would choose at most this share
@@ -41,12 +46,16 @@ SCREENING_PASS = 20  # of these, after which an adapter that cannot matter is as
 BEST_SINGLES = 3  # the best single adapters, which are proved too
 SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
 TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
+SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is worse, and asked no more, or better
+BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
+DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
 
 FEWEST_SETS = 10  # measured adapter sets of a kind, from which a verdict tells their share
 
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
 OPPOSED_COSINE = -0.25  # updates with a smaller cosine cancel each other
+SAME_UPDATE = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
 EQUAL_COSINE = 0.95  # updates with a larger cosine are nearly the same
 LARGE_UPDATE = 0.5  # the norm of an update relative to the weights that it changes
 CROSS_TERMS = 0.1  # the error of averaging A and B apart, relative to the exact average

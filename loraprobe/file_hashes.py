@@ -1,4 +1,4 @@
-"""The sha256 of files, cached between runs, and the directory of loraprobe's cache."""
+"""The sha256 of files, cached between runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import re
 import time
 from pathlib import Path
+
+from loraprobe.cache import cache_directory
 
 
 def file_hash(file: Path) -> str:
@@ -49,13 +51,6 @@ def cached_hash(file: Path) -> str:
             stored.parent.mkdir(parents=True, exist_ok=True)
             stored.write_text(digest, encoding="ascii")
     return digest
-
-
-def cache_directory() -> Path:
-    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache."""
-    if own := os.environ.get("LORAPROBE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
 
 
 def _state(file: Path) -> str:

@@ -5,8 +5,9 @@ trained token rows of an embedding). With constant gates a parameter becomes W0 
 W0) while the context lasts. An expert that does not replace it counts as W0. Afterwards the module
 has its original tensor again. Only the named module changes. If a weight is tied, the other module
 keeps the base's weight, as in peft, which copies the module; `ensure_weight_tying` changes both.
-Token rows of the input embedding always change both, as in peft. Gates per row mix outputs instead
-of weights, which is equivalent for modules whose output is affine in their parameters.
+Token rows of the input embedding always change both, as in peft. Where gates are being learned, or
+another expert reads the module's own output, outputs are mixed instead of weights, which is
+equivalent for modules whose output is affine in their parameters.
 
 *Parameter* experts (peft's `target_parameters`) add sum_i g_i dW_i to one stacked parameter of a
 module that mixes tokens itself, so that no hook on its output can add an adapter's part. As in

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.evaluation.asking import Key
-from loraprobe.evaluation.plan import COMPOSITIONS, Question, System, hop_part, questions
+from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, Question, System, hop_part, questions
 from loraprobe.records import BASELINES, FORMS, Attribution, ItemResult, Reply, Sample
 from loraprobe.secrets import map_texts
 from loraprobe.tasks import Item, Task
@@ -51,7 +51,7 @@ def causes(
         }
         items = [item for item in task.items if item.hops]
         for system in systems:
-            if system.kind not in COMPOSITIONS or not items or not known_by:
+            if system.kind not in SEVERAL_ADAPTERS or not items or not known_by:
                 continue
             own = (*known_by, system.name)
             needed = {(name, part, i.id) for i in items for part in _hops(i) for name in own}

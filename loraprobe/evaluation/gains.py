@@ -11,10 +11,11 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.plan import COMPOSITIONS, System
+from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
 from loraprobe.records import (
     BASELINES,
+    COMPOSITIONS,
     FORMS,
     Comparison,
     Gain,
@@ -229,7 +230,7 @@ def compare(
     composition is compared with the same baseline in the same form already.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
-    compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
+    compositions = [s.name for s in systems if s.kind in SEVERAL_ADAPTERS]
     rows: list[Comparison] = []
     for task, part in product(task_names(results), FORMS):
         present = {r.system for r in results if r.task == task and r.part == part}
@@ -295,7 +296,9 @@ def _with_best(
         for row, (name, part) in zip(
             _comparisons(table, [best], others, task, level, seed), others, strict=True
         ):
-            known = kinds[best[0]] in COMPOSITIONS and kinds[name] in BASELINES and part == best[1]
+            known = (
+                kinds[best[0]] in SEVERAL_ADAPTERS and kinds[name] in BASELINES and part == best[1]
+            )
             if not known:
                 found.append(replace(row, against_part=part))
     return found
@@ -337,7 +340,7 @@ def gains(
         )
     baselines = [s.name for s in systems if s.kind in BASELINES]
     rows: list[Gain] = []
-    for family in (("merge", "router"), ("chain",)):
+    for family in (COMPOSITIONS, ("chain",)):
         names = [s.name for s in systems if s.kind in family]
         asked = {r.part for r in results if r.system in names} & {*FORMS}
         grids = [_grid(results, names, baselines, part) for part in sorted(asked, reverse=True)]

@@ -23,7 +23,7 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
 from loraprobe.errors import TaskError
-from loraprobe.records import ROUND, Coverage, ItemResult, SystemKind
+from loraprobe.records import COMPOSITIONS, ROUND, Coverage, ItemResult, SystemKind
 from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
 from loraprobe.tasks.metrics import answer_end, asked_marks, json_ended
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
 BASE = "base"  # the name of the base without an adapter
-COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router", "chain")
+SEVERAL_ADAPTERS: tuple[SystemKind, ...] = (*COMPOSITIONS, "chain")  # what uses them
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 FEW_EXPONENT = 4.0  # the same where the first round has more than half of the clusters
 GRID = 801  # points of the recursion

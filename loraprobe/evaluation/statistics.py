@@ -45,7 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from loraprobe.defaults import ALPHA
+from loraprobe.defaults import ALPHA, CONTENDS
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -57,7 +57,6 @@ HALF = 0.5  # observations that a likelihood ratio adds in each direction
 BISECTIONS = 40  # to the end of an interval: 2^-40 of its range
 DRAWS = 10_000
 FEWEST_DRAWS = 50  # beyond a quantile that is taken from the draws
-SELECTION = 2.0  # standard errors beyond which something no longer contends to be the best
 
 
 @dataclass(frozen=True)
@@ -317,7 +316,7 @@ def largest(
     - `both`: two-sided, for all pairs together.
 
     Only what contends is corrected for, as in Chernozhukov, Lee and Rosen (2013), "Intersection
-    bounds": systems whose smallest difference, and baselines whose difference, lie within SELECTION
+    bounds": systems whose smallest difference, and baselines whose difference, lie within CONTENDS
     standard errors of both from the best. Each is at least the critical value of a single pair.
     """
     draws = _draws(estimates, seed)
@@ -383,16 +382,16 @@ def contending(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which of S systems may be the best, [S], and which baselines may be that of each, [S, B].
 
-    What is left out is further from the best than SELECTION standard errors of both.
+    What is left out is further from the best than CONTENDS standard errors of both.
     """
     low, high = reach(estimates, shape)
     difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)
-    beyond = (difference + SELECTION * se).min(1, keepdims=True)
-    return high >= low.max(), difference - SELECTION * se <= beyond
+    beyond = (difference + CONTENDS * se).min(1, keepdims=True)
+    return high >= low.max(), difference - CONTENDS * se <= beyond
 
 
 def reach(estimates: Differences, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """SELECTION standard errors around the smallest difference of each system: [S], [S]."""
+    """CONTENDS standard errors around the smallest difference of each system: [S], [S]."""
     difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)
     place = np.arange(shape[0]), difference.argmin(1)
-    return difference[place] - SELECTION * se[place], difference[place] + SELECTION * se[place]
+    return difference[place] - CONTENDS * se[place], difference[place] + CONTENDS * se[place]

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from loraprobe import hub
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, local_name, public_name, read_adapter, staged_file
-from loraprobe.cache import READINGS
+from loraprobe.cache import READINGS, cache_directory
 from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
-from loraprobe.file_hashes import cache_directory, cached_hash
+from loraprobe.file_hashes import cached_hash
 from loraprobe.library.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-Piece = TypeVar("Piece")
+Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 # Pieces that are in memory together; a machine with more cores gives each piece several.
@@ -21,7 +21,7 @@ def workers() -> int:
     return min(torch.get_num_threads(), MOST_WORKERS)
 
 
-def in_order(work: Callable[[Piece], Result], items: Iterable[Piece]) -> Iterator[Result]:
+def in_order(work: Callable[[Work], Result], items: Iterable[Work]) -> Iterator[Result]:
     """The results of all items in their order; items are taken only a few ahead of the results.
 
     Small matrices on one thread each are faster than all threads on one small matrix after the

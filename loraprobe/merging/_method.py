@@ -133,7 +133,7 @@ class FactorMethod(MergeMethod):
         """The weights [n] of the A's and those of the B's."""
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        """Combine one kind of factor: [n, r, in] or [n, out, r]."""
+        """Combine one kind of factor, given in place of deltas: [n, r, in] or [n, out, r]."""
         return weighted_sum(deltas, weights)
 
     def combined(self, updates: Sequence[LowRank], weights: Weights) -> LowRank:

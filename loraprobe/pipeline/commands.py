@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from loraprobe import compatibility
+from loraprobe import compatibility, merging
 from loraprobe.adapters import Adapter, local_name, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
@@ -41,7 +41,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.provenance import made_text, with_card
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
-from loraprobe.pipeline.transforms import Transformed, merge_by, transform_inputs, with_layers
+from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
 
 if TYPE_CHECKING:
@@ -140,12 +140,15 @@ def merge(
     transformed = with_layers(transformed, options, learned)
     dtype = transformed.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     with session.stage("merge"):
-        merged = merge_by(
+        merged = merging.merge(
+            transformed.adapters,
             options.methods[0],
-            transformed,
-            options,
-            inputs.base,
-            weights,
+            space=options.space,
+            rank=options.rank,
+            seed=options.seed,
+            allow=options.allow,
+            base=inputs.base,
+            weights=weights,
             dtype=dtype,
             progress=session.progress,
         )

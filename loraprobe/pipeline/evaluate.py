@@ -25,7 +25,7 @@ import torch
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, Samples, System
-from loraprobe.evaluation.plan import pilot, spread_sample
+from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, pilot, spread_sample
 from loraprobe.formatting import count
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -39,6 +39,7 @@ from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems, co
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     BASELINES,
+    COMPOSITIONS,
     FORMS,
     Coverage,
     EvaluationRecords,
@@ -229,14 +230,14 @@ def _cannot_win(
     best composition. For several tasks the best mean may lose a skill that another one keeps. The
     best composition always goes on, because the decision is about it.
     """
-    composed = [system.name for system in systems if system.kind in ("merge", "router")]
+    composed = [system.name for system in systems if system.kind in COMPOSITIONS]
     both = [one for part in FORMS for one in candidates(evidence, part)]
     hopeful = {one.system for one in both if one.outcome != "unlikely"}
     out = {one.system for one in both} - hopeful
     if not evidence.several:
         out |= evaluation.beaten(results, composed, this.alpha)
     if out.issuperset(composed):
-        out.discard(best_system(evidence.measured.scores, ("merge", "router")) or "")
+        out.discard(best_system(evidence.measured.scores, COMPOSITIONS) or "")
     return [name for name in composed if name in out]
 
 
@@ -249,7 +250,7 @@ def controls_of_best(
 ) -> list[System]:
     """The controls of the best single adapter and the best merge or router, if there are any."""
     scores = evaluation.score(results, systems)
-    alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
+    alone, best = best_system(scores, ("adapter",)), best_system(scores, COMPOSITIONS)
     if alone is None or best is None:
         return []
     with session.stage("compose"):
@@ -320,7 +321,7 @@ class Evaluated:
 
         The samples are a few questions that its composition, or else the best one, got wrong.
         """
-        system = verdict.system or best_system(self.records.scores, ("merge", "router", "chain"))
+        system = verdict.system or best_system(self.records.scores, SEVERAL_ADAPTERS)
         form = verdict.gain.form if verdict.gain is not None else "question"
         wrong = self.samples.wrong(system, form) if system and self.samples is not None else ()
         return {

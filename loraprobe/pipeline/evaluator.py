@@ -16,11 +16,18 @@ from loraprobe import evaluation, hub, probes
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, Source, public_value
 from loraprobe.base import Base, pick_device, pick_dtype
-from loraprobe.cache import NAME, as_plain, changes, digest, names_in, read_fingerprint
+from loraprobe.cache import (
+    NAME,
+    as_plain,
+    cache_directory,
+    changes,
+    digest,
+    names_in,
+    read_fingerprint,
+)
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
-from loraprobe.file_hashes import cache_directory
 from loraprobe.front_matter import prompt_form
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs

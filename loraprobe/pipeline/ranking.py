@@ -14,17 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraprobe.defaults import BEST_SINGLES, MARGIN
+from loraprobe.defaults import (
+    BEST_SINGLES,
+    BETTER_THAN_PAIR,
+    DISTINCT_ANSWERS,
+    MARGIN,
+    SURELY_DIFFERENT,
+)
 from loraprobe.probes import AdditiveForecast
 from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
-BETTER = 0.1  # by which a set of three has to exceed the best pair in it
 KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
-SURE = 2.0  # standard errors by which an adapter has to be worse, to be asked no more, or better
-SHARED = 0.7  # below this share of distinct right answers, one item's is an answer to another's
 Subset = tuple[int, ...]
 Placed = tuple[int, Subset]  # a set of adapters with its place in a ranking, from 1
 SetScores = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
@@ -128,7 +131,7 @@ def _form_share(task: Task, texts: Sequence[str]) -> float:
     right answer of some item, where right answers repeat; else if they say anything.
     """
     golds = {normalize_answer(answer) for item in task.items for answer in item.answers}
-    if len(golds) <= SHARED * len(task.items):
+    if len(golds) <= DISTINCT_ANSWERS * len(task.items):
         said = [f" {normalize_answer(text)} " for text in texts]
         named = [{gold for gold in golds if f" {gold} " in text} for text in said]
         different = len(set().union(*named)) / len(golds)
@@ -194,14 +197,14 @@ class Ranking:
     def leader(self) -> int | None:
         """The adapter that answers most alone, step by step where that is asked.
 
-        None unless it answers more than the base by SURE standard errors.
+        None unless it answers more than the base by SURELY_DIFFERENT standard errors.
         """
         results = [one.own_form for one in self.alone]
         means = np.mean([np.nanmean(values, 1) for values in results], 0)
         best = int(means[1:].argmax())
         spread = [np.nanvar(values[1 + best]) / values.shape[1] for values in results]
         error = np.sqrt(np.sum(spread)) / len(results)
-        return best if means[1 + best] - means[0] > SURE * error else None
+        return best if means[1 + best] - means[0] > SURELY_DIFFERENT * error else None
 
     @property
     def knowers(self) -> list[int]:
@@ -213,16 +216,16 @@ class Ranking:
         """The adapters that may still matter, the best single ones and those of the finalists.
 
         An adapter does not matter if its best set, in every form of the question, is worse than the
-        best of all sets by more than SURE standard errors of a difference of two shares. A success
-        and a failure are added to each share, so that none is certain. Every adapter matters where
-        scores are losses.
+        best of all sets by more than SURELY_DIFFERENT standard errors of a difference of two
+        shares. A success and a failure are added to each share, so that none is certain. Every
+        adapter matters where scores are losses.
         """
         items = min(len(one.task.items) for one in self.alone)
         highest = np.max([form.highest for form in self.forms], 0)
         best = highest.max()
         shares = (items * np.stack([highest, np.full_like(highest, best)]) + 1) / (items + 2)
         error = np.sqrt((shares * (1 - shares)).clip(0).sum(0) / items)
-        near = (best - highest <= SURE * error) | (highest.min() < 0)
+        near = (best - highest <= SURELY_DIFFERENT * error) | (highest.min() < 0)
         members = (m for _, subset in finalists for m in subset)
         return {*np.flatnonzero(near).tolist(), *members, *self.best, *self.knowers}
 
@@ -306,8 +309,8 @@ def _mean(scores: Sequence[np.ndarray]) -> np.ndarray:
 def rank(adapters: int, score: SetScores, alone: float = 0.0) -> FormRanking:
     """All pairs, and the best pairs with each third adapter, by score.
 
-    A set of three is ranked only if it exceeds each pair in it by BETTER. alone: the best score of
-    base and single adapters.
+    A set of three is ranked only if it exceeds each pair in it by BETTER_THAN_PAIR. alone: the best
+    score of base and single adapters.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     found = score(pairs) if len(pairs) else np.zeros(0)
@@ -325,7 +328,7 @@ def rank(adapters: int, score: SetScores, alone: float = 0.0) -> FormRanking:
     )
     if larger:
         for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
-            if value > of_pair[np.ix_(members, members)].max() + BETTER:
+            if value > of_pair[np.ix_(members, members)].max() + BETTER_THAN_PAIR:
                 rows.append((members, value))
     rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
     promises = bool(rows) and rows[0][1] > alone + MARGIN

@@ -28,6 +28,7 @@ from pathlib import Path
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
+from loraprobe.cache import unwritable
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
 from loraprobe.evaluation import System
@@ -57,6 +58,7 @@ from loraprobe.pipeline.transforms import transform
 from loraprobe.probes import AdditiveForecast, ScreenedTexts, forecast_gains, with_worked_answers
 from loraprobe.records import (
     BASELINES,
+    COMPOSITIONS,
     ROUND,
     Audit,
     Compatibility,
@@ -84,7 +86,7 @@ CONTROLS = 2
 
 
 @dataclass(frozen=True)
-class Pass:
+class ScreeningPass:
     """Items that systems are asked together, and the texts of which hidden states are kept.
 
     number: from 1. A pass over right worked answers has texts alone.
@@ -126,12 +128,14 @@ class Screen:
     answers: int = 0
     looked_at: int = 0
 
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[ScreeningPass]:
         """The passes over the items that choose."""
         scorer, options = self.evaluator.scorer, self.evaluator.session.options
         parts = passes(self.evaluator.tasks, options.seed)
         readings = [ScreenedTexts.of(scorer, tasks, options.metric) for tasks in parts]
-        return [Pass(n, *both) for n, both in enumerate(zip(parts, readings, strict=True), 1)]
+        return [
+            ScreeningPass(n, *both) for n, both in enumerate(zip(parts, readings, strict=True), 1)
+        ]
 
     @property
     def goes_on(self) -> bool:
@@ -158,7 +162,7 @@ class Screen:
             return System(BASE, "base")
         return System(name, "adapter", single(*self.opened([name])), members=(name,))
 
-    def ask(self, names: Sequence[str], this: Pass) -> list[str]:
+    def ask(self, names: Sequence[str], this: ScreeningPass) -> list[str]:
         """Asks systems, the base always; the names of those that answered."""
         session, ledger = self.evaluator.session, self.evaluator.ledger
         start, before, answered = time.perf_counter(), len(ledger), list[str]()
@@ -184,7 +188,7 @@ class Screen:
             self.answers += len(answered) * this.items
         return answered
 
-    def _ask_cluster(self, names: Sequence[str], this: Pass) -> None:
+    def _ask_cluster(self, names: Sequence[str], this: ScreeningPass) -> None:
         """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
         cluster, systems = self.evaluator.session.cluster, list[System]()
         for name in names if cluster is not None else ():
@@ -202,7 +206,7 @@ class Screen:
             if not self.goes_on:
                 break
 
-    def _ask_one(self, system: System, this: Pass) -> list[ItemResult]:
+    def _ask_one(self, system: System, this: ScreeningPass) -> list[ItemResult]:
         """The results of one system; its hidden states are kept in a file."""
         silent = replace(self.evaluator.session, progress=None, seconds={}, cluster=None)
         asking = replace(self.evaluator, session=silent, tasks=this.tasks)
@@ -211,18 +215,18 @@ class Screen:
         self._keep(system.name, this, rows, states)
         return rows
 
-    def is_kept(self, name: str, this: Pass) -> bool:
+    def is_kept(self, name: str, this: ScreeningPass) -> bool:
         """Whether all answers of a system are kept, and its states if there are any."""
         asked = questions(this.tasks, self.evaluator.session.options.metric)
         known = all(self.evaluator.ledger.get(name, *q.key) for q in asked)
         return known and self._has_states(name, this)
 
-    def _has_states(self, name: str, this: Pass) -> bool:
+    def _has_states(self, name: str, this: ScreeningPass) -> bool:
         """Whether the states of a system are kept, if there are any."""
         return this.reading is None or self._stored(name, this.reading) is not None
 
     def _keep(
-        self, name: str, this: Pass, rows: Sequence[ItemResult], states: States | None
+        self, name: str, this: ScreeningPass, rows: Sequence[ItemResult], states: States | None
     ) -> None:
         """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
         self.evaluator.ledger.add_missing(rows)  # before the states, which stand for all of it
@@ -231,10 +235,7 @@ class Screen:
             try:
                 states.save(path, this.reading.mark)
             except OSError as error:
-                raise OutputError(
-                    f"{path} cannot be written ({error.strerror or error}): free space there, or "
-                    "set LORAPROBE_CACHE to a directory of yours."
-                ) from None
+                raise unwritable(path, error) from None
 
     def _place(self, name: str, reading: ScreenedTexts) -> Path:
         """Where the states of a system are kept."""
@@ -245,7 +246,7 @@ class Screen:
     def _stored(self, name: str, reading: ScreenedTexts) -> States | None:
         return States.load(self._place(name, reading), reading.mark)
 
-    def alone(self, names: Sequence[str], asked: Sequence[Pass]) -> list[BaselineScores]:
+    def alone(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> list[BaselineScores]:
         """What systems, the base first, answered alone in these passes, task by task."""
         found = []
         for parts in zip(*(this.tasks for this in asked), strict=True):
@@ -254,7 +255,7 @@ class Screen:
         return found
 
     def ranking(
-        self, names: Sequence[str], asked: Sequence[Pass], worked: Sequence[Pass]
+        self, names: Sequence[str], asked: Sequence[ScreeningPass], worked: Sequence[ScreeningPass]
     ) -> Ranking:
         """Ranks sets of the systems, the base first, that were asked all of these passes."""
         with self.evaluator.session.stage("forecast"):
@@ -263,7 +264,9 @@ class Screen:
         self.looked_at = max(self.looked_at, *(form.looked_at for form in found.forms))
         return found
 
-    def _forecast(self, names: Sequence[str], asked: Sequence[Pass]) -> AdditiveForecast | None:
+    def _forecast(
+        self, names: Sequence[str], asked: Sequence[ScreeningPass]
+    ) -> AdditiveForecast | None:
         """The forecast of sets of the adapters; None where nothing can be added."""
         readings = [this.reading for this in asked if this.reading is not None]
         if not readings or len(readings) < len(asked):
@@ -279,8 +282,8 @@ class Screen:
         return AdditiveForecast.of(self.evaluator.scorer, readings, len(names), load)
 
     def read_worked(
-        self, names: Sequence[str], this: Pass, alone: Sequence[BaselineScores]
-    ) -> list[Pass]:
+        self, names: Sequence[str], this: ScreeningPass, alone: Sequence[BaselineScores]
+    ) -> list[ScreeningPass]:
         """Reads right worked answers to the items of a pass with every system.
 
         They have the form of the adapter whose own are most often of the asked kind. Returns the
@@ -292,7 +295,9 @@ class Screen:
             if one.form is not None and one.form.max() > 0 and self.goes_on:
                 texts = self._written(names[int(one.form.argmax())], task)
                 tasks += filter(None, [with_worked_answers(task, texts)])
-        worked = Pass(this.number, (), ScreenedTexts.of(self.evaluator.scorer, tasks, None))
+        worked = ScreeningPass(
+            this.number, (), ScreenedTexts.of(self.evaluator.scorer, tasks, None)
+        )
         return [worked] if worked.reading and self.ask(names, worked) == names else []
 
     def _written(self, name: str, task: Task) -> dict[str, str]:
@@ -393,7 +398,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     assert screen.evaluator.plan.parts is not None
     proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
     options, tried = proving.session.options, set[bool]()
-    names, asked, worked = list[str](), list[Pass](), list[Pass]()
+    names, asked, worked = list[str](), list[ScreeningPass](), list[ScreeningPass]()
 
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
@@ -474,7 +479,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
         systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
-        best = best_system(evaluation.score(results, systems), ("merge", "router"))
+        best = best_system(evaluation.score(results, systems), COMPOSITIONS)
         return [] if best is None else owner[best].controls(results, best)
 
     def goes_on(_: Sequence[ItemResult], more: int) -> bool:
@@ -534,7 +539,7 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
         items = [item for task in this.tasks for item in task.items]
         worked = sum(item.cot_prompt is not None and len(item.hops) > 0 for item in items)
         if worked:
-            steps[Pass(this.number, (), None).step] = READ * worked * everybody
+            steps[ScreeningPass(this.number, (), None).step] = READ * worked * everybody
     adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
     sets = min(options.keep, n * (n - 1) // 2)
     composed = sets * len(plan_of(options, adapters).specs) + CONTROLS

@@ -41,9 +41,9 @@ from loraprobe.errors import BaseError, LoraprobeError, TaskError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import count, nearest
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
+from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.transforms import Transformed, merge_by, scaled_by_layer
+from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -418,8 +418,17 @@ class SystemBuilder:
     ) -> Merged:
         """A merge as one adapter (of the transformed ones unless given)."""
         experts = self._weighed(spec, self.transformed.adapters if experts is None else experts)
-        return merge_by(
-            spec, self.transformed, self.options, self.base, self.weights, experts, name=name
+        return merge(
+            experts,
+            spec,
+            space=self.options.space,
+            rank=self.options.rank,
+            seed=self.options.seed,
+            allow=self.options.allow,
+            base=self.base,
+            weights=self.weights,
+            dtype=self.transformed.dtype,
+            name=name,
         )
 
     def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:

@@ -22,7 +22,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,9 +38,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.records import LearnedWeights, Transformation
-
-if TYPE_CHECKING:
-    from loraprobe.merging import Merged
 
 
 @dataclass(frozen=True)
@@ -148,35 +145,6 @@ def transform(
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
     return Transformed(tuple(made), tuple(general), steps, _notes(steps, options), widest)
-
-
-def merge_by(
-    spec: str,
-    transformed: Transformed,
-    options: Options,
-    base: Base | None,
-    weights: Sequence[float] | None,
-    adapters: Sequence[Adapter] | None = None,
-    **how: Any,
-) -> Merged:
-    """A merge as one adapter, with space, rank, seed and allowed issues of the options.
-
-    adapters: None for the transformed ones. weights: None for the method's own. how: name, dtype
-    and progress, as `loraprobe.merging.merge` takes them.
-    """
-    from loraprobe.merging import merge
-
-    return merge(
-        transformed.adapters if adapters is None else adapters,
-        spec,
-        space=options.space,
-        rank=options.rank,
-        seed=options.seed,
-        allow=options.allow,
-        base=base,
-        weights=weights,
-        **{"dtype": transformed.dtype, **how},
-    )
 
 
 def scaled(adapter: Adapter, factor: float, layers: Mapping[str, float] | None = None) -> Adapter:

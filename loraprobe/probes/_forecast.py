@@ -79,7 +79,7 @@ def forecast_recorded(
 def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:
     """The composed questions that are judged by the likelihood of given texts.
 
-    None if a task is one of lm-evaluation-harness, which asks by itself.
+    There are none if a task is one of lm-evaluation-harness, which asks by itself.
     """
     asked = [] if any(task.of_harness for task in tasks) else questions(tasks, metric)
     return [q for q in asked if q.part == "question" and q.metric in SCORED]

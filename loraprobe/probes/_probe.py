@@ -26,7 +26,7 @@ from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
 BASE = "base"
-MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampled
+MOST_PROBED = 100  # a probe's figure needs no more items; a larger part is sampled
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ProbeContext:
     def part(self, name: str) -> TaskPart:
         return next(part for part in self.parts if part.name == name)
 
-    def sample(self, part: TaskPart, most: int = MOST_ITEMS) -> tuple[Question, ...]:
+    def sample(self, part: TaskPart, most: int = MOST_PROBED) -> tuple[Question, ...]:
         """At most `most` questions of a part, chosen by the seed, in their order."""
         if len(part.questions) <= most:
             return part.questions
@@ -123,7 +123,7 @@ class MeanProbe(CoverageProbe):
     items: the largest number of items of each part that are asked.
     """
 
-    items: int = MOST_ITEMS
+    items: int = MOST_PROBED
 
     @property
     def bounds(self) -> tuple[float, float]:

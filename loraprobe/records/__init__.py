@@ -28,6 +28,7 @@ from loraprobe.records.inputs import (
 )
 from loraprobe.records.measurements import (
     BASELINES,
+    COMPOSITIONS,
     FORMS,
     Attribution,
     ChainHop,

@@ -14,6 +14,7 @@ FORMS = ("question", "steps")  # the parts that ask the composed question
 ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
 State = Literal["usable", "broken", "unfit", "duplicate"]
 BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
+COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router")  # what the decision is about
 
 
 @dataclass(frozen=True)

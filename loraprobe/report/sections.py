@@ -22,6 +22,8 @@ from loraprobe.formatting import (
     spread,
 )
 from loraprobe.records import (
+    BASELINES,
+    COMPOSITIONS,
     Audit,
     Issue,
     LibraryAdapter,
@@ -55,7 +57,7 @@ from loraprobe.report.parts import figures as of_figures
 from loraprobe.verdict.reasons import CODES
 
 FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
-GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
+GROUPS = (BASELINES, COMPOSITIONS, ("chain",), ("control",))
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
@@ -350,7 +352,7 @@ def scores(audit: Audit) -> Table:
 
 def _kept(rows: Sequence[Score]) -> str:
     """The smallest retention of a composition among the tasks."""
-    composed = any(s.kind in ("merge", "router") for s in rows)
+    composed = any(s.kind in COMPOSITIONS for s in rows)
     kept = [s.retention for s in rows if s.retention is not None]
     return number(min(kept)) if kept and composed else "-"
 
@@ -403,7 +405,7 @@ def _in_order(rows: Sequence[Score]) -> list[str]:
 
 def _fewer(rows: Sequence[Score]) -> str:
     """Which systems answered fewer questions than the others, in brackets; "" if none did."""
-    kinds = {s.system: "composition" if s.kind in ("merge", "router") else s.kind for s in rows}
+    kinds = {s.system: "composition" if s.kind in COMPOSITIONS else s.kind for s in rows}
     groups = dict[str, list[str]]()
     for system in kinds:
         groups.setdefault(_most_asked([s for s in rows if s.system == system]), []).append(system)

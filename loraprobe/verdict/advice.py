@@ -13,9 +13,16 @@ from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, FORMS, Decision, EvaluationRecords, Reason, Verdict
-from loraprobe.verdict.evidence import (
+from loraprobe.records import (
+    BASELINES,
     COMPOSITIONS,
+    FORMS,
+    Decision,
+    EvaluationRecords,
+    Reason,
+    Verdict,
+)
+from loraprobe.verdict.evidence import (
     SWITCH,
     Candidate,
     Criterion,

@@ -18,14 +18,17 @@ from loraprobe.defaults import (
     FEWEST_ITEMS,
     KNOWN,
     MARGIN,
+    MARGIN_STEP,
     MOST_ITEMS,
     RETENTION,
+    SAME_UPDATE,
     TIES_OF_NOISE,
     UNKNOWN,
 )
 from loraprobe.formatting import gained
 from loraprobe.records import (
     BASELINES,
+    COMPOSITIONS,
     FORMS,
     Compatibility,
     Estimate,
@@ -40,10 +43,7 @@ from loraprobe.records import (
 )
 
 FORM = {"question": "on the question", "steps": "step by step"}  # in words
-COMPOSITIONS = ("merge", "router")  # what the decision is about
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
-SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
-STEP = 0.01  # between two margins that are named
 SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
 SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
 ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
@@ -113,8 +113,8 @@ class Criterion(Estimate):
         """The thresholds that these items do decide, "" where there are none."""
         if not math.isfinite(self.high - self.low):  # a single cluster
             return ""
-        above = (math.floor(self.high / STEP + 1e-9) + 1) * STEP
-        below = (math.ceil(self.low / STEP - 1e-9) - 1) * STEP
+        above = (math.floor(self.high / MARGIN_STEP + 1e-9) + 1) * MARGIN_STEP
+        below = (math.ceil(self.low / MARGIN_STEP - 1e-9) - 1) * MARGIN_STEP
         told = []
         if above < 1:
             told.append(f"{above:.2f} or more (it is not reached)")
@@ -461,8 +461,8 @@ class Evidence:
                 tuple(sorted(names))
                 for (name, names), value in figures.items()
                 if name == "cosine"
-                and 1 - value <= SAME
-                and abs(1 - figures.get(("norm_ratio", names), math.inf)) <= SAME
+                and 1 - value <= SAME_UPDATE
+                and abs(1 - figures.get(("norm_ratio", names), math.inf)) <= SAME_UPDATE
             )
         )
 

@@ -33,6 +33,7 @@ from loraprobe.defaults import (
 from loraprobe.formatting import count, listing, signed
 from loraprobe.records import (
     BASELINES,
+    COMPOSITIONS,
     FORMS,
     Decision,
     Forecast,
@@ -43,7 +44,6 @@ from loraprobe.records import (
 )
 from loraprobe.records.estimates import Z95
 from loraprobe.verdict.evidence import (
-    COMPOSITIONS,
     FORM,
     Candidate,
     Criterion,

@@ -31,11 +31,10 @@ from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.formatting import count, gained, listing
-from loraprobe.records import BASELINES, DecisiveGain, EvidenceLevel, Reason, Verdict
+from loraprobe.records import BASELINES, COMPOSITIONS, DecisiveGain, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
 from loraprobe.verdict.evidence import (
-    COMPOSITIONS,
     FORM,
     WEAKEST_FIRST,
     Candidate,

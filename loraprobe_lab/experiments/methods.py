@@ -24,6 +24,7 @@ import numpy as np
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
+from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.gains import tabulate
@@ -383,8 +384,6 @@ def _results(case: MethodsCase, ledger: Ledger, asked: set[str]) -> Iterator[Ite
 # (Bonferroni).
 
 
-MARGIN = 0.05
-ALPHA = 0.05
 Cell = dict[str, Any]  # a figure, or what a system has in a column; as in methods.json
 Scores = Mapping[tuple[str, str], Mapping[str, float]]  # (system, part) -> task -> exact match
 

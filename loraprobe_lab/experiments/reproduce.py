@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loraprobe.defaults import ALPHA
+from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.statistics import wilson
@@ -46,7 +46,6 @@ from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 from loraprobe_lab.worlds.spec import WorldSpec
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
-MARGIN = 0.05
 ALL = "all sizes"  # in place of one
 
 

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from loraprobe.defaults import ALPHA
+from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation.statistics import likelihood_interval
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
 
 Array = NDArray[np.float64]
-MARGIN = 0.05
 NEAR = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)  # discordance beyond |gain|, looked at closely
 GAINS = tuple(
     float(gain)

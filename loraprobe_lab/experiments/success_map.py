@@ -11,6 +11,7 @@ from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
+from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import System
 from loraprobe.pipeline.transforms import scaled
 from loraprobe.routing import ROUTERS
@@ -44,7 +45,6 @@ from loraprobe_lab.worlds.spec import WorldSpec
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME = "success-map"
-MARGIN = 0.05
 GATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 ROUTES = {"uniform": 0.5, "0.7 each": 0.7, "sum": 1.0, "arrow": 1.0}  # gate of each adapter

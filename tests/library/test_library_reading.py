@@ -13,9 +13,9 @@ from making import DOMAINS, random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import Adapter, adapter_of
+from loraprobe.cache import cache_directory
 from loraprobe.compatibility import contents
 from loraprobe.errors import UsageError
-from loraprobe.file_hashes import cache_directory
 from loraprobe.library import arranged, fitted, read_library, reading
 
 WEIGHTS = "adapter_model.safetensors"

@@ -134,20 +134,18 @@ def test_a_merge_of_mixed_ranks_is_read_alike_by_peft_and_servers(tmp_path):
 
 
 def test_targets_are_the_sources_own_where_they_select_the_same(tmp_path):
-    a, b = (
-        adapter_of(name, dict(held.modules), config=config)
-        for name, held, config in (
-            ("a", random_adapter(), {"target_modules": ["q_proj", "v_proj", "mlp.up_proj"]}),
-            ("b", random_adapter(seed=1), {"target_modules": ["q_proj", "gate_proj"]}),
-        )
-    )
+    def targeting(name: str, targets, **config) -> Adapter:
+        config |= {"target_modules": targets}
+        return adapter_of(name, dict(random_adapter().modules), config=config)
+
+    a = targeting("a", ["q_proj", "v_proj", "mlp.up_proj"])
+    b = targeting("b", ["q_proj", "gate_proj"])
     chosen = [p for p in LLAMA if p.endswith(("q_proj", "v_proj", "up_proj", "gate_proj"))]
     assert common_targets([a, b], chosen) == ("gate_proj", "mlp.up_proj", "q_proj", "v_proj")
     assert common_targets([a, b], list(LLAMA)) is None  # down_proj is selected by none
-    layered = adapter_of("c", dict(b.modules), config={**b.config, "layers_to_transform": [1]})
-    assert common_targets([a, layered], chosen) is None
-    every = adapter_of("d", dict(b.modules), config={"target_modules": "all-linear"})
-    assert common_targets([a, every], chosen) is None
+    layered = targeting("c", ["q_proj", "gate_proj"], layers_to_transform=[1])
+    for other in (layered, targeting("d", "all-linear")):
+        assert common_targets([a, other], chosen) is None
 
 
 def test_a_merge_writes_the_short_target_list(tmp_path):
@@ -165,23 +163,19 @@ def test_a_merge_writes_the_short_target_list(tmp_path):
 save_file, config_of = safetensors.torch.save_file, saving.config_of
 
 
-def one_entry(tensors):
-    key = min(tensors)
-    return tensors | {key: tensors[key].clone().fill_(0.25)}
+CHANGES = {
+    "an entry": lambda key, t, first: t.clone().fill_(0.25) if key == first else t,
+    "without one": lambda key, t, first: None if key == first else t,
+    "in half": lambda key, t, first: t.half(),
+}
 
 
-def without_one(tensors):
-    return {key: tensor for key, tensor in tensors.items() if key != min(tensors)}
-
-
-def in_half(tensors):
-    return {key: tensor.half() for key, tensor in tensors.items()}
-
-
-@pytest.mark.parametrize("change", [one_entry, without_one, in_half])
+@pytest.mark.parametrize("change", CHANGES)
 def test_wrong_tensors(monkeypatch, tmp_path, change):
     def spoil(tensors, path, metadata=None):
-        save_file(change(dict(tensors)), path, metadata=metadata)
+        made = {key: CHANGES[change](key, t, min(tensors)) for key, t in tensors.items()}
+        kept = {key: tensor for key, tensor in made.items() if tensor is not None}
+        save_file(kept, path, metadata=metadata)
 
     monkeypatch.setattr(safetensors.torch, "save_file", spoil)
     with pytest.raises(OutputError, match="differs"):
@@ -242,10 +236,8 @@ class TestSaving:
         adapter.save(tmp_path / "x")
         config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
         for path, update in adapter.modules.items():
-            r = config["rank_pattern"].get(
-                get_pattern_key(config["rank_pattern"], path), config["r"]
-            )
-            alphas = config["alpha_pattern"]
+            ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
+            r = ranks.get(get_pattern_key(ranks, path), config["r"])
             alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
             assert r == update.rank and math.isclose(alpha / r, update.scaling)
 
@@ -272,11 +264,8 @@ class TestSaving:
 
     def test_card_and_nothing_else(self, tmp_path):
         making.random_adapter().save(tmp_path / "x", card="# Merged ü")
-        assert {f.name for f in (tmp_path / "x").iterdir()} == {
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "README.md",
-        }
+        names = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert {f.name for f in (tmp_path / "x").iterdir()} == names
         assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
 
     @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ def form(place: Path, model, saved=None, zipped: bool | None = None, **options):
 
 LLAMA, GPT2 = making.tiny_llama(), making.tiny_gpt2()
 FORMS = {
-    "tied head": {"model": LLAMA},
     "own head": {"model": making.tiny_llama(tied=False)},
     "conv1d, in the orientation of a linear": {"model": GPT2},
     "without its head, and so without the prefix": {"model": GPT2, "saved": GPT2.transformer},

@@ -194,9 +194,8 @@ def test_prefix_architecture_and_disjoint_targets_are_told_apart():
     assert "prefix-mismatch" in found(prefixed, A)
     other = random_adapter("b", {f"transformer.h.{i}.attn.c_attn": (48, 16) for i in range(2)})
     assert one(found(A, other), "architecture-mismatch").severity == "error"
-    attention = random_adapter("a", {p: s for p, s in LLAMA.items() if "attn" in p})
-    mlp = random_adapter("b", {p: s for p, s in LLAMA.items() if "mlp" in p})
-    issues = found(attention, mlp)
+    parts = ({p: s for p, s in LLAMA.items() if part in p} for part in ("attn", "mlp"))
+    issues = found(*(random_adapter(n, shapes) for n, shapes in zip("ab", parts, strict=True)))
     assert one(issues, "targets-disjoint").severity == "note"
     assert set(issues) == {"targets-disjoint"}
 

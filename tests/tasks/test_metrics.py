@@ -250,17 +250,11 @@ def test_numbers_of_six_digits_are_told_apart(n, places):
     assert judge("numeric", near, [str(n)]).right, "a rounding error"
 
 
-@pytest.mark.parametrize(
-    ("metric", "gold"),
-    [
-        ("json", "{a: 1}"),
-        ("json", "1 2"),
-        ("numeric", "none"),
-        ("numeric", "3 to 5"),
-        ("numeric", "12/25/2020"),
-        ("regex", "("),
-    ],
-)
+UNUSABLE = [("numeric", gold) for gold in ("none", "3 to 5", "12/25/2020")]
+UNUSABLE += [("json", "{a: 1}"), ("json", "1 2"), ("regex", "(")]
+
+
+@pytest.mark.parametrize(("metric", "gold"), UNUSABLE)
 def test_answers_that_a_metric_cannot_use_are_named(tmp_path, metric, gold):
     with pytest.raises(TaskError, match="Task t, item 'i'"):
         check_metrics([Task("t", (Item("i", "q?", (gold,)),))], metric)

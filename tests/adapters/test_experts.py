@@ -9,6 +9,7 @@ import pytest
 import torch
 from making import write_adapter
 from mixtures import BOTH, CASES, EXPERTS, IN, MIDDLE, Layers, deltas_of_peft, saved, wrapped
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from loraprobe import limits
@@ -54,8 +55,6 @@ def test_deltas_are_those_of_peft(tmp_path, case, transposed):
 @pytest.mark.parametrize("case", CASES)
 def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transposed):
     """Of adapters of unequal ranks and scalings, from the saved file."""
-    from peft import PeftModel
-
     models = [wrapped(CASES[case], transposed), wrapped(CASES[case], transposed, 2, r=3)]
     adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
     merged = merge(adapters, "task_arithmetic", weights=(0.7, -0.4))
@@ -73,22 +72,16 @@ def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transpos
     assert set(load_file(tmp_path / "out" / "adapter_model.safetensors")) == keys
 
 
-def test_a_merge_with_an_adapter_of_linear_layers_keeps_both(tmp_path):
-    from peft import PeftModel
-
-    one = wrapped(CASES["two parameters of a module"])
-    other = wrapped({"target_modules": ["proj"]}, r=3)
-    adapters = [saved(tmp_path / name, m) for name, m in (("a", one), ("b", other))]
-    merge(adapters, "sum").save(tmp_path / "out")
-    loaded = PeftModel.from_pretrained(Layers(), tmp_path / "out")
-    same(deltas_of_peft(loaded), deltas_of_peft(one) | deltas_of_peft(other))
-
-
-def test_lists_that_select_different_layers_become_full_names(tmp_path):
-    from peft import PeftModel
-
-    cases = [{"target_parameters": [f"layers.{i}.experts.up"]} for i in (0, 1)]
-    models = [wrapped(case) for case in cases]
+@pytest.mark.parametrize(
+    "cases",
+    [
+        (CASES["two parameters of a module"], {"target_modules": ["proj"]}),  # linear layers beside
+        # Lists that select different layers become full names.
+        [{"target_parameters": [f"layers.{i}.experts.up"]} for i in (0, 1)],
+    ],
+)
+def test_a_merge_of_adapters_of_different_parameters_keeps_both(tmp_path, cases):
+    models = [wrapped(cases[0]), wrapped(cases[1], r=3)]
     adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
     merge(adapters, "sum").save(tmp_path / "out")
     loaded = PeftModel.from_pretrained(Layers(), tmp_path / "out")

@@ -218,8 +218,8 @@ def options(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
-    2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
+    """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible (or what
+    verify compared differs), 2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
 
 
 def main(started: float | None = None) -> None:

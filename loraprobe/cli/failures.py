@@ -1,6 +1,6 @@
 """What ended a command: one sentence on standard error, an exit code, JSON where it was asked for.
 
-Exit code 1 is a verdict, so no error ends in it.
+Exit code 1 is an answer, such as a verdict, so no error ends in it.
 """
 
 from __future__ import annotations

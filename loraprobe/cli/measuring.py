@@ -232,7 +232,7 @@ def screen(
     Every adapter is read once; what is broken, a copy, or of another base is named. With --task
     base and adapters answer a part of your questions, the compositions that look best are proved on
     the others, and the verdict covers the choice. Exit code 0: a composition likely works, or there
-    was no task; 1: none does, or no adapter can be used; 3: undecided.
+    was no task; 1: none does, or no adapter fits --base; 2: no adapter can be read; 3: undecided.
 
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """

@@ -1,21 +1,24 @@
 """The stages of each command in order.
 
-`commands` has one function a command, which the command line and the Python functions call; that of
-`verify` is in `verify`. These have the stages:
+`commands` has one function for each command that composes or measures, which the command line and
+the Python functions call; that of `verify` is in `verify`. These have the stages:
 
+    session         options, progress and times of one run, which the stages share
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
     systems         plans what is evaluated, and builds the compositions
     fitting         learns weights and routers before systems are asked
     evaluate        answers on the base model, round by round; `evaluator` loads the base, runs
-                    systems on it and keeps the results for `--resume`
+                    systems on it and keeps the results for `--resume`; `gate_statistics` tells
+                    how token routers shared their gates
     screen          chooses sets of a library by `ranking` and evaluates them
     saved           a composition and its directory
     converting      one adapter written again
     conclusion      the verdict, what it recommends, and the audit
     provenance      what a merge or composition is made of, for its card
 
-`served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
+`served` asks a running server about an adapter. `estimate` tells what an evaluation will take,
+`task_preview` shows questions as a model reads them.
 `on_ray` has the tasks that ask the base on a Ray cluster.
 """

@@ -28,7 +28,7 @@ Effect = Literal["refuses", "misreads", "may refuse"]
 
 
 @dataclass(frozen=True)
-class Server:
+class KnownServer:
     """A server, the version whose source was read, and when.
 
     `ranks` are the values of its limit on the rank, the default first; () for none. `command`
@@ -57,8 +57,8 @@ class Feature:
 
 
 _READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
-SERVERS: Mapping[str, Server] = {
-    name: Server(**{**row, "ranks": tuple(row.get("ranks", ()))})
+SERVERS: Mapping[str, KnownServer] = {
+    name: KnownServer(**{**row, "ranks": tuple(row.get("ranks", ()))})
     for name, row in _READ["servers"].items()
 }
 FEATURES: Mapping[str, Feature] = {

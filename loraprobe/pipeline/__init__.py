@@ -18,7 +18,7 @@ the Python functions call; that of `verify` is in `verify`. These have the stage
     conclusion      the verdict, what it recommends, and the audit
     provenance      what a merge or composition is made of, for its card
 
-`served` asks a running server about an adapter. `estimate` tells what an evaluation will take,
-`task_preview` shows questions as a model reads them.
-`on_ray` has the tasks that ask the base on a Ray cluster.
+`served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
+`task_preview` shows questions as a model reads them. `on_ray` has the tasks that ask the base on a
+Ray cluster, `engine` has a server answer the questions.
 """

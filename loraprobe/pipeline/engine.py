@@ -28,6 +28,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.saving import portable, save_adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition
+from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
 from loraprobe.merging import merge
 from loraprobe.pipeline.session import Session
@@ -39,10 +40,6 @@ from loraprobe.tasks import Task
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 PROMPTS = 12  # of the acceptance test
-ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
-# A server's figures are those of one side where they are this many times closer to it than the two
-# sides are to each other. They cannot be close to both.
-CLOSER = 4.0
 START = 900.0  # seconds that a server may take to load the base
 
 
@@ -160,7 +157,7 @@ class _Acceptance:
                     f"word differs by {apart:.2f} on average; serve that base, or give the served "
                     "one by --base."
                 )
-        elif apart > max(between / CLOSER, 2 * self.rounding + 0.005):
+        elif apart > max(between / SERVED_CLOSER, 2 * self.rounding + 0.005):
             raise ServerError(
                 f"{where} does not compute {composition.name}: the log-probability of the next "
                 f"word differs by {apart:.2f} on average from that of transformers, where adapter "

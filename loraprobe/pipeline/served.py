@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from loraprobe import hub
 from loraprobe.base import Base
+from loraprobe.defaults import SERVED_CLOSER, SERVED_TELLS
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.engine import CLOSER, apart_by, first_tokens
+from loraprobe.pipeline.engine import apart_by, first_tokens
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.session import Ref, Session
@@ -22,7 +23,6 @@ from loraprobe.scoring.server import Server
 from loraprobe.tasks import ProbePrompts
 
 TIMEOUT = 60.0  # seconds for one request and its whole answer
-LEAST = 0.01  # mean difference between base and adapter from which a server's rounding is less
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a",
@@ -70,12 +70,12 @@ def ask_server(
         own = first_tokens(scorer, ids)
     between = apart_by(own, base_own)
     to_adapter, to_base = apart_by(theirs, own), apart_by(theirs, base_own)
-    if between < LEAST:
+    if between < SERVED_TELLS:
         serves = "unclear"
-    elif to_adapter * CLOSER <= between:
+    elif to_adapter * SERVED_CLOSER <= between:
         serves = "adapter"
     else:
-        serves = "base" if to_base * CLOSER <= between else "another"
+        serves = "base" if to_base * SERVED_CLOSER <= between else "another"
     return Served(given.name, name, serves, len(prompts), to_adapter, to_base, between)
 
 

@@ -73,11 +73,16 @@ def rounding2(exact: LowRank, written: LowRank) -> float:
 
     Not finite if an entry does not fit into the written dtype.
     """
-    A, B = written.A.float(), exact.B.float()
-    A = torch.cat([A, A - exact.A.float()])
-    B = torch.cat([written.B.float() - B, B], 1)
+    A = torch.cat([written.A.float(), _rounded(exact.A, written.A)])
+    B = torch.cat([_rounded(exact.B, written.B), exact.B.float()], 1)
     square = float(((B.mT @ B) * (A @ A.mT)).sum())
     return max(0.0, square) if math.isfinite(square) else math.inf
+
+
+def _rounded(exact: Tensor, written: Tensor) -> Tensor:
+    """written - exact in float32. What a file of float32 rounds shows only in float64."""
+    wide = written.dtype.itemsize >= torch.float32.itemsize
+    return (written - exact).float() if wide else written.float() - exact.float()
 
 
 @dataclass(frozen=True, eq=False)

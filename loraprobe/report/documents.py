@@ -140,6 +140,9 @@ def audit_from(document: Any) -> Audit:
     found = fields.get("compatibility")
     if isinstance(found, dict):  # `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
+    provenance = fields.get("provenance")
+    if isinstance(provenance, dict):
+        fields["provenance"] = {"engine": "transformers", **provenance}
     gates = fields.get("gates")
     if isinstance(gates, list) and all(isinstance(row, dict) for row in gates):
         # Earlier versions named a layer, null for all of them, and had rows of single layers too.

@@ -109,7 +109,7 @@ DECIDES = {
     "subtract": ("g",),
 }
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
-ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
+ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "engine"}
 ELSEWHERE |= {"fields", "prompt_template", "answer_after", "answer_pattern"}
 # What only places, orders, shows or judges results.
 OTHERS = {

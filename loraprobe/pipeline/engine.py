@@ -53,8 +53,6 @@ def open_served(
     cannot load, ServerError for a server that does not run this base.
     """
     options, engine = session.options, session.options.engine
-    if options.learns:
-        raise UsageError("--weights learn needs --engine transformers; or give --weights numbers.")
     for task in tasks:
         if task.of_harness:
             raise UsageError(

@@ -274,7 +274,8 @@ class ServedScorer:
         self.encoder, self.context = Encoder(tokenizer, chat_template, rows), context
         self._publish, self._accept = publish, accept
         self.on_close: Callable[[], None] = lambda: None
-        self._loaded: dict[Any, str] = {}  # the server's names of compositions
+        # The server's names of compositions, which are held so that no other gets their place.
+        self._loaded: dict[Any, tuple[str, Composition]] = {}
         self._names: list[str] = []  # of those that it loaded for this scorer
         self._accepted: set[str] = set()
         self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
@@ -304,9 +305,9 @@ class ServedScorer:
             self._accepted.add(name)
         if composition is not None:
             key = (composition.router, *map(id, composition.experts))
-            name = self._loaded.get(key, "")
-            if not name:
-                name = self._loaded[key] = self._load(composition)
+            if key not in self._loaded:
+                self._loaded[key] = self._load(composition), composition
+            name, _ = self._loaded[key]
         if name not in self._accepted:
             self._accept(name, composition)
             self._accepted.add(name)

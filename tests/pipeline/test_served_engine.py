@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from making import peft_adapter, tiny_llama
+from making import peft_adapter, random_adapter, tiny_llama
 from servers import ModelServer, server
 from typer.testing import CliRunner
 from words import word_tokenizer
@@ -18,6 +19,7 @@ from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import plan_of
+from loraprobe.routing.constant import single
 from loraprobe.scoring import server as client
 
 
@@ -69,6 +71,19 @@ def test_default_routers_are_left_out_and_named(world):
     adapters = [loraprobe.load(path) for path in world.scenario("disjoint").adapters.values()]
     plan = plan_of(Options(engine="http://localhost"), adapters)
     assert plan.specs == ("uniform", "sum") and "arrow" in plan.left_out[0]
+
+
+def test_a_composition_is_not_taken_for_one_that_is_gone(tmp_path):
+    """A new adapter may lie where one lay in memory that nobody needs any more."""
+    loaded: list[str] = []
+    known = SimpleNamespace(load=lambda name, directory: loaded.append(name))
+    scorer = client.ServedScorer(
+        known, "base", None, publish=lambda _: (tmp_path, 2), accept=lambda *_: None, rows=9
+    )
+    for seed in range(20):
+        with scorer.with_composition(single(random_adapter("a", rank=2, seed=seed))):
+            pass
+    assert len(set(loaded)) == 20
 
 
 @pytest.mark.parametrize("way", ["vllm", "echo"])

@@ -85,7 +85,11 @@ def inspect(
 ) -> JudgedAudit: ...
 
 
-@takes("inspect")
+@takes(
+    "allow answer_after answer_pattern batch_size chat_template device diagnostics dtype "
+    "executor fields limit margin max_new_tokens metric per_module prior prompt_template resume "
+    "run_unsafe_code seed serve state threads trust_remote_code"
+)
 def inspect(
     adapters: Sequence[Adapter | str | Path] | Adapter | str | Path,
     *,
@@ -101,16 +105,14 @@ def inspect(
     adapters' configs name. tasks: task files; the base, the single adapters and the compositions
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
-
-    options: allow, answer_after, answer_pattern, batch_size, chat_template, device, diagnostics,
-    dtype, executor, fields, limit, margin, max_new_tokens, metric, per_module, prior,
-    prompt_template, resume, run_unsafe_code, seed, serve, state, threads, trust_remote_code
-    (docs/options.md).
     """
     return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe)
 
 
-@takes("merge")
+@takes(
+    "allow answer_after answer_pattern balance device dtype fields limit prompt_template rank "
+    "seed space subtract threads"
+)
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -125,9 +127,6 @@ def merge(
     weights: one for each adapter, or "learn", which minimises the loss of `base` on `tasks`. DoRA
     adapters and whole modules are merged with the base's weights. Raises CompatibilityError if the
     adapters do not fit together.
-
-    options: allow, answer_after, answer_pattern, balance, device, dtype, fields, limit,
-    prompt_template, rank, seed, space, subtract, threads (docs/options.md).
     """
     chosen = {**options, "methods": (method,), "weights": weights}
     return _run("merge", adapters, chosen, base=base, tasks=tasks).made
@@ -171,7 +170,11 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
-@takes("route")
+@takes(
+    "allow answer_after answer_pattern balance batch_size chat_template device device_map "
+    "fields limit prompt_template quantize router_prompts seed subtract threads "
+    "trust_remote_code"
+)
 def compose(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -184,16 +187,12 @@ def compose(
     """Combines adapters with a router; `.save(directory)` writes them with a card.
 
     Raises CompatibilityError if the adapters do not fit together.
-
-    options: allow, answer_after, answer_pattern, balance, batch_size, chat_template, device,
-    device_map, fields, limit, prompt_template, quantize, router_prompts, seed, subtract, threads,
-    trust_remote_code (docs/options.md).
     """
     chosen = {**options, "routers": (router,), "weights": weights}
     return _run("compose", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes("convert")
+@takes("allow threads")
 def convert(
     adapter: Adapter | str | Path,
     *,
@@ -206,10 +205,7 @@ def convert(
 
     base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
-    of the file. Raises CompatibilityError for what cannot be kept
-    exactly.
-
-    options: allow, threads (docs/options.md).
+    of the file. Raises CompatibilityError for what cannot be kept exactly.
     """
     chosen = {"base": base, "like": like, "portable": portable}
     return _run("convert", [adapter], options, **chosen).made
@@ -244,7 +240,12 @@ def verify(
     return compare(directory, [*map(str, sources)], None if base is None else str(base))
 
 
-@takes("merge-and-eval")
+@takes(
+    "all_items allow answer_after answer_pattern balance batch_size chat_template device "
+    "device_map dtype engine executor fields limit margin max_new_tokens methods metric prior "
+    "prompt_template quantize rank resume retention router_prompts routers run_unsafe_code seed "
+    "space state subtract systems threads trust_remote_code weights"
+)
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -256,17 +257,16 @@ def merge_and_eval(
 
     The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
     input that cannot be used.
-
-    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, chat_template,
-    device, device_map, dtype, engine, executor, fields, limit, margin, max_new_tokens, methods,
-    metric, prior, prompt_template, quantize, rank, resume, retention, router_prompts, routers,
-    run_unsafe_code, seed, space, state, subtract, systems, threads, trust_remote_code, weights
-    (docs/options.md).
     """
     return _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
 
-@takes("screen")
+@takes(
+    "all_items allow answer_after answer_pattern balance batch_size budget chat_template device "
+    "device_map dtype executor fields items keep limit margin max_new_tokens methods metric "
+    "prior prompt_template quantize rank resume retention routers run_unsafe_code seed space "
+    "state threads trust_remote_code"
+)
 def screen(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -280,11 +280,6 @@ def screen(
     have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
     `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
     adapter can be read.
-
-    options: all_items, allow, answer_after, answer_pattern, balance, batch_size, budget,
-    chat_template, device, device_map, dtype, executor, fields, items, keep, limit, margin,
-    max_new_tokens, methods, metric, prior, prompt_template, quantize, rank, resume, retention,
-    routers, run_unsafe_code, seed, space, state, threads, trust_remote_code (docs/options.md).
     """
     from loraprobe.library import listed
 

@@ -7,66 +7,47 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
 from loraprobe.errors import LoraprobeError, UsageError, in_shell
-from loraprobe.formatting import nearest
+from loraprobe.formatting import nearest, wrapped
 
 NUMBER = re.compile(r"N|True|-?[\d.]+")  # which stands without quotes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def keywords_of(command: str, own: Collection[str]) -> list[str]:
-    """The options of a command as keywords, without those that the function's `own` replace."""
-    from loraprobe.cli import function_of
-    from loraprobe.options import hints
-
-    taken = inspect.signature(function_of(command)).parameters
-    options = [name for name in taken if name in hints()]
-    keywords = [name for name in options if not {name, name.removesuffix("s")} & {*own}]
-    # The command line keeps results in LORAPROBE_CACHE.
-    return [*keywords, "resume", "state"] if "resume" in taken else keywords
-
-
-def takes(command: str = "") -> Callable[[Function], Function]:
-    """Gives a Python function the options of a command as keywords beside its own, if any.
+def takes(options: str = "") -> Callable[[Function], Function]:
+    """Gives a Python function these options as keywords beside its own; its docstring lists them.
 
     Other keywords raise UsageError, and errors name options as keywords.
     """
 
     def decorate(function: Function) -> Function:
         own = [name for name in inspect.signature(function).parameters if name != "options"]
+        known = [*own, *options.split()]
+        if options:
+            listed = f"options: {', '.join(options.split())} (docs/options.md)."
+            text = inspect.cleandoc(function.__doc__ or "")
+            function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
 
         @functools.wraps(function)
         def called(*given: Any, **keywords: Any) -> Any:
             try:
-                if command:
-                    _check_list(function.__name__, given, own)
-                    _check_keywords(function.__name__, keywords, own, command)
+                _check_list(function.__name__, given, own)
+                for name in keywords:
+                    if name not in known:
+                        hint = nearest(name, known)
+                        raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
                 return function(*given, **keywords)
             except LoraprobeError as error:
-                known = [*own, "base", "tasks", "probe"]
-                known += keywords_of(command, own) if command else []
-                error.written = functools.partial(_in_python, known=known)
+                inputs = ("base", "tasks", "probe")  # which errors may name
+                error.written = functools.partial(_in_python, known={*known, *inputs})
                 raise
 
         return cast(Function, called)
 
     return decorate
-
-
-def _check_keywords(
-    function: str, keywords: Mapping[str, Any], own: Sequence[str], command: str
-) -> None:
-    """Raises UsageError for a keyword that a function does not take."""
-    if keywords.keys() <= {*own}:
-        return
-    known = [*own, *keywords_of(command, own)]
-    for name in keywords:
-        if name not in known:
-            hint = nearest(name, known)
-            raise UsageError(f"{function} has no option {name!r}: {hint}")
 
 
 def _check_list(function: str, given: Sequence[Any], own: Sequence[str]) -> None:

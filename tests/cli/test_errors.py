@@ -211,7 +211,7 @@ def test_python_keywords_are_refused_in_words_of_python(keywords, said):
     ],
 )
 def test_an_error_names_an_option_as_its_reader_writes_it(message, shell, python):
-    @takes("inspect")
+    @takes("answer_after fields limit metric run_unsafe_code")
     def failing(adapters, **options):
         raise UsageError(message)
 

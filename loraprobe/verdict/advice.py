@@ -3,7 +3,8 @@
 `Evidence.best_of` says which one that is. A chain takes a call for each hop, the others take one
 call. It is advised where one call scores less than half of it, or where it made the decision
 (`rules.chain_outdoes`). What was not measured is advised only where nothing that was measured
-answers: then the commonest cause of failure (attribution) says what to do.
+answers: then the commonest cause of failure (attribution) says what to do. What the servers of the
+user cannot run is never advised.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing, signed
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -48,36 +49,51 @@ def advise(
 
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
-    itself, and never if it is shown to lose a skill.
+    itself, unless the servers can run none that is, and never if it is shown to lose a skill.
     """
-    likely = decision == "likely"
-    sound = [c for c in composed if (c.outcome == "likely" if likely else c.retains != "unlikely")]
+    used, action, uses, told = _chosen(evidence, composed, best, decision, outdone)
+    return action, uses, [*told, *_not_served(evidence, composed, best, used)]
+
+
+def _chosen(
+    evidence: Evidence,
+    composed: Sequence[Candidate],
+    best: Candidate,
+    decision: Decision,
+    outdone: bool,
+) -> tuple[ScoredSystem | None, str, Candidate | None, list[Reason]]:
+    """The measured system that `advise` uses (or None), before what it returns."""
+    likely, here = decision == "likely", evidence.served
+    served = [c for c in composed if c.system not in evidence.unserved]
+    sound = [c for c in served if likely and c.outcome == "likely"]
+    sound = sound or [c for c in served if c.retains != "unlikely"]
     of = {(c.system, c.part): c for c in sound}
-    found = [one for name, part in of for one in evidence.scored([name], [part])]
+    found = [one for name, part in of for one in here.scored([name], [part])]
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
-    measured = [*evidence.scored_alone(), *found]
-    chosen = evidence.best_of(measured)
-    chain = next(iter(evidence.scored(["chain"], ["question"])), None)
+    measured = [*here.scored_alone(), *found]
+    chosen = here.best_of(measured)
+    chain = next(iter(here.scored(["chain"], ["question"])), None)
     if decision == "inconclusive" and best.binds(best.confirmed):
-        return "gather-evidence", None, failing
+        return None, "gather-evidence", None, failing
     if chain is not None and answers(evidence, chain) and not evidence.losses:
         worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
         if worth or outdone:
-            return "chain", None, failing
-    if chosen is not None and (likely or answers(evidence, chosen)):
-        uses = of.get((chosen.system, chosen.part))
-        told = [] if likely and uses else [_why(evidence, chosen, best)]
+            return chain, "chain", None, failing
+    uses = None if chosen is None else of.get((chosen.system, chosen.part))
+    as_decided = likely and uses is not None and uses.outcome == "likely"
+    if chosen is not None and (as_decided or answers(evidence, chosen)):
+        told = [] if as_decided else [_why(evidence, chosen, best)]
         told += _close(evidence, chosen, measured)
         if cause != "step_by_step" or chosen.part != "steps":
             told += failing
-        return chosen.action, uses, told
+        return chosen, chosen.action, uses, told
     if decision == "inconclusive":
-        return "gather-evidence", None, failing
+        return None, "gather-evidence", None, failing
     if not cause or evidence.several:
-        return "train-target-adapter", None, failing
+        return None, "train-target-adapter", None, failing
     action, words = _cure(evidence, cause)
-    return action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
+    return None, action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
 
 
 def answers(evidence: Evidence, one: ScoredSystem) -> bool:
@@ -127,6 +143,31 @@ def _close(
     other = min(found, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
     gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
+
+
+def _not_served(
+    evidence: Evidence,
+    composed: Sequence[Candidate],
+    best: Candidate,
+    used: ScoredSystem | None,
+) -> list[Reason]:
+    """The best system that the servers of the user cannot run, if it answers and scores more than
+    what is advised, or makes the decision `likely`."""
+    composed_too = {c.system for c in composed} | {*evidence.systems(BASELINES)}
+    out = evidence.scored(composed_too & evidence.unserved.keys())
+    if not out:
+        return []
+    other = min(out, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
+    gap = None if used is None else round(other.score.value - used.score.value, 9)
+    decides = other.system == best.system and best.outcome == "likely"
+    least = -1e-9 if decides else 0.0
+    if not answers(evidence, other) or (gap is not None and gap <= least):
+        return []
+    known = evidence.unserved[other.system]
+    more = "" if gap is None else f", {signed(gap)} more" if gap else ", as much"
+    why = f"; {known.why} {known.cure}".rstrip(" .") if known.why else ""
+    words = {"servers": listing(known.servers), "other": other, "more": more, "why": why}
+    return [reason_of("not-servable", gap, evidence.margin, **words)]
 
 
 def commonest_cause(evidence: Evidence, system: str) -> str:

@@ -253,6 +253,16 @@ def weakest(said: Iterable[Standing]) -> Standing:
 
 
 @dataclass(frozen=True)
+class Unserved:
+    """Why servers that the user named cannot run a system: their names, what stands in the way, and
+    the cure; both are empty for a router, which no server runs."""
+
+    servers: tuple[str, ...]
+    why: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known about one set of adapters when the verdict is asked for.
 
@@ -263,7 +273,8 @@ class Evidence:
     `balanced` says that norms were made equal before composing. `hidden_size` is that of the base
     that was asked, infinite where its config does not tell it. `max_new_tokens` is None for the
     default limits of plain and worked answers. `choice` tells out of what library these adapters
-    were chosen, None where they were given.
+    were chosen, None where they were given. `unserved` has the systems that the servers of the user
+    cannot run: these change what is advised and no decision.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -278,6 +289,7 @@ class Evidence:
     hidden_size: float | None = None
     max_new_tokens: int | None = None
     choice: LibraryChoice | None = None
+    unserved: Mapping[str, Unserved] = field(default_factory=dict)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -351,7 +363,8 @@ class Evidence:
         """The best measured system, or the simplest that ties with it; None without systems.
 
         Simple is first what stands first in SIMPLICITY, then the plain question before worked
-        steps. Of merges with the same score the one wins that changes the base less.
+        steps. Of merges with the same score the one wins that changes the base less. A router,
+        which no server runs, has to be shown to be better than the best merge.
         """
         ordered = sorted(
             systems,
@@ -360,9 +373,23 @@ class Evidence:
         if not ordered:
             return None
         top = max(ordered, key=lambda one: round(one.score.value, 9))
-        return next(
+        best = next(
             one for one in ordered if one is top or tied(self.difference(top, one), self.tie)
         )
+        if best.kind == "router":
+            merge = self.best_of(one for one in ordered if one.kind == "merge")
+            if merge is not None and self.difference(best, merge).low <= 0:
+                return merge
+        return best
+
+    @property
+    def served(self) -> Evidence:
+        """The scores of what the servers of the user can run. A chain needs all its adapters."""
+        out = set(self.unserved)
+        if not out.isdisjoint(self.systems(("adapter",))):
+            out.add("chain")
+        rows = tuple(row for row in self.measured.scores if row.system not in out)
+        return replace(self, measured=replace(self.measured, scores=rows)) if out else self
 
     def difference(
         self, one: ScoredSystem, other: ScoredSystem, *, adjusted: bool = False

@@ -174,7 +174,8 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
         one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
         for one in evidence.scored(evidence.systems(BASELINES))
     }
-    best = evidence.best_of(one for one, low in lows.items() if low > ceiling)
+    high = [one for one, low in lows.items() if low > ceiling]
+    best = evidence.best_of([one for one in high if one.system not in evidence.unserved] or high)
     if best is None:
         return None
     who, margin = reasons.who(best.system), evidence.margin
@@ -261,10 +262,15 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
             outcome = "inconclusive"
             few = reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True)
             found.append(few)
-    if outcome == "likely":
+    served = evidence.served
+    if outcome == "likely" and served.scored(["chain"]):
         action = "chain"
-    elif known.decision != "unlikely" or (action == "chain" and chain is not None):
-        best = evidence.best_of(evidence.scored_alone())
+    elif (
+        known.decision != "unlikely"
+        or (action == "chain" and chain is not None)
+        or action.partition(":")[2] in evidence.unserved
+    ):
+        best = served.best_of(served.scored_alone())
         shown = best is not None and answers(evidence, best)
         action = best.action if best and shown else "gather-evidence"
     system = None if gain is None else gain.system
@@ -300,7 +306,8 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     found += advice
     if known.decision == "unlikely" and decision == "inconclusive":
         found += [replace(reason, severity="info") for reason in known.reasons]
-    system, gain = best.system if uses is None else uses.system, _decisive_gain(best)
+    about = uses or (None if best.system in evidence.unserved else best)
+    system, gain = None if about is None else about.system, _decisive_gain(best)
     return Verdict(decision, "evaluation", tuple(found), system, action, gain=gain)
 
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from loraprobe.records import Attribution, Comparison, Coverage, Forecast, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.advice import basis, settled
+from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.rules import candidates
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
@@ -215,9 +216,73 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
     assert decide(best_against(evidence(values), 0.055)).system == "arrow"
     assert decide(best_against(evidence(values), 0.065)).system == "sum"
     assert decide(best_against(evidence({**values, "arrow": 0.64}), 0.005)).system == "sum"
+    # a router has to be shown to be better, a single adapter or a merge only to a tie's size
+    far = {**SAME_SCORE, "arrow": 0.75}
+    assert decide(best_against(evidence(far), 0.14)).system == "arrow"
+    assert decide(best_against(evidence(far), 0.16)).system == "sum"
     both_forms = both(evidence(values), evidence({**values, "sum": 0.65}, part="steps"))
     far = best_against(both_forms, 0.03, ("arrow", "question"), ("sum", "steps"))
     assert decide(far).system == "sum", "the plain sum ties with the router too"
+
+
+# ---- what the servers of the user can run --------------------------------------------------------
+
+TWO = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.9, 0.9)}
+ROUTER_GAINS = {"base": 0.0, "a": 0.05, "sum": 0.3, "arrow": 0.6, "shrunk:a": 0.04}
+SERVED = {  # evidence, what is not served -> action, system, and by how much the best of that is more
+    "a merge for a router": (evidence(ROUTER_GAINS), ["arrow"], "merge", "sum", 0.3),
+    "a merge that is not shown to gain": (
+        evidence({**ROUTER_GAINS, "sum": 0.08}), ["arrow"], "train-target-adapter", None, None
+    ),
+    "the merge in both cases": (evidence(SAME_SCORE), ["arrow"], "merge", "sum", None),
+    "steps of a merge": (
+        forms(FAIL | {"arrow": 0.05}, FAIL | {"uniform": 0.5, "arrow": 0.8}), ["arrow"],
+        "step-by-step", "uniform", 0.3,
+    ),
+    "a router for a merge of too high a rank": (
+        evidence(ROUTER_GAINS | {"sum": 0.6}), ["sum"], "route", "arrow", 0.0
+    ),
+    "an adapter for a router": (
+        evidence({**ROUTER_GAINS, "a": 0.5, "sum": 0.3, "arrow": 0.9}), ["arrow"], "use-single:a",
+        None, 0.4,
+    ),
+    "the other adapter": (
+        evidence({**FAIL, "a": 0.9, "b": 0.7}), ["a"], "use-single:b", "uniform", 0.2
+    ),
+    "nothing that answers": (
+        evidence({**ROUTER_GAINS, "sum": 0.04}), ["arrow", "a"], "train-target-adapter", None, None
+    ),
+    "switched adapters": (skills(TWO), ["arrow"], "switch-adapters", None, None),
+    "an adapter that cannot be switched": (skills(TWO), ["arrow", "b"], "use-single:a", None, 0.36),
+    "a chain": (evidence({**FAIL, "arrow": 0.3, "chain": 1.0}), ["arrow"], "chain", None, None),
+    "no chain of an adapter that is not served": (
+        evidence({**FAIL, "arrow": 0.3, "uniform": 0.25, "chain": 1.0}), ["arrow", "b"], "merge",
+        "uniform", 0.05,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_only_what_the_servers_can_run_is_advised_and_the_decision_stays(name):
+    asked, out, action, system, more = SERVED[name]
+    refused = dict.fromkeys(out, Unserved(("vllm",), "vllm refuses rank 640.", "Give --rank."))
+    found, free = decide(replaced(asked, unserved=refused)), decide(asked)
+    assert (found.action, found.system) == (action, system)
+    assert found.decision == free.decision
+    told = [r.value for r in found.reasons if r.code == "not-servable"]
+    unmeasured = action == "train-target-adapter"
+    assert told == ([pytest.approx(more)] if more is not None else [None] if unmeasured else [])
+
+
+def test_an_adapter_at_its_ceiling_that_is_not_served_is_not_advised():
+    rows = evidence({"base": 0.2, "a": 1.0, "b": 0.9})
+    alone = changed(rows, lambda row: row.system == "a", ci95=(0.96, 1.0))
+    assert decide(alone).action == "use-single:a"
+    refused = {"a": Unserved(("vllm",))}
+    found = decide(replaced(alone, unserved=refused))
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    none = decide(replaced(alone, unserved=refused | {"b": refused["a"]}))
+    assert (none.decision, none.action) == ("unlikely", "use-base")
 
 
 def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():

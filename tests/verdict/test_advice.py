@@ -229,7 +229,8 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
 
 TWO = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.9, 0.9)}
 ROUTER_GAINS = {"base": 0.0, "a": 0.05, "sum": 0.3, "arrow": 0.6, "shrunk:a": 0.04}
-SERVED = {  # evidence, what is not served -> action, system, and by how much the best of that is more
+# evidence, what is not served -> action, system, and by how much the best of that scores more
+SERVED = {
     "a merge for a router": (evidence(ROUTER_GAINS), ["arrow"], "merge", "sum", 0.3),
     "a merge that is not shown to gain": (
         evidence({**ROUTER_GAINS, "sum": 0.08}), ["arrow"], "train-target-adapter", None, None

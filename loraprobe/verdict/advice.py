@@ -166,8 +166,8 @@ def _not_served(
     known = evidence.unserved[other.system]
     more = "" if gap is None else f", {signed(gap)} more" if gap else ", as much"
     why = f"; {known.why} {known.cure}".rstrip(" .") if known.why else ""
-    words = {"servers": listing(known.servers), "other": other, "more": more, "why": why}
-    return [reason_of("not-servable", gap, evidence.margin, **words)]
+    servers, asked = listing(known.servers), evidence.margin
+    return [reason_of("not-servable", gap, asked, servers=servers, other=other, more=more, why=why)]
 
 
 def commonest_cause(evidence: Evidence, system: str) -> str:

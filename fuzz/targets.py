@@ -34,7 +34,7 @@ from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.provenance import read_provenance
 from loraprobe.pipeline.saved import Routed, load_composition
-from loraprobe.probes._taskless import card_prompts
+from loraprobe.probes._prompts import card_prompts
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder

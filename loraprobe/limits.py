@@ -1,24 +1,17 @@
-"""Limits on what a stranger's file may use: bytes, levels, time, memory, repetitions of a pattern.
+"""Limits on what a stranger's file may use: bytes, levels, time, memory.
 
-A file beyond one is refused by name. The safetensors library itself limits headers to 100 MB. The
-library `regex` stops a match after some time, which Python's `re` cannot. It unrolls counted
-repetitions when it compiles, so these are bounded here.
+A file beyond one is refused by name. The safetensors library itself limits headers to 100 MB.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe.errors import LoraprobeError
-
-if TYPE_CHECKING:
-    import regex
 
 DEEPEST = 50  # levels of lists and objects in a config
 CONFIG = 10_000_000  # bytes of an adapter's or a base's config, and of an index of shards
@@ -30,9 +23,7 @@ LINE = 1_000_000  # bytes of one line of a task or probe file
 ITEMS = 2_000_000_000  # bytes of a task or probe file
 ROWS = 500_000  # rows of a task
 CHOICES = 1_000  # of one item
-REPETITIONS = 1_000_000  # characters of a pattern whose counted repetitions are written out
 INFLATION = 4  # the largest factor by which unpacking may enlarge a weight file
-_COUNT = re.compile(r"(\))?\{(\d*),?(\d*)\}")
 
 
 def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
@@ -100,28 +91,3 @@ def memory_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-class PatternError(ValueError):
-    """An expression that is none, is too large, or takes too long."""
-
-
-@functools.lru_cache(maxsize=1024)
-def compiled(pattern: str) -> regex.Pattern[str]:
-    """The expression, whose methods take a `timeout` in seconds and then raise TimeoutError.
-
-    Raises PatternError.
-    """
-    size, repeated = len(pattern), 1
-    for group, least, most in _COUNT.findall(pattern):
-        count = max(int((most or least or "1")[:9]), 1)
-        size, repeated = (size, repeated * count) if group else (size + count, repeated)
-        if size * repeated > REPETITIONS:
-            raise PatternError("repeats more often than is tried; write it with * or +")
-    import regex
-
-    try:
-        return regex.compile(pattern)
-    except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-        raise PatternError(f"is not a regular expression: {reason}") from None

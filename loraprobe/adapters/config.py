@@ -1,19 +1,13 @@
 """Reads adapter_config.json and applies its rules to the paths of modules, as peft does.
 
-A config gives each module a rank and a scaling, and says which modules are targeted. Its regular
-expressions come from a stranger: peft passes them to Python's `re`, whose matches have no limit of
-time. Expressions that need none, of which most configs consist, are matched by `re` here too,
-others by `regex`, which reads what `re` accepts alike but for two things that are written otherwise
-here.
+A config gives each module a rank and a scaling, and says which modules are targeted.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import reprlib
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +18,8 @@ from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.json_types import document_model, first_problem
-from loraprobe.limits import DEEPEST, PatternError, compiled, nested_values
+from loraprobe.limits import DEEPEST, nested_values
+from loraprobe.patterns import PatternError, first_matches
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns
@@ -36,16 +31,6 @@ SAVED = r"(^|.*\.){}($|\..*)"
 # peft's expressions for the layer number in a path, with and without layers_pattern.
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
-
-# A plain expression has no repetition and no alternative. Matching takes at most the length of the
-# text times that of the expression.
-PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-]){0,1000}\$?")
-PLAIN_LENGTH = 1000  # of the texts that plain expressions are matched with
-SECONDS, MOST_SECONDS = 1.0, 30.0  # of processor time, for all matches of one rule
-MATCHES_A_SECOND = 50_000  # each further second is granted for this many matches
-# An escaped character, a brace that begins no count (`regex` reads {e<=1} as one error), and the
-# beginning of a class of POSIX, of which `re` knows nothing.
-_OTHERWISE = re.compile(r"(\\(?:N\{[^}]*\}|.))|\{(?!\d*,?\d*\})|\[:", re.DOTALL)
 
 # These keys are read elsewhere or do not change the function of a trained adapter.
 DESCRIPTIVE = frozenset(
@@ -130,7 +115,7 @@ class AdapterConfig:
         keys = list(pattern)
         try:
             found = first_matches(keys, PATTERN, paths)
-        except ExpressionError as error:
+        except PatternError as error:
             raise AdapterError(f"{self.where}: {key}: {error}; correct it.") from None
         # If no key matches, peft uses the path itself as the key.
         used = (path if m is None else keys[m[0]] for path, m in zip(paths, found, strict=True))
@@ -194,7 +179,7 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     "all-linear", which stands for full paths. exclude_modules and modules_to_save remove paths.
     layers_to_transform keeps the layers with these numbers; it does not apply to a full path in
     target_modules. Without target_modules peft takes endings from a table of architectures. Raises
-    ExpressionError for an expression that `re` cannot match.
+    PatternError for an expression that `re` cannot match.
     """
     targets, paths = config.get("target_modules"), list(paths)
     saved = [str(name) for name in config.get("modules_to_save") or ()]
@@ -258,65 +243,3 @@ def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
     found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
     numbers = [None if match is None else number(match[1] or "") for match in found]
     return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}
-
-
-class ExpressionError(Exception):
-    """An expression that `re` does not compile, or that takes too long."""
-
-
-def first_matches(
-    expressions: Sequence[str], form: str, texts: Sequence[str], *, whole: bool = False
-) -> list[tuple[int, str | None] | None]:
-    """For each text the first expression that matches it, None if none does.
-
-    A match is the expression's number and what its group `idx` holds. form: the pattern around each
-    expression, such as r"(.*\\.)?({})$"; {} is the expression. whole: match the whole text
-    (`re.fullmatch`) instead of its beginning (`re.match`). Raises ExpressionError, with the
-    expression in its message.
-    """
-    if not texts:
-        return []
-    seconds = min(SECONDS + len(expressions) * len(texts) / MATCHES_A_SECOND, MOST_SECONDS)
-    end = time.thread_time() + seconds
-    quick = max(map(len, texts)) <= PLAIN_LENGTH
-    matchers = [_matcher(expression, form, whole, quick) for expression in expressions]
-
-    def first_match(text: str) -> tuple[int, str | None] | None:
-        for at, matches in enumerate(matchers):
-            try:
-                if (left := end - time.thread_time()) <= 0:
-                    raise TimeoutError
-                found = matches(text, left)
-            except (TimeoutError, MemoryError):
-                raise ExpressionError(
-                    f"{expressions[at][:80]!r} did not come to an end in {seconds:.0f} s"
-                ) from None
-            if found:
-                return at, found.groupdict().get("idx")
-        return None
-
-    return [first_match(text) for text in texts]
-
-
-def _matcher(expression: str, form: str, whole: bool, quick: bool) -> Callable[[str, float], Any]:
-    """Matches a text within seconds. Raises ExpressionError for what `re` does not compile."""
-    pattern = form.replace("{}", expression)
-    try:
-        plain = re.compile(pattern)
-        if quick and PLAIN.fullmatch(expression):
-            find = plain.fullmatch if whole else plain.match
-            return lambda text, _: find(text)
-        limited = compiled(_OTHERWISE.sub(_as_re_reads, pattern))
-    except PatternError as error:
-        raise ExpressionError(f"{expression[:80]!r} {error}") from None
-    except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-        raise ExpressionError(
-            f"{expression[:80]!r} is no regular expression of Python's re ({reason})"
-        ) from None
-    bounded = limited.fullmatch if whole else limited.match
-    return lambda text, seconds: bounded(text, timeout=seconds)
-
-
-def _as_re_reads(found: re.Match[str]) -> str:
-    return found[1] or ("[\\:" if found[0] == "[:" else "\\{")

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.config import ExpressionError, untargeted
+from loraprobe.adapters.config import untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.findings import CODES, finding
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.patterns import PatternError
 from loraprobe.records import Issue
 
 NESTED = ".base_layer"
@@ -78,7 +79,7 @@ def targeted_whole(config: Mapping[str, Any], owners: Collection[str]) -> set[st
         return {owner for owner in owners if not parameter_names(qualified, owner)}
     try:
         return set(owners) - set(untargeted(owners, config))
-    except ExpressionError:
+    except PatternError:
         return set(owners)
 
 

@@ -19,7 +19,6 @@ from loraprobe.adapters.config import (
     PEFT_DEFAULT,
     TRAINERS,
     Endings,
-    ExpressionError,
     unknown_keys,
     untargeted,
 )
@@ -29,6 +28,7 @@ from loraprobe.adapters.types import Adapter
 from loraprobe.defaults import EXTREME_NORM
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
+from loraprobe.patterns import PatternError
 from loraprobe.records import Issue
 
 # The start of a value of init_lora_weights in lower case -> name of the method that changes the
@@ -164,7 +164,7 @@ def incompleteness(adapter: Adapter) -> Iterator[Issue]:
     yield from _layers(adapter)
     try:
         beyond = untargeted(without_experts(adapter.layout), adapter.config)
-    except ExpressionError as error:
+    except PatternError as error:
         yield finding(
             "targets-unreadable",
             names,

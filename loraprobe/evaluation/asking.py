@@ -17,7 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loraprobe.cache import CURE, NAME, JsonLines
 from loraprobe.defaults import (
     HARNESS,
     PLAIN_TOKENS,
@@ -37,6 +36,7 @@ from loraprobe.evaluation.plan import (
 )
 from loraprobe.formatting import listing
 from loraprobe.records import ChainHop, Coverage, ItemResult, Progress
+from loraprobe.results import CURE, NAME, JsonLines
 from loraprobe.tasks import METRICS, Item, Task, fill, item_metric
 
 if TYPE_CHECKING:

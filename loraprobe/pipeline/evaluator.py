@@ -16,15 +16,7 @@ from loraprobe import evaluation, hub, probes
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, Source, public_value
 from loraprobe.base import Base, pick_device, pick_dtype
-from loraprobe.cache import (
-    NAME,
-    as_plain,
-    cache_directory,
-    changes,
-    digest,
-    names_in,
-    read_fingerprint,
-)
+from loraprobe.cache import cache_directory
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
@@ -35,6 +27,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage, ItemResult
+from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Task, given_metric, is_generated

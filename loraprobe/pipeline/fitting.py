@@ -32,7 +32,6 @@ from torch import Tensor
 
 from loraprobe.adapters import Adapter, natural
 from loraprobe.adapters.experts import stacks, unroutable
-from loraprobe.cache import JsonLines
 from loraprobe.composition import Composition, LearnableGates, Router
 from loraprobe.defaults import LEARNING_STEPS, PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
@@ -47,6 +46,7 @@ from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, Progress
+from loraprobe.results import JsonLines
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import Scorer, loss_with_gradients, read_texts

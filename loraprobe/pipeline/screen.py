@@ -28,7 +28,6 @@ from pathlib import Path
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.cache import unwritable
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, WORKED_TOKENS
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
 from loraprobe.evaluation import System
@@ -73,6 +72,7 @@ from loraprobe.records import (
     ShortlistOutcome,
     Verdict,
 )
+from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
 from loraprobe.scoring.states import States
 from loraprobe.tasks import Task

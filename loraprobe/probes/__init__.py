@@ -22,7 +22,8 @@ from loraprobe.probes._forecast import (
     with_worked_answers,
 )
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
-from loraprobe.probes._taskless import generated_prompts, probe_without_task
+from loraprobe.probes._prompts import generated_prompts
+from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
 

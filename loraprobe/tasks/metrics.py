@@ -29,7 +29,7 @@ import regex
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
-from loraprobe.limits import PatternError, compiled
+from loraprobe.patterns import PatternError, compiled
 from loraprobe.tasks.items import Item, Task
 
 Metric = Literal[

@@ -25,14 +25,13 @@ from loraprobe.adapters import read_adapter
 from loraprobe.adapters.config import (
     DESCRIPTIVE,
     VARIANTS,
-    ExpressionError,
-    first_matches,
     judge_config,
     unknown_keys,
     untargeted,
 )
 from loraprobe.adapters.issues import incompleteness
 from loraprobe.errors import AdapterError, UnsupportedAdapter
+from loraprobe.patterns import PatternError, first_matches
 
 PATHS = """
 model.layers.0.self_attn.q_proj model.layers.1.self_attn.q_proj model.layers.10.mlp.up_proj
@@ -89,7 +88,7 @@ def test_odd_expressions_are_read_as_peft_reads_them(expression):
     try:
         theirs = [p for p in PATHS if not check_target_module_exists(config, p)]
     except re.error:
-        with pytest.raises(ExpressionError, match="no regular expression"):
+        with pytest.raises(PatternError, match="no regular expression"):
             untargeted(PATHS, {"target_modules": expression})
     else:
         assert untargeted(PATHS, {"target_modules": expression}) == theirs
@@ -137,7 +136,7 @@ def test_random_expressions_are_read_as_re_reads_them(expression, text):
             theirs = None
         try:
             ours = first_matches([expression], "{}", [text], whole=True) != [None]
-        except ExpressionError:
+        except PatternError:
             ours = None
     assert ours is theirs
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from loraprobe import defaults
-from loraprobe.cache import NAME
 from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
@@ -22,6 +21,7 @@ from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import ItemResult
+from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task, load_task, with_metric
 from loraprobe.verdict import Evidence, decide_compositions
 from loraprobe_lab import shipped_world

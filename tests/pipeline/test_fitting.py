@@ -18,7 +18,6 @@ import loraprobe
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.cache import locked
 from loraprobe.composition import Composition, Router, composed, watched
 from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter, UsageError
@@ -41,6 +40,7 @@ from loraprobe.pipeline.systems import Plan, SystemBuilder, TaskSplit, plan_of, 
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema
+from loraprobe.results import locked
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer

@@ -15,7 +15,6 @@ from planted_library import FIRST, SECOND, write_chained, write_library
 from test_evaluate import Planted
 
 import loraprobe.demo
-from loraprobe.cache import NAME
 from loraprobe.evaluation import Ledger, System, asking, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import evaluate
@@ -23,6 +22,7 @@ from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import split_for_screening
 from loraprobe.probes import ScreenedTexts
+from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task
 from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
 

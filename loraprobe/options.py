@@ -300,6 +300,9 @@ class OutputOptions:
         "FILE",
         "Write every question with what each system answered to this file (JSONL).",
     )
+    log_to: Path | None = option(
+        None, "DIR", "Also write results and samples as lm-eval does, a folder a system."
+    )
     explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
     dry_run: bool = option(
         False, "", "Print what the run would take (systems, time, memory), and stop."

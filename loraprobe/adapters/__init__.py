@@ -34,6 +34,7 @@ from loraprobe.adapters.saving import (
 from loraprobe.adapters.staging import (
     check_apart,
     check_file,
+    check_folder,
     check_output,
     check_place,
     staged_directory,

@@ -15,7 +15,7 @@ from loraprobe.errors import OutputError
 # The names in an output directory that --overwrite may replace. None stands for a file, a mapping
 # for a folder, and "*" for any name.
 Layout = Mapping[str, "Layout | None"]
-ADAPTER: Layout = dict.fromkeys(
+ADAPTER: Layout = {".eval_results": {"*": None}} | dict.fromkeys(
     "adapter_config.json adapter_model.safetensors adapter_model.bin README.md .gitattributes "
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
     "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
@@ -92,6 +92,13 @@ def check_file(file: Path, is_ours: Callable[[TextIO], bool], why: str) -> None:
     raise OutputError(f"{file} exists and {why}; choose another name.")
 
 
+def check_folder(target: Path) -> None:
+    """Raises OutputError for a place that is no folder and cannot become one."""
+    check_place(target)
+    if os.path.lexists(target) and not target.is_dir():
+        raise OutputError(f"{target} is a file; give a directory.")
+
+
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Raises OutputError if the output equals, contains or lies inside one of the sources.
 
@@ -127,7 +134,7 @@ def _foreign(folder: Path, layout: Layout) -> Iterator[str]:
         inside = layout.get(entry.name, layout.get("*"))
         if inside and entry.is_dir():
             yield from (f"{entry.name}/{name}" for name in _foreign(entry, inside))
-        elif inside or entry.is_dir() or entry.name not in layout:
+        elif inside or entry.is_dir() or not {entry.name, "*"} & layout.keys():
             yield entry.name
 
 

@@ -54,6 +54,10 @@ class Output(OutputOptions):
             from loraprobe.report.documents import check_samples
 
             check_samples(self.save_samples)
+        if self.log_to is not None:
+            from loraprobe.adapters import check_folder
+
+            check_folder(self.log_to)
         if self.json and self.markdown:
             raise UsageError("--json and --markdown both print the result; give one of them.")
 
@@ -137,6 +141,11 @@ class Output(OutputOptions):
 
             write_samples(samples or (), self.save_samples)
             self.say(f"Wrote {self.save_samples}.")
+        if self.log_to is not None:
+            from loraprobe.report.logs import write_logs
+
+            write_logs(audit, samples or (), self.log_to)
+            self.say(f"Wrote {self.log_to}.")
         self._print(audit, after, line)
         sys.stdout.flush()
         raise typer.Exit(0 if self.exit_zero else exit_code(audit))
@@ -259,7 +268,8 @@ def _checked_outputs(
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
-    written = [file for file in (output.target, output.html, output.save_samples) if file]
+    places = output.target, output.html, output.save_samples, output.log_to
+    written = [place for place in places if place]
     for target in written:
         check_apart(target, read)
     if output.target is not None:

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from loraprobe import limits
@@ -22,6 +23,7 @@ from loraprobe.hub.repository import download, list_files
 from loraprobe.limits import nested_values
 
 CARD = "README.md"
+BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
 EXTRA = "pip install 'loraprobe[datasets]'"
 MOST_FILES = 100_000  # of one repository
 PLAIN = ("default", "main")  # names of a configuration that tell nothing
@@ -29,12 +31,16 @@ PLAIN = ("default", "main")  # names of a configuration that tell nothing
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """The files of one split in the cache, and the reference that names its commit."""
+    """The files of one split in the cache, and the reference that names its commit.
+
+    benchmark: the id of the split's task on the leaderboard of the data set, if it has one.
+    """
 
     name: str
     reference: str
     commit: str
     files: tuple[Path, ...]
+    benchmark: str | None = None
 
 
 def resolve_dataset(text: str) -> DatasetSplit:
@@ -57,12 +63,17 @@ def resolve_dataset(text: str) -> DatasetSplit:
         (file,) = download(reference, commit, [CARD])
         card = file.read_text("utf-8", "replace")[: limits.CARD]
     config, split, names = _split_files(repo, wanted, listed, card)
+    benchmark = None
+    if BENCHMARK in listed:
+        (file,) = download(reference, commit, [BENCHMARK])
+        benchmark = _benchmark(file.read_text("utf-8", "replace")[: limits.CARD], config, split)
     name = PurePosixPath(repo).name
     return DatasetSplit(
         name if config in (*PLAIN, name) else f"{name}-{config}",
         f"{DATASET}{repo}@{commit}:{config}/{split}",
         commit,
         tuple(download(reference, commit, names)),
+        benchmark,
     )
 
 
@@ -107,6 +118,31 @@ def _split_files(
     if not set(names) <= set(files):
         raise _outside(repo)
     return config, split, names
+
+
+def benchmark_result(reference: str, benchmark: str, value: float, notes: str) -> str:
+    """A score as the Hub reads it from `.eval_results/` of a model's repository, in YAML.
+
+    reference: of the split, as `resolve_dataset` names it; benchmark: the id that it found.
+    """
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    repo, _, rest = reference.removeprefix(DATASET).partition("@")
+    date = datetime.now().astimezone().date().isoformat()
+    commit = rest.partition(":")[0]
+    entry = EvalResultEntry(repo, benchmark, value, commit, date=date, notes=notes)
+    return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
+
+
+def _benchmark(text: str, config: str, split: str) -> str | None:
+    """The id of the task that eval.yaml gives to a split; None without one, or for no such file."""
+    listed = read_front_matter(f"---\n{text}\n---\n").get("tasks")
+    for task in listed if isinstance(listed, list) else ():
+        held = task if isinstance(task, dict) else {}
+        if (held.get("config", "default"), held.get("split", "test")) == (config, split):
+            return held["id"] if isinstance(held.get("id"), str) else None
+    return None
 
 
 def _check_card(repo: str, card: str) -> None:

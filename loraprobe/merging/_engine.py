@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine. targets: `target_modules` of the file; None for every path.
+    results: scores on benchmarks of the Hub, as files by their path in the directory.
     """
 
     adapter: Adapter
@@ -87,6 +88,7 @@ class Merged:
     directories: tuple[Path, ...]
     targets: tuple[str, ...] | None
     card: str | None = None
+    results: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,12 +104,18 @@ class Merged:
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory, with `card` as its README.
+        """Writes a PEFT directory, with `card` as its README and with `results`.
 
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        self.written.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+        self.written.save(
+            directory,
+            overwrite=overwrite,
+            card=self.card,
+            targets=self.targets,
+            results=self.results,
+        )
 
     @property
     def written(self) -> Adapter:

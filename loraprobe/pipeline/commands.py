@@ -332,6 +332,10 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     if made is not None:
         told = with_issues(audit.compatibility, licences)
         made = with_card(made, replace(audit, compatibility=told), options, transformed.general)
+    if isinstance(made, Merged) and verdict.system is not None:
+        from loraprobe.report.logs import benchmark_results
+
+        made = replace(made, results=benchmark_results(audit, inputs.tasks, verdict.system))
     return Outcome(audit, made, why, found.samples, licences)
 
 

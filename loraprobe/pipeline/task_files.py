@@ -64,7 +64,7 @@ def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
     from loraprobe.hub.datasets import resolve_dataset
 
     found = resolve_dataset(str(task))
-    source = Task(found.name, (), found.reference, commit=found.commit)
+    source = Task(found.name, (), found.reference, commit=found.commit, benchmark=found.benchmark)
     return read_task(found.files, source, limit, layout)
 
 

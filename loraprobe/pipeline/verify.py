@@ -47,7 +47,7 @@ from loraprobe.records import Check, Verification
 from loraprobe.report.verification import ShownVerification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
-IGNORED = frozenset({".git", ".gitattributes", ".cache"})
+IGNORED = frozenset({".git", ".gitattributes", ".cache", ".eval_results"})
 FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of a card, beside KEY
 LEVELS = 3  # folders below a root in which sources are looked for
 LOOKED_AT = 1000  # folders of one level

@@ -63,6 +63,7 @@ class Task:
 
     path: the file, or what names a source elsewhere, which has a `commit`. metric: how its items
     are judged, joined by "+", once that is chosen. needs, why: what `auto_metric` says of the task.
+    benchmark: its id on the leaderboard of the Hub's data set that it is read from.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Task:
     metric: str = ""
     needs: str = "exact_match"
     why: str = ""
+    benchmark: str | None = None
 
     @property
     def reference(self) -> str:

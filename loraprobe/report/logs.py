@@ -1,0 +1,175 @@
+"""Scores and answers in the files of other tools: lm-evaluation-harness and the Hub's benchmarks.
+
+The harness logs one model at a time; here each system is a model with a folder of its own. A part
+of a task (a hop, the steps) is a task of its own there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from loraprobe.adapters import staged_file
+from loraprobe.hub.datasets import benchmark_result
+from loraprobe.records import Audit, Reply, Sample, Score
+from loraprobe.secrets import scrub
+from loraprobe.tasks import Task
+
+Z95 = 1.959963984540054  # half the width of a 95 % interval in standard errors
+
+
+def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None:
+    """Writes results_DATE.json and samples_TASK_DATE.jsonl into `directory/SYSTEM`.
+
+    Files of earlier runs stay. A standard error is that of the score's interval, so clusters count.
+    samples: of all systems; a loss has none. Raises OutputError if a file cannot be written.
+    """
+    now = datetime.now()
+    date = now.isoformat().replace(":", "-")
+    questions: dict[str, list[Sample]] = {}
+    for sample in samples:
+        questions.setdefault(task_name(sample), []).append(sample)
+    for system in dict.fromkeys(score.system for score in audit.evaluation.scores):
+        scores = [score for score in audit.evaluation.scores if score.system == system]
+        folder = directory / _file_name(system)
+        answers = {
+            (task := task_name(score)): _answers(questions.get(task, ()), score) for score in scores
+        }
+        results = _results(audit, scores, answers, now.timestamp())
+        _write(folder / f"results_{date}.json", [json.dumps(results, indent=2)])
+        for task, rows in answers.items():
+            if rows:
+                lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+                _write(folder / f"samples_{_file_name(task)}_{date}.jsonl", lines)
+
+
+def benchmark_results(audit: Audit, tasks: Iterable[Task], system: str) -> dict[str, str]:
+    """The system's scores on benchmarks of the Hub: texts by their path in a model's repository."""
+    files = {}
+    for task in tasks:
+        for score in audit.evaluation.scores:
+            wanted = (score.system, score.task, score.part) == (system, task.name, "question")
+            if task.benchmark is not None and wanted:
+                low, high = score.ci95
+                notes = (
+                    f"{score.metric} on {score.n} questions, 95 % interval {low:.3f} to "
+                    f"{high:.3f}, measured by loraprobe {audit.provenance.loraprobe}"
+                )
+                text = benchmark_result(task.reference, task.benchmark, score.value, notes)
+                files[f".eval_results/{_file_name(task.name)}.yaml"] = text
+    return files
+
+
+def task_name(part_of: Score | Sample) -> str:
+    """How the logs name a part of a task: the questions themselves have the task's name."""
+    task, part = part_of.task, part_of.part
+    return task if part == "question" else f"{task}_{part}"
+
+
+def _results(
+    audit: Audit, scores: list[Score], answers: dict[str, list[dict[str, Any]]], now: float
+) -> dict[str, Any]:
+    """The results of one system, with the keys that the harness has."""
+    ran = audit.provenance
+    sources = {task.name: task for task in ran.tasks}
+    base = audit.base.reference if audit.base else ""
+    system = scores[0].system
+    name = base if scores[0].kind == "base" else f"{base}+{system}"
+    found: dict[str, Any] = {
+        "results": {},
+        "group_subtasks": {},
+        "configs": {},
+        "versions": {},
+        "n-shot": {},
+        "higher_is_better": {},
+        "n-samples": {},
+        "task_hashes": {},
+    }
+    for score in scores:
+        task, source = task_name(score), sources[score.task]
+        found["results"][task] = _metrics(score)
+        found["group_subtasks"][task] = []
+        found["configs"][task] = {"task": task, "dataset_path": source.reference}
+        found["versions"][task] = (source.commit or source.sha256)[:12]
+        found["n-shot"][task] = 0
+        found["higher_is_better"][task] = {score.metric: score.metric != "answer_loss"}
+        found["n-samples"][task] = {"original": source.items, "effective": score.n}
+        hashes = [row[f"{of}_hash"] for row in answers[task] for of in ("doc", "prompt", "target")]
+        found["task_hashes"][task] = _hash("".join(hashes))
+    return found | {
+        "config": {
+            "model": "loraprobe",
+            "model_args": {"base": base, "system": system}
+            | {adapter.name: adapter.reference for adapter in audit.adapters},
+            "model_dtype": ran.dtype,
+            "device": ran.device,
+            "random_seed": ran.seed,
+        },
+        "date": now,
+        "model_source": f"loraprobe {ran.loraprobe}, {ran.engine}",
+        "model_name": name,
+        "model_name_sanitized": _file_name(name),
+        "total_evaluation_time_seconds": str(sum(ran.seconds.values())),
+    }
+
+
+def _metrics(score: Score) -> dict[str, Any]:
+    low, high = score.ci95
+    return {
+        "name": task_name(score),
+        "alias": task_name(score),
+        "sample_len": score.n,
+        f"{score.metric},none": score.value,
+        f"{score.metric}_stderr,none": (high - low) / 2 / Z95,
+    }
+
+
+def _answers(rows: Iterable[Sample], score: Score) -> list[dict[str, Any]]:
+    """The lines of the samples of one system and one part of a task."""
+    return [
+        _sample(number, row, reply, score.metric)
+        for number, row in enumerate(rows)
+        for reply in row.replies
+        if reply.system == score.system
+    ]
+
+
+def _sample(number: int, row: Sample, reply: Reply, metric: str) -> dict[str, Any]:
+    """One line of the samples; the filter is `none` and the answer is as it was read."""
+    doc = {"id": row.item, "question": row.question, "answer": list(row.gold)}
+    target = "; ".join(row.gold)
+    return {
+        "doc_id": number,
+        "doc": doc,
+        "target": target,
+        "arguments": {"gen_args_0": {"arg_0": row.question}},
+        "resps": [[reply.text]],
+        "filtered_resps": [reply.text],
+        "filter": "none",
+        "metrics": [metric],
+        "doc_hash": _hash(json.dumps(doc, ensure_ascii=False)),
+        "prompt_hash": _hash(row.question),
+        "target_hash": _hash(target),
+        metric: float(reply.right),
+    }
+
+
+def _file_name(name: str) -> str:
+    """A name as a part of a path, as the harness writes it."""
+    return re.sub(r'["<>:/|\\?*\[\]]+', "__", name)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _write(file: Path, lines: Iterable[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(file) as staging, staging.open("w", encoding="utf-8") as stream:
+        for line in lines:
+            stream.write(scrub(line).encode("utf-8", "replace").decode("utf-8") + "\n")

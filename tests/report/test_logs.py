@@ -1,0 +1,137 @@
+"""Logs as lm-evaluation-harness writes them, read by its own functions and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import making
+import pytest
+from audits import an_audit
+
+from loraprobe.records import EvaluationRecords, Score, TaskSummary
+from loraprobe.report.logs import benchmark_results, write_logs
+from loraprobe.tasks import Task
+
+lm_eval = pytest.importorskip("lm_eval")
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """A run of the shipped world that wrote logs: its document, samples and the logs' folder."""
+    place = tmp_path_factory.mktemp("logs")
+    call = ["merge-and-eval", *making.shipped("disjoint"), "--limit", "12", "--system", "uniform"]
+    files = ["--save-samples", place / "samples.jsonl", "--log-to", place / "logs"]
+    env = {"LORAPROBE_CACHE": str(place / "cache")}
+    result = making.call(*call, *files, "--json", "--quiet", env=env)
+    assert result.exit_code in (0, 1, 3), result.stderr
+    return json.loads(result.stdout), rows_of(place / "samples.jsonl"), place / "logs"
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def log_of(logs: Path, system: str) -> tuple[dict, dict[str, list[dict]]]:
+    """The results of a system and its samples by task, found as the harness finds them."""
+    from lm_eval import utils
+
+    names = [str(file) for file in (logs / utils.sanitize_model_name(system)).iterdir()]
+    (results,) = utils.get_results_filenames(names)
+    samples = {
+        utils.get_file_task_name(Path(name).name): rows_of(Path(name))
+        for name in utils.get_sample_results_filenames(names)
+    }
+    return json.loads(Path(results).read_text("utf-8")), samples
+
+
+def test_every_score_is_in_the_results_of_its_system(logged):
+    from lm_eval.result_schema import EvalResults
+    from lm_eval.utils import make_table
+
+    document, _, logs = logged
+    assert len({score["part"] for score in document["evaluation"]}) == 4
+    for score in document["evaluation"]:
+        results, _ = log_of(logs, score["system"])
+        assert results.keys() <= EvalResults.__annotations__.keys()
+        task = score["task"] + ("" if score["part"] == "question" else f"_{score['part']}")
+        row = results["results"][task]
+        assert row[f"{score['metric']},none"] == score["value"] and row["sample_len"] == score["n"]
+        half = (score["ci95"][1] - score["ci95"][0]) / 2
+        assert row[f"{score['metric']}_stderr,none"] * 1.96 == pytest.approx(half, rel=1e-4)
+        assert make_table(results).count("exact_match") == len(results["results"])
+
+
+def test_every_reply_is_a_sample(logged):
+    document, samples, logs = logged
+    for system in {score["system"] for score in document["evaluation"]}:
+        _, logged_samples = log_of(logs, system)
+        told = {
+            (task, row["doc"]["id"]): (row["filtered_resps"][0], row["exact_match"])
+            for task, rows in logged_samples.items()
+            for row in rows
+        }
+        wanted = {
+            (row["task"] + ("" if row["part"] == "question" else f"_{row['part']}"), row["item"]): (
+                reply["text"],
+                float(reply["right"]),
+            )
+            for row in samples
+            for reply in row["replies"]
+            if reply["system"] == system
+        }
+        assert told == wanted and wanted
+
+
+def test_a_second_run_keeps_the_first_and_a_file_is_refused(tmp_path):
+    audit = an_audit()
+    task = TaskSummary(audit.evaluation.scores[0].task, "t.jsonl", None, "0" * 64, 10)
+    ran = dataclasses.replace(audit.provenance, tasks=(task,))
+    audit = dataclasses.replace(audit, provenance=ran)
+    for _ in range(2):
+        write_logs(audit, (), tmp_path / "logs")
+    systems = {score.system for score in audit.evaluation.scores}
+    assert len(list((tmp_path / "logs").rglob("results_*.json"))) == 2 * len(systems)
+    (tmp_path / "file").write_text("mine")
+    result = making.call("demo", "--log-to", tmp_path / "file")
+    assert result.exit_code == 2 and (tmp_path / "file").read_text() == "mine"
+
+
+def test_scores_on_benchmarks_are_entries_of_the_hub():
+    """Read by huggingface_hub's own parser; other systems, parts and tasks have none."""
+    import yaml
+    from huggingface_hub import parse_eval_result_entries
+
+    def score(system: str, task: str, part: str, value: float) -> Score:
+        return Score(system, "merge", task, part, "exact_match", value, (0.1, 0.9), 40)
+
+    scores = [
+        score("sum", "maths", "question", 0.25),
+        score("sum", "maths", "hop1", 0.5),
+        score("sum", "own", "question", 0.75),
+        score("uniform", "maths", "question", 1.0),
+    ]
+    audit = dataclasses.replace(an_audit(), evaluation=EvaluationRecords(scores=tuple(scores)))
+    split = f"hf://datasets/acme/maths@{'5' * 40}:main/test"
+    tasks = [
+        Task("maths", (), split, commit="5" * 40, benchmark="maths_main"),
+        Task("own", (), "own.jsonl"),
+    ]
+    ((name, text),) = benchmark_results(audit, tasks, "sum").items()
+    assert name == ".eval_results/maths.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    found = entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value
+    assert found == ("acme/maths", "maths_main", "5" * 40, 0.25)
+
+
+def test_a_merge_carries_its_results_and_is_verified_with_them(tmp_path):
+    import loraprobe
+
+    pair = making.saved_pair(tmp_path, {"model.layers.0.self_attn.q_proj": (12, 10)})
+    made = loraprobe.merge([str(place) for place in pair])
+    name = ".eval_results/maths.yaml"
+    for text in ("- value: 1\n", "- value: 2\n"):
+        dataclasses.replace(made, results={name: text}).save(tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / name).read_text() == text
+    assert making.call("verify", tmp_path / "out").exit_code == 0

@@ -8,7 +8,7 @@ import tomllib
 from evidences import evidence_of
 from pydantic import TypeAdapter
 
-from loraprobe.records import Forecast, Gain, Score
+from loraprobe.records import QUESTION, Forecast, Gain, ItemPart, Score
 from loraprobe.verdict.probability import Calibration
 
 SMALL = 160
@@ -50,7 +50,7 @@ def calibration_of(document):
 
 def score(system, kind, value, part="question", task="t", metric="exact_match"):
     ci = (max(0.0, value - 0.05), min(1.0, value + 0.05))
-    return Score(system, kind, task, part, metric, value, ci, 100)
+    return Score(system, kind, task, ItemPart(part), metric, value, ci, 100)
 
 
 def forecast(gain=0.3, system="uniform", half=0.1, **rest):
@@ -71,6 +71,6 @@ def measured(gain=0.2, half=0.15, **rest):
     """A first round of 30 items, in which an average gained so much against the best adapter."""
     scores = (*case().measured.scores, score("uniform", "merge", 0.3 + gain))
     ends = (gain - half, gain + half)
-    row = Gain(None, "question", "uniform", "a", gain, ends, ends, 30)
+    row = Gain(None, QUESTION, "uniform", "a", gain, ends, ends, 30)
     made = {"scores": scores, "gains": (row,), "forecasts": (), "level": "pilot"}
     return case(**{**made, **rest})

@@ -6,7 +6,7 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from loraprobe.records import Audit, Comparison, EvaluationRecords, Gain, Score
+from loraprobe.records import QUESTION, Audit, Comparison, EvaluationRecords, Gain, ItemPart, Score
 from loraprobe.verdict import Evidence, decide
 
 N = 100
@@ -42,12 +42,12 @@ KINDS = {
 
 def score(system, value, part="question", task="t", spread=0.05, **rest):
     ci = (max(0.0, value - spread), min(1.0, value + spread))
-    return Score(system, KINDS[system], task, part, "exact_match", value, ci, N, **rest)
+    return Score(system, KINDS[system], task, ItemPart(part), "exact_match", value, ci, N, **rest)
 
 
 def versus(system, against, difference, half=0.04, part="question", task="t"):
     ci = (difference - half, difference + half)
-    return Comparison(system, against, task, part, difference, ci, N, adjusted_ci95=ci)
+    return Comparison(system, against, task, ItemPart(part), difference, ci, N, adjusted_ci95=ci)
 
 
 def needed(difference, half, margin):
@@ -71,7 +71,9 @@ def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **res
         best = max(singles, key=values.__getitem__)
         difference = values[system] - values[best]
         ci, items = (difference - half, difference + half), needed(difference, half, margin)
-        gains.append(Gain(task, part, system, best, difference, ci, ci, N, items, part))
+        gains.append(
+            Gain(task, ItemPart(part), system, best, difference, ci, ci, N, items, ItemPart(part))
+        )
     measured = {"scores": tuple(scores), "comparisons": tuple(pairs), "gains": tuple(gains)}
     return evidence_of(**measured, level="evaluation", tasks=1, margin=margin, **rest)
 
@@ -134,7 +136,7 @@ def skills(table, gain=-0.3):
     rows = [replaced(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
     ci = (gain - 0.05, gain + 0.05)
     gains = tuple(
-        Gain(None, "question", name, "p", gain, ci, ci, 2 * N)
+        Gain(None, QUESTION, name, "p", gain, ci, ci, 2 * N)
         for name in table
         if KINDS.get(name) in ("merge", "router")
     )

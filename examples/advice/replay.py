@@ -30,7 +30,7 @@ from typing import Any
 
 from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import System, compare, gains, rounds, score
-from loraprobe.records import FORMS, EvaluationRecords, ItemResult
+from loraprobe.records import FORMS, EvaluationRecords, ItemPart, ItemResult
 from loraprobe.tasks import Task, load_task
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.rules import candidates, chain_outdoes
@@ -49,7 +49,7 @@ def read(out: Path, case: str) -> tuple[list[Task], list[System], list[ItemResul
         ItemResult(
             reply["system"],
             row["task"],
-            row["part"],
+            ItemPart(row["part"]),
             row["item"],
             "exact_match",
             float(reply["right"]),

@@ -11,6 +11,7 @@ from loraprobe.cli.running import imports_done, options_from
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
+from loraprobe.records import QUESTION, STEPS
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview
@@ -98,10 +99,10 @@ def _told(found: TaskCheck, margin: float) -> Iterator[str]:
     if found.commit:
         yield clean(f"  {found.reference}")
     judged = listing(f"{name} ({n:,})" for name, n in found.metrics.items())
-    hops = [f"{n:,}" for part, n in found.parts.items() if part.startswith("hop")]
+    hops = [f"{n:,}" for part, n in found.parts.items() if part.hop]
     since = f", since {found.metric_why}" if found.metric_why else ""
     yield from _row("asked", "plainly", f"{found.items:,}, judged by {judged}{since}")
-    yield from _row("", "step by step", f"{found.parts.get('steps', 0):,}")
+    yield from _row("", "step by step", f"{found.parts.get(STEPS, 0):,}")
     yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
     if found.needed:
         told = "questions that decide a gain over the best alone, in four cases of five:"
@@ -171,7 +172,7 @@ def sample(
         return
     for row in rows:
         tokens = "" if row.tokens is None else f", {count(row.tokens, 'token')}"
-        form = {"question": "asked plainly", "steps": "asked step by step"}.get(row.part, row.part)
+        form = {QUESTION: "asked plainly", STEPS: "asked step by step"}.get(row.part, row.part)
         print(clean(f"--- {row.task}, item {row.item}, {form}{tokens}"))
         print("\n".join(map(clean, row.prompt.split("\n"))))
         print("\n".join(_judged(row)), end="\n\n")
@@ -183,6 +184,6 @@ def _judged(row: Preview) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row.answers))
     plain = READ_HARNESS if row.metric.startswith(HARNESS) else READ_PLAIN
-    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else plain)
+    how = JUDGED.get(row.metric, READ_STEPS if row.part == STEPS else plain)
     choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
     yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +29,20 @@ from loraprobe.evaluation.plan import (
     BASE,
     Question,
     System,
-    hop_part,
     questions,
     spread_sample,
 )
 from loraprobe.formatting import listing
-from loraprobe.records import ChainHop, Coverage, ItemResult, Progress
+from loraprobe.records import (
+    QUESTION,
+    STEPS,
+    ChainHop,
+    Coverage,
+    ItemPart,
+    ItemResult,
+    Progress,
+    hop_part,
+)
 from loraprobe.results import CURE, NAME, JsonLines
 from loraprobe.tasks import METRICS, Item, Task, fill, item_metric
 
@@ -44,7 +51,6 @@ if TYPE_CHECKING:
     from loraprobe.scoring import Likelihood, Scorer
 
 BATCH = 256  # questions between two appends to the ledger
-PART = re.compile(r"question|steps|hop[1-9]\d{0,3}")
 FLAGS = {"contains", "cut"}
 MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 
@@ -94,7 +100,7 @@ def run_systems(
     run.ask([system for system in systems if system.kind != "chain"], asked, asking)
     for system in systems:
         if system.kind == "chain":
-            run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
+            run.chain(system, tasks, [q for q in asked if q.part.hop])
     return [
         replace(_checked(result, question, ledger), system=system.name)
         for system in systems
@@ -133,7 +139,7 @@ class _Run:
         batches, done, totals = list[QuestionBatch](), Counter[str](), Counter[str]()
         for system in systems:
             open_ = [q for q in asked if self.ledger.get(system.key, *q.key) is None]
-            open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
+            open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             parts = [open_[at : at + BATCH] for at in range(0, len(open_), BATCH)]
             batches += [QuestionBatch(system, part) for part in parts]
             totals[system.name] += len(open_)
@@ -179,7 +185,7 @@ class _Run:
                 item
                 for item in task.items
                 if item.hops
-                and (item.id in again or not kept(system.name, task.name, "question", item.id))
+                and (item.id in again or not kept(system.name, task.name, QUESTION, item.id))
             ]
             for start in range(0, len(open_), BATCH):
                 self._report(system.name, start, len(open_))
@@ -221,7 +227,7 @@ class _Run:
                     said.update(zip(open_, new, strict=True))
                 for question in asked:
                     answers[question.item.id].append(said[question].text)
-                    results += [said[question]] if question.part == "question" else []
+                    results += [said[question]] if question.part == QUESTION else []
         return results
 
     def _hop_question(self, task: Task, item: Item, k: int, earlier: Sequence[str]) -> Question:
@@ -231,7 +237,7 @@ class _Run:
         if k + 1 < len(item.hops):
             return Question(task.name, hop_part(k), item, prompt, hop.answers, "exact_match")
         metric = item_metric(item, task.name, self.metric)
-        return Question(task.name, "question", item, prompt, item.answers, metric)
+        return Question(task.name, QUESTION, item, prompt, item.answers, metric)
 
     def _report(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -452,7 +458,7 @@ def choose_template(
         chosen, from_what = known()
         why = f"; {from_what}"
     losses = all(question.metric == "answer_loss" for question in asked)
-    parts = Counter(q.part.replace("hop", "hop ").replace("steps", "step by step") for q in asked)
+    parts = Counter(q.part.words for q in asked)
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
         f"{'mean log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions "
@@ -482,7 +488,7 @@ def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Q
     They are those of the first items that the evaluation asks, which finds the answers. The longest
     replies to worked questions have together at most as many tokens as the others.
     """
-    plain = len([part for part in task.parts if part != "steps"])
+    plain = len([part for part in task.parts if part != STEPS])
     items = min(max(TEMPLATE_ITEMS, round(most / plain)), len(task.items))
     worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
     few = {item.id for item in spread_sample(task, worked, seed).items}
@@ -502,7 +508,7 @@ def _value(ledger: Ledger, system: System, question: Question) -> float:
     assert row is not None
     if row.metric == "answer_loss":
         return -row.value
-    return float(row.stands) if row.part.startswith("hop") else row.value
+    return float(row.stands) if row.part.hop else row.value
 
 
 # ---- kept answers --------------------------------------------------------------------------------
@@ -567,10 +573,10 @@ def item_result(row: Any) -> ItemResult:
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
     harness = row["metric"].startswith(HARNESS)
-    if not (harness or row["metric"] in METRICS) or not PART.fullmatch(row["part"]):
-        raise ValueError("an unknown metric or part")
+    if not (harness or row["metric"] in METRICS):
+        raise ValueError("an unknown metric")
     most = MOST_LOSS if row["metric"] == "answer_loss" else 1.0
     sound = 0 <= value <= most and (harness or most > 1 or value in (0, 1))
     if not sound:
         raise ValueError("no value of this metric")
-    return ItemResult(**row)
+    return ItemResult(**row | {"part": ItemPart(row["part"])})

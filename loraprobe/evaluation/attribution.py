@@ -7,8 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.evaluation.asking import Key
-from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, Question, System, hop_part, questions
-from loraprobe.records import BASELINES, FORMS, Attribution, ItemResult, Reply, Sample
+from loraprobe.evaluation.plan import Question, System, questions
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    QUESTION,
+    SEVERAL_ADAPTERS,
+    Attribution,
+    ItemPart,
+    ItemResult,
+    Reply,
+    Sample,
+    hop_part,
+)
 from loraprobe.secrets import map_texts
 from loraprobe.tasks import Item, Task
 
@@ -55,18 +66,18 @@ def causes(
                 continue
             own = (*known_by, system.name)
             needed = {(name, part, i.id) for i in items for part in _hops(i) for name in own}
-            needed |= {(system.name, "question", item.id) for item in items}
+            needed |= {(system.name, QUESTION, item.id) for item in items}
             if needed <= answers.keys():
                 of = {item.id: _cause(answers, system.name, known_by, item) for item in items}
                 yield system.name, task.name, of
 
 
-def _hops(item: Item) -> list[str]:
+def _hops(item: Item) -> list[ItemPart]:
     return [hop_part(k) for k in range(len(item.hops))]
 
 
 def _cause(
-    answers: Mapping[tuple[str, str, str], ItemResult],
+    answers: Mapping[tuple[str, ItemPart, str], ItemResult],
     system: str,
     known_by: Sequence[str],
     item: Item,

@@ -11,22 +11,26 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, System
+from loraprobe.evaluation.plan import System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    QUESTION,
+    SEVERAL_ADAPTERS,
+    STEPS,
     Comparison,
     Gain,
     Interval,
+    ItemPart,
     ItemResult,
     Score,
     items_needed,
 )
 from loraprobe.tasks import GENERATED, Task, judge
 
-SystemPart = tuple[str, str]  # system, part
+SystemPart = tuple[str, ItemPart]  # system, part
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -46,7 +50,7 @@ class ItemTable:
     strata: Integers
     bounded: bool
 
-    def column(self, system: str, part: str) -> Array:
+    def column(self, system: str, part: ItemPart) -> Array:
         return self.values[:, self.columns.index((system, part))]
 
     def comparable(
@@ -131,7 +135,7 @@ def score(
     With several tasks, the rows of all systems except the base have `retention`, whose interval has
     the level of the round.
     """
-    cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
+    cells: dict[tuple[str, ItemPart], dict[str, list[ItemResult]]] = {}
     for result in results:
         cell = cells.setdefault((result.task, result.part), {})
         cell.setdefault(result.system, []).append(result)
@@ -186,7 +190,7 @@ def retention(
     systems: Sequence[System],
     name: str,
     task: str,
-    part: str = "question",
+    part: ItemPart = QUESTION,
     level: float = LEVEL,
 ) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
@@ -350,7 +354,7 @@ def gains(
         contends = [bool(high.max() >= best) for _, high in reaches]
         for grid, one in zip(found, contends, strict=True):
             rows += grid.gains(alpha, margin, seed, sum(contends) if one else len(found))
-    return tuple(sorted(rows, key=lambda row: row.part != "question"))
+    return tuple(sorted(rows, key=lambda row: row.part != QUESTION))
 
 
 def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) -> set[str]:
@@ -452,7 +456,10 @@ class _Grid:
 
 
 def _grid(
-    results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str], part: str
+    results: Sequence[ItemResult],
+    compositions: Sequence[str],
+    baselines: Sequence[str],
+    part: ItemPart,
 ) -> _Grid | None:
     """All pairs on one form of the question; None if nothing can be compared.
 
@@ -464,7 +471,7 @@ def _grid(
     present = {(r.system, r.part) for r in results}
     first = [(s, part) for s in compositions if (s, part) in present]
     own = [(b, part) for b in baselines if (b, part) in present]
-    other = "question" if part == "steps" else "steps"
+    other = QUESTION if part == STEPS else STEPS
     others = [(b, other) for b in baselines if (b, other) in present]
     if not first or not (own or others):
         return None

@@ -23,7 +23,16 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
 from loraprobe.errors import TaskError
-from loraprobe.records import COMPOSITIONS, ROUND, Coverage, ItemResult, SystemKind
+from loraprobe.records import (
+    QUESTION,
+    ROUND,
+    STEPS,
+    Coverage,
+    ItemPart,
+    ItemResult,
+    SystemKind,
+    hop_part,
+)
 from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
 from loraprobe.tasks.metrics import answer_end, asked_marks, json_ended
 
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
 BASE = "base"  # the name of the base without an adapter
-SEVERAL_ADAPTERS: tuple[SystemKind, ...] = (*COMPOSITIONS, "chain")  # what uses them
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 FEW_EXPONENT = 4.0  # the same where the first round has more than half of the clusters
 GRID = 801  # points of the recursion
@@ -81,7 +89,7 @@ class Question:
     """One prompt, the right answers, and the metric that judges the reply."""
 
     task: str
-    part: str
+    part: ItemPart
     item: Item
     prompt: str
     answers: tuple[str, ...]
@@ -95,7 +103,7 @@ class Question:
     @property
     def worked(self) -> bool:
         """Whether the answer is a text of several lines with worked steps."""
-        return self.part == "steps"
+        return self.part == STEPS
 
     @property
     def generated(self) -> bool:
@@ -127,8 +135,9 @@ class Question:
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
     ) -> ItemResult:
-        of, group = (system, *self.key, self.metric), self.item.cluster
-        return ItemResult(*of, value, text, group, contains, cut)
+        item, metric = self.item, self.metric
+        of = system, self.task, self.part, item.id
+        return ItemResult(*of, metric, value, text, item.cluster, contains, cut)
 
     def judged(self, system: str, text: str, cut: bool = False) -> ItemResult:
         """The result of a generated text. cut: it ended at the limit of tokens.
@@ -187,12 +196,12 @@ def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question
 
 def _of_item(task: Task, item: Item, metric: Metric) -> list[Question]:
     hops: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
-    found = [Question(task.name, "question", item, item.prompt, item.answers, metric)]
+    found = [Question(task.name, QUESTION, item, item.prompt, item.answers, metric)]
     for k, hop in enumerate(item.hops):
         found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, hops))
     if item.cot_prompt is not None and metric != "answer_loss":
         worked: Metric = "exact_match" if metric == "choice" else metric
-        found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, worked))
+        found.append(Question(task.name, STEPS, item, item.cot_prompt, item.answers, worked))
     return found
 
 
@@ -222,11 +231,6 @@ def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage
         right = sum(chances) + max(golds.values(), default=0)
         rows.append(Coverage("guessing", task.name, right / len(items), len(items)))
     return tuple(rows)
-
-
-def hop_part(k: int) -> str:
-    """The name of the part of hop k, counted from 0."""
-    return f"hop{k + 1}"
 
 
 # ---- rounds --------------------------------------------------------------------------------------

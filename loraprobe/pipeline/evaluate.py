@@ -25,7 +25,7 @@ import torch
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, Samples, System
-from loraprobe.evaluation.plan import SEVERAL_ADAPTERS, pilot, spread_sample
+from loraprobe.evaluation.plan import pilot, spread_sample
 from loraprobe.formatting import count
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -41,6 +41,9 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    QUESTION,
+    SEVERAL_ADAPTERS,
+    STEPS,
     Coverage,
     EvaluationRecords,
     EvidenceLevel,
@@ -322,7 +325,7 @@ class Evaluated:
         The samples are a few questions that its composition, or else the best one, got wrong.
         """
         system = verdict.system or best_system(self.records.scores, SEVERAL_ADAPTERS)
-        form = verdict.gain.form if verdict.gain is not None else "question"
+        form = verdict.gain.form if verdict.gain is not None else QUESTION
         wrong = self.samples.wrong(system, form) if system and self.samples is not None else ()
         return {
             "gates": self.gates,
@@ -408,7 +411,7 @@ def evaluate_sample(
     # long, and serves the comparison with compositions only.
     deciding = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
     sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
-    short = {part for task in plan.tasks for part in task.parts} - {"steps"}
+    short = {part for task in plan.tasks for part in task.parts} - {STEPS}
     session.expect(lambda: steps_of_sample(inputs, plan, options, first))
     with open_evaluator(inputs, plan, session) as evaluator:
         results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
@@ -420,9 +423,9 @@ def evaluate_sample(
         # small for; one system and one form of the question is cheap.
         shares = shares_right(results, len(plan.tasks))
         for system in singles:
-            if shares.get((system.name, "question")) == 1.0:
+            if shares.get((system.name, QUESTION)) == 1.0:
                 more = _sampled(plan.tasks, CEILING_ITEMS, options)
-                results += replace(evaluator, tasks=more).run([system], parts=("question",))
+                results += replace(evaluator, tasks=more).run([system], parts=(QUESTION,))
         results = list({row.key: row for row in results}.values())
         notes = [
             f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "

@@ -58,12 +58,15 @@ from loraprobe.probes import AdditiveForecast, ScreenedTexts, forecast_gains, wi
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
+    QUESTION,
     ROUND,
+    STEPS,
     Audit,
     Compatibility,
     EvaluationRecords,
     Forecast,
     Gain,
+    ItemPart,
     ItemResult,
     Library,
     LibraryItems,
@@ -665,7 +668,7 @@ def _notes(proved: Proved) -> list[str]:
 
 def _library(library: Library, proved: Proved) -> Library:
     """The library's record with the scores of its adapters alone."""
-    rows: dict[tuple[str, str, str], list[float]] = {}
+    rows: dict[tuple[str, str, ItemPart], list[float]] = {}
     for result in proved.screen.results:
         rows.setdefault((result.system, result.task, result.part), []).append(result.value)
     scores: dict[str, list[LibraryScore]] = {}
@@ -741,7 +744,7 @@ def _row(
     advised = verdict.composes and verdict.system in one.systems
     if advised:
         best, gain = verdict.system, gains.get(verdict.system or "", gain)
-    forecast = forecasts.get("question" if gain is None else gain.part)
+    forecast = forecasts.get(QUESTION if gain is None else gain.part)
     fails = all(name in proved.asked.dropped for name in one.systems)
     outcome: ShortlistOutcome = "none" if fails else _outcome(gain, verdict)
     return Shortlisted(
@@ -763,7 +766,7 @@ def _forecasts(proved: Proved, seed: int) -> dict[str, dict[str, Forecast]]:
         return found
     singles = [adapter.name for adapter in proved.adapters]
     own = [row for row in proved.screen.results if row.system in {BASE, *singles}]
-    of_part = {"question": proved.ranking.forecast, "steps": proved.ranking.worked}
+    of_part = {QUESTION: proved.ranking.forecast, STEPS: proved.ranking.worked}
     for part, forecast in of_part.items():
         answers: list[ItemResult] = []
         for one in proved.finalists:

@@ -44,15 +44,28 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
-from loraprobe.records import LearnedWeights
+from loraprobe.records import COMPOSITIONS, KINDS, SEVERAL_ADAPTERS, LearnedWeights, SystemKind
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Item, Task
 
-FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
+# The systems that are no method and no router, by the name that asks for them.
+FIXED: Mapping[str, SystemKind] = {
+    "base": "base",
+    "chain": "chain",
+    "shrunk": "control",
+    "random-partner": "control",
+}
 FILE = Path(__file__).with_name("portfolio.json")
 QuestionKind = Literal["one task", "one task, worked steps", "several tasks"]
+
+
+def kind_of(spec: str) -> SystemKind | None:
+    """The kind (`records.KINDS`) of the system of a spec; None where it names none of these."""
+    if spec in METHODS:
+        return "merge"
+    return "router" if spec in ROUTERS else FIXED.get(spec)
 
 
 @dataclass(frozen=True)
@@ -257,50 +270,50 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))
     usual = Options()
-    own_methods, own_routers = options.methods != usual.methods, options.routers != usual.routers
+    given = {
+        "merge": options.methods != usual.methods,
+        "router": options.routers != usual.routers,
+    }
     proven = () if options.systems else proven_systems(tasks)
-    joins = [one for one in proven if not (own_routers if one.spec in ROUTERS else own_methods)]
-    added = {one.spec: one for one in joins}
+    added = {one.spec: one for one in proven if not given[kind_of(one.spec) or ""]}
     spared = {adapter.name for adapter in adapters} <= {name for name, _ in options.router_prompts}
     parts = None if spared else split_for_router(tasks, options, len(adapters))
-    left_out = dict[str, str]()
-    own = [one for one in (*options.routers, *options.systems) if one in ROUTERS]
-    if options.served and (own_routers or options.systems) and own:
-        raise UsageError(
-            f"{own[0]} weighs adapters by the text, which no server does; use --engine "
-            "transformers, or leave it out."
-        )
-    unnamed = [*(() if own_routers else options.routers), *added]
-    for spec in (one for one in unnamed if one in ROUTERS and one not in options.systems):
-        if options.served:
-            left_out[spec] = f"{spec} is left out: no server weighs adapters by the text."
-        elif why := _why_unfit(ROUTERS.make(spec), adapters, parts):
-            left_out[spec] = f"{spec} is left out: {why}"
     hops = any(task.has_hops for task in tasks)
-    specs = [s for s in _specs(options, adapters, list(added), hops) if s not in left_out]
-    asked = [spec for spec in dict.fromkeys((*options.routers, *specs)) if spec in ROUTERS]
-    routers = {spec: ROUTERS.make(spec) for spec in asked}
-    learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
+    specs, learning, left_out = list[str](), dict[str, Router](), list[str]()
+    for spec in _specs(options, [*added], hops):
+        kind = kind_of(spec)
+        router = ROUTERS.make(spec) if kind == "router" else None
+        named = spec in options.systems or (given["router"] and spec in options.routers)
+        why = "" if router is None else _why_unfit(router, adapters, parts)
+        if options.served and kind is not None and not KINDS[kind].served:
+            why = "no server weighs adapters by the text."
+            if named:
+                raise UsageError(
+                    f"{spec} weighs adapters by the text, which no server does; use --engine "
+                    "transformers, or leave it out."
+                )
+        if why and not named:
+            left_out.append(f"{spec} is left out: {why}")
+            continue
+        specs.append(spec)
+        if router is not None and router.needs_prompts:
+            learning[spec] = router
     apart = parts if learning and isinstance(parts, TaskSplit) else None
     if tasks and options.learns:
         apart = split_for_weights(tasks, options)
     left = tuple(tasks) if apart is None else apart.left
-    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out.values()))
+    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out))
 
 
-def _specs(
-    options: Options, adapters: Sequence[Adapter], added: Sequence[str], hops: bool
-) -> list[str]:
+def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:
     """The merges, the routers and, where a task has hops, the chain."""
     methods = list(options.methods)
     if options.weights and methods and not any(METHODS.make(m).takes_weights for m in methods):
         methods.append("task_arithmetic")  # otherwise the weights would have no effect
-    specs = [*methods, *options.routers, *added]
-    specs += ["chain"] if hops else []
+    specs = [*methods, *options.routers, *added, *(["chain"] if hops else [])]
     if options.systems:
-        reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
-        extra = [s for s in options.systems if s not in specs and s not in reserved]
-        specs = [spec for spec in specs if spec in options.systems] + extra
+        extra = [one for one in options.systems if kind_of(one) in SEVERAL_ADAPTERS]
+        specs = [*(spec for spec in specs if spec in options.systems), *extra]
     return list(dict.fromkeys(specs))
 
 
@@ -329,7 +342,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
     weights or this number of adapters, and for an adapter with the name of a system, since results
     are stored by name.
     """
-    named = [s for s in options.systems if s in METHODS or s in ROUTERS]
+    named = [spec for spec in options.systems if kind_of(spec) in COMPOSITIONS]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
     for adapter in adapters:
         if adapter.name in taken or adapter.name.startswith("shrunk:"):
@@ -394,13 +407,14 @@ class SystemBuilder:
     ) -> System:
         """A merge method, a router or "chain" over adapters (the transformed ones unless given)."""
         experts = tuple(self.transformed.adapters if adapters is None else adapters)
-        if spec == "chain":
-            return System("chain", "chain", chain=tuple(map(single, self.trained)))
-        if spec in METHODS:
-            return self._merge(spec, experts, name or spec)
-        if spec in ROUTERS:
+        kind, name = kind_of(spec), name or spec
+        if kind == "chain":
+            return System(name, kind, chain=tuple(map(single, self.trained)))
+        if kind == "merge":
+            return self._merge(spec, experts, name)
+        if kind == "router":
             router = self.routers.get(spec) or ROUTERS.make(spec)
-            return System(name or spec, "router", Composition(name or spec, experts, router))
+            return System(name, kind, Composition(name, experts, router))
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
     def build_each(self, specs: Mapping[str, str]) -> tuple[list[System], list[str]]:

@@ -10,6 +10,7 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import base_of
+from loraprobe.records import ItemPart
 from loraprobe.scoring import Encoder
 from loraprobe.tasks import Task
 
@@ -22,7 +23,7 @@ class Preview:
 
     task: str
     item: str
-    part: str
+    part: ItemPart
     prompt: str
     tokens: int | None
     answers: tuple[str, ...]

@@ -21,7 +21,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.probes._names import MadeUpNames
-from loraprobe.records import Coverage, Interval, ItemResult
+from loraprobe.records import STEPS, Coverage, Interval, ItemPart, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
@@ -31,15 +31,10 @@ MOST_PROBED = 100  # a probe's figure needs no more items; a larger part is samp
 
 @dataclass(frozen=True)
 class TaskPart:
-    """The composed question (hop None) or one hop of a task."""
+    """The composed question or one hop of a task."""
 
-    hop: int | None
+    name: ItemPart
     questions: tuple[Question, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of this part in results."""
-        return "question" if self.hop is None else f"hop{self.hop}"
 
     @cached_property
     def gold(self) -> tuple[str, ...]:
@@ -72,11 +67,8 @@ class ProbeContext:
     @cached_property
     def parts(self) -> tuple[TaskPart, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        asked, names = questions([self.task]), [name for name in self.task.parts if name != "steps"]
-        return tuple(
-            TaskPart(hop or None, tuple(question for question in asked if question.part == name))
-            for hop, name in enumerate(names)
-        )
+        asked, names = questions([self.task]), [name for name in self.task.parts if name != STEPS]
+        return tuple(TaskPart(name, tuple(q for q in asked if q.part == name)) for name in names)
 
     def part(self, name: str) -> TaskPart:
         return next(part for part in self.parts if part.name == name)
@@ -164,7 +156,7 @@ class MeanProbe(CoverageProbe):
                     context.task.name,
                     values,
                     clusters,
-                    hop=part.hop,
+                    hop=part.name.hop,
                     bounds=self.bounds,
                     baseline=mean(known) if len(known) == len(values) else None,
                 )

@@ -78,7 +78,7 @@ class GoldRank(MeanProbe):
         """The right answers, then the distractors; nothing where there are no distractors."""
         part = context.part(question.part)
         right = {normalize_answer(answer) for answer in question.answers}
-        choices = question.item.choices if part.hop is None else ()
+        choices = question.item.choices if part.name.hop is None else ()
         others = [a for a in choices or part.gold if normalize_answer(a) not in right]
         if len(others) > self.distractors:
             item = question.item.id
@@ -108,7 +108,7 @@ class HopAccuracy(CoverageProbe):
 
     def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         for part in context.parts:
-            if part.hop is None:
+            if part.name.hop is None:
                 continue
             clusters = {q.item.id: q.item.cluster for q in part.questions}
             accepted = ({normalize_answer(a) for a in q.answers} for q in part.questions)
@@ -124,7 +124,7 @@ class HopAccuracy(CoverageProbe):
                     context.task.name,
                     mean(hits),
                     len(hits),
-                    part.hop,
+                    part.name.hop,
                     () if system == BASE else (system,),
                     wilson(np.array(hits), np.array([clusters[i] for i in items])),
                     max(counts.values()) / len(part.questions),

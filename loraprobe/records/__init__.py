@@ -26,10 +26,20 @@ from loraprobe.records.inputs import (
     Transformation,
     Verification,
 )
-from loraprobe.records.measurements import (
+from loraprobe.records.kinds import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    KINDS,
+    QUESTION,
+    SEVERAL_ADAPTERS,
+    STEPS,
+    ItemPart,
+    Kind,
+    SystemKind,
+    hop_part,
+)
+from loraprobe.records.measurements import (
     Attribution,
     ChainHop,
     Comparison,
@@ -52,7 +62,6 @@ from loraprobe.records.measurements import (
     Score,
     Shortlisted,
     ShortlistOutcome,
-    SystemKind,
     example,
 )
 from loraprobe.records.plain import as_text, document, plain

@@ -8,13 +8,10 @@ from typing import Literal
 
 from loraprobe.records.estimates import Estimate, Interval
 from loraprobe.records.inputs import Issue
+from loraprobe.records.kinds import QUESTION, ItemPart, SystemKind
 
-SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
-FORMS = ("question", "steps")  # the parts that ask the composed question
 ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
 State = Literal["usable", "broken", "unfit", "duplicate"]
-BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
-COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router")  # what the decision is about
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class ItemResult:
 
     system: str
     task: str
-    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    part: ItemPart
     item: str
     metric: str  # one of `tasks.METRICS`
     value: float
@@ -107,7 +104,7 @@ class Sample:
     """One question with its right answers and what every system answered."""
 
     task: str
-    part: str
+    part: ItemPart
     item: str
     question: str
     gold: tuple[str, ...]
@@ -126,7 +123,7 @@ class Score:
     system: str
     kind: SystemKind
     task: str
-    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    part: ItemPart
     metric: str
     value: float
     ci95: Interval
@@ -170,12 +167,12 @@ class Comparison:
     system: str
     against: str
     task: str
-    part: str
+    part: ItemPart
     difference: float
     ci95: Interval
     n: int
     adjusted_ci95: Interval | None = None
-    against_part: str | None = None
+    against_part: ItemPart | None = None
 
     @property
     def estimate(self) -> Estimate:
@@ -202,7 +199,7 @@ class Gain:
     """
 
     task: str | None
-    part: str
+    part: ItemPart
     system: str
     against: str
     difference: float
@@ -210,7 +207,7 @@ class Gain:
     adjusted_ci95: Interval
     n: int
     n_needed: int | None = None
-    against_part: str = "question"
+    against_part: ItemPart = QUESTION
     clusters: int | None = None
     checked: float | None = None
     checked_ci95: Interval | None = None
@@ -256,9 +253,9 @@ class Forecast:
     gain: float
     ci95: Interval
     n: int
-    part: str = "question"
+    part: ItemPart = QUESTION
     against: str = "base"
-    against_part: str = "question"
+    against_part: ItemPart = QUESTION
     retentions: tuple[Retention, ...] = ()
 
 
@@ -388,7 +385,7 @@ class LibraryScore:
     """What one adapter alone scored on the screening items of one part of one task."""
 
     task: str
-    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    part: ItemPart
     value: float
     n: int
 

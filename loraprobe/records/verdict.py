@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from loraprobe.defaults import MARGIN
 from loraprobe.records.estimates import Interval
+from loraprobe.records.kinds import ItemPart
 from loraprobe.records.measurements import ChainHop, Forecast
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
@@ -217,7 +218,7 @@ class DecisiveGain:
     """
 
     system: str
-    form: str
+    form: ItemPart
     against: str
     difference: float
     ci95: Interval

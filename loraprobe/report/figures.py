@@ -25,7 +25,6 @@ from loraprobe.report.parts import (
     Figure,
     Table,
     figures,
-    form,
     tabulated,
     text,
 )
@@ -70,7 +69,7 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
     rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)
     several = len({gain.task for gain in rows}) > 1
     names = [
-        f"{gain.system}, {form(gain.part)}" + (f", {gain.task or 'all'}" if several else "")
+        f"{gain.system}, {gain.part.words}" + (f", {gain.task or 'all'}" if several else "")
         for gain in rows[:MOST_LINES]
     ]
     best = rows[0]

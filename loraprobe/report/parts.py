@@ -21,7 +21,6 @@ PAGE: tuple[View, ...] = ("page",)
 MARKDOWN: tuple[View, ...] = ("markdown",)
 TERMINAL: tuple[View, ...] = (*SHORT, *EXPLAINED)
 INDENT, LABEL = 2, 10  # columns before a label of the answer, and of the label
-PARTS = {"question": "question", "steps": "step by step"}  # the forms of a task's question
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,3 @@ def _cut(part: Part, characters: int) -> Part:
         for label, content in part.lines
     ]
     return replace(part, headline=cut(part.headline), lines=tuple(lines))
-
-
-def form(part: str) -> str:
-    """The part of a task in the words of every report."""
-    return PARTS.get(part, part.replace("hop", "hop "))

@@ -24,8 +24,12 @@ from loraprobe.formatting import (
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
+    FORMS,
+    QUESTION,
+    STEPS,
     Audit,
     Issue,
+    ItemPart,
     LibraryAdapter,
     Measurement,
     Sample,
@@ -40,7 +44,6 @@ from loraprobe.report.parts import (
     EXPLAINED,
     MARKDOWN,
     PAGE,
-    PARTS,
     SHORT,
     TERMINAL,
     Answer,
@@ -49,7 +52,6 @@ from loraprobe.report.parts import (
     Section,
     Table,
     View,
-    form,
     tabulated,
     text,
 )
@@ -286,8 +288,8 @@ def _method(row: Shortlisted) -> str:
     if row.system is None:
         return "-"
     spec = row.system.removesuffix(f"({', '.join(row.adapters)})")
-    steps = row.gain is not None and row.gain.part == "steps"
-    return f"{spec}, {form('steps')}" if steps else spec
+    steps = row.gain is not None and row.gain.part == STEPS
+    return f"{spec}, {STEPS.words}" if steps else spec
 
 
 def gains(audit: Audit) -> Table:
@@ -296,7 +298,7 @@ def gains(audit: Audit) -> Table:
         "Gains over the best of base and single adapters",
         sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
         (text("system"), lambda gain: gain.system),
-        (text("asked as"), lambda gain: form(gain.part)),
+        (text("asked as"), lambda gain: gain.part.words),
         (Column("gain"), lambda gain: signed(gain.difference)),
         (Column("95 %", drop=2), lambda gain: bounds(gain.ci95)),
         (Column("95 % for the choice"), lambda gain: bounds(gain.adjusted_ci95)),
@@ -314,8 +316,8 @@ def comparisons(audit: Audit) -> Table:
         audit.evaluation.comparisons,
         (text("system"), lambda row: row.system),
         (text("against"), lambda row: row.against),
-        (text("asked as"), lambda row: form(row.part)),
-        (text("against asked as"), lambda row: form(row.against_part or row.part)),
+        (text("asked as"), lambda row: row.part.words),
+        (text("against asked as"), lambda row: (row.against_part or row.part).words),
         (text("task"), lambda row: row.task),
         (Column("difference"), lambda row: signed(row.difference)),
         (Column("95 %"), lambda row: bounds(row.ci95)),
@@ -327,16 +329,16 @@ def comparisons(audit: Audit) -> Table:
 
 def scores(audit: Audit) -> Table:
     """Systems down; across the forms of the question, or the tasks where there are several."""
-    rows = [s for s in audit.evaluation.scores if s.part in PARTS]
+    rows = [s for s in audit.evaluation.scores if s.part in FORMS]
     tasks = list(dict.fromkeys(s.task for s in rows))
     several = len(tasks) > 1
-    forms = [one for one in PARTS if any(s.part == one for s in rows)]
+    forms = [one for one in FORMS if any(s.part == one for s in rows)]
     found = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
     lines = [[name] for name in names]
     for task in tasks:
         for one in forms:
-            titles = ([task] if several else []) + ([PARTS[one]] if len(forms) > several else [])
+            titles = ([task] if several else []) + ([one.words] if len(forms) > several else [])
             own = [found.get((name, task, one)) for name in names]
             shares = [s.value if s is not None and s.metric != "answer_loss" else None for s in own]
             columns.append(replace(text(", ".join(titles)), bars=shares))
@@ -377,20 +379,23 @@ def _evaluation(rows: Sequence[Score]) -> Table:
         lines.append([*line, number(kept)] if retained else line)
     items = max(row.n for row in rows)
     metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
-    columns = [text("system"), *of_figures(*map(form, parts), *["retention"][:retained])]
+    columns = [
+        text("system"),
+        *of_figures(*(part.words for part in parts), *["retention"][:retained]),
+    ]
     caption = f"Evaluation: {rows[0].task} ({items} items, {metric}){_fewer(rows)}"
     return Table(caption, columns, lines)
 
 
-def _part_order(part: str) -> tuple[int, str]:
+def _part_order(part: ItemPart) -> tuple[int, str]:
     """The question, then its hops, then the worked form."""
-    return {"question": 0, "steps": 2}.get(part, 1), part
+    return {QUESTION: 0, STEPS: 2}.get(part, 1), part
 
 
 def _score(row: Score | None) -> str:
     if row is None:
         return "-"
-    ci95 = interval(row.ci95) if not row.part.startswith("hop") else ""
+    ci95 = interval(row.ci95) if row.part.hop is None else ""
     return f"{number(row.value)} {ci95}".strip()
 
 
@@ -459,7 +464,7 @@ def causes(audit: Audit) -> Table:
 def replies(sample: Sample) -> Table:
     """What every system answered to a question that a composition got wrong."""
     return tabulated(
-        f"{sample.task}, item {sample.item}, {form(sample.part)}: {sample.question} "
+        f"{sample.task}, item {sample.item}, {sample.part.words}: {sample.question} "
         f"(right: {' or '.join(sample.gold)})",
         sample.replies,
         (text("system"), lambda reply: reply.system),
@@ -725,7 +730,7 @@ def forecasts(audit: Audit) -> Table:
         "Forecast gains, if the adapters' effects on the next token simply added",
         audit.evaluation.forecasts,
         (text("system"), lambda row: row.system),
-        (text("asked as"), lambda row: form(row.part)),
+        (text("asked as"), lambda row: row.part.words),
         (text("against", drop=1), lambda row: row.against),
         (Column("forecast gain"), lambda row: signed(row.gain)),
         (Column("95 %"), lambda row: bounds(row.ci95)),

@@ -11,6 +11,7 @@ from statistics import NormalDist
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
+from loraprobe.records import QUESTION, ItemPart
 from loraprobe.records.estimates import items_needed
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.metrics import item_metric, with_metric
@@ -57,7 +58,7 @@ class TaskCheck:
     metric_why: str | None
     clusters: int
     largest_cluster: int
-    parts: Mapping[str, int]
+    parts: Mapping[ItemPart, int]
     choices: int
     metrics: Mapping[str, int]
     needed: tuple[Needed, ...]
@@ -70,10 +71,10 @@ def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
     task = with_metric(task, metric)
     clusters = Counter(item.cluster for item in task.items)
     metrics = Counter(item_metric(item, task.name, metric) for item in task.items)
-    parts = {"question": len(task.items)}
+    parts = {QUESTION: len(task.items)}
     for part in task.parts[1:]:
         parts[part] = sum(
-            item.cot_prompt is not None if part == "steps" else len(item.hops) >= int(part[3:])
+            len(item.hops) >= part.hop if part.hop else item.cot_prompt is not None
             for item in task.items
         )
     binary = "answer_loss" not in metrics

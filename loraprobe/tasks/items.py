@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraprobe.records import TaskSummary
+from loraprobe.records import QUESTION, STEPS, ItemPart, TaskSummary, hop_part
 
 REFERENCE = re.compile(r"\{(\d+)\}")
 
@@ -101,11 +101,11 @@ class Task:
         return any(item.cot_prompt is not None for item in self.items)
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """("question", "hop1", "hop2", ..., "steps"): the parts that at least one item has."""
+    def parts(self) -> tuple[ItemPart, ...]:
+        """The parts that at least one item has: the question, its hops, worked steps."""
         longest = max((len(item.hops) for item in self.items), default=0)
-        hops = tuple(f"hop{k + 1}" for k in range(longest))
-        return ("question", *hops, *(("steps",) if self.has_cot else ()))
+        hops = map(hop_part, range(longest))
+        return (QUESTION, *hops, *((STEPS,) if self.has_cot else ()))
 
 
 @dataclass(frozen=True)

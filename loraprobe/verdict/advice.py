@@ -18,8 +18,11 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    QUESTION,
+    STEPS,
     Decision,
     EvaluationRecords,
+    ItemPart,
     Reason,
     Verdict,
 )
@@ -73,7 +76,7 @@ def _chosen(
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
     measured = [*here.scored_alone(), *found]
     chosen = here.best_of(measured)
-    chain = next(iter(here.scored(["chain"], ["question"])), None)
+    chain = next(iter(here.scored(["chain"], [QUESTION])), None)
     if decision == "inconclusive" and best.binds(best.confirmed):
         return None, "gather-evidence", None, failing
     if chain is not None and answers(evidence, chain) and not evidence.losses:
@@ -85,7 +88,7 @@ def _chosen(
     if chosen is not None and (as_decided or answers(evidence, chosen)):
         told = [] if as_decided else [_why(evidence, chosen, best)]
         told += _close(evidence, chosen, measured)
-        if cause != "step_by_step" or chosen.part != "steps":
+        if cause != "step_by_step" or chosen.part != STEPS:
             told += failing
         return chosen, chosen.action, uses, told
     if decision == "inconclusive":
@@ -207,7 +210,7 @@ def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
     }
     if cause in cures:
         return cures[cause]
-    if all(score.part != "steps" for score in evidence.measured.scores):
+    if all(score.part != STEPS for score in evidence.measured.scores):
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     return "train-target-adapter", "train an adapter on the composed question"
 
@@ -235,14 +238,14 @@ def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
     evidence, best = Evidence(records, margin=verdict.margin), verdict.gain
     head, _, single = verdict.action.partition(":")
 
-    def scored(name: str, *parts: str) -> ScoredSystem | None:
+    def scored(name: str, *parts: ItemPart) -> ScoredSystem | None:
         """The system in that of the forms in which it scores most."""
         found = evidence.scored([name], parts)
         return max(found, key=lambda one: one.score.value, default=None)
 
-    used, chain = None, scored("chain", "question")
+    used, chain = None, scored("chain", QUESTION)
     if verdict.composes:
-        used = scored(verdict.system or "", "steps" if head == "step-by-step" else "question")
+        used = scored(verdict.system or "", STEPS if head == "step-by-step" else QUESTION)
     elif head == "chain":
         used = chain
     elif head in ("use-single", "use-base"):

@@ -30,11 +30,15 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    KINDS,
+    QUESTION,
+    STEPS,
     Compatibility,
     Estimate,
     EvaluationRecords,
     EvidenceLevel,
     Gain,
+    ItemPart,
     Measurement,
     Score,
     Standing,
@@ -44,10 +48,7 @@ from loraprobe.records import (
 
 FORM = {"question": "on the question", "steps": "step by step"}  # in words
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
-SIMPLICITY = ("base", "adapter", "merge", "router", "switch", "chain")
-SWITCH = "switch-adapters"  # the name of the system of that kind, and the action that uses it
-ACTIONS = {"base": "use-base", "switch": SWITCH, "merge": "merge", "router": "route"}
-ACTIONS |= {"chain": "chain"}
+SWITCH = KINDS["switch"].action  # also the name of the system of that kind
 WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "inconclusive", "likely")
 
 
@@ -155,9 +156,9 @@ class Candidate:
 
     system: str
     kind: str
-    part: str
+    part: ItemPart
     against: str
-    against_part: str
+    against_part: ItemPart
     gain: Criterion
     controls: Mapping[str, Criterion] = field(default_factory=dict)
     kept: Mapping[str, Criterion | None] = field(default_factory=dict)
@@ -215,7 +216,7 @@ class ScoredSystem:
 
     system: str
     kind: str
-    part: str
+    part: ItemPart
     score: Estimate
 
     def __str__(self) -> str:
@@ -237,14 +238,15 @@ class ScoredSystem:
     @property
     def effort(self) -> tuple[int, int]:
         """How much the system asks of its user; less is simpler."""
-        return SIMPLICITY.index(self.kind), FORMS.index(self.part)
+        return list(KINDS).index(self.kind), FORMS.index(self.part)
 
     @property
     def action(self) -> str:
         """The action that uses it."""
-        if self.kind in COMPOSITIONS and self.part == "steps":
+        if self.kind in COMPOSITIONS and self.part == STEPS:
             return "step-by-step"
-        return ACTIONS.get(self.kind, f"use-single:{self.system}")
+        action = KINDS[self.kind].action
+        return f"{action}:{self.system}" if self.kind == "adapter" else action
 
 
 def weakest(said: Iterable[Standing]) -> Standing:
@@ -308,7 +310,7 @@ class Evidence:
             return "base"
         return self.level
 
-    def systems(self, kinds: Iterable[str], part: str | None = None) -> tuple[str, ...]:
+    def systems(self, kinds: Iterable[str], part: ItemPart | None = None) -> tuple[str, ...]:
         """Names of the scored systems of these kinds, sorted."""
         wanted = set(kinds)
         rows = [s for s in self.measured.scores if s.kind in wanted and part in (None, s.part)]
@@ -318,12 +320,12 @@ class Evidence:
         """What kind of system a name is; "" if it was not scored."""
         return next((s.kind for s in self.measured.scores if s.system == system), "")
 
-    def scores(self, system: str, part: str) -> tuple[Score, ...]:
+    def scores(self, system: str, part: ItemPart) -> tuple[Score, ...]:
         """One system's scores on one part, a row a task, sorted by task."""
         rows = (s for s in self.measured.scores if s.system == system and s.part == part)
         return tuple(sorted(rows, key=lambda score: score.task))
 
-    def scored(self, names: Iterable[str], parts: Iterable[str] = FORMS) -> list[ScoredSystem]:
+    def scored(self, names: Iterable[str], parts: Iterable[ItemPart] = FORMS) -> list[ScoredSystem]:
         """Those of these systems that were scored on every task, in each of the forms."""
         found = [(name, part, self.scores(name, part)) for name in names for part in parts]
         return [
@@ -362,7 +364,7 @@ class Evidence:
     def best_of(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.
 
-        Simple is first what stands first in SIMPLICITY, then the plain question before worked
+        Simple is first what stands first in KINDS, then the plain question before worked
         steps. Of merges with the same score the one wins that changes the base less. A router,
         which no server runs, has to be shown to be better than the best merge.
         """
@@ -376,7 +378,7 @@ class Evidence:
         best = next(
             one for one in ordered if one is top or tied(self.difference(top, one), self.tie)
         )
-        if best.kind == "router":
+        if not KINDS[best.kind].served:
             merge = self.best_of(one for one in ordered if one.kind == "merge")
             if merge is not None and self.difference(best, merge).low <= 0:
                 return merge
@@ -415,7 +417,7 @@ class Evidence:
         return self.compared(*pair, adjusted=adjusted)
 
     def compared(
-        self, system: str, part: str, against: str, against_part: str, *, adjusted: bool
+        self, system: str, part: ItemPart, against: str, against_part: ItemPart, *, adjusted: bool
     ) -> Estimate | None:
         """The comparison of two systems, the mean over all tasks; None if one lacks it."""
         wanted = system, part, against, against_part
@@ -428,14 +430,14 @@ class Evidence:
             return None
         return pooled([rows[task] for task in self.task_names])
 
-    def gain(self, system: str, part: str) -> Gain | None:
+    def gain(self, system: str, part: ItemPart) -> Gain | None:
         """The gain of a composition, of several tasks that of the mean; None if it is not known."""
         for row in self.measured.gains:
             if (row.system, row.part) == (system, part) and not (row.task and self.several):
                 return row
         return None
 
-    def candidate(self, system: str, part: str) -> Candidate | None:
+    def candidate(self, system: str, part: ItemPart) -> Candidate | None:
         """A composition with all that decides on it; None unless its gain is known."""
         own = self.gain(system, part)
         if own is None:
@@ -518,9 +520,9 @@ class Evidence:
     def kind_of_task(self) -> TaskKind:
         """How many tasks were scored, the most hops of one, and how the question is judged."""
         scores = self.measured.scores
-        hops = [int(s.part.removeprefix("hop")) for s in scores if s.part.startswith("hop")]
-        metrics = sorted({s.metric for s in scores if s.part == "question"})
-        return TaskKind(len(self.task_names), max(hops, default=0), "+".join(metrics))
+        hops = max((score.part.hop or 0 for score in scores), default=0)
+        metrics = sorted({s.metric for s in scores if s.part == QUESTION})
+        return TaskKind(len(self.task_names), hops, "+".join(metrics))
 
     @property
     def hops(self) -> Mapping[int, Mapping[str, Score]]:
@@ -531,9 +533,9 @@ class Evidence:
         """
         found: dict[int, dict[str, Score]] = {}
         for score in () if self.several or self.losses else self.measured.scores:
-            if score.kind in BASELINES and score.part.startswith("hop"):
+            if score.kind in BASELINES and score.part.hop is not None:
                 name = "base" if score.kind == "base" else score.system
-                found.setdefault(int(score.part.removeprefix("hop")), {})[name] = score
+                found.setdefault(score.part.hop, {})[name] = score
         return dict(sorted(found.items()))
 
     @property

@@ -35,8 +35,11 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    QUESTION,
+    STEPS,
     Decision,
     Forecast,
+    ItemPart,
     Measurement,
     Reason,
     Score,
@@ -220,7 +223,7 @@ def about_other_form(other: Candidate) -> Reason:
         "inconclusive": "undecided" + other.gain.would_decide(),
     }[other.outcome]
     return reason_of(
-        "plain-form" if other.part == "question" else "step-by-step-form",
+        "plain-form" if other.part == QUESTION else "step-by-step-form",
         other.gain.value,
         other.gain.threshold,
         best=f"{other.system}: {other.gain} against {against(other)}, {tail}",
@@ -457,7 +460,7 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
 
 def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     """What the number of items and the fields that they lack leave open."""
-    scored = [row for row in evidence.measured.scores if row.part == "question"]
+    scored = [row for row in evidence.measured.scores if row.part == QUESTION]
     if not scored:
         return
     parts = {row.part for row in evidence.measured.scores}
@@ -493,9 +496,9 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         return  # the items of lm-evaluation-harness have no such fields
     from loraprobe.tasks import is_generated  # a merge has no scores
 
-    if "steps" not in parts and any(is_generated(row.metric) for row in evidence.measured.scores):
+    if STEPS not in parts and any(is_generated(row.metric) for row in evidence.measured.scores):
         yield reason_of("steps-missing")
-    if not any(part.startswith("hop") for part in parts):
+    if not any(part.hop for part in parts):
         yield reason_of("hops-missing")
 
 
@@ -527,7 +530,7 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
         )
 
 
-def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[str]) -> Iterator[Reason]:
+def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[ItemPart]) -> Iterator[Reason]:
     """That many generated answers were cut, or are right in other words, where a decision rests.
 
     It rests on the best composition and on what that has to beat; before an evaluation on the base
@@ -535,17 +538,17 @@ def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[str]) -> Ite
     """
     rows = [row for row in evidence.measured.scores if row.cut is not None]
     if verdict.gain is None:
-        rows = [row for row in rows if row.kind in BASELINES and row.part != "steps"]
+        rows = [row for row in rows if row.kind in BASELINES and row.part != STEPS]
     else:
         names = (verdict.gain.system, verdict.gain.against)
         rows = [row for row in rows if row.system in names and row.part in FORMS]
     worst = max(rows, key=_lost, default=None)
     if worst is not None and _lost(worst) > CUT_MATTERS:
         given = evidence.max_new_tokens
-        limit = given or (WORKED_TOKENS if worst.part == "steps" else PLAIN_TOKENS)
+        limit = given or (WORKED_TOKENS if worst.part == STEPS else PLAIN_TOKENS)
         # The option sets the limit of worked answers as well, which must not become smaller.
-        wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
-        where = FORM.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
+        wanted = max(2 * limit, 0 if given or STEPS not in parts else WORKED_TOKENS)
+        where = FORM.get(worst.part) or f"to {worst.part.words}"
         yield reason_of(
             "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
         )

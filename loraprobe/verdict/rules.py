@@ -31,7 +31,17 @@ from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
 from loraprobe.formatting import count, gained, listing
-from loraprobe.records import BASELINES, COMPOSITIONS, DecisiveGain, EvidenceLevel, Reason, Verdict
+from loraprobe.records import (
+    BASELINES,
+    COMPOSITIONS,
+    QUESTION,
+    STEPS,
+    DecisiveGain,
+    EvidenceLevel,
+    ItemPart,
+    Reason,
+    Verdict,
+)
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
 from loraprobe.verdict.evidence import (
@@ -159,7 +169,7 @@ def _undecided(level: EvidenceLevel) -> Verdict:
 def _decide_baselines(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
     found = at_ceiling(evidence)
-    asked = [s for s in evidence.measured.scores if s.kind in BASELINES and s.part == "question"]
+    asked = [s for s in evidence.measured.scores if s.kind in BASELINES and s.part == QUESTION]
     if found is None and asked and not evidence.losses and all(map(is_unknown, asked)):
         found = _hop_unknown(evidence) or _disjoint(evidence)
     return found or _undecided("base")
@@ -282,7 +292,7 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
 
 def decide_compositions(evidence: Evidence) -> Verdict:
     """The verdict on scored compositions, without the reasons of weights and coverage."""
-    plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
+    plain, steps = candidates(evidence, QUESTION), candidates(evidence, STEPS)
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
     form = _decisive_form(evidence, plain, steps)
@@ -325,7 +335,7 @@ def _of_first_round(found: Verdict, evidence: Evidence) -> Verdict:
 
 
 def candidates(
-    evidence: Evidence, part: str, kinds: Iterable[str] = COMPOSITIONS
+    evidence: Evidence, part: ItemPart, kinds: Iterable[str] = COMPOSITIONS
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
@@ -364,13 +374,13 @@ def _decisive_form(
     if first.outcome == "likely":
         found = [evidence.scored([one.system], [one.part]) for one in (first, second)]
         best = evidence.best_of(itertools.chain(*found))
-        return steps if best is not None and best.part == "steps" else plain
+        return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 
 
 def chain_candidate(evidence: Evidence) -> Candidate | None:
     """The chain's gain over the best of base and single adapters on the plain question."""
-    return next(iter(candidates(evidence, "question", ("chain",))), None)
+    return next(iter(candidates(evidence, QUESTION, ("chain",))), None)
 
 
 def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
@@ -378,7 +388,7 @@ def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
 
     False if some composition measured a gain above the margin, or too few items were asked.
     """
-    composed, chains = list(composed), evidence.scored(["chain"], ["question"])
+    composed, chains = list(composed), evidence.scored(["chain"], [QUESTION])
     if not chains or not composed or any(c.gain.value > evidence.margin for c in composed):
         return False
     others = evidence.scored_alone()

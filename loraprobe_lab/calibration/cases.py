@@ -26,7 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, gains, score
-from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemResult
+from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemPart, ItemResult
 from loraprobe.records.estimates import Z95
 from loraprobe.verdict import candidates, decide_compositions
 from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
@@ -350,7 +350,7 @@ def packed(results: Sequence[ItemResult]) -> dict[str, Any]:
 def unpacked(document: Mapping[str, Any]) -> list[ItemResult]:
     """The results that were packed, system by system."""
     return [
-        ItemResult(system, task, part, item, "exact_match", float(mark), "", group)
+        ItemResult(system, task, ItemPart(part), item, "exact_match", float(mark), "", group)
         for system, marks in document["right"].items()
         for (task, part, item, group), mark in zip(document["items"], marks, strict=True)
         if mark != ABSENT

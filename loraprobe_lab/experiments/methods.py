@@ -35,7 +35,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.fitting import fitted_to
 from loraprobe.pipeline.systems import QuestionKind, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import transform
-from loraprobe.records import Interval, ItemResult
+from loraprobe.records import QUESTION, STEPS, Interval, ItemPart, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
@@ -184,10 +184,10 @@ def _routers() -> Iterator[str]:
 
 CaseKind = Literal["two-hop", "keep-both", "step-by-step"]
 KINDS: tuple[CaseKind, ...] = ("two-hop", "keep-both", "step-by-step")
-FORM: Mapping[CaseKind, str] = {
-    "two-hop": "question",
-    "keep-both": "question",
-    "step-by-step": "steps",
+FORM: Mapping[CaseKind, ItemPart] = {
+    "two-hop": QUESTION,
+    "keep-both": QUESTION,
+    "step-by-step": STEPS,
 }
 ROLES: Mapping[CaseKind, tuple[str, str]] = {
     "two-hop": ("hop 1", "hop 2"),
@@ -544,8 +544,8 @@ def _retained(case: CaseResults, scores: Scores, name: str) -> tuple[float, floa
 def _stands_out(case: CaseResults, skill: int) -> bool:
     """Whether the specialist of a skill is shown to be better than the base."""
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
-    table = tabulate(case.results, [("base", "question"), (role, "question")], task)
-    gained = table.column(role, "question") - table.column("base", "question")
+    table = tabulate(case.results, [("base", QUESTION), (role, QUESTION)], task)
+    gained = table.column(role, QUESTION) - table.column("base", QUESTION)
     return ratio(gained, gained, table.clusters) is not None
 
 

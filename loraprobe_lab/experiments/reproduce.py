@@ -26,7 +26,7 @@ from loraprobe.evaluation.statistics import wilson
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe.records import Gain, Interval, ItemPart, ItemResult
 from loraprobe.records.estimates import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
@@ -71,7 +71,7 @@ def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
     results = evaluator.evaluate_all(
         base.name, [(system, tasks, parts) for system, parts in systems]
     )
-    forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
+    forms = {system_name(s, "chain"): ItemPart(str(s.axes["form"])) for s in scenarios}
     counted = [
         replace(row, part=forms[row.system])
         if row.system in forms and row.part == "question"

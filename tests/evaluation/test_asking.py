@@ -27,7 +27,7 @@ from loraprobe.evaluation import (
     stored_as,
 )
 from loraprobe.evaluation.plan import rounds, spread_sample
-from loraprobe.records import ItemResult
+from loraprobe.records import QUESTION, ItemResult
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe.tasks import metrics as metrics_module
 
@@ -213,7 +213,7 @@ def test_kept_results_of_other_items_do_not_count_and_those_of_another_question_
 
     def asked_after(item, metric, group):
         with_row = Ledger(path)
-        with_row.append([ItemResult("base", "mayors", "question", item, metric, 1.0, "Bo", group)])
+        with_row.append([ItemResult("base", "mayors", QUESTION, item, metric, 1.0, "Bo", group)])
         with_row.close()
         return results(systems=[BASE], ledger=Ledger(path, resume=True))
 

@@ -8,14 +8,16 @@ from test_statistics import ALONE, pairs, single_interval
 
 from loraprobe.evaluation import System, compare, gains, retention, score
 from loraprobe.evaluation.statistics import estimate
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe.records.estimates import items_needed
 
 
 def results(columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", size=1):
     """The results of the columns; `size` items after each other are one cluster."""
     return [
-        ItemResult(system, task, part, str(i), metric, float(value), "", f"group:{i // size}")
+        ItemResult(
+            system, task, ItemPart(part), str(i), metric, float(value), "", f"group:{i // size}"
+        )
         for (system, part), values in columns.items()
         for i, value in enumerate(values)
         if np.isfinite(value)

@@ -10,11 +10,11 @@ import pytest
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation import Ledger
-from loraprobe.records import ItemResult
+from loraprobe.records import QUESTION, ItemResult
 
 
 def row(item="1", value=1.0) -> ItemResult:
-    return ItemResult("base", "t", "question", item, "exact_match", value, "ü", f"item:{item}")
+    return ItemResult("base", "t", QUESTION, item, "exact_match", value, "ü", f"item:{item}")
 
 
 def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):

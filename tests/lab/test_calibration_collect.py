@@ -16,7 +16,7 @@ from loraprobe.base import Base
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration.cases import (
     CaseError,
@@ -53,7 +53,9 @@ def answers(rates, n, seed=0, task="t", part="question"):
     """Results of systems that are right with given rates, independently."""
     rng = random.Random(seed)
     return [
-        ItemResult(s, task, part, str(i), "exact_match", float(rng.random() < p), "", f"item:{i}")
+        ItemResult(
+            s, task, ItemPart(part), str(i), "exact_match", float(rng.random() < p), "", f"item:{i}"
+        )
         for s, p in rates.items()
         for i in range(n)
     ]

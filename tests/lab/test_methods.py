@@ -20,7 +20,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.pipeline.systems import FILE
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
 from loraprobe_lab.cli import app
@@ -206,7 +206,7 @@ def planted(question, scores, world):
             for i in range(N):
                 value = float((i + 7 * world) % N < right)
                 for part in {chosen.FORM[question], "question"}:
-                    row = (system, task, part, str(i), "exact_match", value, "", str(i))
+                    row = (system, task, ItemPart(part), str(i), "exact_match", value, "", str(i))
                     rows.append(ItemResult(*row))
     return chosen.CaseResults(case, tuple(rows))
 

@@ -14,7 +14,7 @@ import pytest
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.errors import UsageError
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe_lab.experiments import success_map
 from loraprobe_lab.experiments.reproduce import (
     METHODS,
@@ -237,7 +237,7 @@ def planted(right, items=150, seed=0, size="llama 64"):
                 count = round(items * right(group, system, part))
                 for i in range(items):
                     k = (i * 7 + seed) % items  # the same items are easy for every system
-                    row = (system, group, part, str(i), "exact_match", float(k < count))
+                    row = (system, group, ItemPart(part), str(i), "exact_match", float(k < count))
                     rows.append(ItemResult(*row, "", str(i)))
     return WorldResults(BaseInfo(f"{size}-{seed}", size, seed), SETS, tuple(rows))
 

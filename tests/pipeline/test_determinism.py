@@ -22,7 +22,7 @@ from shipped_audits import SCENARIOS, SHORT, TOLERANCE, WORLD, audit, call, calm
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.evaluation import System, compare, gains, statistics
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 
 
 def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +211,9 @@ def test_intervals_do_not_depend_on_the_order_of_adapters():
     }
     systems = [System(name, kind) for name, kind in kinds.items()]
     results = [
-        ItemResult(s.name, "t", part, str(i), "exact_match", float(right), "", str(i // 2))
+        ItemResult(
+            s.name, "t", ItemPart(part), str(i), "exact_match", float(right), "", str(i // 2)
+        )
         for k, s in enumerate(systems)
         for part in ("question", "steps")
         for i, right in enumerate(rng.random(60) < 0.2 + 0.08 * k)

@@ -20,7 +20,7 @@ from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
-from loraprobe.records import ItemResult
+from loraprobe.records import QUESTION, ItemResult
 from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task, load_task, with_metric
 from loraprobe.verdict import Evidence, decide_compositions
@@ -51,7 +51,7 @@ class Planted(Evaluator):
                         ItemResult(
                             system.name,
                             task.name,
-                            "question",
+                            QUESTION,
                             item.id,
                             "exact_match",
                             float(value),
@@ -202,7 +202,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
                 for k, item in enumerate(items):
                     texts = item.answers[0], f"{{city: C{k}}}", "dunno"
                     text = texts[(k >= right[name][1]) + (k >= right[name][0])]
-                    of = (name, "t", "question", item.id, "exact_match")
+                    of = (name, "t", QUESTION, item.id, "exact_match")
                     found.append(ItemResult(*of, float(text != "dunno"), text, item.cluster))
             return found
 

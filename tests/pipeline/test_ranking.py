@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loraprobe.pipeline.ranking import BaselineScores, choose, rank
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe.tasks import Item, Task
 
 
@@ -111,7 +111,9 @@ def test_sets_that_do_not_fit_together_are_passed_over():
 
 
 def result(system, part, item, value, text=""):
-    return ItemResult(system, "t", part, item, "exact_match", float(value), text, f"item:{item}")
+    return ItemResult(
+        system, "t", ItemPart(part), item, "exact_match", float(value), text, f"item:{item}"
+    )
 
 
 def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_kind():

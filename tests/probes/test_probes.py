@@ -20,7 +20,7 @@ from loraprobe.probes import PROBES, ProbeContext, cover
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
 from loraprobe.probes.familiarity import MinKPlusPlus
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemPart, ItemResult
 from loraprobe.scoring import Likelihood
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task
@@ -138,7 +138,9 @@ def couples(n=4, entities=True):
 def results_of(rights, part):
     """Results on `couples`. rights: system -> string of 1 and 0, an item each."""
     return [
-        ItemResult(name, "t", part, f"i{i}", "exact_match", float(value), "?", f"item:i{i}")
+        ItemResult(
+            name, "t", ItemPart(part), f"i{i}", "exact_match", float(value), "?", f"item:i{i}"
+        )
         for name, row in rights.items()
         for i, value in enumerate(row)
     ]

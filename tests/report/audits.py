@@ -9,6 +9,7 @@ import math
 from rich.console import Console
 
 from loraprobe.records import (
+    QUESTION,
     AdapterSummary,
     Attribution,
     Audit,
@@ -86,14 +87,14 @@ def an_audit(name: str = "a") -> Audit:
         evaluation=EvaluationRecords(
             coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
             scores=(
-                Score("base", "base", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10),
-                Score("uniform", "merge", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
+                Score("base", "base", "t", QUESTION, "exact_match", 0.1, (0.0, 0.2), 10),
+                Score("uniform", "merge", "t", QUESTION, "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
             ),
-            comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
-            gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
+            comparisons=(Comparison("uniform", name, "t", QUESTION, 0.0, (-0.1, 0.1), 10),),
+            gains=(Gain("t", QUESTION, "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
             attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
         ),
-        samples=(Sample("t", "question", name, f"Who is {name}?", (name, "x"), replies),),
+        samples=(Sample("t", QUESTION, name, f"Who is {name}?", (name, "x"), replies),),
         gates=(
             GateStatistics("arrow", {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
             GateStatistics("spectr", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),

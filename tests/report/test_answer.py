@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe.records import (
+    QUESTION,
     AdapterSummary,
     Attribution,
     Audit,
@@ -35,6 +36,7 @@ from loraprobe.records import (
     Forecast,
     Gain,
     Issue,
+    ItemPart,
     Measurement,
     Provenance,
     Rounds,
@@ -85,7 +87,7 @@ def several_tasks(draw):
     for name in ("uniform", "arrow"):
         half, difference = draw(st.floats(0.01, 0.2)), draw(st.floats(-0.5, 0.5))
         ci = (difference - half, difference + half)
-        gains.append(Gain(None, "question", name, "a", difference, ci, ci, 2 * N))
+        gains.append(Gain(None, QUESTION, name, "a", difference, ci, ci, 2 * N))
     return evidence_of(scores=tuple(rows), gains=tuple(gains), level="evaluation", tasks=2)
 
 
@@ -101,7 +103,7 @@ def evidences(draw):
     causes = ("solved", "interference", "not_composed")
     counts = {cause: draw(st.integers(0, 50)) for cause in causes}
     gain, half = draw(st.floats(-0.5, 0.5)), draw(st.floats(0.01, 0.2))
-    forecasts = (Forecast("sum", gain, (gain - half, gain + half), 60, "question", "a"),)
+    forecasts = (Forecast("sum", gain, (gain - half, gain + half), 60, QUESTION, "a"),)
     severity = draw(st.sampled_from(["error"] + ["warning", "note"] * 4))
     issue = Issue(severity, "x-y", ("a", "b"), "The two are odd. " * 3, "Do something.")
     return replaced(
@@ -310,7 +312,7 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
 
 def test_what_the_items_lack_is_said():
     asked = both(evidence(LOW), evidence(LOW, part="steps"))
-    hop = replaced(asked.measured.scores[0], part="hop1")
+    hop = replaced(asked.measured.scores[0], part=ItemPart("hop1"))
     whole = replaced(asked, scores=(*asked.measured.scores, hop))
     lacking = {"steps-missing", "hops-missing"}
     assert lacking & {*codes(decide(evidence(LOW)))} == lacking
@@ -344,7 +346,7 @@ def weights(*rows, issues=()):
 
 
 ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
-ROUND_GAIN = Gain("t", "question", "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
+ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
 ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot", forecasts=())
 # Evidence, the decision, and what stands in the lines of a label; None for a label without a line.
 LINES = {

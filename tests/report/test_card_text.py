@@ -10,7 +10,14 @@ from audits import HOSTILE, an_audit
 from evidences import replaced
 from planting import MARKUP, planted, structure
 
-from loraprobe.records import Audit, DecisiveGain, EvaluationRecords, LearnedWeights, Transformation
+from loraprobe.records import (
+    QUESTION,
+    Audit,
+    DecisiveGain,
+    EvaluationRecords,
+    LearnedWeights,
+    Transformation,
+)
 from loraprobe.report.card_text import composition_card, model_card
 
 
@@ -63,7 +70,7 @@ def test_no_string_of_a_card_becomes_markup(text):
 
 def test_the_card_of_an_evaluated_merge_tells_decision_evidence_and_gain_in_one_line():
     audit = an_audit()
-    gain = DecisiveGain("uniform", "question", "a", 0.02, (-0.1, 0.04), 10)
+    gain = DecisiveGain("uniform", QUESTION, "a", 0.02, (-0.1, 0.04), 10)
     audit = replaced(audit, verdict=replaced(audit.verdict, gain=gain))
     wanted = ("unlikely", "evaluation", "0.02", "-0.10, 0.04", "10 questions")
     for card in cards_of(audit):

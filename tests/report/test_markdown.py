@@ -8,7 +8,7 @@ from evidences import replaced
 from planting import MARKUP, READER, planted, structure
 from test_page import library_audit
 
-from loraprobe.records import Command, Reason, Score
+from loraprobe.records import QUESTION, Command, Reason, Score
 
 
 def cells(text: str) -> list[list[str]]:
@@ -46,7 +46,7 @@ def test_no_string_becomes_markup(text):
 def test_it_stays_short():
     audit = an_audit("n" * 5000)
     scores = tuple(
-        Score(f"s{i}", "merge", f"t{task}", "question", "exact_match", 0.1, (0.0, 0.2), 10)
+        Score(f"s{i}", "merge", f"t{task}", QUESTION, "exact_match", 0.1, (0.0, 0.2), 10)
         for task in range(9)
         for i in range(50)
     )

@@ -19,11 +19,13 @@ from loraprobe.cli.running import exit_code
 from loraprobe.demo import shipped_world
 from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
 from loraprobe.records import (
+    QUESTION,
     Attribution,
     Command,
     Compatibility,
     GateStatistics,
     Issue,
+    ItemPart,
     Measurement,
     Reason,
     Score,
@@ -213,7 +215,7 @@ def test_module_names_break_at_their_joints():
 
 def test_an_evaluation_is_titled_with_the_metric_of_the_question():
     audit = an_audit()
-    hop = replaced(audit.evaluation.scores[0], part="hop1")
+    hop = replaced(audit.evaluation.scores[0], part=ItemPart("hop1"))
     question = replaced(audit.evaluation.scores[0], metric="choice")
     assert "choice)" in rendered(replaced(audit, scores=(hop, question)), 120)
 
@@ -285,7 +287,7 @@ def test_figures_of_many_adapters_stay_in_one_piece(width):
 
 def test_a_table_of_scores_says_who_answered_fewer_questions():
     rows = [
-        Score(system, kind, task, "question", "exact_match", 0.5, (0.4, 0.6), n)
+        Score(system, kind, task, QUESTION, "exact_match", 0.5, (0.4, 0.6), n)
         for system, kind, n in (
             ("base", "base", 120),
             ("uniform", "merge", 30),

@@ -19,7 +19,7 @@ from evidences import (
 )
 from hypothesis import given, settings
 
-from loraprobe.records import Attribution, Comparison, Coverage, Forecast, Reason, Verdict
+from loraprobe.records import QUESTION, Attribution, Comparison, Coverage, Forecast, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.advice import basis, settled
 from loraprobe.verdict.evidence import Unserved
@@ -311,8 +311,8 @@ def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure)
 
 def test_the_forecast_names_the_composition_that_gains():
     rows = (
-        Forecast("uniform", 0.1, (0.0, 0.2), 60, "question", "a"),
-        Forecast("sum", 0.5, (0.4, 0.6), 60, "question", "a"),
+        Forecast("uniform", 0.1, (0.0, 0.2), 60, QUESTION, "a"),
+        Forecast("sum", 0.5, (0.4, 0.6), 60, QUESTION, "a"),
     )
     assert decide(evidence(FAIL, forecasts=rows)).forecast.system == "sum"
 

@@ -24,7 +24,18 @@ from loraprobe.cli import app
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.records import Audit, Comparison, Gain, Provenance, Retention, Rounds, Score
+from loraprobe.records import (
+    QUESTION,
+    STEPS,
+    Audit,
+    Comparison,
+    Gain,
+    ItemPart,
+    Provenance,
+    Retention,
+    Rounds,
+    Score,
+)
 from loraprobe.records.estimates import Z95
 from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
@@ -69,7 +80,7 @@ def test_a_decision_has_its_own_probability(level):
 def test_a_decision_against_a_gain_has_none():
     """`unlikely` because a control is as good, although the gain is sure."""
     control = score("shrunk:a", "control", 0.7)
-    row = Comparison("uniform", "shrunk:a", "t", "question", 0.0, (-0.02, 0.02), n=30)
+    row = Comparison("uniform", "shrunk:a", "t", QUESTION, 0.0, (-0.02, 0.02), n=30)
     evidence = measured(0.4, 0.1)
     evidence = replaced(evidence, scores=(*evidence.measured.scores, control), comparisons=(row,))
     found = decide(evidence, calibration())
@@ -93,11 +104,11 @@ def test_a_prior_that_is_set_is_the_one_that_is_told():
 def test_the_probability_is_that_of_the_gain_that_decides():
     """The decisive gain, which another form or another composition may exceed by a little."""
     evidence = measured()
-    steps = replaced(evidence.measured.gains[0], part="steps", difference=0.24)
+    steps = replaced(evidence.measured.gains[0], part=STEPS, difference=0.24)
     scores = (*evidence.measured.scores, score("uniform", "merge", 0.54, "steps"))
     scores = (*scores, score("sum", "merge", 0.9))
     control = score("shrunk:a", "control", 0.9)
-    row = Comparison("sum", "shrunk:a", "t", "question", 0.0, (-0.02, 0.02), n=30)
+    row = Comparison("sum", "shrunk:a", "t", QUESTION, 0.0, (-0.02, 0.02), n=30)
     sums = replaced(evidence.measured.gains[0], system="sum", difference=0.6)
     both = replaced(
         evidence,
@@ -177,7 +188,7 @@ def kept_of(first, second, level="pilot", **rest):
     for task, (value, ends) in zip("tu", (first, second), strict=True):
         one = score("uniform", "merge", 0.9, task=task)
         rows.append(replaced(one, retention=value, retention_ci95=ends))
-    gain = Gain(None, "question", "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
+    gain = Gain(None, QUESTION, "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
     made = {"scores": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
     return case(forecasts=(), **{**made, **rest})
 
@@ -464,6 +475,11 @@ def test_the_probability_follows_from_the_document(told):
         if (row["system"], row["part"]) == (own["system"], own["form"])
     )
     error = (best["ci95"][1] - best["ci95"][0]) / 2 / Z95
-    alone = evidence_of(scores=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
+    alone = evidence_of(
+        scores=tuple(
+            Score(**row | {"part": ItemPart(row["part"])}) for row in document["evaluation"]
+        ),
+        tasks=1,
+    )
     said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
     assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)

@@ -25,11 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe.records import (
+    QUESTION,
     Attribution,
     Comparison,
     Compatibility,
     Gain,
     Issue,
+    ItemPart,
     Measurement,
     Score,
 )
@@ -84,7 +86,7 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04, everywhere=N
         ]
         pairs.append(versus("uniform", "random-partner", control, half, task=task))
     bounds = (gain - 0.04, gain + 0.04)
-    mean = Gain(None, "question", "uniform", "a", gain, bounds, bounds, 2 * N)
+    mean = Gain(None, QUESTION, "uniform", "a", gain, bounds, bounds, 2 * N)
     measured = {"scores": tuple(scores), "comparisons": tuple(pairs), "gains": (mean,)}
     return evidence_of(tasks=2, level="evaluation", retention=asked, **measured)
 
@@ -285,7 +287,7 @@ def test_without_evaluation_the_next_evidence_is_named(level):
 def hop(k, name, value, spread=0.05):
     ci = (max(0.0, value - spread), min(1.0, value + spread))
     kind = "base" if name == "base" else "adapter"
-    return Score(name, kind, "t", f"hop{k}", "exact_match", value, ci, N)
+    return Score(name, kind, "t", ItemPart(f"hop{k}"), "exact_match", value, ci, N)
 
 
 def foreknown(hops, target):
@@ -388,7 +390,12 @@ def test_a_ceiling_leaves_nothing_to_gain():
     sure = replaced(score("b", 0.99), ci95=(0.96, 1.0))
     unsure, low = replaced(sure, ci95=(0.93, 1.0)), score("base", 0.1)
     base = replaced(sure, system="base", kind="base")
-    steps = (replaced(sure, part="steps"), score("base", 0.0, "steps"), score("b", 0.02), low)
+    steps = (
+        replaced(sure, part=ItemPart("steps")),
+        score("base", 0.0, "steps"),
+        score("b", 0.02),
+        low,
+    )
     for rows, action in (
         ((sure, low), "use-single:b"),
         ((sure, base), "use-base"),
@@ -447,11 +454,11 @@ def piloted(difference, low, high, baselines=None, control=True, **rest):
     known = case().measured.scores if baselines is None else baselines
     ends = (low, high)
     one = replaced(planted("sum", "merge", 0.5), n=FIRST)
-    gain = Gain("t", "question", "sum", "a", difference, ends, ends, FIRST, 200)
+    gain = Gain("t", QUESTION, "sum", "a", difference, ends, ends, FIRST, 200)
     made = {"scores": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
     if low > 0.05 and control:  # it was asked, and is worse
         made["scores"] += (replaced(planted("random-partner", "control", 0.0), n=FIRST),)
-        worse = Comparison("sum", "random-partner", "t", "question", difference, ends, FIRST, ends)
+        worse = Comparison("sum", "random-partner", "t", QUESTION, difference, ends, FIRST, ends)
         made["comparisons"] = (worse,)
     return decide(case(**{**made, **rest}))
 
@@ -596,7 +603,7 @@ def test_a_lower_loss_is_a_gain():
         for s in values.measured.scores
     )
     bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
-    gain = Gain("t", "question", "uniform", "a", -0.1, bounds, bounds, N)
+    gain = Gain("t", QUESTION, "uniform", "a", -0.1, bounds, bounds, N)
     check(replaced(values, scores=rows, gains=(gain,)), "unlikely", "use-single:a")
     check(evidence_of(scores=rows[:2], tasks=1, level="base"), "inconclusive")
 
@@ -623,7 +630,9 @@ def simulated(n, **systems):
     task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?") for i in range(n)))
     rng = np.random.default_rng(0)
     results = [
-        ItemResult(system, "t", part, str(i), "exact_match", float(right), "", f"item:{i}")
+        ItemResult(
+            system, "t", ItemPart(part), str(i), "exact_match", float(right), "", f"item:{i}"
+        )
         for system, rates in {**systems, **CONTROLS}.items()
         for part, rate in zip(("question", "hop1", "hop2", "steps"), rates.split(), strict=True)
         for i, right in enumerate(rng.random(n) < float(rate))

@@ -45,8 +45,7 @@ class Seen:
     """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
 
     known: BaselineScores
-    forecast: np.ndarray | None
-    worked: np.ndarray | None
+    forecast: np.ndarray
     hops: np.ndarray | None
     cosines: np.ndarray
     pairs: np.ndarray
@@ -57,11 +56,10 @@ class Seen:
         task = dataclasses.replace(
             self.known.task, items=tuple(self.known.task.items[i] for i in items)
         )
-        forecast = None if self.forecast is None else self.forecast[:, items]
         known = dataclasses.replace(self.known, task=task, parts=parts)
-        worked = None if self.worked is None else self.worked[:, items]
         hops = None if self.hops is None else self.hops[:, items]
-        return dataclasses.replace(self, known=known, forecast=forecast, worked=worked, hops=hops)
+        forecast = self.forecast[:, items]
+        return dataclasses.replace(self, known=known, forecast=forecast, hops=hops)
 
     def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Values of the adapters [n] for both members of each pair: [2, pairs]."""
@@ -75,23 +73,18 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
         "geometry: most orthogonal": lambda s: -np.abs(s.cosines[*s.pairs.T]),
         "geometry: most alike": lambda s: s.cosines[*s.pairs.T],
         "union of answers": lambda s: _union(s.known.parts["question"], s.pairs).mean(1),
-        "union, halfway to the best single": lambda s: s.known.question(s.pairs),
+        "union, halfway to the best single": lambda s: s.known.question(s.pairs).mean(1),
+        "forecast: effects added": lambda s: s.forecast.mean(1),
     }
-    if seen.forecast is not None:
-        found["forecast: effects added"] = lambda s: s.forecast.mean(1)
     if seen.known.form is not None:
-        found["hops x form"] = lambda s: s.known.steps(s.pairs, s.known.covered(s.pairs))
+        found["hops x form"] = lambda s: s.known.steps(s.pairs, s.known.covered(s.pairs)).mean(1)
         found["union of hops"] = lambda s: np.prod(
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
         )
     if seen.hops is not None:
-        found["hops with effects added x form"] = lambda s: s.known.steps(s.pairs, s.hops)
-    if seen.worked is not None:
-        found["forecast: effects added on worked answers"] = lambda s: np.nanmean(s.worked, 1)
-    if seen.hops is not None and seen.worked is not None:
-        found["mean of the last two (screen)"] = lambda s: (
-            s.known.steps(s.pairs, s.hops) + np.nanmean(s.worked, 1)
-        )
+        found["hops with effects added x form (screen)"] = lambda s: s.known.steps(
+            s.pairs, s.hops
+        ).mean(1)
     return found
 
 
@@ -173,28 +166,16 @@ def screened(
     return audit, kept["library"], kept["chosen"], time.perf_counter() - start
 
 
-def _on_items(chosen: Any, forecast: Any, pairs: np.ndarray, hops: bool) -> np.ndarray | None:
-    """The forecasts [pairs, items] of questions, or whether all hops are kept; NaN without any."""
-    if forecast is None:
-        return None
-    column = {item.id: k for k, item in enumerate(chosen.alone[0].task.items)}
-    found = np.full((len(pairs), len(column)), np.nan, np.float32)
-    for question, scores in zip(forecast.questions, forecast.scores(pairs).T, strict=True):
-        if (question.part != "question") is hops:
-            own = found[:, column[question.item.id]]
-            own[:] = np.where(np.isnan(own), scores, own * scores)
-    return None if np.isnan(found).all() else found
-
-
 def seen_of(chosen: Any, found: Any) -> Seen:
     names = chosen.names
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
-    forecast = _on_items(chosen, chosen.forecast, pairs, hops=False)
-    hops = _on_items(chosen, chosen.forecast, pairs, hops=True)
-    worked = _on_items(chosen, chosen.worked, pairs, hops=False)
+    expected = chosen.expected
+    forecast = expected._forecast(pairs, 0.5)
+    hops = [values for (_, part), values in forecast.items() if part.startswith("hop")]
+    plain = next(values for (_, part), values in forecast.items() if part == "question")
     cosines = found.cosines[np.ix_(order, order)]
-    return Seen(chosen.alone[0], forecast, worked, hops, cosines, pairs)
+    return Seen(chosen.alone[0], plain, np.prod(hops, 0) if hops else None, cosines, pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:

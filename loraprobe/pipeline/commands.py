@@ -103,13 +103,12 @@ def inspect(
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.evaluate import Evaluated, evaluate_sample
-    from loraprobe.pipeline.on_ray import open_cluster
     from loraprobe.pipeline.systems import plan_of
 
     known = Evaluated()
     if examined.compatibility.compatible:
         plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with open_cluster(options) as session.cluster:
+        with session.opened_workers():
             known = evaluate_sample(inputs, plan, opened, session)
     measured = known.records
     verdict = verdict_with_next(options, inputs, examined, known.level, measured)
@@ -238,10 +237,8 @@ def merge_and_eval(
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
-    from loraprobe.pipeline.on_ray import open_cluster
-
     inputs, plan = _planned(adapters, session, base, tasks)
-    with open_cluster(session.options) as session.cluster:
+    with session.opened_workers():
         return _evaluated(inputs, plan, session)
 
 

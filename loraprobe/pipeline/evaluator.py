@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,10 +19,12 @@ from loraprobe.cache import cache_directory
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
+from loraprobe.evaluation.asking import BatchAnswers, QuestionBatch, ask
+from loraprobe.evaluation.plan import Question
 from loraprobe.front_matter import prompt_form
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage, ItemResult
@@ -34,8 +35,8 @@ from loraprobe.tasks import Task, given_metric, is_generated
 
 log = logging.getLogger("loraprobe.tasks")
 
-# Beside the results: the weights that were learned, and hidden states of single adapters.
-LEARNED, STATES = "learned.jsonl", "states"
+# Beside the results: the weights that were learned, and next tokens of single adapters.
+LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         Results in the ledger are not computed again.
         """
-        options, cluster = self.session.options, self.session.cluster
-        asking = None if cluster is None else functools.partial(cluster.answers, self)
+        options, here = self.session.options, isinstance(self.session.workers, Here)
         with self.session.stage("evaluate"):
             return evaluation.run_systems(
                 self.scorer,
@@ -78,8 +78,17 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
-                asking=asking,
+                asking=None if here else self._by_workers,
             )
+
+    def _by_workers(self, batches: Sequence[QuestionBatch]) -> BatchAnswers:
+        """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
+        systems = {batch.system.key: replace(batch.system, merged=None) for batch in batches}
+        parts = [(systems[batch.system.key], batch.questions) for batch in batches]
+        for at, rows in self.session.workers.map(answer, self, parts):
+            if isinstance(rows, LoraprobeError):
+                raise rows
+            yield batches[at], rows
 
     def probe_tasks(
         self, results: Sequence[ItemResult], every: bool = False
@@ -102,6 +111,12 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 progress=self.session.progress,
             )
         return self.template + found
+
+
+def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
+    """The answers of a system to a batch of questions, in any process."""
+    with evaluator.scorer.with_composition(system.composition) as scorer:
+        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)
 
 
 def open_evaluator(

@@ -19,14 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
-from loraprobe.evaluation import Ledger, System
-from loraprobe.evaluation.asking import BatchAnswers, QuestionBatch, ask
-from loraprobe.evaluation.plan import Question
+from loraprobe.evaluation import Ledger
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
-from loraprobe.records import ItemResult
 
 RETRIES = 2  # of a task whose process was lost
 
@@ -37,22 +34,12 @@ class Cluster:
 
     ray: Any
 
-    def answers(self, evaluator: Evaluator, batches: Sequence[QuestionBatch]) -> BatchAnswers:
-        """The answers to batches of questions, as they come. Raises LoraprobeError."""
-        systems = {batch.system.key: replace(batch.system, merged=None) for batch in batches}
-        parts = [(systems[batch.system.key], batch.questions) for batch in batches]
-        for at, rows in self.map(_answers, evaluator, parts):
-            if isinstance(rows, LoraprobeError):
-                raise rows
-            yield batches[at], rows
-
     def map(
         self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """(index of a part, its result or its LoraprobeError) of all parts, as they come.
+        """That of `Workers`, with an evaluator that keeps nothing.
 
-        work(evaluator, *part) gives a result, with an evaluator of the same tasks that keeps
-        nothing. A value that several parts share is sent once.
+        A value that several parts share is sent once.
         """
         base, session, values = evaluator.inputs.base, evaluator.session, dict[int, Any]()
         assert base is not None
@@ -89,16 +76,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(options: Options) -> Iterator[Cluster | None]:
-    """Connects to the cluster of --executor while the context lasts; None without one.
+def open_cluster(options: Options) -> Iterator[Cluster]:
+    """Connects to the cluster of --executor while the context lasts.
 
     "ray" is the cluster of RAY_ADDRESS, or a new one on this machine. A connection of the caller is
     used and stays. What Ray prints goes to standard error: standard output holds the result. Raises
     UsageError where Ray is not installed or the cluster does not answer.
     """
-    if options.executor is None:
-        yield None
-        return
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call starts a cluster by itself
     address = None if options.executor == "ray" else options.executor
     try:
@@ -145,8 +129,3 @@ def _opened(setup: bytes) -> tuple[Session, Any]:
         )
     session = Session(options)
     return session, open_scorer(base, options.dtype, session)[0]
-
-
-def _answers(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
-    with evaluator.scorer.with_composition(system.composition) as scorer:
-        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)

@@ -21,6 +21,7 @@ from loraprobe.defaults import (
     MARGIN,
     SURELY_DIFFERENT,
 )
+from loraprobe.evaluation.plan import questions
 from loraprobe.probes import AdditiveForecast
 from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task, normalize_answer
@@ -28,9 +29,11 @@ from loraprobe.tasks import Task, normalize_answer
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
+AT_ONCE = 4096  # sets that are scored together, which bounds the memory
 Subset = tuple[int, ...]
 Placed = tuple[int, Subset]  # a set of adapters with its place in a ranking, from 1
-SetScores = Callable[[np.ndarray], np.ndarray]  # sets [m, j] of adapters -> scores [m]
+# Sets [m, j] of adapters -> scores [m] in each form of the question.
+SetScores = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,9 @@ class BaselineScores:
     """Results of the base and n adapters alone on the items of one task, by part: [1 + n, items].
 
     They tell what sets would answer if each question went to the member that answers it. This ranks
-    sets where effects on the next token cannot be added: worked answers have no given text, and
-    some heads are not linear. It is an upper bound that compositions seldom reach, and it names the
-    sets that have something to gain. For worked answers a set needs an adapter that knows each hop,
-    and one that writes answers of the asked kind.
+    sets where no text can be read to add effects: an upper bound that compositions seldom reach,
+    which names the sets that have something to gain. For worked answers a set needs adapters that
+    know each hop, and one that writes answers of the asked kind.
 
     More is better; NaN where an item lacks the part. `form` [1 + n] says of each how often its
     worked answers are of the asked kind; None for a task without worked answers.
@@ -87,25 +89,27 @@ class BaselineScores:
         return found
 
     def question(self, subsets: np.ndarray) -> np.ndarray:
-        """Scores [m] of sets [m, j] of adapters on the plain question.
+        """Results [m, items] of sets [m, j] of adapters on the plain question.
 
         Halfway between the best member and the members together.
         """
         values = self.parts["question"]
         alone = np.nanmean(values, 1)
-        best = np.maximum(alone[0], alone[1:][subsets].max(1))
-        together: np.ndarray = (best + np.nanmean(_together(values, subsets), 1)) / 2
-        return together
+        best = 1 + subsets[np.arange(len(subsets)), alone[1:][subsets].argmax(1)]
+        best[alone[best] < alone[0]] = 0
+        found: np.ndarray = (values[best] + _together(values, subsets)) / 2
+        return found
 
     def steps(self, subsets: np.ndarray, covered: np.ndarray) -> np.ndarray:
-        """Scores [m] of sets [m, j] of adapters on the question with worked steps.
+        """Results [m, items] of sets [m, j] of adapters on the question with worked steps.
 
-        covered [m, items]: whether a set knows what an item takes.
+        covered [m, items]: how far a set knows what an item takes.
         """
         assert self.form is not None
         form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
-        right = np.nanmean(_together(self.parts["steps"], subsets), 1)
-        found: np.ndarray = np.maximum(covered.mean(1) * form, right)
+        written, right = covered * form[:, None], _together(self.parts["steps"], subsets)
+        better = np.nanmean(right, 1) > written.mean(1)
+        found: np.ndarray = np.where(better[:, None], right, written)
         return found
 
     def covered(self, subsets: np.ndarray) -> np.ndarray:
@@ -155,18 +159,95 @@ class FormRanking:
 
 
 @dataclass(frozen=True, eq=False)
+class Expected:
+    """What sets of adapters are expected to answer.
+
+    alone: the results of base and adapters on each task. forecasts: of plain questions and hops; a
+    question that none of them has is expected to be answered as the members answer it alone.
+    """
+
+    alone: Sequence[BaselineScores]
+    forecasts: Sequence[AdditiveForecast]
+
+    def answers(self, subsets: np.ndarray, smooth: float = 0.0) -> dict[str, list[np.ndarray]]:
+        """Form of the question -> the results [m, items] of sets [m, j] of adapters on each task.
+
+        NaN where an item is not forecast and others are. A task without worked steps counts by its
+        plain question in both forms. smooth: the weight of the smooth version of results.
+        """
+        forecast = self._forecast(subsets, smooth)
+        plain, worked = list[np.ndarray](), list[np.ndarray]()
+        for one in self.alone:
+            own = {
+                part: values for (task, part), values in forecast.items() if task == one.task.name
+            }
+            question = own.pop("question", None)
+            plain.append(one.question(subsets) if question is None else question)
+            if one.form is None:
+                worked.append(plain[-1])
+                continue
+            hops = [np.nan_to_num(values, nan=1.0) for values in own.values()]
+            kept = np.prod(hops, 0) if hops else one.covered(subsets)
+            worked.append(one.steps(subsets, kept))
+        steps = any(one.form is not None for one in self.alone)
+        return {"question": plain, "steps": worked} if steps else {"question": plain}
+
+    def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[tuple[str, str], np.ndarray]:
+        """(task, part) -> results [m, items] of sets with effects added."""
+        found: dict[tuple[str, str], np.ndarray] = {}
+        places = {
+            one.task.name: {item.id: k for k, item in enumerate(one.task.items)}
+            for one in self.alone
+        }
+        for forecast in self.forecasts:
+            hard, soft = forecast.values(subsets)
+            columns = ((1 - smooth) * hard + smooth * soft).T
+            for question, values in zip(forecast.reading.questions, columns, strict=True):
+                place = places[question.task]
+                empty = np.full((len(subsets), len(place)), np.nan, np.float32)
+                of_part = found.setdefault((question.task, question.part), empty)
+                of_part[:, place[question.item.id]] = values
+        return found
+
+    def scores(self, subsets: np.ndarray) -> list[np.ndarray]:
+        """The mean [m] over items and tasks of what sets [m, j] answer, in each form.
+
+        Half of it is smooth, so that sets are told apart that answer as many questions.
+        """
+        parts = []
+        for some in np.array_split(subsets, math.ceil(len(subsets) / AT_ONCE)):
+            forms = self.answers(some, smooth=0.5).values()
+            means = [[np.nanmean(task, 1, dtype=np.float64) for task in form] for form in forms]
+            parts.append(np.mean(means, 1))
+        return list(np.concatenate(parts, 1))
+
+    def results(self, subset: Subset, name: str, metric: str | None) -> list[ItemResult]:
+        """What a set is expected to answer as the results of a system of that name.
+
+        There are none without a forecast.
+        """
+        found = []
+        for form, tasks in self.answers(np.array([subset])).items() if self.forecasts else ():
+            for one, (values,) in zip(self.alone, tasks, strict=True):
+                asked = [q for q in questions([one.task], metric) if q.part == form]
+                found += [
+                    question.result(name, abs(float(value)), "")
+                    for question, value in zip(asked, values, strict=True)
+                    if not np.isnan(value)
+                ]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """Sets of adapters, ranked by what the items that choose say.
 
-    names: the adapters. alone: the scores of base and adapters on each task. forecast: of the plain
-    questions and hops; worked: of right worked answers; None where nothing can be added. forms: a
-    ranking for the plain question and, where worked steps are asked, one for these.
+    names: the adapters. forms: a ranking for the plain question and, where worked steps are asked,
+    one for these.
     """
 
     names: Sequence[str]
-    alone: Sequence[BaselineScores]
-    forecast: AdditiveForecast | None
-    worked: AdditiveForecast | None
+    expected: Expected
     forms: Sequence[FormRanking]
 
     @classmethod
@@ -174,17 +255,17 @@ class Ranking:
         cls,
         names: Sequence[str],
         alone: Sequence[BaselineScores],
-        forecast: AdditiveForecast | None,
-        worked: AdditiveForecast | None,
+        forecasts: Sequence[AdditiveForecast],
     ) -> Ranking:
         """Ranks the sets in each form of the question by their mean score over the tasks."""
         best = float(np.mean([one.alone() for one in alone], 0).max())
-        scores = _Scores(alone, forecast, worked)
-        forms = [scores.plain]
-        if any(one.form is not None for one in alone):
-            forms.append(scores.steps)
-        ranked = [rank(len(names), form, best) for form in forms]
-        return cls(names, alone, forecast, worked, ranked)
+        expected = Expected(alone, forecasts)
+        return cls(names, expected, rank(len(names), expected.scores, best))
+
+    @property
+    def alone(self) -> Sequence[BaselineScores]:
+        """The results of base and adapters on each task."""
+        return self.expected.alone
 
     @property
     def best(self) -> list[int]:
@@ -230,111 +311,38 @@ class Ranking:
         return {*np.flatnonzero(near).tolist(), *members, *self.best, *self.knowers}
 
 
-class _Scores:
-    """Scores of sets of adapters [m, j] in both forms of the question, the mean over tasks: [m]."""
-
-    def __init__(
-        self,
-        alone: Sequence[BaselineScores],
-        forecast: AdditiveForecast | None,
-        worked: AdditiveForecast | None,
-    ) -> None:
-        self.alone, self.forecast, self.worked = alone, forecast, worked
-        self.kept: dict[bytes, np.ndarray] = {}  # the forecasts by set: both forms need them
-
-    def plain(self, subsets: np.ndarray) -> np.ndarray:
-        """Of the plain question: as forecast where effects can be added."""
-        return _mean([self._plain(one, subsets) for one in self.alone])
-
-    def steps(self, subsets: np.ndarray) -> np.ndarray:
-        """Of the question with worked steps.
-
-        A task without worked steps counts by its plain question. Where effects can be added,
-        whether a set keeps the hops is forecast, and the score is the mean with the forecast of
-        worked answers.
-        """
-        of_worked = None if self.worked is None else self.worked.scores(subsets)
-        return _mean(
-            [
-                self._plain(one, subsets)
-                if one.form is None
-                else self._steps(one, subsets, of_worked)
-                for one in self.alone
-            ]
-        )
-
-    def _plain(self, one: BaselineScores, subsets: np.ndarray) -> np.ndarray:
-        scores, asked = one.question(subsets), _columns(self.forecast, one.task, hops=False)
-        if self.forecast is None or not asked:
-            return scores
-        mean = self._forecasts(subsets)[:, list(asked)].mean(1, dtype=np.float64)
-        return np.where(self.forecast.added(subsets), mean, scores)
-
-    def _steps(
-        self, one: BaselineScores, subsets: np.ndarray, of_worked: np.ndarray | None
-    ) -> np.ndarray:
-        covered, hops = one.covered(subsets), _columns(self.forecast, one.task, hops=True)
-        if self.forecast is not None and hops:
-            place = {item.id: k for k, item in enumerate(one.task.items)}
-            kept, found = np.ones_like(covered), self._forecasts(subsets)
-            for column, item in hops.items():
-                kept[:, place[item]] *= found[:, column]
-            covered = np.where(self.forecast.added(subsets)[:, None], kept, covered)
-        scores, read = one.steps(subsets, covered), _columns(self.worked, one.task, hops=False)
-        if self.worked is None or of_worked is None or not read:
-            return scores
-        both = (scores + of_worked[:, list(read)].mean(1, dtype=np.float64)) / 2
-        return np.where(self.worked.added(subsets), both, scores)
-
-    def _forecasts(self, subsets: np.ndarray) -> np.ndarray:
-        assert self.forecast is not None
-        key = subsets.tobytes()
-        if key not in self.kept:
-            self.kept[key] = self.forecast.scores(subsets)
-        return self.kept[key]
-
-
-def _columns(forecast: AdditiveForecast | None, task: Task, hops: bool) -> dict[int, str]:
-    """The columns of a forecast that are a task's plain questions, or its hops, and their items."""
-    asked = () if forecast is None else forecast.questions
-    own = ((k, q) for k, q in enumerate(asked) if q.task == task.name)
-    return {k: q.item.id for k, q in own if (q.part not in FORMS) is hops}
-
-
-def _mean(scores: Sequence[np.ndarray]) -> np.ndarray:
-    found: np.ndarray = np.mean(scores, 0)
-    return found
-
-
-def rank(adapters: int, score: SetScores, alone: float = 0.0) -> FormRanking:
-    """All pairs, and the best pairs with each third adapter, by score.
+def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRanking]:
+    """A ranking for each form: of all pairs, and of the best pairs with each third adapter.
 
     A set of three is ranked only if it exceeds each pair in it by BETTER_THAN_PAIR. alone: the best
     score of base and single adapters.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
-    found = score(pairs) if len(pairs) else np.zeros(0)
-    of_pair = np.full((adapters, adapters), -np.inf)
-    of_pair[*pairs.T] = found
-    order = np.argsort(-found, kind="stable")
-    rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order[:KEPT]]
+    forms = score(pairs)
+    best = {k for found in forms for k in np.argsort(-found, kind="stable")[:EXTENDED].tolist()}
     larger = sorted(
         {
-            tuple(sorted((*pair, third)))
-            for pair, _ in rows[:EXTENDED]
-            for third in range(adapters)
-            if third not in pair
+            tuple(sorted((*pairs[k].tolist(), third)))
+            for k in best
+            for third in set(range(adapters)) - set(pairs[k].tolist())
         }
     )
-    if larger:
-        for members, value in zip(larger, score(np.array(larger)).tolist(), strict=True):
+    more = score(np.array(larger)) if larger else [np.zeros(0)] * len(forms)
+    looked_at = len(pairs) + len(larger)
+    rankings = []
+    for found, of_larger in zip(forms, more, strict=True):
+        of_pair = np.full((adapters, adapters), -np.inf)
+        of_pair[*pairs.T] = found
+        order = np.argsort(-found, kind="stable")[:KEPT].tolist()
+        rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order]
+        for members, value in zip(larger, of_larger.tolist(), strict=True):
             if value > of_pair[np.ix_(members, members)].max() + BETTER_THAN_PAIR:
                 rows.append((members, value))
-    rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
-    promises = bool(rows) and rows[0][1] > alone + MARGIN
-    highest = np.maximum(of_pair.max(0), of_pair.max(1))
-    looked_at = len(pairs) + len(larger)
-    return FormRanking(tuple(rows[:KEPT]), looked_at, promises, tuple(highest.tolist()))
+        rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
+        highest = np.maximum(of_pair.max(0), of_pair.max(1)).tolist()
+        promises = rows[0][1] > alone + MARGIN
+        rankings.append(FormRanking(tuple(rows[:KEPT]), looked_at, promises, tuple(highest)))
+    return rankings
 
 
 def choose(

@@ -3,32 +3,32 @@
 Without a task the library is described: what can be used, copies, families, outliers.
 
 With a task one part of each task's items chooses, the other proves. On the first, base and adapters
-answer alone, pass by pass, and every set of them is forecast from that (`ranking`). After a pass an
-adapter is asked no more if it cannot take part in a finalist any more. On the second, the best few
-sets are composed and evaluated by rounds beside the base, the best single adapters and the members
+answer alone, in two passes, and every set of them is forecast from that (`ranking`). After one pass
+an adapter is asked no more if it cannot take part in a finalist. On the second, the best few sets
+are composed and evaluated by rounds beside the base, the best single adapters and the members
 (`evaluate`). The items that prove took no part in the choice, so the choice out of the whole
 library needs no correction; the choice among the finalists is covered by the intervals. Where one
 adapter leaves no room for a gain, it alone is proved.
 
-Answers go into the ledger and hidden states into a directory beside it, so that --resume asks
-nothing twice and memory does not grow with the number of adapters.
+Answers go into the ledger and next tokens into a directory beside it, so that --resume asks
+nothing twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, WORKED_TOKENS
+from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS
 from loraprobe.errors import LoraprobeError, OutputError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
@@ -46,21 +46,20 @@ from loraprobe.pipeline.estimate import (
     units_of,
 )
 from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceiling
-from loraprobe.pipeline.evaluator import STATES, Evaluator, open_evaluator
+from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.on_ray import open_cluster
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
-from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
 from loraprobe.pipeline.transforms import transform
-from loraprobe.probes import AdditiveForecast, ScreenedTexts, forecast_gains, with_worked_answers
+from loraprobe.probes import AdditiveForecast, Reading, forecast_gains
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
+    FORMS,
     QUESTION,
     ROUND,
-    STEPS,
     Audit,
     Compatibility,
     EvaluationRecords,
@@ -77,7 +76,7 @@ from loraprobe.records import (
 )
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
-from loraprobe.scoring.states import States
+from loraprobe.scoring import NextTokens
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence, LibraryChoice
 from loraprobe.verdict.next_command import library_words
@@ -86,18 +85,19 @@ from loraprobe.verdict.rules import at_ceiling
 FINALIST = 6  # systems that a finalist adds: its compositions and its members
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 CONTROLS = 2
+AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
 
 
 @dataclass(frozen=True)
 class ScreeningPass:
-    """Items that systems are asked together, and the texts of which hidden states are kept.
+    """Items that systems are asked together, and the texts of which next tokens are kept.
 
-    number: from 1. A pass over right worked answers has texts alone.
+    number: from 1. reading: None where no text can be read.
     """
 
     number: int
     tasks: tuple[Task, ...]
-    reading: ScreenedTexts | None
+    reading: Reading | None
 
     @property
     def items(self) -> int:
@@ -106,8 +106,7 @@ class ScreeningPass:
     @property
     def step(self) -> str:
         """Its name in the progress of a run."""
-        what = "ask base and adapters alone" if self.tasks else "read worked answers"
-        return f"{what}{ROUND}{self.number}"
+        return f"ask base and adapters alone{ROUND}{self.number}"
 
 
 @dataclass(eq=False)
@@ -134,10 +133,9 @@ class Screen:
     def passes(self) -> list[ScreeningPass]:
         """The passes over the items that choose."""
         scorer, options = self.evaluator.scorer, self.evaluator.session.options
-        parts = passes(self.evaluator.tasks, options.seed)
-        readings = [ScreenedTexts.of(scorer, tasks, options.metric) for tasks in parts]
         return [
-            ScreeningPass(n, *both) for n, both in enumerate(zip(parts, readings, strict=True), 1)
+            ScreeningPass(number, tasks, Reading.of(scorer, tasks, options.metric))
+            for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
         ]
 
     @property
@@ -166,88 +164,70 @@ class Screen:
         return System(name, "adapter", single(*self.opened([name])), members=(name,))
 
     def ask(self, names: Sequence[str], this: ScreeningPass) -> list[str]:
-        """Asks systems, the base always; the names of those that answered."""
-        session, ledger = self.evaluator.session, self.evaluator.ledger
-        start, before, answered = time.perf_counter(), len(ledger), list[str]()
-        with session.stage("screen"):
-            self._ask_cluster(names, this)
-            for at, name in enumerate(names):
-                session.tell(this.step, at, len(names))
-                if name != BASE and not self.goes_on and not self.is_kept(name, this):
-                    self.unasked += [name] if this.tasks else []
-                    continue
-                try:
-                    self.results += self._ask_one(self.system(name), this)
-                except LoraprobeError as error:
-                    if name == BASE or isinstance(error, OutputError):
-                        raise
-                    self.failed[name] = error
-                    continue
-                answered.append(name)
-        if answered:
-            self.counts[this.number, this.items] += len(answered)
-        if len(ledger) > before:
-            self.seconds += time.perf_counter() - start
-            self.answers += len(answered) * this.items
-        return answered
-
-    def _ask_cluster(self, names: Sequence[str], this: ScreeningPass) -> None:
-        """Has a cluster ask what is not kept yet; `ask` finds errors of single adapters again."""
-        cluster, systems = self.evaluator.session.cluster, list[System]()
-        for name in names if cluster is not None else ():
-            if not self.is_kept(name, this):
-                with contextlib.suppress(LoraprobeError):
-                    systems.append(self.system(name))
-        if not systems:
-            return
-        asking = replace(self.evaluator, tasks=this.tasks)
-        parts = [(system, this.reading) for system in systems]
-        for done, (at, found) in enumerate(cluster.map(ask_alone, asking, parts), 1):
-            if not isinstance(found, LoraprobeError):
-                self._keep(systems[at].name, this, *found)
-            self.evaluator.session.tell(this.step, done, len(systems))
-            if not self.goes_on:
-                break
-
-    def _ask_one(self, system: System, this: ScreeningPass) -> list[ItemResult]:
-        """The results of one system; its hidden states are kept in a file."""
-        silent = replace(self.evaluator.session, progress=None, seconds={}, cluster=None)
+        """Asks adapters, or the base, which has no budget; the names of those that answered."""
+        session, start, systems = self.evaluator.session, time.perf_counter(), list[System]()
+        silent = replace(session, progress=None, seconds={}, workers=Here())
         asking = replace(self.evaluator, session=silent, tasks=this.tasks)
-        reading = None if self._has_states(system.name, this) else this.reading
-        rows, states = ask_alone(asking, system, reading)
-        self._keep(system.name, this, rows, states)
-        return rows
+        with session.stage("screen"):
+            for name in names:
+                if not self.is_kept(name, this):
+                    with self._failing(name):
+                        systems.append(self.system(name))
+            parts = [(system, this.reading) for system in systems]
+            found = session.workers.map(ask_alone, asking, parts)
+            for done in range(len(parts)):
+                session.tell(this.step, done, len(parts))
+                if BASE not in names and not self.goes_on:
+                    break
+                at, answered = next(found)
+                with self._failing(systems[at].name):
+                    self._keep(systems[at].name, this, answered)
+                self.answers += this.items
+        self.seconds += time.perf_counter() - start if parts else 0.0
+        kept = [name for name in names if self.is_kept(name, this)]
+        self.unasked += [name for name in names if name not in {*kept, *self.failed}]
+        self.results += asking.run([System(name, "adapter") for name in kept])
+        if kept:
+            self.counts[this.number, this.items] += len(kept)
+        return kept
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        """Keeps the error of one adapter; raises that of the base, and of a disk."""
+        try:
+            yield
+        except LoraprobeError as error:
+            if name == BASE or isinstance(error, OutputError):
+                raise
+            self.failed[name] = error
 
     def is_kept(self, name: str, this: ScreeningPass) -> bool:
-        """Whether all answers of a system are kept, and its states if there are any."""
+        """Whether all answers of a system are kept, and its next tokens if any are read."""
         asked = questions(this.tasks, self.evaluator.session.options.metric)
-        known = all(self.evaluator.ledger.get(name, *q.key) for q in asked)
-        return known and self._has_states(name, this)
+        known = all(self.evaluator.ledger.get(name, *question.key) for question in asked)
+        return known and (this.reading is None or self._stored(name, this.reading) is not None)
 
-    def _has_states(self, name: str, this: ScreeningPass) -> bool:
-        """Whether the states of a system are kept, if there are any."""
-        return this.reading is None or self._stored(name, this.reading) is not None
-
-    def _keep(
-        self, name: str, this: ScreeningPass, rows: Sequence[ItemResult], states: States | None
-    ) -> None:
-        """Keeps what a system answered and what was read of it. Raises OutputError if it cannot."""
-        self.evaluator.ledger.add_missing(rows)  # before the states, which stand for all of it
-        if states is not None and this.reading is not None:
+    def _keep(self, name: str, this: ScreeningPass, found: AnsweredAlone | LoraprobeError) -> None:
+        """Keeps what a system answered. Raises its error, OutputError where the disk fails."""
+        if isinstance(found, LoraprobeError):
+            raise found
+        rows, given = found
+        self.evaluator.ledger.add_missing(rows)  # before the tokens, which stand for all of it
+        if given is not None and this.reading is not None:
             path = self._place(name, this.reading)
             try:
-                states.save(path, this.reading.mark)
+                given.save(path, this.reading.mark)
             except OSError as error:
                 raise unwritable(path, error) from None
 
-    def _place(self, name: str, reading: ScreenedTexts) -> Path:
-        """Where the states of a system are kept."""
+    def _place(self, name: str, reading: Reading) -> Path:
+        """Where the next tokens of a system are kept."""
         assert self.evaluator.ledger.path is not None
         digest = hashlib.sha256(f"{name} {reading.mark}".encode()).hexdigest()[:24]
-        return self.evaluator.ledger.path.parent / STATES / f"{digest}.safetensors"
+        return self.evaluator.ledger.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
 
-    def _stored(self, name: str, reading: ScreenedTexts) -> States | None:
-        return States.load(self._place(name, reading), reading.mark)
+    def _stored(self, name: str, reading: Reading) -> NextTokens | None:
+        return NextTokens.load(self._place(name, reading), reading.mark)
 
     def alone(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> list[BaselineScores]:
         """What systems, the base first, answered alone in these passes, task by task."""
@@ -257,60 +237,24 @@ class Screen:
             found.append(BaselineScores.of(task, names, self.results))
         return found
 
-    def ranking(
-        self, names: Sequence[str], asked: Sequence[ScreeningPass], worked: Sequence[ScreeningPass]
-    ) -> Ranking:
+    def ranking(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> Ranking:
         """Ranks sets of the systems, the base first, that were asked all of these passes."""
-        with self.evaluator.session.stage("forecast"):
-            forecasts = (self._forecast(names, some) for some in (asked, worked))
-            found = Ranking.of(names[1:], self.alone(names, asked), *forecasts)
-        self.looked_at = max(self.looked_at, *(form.looked_at for form in found.forms))
-        return found
+        scorer, forecasts = self.evaluator.scorer, list[AdditiveForecast]()
 
-    def _forecast(
-        self, names: Sequence[str], asked: Sequence[ScreeningPass]
-    ) -> AdditiveForecast | None:
-        """The forecast of sets of the adapters; None where nothing can be added."""
-        readings = [this.reading for this in asked if this.reading is not None]
-        if not readings or len(readings) < len(asked):
-            return None
-
-        def load(reading: ScreenedTexts, k: int) -> States:
-            states = self._stored(names[k], reading)
-            if states is None:
+        def load(reading: Reading, k: int) -> NextTokens:
+            given = self._stored(names[k], reading)
+            if given is None:
                 path = self._place(names[k], reading)
                 raise OutputError(f"{path} was removed meanwhile; run the same call again.")
-            return states
+            return given
 
-        return AdditiveForecast.of(self.evaluator.scorer, readings, len(names), load)
-
-    def read_worked(
-        self, names: Sequence[str], this: ScreeningPass, alone: Sequence[BaselineScores]
-    ) -> list[ScreeningPass]:
-        """Reads right worked answers to the items of a pass with every system.
-
-        They have the form of the adapter whose own are most often of the asked kind. Returns the
-        pass, if all systems read it. Nothing is read where no form can be found, and when the
-        budget is over.
-        """
-        tasks = list[Task]()
-        for one, task in zip(alone, this.tasks, strict=True):
-            if one.form is not None and one.form.max() > 0 and self.goes_on:
-                texts = self._written(names[int(one.form.argmax())], task)
-                tasks += filter(None, [with_worked_answers(task, texts)])
-        worked = ScreeningPass(
-            this.number, (), ScreenedTexts.of(self.evaluator.scorer, tasks, None)
-        )
-        return [worked] if worked.reading and self.ask(names, worked) == names else []
-
-    def _written(self, name: str, task: Task) -> dict[str, str]:
-        """What one system writes to the items that ask for worked steps, by item."""
-        asked = [item for item in task.items if item.cot_prompt is not None]
-        most = self.evaluator.session.options.max_new_tokens or WORKED_TOKENS
-        with self.evaluator.scorer.with_composition(self.system(name).composition) as scorer:
-            prompts = [item.cot_prompt or "" for item in asked]
-            texts = scorer.generate(prompts, max_new_tokens=most)
-        return {item.id: text for item, text in zip(asked, texts, strict=True)}
+        with self.evaluator.session.stage("forecast"):
+            for reading in filter(None, (this.reading for this in asked)):
+                own = partial(load, reading)
+                forecasts.append(AdditiveForecast.of(scorer, reading, len(names), own))
+            found = Ranking.of(names[1:], self.alone(names, asked), forecasts)
+        self.looked_at = max(self.looked_at, found.forms[0].looked_at)
+        return found
 
     def finalists(self, ranking: Ranking, most: int) -> list[Placed]:
         """At most so many sets, all of which may be composed by what their headers say."""
@@ -328,16 +272,14 @@ class Screen:
         return choose(ranking.forms, most, numbers, fits, ranking.leader)
 
 
-def ask_alone(
-    evaluator: Evaluator, system: System, reading: ScreenedTexts | None
-) -> tuple[list[ItemResult], States | None]:
-    """What a system answers, here or in a process of a cluster, and its hidden states."""
-    states = None
+def ask_alone(evaluator: Evaluator, system: System, reading: Reading | None) -> AnsweredAlone:
+    """What a system answers, and its next tokens; in any process."""
+    given = None
     if reading is not None:
         with evaluator.scorer.with_composition(system.composition) as scorer:
-            states, answers = reading.read(scorer, system.name)
+            given, answers = reading.read(scorer, system.name)
         evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
-    return evaluator.run([system]), states
+    return evaluator.run([system]), given
 
 
 @dataclass(frozen=True, eq=False)
@@ -401,7 +343,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     assert screen.evaluator.plan.parts is not None
     proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
     options, tried = proving.session.options, set[bool]()
-    names, asked, worked = list[str](), list[ScreeningPass](), list[ScreeningPass]()
+    names, asked = list[str](), list[ScreeningPass]()
 
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
@@ -417,7 +359,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     for this in screen.passes():
         others = [*screen.members]
         if asked:
-            ranking = screen.ranking(names, asked, worked)
+            ranking = screen.ranking(names, asked)
             further = ranking.asked_further(screen.finalists(ranking, options.keep))
             others = [name for at, name in enumerate(names[1:]) if at in further]
         answered = screen.ask([BASE], this)
@@ -436,8 +378,7 @@ def choose_and_prove(screen: Screen) -> Proved:
         names, asked = answered, [*asked, this]
         if proved := alone(names):
             return proved
-        worked += screen.read_worked(names, this, screen.alone(names, asked))
-    return _prove(screen, screen.ranking(names, asked, worked), proving)
+    return _prove(screen, screen.ranking(names, asked), proving)
 
 
 def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
@@ -515,7 +456,7 @@ def open_screen(
 
     A few of the members choose the form of the prompts.
     """
-    options, parts = session.options, split_for_screening(tasks, session.options)
+    parts = split_for_screening(tasks, session.options)
     usable = {member.record.name: member for member in members if member.usable}
     opened = [member.open() for member in usable.values()]
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
@@ -523,15 +464,12 @@ def open_screen(
     others = [adapter for adapter in opened if adapter.name not in names]
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
     plan = Plan(tasks=parts.apart, parts=parts)
-    with (
-        open_cluster(options) as session.cluster,
-        open_evaluator(inputs, plan, session, others) as evaluator,
-    ):
+    with session.opened_workers(), open_evaluator(inputs, plan, session, others) as evaluator:
         yield Screen(evaluator, usable)
 
 
 def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
-    """What a screen takes at most: the adapters alone, worked answers read, and the proof."""
+    """What a screen takes at most: the adapters alone, and the proof."""
     options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
     assert parts is not None
     n, steps = len(screen.members), Steps()
@@ -539,10 +477,6 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
     for this in screen.passes():
         texts = 0 if this.reading is None else len(this.reading.rows)
         steps[this.step] = (units_of(this.tasks, options) + READ * texts) * everybody
-        items = [item for task in this.tasks for item in task.items]
-        worked = sum(item.cot_prompt is not None and len(item.hops) > 0 for item in items)
-        if worked:
-            steps[ScreeningPass(this.number, (), None).step] = READ * worked * everybody
     adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
     sets = min(options.keep, n * (n - 1) // 2)
     composed = sets * len(plan_of(options, adapters).specs) + CONTROLS
@@ -580,7 +514,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
         library=_library(library, proved),
-        shortlist=_shortlist(proved, measured, verdict, session.options.seed),
+        shortlist=_shortlist(proved, measured, verdict),
         verdict=verdict,
     )
 
@@ -650,18 +584,10 @@ def _notes(proved: Proved) -> list[str]:
             )
     if ranking is None:
         return notes
-    linear = ranking.forecast.linear if ranking.forecast is not None else ()
-    names = [name for name, adds in zip(ranking.names, linear, strict=False) if not adds]
-    if names:
+    if not ranking.expected.forecasts:
         notes.append(
-            f"The effects of {count(len(names), 'adapter')} on the next token cannot be added, "
-            f"because they change the head of the model ({names[0]}): their sets are ranked by "
-            "what their members answer alone."
-        )
-    if ranking.forecast is None:
-        notes.append(
-            "Effects on the next token could not be added (no given text, or a head that is not "
-            "one matrix), so sets are ranked by what their members answer alone."
+            "Effects on the next token could not be added (no question has a given text), so sets "
+            "are ranked by what their members answer alone."
         )
     return notes
 
@@ -690,10 +616,10 @@ def _library(library: Library, proved: Proved) -> Library:
 
 
 def _shortlist(
-    proved: Proved, measured: EvaluationRecords, verdict: Verdict, seed: int
+    proved: Proved, measured: EvaluationRecords, verdict: Verdict
 ) -> tuple[Shortlisted, ...]:
     """The sets that were proved, the best first, and the best single adapter."""
-    forecasts = _forecasts(proved, seed)
+    forecasts = _forecasts(proved)
     gains = _gains(proved, measured)
     rows = [_row(one, forecasts[one.label], gains, proved, verdict) for one in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
@@ -759,21 +685,21 @@ def _row(
     )
 
 
-def _forecasts(proved: Proved, seed: int) -> dict[str, dict[str, Forecast]]:
+def _forecasts(proved: Proved) -> dict[str, dict[str, Forecast]]:
     """The forecast gain of each finalist over base and best singles, by form of the question."""
     found: dict[str, dict[str, Forecast]] = {one.label: {} for one in proved.finalists}
     if proved.ranking is None:
         return found
     singles = [adapter.name for adapter in proved.adapters]
+    options = proved.asked.evaluator.session.options
     own = [row for row in proved.screen.results if row.system in {BASE, *singles}]
-    of_part = {QUESTION: proved.ranking.forecast, STEPS: proved.ranking.worked}
-    for part, forecast in of_part.items():
-        answers: list[ItemResult] = []
-        for one in proved.finalists:
-            members = one.subset
-            if forecast is not None and all(forecast.linear[m] for m in members):
-                rows = forecast.results(members, one.label)
-                answers += [replace(row, part=part) for row in rows]
-        for row in forecast_gains(answers, own, singles, list(found), seed):
+    answers = [
+        row
+        for one in proved.finalists
+        for row in proved.ranking.expected.results(one.subset, one.label, options.metric)
+    ]
+    for part in FORMS:
+        of_part = [row for row in answers if row.part == part]
+        for row in forecast_gains(of_part, own, singles, list(found), options.seed):
             found[row.system][part] = row
     return found

@@ -8,22 +8,50 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
 from loraprobe._version import __version__
+from loraprobe.errors import LoraprobeError
 from loraprobe.options import Options
 from loraprobe.records import Progress, Provenance
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
+    from loraprobe.pipeline.evaluator import Evaluator
     from loraprobe.tasks import Task
 
 Ref = str | Path  # a directory, a file, or a reference to the Hub
 Adapters: TypeAlias = "Sequence[Adapter | Ref]"
 Tasks: TypeAlias = "Sequence[Task | Ref] | Task | Ref"
 Cards = Mapping[str, str | None]  # adapter -> the text of its card
+
+
+class Workers(Protocol):
+    """Processes that ask the base."""
+
+    def map(
+        self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(index of a part, its result or its LoraprobeError) of all parts, as they come.
+
+        work(evaluator, *part) gives a result, with an evaluator of the same tasks.
+        """
+
+
+class Here:
+    """This process, which takes the parts in order when they are asked for."""
+
+    def map(
+        self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """That of `Workers`."""
+        for at, part in enumerate(parts):
+            try:
+                yield at, work(evaluator, *part)
+            except LoraprobeError as error:
+                yield at, error
 
 
 @dataclass
@@ -37,8 +65,7 @@ class Session:
     `commands` sets `command` to its name.
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
-    questions. `cluster` asks the base
-    in place of this process (`on_ray.Cluster`); None without --executor.
+    questions. `workers` ask the base: this process, or those of --executor.
     """
 
     options: Options = field(default_factory=Options)
@@ -54,7 +81,7 @@ class Session:
     dtype: str = "float32"
     engine: str = "transformers"
     seconds: dict[str, float] = field(default_factory=dict)
-    cluster: Any = None
+    workers: Workers = field(default_factory=lambda: Here())
 
     def __post_init__(self) -> None:
         if self.options.threads is not None:
@@ -80,6 +107,17 @@ class Session:
         if minutes is None:
             return float("inf")
         return self.begun + share * 60 * minutes - time.perf_counter()
+
+    @contextmanager
+    def opened_workers(self) -> Iterator[None]:
+        """Connects to the workers of --executor while the context lasts."""
+        if self.options.executor is None:
+            yield
+            return
+        from loraprobe.pipeline.on_ray import open_cluster  # the only place that knows Ray
+
+        with open_cluster(self.options) as self.workers:
+            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import (
     AdditiveForecast,
-    ScreenedTexts,
+    Reading,
     forecast_gains,
     forecast_recorded,
     scored_questions,
-    with_worked_answers,
 )
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts

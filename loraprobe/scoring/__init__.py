@@ -1,4 +1,4 @@
-"""Generations, log-likelihoods and hidden states of a loaded model, computed in batches.
+"""Generations, log-likelihoods and next tokens of a loaded model, computed in batches.
 
 Every result equals that of a batch of one, up to rounding. To generate, prompts are padded on the
 left, with attention mask and positions of the prompt alone. To score, they are padded on the right,
@@ -6,5 +6,5 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
-from loraprobe.scoring.likelihood import MOST_BYTES, Likelihood, Recorder
+from loraprobe.scoring.likelihood import MOST_BYTES, Likelihood, NextTokens, Recorder
 from loraprobe.scoring.scorer import Scorer, loss_with_gradients, read_texts

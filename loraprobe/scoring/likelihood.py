@@ -8,12 +8,16 @@ the continuation's own tokens.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from loraprobe.scoring.forward import Prefix, can_share, shared_tokens
@@ -30,6 +34,7 @@ CHUNK = 1 << 24  # logits that are processed together, 64 MB in float32
 Pair = tuple[str, str]  # a prompt and its continuation
 LEAST = -1e3  # log-probabilities are clamped here; float16 holds their sums over 60 adapters
 MOST_BYTES = 1 << 30  # of all sums
+TOP = 20  # likeliest tokens of a position that are kept; more a server does not give unless told to
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,38 @@ class Likelihood:
     def per_token(self) -> float:
         """Mean log-probability of a token."""
         return self.logprob / self.tokens
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What a system gives as next token at p positions, with w log-probabilities of wanted tokens.
+
+    ids [p, TOP] int32 and logprobs [p, TOP] float32: the likeliest tokens, the likeliest first.
+    wanted [w] float32.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    wanted: Tensor
+
+    def save(self, path: Path, mark: str) -> None:
+        """Writes them, all or nothing; raises OSError. mark: says of what they are."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        # a full disk has another error in safetensors
+        part.write_bytes(save(vars(self), {"mark": mark}))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path, mark: str) -> NextTokens | None:
+        """Those in a file; None without a whole file of this mark."""
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("mark") != mark:
+                    return None
+                return cls(*map(file.get_tensor, ("ids", "logprobs", "wanted")))
+        except (OSError, SafetensorError):
+            return None
 
 
 def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -34,7 +35,14 @@ from loraprobe.scoring.generation import (
     generate_batch,
     stop_ids,
 )
-from loraprobe.scoring.likelihood import Likelihood, Recorder, likelihood, score_continuations
+from loraprobe.scoring.likelihood import (
+    TOP,
+    Likelihood,
+    NextTokens,
+    Recorder,
+    likelihood,
+    score_continuations,
+)
 
 SAMPLED = 16  # texts drawn at once
 CACHE_BYTES = 1 << 30  # of keys and values, where more tokens than are read at once fit into them
@@ -257,6 +265,31 @@ class Scorer:
 
         self.read(ids, [len(row) - 1 for row in ids], keep)
         return torch.stack([found[i] for i in range(len(ids))])
+
+    def next_tokens(
+        self,
+        rows: Sequence[tuple[Sequence[int], int]],
+        wanted: Sequence[tuple[int, int, int]],
+    ) -> NextTokens:
+        """What the model gives as next tokens at position `start` - 1 and all later ones of rows.
+
+        rows: (ids, start). wanted: (row, position counted from the row's first, token id).
+        """
+        values, of_row = torch.empty(len(wanted)), defaultdict[int, list[list[int]]](list)
+        for at, (row, *place) in enumerate(wanted):
+            of_row[row].append([at, *place])
+        tops: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def keep(i: int, logits: Tensor) -> None:
+            logprobs = logits.float().log_softmax(-1)
+            top = logprobs.topk(min(TOP, logprobs.shape[-1]), -1)
+            tops[i] = top.values.cpu(), top.indices.to(torch.int32).cpu()
+            at, position, token = torch.tensor(of_row[i]).T
+            values[at] = logprobs[position, token].cpu()
+
+        self.read([ids for ids, _ in rows], [start - 1 for _, start in rows], keep)
+        logprobs, ids = zip(*(tops[i] for i in range(len(rows))), strict=True)
+        return NextTokens(torch.cat(ids), torch.cat(logprobs), values)
 
     def read(
         self,

@@ -11,6 +11,7 @@ import making
 import pytest
 import torch
 from composing import EMBEDDED, GPT2, dora, experts, learnable, mixed_kinds, relative
+from loraprobe.scoring.states import read_states
 from making import peft_adapter, random_adapter, sharpened
 from merges import takes
 from mixtures import IN, Layers
@@ -28,7 +29,6 @@ from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.likelihood import Recorder
 from loraprobe.scoring.scorer import loss_with_gradients, read_texts
-from loraprobe.scoring.states import read_states
 
 pytestmark = pytest.mark.gpu
 

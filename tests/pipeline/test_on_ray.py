@@ -21,7 +21,8 @@ import loraprobe.demo
 from loraprobe.base import open_base
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline import on_ray
+from loraprobe.pipeline import evaluator, on_ray
+from loraprobe.pipeline.session import Session
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
@@ -105,10 +106,10 @@ def here(monkeypatch) -> Here:
 @pytest.mark.parametrize(
     ("command", "kinds"),
     [
-        ("screen", {"ask_alone", "_answers"}),
-        ("screen of balanced sets", {"ask_alone", "_answers"}),
-        ("inspect", {"_answers"}),
-        ("merge-and-eval", {"_answers"}),
+        ("screen", {"ask_alone", "answer"}),
+        ("screen of balanced sets", {"ask_alone", "answer"}),
+        ("inspect", {"answer"}),
+        ("merge-and-eval", {"answer"}),
     ],
 )
 def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
@@ -148,14 +149,14 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(UsageError, match=r"pip install 'loraprobe\[ray\]'"),
-        on_ray.open_cluster(Options(executor="ray")),
+        Session(Options(executor="ray")).opened_workers(),
     ):
         pass
 
 
 @pytest.mark.slow  # a cluster is started, and each process of it loads a base
 def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, calls, tmp_path):
-    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", on_ray._answers
+    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", evaluator.answer
 
     def deadly(*given: Any) -> Any:
         if not mark.exists():
@@ -165,7 +166,7 @@ def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, ca
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = document(*calls["merge-and-eval"])
-    monkeypatch.setattr(on_ray, "_answers", deadly)
+    monkeypatch.setattr(evaluator, "answer", deadly)
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         assert document(*calls["merge-and-eval"], "--executor", "ray") == whole

@@ -12,22 +12,22 @@ from loraprobe.records import ItemPart, ItemResult
 from loraprobe.tasks import Item, Task
 
 
-def scored(values: dict, default=0.0):
+def scored(*forms: dict, default=0.0):
     """A score by members; a set that is not named has that of its best named pair."""
 
     def score(subsets):
-        found = []
-        for members in map(tuple, subsets.tolist()):
-            pairs = [values.get(pair, default) for pair in itertools.combinations(members, 2)]
-            found.append(values.get(members, max(pairs)))
-        return np.array(found)
+        return [np.array([value(form, tuple(one)) for one in subsets.tolist()]) for form in forms]
+
+    def value(form, members):
+        pairs = [form.get(pair, default) for pair in itertools.combinations(members, 2)]
+        return form.get(members, max(pairs))
 
     return score
 
 
 def test_all_pairs_are_ranked_and_sets_of_three_only_if_they_exceed_their_pairs():
     values = {(1, 4): 0.8, (0, 2): 0.7, (1, 3, 4): 0.95, (0, 2, 5): 0.75}
-    found = rank(6, scored(values))
+    (found,) = rank(6, scored(values))
     assert [members for members, _ in found.order[:3]] == [(1, 3, 4), (1, 4), (0, 2)]
     assert sorted(m for m, _ in found.order if len(m) == 2) == sorted(
         itertools.combinations(range(6), 2)
@@ -37,8 +37,7 @@ def test_all_pairs_are_ranked_and_sets_of_three_only_if_they_exceed_their_pairs(
 
 
 def test_few_adapters_have_few_sets():
-    assert rank(2, scored({(0, 1): 0.3})).order == (((0, 1), 0.3),)
-    assert rank(1, scored({})).order == ()
+    assert rank(2, scored({(0, 1): 0.3}))[0].order == (((0, 1), 0.3),)
 
 
 def names(found):
@@ -75,18 +74,18 @@ FROM_ONE = {(0, k): 0.9 - k / 100 for k in range(1, 8)}
     ids=["one good adapter", "relatives", "no others", "two forms", "larger sets"],
 )
 def test_finalists_differ(values, families, wanted):
-    found = choose([rank(len(families), scored(one)) for one in values], 4, families)
+    found = choose(rank(len(families), scored(*values)), 4, families)
     assert names(found)[: len(wanted)] == wanted
 
 
 def test_places_are_those_of_the_ranking():
-    ranking = rank(10, scored(FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}))
-    assert [place for place, _ in choose([ranking], 4, range(10))] == [1, 2, 8, 9]
+    rankings = rank(10, scored(FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}))
+    assert [place for place, _ in choose(rankings, 4, range(10))] == [1, 2, 8, 9]
 
 
 def test_a_form_that_promises_no_gain_gives_a_quarter():
-    plain = rank(6, scored({(0, 1): 0.5, (0, 2): 0.4, (1, 2): 0.3}), alone=0.5)
-    steps = rank(6, scored({(3, 4): 0.9, (3, 5): 0.8, (4, 5): 0.7}), alone=0.5)
+    forms = {(0, 1): 0.5, (0, 2): 0.4, (1, 2): 0.3}, {(3, 4): 0.9, (3, 5): 0.8, (4, 5): 0.7}
+    plain, steps = rank(6, scored(*forms), alone=0.5)
     assert (plain.promises, steps.promises) == (False, True)
     assert names(choose([plain, steps], 4, range(6))) == [(0, 1), (3, 4), (3, 5), (4, 5)]
 
@@ -95,7 +94,7 @@ def test_a_quarter_of_the_places_is_for_partners_of_the_best_single_adapter():
     """Wherever the forecast puts them; by the last ranking, which is step by step where asked."""
     values = {(a, b): 0.9 - (a + b) / 100 for a, b in itertools.combinations(range(8), 2)}
     values |= {(3, 9): 0.2, (8, 9): 0.1}
-    rankings = [rank(10, scored({})), rank(10, scored(values))]
+    rankings = rank(10, scored({}, values))
     for keep, wanted in ((8, [(3, 9), (8, 9)]), (4, [(3, 9)]), (3, [])):
         found = choose(rankings[1:], keep, range(10), leader=9)
         assert [one for one in names(found) if 9 in one] == wanted
@@ -105,8 +104,8 @@ def test_a_quarter_of_the_places_is_for_partners_of_the_best_single_adapter():
 
 
 def test_sets_that_do_not_fit_together_are_passed_over():
-    ranking = rank(4, scored({(0, 1): 0.9, (2, 3): 0.8}))
-    found = choose([ranking], 1, range(4), lambda members: members != (0, 1))
+    rankings = rank(4, scored({(0, 1): 0.9, (2, 3): 0.8}))
+    found = choose(rankings, 1, range(4), lambda members: members != (0, 1))
     assert names(found) == [(2, 3)]
 
 
@@ -128,7 +127,7 @@ def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_k
             rows.append(result(name, "steps", str(k), 0, said))
     known = BaselineScores.of(task, list(knows), rows)
     sets = np.array([(0, 1), (0, 2), (1, 2)])
-    assert known.steps(sets, known.covered(sets)).tolist() == [1.0, 0.0, 0.0]
+    assert known.steps(sets, known.covered(sets)).mean(1).tolist() == [1.0, 0.0, 0.0]
     assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
@@ -139,5 +138,5 @@ def test_members_that_answer_different_items_know_more_together():
         result(n, "question", str(k), v) for n, bits in right.items() for k, v in enumerate(bits)
     ]
     known = BaselineScores.of(task, list(right), rows)
-    assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).tolist() == [0.75, 0.5, 0.625]
+    assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).mean(1).tolist() == [0.75, 0.5, 0.625]
     assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]

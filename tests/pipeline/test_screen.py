@@ -21,7 +21,7 @@ from loraprobe.pipeline.evaluate import evaluate
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import split_for_screening
-from loraprobe.probes import ScreenedTexts
+from loraprobe.probes import Reading
 from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task
 from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
@@ -154,7 +154,7 @@ def counted(monkeypatch, stop=None):
 
         return call
 
-    for name, owner in {"ask": asking, "read": ScreenedTexts}.items():
+    for name, owner in {"ask": asking, "read": Reading}.items():
         monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return calls
 
@@ -278,9 +278,9 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
     assert row["gain"]["part"] == row["forecast"]["part"] == "steps"
     assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
-    assert "3 passes over 20 questions, 3 over worked answers" in chosen["message"]
+    assert "3 passes over 20 questions, then" in chosen["message"]
     steps = screened([*words, "--dry-run"], cache=tmp_path / "cache")["estimate"]["steps"]
-    assert steps["read worked answers, round 1"] > 0
+    assert steps["ask base and adapters alone, round 1"] > 0
 
 
 @pytest.mark.parametrize(
@@ -320,14 +320,16 @@ def decision(seed: int, leak: bool) -> str:
     chosen = [int(item.id) for item in parts.apart[0].items]
     place = {pair: k for k, pair in enumerate(pairs)}
 
-    def score(subsets: np.ndarray) -> np.ndarray:
+    def score(subsets: np.ndarray) -> list[np.ndarray]:
         """The strongest choice there is: by what the compositions answer."""
         means = composed[:, chosen].mean(1)
-        return np.array(
-            [means[place[m]] if (m := tuple(s)) in place else 0.0 for s in subsets.tolist()]
-        )
+        return [
+            np.array(
+                [means[place[m]] if (m := tuple(s)) in place else 0.0 for s in subsets.tolist()]
+            )
+        ]
 
-    finalists = [pair for _, pair in choose([rank(ADAPTERS, score)], 2, range(ADAPTERS))]
+    finalists = [pair for _, pair in choose(rank(ADAPTERS, score), 2, range(ADAPTERS))]
     members = sorted({m for pair in finalists for m in pair})
     singles = [System("base", "base"), *(System(f"a{m}", "adapter") for m in members)]
     systems = [System(str(pair), "merge") for pair in finalists]

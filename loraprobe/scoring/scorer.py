@@ -284,8 +284,8 @@ class Scorer:
             logprobs = logits.float().log_softmax(-1)
             top = logprobs.topk(min(TOP, logprobs.shape[-1]), -1)
             tops[i] = top.values.cpu(), top.indices.to(torch.int32).cpu()
-            at, position, token = torch.tensor(of_row[i]).T
-            values[at] = logprobs[position, token].cpu()
+            at, position, token = torch.tensor(of_row[i], device=logits.device).T
+            values[at.cpu()] = logprobs[position, token].cpu()
 
         self.read([ids for ids, _ in rows], [start - 1 for _, start in rows], keep)
         logprobs, ids = zip(*(tops[i] for i in range(len(rows))), strict=True)

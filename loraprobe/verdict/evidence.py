@@ -73,7 +73,7 @@ class LibraryChoice:
 
     `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
     up to `others` items. `passes` are numbers of systems with the numbers of questions that they
-    were asked together; 0 for a pass over worked answers, which are only read.
+    were asked together.
     """
 
     adapters: int

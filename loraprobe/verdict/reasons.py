@@ -441,12 +441,10 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     if choice is None:
         return
-    told = [f"{systems:,} over {items:,} more" for systems, items in choice.passes if items]
+    told = [f"{systems:,} over {items:,} more" for systems, items in choice.passes]
     if told:
-        systems, items = next(one for one in choice.passes if one[1])
+        systems, items = choice.passes[0]
         told[0] = f"{systems:,} passes over {count(items, 'question')}"
-    worked = sum(systems for systems, items in choice.passes if not items)
-    told += [f"{worked:,} over worked answers"] if worked else []
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
     chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {', '.join(told)}"

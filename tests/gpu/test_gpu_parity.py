@@ -11,7 +11,6 @@ import making
 import pytest
 import torch
 from composing import EMBEDDED, GPT2, dora, experts, learnable, mixed_kinds, relative
-from loraprobe.scoring.states import read_states
 from making import peft_adapter, random_adapter, sharpened
 from merges import takes
 from mixtures import IN, Layers
@@ -220,12 +219,12 @@ def test_batches_and_draws_are_those_of_the_cpu(device, size):
         likely = [recorder.logprob(pair, scorer.encoder.pairs([pair])[0][0][-1:]) for pair in PAIRS]
         rows = scorer.encoded(PAIRS)
         rows = [(tuple(ids[:-1]), start) for ids, start in rows if start < len(ids) - 1]
-        states, scores = read_states(scorer, rows, [[ids[start:]] for ids, start in rows])
+        wanted = [(row, 0, ids[start]) for row, (ids, start) in enumerate(rows)]
+        given = scorer.next_tokens(rows, wanted)
         found[place] = (
             torch.tensor(likely),
-            states.hidden.float(),
-            states.total,
-            torch.tensor(scores),
+            given.logprobs,
+            given.wanted,
             len(scorer.sample(4, seed=1, max_new_tokens=3)),
         )
     for one, other in zip(found[device], found["cpu"], strict=True):

@@ -6,7 +6,8 @@ The command line and the Python functions both call these.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -108,7 +109,7 @@ def inspect(
     known = Evaluated()
     if examined.compatibility.compatible:
         plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with session.opened_workers():
+        with _workers_of(session):
             known = evaluate_sample(inputs, plan, opened, session)
     measured = known.records
     verdict = verdict_with_next(options, inputs, examined, known.level, measured)
@@ -238,7 +239,7 @@ def merge_and_eval(
     LoraprobeError if base, adapters or tasks cannot be read.
     """
     inputs, plan = _planned(adapters, session, base, tasks)
-    with session.opened_workers():
+    with _workers_of(session):
         return _evaluated(inputs, plan, session)
 
 
@@ -269,6 +270,18 @@ def _planned(
         why = " ".join(plan.left_out) or "--method=none and --router=none leave none."
         raise UsageError(f"There is no composition to evaluate: {why} Give a --method.")
     return inputs, plan
+
+
+@contextmanager
+def _workers_of(session: Session) -> Iterator[None]:
+    """Connects to the workers of --executor while the context lasts."""
+    if session.options.executor is None:
+        yield
+        return
+    from loraprobe.pipeline.on_ray import open_cluster
+
+    with open_cluster(session.options) as session.workers:
+        yield
 
 
 def convert(
@@ -374,7 +387,7 @@ def screen(
     )
 
     assert opened is not None
-    with open_screen(found.members, opened, read, session) as asking:
+    with _workers_of(session), open_screen(found.members, opened, read, session) as asking:
         session.expect(lambda: steps_of_screen(asking))
         return audit_of_screen(found.library, read, choose_and_prove(asking))
 
@@ -394,7 +407,6 @@ def estimate_screen(
     found, opened, read = _opened_library(adapters, session, base, tasks)
     assert opened is not None
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        session.options = replace(session.options, executor=None)
         session.state, session.resume = Path(place), False
         with open_screen(found.members, opened, read, session) as asking:
             return estimate_of_screen(asking)

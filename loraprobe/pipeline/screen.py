@@ -464,7 +464,7 @@ def open_screen(
     others = [adapter for adapter in opened if adapter.name not in names]
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
     plan = Plan(tasks=parts.apart, parts=parts)
-    with session.opened_workers(), open_evaluator(inputs, plan, session, others) as evaluator:
+    with open_evaluator(inputs, plan, session, others) as evaluator:
         yield Screen(evaluator, usable)
 
 

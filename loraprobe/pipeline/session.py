@@ -19,7 +19,6 @@ from loraprobe.records import Progress, Provenance
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.pipeline.evaluator import Evaluator
     from loraprobe.tasks import Task
 
 Ref = str | Path  # a directory, a file, or a reference to the Hub
@@ -32,11 +31,11 @@ class Workers(Protocol):
     """Processes that ask the base."""
 
     def map(
-        self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
+        self, work: Callable[..., Any], evaluator: Any, parts: Sequence[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
         """(index of a part, its result or its LoraprobeError) of all parts, as they come.
 
-        work(evaluator, *part) gives a result, with an evaluator of the same tasks.
+        work(evaluator, *part) gives a result, with an `Evaluator` of the same tasks.
         """
 
 
@@ -44,7 +43,7 @@ class Here:
     """This process, which takes the parts in order when they are asked for."""
 
     def map(
-        self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
+        self, work: Callable[..., Any], evaluator: Any, parts: Sequence[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
         """That of `Workers`."""
         for at, part in enumerate(parts):
@@ -107,17 +106,6 @@ class Session:
         if minutes is None:
             return float("inf")
         return self.begun + share * 60 * minutes - time.perf_counter()
-
-    @contextmanager
-    def opened_workers(self) -> Iterator[None]:
-        """Connects to the workers of --executor while the context lasts."""
-        if self.options.executor is None:
-            yield
-            return
-        from loraprobe.pipeline.on_ray import open_cluster  # the only place that knows Ray
-
-        with open_cluster(self.options) as self.workers:
-            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -22,7 +22,6 @@ from loraprobe.base import open_base
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import evaluator, on_ray
-from loraprobe.pipeline.session import Session
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
@@ -149,7 +148,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(UsageError, match=r"pip install 'loraprobe\[ray\]'"),
-        Session(Options(executor="ray")).opened_workers(),
+        on_ray.open_cluster(Options(executor="ray")),
     ):
         pass
 

@@ -23,7 +23,7 @@ from loraprobe.defaults import (
 )
 from loraprobe.evaluation.plan import questions
 from loraprobe.probes import AdditiveForecast
-from loraprobe.records import FORMS, ItemResult
+from loraprobe.records import FORMS, QUESTION, STEPS, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
@@ -67,7 +67,7 @@ class BaselineScores:
             if one.task == task.name and one.system in row and one.item in column:
                 value = -one.value if one.metric == "answer_loss" else one.value
                 parts[one.part][row[one.system], column[one.item]] = value
-                if one.part == "steps" and not one.cut:
+                if one.part == STEPS and not one.cut:
                     worked[one.system].append(one.text)
         form = np.array([_form_share(task, worked[name]) for name in systems]) if worked else None
         return cls(task, dict(parts), form)
@@ -75,7 +75,7 @@ class BaselineScores:
     @property
     def own_form(self) -> np.ndarray:
         """The results in the form that is asked: step by step where there are worked answers."""
-        return self.parts["question" if self.form is None else "steps"]
+        return self.parts[QUESTION if self.form is None else STEPS]
 
     @property
     def hops(self) -> list[np.ndarray]:
@@ -93,7 +93,7 @@ class BaselineScores:
 
         Halfway between the best member and the members together.
         """
-        values = self.parts["question"]
+        values = self.parts[QUESTION]
         alone = np.nanmean(values, 1)
         best = 1 + subsets[np.arange(len(subsets)), alone[1:][subsets].argmax(1)]
         best[alone[best] < alone[0]] = 0
@@ -107,7 +107,7 @@ class BaselineScores:
         """
         assert self.form is not None
         form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
-        written, right = covered * form[:, None], _together(self.parts["steps"], subsets)
+        written, right = covered * form[:, None], _together(self.parts[STEPS], subsets)
         better = np.nanmean(right, 1) > written.mean(1)
         found: np.ndarray = np.where(better[:, None], right, written)
         return found
@@ -115,7 +115,7 @@ class BaselineScores:
     def covered(self, subsets: np.ndarray) -> np.ndarray:
         """Whether [m, items] the members or the base know every hop, or the answer without hops."""
         covered = np.ones((len(subsets), len(self.task.items)), np.float32)
-        for values in self.hops or [self.parts["question"]]:
+        for values in self.hops or [self.parts[QUESTION]]:
             covered *= np.nan_to_num(_together(values, subsets), nan=1.0)
         return covered
 
@@ -181,7 +181,7 @@ class Expected:
             own = {
                 part: values for (task, part), values in forecast.items() if task == one.task.name
             }
-            question = own.pop("question", None)
+            question = own.pop(QUESTION, None)
             plain.append(one.question(subsets) if question is None else question)
             if one.form is None:
                 worked.append(plain[-1])
@@ -190,7 +190,7 @@ class Expected:
             kept = np.prod(hops, 0) if hops else one.covered(subsets)
             worked.append(one.steps(subsets, kept))
         steps = any(one.form is not None for one in self.alone)
-        return {"question": plain, "steps": worked} if steps else {"question": plain}
+        return {QUESTION: plain, STEPS: worked} if steps else {QUESTION: plain}
 
     def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[tuple[str, str], np.ndarray]:
         """(task, part) -> results [m, items] of sets with effects added."""

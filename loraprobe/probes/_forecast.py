@@ -23,7 +23,7 @@ from torch import Tensor
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.gains import task_names
 from loraprobe.evaluation.plan import Question, questions
-from loraprobe.records import Forecast, Gain, ItemResult, Retention
+from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult, Retention
 from loraprobe.scoring import NextTokens, Recorder
 from loraprobe.tasks import Task
 
@@ -79,7 +79,7 @@ def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question
     There are none if a task is one of lm-evaluation-harness, which asks by itself.
     """
     asked = [] if any(task.of_harness for task in tasks) else questions(tasks, metric)
-    return [q for q in asked if q.part == "question" and q.metric in SCORED]
+    return [q for q in asked if q.part == QUESTION and q.metric in SCORED]
 
 
 def _pairs(question: Question) -> list[tuple[str, str]]:
@@ -175,8 +175,8 @@ class Reading:
         asked = [
             q
             for q in questions(tasks, metric)
-            if q.part != "steps"
-            and (q.part == "question" or q.item.cot_prompt is not None)
+            if q.part != STEPS
+            and (q.part == QUESTION or q.item.cot_prompt is not None)
             and q.item.source is None
             and q.metric != "regex"
         ]

@@ -1,12 +1,13 @@
-"""Servers on loopback: one that replies as a test says, and one that runs a base with transformers
-and peft behind the part of vLLM's interface that loraprobe asks."""
+"""Servers on loopback: one that replies as a test says, one that runs a base with transformers and
+peft behind the part of vLLM's or llama.cpp's interface that loraprobe asks; a program vllm."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,18 @@ class ModelServer:
     """Replies of an OpenAI-compatible server that loads adapters while it runs.
 
     scale: what the server multiplies adapters by, 1 for one that reads them right. most: the
-    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts.
+    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts. weighs:
+    adapters that it has from its start, which requests weigh, as llama.cpp's server does.
     """
 
     def __init__(
-        self, base: Path, *, scale: float = 1.0, most: int = 512, scores: str = "vllm"
+        self,
+        base: Path,
+        *,
+        scale: float = 1.0,
+        most: int = 512,
+        scores: str = "vllm",
+        weighs: Mapping[str, Path] = {},
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -71,9 +79,19 @@ class ModelServer:
         self.loaded: set[str] = set()
         self.asked = 0
         self.lock = threading.Lock()
+        self.weighs = list(weighs)
+        for name, directory in weighs.items():
+            self.load(name, directory)
 
     def __call__(self, path: str, body: dict) -> tuple[int, Any]:
         with self.lock, torch.no_grad():
+            if path == "/lora-adapters" and self.weighs:
+                held = enumerate(self.weighs)
+                return 200, [{"id": i, "path": f"/a/{name}.gguf", "scale": 1} for i, name in held]
+            if path == "/props" and self.weighs:
+                return 200, {"build_info": "b1-test"}
+            if self.weighs and path != "/v1/models" and path != "/v1/completions":
+                return 404, {"error": "no such endpoint"}
             if path == "/v1/models":
                 data = [{"id": "base", "parent": None, "max_model_len": 64}]
                 data += [{"id": name, "parent": "base"} for name in sorted(self.loaded)]
@@ -85,6 +103,8 @@ class ModelServer:
             if path == "/v1/unload_lora_adapter":
                 self.loaded.discard(body["lora_name"])
                 return 200, b"Success"
+            if path != "/v1/completions":
+                return 404, {"detail": "Not Found"}
             self.asked += 1
             return 200, {"choices": [self.completion(body)]}
 
@@ -111,7 +131,7 @@ class ModelServer:
         prompt = body["prompt"]
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         assert body["temperature"] == 0 and len(ids) + body["max_tokens"] <= 65
-        with self.applied(body["model"]):
+        with self.applied(body):
             new, first, ended = self.written(ids, body["max_tokens"], body.get("stop", []))
             choice: dict[str, Any] = {"text": new, "finish_reason": ended, "logprobs": None}
             if body.get("logprobs"):
@@ -141,13 +161,63 @@ class ModelServer:
         return self.tokenizer.decode(new, skip_special_tokens=True), first, "length"
 
     @contextlib.contextmanager
-    def applied(self, name: str) -> Iterator[None]:
-        """The model with an adapter, or without any."""
-        if name == "base":
+    def applied(self, body: dict) -> Iterator[None]:
+        """The model with what a request names: no adapter, one, or the weights of several."""
+        weights = {self.weighs[one["id"]]: one["scale"] for one in body.get("lora", [])}
+        if not self.weighs:
+            weights = {} if body["model"] == "base" else {body["model"]: 1.0}
+        assert self.loaded >= set(weights) and len(weights) >= len(self.weighs)
+        if not any(weights.values()):
             off = getattr(self.model, "disable_adapter", contextlib.nullcontext)
             with off():
                 yield
             return
-        assert name in self.loaded, name
-        self.model.set_adapter(name)
+        self.model.base_model.set_adapter(list(weights))
+        scalings = [getattr(module, "scaling", None) for module in self.model.modules()]
+        changed = [(s, n) for s in scalings if isinstance(s, dict) for n in weights if n in s]
+        before = [scaling[name] for scaling, name in changed]
+        for scaling, name in changed:
+            scaling[name] *= weights[name]
         yield
+        for (scaling, name), value in zip(changed, before, strict=True):
+            scaling[name] = value
+
+
+PROGRAM = """#!{python}
+# vllm serve ... --port N: passes requests on to the server that $BEHIND names, and has a child.
+import os, subprocess, sys, urllib.error, urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+child = subprocess.Popen(["sleep", "600"])
+with open(os.environ["PIDS"], "w") as file:
+    print(os.getpid(), child.pid, *sys.argv, file=file)
+if "BEHIND" not in os.environ:
+    sys.exit("ValueError: no such base")
+
+class Passing(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0)) or None
+        try:
+            answer = urllib.request.urlopen(os.environ["BEHIND"] + self.path, body)
+        except urllib.error.HTTPError as error:
+            answer = error
+        self.send_response(answer.status)
+        self.end_headers()
+        self.wfile.write(answer.read())
+
+    do_POST = do_GET
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+ThreadingHTTPServer(("127.0.0.1", port), Passing).serve_forever()
+"""
+
+
+def write_vllm(directory: Path) -> Path:
+    """A directory with a program `vllm`, for PATH."""
+    directory.mkdir()
+    (directory / "vllm").write_text(PROGRAM.format(python=sys.executable))
+    (directory / "vllm").chmod(0o755)
+    return directory

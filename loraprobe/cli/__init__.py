@@ -227,6 +227,8 @@ def main(started: float | None = None) -> None:
     STARTED[:] = [time.perf_counter() if started is None else started]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupted)
     app(prog_name="loraprobe")
 
 
@@ -235,7 +237,7 @@ def _interrupted(number: int, frame: Any) -> None:
 
     An exception in the middle of an import of torch can abort the whole process.
     """
-    if number == signal.SIGINT:
+    if number in (signal.SIGINT, signal.SIGTERM):
         INTERRUPTIONS.append(number)
     if len(INTERRUPTIONS) == 1 and hasattr(signal, "setitimer") and _imports(frame):
         signal.signal(signal.SIGALRM, _interrupted)

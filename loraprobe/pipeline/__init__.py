@@ -20,5 +20,5 @@ the Python functions call; that of `verify` is in `verify`. These have the stage
 
 `served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
 `task_preview` shows questions as a model reads them. `on_ray` has the tasks that ask the base on a
-Ray cluster, `engine` has a server answer the questions.
+Ray cluster, `engine` has a server answer the questions, `supervisor` stops one that was started.
 """

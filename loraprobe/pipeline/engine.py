@@ -1,8 +1,10 @@
 """The engine of an evaluation: a server, such as vLLM, in place of transformers.
 
-Every composition is written as a LoRA directory and loaded into the server. Before it is asked
-anything, the acceptance test compares the server's next words with those of transformers here, on a
-few prompts of the tasks: a server that misreads a file, or runs another base, ends the run.
+Every composition is written as a LoRA directory and loaded into the server (`_Loading`). The server
+of llama.cpp loads none while it runs; it weighs those that it has (`_Weighing`). Before a
+composition is asked anything, the acceptance test compares the server's next words with those of
+transformers here, on a few prompts of the tasks: a server that misreads a file, or runs another
+base, ends the run.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -31,11 +33,12 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
 from loraprobe.merging import merge
+from loraprobe.pipeline import supervisor
 from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.forward import answering
-from loraprobe.scoring.server import ServedModel, ServedScorer, Server
+from loraprobe.scoring.server import Placing, ServedModel, ServedScorer, Server
 from loraprobe.tasks import Task
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
@@ -66,27 +69,31 @@ def open_served(
                 "use --engine transformers."
             )
     with ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-")))
         if engine == "vllm":
-            rank = sum(adapter.rank_range[1] for adapter in adapters)
-            with session.stage("start the server"):
-                engine = stack.enter_context(started_vllm(base, rank, options.dtype))
+            ranks = [adapter.rank_range[1] for adapter in adapters]
+            rank = sum(ranks) if options.rank == "auto" else max(*ranks, options.rank)
+            engine = stack.enter_context(started_vllm(base, rank, session))
         server = Server(engine)
         served, version = _base_of(server), server.version()
-        name, contexts = served.id, [local.context, served.max_model_len]
-        session.engine = f"{version}, model {name}"
-        scorer = ServedScorer(
+        session.engine = f"{version}, model {served.id}"
+        held = server.weighed()
+        placing: Placing
+        if held is not None:
+            placing = _Weighing(server.address, served.id, held)
+        else:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-"))
+            placing = loading = _Loading(server, served.id, Path(place), options.allow)
+            stack.callback(loading.unload)
+        # A server counts the last token, after which nothing follows.
+        contexts = [local.context, served.max_model_len and served.max_model_len - 1]
+        return ServedScorer(
             server,
-            name,
-            local.tokenizer,
-            publish=lambda composition: _published(composition, place, options.allow),
+            placing,
+            local,
             accept=_Acceptance(server, local, _prompts(tasks), base.reference),
-            rows=local.vocab_size,
             context=min((n for n in contexts if n), default=None),
-            chat_template=options.chat_template == "on",
+            close=stack.pop_all().close,
         )
-        scorer.on_close = stack.pop_all().close
-    return scorer
 
 
 def _base_of(server: Server) -> ServedModel:
@@ -104,23 +111,111 @@ def _prompts(tasks: Sequence[Task]) -> list[str]:
     return [every[i * len(every) // n] for i in range(n)]
 
 
-def _published(composition: Composition, place: Path, allow: Collection[str]) -> tuple[Path, int]:
-    """The directory of a composition as one LoRA file, which servers read, and its rank."""
-    experts, router = composition.experts, composition.router
+def _weights(composition: Composition) -> tuple[float, ...]:
+    """The weight of each expert. Raises UnsupportedAdapter where it depends on the text."""
+    router, n = composition.router, len(composition.experts)
     if not isinstance(router, ConstantGates):
         raise UnsupportedAdapter(
             f"{composition.name} weighs adapters by the text, which no server does; use --engine "
             "transformers, or leave it out by --router none."
         )
-    n = len(experts)
-    weights = router.weights if router.weights is not None else (1.0 / n,) * n
-    directory = place / f"{len(os.listdir(place))}"
-    if weights == (1.0,):
-        made = portable(experts[0])
-    else:
-        made = merge(experts, "task_arithmetic", weights=weights, allow=allow).written
-    save_adapter(made, directory)
-    return directory, made.rank_range[1]
+    return router.weights if router.weights is not None else (1.0 / n,) * n
+
+
+@dataclass
+class _Loading(Placing):
+    """Loads each composition into a server as one LoRA file.
+
+    model: the server's name of the base. place: the directory of the files. loaded: the server's
+    names of what it loaded.
+    """
+
+    server: Server
+    model: str
+    place: Path
+    allow: Collection[str]
+    loaded: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.base = {"model": self.model}
+
+    def __call__(self, composition: Composition) -> dict[str, Any]:
+        """Loads a composition; what a request says of it."""
+        weights, name = _weights(composition), f"loraprobe-{uuid.uuid4().hex[:12]}"
+        made = composition.experts[0]
+        if weights == (1.0,):
+            made = portable(made)
+        else:
+            merged = merge(
+                composition.experts, "task_arithmetic", weights=weights, allow=self.allow
+            )
+            made = merged.written
+        save_adapter(made, self.place / name)
+        rank = made.rank_range[1]
+        try:
+            self.server.load(name, self.place / name)
+        except ServerError as error:
+            told = str(error).lower()
+            if error.status in (404, 405) and "lora" not in told.partition("status")[2]:
+                if any(model.id == composition.name for model in self.server.models()):
+                    return {"model": composition.name}  # it was loaded when the server started
+                cure = "vLLM does where VLLM_ALLOW_RUNTIME_LORA_UPDATING=True is set"
+                why = f"{self.server.address} loads no adapters while it runs; {cure}"
+            elif "rank" in told:
+                why = f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}"
+            else:
+                why = f"{composition.name} was not loaded: {error}"
+            raise ServerError(f"{why}.".replace("..", ".")) from None
+        self.loaded.append(name)
+        return {"model": name}
+
+    def unload(self) -> None:
+        """Takes everything that was loaded out of the server again."""
+        for name in self.loaded:
+            self.server.unload(name)
+
+
+@dataclass
+class _Weighing(Placing):
+    """Has the server of llama.cpp weigh the adapters that it has, in each request.
+
+    model: the server's name of the base. held: the server's ids of adapters, by name.
+    """
+
+    address: str
+    model: str
+    held: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        self.base = self._request({})
+        self.note = (
+            "llama.cpp's server weighs the adapters that it has: merges that need new weights and "
+            "the control random-partner were left out."
+        )
+
+    def runs(self, composition: Composition | None) -> bool:
+        """Whether a composition is a sum of adapters that the server has, with constant weights."""
+        if composition is None:
+            return True
+        names = {expert.name for expert in composition.experts}
+        return isinstance(composition.router, ConstantGates) and names <= set(self.held)
+
+    def __call__(self, composition: Composition) -> dict[str, Any]:
+        """What a request says of a composition that is a sum of adapters that the server has."""
+        weights, names = _weights(composition), [one.name for one in composition.experts]
+        lacking = [name for name in names if name not in self.held]
+        if lacking:
+            raise UnsupportedAdapter(
+                f"{composition.name} needs the adapter {lacking[0]}, and llama.cpp at "
+                f"{self.address} has {', '.join(self.held) or 'none'}; start it with --lora "
+                f"{lacking[0]}.gguf, or ask vLLM."
+            )
+        return self._request(dict(zip(names, weights, strict=True)))
+
+    def _request(self, weights: Mapping[str, float]) -> dict[str, Any]:
+        # Adapters that a request leaves out keep the weight of the server's start.
+        lora = [{"id": i, "scale": weights.get(name, 0.0)} for name, i in self.held.items()]
+        return {"model": self.model, "lora": lora}
 
 
 @dataclass
@@ -137,10 +232,10 @@ class _Acceptance:
     of_base: list[float] = field(default_factory=list)
     rounding: float = 0.0
 
-    def __call__(self, name: str, composition: Composition | None) -> None:
-        """Raises ServerError unless the server's `name` is the composition; None: the base."""
+    def __call__(self, model: Mapping[str, Any], composition: Composition | None) -> None:
+        """Raises ServerError unless the server's model is the composition; None: the base."""
         ids = self.local.encoder.prompts(self.prompts)
-        theirs = self.server.first_tokens(name, ids)
+        theirs = self.server.first_tokens(model, ids)
         with self.local.with_composition(composition):
             own = first_tokens(self.local, ids)
         if composition is None:
@@ -180,8 +275,8 @@ def apart_by(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 @contextlib.contextmanager
-def started_vllm(base: Base, rank: int, dtype: str) -> Iterator[str]:
-    """The address of a `vllm serve` of the base, which runs while the context lasts.
+def started_vllm(base: Base, rank: int, session: Session) -> Iterator[str]:
+    """The address of a `vllm serve` of the base, which ends with the context or this process.
 
     rank: the largest that an adapter has. Raises UsageError where vllm is not installed or allows
     no such rank, ServerError where it does not start.
@@ -199,37 +294,46 @@ def started_vllm(base: Base, rank: int, dtype: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [program, "serve", str(base.path), "--served-model-name", "base", "--enable-lora"]
-    command += ["--max-lora-rank", str(most), "--dtype", dtype]
+    command += ["--max-lora-rank", str(most), "--dtype", session.dtype, "--max-model-len", "auto"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    if torch.cuda.is_available():  # the base is there already, for the acceptance test
+        left, whole = torch.cuda.mem_get_info()
+        command += ["--gpu-memory-utilization", f"{0.9 * left / whole:.2f}"]
+    if session.options.trust_remote_code:
+        command.append("--trust-remote-code")
     allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "HF_HUB_OFFLINE": "1"}
+    address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
-            command,
+            [sys.executable, supervisor.__file__, *command],
             env={**os.environ, **allowed},
+            stdin=subprocess.PIPE,
             stdout=told,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # ^C reaches loraprobe alone, which then stops the server
         )
+        assert process.stdin is not None
         try:
-            _wait(f"http://127.0.0.1:{port}", process, told)
-            yield f"http://127.0.0.1:{port}"
+            with session.stage("start vLLM"):
+                _wait(address, process, told, session)
+            yield address
         finally:
-            for how in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, how)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
+            process.stdin.close()
+            process.wait()
 
 
-def _wait(address: str, process: subprocess.Popen[bytes], told: Any) -> None:
+def _wait(
+    address: str, process: subprocess.Popen[bytes], told: IO[bytes], session: Session
+) -> None:
     """Returns when the server answers. Raises ServerError if it ends or takes too long."""
     server, start = Server(address), time.monotonic()
-    while time.monotonic() < start + START:
+    while (passed := time.monotonic() - start) < START:
         with contextlib.suppress(ServerError):
             if server.models():
                 return
         if process.poll() is not None:
             break
+        session.tell(f"start vLLM, {passed:.0f} s so far", 0, 0)
         time.sleep(1.0)
     told.seek(0)
     lines = [

@@ -344,7 +344,8 @@ def evaluate_all(
     with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
         builder, notes = _builder(evaluator, transformed)
         with session.stage("compose"):
-            composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
+            built = [builder.build(spec) for spec in plan.fitted(builder.routers)]
+            composed = [one for one in built if builder.runs(one.composition)]
         found = evaluate(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
@@ -391,7 +392,9 @@ def _builder(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemBuil
                 resume=session.resume,
                 progress=session.progress,
             )
-    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
+    builder = SystemBuilder(
+        inputs.adapters, transformed, options, inputs.base, learned, routers, scorer.runs
+    )
     return builder, notes
 
 
@@ -455,7 +458,8 @@ def _pilot(
     names = {adapter.name for adapter in inputs.adapters}
     specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
     with session.stage("compose"):
-        composed, left_out = builder.build_each({spec: spec for spec in specs})
+        built, left_out = builder.build_each({spec: spec for spec in specs})
+        composed = [one for one in built if builder.runs(one.composition)]
     seed, margin = session.options.seed, session.options.needed_gain
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:

@@ -61,7 +61,7 @@ def ask_server(
     opened = open_probe(probe, [])  # "auto": the prompts of this file
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else PROMPTS
     name = model or _only_model(server)
-    theirs = server.first_tokens(name, prompts)
+    theirs = server.first_tokens({"model": name}, prompts)
     session = Session(options, progress)
     scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
     ids = scorer.encoder.prompts(prompts)

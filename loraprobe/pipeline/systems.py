@@ -387,7 +387,8 @@ class SystemBuilder:
     """Builds compositions of adapters from specs.
 
     trained: the adapters as they were trained; transformed: those that are merged and routed.
-    learned: weights that were learned. routers: those that were fitted to prompts, by spec.
+    learned: weights that were learned. routers: those that were fitted to prompts, by spec. runs:
+    whether the engine can run a composition; controls that it cannot are not built.
     """
 
     trained: Sequence[Adapter]
@@ -396,6 +397,7 @@ class SystemBuilder:
     base: Base | None = None
     learned: LearnedWeights | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
+    runs: Callable[[Composition | None], bool] = lambda composition: True
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -477,10 +479,11 @@ class SystemBuilder:
         ]
         built = self.build(best.name, partners, name="random-partner").composition
         stored = f"random-partner:{best.name}"
-        return [
+        made = [
             System(name, "control", shrunk),
             System("random-partner", "control", built, stored=stored),
         ]
+        return [one for one in made if self.runs(one.composition)]
 
 
 Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]

@@ -175,8 +175,8 @@ def _greedy(
                 cut[row] = not ended(own)
             if not cut[row] or len(own) == most:
                 del going[row]
-            elif repeated := period(own):
-                own += itertools.islice(itertools.cycle(own[-repeated:]), most - len(own))
+            elif len(own) % EVERY == 0 and period(own):
+                new[row] = filled_up(own, most)
                 del going[row]
         if not going:
             return list(zip(new, cut, strict=True))
@@ -189,14 +189,18 @@ def _greedy(
 
 def period(tokens: Sequence[int]) -> int:
     """The number of tokens that are repeated at the end of a text, at least REPEATED times and over
-    at least LOOP tokens; 0 if none are. It is looked for every EVERY tokens."""
-    if len(tokens) < LOOP or len(tokens) % EVERY:
-        return 0
+    at least LOOP tokens; 0 if none are."""
     for size in range(1, len(tokens) // REPEATED + 1):
         length = max(REPEATED * size, LOOP)
-        if tokens[-length:-size] == tokens[size - length :]:
+        if len(tokens) >= length and tokens[-length:-size] == tokens[size - length :]:
             return size
     return 0
+
+
+def filled_up(tokens: Sequence[int], most: int) -> list[int]:
+    """`most` tokens: the given ones, and then the repetition at their end (`period`)."""
+    repeated = itertools.cycle(tokens[len(tokens) - period(tokens) :])
+    return [*tokens, *itertools.islice(repeated, most - len(tokens))]
 
 
 @contextlib.contextmanager

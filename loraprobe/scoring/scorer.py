@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
-from loraprobe.scoring.encoding import Encoder, tokens_left
+from loraprobe.scoring.encoding import Encoder, PromptedScorer, tokens_left
 from loraprobe.scoring.forward import (
     Batcher,
     answering,
@@ -50,7 +48,7 @@ NEW_TOKENS = 32  # of a text, where the caller sets no limit
 DRAWN = {"do_sample": True, "temperature": 1.0, "top_k": 0}  # transformers' own top_k is 50
 
 
-class Scorer:
+class Scorer(PromptedScorer):
     """Generations and log-likelihoods of one model.
 
     model, tokenizer: a transformers causal model and its tokenizer. A model in training mode is in
@@ -88,22 +86,9 @@ class Scorer:
         self.kept_tokens = CACHE_BYTES // (cache_bytes(model) or CACHE_BYTES)
 
     @property
-    def chat_template(self) -> bool:
-        """Whether prompts are filled into the tokenizer's chat template."""
-        return self.encoder.chat
-
-    @property
     def vocab_size(self) -> int:
         """Width of the model's logits."""
         return int(self.model.config.get_text_config().vocab_size)
-
-    def with_template(self, chat_template: bool) -> Scorer:
-        """A scorer of the same model with or without its chat template."""
-        if chat_template == self.chat_template:
-            return self
-        other = copy.copy(self)
-        other.encoder = replace(self.encoder, chat=chat_template)
-        return other
 
     @contextlib.contextmanager
     def with_composition(self, composition: Composition | None) -> Iterator[Scorer]:
@@ -138,14 +123,9 @@ class Scorer:
         UsageError for a limit below 1, TaskError, which quotes the prompt, for a prompt that the
         context cannot hold.
         """
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-        unique = list(dict.fromkeys(prompts))
-        ids = self.encoder.prompts(unique)
-        room = [
-            tokens_left(self.context, row, prompt, max_new_tokens)
-            for row, prompt in zip(ids, unique, strict=True)
-        ]
+        rooms = self.rooms(prompts, max_new_tokens)
+        unique, ids = list(rooms), [row for row, _ in rooms.values()]
+        room = [most for _, most in rooms.values()]
         found: dict[str, Written] = {}
 
         def work(batch: Sequence[int]) -> None:
@@ -238,13 +218,6 @@ class Scorer:
 
         score_continuations(self, encoded, keep)
         return [found[i] for i in range(len(encoded))]
-
-    def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-        """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
-        encoded = self.encoder.pairs(pairs)
-        for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
-            tokens_left(self.context, ids[:-1], prompt, 1, " with its answer")
-        return encoded
 
     def encoded_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt. Raises TaskError for one that the context cannot hold."""

@@ -1,32 +1,29 @@
 """Asks a running OpenAI-compatible server, such as vLLM, in place of a model in memory.
 
 `Server` sends requests, many at once. `ServedScorer` has the part of `Scorer` that asks questions:
-it loads each composition into the server as a LoRA file, and sends token ids, so that a server and
-a model in memory read the same prompts.
+it sends token ids, so that a server and a model in memory read the same prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import os
-import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
 
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UsageError
-from loraprobe.scoring.encoding import Encoder, tokens_left
-from loraprobe.scoring.generation import Written, first_line
+from loraprobe.scoring.encoding import PromptedScorer
+from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
 from loraprobe.scoring.likelihood import Likelihood
-from loraprobe.scoring.scorer import NEW_TOKENS
+from loraprobe.scoring.scorer import NEW_TOKENS, Scorer
 from loraprobe.secrets import scrub
 
 KEY = "OPENAI_API_KEY"
@@ -39,6 +36,25 @@ LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far abo
 # A server takes values that are not given from the base's generation_config.json.
 GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
 GREEDY |= {"top_p": 1, "repetition_penalty": 1}
+# vLLM ends a text that repeats itself: what `period` finds, up to patterns of so many tokens.
+LONGEST_PATTERN = 128
+REPETITION = {"min_pattern_size": LOOP // REPEATED, "max_pattern_size": LONGEST_PATTERN}
+ENDS_REPETITION = {
+    "repetition_detection": {**REPETITION, "min_count": REPEATED},
+    "return_token_ids": True,
+}
+
+
+class _Version(BaseModel):
+    """a version"""
+
+    version: str
+
+
+class _Properties(BaseModel):
+    """the properties of llama.cpp"""
+
+    build_info: str
 
 
 class ServedModel(BaseModel):
@@ -72,6 +88,20 @@ class _Text(BaseModel):
 
     text: Annotated[str, Field(validation_alias=AliasPath("choices", 0, "text"))]
     end: Annotated[str | None, Field(validation_alias=AliasPath("choices", 0, "finish_reason"))]
+    ids: Annotated[
+        list[int] | None, Field(validation_alias=AliasPath("choices", 0, "token_ids"))
+    ] = None
+
+
+class _Loaded(BaseModel):
+    """An adapter that a server of llama.cpp has."""
+
+    id: int
+    path: str
+
+
+class _AllLoaded(RootModel[list[_Loaded]]):
+    """a list of adapters"""
 
 
 class _TokenLog(BaseModel):
@@ -136,9 +166,20 @@ class Server:
     def version(self) -> str:
         """The server's name and version, as far as it tells them."""
         with contextlib.suppress(ServerError):
-            content = self._contents("/version", [None])[0]
-            return f"vllm {content.decode().partition(':')[2].strip(' {}')}".replace('"', "")
+            return f"vllm {self.ask('/version', [None], _Version)[0].version}"
+        with contextlib.suppress(ServerError):
+            return f"llama.cpp {self.ask('/props', [None], _Properties)[0].build_info}"
         return "a server"
+
+    def weighed(self) -> dict[str, int] | None:
+        """The ids of the adapters that a server of llama.cpp has, by the names of their files.
+
+        Each request weighs them. None of other servers.
+        """
+        with contextlib.suppress(ServerError):
+            held = self.ask("/lora-adapters", [None], _AllLoaded)[0].root
+            return {Path(one.path).stem: one.id for one in held}
+        return None
 
     def load(self, name: str, directory: Path) -> None:
         """Loads a LoRA directory, which the server has to see, under a name."""
@@ -149,9 +190,14 @@ class Server:
         with contextlib.suppress(ServerError):
             self._contents("/v1/unload_lora_adapter", [{"lora_name": name}])
 
-    def first_tokens(self, model: str, prompts: Sequence[str | Sequence[int]]) -> list[float]:
-        """The log-probability of the most likely token after each prompt (text or token ids)."""
-        wanted = {"model": model, "max_tokens": 1, **GREEDY, "logprobs": 1}
+    def first_tokens(
+        self, model: Mapping[str, Any], prompts: Sequence[str | Sequence[int]]
+    ) -> list[float]:
+        """The log-probability of the most likely token after each prompt (text or token ids).
+
+        model: what a request says of the model, its name at least.
+        """
+        wanted = {**model, "max_tokens": 1, **GREEDY, "logprobs": 1}
         bodies = [{**wanted, "prompt": prompt} for prompt in prompts]
         return [answer.logprob for answer in self.ask("/v1/completions", bodies, _FirstToken)]
 
@@ -246,14 +292,34 @@ class Server:
         return error
 
 
-class ServedScorer:
+class Placing(ABC):
+    """How compositions get into a server.
+
+    base: what a request says of the base, {"model": its name} at least. note: for the report.
+    """
+
+    base: Mapping[str, Any]
+    note: str = ""
+
+    def runs(self, composition: Composition | None) -> bool:
+        """Whether the server can run a composition; `__call__` tells why it cannot."""
+        return True
+
+    @abstractmethod
+    def __call__(self, composition: Composition) -> Mapping[str, Any]:
+        """Makes the server ready for a composition; what a request says of it.
+
+        Raises UnsupportedAdapter for one that the server cannot run.
+        """
+
+
+class ServedScorer(PromptedScorer):
     """Answers and log-likelihoods of the base and of compositions that a server runs.
 
-    tokenizer: that of the base. model: the server's name of the base. context: the most tokens of a
-    sequence; None for no limit. publish: writes a composition as a LoRA directory that servers
-    read, and gives its rank; it raises UnsupportedAdapter for one that no file can hold. accept: it
-    raises ServerError where the server computes something else under a name than this composition
-    (None: the base). Raises UsageError where chat_template is on and the tokenizer has none.
+    local: a scorer of the base, whose tokenizer and end tokens count. accept: gets what a request
+    says of the model, and the composition (None: the base); it raises ServerError where the server
+    computes something else. context: the most tokens of a sequence; None for no limit. close: is
+    called once nothing is asked any more.
     """
 
     recorder = None  # logits of a server are not kept
@@ -261,92 +327,50 @@ class ServedScorer:
     def __init__(
         self,
         server: Server,
-        model: str,
-        tokenizer: Any,
+        placing: Placing,
+        local: Scorer,
         *,
-        publish: Callable[[Composition], tuple[Path, int]],
-        accept: Callable[[str, Composition | None], None],
-        rows: int,
+        accept: Callable[[Mapping[str, Any], Composition | None], None],
         context: int | None = None,
-        chat_template: bool = False,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.server, self.base, self.model_name = server, model, model
-        self.encoder, self.context = Encoder(tokenizer, chat_template, rows), context
-        self._publish, self._accept = publish, accept
-        self.on_close: Callable[[], None] = lambda: None
-        # The server's names of compositions, which are held so that no other gets their place.
-        self._loaded: dict[Any, tuple[str, Composition]] = {}
-        self._names: list[str] = []  # of those that it loaded for this scorer
-        self._accepted: set[str] = set()
+        self.server, self.placing, self.close = server, placing, close
+        self.encoder, self.context = local.encoder, context
+        self._decode, self._stops, self._accept = local.decode, local.stops, accept
+        self.model = placing.base  # what a request says of the model
+        # What it says of compositions, which are held so that no other gets their place.
+        self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
         self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
 
-    @property
-    def chat_template(self) -> bool:
-        """Whether prompts are filled into the tokenizer's chat template."""
-        return self.encoder.chat
-
-    def with_template(self, chat_template: bool) -> ServedScorer:
-        """A scorer of the same server with or without the chat template."""
-        if chat_template == self.chat_template:
-            return self
-        other = copy.copy(self)
-        other.encoder = replace(self.encoder, chat=chat_template)
-        return other
+    def runs(self, composition: Composition | None) -> bool:
+        """Whether the server can run a composition."""
+        return self.placing.runs(composition)
 
     @contextlib.contextmanager
     def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer]:
         """This scorer, which asks the composition while the context lasts; None: the base.
 
-        A composition is loaded and accepted once. Raises UnsupportedAdapter, ServerError.
+        A composition is placed and accepted once. Raises UnsupportedAdapter, ServerError.
         """
-        name = self.base
-        if name not in self._accepted:
-            self._accept(name, None)
-            self._accepted.add(name)
-        if composition is not None:
-            key = (composition.router, *map(id, composition.experts))
-            if key not in self._loaded:
-                self._loaded[key] = self._load(composition), composition
-            name, _ = self._loaded[key]
-        if name not in self._accepted:
-            self._accept(name, composition)
-            self._accepted.add(name)
-        before, self.model_name = self.model_name, name
+        self._accepted(None)  # with the base, the others are compared
+        before, self.model = self.model, self._accepted(composition)
         try:
             yield self
         finally:
-            self.model_name = before
+            self.model = before
 
-    def _load(self, composition: Composition) -> str:
-        """Loads a composition; the server's name of it."""
-        directory, rank = self._publish(composition)
-        name = f"loraprobe-{uuid.uuid4().hex[:12]}"
-        try:
-            self.server.load(name, directory)
-        except ServerError as error:
-            told = str(error).lower()
-            if error.status in (404, 405) and "lora" not in told.partition("status")[2]:
-                if any(model.id == composition.name for model in self.server.models()):
-                    return composition.name  # it was loaded when the server started
-                cure = "vLLM does where VLLM_ALLOW_RUNTIME_LORA_UPDATING=True is set"
-                why = f"{self.server.address} loads no adapters while it runs; {cure}"
-            elif "rank" in told:
-                why = f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}"
-            else:
-                why = f"{composition.name} was not loaded: {error}"
-            raise ServerError(f"{why}.".replace("..", ".")) from None
-        self._names.append(name)
-        return name
-
-    def close(self) -> None:
-        """Takes everything that was loaded out of the server again."""
-        for name in self._names:
-            self.server.unload(name)
-        self.on_close()
+    def _accepted(self, composition: Composition | None) -> Mapping[str, Any]:
+        """What a request says of a composition that the server was shown to run."""
+        key = composition and (composition.router, *map(id, composition.experts))
+        if key not in self._known:
+            model = self.placing.base if composition is None else self.placing(composition)
+            self._accept(model, composition)
+            self._known[key] = model, composition
+        return self._known[key][0]
 
     def note(self) -> str:
         """A note for the report, as that of `Scorer.note`."""
-        return ""
+        return self.placing.note
 
     def write_all(
         self,
@@ -357,13 +381,13 @@ class ServedScorer:
         until: Callable[[str], bool] | None = None,
     ) -> list[Written]:
         """The greedy continuation of each prompt, as `Scorer.write_all` defines it."""
-        unique = list(dict.fromkeys(prompts))
-        bodies = {}
-        for ids, prompt in zip(self.encoder.prompts(unique), unique, strict=True):
-            room = tokens_left(self.context, ids, prompt, max_new_tokens)
-            bodies[prompt] = {"model": self.model_name, "prompt": ids, "max_tokens": room, **GREEDY}
+        wanted = {**self.model, **GREEDY, "stop_token_ids": list(self._stops)}
+        bodies = {
+            prompt: {**wanted, "prompt": ids, "max_tokens": room}
+            for prompt, (ids, room) in self.rooms(prompts, max_new_tokens).items()
+        }
         if not until_newline:
-            found = self._written(bodies)
+            found = self._written({p: {**body, **ENDS_REPETITION} for p, body in bodies.items()})
             ended = {prompt: _until(one, until) for prompt, one in found.items()}
         else:  # a server stops at the first newline, also before the first word
             found = self._written({p: {**body, "stop": ["\n"]} for p, body in bodies.items()})
@@ -373,9 +397,14 @@ class ServedScorer:
 
     def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
         """The completion of each request."""
+        found = dict[str, Written]()
         answers = self.server.ask("/v1/completions", list(bodies.values()), _Text)
-        made = [Written(answer.text, answer.end == "length") for answer in answers]
-        return dict(zip(bodies, made, strict=True))
+        for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
+            text, cut = answer.text, answer.end in ("length", "repetition")
+            if answer.end == "repetition" and answer.ids:
+                text = self._decode(filled_up(answer.ids, body["max_tokens"]))
+            found[prompt] = Written(text, cut)
+        return found
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """The log-probabilities of the tokens of each (prompt, continuation); no other statistics.
@@ -384,11 +413,9 @@ class ServedScorer:
         server gives neither.
         """
         unique = list(dict.fromkeys(pairs))
-        encoded = self.encoder.pairs(unique)
-        for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-            tokens_left(self.context, ids, prompt, 1, " with its answer")
+        encoded = self.encoded(unique)
         ways = [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}][: 1 if self._echo else 2]
-        body = {"model": self.model_name, "max_tokens": 1, **GREEDY}
+        body = {**self.model, "max_tokens": 1, **GREEDY}
         scores: list[Likelihood | None] = []
         for way in reversed(ways):
             bodies = [{**body, **way, "prompt": ids} for ids, _ in encoded]

@@ -3,16 +3,20 @@ behind vLLM's interface. docs/serving.md has the same with a real vLLM."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from making import peft_adapter, random_adapter, tiny_llama
-from servers import ModelServer, server
+from making import Fork, peft_adapter, random_adapter, tiny_llama
+from servers import ModelServer, server, write_vllm
 from typer.testing import CliRunner
-from words import word_tokenizer
+from words import chained, word_tokenizer
 
 import loraprobe
 from loraprobe.cli import app
@@ -20,6 +24,7 @@ from loraprobe.demo import shipped_world
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import plan_of
 from loraprobe.routing.constant import single
+from loraprobe.scoring import Scorer
 from loraprobe.scoring import server as client
 
 
@@ -33,16 +38,19 @@ def world():
     return shipped_world()
 
 
-def run(world, engine: str | None, *more: str, scenario: str = "skill-and-facts") -> Any:
+def call(world, engine: str | None, *more: str) -> list[str]:
     """merge-and-eval on a few questions of a scenario of the shipped world."""
-    chosen = world.scenario(scenario)
+    chosen = world.scenario("skill-and-facts")
     adapters = [f"{name}={path}" for name, path in chosen.adapters.items()]
     tasks = [text for task in chosen.tasks for text in ("--task", str(task))]
     base = ["--base", str(world.path / "base"), "--limit", "6", "--json", "--chat-template", "off"]
     where = [] if engine is None else ["--engine", engine]
-    return CliRunner().invoke(
-        app, ["merge-and-eval", *adapters, *tasks, *base, *where, *more], env={"NO_COLOR": "1"}
-    )
+    return ["merge-and-eval", *adapters, *tasks, *base, *where, *more]
+
+
+def run(world, engine: str | None, *more: str, **env: str) -> Any:
+    """What `call` prints in an environment."""
+    return CliRunner().invoke(app, call(world, engine, *more), env={"NO_COLOR": "1", **env})
 
 
 def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
@@ -73,17 +81,27 @@ def test_default_routers_are_left_out_and_named(world):
     assert plan.specs == ("uniform", "sum") and "arrow" in plan.left_out[0]
 
 
-def test_a_composition_is_not_taken_for_one_that_is_gone(tmp_path):
+class Counting:
+    """Gives every composition a name of its own."""
+
+    base, note = {"model": "base"}, ""
+
+    def __init__(self) -> None:
+        self.names = itertools.count()
+
+    def __call__(self, composition: Any) -> dict[str, int]:
+        return {"model": next(self.names)}
+
+
+def test_a_composition_is_not_taken_for_one_that_is_gone():
     """A new adapter may lie where one lay in memory that nobody needs any more."""
-    loaded: list[str] = []
-    known = SimpleNamespace(load=lambda name, directory: loaded.append(name))
-    scorer = client.ServedScorer(
-        known, "base", None, publish=lambda _: (tmp_path, 2), accept=lambda *_: None, rows=9
-    )
+    asked = set()
+    local = SimpleNamespace(encoder=None, decode=None, stops=[])
+    scorer = client.ServedScorer(None, Counting(), local, accept=lambda *_: None)
     for seed in range(20):
         with scorer.with_composition(single(random_adapter("a", rank=2, seed=seed))):
-            pass
-    assert len(set(loaded)) == 20
+            asked.add(scorer.model["model"])
+    assert len(asked) == 20
 
 
 @pytest.mark.parametrize("way", ["vllm", "echo"])
@@ -211,3 +229,102 @@ def test_patience_has_an_end(world, monkeypatch):
     with server(lambda path, body: (503, b"never")) as (url, _):
         ended = run(world, url)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"
+
+
+def test_llama_cpp_weighs_the_adapters_that_it_has(world):
+    """Base, singles, sum and average are weights; another merge and a control are not."""
+    adapters = world.scenario("skill-and-facts").adapters
+    made = ModelServer(world.path / "base", weighs=adapters)
+    named = [word for name in ("sum", "uniform", "chain") for word in ("--system", name)]
+    with server(made) as (url, _):
+        ended = run(world, url, *named)
+    served, here = json.loads(ended.stdout), json.loads(run(world, None, *named).stdout)
+    controls = {"random-partner"}
+    own = {key: value for key, value in scores(here).items() if key[0] not in controls}
+    assert scores(served) == own and {"sum", "uniform", "chain"} <= {s for s, _ in own}
+    assert served["provenance"]["engine"] == "llama.cpp b1-test, model base"
+    assert any("random-partner" in note for note in served["notes"])
+
+
+def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
+    """vLLM ends a text that goes round; its text is that of transformers."""
+    words, asked = word_tokenizer(), []
+    ids = words.get_vocab()
+    local = Scorer(chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")]), words)
+    local.context = None
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        asked.append(body)
+        new = [ids[w] for w in ("bo", "cy", "ulm", "ada")] * 16
+        text = {"text": words.decode(new), "finish_reason": "repetition", "token_ids": new}
+        return 200, {"choices": [text]}
+
+    with server(reply) as (url, _):
+        scorer = client.ServedScorer(client.Server(url), Counting(), local, accept=lambda *_: None)
+        found = scorer.write_all(["ada"], max_new_tokens=90)
+    assert found == local.write_all(["ada"], max_new_tokens=90) and found[0].cut
+    assert asked[0]["repetition_detection"]["min_count"] > 1
+    assert asked[0]["stop_token_ids"] == [ids["</s>"]]
+
+
+@pytest.fixture
+def vllm(tmp_path) -> dict[str, str]:
+    """The environment of a run that finds a program `vllm`."""
+    path = f"{write_vllm(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
+    return {"PATH": path, "PIDS": str(tmp_path / "pids")}
+
+
+def has_ended(environment: dict[str, str]) -> bool:
+    """Whether the server and what it started end within a few seconds."""
+    deadline = time.monotonic() + 15
+    pids = Path(environment["PIDS"]).read_text().split()[:2]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["the end", "an error"])
+def test_vllm_is_started_and_stopped(world, vllm, scale):
+    with server(ModelServer(world.path / "base", scale=scale)) as (url, _):
+        ended = run(world, "vllm", "--method", "sum", **vllm, BEHIND=url)
+    assert ended.exit_code in ((0, 1, 3) if scale == 1.0 else (2,)), ended.stderr
+    started = Path(vllm["PIDS"]).read_text()
+    assert "--dtype float32" in started and "--max-lora-rank 16" in started
+    assert has_ended(vllm)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL", "SIGHUP"])
+def test_vllm_ends_with_a_run_that_is_stopped(world, tmp_path, vllm, name):
+    made, asked = ModelServer(world.path / "base"), []
+
+    def slow(path: str, body: dict) -> tuple[int, Any]:
+        if path == "/v1/completions":
+            asked.append(path)
+            time.sleep(0.1)
+        return made(path, body)
+
+    with server(slow) as (url, _):
+        child = Fork.of_command(call(world, "vllm"), tmp_path / "said", **vllm, BEHIND=url)
+        deadline = time.monotonic() + 60
+        while len(asked) < 20 and child.runs() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(child.pid, getattr(signal, name))
+        code, _, _ = child.end()
+        assert asked and has_ended(vllm)
+    kept = name in ("SIGINT", "SIGTERM")  # an interruption, as ^C is
+    assert code == (130 if kept else -getattr(signal, name))
+
+
+def test_a_vllm_that_does_not_start_says_why(world, vllm):
+    ended = run(world, "vllm", **vllm)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server")
+    assert "no such base" in error["message"] and has_ended(vllm)
+
+
+def test_vllm_has_to_be_installed(world, tmp_path):
+    ended = run(world, "vllm", PATH=str(tmp_path))
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "usage") and error["cure"]

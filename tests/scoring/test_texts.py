@@ -102,7 +102,7 @@ def test_a_text_that_repeats_itself_is_filled_up(words, monkeypatch):
         ([0] * 16 + [*range(1, 9)] * REPEATED, 8),
         ([0, *[5] * (LOOP - 1)], 0),  # not over so many tokens
         ([*range(LOOP // 4)] * 4, 0),  # not so often
-        ([5] * (LOOP + 1), 0),  # it is not looked for after every token
+        ([5] * (LOOP + 1), 1),
         ([], 0),
     ],
 )

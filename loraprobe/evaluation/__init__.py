@@ -5,14 +5,10 @@
 of intervals.
 """
 
-from loraprobe.evaluation.asking import (
-    Ledger,
-    chain_hops,
-    chain_notes,
-    choose_template,
-    run_systems,
-    stored_as,
-)
+from loraprobe.evaluation.asking import run_systems
 from loraprobe.evaluation.attribution import Samples, attribute
+from loraprobe.evaluation.chain import chain_hops, chain_notes
 from loraprobe.evaluation.gains import beaten, compare, gains, retention, score
+from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import Round, System, guessing, rounds
+from loraprobe.evaluation.template import choose_template, stored_as

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.evaluation.asking import Key
+from loraprobe.evaluation.kept import Key
 from loraprobe.evaluation.plan import Question, System, questions
 from loraprobe.records import (
     BASELINES,

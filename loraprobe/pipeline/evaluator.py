@@ -19,7 +19,7 @@ from loraprobe.cache import cache_directory
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, choose_template, stored_as
-from loraprobe.evaluation.asking import BatchAnswers, QuestionBatch, ask
+from loraprobe.evaluation.asking import Answers, Open, ask, batches
 from loraprobe.evaluation.plan import Question
 from loraprobe.front_matter import prompt_form
 from loraprobe.options import Options
@@ -81,14 +81,14 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 asking=None if here else self._by_workers,
             )
 
-    def _by_workers(self, batches: Sequence[QuestionBatch]) -> BatchAnswers:
+    def _by_workers(self, to_ask: Open) -> Answers:
         """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
-        systems = {batch.system.key: replace(batch.system, merged=None) for batch in batches}
-        parts = [(systems[batch.system.key], batch.questions) for batch in batches]
+        sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
+        parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
         for at, rows in self.session.workers.map(answer, self, parts):
             if isinstance(rows, LoraprobeError):
                 raise rows
-            yield batches[at], rows
+            yield parts[at][0], rows
 
     def probe_tasks(
         self, results: Sequence[ItemResult], every: bool = False

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import (
     AdditiveForecast,
     Reading,
@@ -20,7 +19,7 @@ from loraprobe.probes._forecast import (
     forecast_recorded,
     scored_questions,
 )
-from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
+from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext, likelihoods
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress

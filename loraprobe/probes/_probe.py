@@ -13,20 +13,53 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.probes._names import MadeUpNames
-from loraprobe.records import STEPS, Coverage, Interval, ItemPart, ItemResult
+from loraprobe.records import STEPS, Coverage, Interval, ItemPart, ItemResult, Progress
 from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
+if TYPE_CHECKING:
+    from loraprobe.scoring import Likelihood, Scorer
+
 BASE = "base"
 MOST_PROBED = 100  # a probe's figure needs no more items; a larger part is sampled
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A request for the base model's likelihood of a continuation of a prompt.
+
+    raw: without the chat template, for texts that are not questions.
+    """
+
+    prompt: str
+    continuation: str
+    raw: bool = False
+
+
+def likelihoods(
+    scorer: Scorer, requests: Sequence[ScoreRequest], progress: Progress | None = None
+) -> dict[ScoreRequest, Likelihood]:
+    """A Likelihood of the base for each distinct request: one call of the scorer for each form."""
+    likely: dict[ScoreRequest, Likelihood] = {}
+    distinct = list(dict.fromkeys(requests))
+    for raw in (False, True):
+        asked = [r for r in distinct if (r.raw and bool(scorer.chat_template)) == raw]
+        if not asked:
+            continue
+        plain = scorer.with_template(False) if raw else scorer
+        with plain.with_composition(None):
+            found = plain.loglikelihood([(r.prompt, r.continuation) for r in asked])
+        likely.update(zip(asked, found, strict=True))
+        if progress is not None:
+            progress("cover", len(likely), len(distinct))
+    return likely
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation.asking import ScoreRequest, likelihoods
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
-from loraprobe.probes._probe import mean_row
+from loraprobe.probes._probe import ScoreRequest, likelihoods, mean_row
 from loraprobe.probes.answers import first_margin
 from loraprobe.records import Coverage
 from loraprobe.routing.constant import single

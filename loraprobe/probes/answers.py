@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.plan import Question
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.probes._probe import BASE, CoverageProbe, MeanProbe, ProbeContext, mean
+from loraprobe.probes._probe import BASE, CoverageProbe, MeanProbe, ProbeContext, ScoreRequest, mean
 from loraprobe.records import Coverage
 from loraprobe.tasks import normalize_answer
 

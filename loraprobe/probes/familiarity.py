@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.plan import Question
-from loraprobe.probes._probe import MeanProbe, ProbeContext
+from loraprobe.probes._probe import MeanProbe, ProbeContext, ScoreRequest
 from loraprobe.scoring import joined
 
 

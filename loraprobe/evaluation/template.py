@@ -1,0 +1,132 @@
+"""Whether prompts are user turns of the chat template: the form that the adapters answer better."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from loraprobe.defaults import (
+    PLAIN_TOKENS,
+    TEMPLATE_ITEMS,
+    TEMPLATE_LEAD,
+    TEMPLATE_SAMPLES,
+    WORKED_TOKENS,
+)
+from loraprobe.errors import UsageError
+from loraprobe.evaluation.asking import Asker
+from loraprobe.evaluation.kept import Ledger
+from loraprobe.evaluation.plan import Question, System, questions, spread_sample
+from loraprobe.formatting import listing
+from loraprobe.records import STEPS, Coverage, Progress
+from loraprobe.tasks import Task
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
+
+
+def choose_template(
+    scorer: Scorer,
+    singles: Sequence[Composition],
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+    metric: str | None = None,
+    max_new_tokens: int | None = None,
+    kept: Ledger | None = None,
+    known: Callable[[], tuple[bool, str]] = lambda: (False, "their form is not known"),
+    progress: Progress | None = None,
+) -> tuple[bool, str, Coverage | None]:
+    """Whether prompts should be user turns of the chat template, why, and the two accuracies.
+
+    The better form depends on the adapters' training. Each adapter answers a few questions and hops
+    with and without the template; more of them unless one form is shown to be better
+    (`TEMPLATE_LEAD`) or both are shown to be good; and worked ones where no answer differs. A
+    question counts with its best adapter, so nobody is asked what another one answered rightly. A
+    hop is right if its answer stands in the reply. If both forms are equally good, `known` says
+    which one is known and from what. What `kept` holds is not asked again, and new answers are
+    added to it, under the names of `stored_as`. Returns False if the tokenizer has no template;
+    accuracies are None then and where losses are compared.
+    """
+    try:
+        ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
+    except UsageError:
+        return False, "The tokenizer has no chat template; prompts are asked as they are.", None
+    ledger = Ledger() if kept is None else kept
+    samples = [
+        [q for task in tasks for q in _sampled(task, most // len(tasks), seed, metric)]
+        for most in TEMPLATE_SAMPLES
+    ]
+    plain = [[question for question in of if not question.worked] for of in samples]
+    done, total = dict[str, int](), 0
+
+    def tell(step: str, answers: int, _: int) -> None:
+        """Counts the answers of all systems together."""
+        done[step] = answers
+        if progress is not None:
+            progress("template", sum(done.values()), total)
+
+    for asked in (*plain, samples[-1]):
+        values = dict[bool, list[float]]()
+        done, total = {}, len(ways) * len(singles) * len(asked)
+        for used, way in ways.items():
+            best = dict.fromkeys(asked, -math.inf)
+            for one in singles:
+                system = System(stored_as(one.name, used), "adapter", one)
+                left = [question for question in asked if best[question] < 1]
+                Asker(way, ledger, max_new_tokens, tell).ask([system], left)
+                best |= {q: max(best[q], _value(ledger, system, q)) for q in left}
+            values[used] = list(best.values())
+        pairs = list(zip(values[True], values[False], strict=True))
+        lead = abs(sum((one > other) - (one < other) for one, other in pairs))
+        equal = lead == 0 and 2 * sum(one == other > 0 for one, other in pairs) >= len(pairs)
+        # Worked answers are long, so they are asked only where no others differ.
+        enough = 1 if asked is plain[-1] else TEMPLATE_LEAD
+        if lead >= enough or (equal and asked is not plain[0]):
+            break
+    means = {used: sum(own) / len(asked) for used, own in values.items()}
+    chosen, why = means[True] > means[False], ""
+    if means[True] == means[False]:
+        chosen, from_what = known()
+        why = f"; {from_what}"
+    losses = all(question.metric == "answer_loss" for question in asked)
+    parts = Counter(q.part.words for q in asked)
+    why = (
+        f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
+        f"{'mean log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions "
+        f"({listing(f'{n} {part}' for part, n in parts.items())}) was {means[True]:.2f} with it "
+        f"and {means[False]:.2f} without{why}."
+    )
+    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
+    return chosen, why, None if losses else row
+
+
+def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Question]:
+    """About `most` questions and hops of a task, each part in proportion, and a few worked ones.
+
+    They are those of the first items that the evaluation asks, which finds the answers. The longest
+    replies to worked questions have together at most as many tokens as the others.
+    """
+    plain = len([part for part in task.parts if part != STEPS])
+    items = min(max(TEMPLATE_ITEMS, round(most / plain)), len(task.items))
+    worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
+    few = {item.id for item in spread_sample(task, worked, seed).items}
+    for question in questions([spread_sample(task, items, seed)], metric):
+        if not question.worked or question.item.id in few:
+            yield question
+
+
+def stored_as(adapter: str, chat_template: bool) -> str:
+    """The name under which a ledger keeps an adapter's answers in one form of the prompt."""
+    return f"{adapter}, {'with' if chat_template else 'without'} the chat template"
+
+
+def _value(ledger: Ledger, system: System, question: Question) -> float:
+    """How good a kept answer is; losses are negative, a hop is right if its answer stands there."""
+    row = ledger.get(system.name, *question.key)
+    assert row is not None
+    if row.metric == "answer_loss":
+        return -row.value
+    return float(row.stands) if row.part.hop else row.value

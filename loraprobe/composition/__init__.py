@@ -12,8 +12,8 @@ space, so no tensor of shape (tokens, experts, out) is formed. Constant gates ar
 beforehand.
 
 There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
-bias b of lora_B adds g * s * b. *Scaled* experts (DoRA) have the file `scaled`, *full* experts
-(whole parameters) and *parameter* experts (stacked parameters of MoE layers) the file
+bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
+*parameter* experts (stacked parameters of MoE layers) have the files `scaled`, `full` and
 `parameters`; token routers refuse the last two. Token routers use the stored s B A of a scaled
 expert without its scale, so that they route in the same way on every base.
 

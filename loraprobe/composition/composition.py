@@ -23,6 +23,7 @@ from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
 from loraprobe.composition.forward_pass import following_passes
+from loraprobe.composition.full import replaced
 from loraprobe.composition.layers import (
     ComposedLayer,
     GateObserver,
@@ -30,9 +31,9 @@ from loraprobe.composition.layers import (
     input_of,
     layer_hook,
 )
-from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
+from loraprobe.composition.parameters import added_to_parameters, checked_places
 from loraprobe.composition.router import Router
-from loraprobe.composition.scaled import device_of, fingerprint
+from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
 from loraprobe.composition.router import Router, TokenGates
-from loraprobe.composition.scaled import bias_of, scaled
+from loraprobe.composition.scaled import scaled
+from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 

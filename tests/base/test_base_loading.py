@@ -16,7 +16,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.base import model as base_model
 from loraprobe.base import open_base
 from loraprobe.composition import composed
-from loraprobe.composition.scaled import dense_weight
+from loraprobe.composition.weights import dense_weight
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options

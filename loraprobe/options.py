@@ -84,8 +84,9 @@ class AdapterOptions:
     serve: tuple[str, ...] = option(
         (),
         "SERVER",
-        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
-        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+        "Servers: vllm, sglang, llama.cpp, ollama, peft (each may have @VERSION), or all; with "
+        "commas, or repeated. inspect tells what they would refuse or misread in the file; other "
+        "commands advise what they can run, with the commands that serve it.",
     )
     balance: Literal["none", "norm"] = option(
         "none",

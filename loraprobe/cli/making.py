@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
     ADAPTERS,
     COMPOSITION,
@@ -25,7 +24,7 @@ from loraprobe.cli.parameters import (
     complete_routers,
     setting,
 )
-from loraprobe.cli.running import options_from, run, write
+from loraprobe.cli.running import Output, imports_done, options_from, run, write
 from loraprobe.errors import UsageError
 
 TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
@@ -38,6 +37,7 @@ def merge(
     balance: str = "none",
     subtract: Texts = None,
     allow: IssueCodes = None,
+    serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
     prompt_template: Texts = None,
@@ -85,7 +85,9 @@ def merge(
     learn weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
     options, output = options_from(locals())
-    _save(output, options, "merge", refs, base, task or [])
+    from loraprobe.pipeline import commands
+
+    _save(output, options, refs, base, task, commands.merge)
 
 
 def route(
@@ -138,7 +140,9 @@ def route(
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
     options, output = options_from(locals())
-    _save(output, options, "compose", refs, base, task or [])
+    from loraprobe.pipeline import commands
+
+    _save(output, options, refs, base, task, commands.compose)
 
 
 def convert(
@@ -181,12 +185,15 @@ def convert(
     one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA.
     """
     options, output = options_from(locals())
-    _save(output, options, "convert", [ref], base, None, like=like, portable=portable)
+    from loraprobe.pipeline import commands
+
+    whole = partial(commands.convert, like=like, portable=portable)
+    _save(output, options, [ref], base, None, whole)
 
 
-def _save(output: Output, *given: Any, **more: Any) -> None:
+def _save(output: Output, *given: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
-    found = run(output, *given, **more)
+    found = run(output, *given)
     write(found.made, output)
     output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from loraprobe.cli.parameters import (
     scenarios,
     setting,
 )
-from loraprobe.cli.running import options_from, run, write
+from loraprobe.cli.running import options_from, run, session_of, write
 from loraprobe.defaults import KEEP, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
@@ -76,8 +77,12 @@ def inspect(
     refuse or misread in one adapter's file, and exits 1 if one would.
     """
     options, output = options_from(locals())
+    from loraprobe.pipeline import commands
+
+    whole = partial(commands.inspect, probe=probe)
     read = [probe] if probe and probe != "auto" else []
-    output.result(run(output, options, "inspect", refs, base, task or [], read=read, probe=probe))
+    audit = run(output, options, refs, base, task, whole, read=read)
+    output.result(audit)
 
 
 def merge_and_eval(
@@ -92,6 +97,7 @@ def merge_and_eval(
     balance: str = "none",
     subtract: Texts = None,
     allow: IssueCodes = None,
+    serve: Texts = None,
     methods: MethodSpecs = None,
     routers: RouterSpecs = None,
     systems: SystemSpecs = None,
@@ -140,11 +146,14 @@ def merge_and_eval(
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
     options, output = options_from(locals())
+    from loraprobe.pipeline import commands
+
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
-    found = run(output, options, "merge_and_eval", refs, base, task or [])
+    whole, estimate = commands.merge_and_eval, commands.estimate_cost
+    found = run(output, options, refs, base, task, whole, estimate)
     audit = found.audit
     if output.target is not None and found.made is None:
         output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
@@ -181,6 +190,7 @@ def screen(
     base: BaseOption = None,
     balance: str = "none",
     allow: IssueCodes = None,
+    serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
     prompt_template: Texts = None,
@@ -231,9 +241,12 @@ def screen(
     """
     options, output = options_from(locals())
     from loraprobe.library import listed
+    from loraprobe.pipeline import commands
 
     given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
-    output.result(run(output, options, "screen", given, base, task or []))
+    output.result(
+        run(output, options, given, base, task, commands.screen, commands.estimate_screen)
+    )
 
 
 def demo(
@@ -246,6 +259,7 @@ def demo(
             autocompletion=scenarios,
         ),
     ] = "disjoint",
+    serve: Texts = None,
     margin: float | None = None,
     prior: float | None = None,
     all_items: bool = False,
@@ -265,6 +279,7 @@ def demo(
     options, output = options_from(locals())
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
+    from loraprobe.pipeline import commands
     from loraprobe.records import Command
     from loraprobe.report.sections import demo_text
 
@@ -273,9 +288,12 @@ def demo(
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
-    found = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
+    with output.progress() as progress:
+        session = session_of(options, output, progress)
+        found = commands.merge_and_eval(refs, session, base=base, tasks=chosen.tasks)
     assert found.audit.verdict is not None
-    own = Command("merge-and-eval", ("owner/one", "owner/two"), (("--task", "questions.jsonl"),))
+    asked = (("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve))
+    own = Command("merge-and-eval", ("owner/one", "owner/two"), asked)
     audit = replace(found.audit, verdict=replace(found.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
     output.result(audit, demo_text(audit, others), samples=found.samples)

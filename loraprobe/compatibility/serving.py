@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from loraprobe.base import Base, module_names
 from loraprobe.base.naming import touched
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.records import Issue, Severity
+from loraprobe.records import Command, Issue, Severity
 
 # refuses: the file is not loaded. misreads: it is loaded as another function, without an error.
 # may refuse: it depends on the base model.
@@ -31,15 +31,19 @@ Effect = Literal["refuses", "misreads", "may refuse"]
 class KnownServer:
     """A server, the version whose source was read, and when.
 
-    `ranks` are the values of its limit on the rank, the default first; () for none. `command`
-    starts it with an adapter; {base}, {name}, {place} and {limit} are filled in.
+    `ranks` are the values of its limit on the rank, the default first; () for none. The others are
+    parts of the commands that serve adapters (servers.toml).
     """
 
     version: str
     checked: str
     source: str
-    command: str
     ranks: tuple[int, ...] = ()
+    once: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    start: str = ""
+    loras: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Feature:
 
 _READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
 SERVERS: Mapping[str, KnownServer] = {
-    name: KnownServer(**{**row, "ranks": tuple(row.get("ranks", ()))})
+    name: KnownServer(**{**row, **{k: tuple(v) for k, v in row.items() if isinstance(v, list)}})
     for name, row in _READ["servers"].items()
 }
 FEATURES: Mapping[str, Feature] = {
@@ -90,7 +94,7 @@ def serving_issues(
     server without an error gets a note with the command that starts it. A feature that the version
     reads and older ones did not is a warning. Raises UsageError for a name that is not known.
     """
-    versions = _named(wanted)
+    versions = servers_named(wanted)
     place = shlex.quote(adapter.source.public)
     named = shlex.quote(public_name(adapter.base_model) or "BASE")
     groups: dict[Unread, list[str]] = {}
@@ -103,19 +107,32 @@ def serving_issues(
             (adapter.name,),
             _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
             FEATURES[feature].cure.format(
-                place=place,
-                base=named,
+                place=place, base=named, most=max(_ranks(servers), default=0)
             ),
         )
         for (feature, effect, severity, before), servers in groups.items()
     ]
-    bad = {name for key, names in groups.items() if key[2] == "error" for name in names}
+    bad = refusing(adapter, wanted, base)
     for name in versions:
         if name not in bad:
-            cure = command(name, adapter.base_model, place, adapter.name, adapter.rank_range[1])
+            places, rank = {adapter.name: adapter.source.public}, adapter.rank_range[1]
+            cure = " && ".join(map(str, serving_commands(name, adapter.base_model, places, rank)))
             message = f"{name} {versions[name]} reads it as it is."
             found.append(Issue("note", OK, (adapter.name,), message, cure))
     return found
+
+
+def refusing(adapter: Adapter, wanted: Sequence[str], base: Path | None = None) -> list[str]:
+    """The servers that would refuse a file or read it as another function, as `serving_issues`."""
+    versions = servers_named(wanted)
+    bad = {name for name, unread in _unread(adapter, versions, base) if unread[2] == "error"}
+    return [name for name in versions if name in bad]
+
+
+def as_written(adapter: Adapter, place: str) -> Adapter:
+    """An adapter as the file that it will be in the directory `place`."""
+    source = Source(reference=place)
+    return replace(adapter, config=config_of(adapter), weights_file=None, source=source)
 
 
 def serve_commands(adapter: Adapter, place: str, base: Path | None = None) -> list[str]:
@@ -123,26 +140,42 @@ def serve_commands(adapter: Adapter, place: str, base: Path | None = None) -> li
 
     base: as in `serving_issues`.
     """
-    written = replace(
-        adapter, config=config_of(adapter), weights_file=None, source=Source(reference=place)
-    )
-    return [i.cure for i in serving_issues(written, ["all"], base) if i.code == OK and i.cure]
+    issues = serving_issues(as_written(adapter, place), ["all"], base)
+    return [issue.cure for issue in issues if issue.code == OK and issue.cure]
 
 
-def command(server: str, base: str | None, place: str, name: str, rank: int) -> str:
-    """The command that serves an adapter at `place` under its name; "" where there is none."""
-    known = SERVERS[server]
+def serving_commands(
+    server: str, base: str | None, places: Mapping[str, str], rank: int = 0
+) -> list[Command]:
+    """The commands that serve adapters beside their base, in order; none for peft.
+
+    base: as it is named in public. places: name of an adapter -> its directory. rank: the largest
+    of the adapters.
+    """
+    known, named = SERVERS[server], public_name(base) or "BASE"
     limit = next((n for n in sorted(known.ranks) if n >= rank), None)
     raised = known.ranks and limit is not None and rank > known.ranks[0]
-    return known.command.format(
-        base=shlex.quote(public_name(base) or "BASE"),
-        place=place,
-        name=re.sub(r"[^\w.-]", "-", name),
-        limit=f" --max-lora-rank {limit}" if raised else "",
-    )
+    of_hub = "/" in named
+    words = {
+        "base": "{0}",
+        "model": "--remote {0}" if of_hub else "{0}",
+        "config": "--base-model-id {0}" if of_hub else "--base {0}",
+        "limit": f" --max-lora-rank {limit}" if raised else "",
+    }
+    adapters = [
+        {"name": re.sub(r"[^\w.-]", "-", name), "place": f"{{{k}}}"}
+        for k, name in enumerate(places, 1)
+    ]
+    lines = [one.format(**words) for one in known.once]
+    lines += [one.format(**words, **own) for own in adapters for one in known.each]
+    if known.start:
+        loras = "".join(known.adapter.format(**own) for own in adapters)
+        more = known.loras.format(**words, adapters=loras) if adapters else ""
+        lines.append(known.start.format(**words) + more)
+    return [Command("shell", (named, *places.values()), text=line) for line in lines]
 
 
-def _named(wanted: Sequence[str]) -> dict[str, str]:
+def servers_named(wanted: Sequence[str]) -> dict[str, str]:
     """Name of a server -> the version that was asked for, by default the newest checked."""
     names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
     versions: dict[str, str] = {}
@@ -163,6 +196,11 @@ def _named(wanted: Sequence[str]) -> dict[str, str]:
 
 def _number(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _ranks(servers: Iterable[str]) -> list[int]:
+    """The largest rank of each of these servers that has a limit."""
+    return [max(SERVERS[name].ranks) for name in servers if SERVERS[name].ranks]
 
 
 Unread = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraprobe import compatibility, merging
-from loraprobe.adapters import Adapter, local_name, mended
+from loraprobe.adapters import Adapter, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serve_commands, serving_issues
+from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
@@ -41,9 +41,15 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
 )
 from loraprobe.pipeline.provenance import made_text, with_card
+from loraprobe.pipeline.serving import (
+    served_merge,
+    unserved_systems,
+    with_files,
+    with_serving,
+)
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Audit, Compatibility, Issue, LearnedWeights, Verdict
+from loraprobe.records import Audit, Command, Compatibility, Issue, LearnedWeights, Verdict
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
@@ -157,10 +163,7 @@ def merge(
         figures = merge_figures(merged, norm, transformed)
         figures += warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    place = local_name(str(session.written[0])) if session.written else "DIR"
-    serve = serve_commands(merged.written, place, inputs.base.path if inputs.base else None)
-    notes += [*transformed.notes, *(f"Serve it: {one}" for one in serve)]
-    notes.append(made_text(merged, norm, options))
+    notes += [*transformed.notes, made_text(merged, norm, options)]
     return _outcome(merged, inputs, transformed, examined, notes, learned, session)
 
 
@@ -308,7 +311,7 @@ def convert(
     sound = replace(mended(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
-    place = session.written[0] if session.written else Path("OUT")
+    place = session.target or Path("OUT")
     made, changes = converted(original, place, like, portable)
     require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
@@ -332,12 +335,18 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
         return Outcome(audit, None, "the adapters do not fit together.")
     transformed = transform_inputs(inputs, "route", session)
     found = evaluate_all(inputs, plan, transformed, session)
-    verdict = verdict_with_next(options, inputs, examined, "evaluation", found.records)
+    records, compositions = found.records, found.compositions
     assert found.builder is not None
     with session.stage("save"):
-        made, why = recommend(verdict, found.compositions, found.builder)
+        if options.serve:
+            compositions = with_files(compositions, found.builder)
+        unserved = unserved_systems(options, inputs, compositions)
+        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
+        made, why = recommend(verdict, compositions, found.builder)
+    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, session.target)
     examined, licences = licensed(examined, inputs)
     shown = found.shown(verdict) | {"transformations": transformed.steps, "verdict": verdict}
+    shown["serve"] = serve
     audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
         told = with_issues(audit.compatibility, licences)
@@ -349,7 +358,7 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     return Outcome(audit, made, why, found.samples, licences)
 
 
-def estimate_merge_and_eval(
+def estimate_cost(
     adapters: Adapters,
     session: Session,
     *,
@@ -483,6 +492,9 @@ def _outcome(
 ) -> Outcome:
     """A merge or a composition that nothing was asked, with its licences, audit and card."""
     examined, licences = licensed(examined, inputs)
+    options, serve = session.options, tuple[Command, ...]()
+    if isinstance(made, Merged):
+        examined, serve = served_merge(made, examined, inputs, options, session.target)
     examined = replace(examined, compatibility=with_issues(examined.compatibility, licences))
     audit = audit_of(
         session,
@@ -491,9 +503,10 @@ def _outcome(
         notes,
         search=learned,
         transformations=transformed.steps,
-        verdict=_verdict_on_weights(inputs, examined, session.options),
+        verdict=_verdict_on_weights(inputs, examined, options),
+        serve=serve,
     )
-    return Outcome(audit, with_card(made, audit, session.options, transformed.general))
+    return Outcome(audit, with_card(made, audit, options, transformed.general))
 
 
 def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:

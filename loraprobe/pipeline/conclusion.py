@@ -36,6 +36,7 @@ from loraprobe.verdict import (
     decide,
     next_command,
 )
+from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import Flag
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def verdict_with_next(
     examined: Examination,
     level: EvidenceLevel,
     measured: EvaluationRecords = NOTHING_MEASURED,
+    unserved: Mapping[str, Unserved] = {},
 ) -> Verdict:
     """The verdict on all evidence, with the command to run next."""
-    verdict = verdict_on(options, inputs, examined, level, measured)
+    verdict = verdict_on(options, inputs, examined, level, measured, unserved=unserved)
     return with_next(verdict, options, inputs, measured, examined.compatibility)
 
 
@@ -66,8 +68,13 @@ def verdict_on(
     level: EvidenceLevel,
     measured: EvaluationRecords,
     choice: LibraryChoice | None = None,
+    unserved: Mapping[str, Unserved] = {},
 ) -> Verdict:
-    """The verdict on all evidence. choice: out of what library the adapters were chosen."""
+    """The verdict on all evidence.
+
+    choice: out of what library the adapters were chosen. unserved: what the servers of --serve
+    cannot run.
+    """
     return decide(
         Evidence(
             measured,
@@ -82,6 +89,7 @@ def verdict_on(
             hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
             max_new_tokens=options.max_new_tokens,
             choice=choice,
+            unserved=unserved,
         ),
         given_calibration(),
     )
@@ -133,6 +141,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     # How questions are read, asked and judged.
     asked = [*TASK_FIELDS, "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
+    asked.append("serve")
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     kept = [*options.fingerprint(), *enough, "dtype"]
@@ -248,6 +257,8 @@ def audit_of(
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
     typed = dict(_places(inputs, session.options))
+    if session.target is not None:
+        typed[local_name(str(session.target))] = [str(session.target)]
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:
             typed.setdefault(name, [argument])
@@ -280,8 +291,11 @@ def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
         places[reference_of(adapter)].append(typed)
     for task in inputs.tasks:
         places[task.reference].append(task.path or task.name)
+    declared = next((adapter.base_model for adapter in inputs.given), None)
     if inputs.base is not None:
         places[inputs.base.summary().reference].append(inputs.base.reference)
+    elif declared and (public := public_name(declared)):
+        places[public].append(declared)
     for name, file in options.router_prompts:
         places[f"{name}={Path(file).name}"].append(f"{name}={file}")
     return places

@@ -151,7 +151,7 @@ def evaluate(
         decision = verdict.decision
         if final or (decision in DECIDED and settled(evidence, verdict)):
             break
-        out = _cannot_win(results, asking, evidence, this)
+        out = _cannot_win(evaluator, results, asking, evidence, this)
         dropped |= dict.fromkeys(out, this)
         asking = [system for system in asking if system.name not in out]
     checks = controls(results, asking)
@@ -225,13 +225,18 @@ def _evidence(
 
 
 def _cannot_win(
-    results: Sequence[ItemResult], systems: Sequence[System], evidence: Evidence, this: Round
+    evaluator: Evaluator,
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    evidence: Evidence,
+    this: Round,
 ) -> list[str]:
     """The compositions that can no longer win.
 
     These are shown to fail in every form of the question, or, for one task, to be worse than the
     best composition. For several tasks the best mean may lose a skill that another one keeps. The
-    best composition always goes on, because the decision is about it.
+    best composition always goes on, because the decision is about it, and with --serve the best
+    merge, because that may be advised.
     """
     composed = [system.name for system in systems if system.kind in COMPOSITIONS]
     both = [one for part in FORMS for one in candidates(evidence, part)]
@@ -239,6 +244,9 @@ def _cannot_win(
     out = {one.system for one in both} - hopeful
     if not evidence.several:
         out |= evaluation.beaten(results, composed, this.alpha)
+    if evaluator.session.options.serve:  # the best merge, which servers run, may be advised
+        best = best_system([s for s in evidence.measured.scores if s.system in hopeful], ("merge",))
+        out.discard(best or "")
     if out.issuperset(composed):
         out.discard(best_system(evidence.measured.scores, COMPOSITIONS) or "")
     return [name for name in composed if name in out]

@@ -11,6 +11,7 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
+from loraprobe.compatibility.serving import servers_named
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.lora.spaces import space_named
@@ -84,6 +85,8 @@ def check_names(options: Options) -> None:
             ROUTERS.make(router)
     if options.space is not None:
         space_named(options.space)
+    if options.serve:
+        servers_named(options.serve)
     if options.device != "auto":
         pick_device(options.device)
     if options.dtype != "auto":

@@ -50,6 +50,7 @@ from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
+from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
 from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
 from loraprobe.pipeline.transforms import transform
@@ -61,6 +62,7 @@ from loraprobe.records import (
     QUESTION,
     ROUND,
     Audit,
+    Command,
     Compatibility,
     EvaluationRecords,
     Forecast,
@@ -79,6 +81,7 @@ from loraprobe.routing.constant import single
 from loraprobe.scoring import NextTokens
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence, LibraryChoice
+from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 from loraprobe.verdict.rules import at_ceiling
 
@@ -504,7 +507,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         measured = asked.records()
     given = tuple(proved.adapters)
     inputs = Inputs(given, given, evaluator.inputs.base, tasks)
-    verdict, examined = _verdict(library, inputs, proved, measured)
+    verdict, serve, examined = _verdict(library, inputs, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for one in proved.finalists for note in one.notes]
     return audit_of(
@@ -516,13 +519,14 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         library=_library(library, proved),
         shortlist=_shortlist(proved, measured, verdict),
         verdict=verdict,
+        serve=serve,
     )
 
 
 def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
-) -> tuple[Verdict, Examination]:
-    """The verdict, and what was found about the adapters that it is about."""
+) -> tuple[Verdict, tuple[Command, ...], Examination]:
+    """The verdict, what serves it, and what was found about the adapters that it is about."""
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
@@ -530,12 +534,13 @@ def _verdict(
     choice = LibraryChoice(len(asked), screen.looked_at, len(proved.finalists), passes, left)
     options = session.options
     empty = examined = Examination(Compatibility())
-    verdict = verdict_on(options, inputs, empty, "evaluation", measured, choice)
+    unserved = _unserved(inputs, proved) if options.serve else {}
+    verdict = verdict_on(options, inputs, empty, "evaluation", measured, choice, unserved)
     owner = {name: one for one in proved.finalists for name in one.systems}
     own, spec = owner.get(verdict.system or ""), None
     if own is not None:
         examined = examine(own.builder.trained, inputs.base, "route", session)
-        verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice)
+        verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
         spec = own.systems[verdict.system or ""].spec
     about = _about(verdict, own, inputs, measured)
     words: list[str] = []
@@ -543,7 +548,24 @@ def _verdict(
         arguments = list(map(argument_without_folders, session.arguments))
         words = library_words(library.adapters, arguments)
     found = empty.compatibility
-    return with_next(verdict, options, about, measured, found, spec, words), examined
+    verdict = with_next(verdict, options, about, measured, found, spec, words)
+    merged = None
+    if own is not None and verdict.composes and own.systems[verdict.system or ""].kind == "merge":
+        merged = own.builder.merge(spec or "")
+    files = replace(about, given=[screen.members[one.name].open() for one in about.given])
+    verdict, serve = with_serving(verdict, options, files, measured.chain, merged, None)
+    return verdict, serve, examined
+
+
+def _unserved(inputs: Inputs, proved: Proved) -> dict[str, Unserved]:
+    """What the servers of --serve cannot run, of the adapters and compositions that were proved."""
+    screen, asked = proved.screen, proved.asked
+    files = replace(inputs, given=[screen.members[one.name].open() for one in inputs.given])
+    compositions = list[System]()
+    for one in proved.finalists:
+        left = [system for name, system in one.systems.items() if name not in asked.dropped]
+        compositions += with_files(left, one.builder)
+    return unserved_systems(asked.evaluator.session.options, files, compositions)
 
 
 def _about(

@@ -60,8 +60,8 @@ class Session:
     written: files and directories that the command will write, so that an output never lands on an
     input. arguments: the command line, for the provenance. begun: when the command started, by
     time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
-    (None: the user's cache). explain: whether probes run that no verdict reads. Each function of
-    `commands` sets `command` to its name.
+    (None: the user's cache). explain: whether probes run that no verdict reads. target: the
+    directory of --output. Each function of `commands` sets `command` to its name.
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
     questions. `workers` ask the base: this process, or those of --executor.
@@ -75,6 +75,7 @@ class Session:
     resume: bool = False
     explain: bool = False
     state: Path | None = None
+    target: Path | None = None
     command: str = ""
     device: str = "cpu"
     dtype: str = "float32"

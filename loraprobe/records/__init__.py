@@ -88,7 +88,10 @@ ROUND = ", round "  # in the name of a stage, between the system and the number 
 
 @dataclass(frozen=True)
 class Audit:
-    """All records of one run, in the order of its stages."""
+    """All records of one run, in the order of its stages.
+
+    `serve` are the commands that serve what was made or what the verdict advises.
+    """
 
     command: str
     provenance: Provenance
@@ -105,6 +108,7 @@ class Audit:
     library: Library | None = None
     shortlist: tuple[Shortlisted, ...] = ()
     verdict: Verdict | None = None
+    serve: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
 PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
+_WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")  # of a shell, quotes included
 ALONE = "base"  # the name of the base where it answers a hop
 
 
@@ -32,8 +33,9 @@ class Command:
 
     `verb` is the command's name, "" where there is nothing to run. Of Python it is "load" (an
     adapter, by peft), "switch" (to an adapter that is loaded), "restore" (a saved composition) or
-    "ask" (`hops`, one after the other). "python" and "shell" stand for `text` as it is. Each of
-    `options` is a flag with its value, if it takes one. `str` gives the text.
+    "ask" (`hops`, one after the other). "python" and "shell" stand for `text`, in which a shell's
+    may have {0}, {1} ... for the places of `adapters`. Each of `options` is a flag with its value,
+    if it takes one. `str` gives the text.
     """
 
     verb: str
@@ -59,6 +61,9 @@ class Command:
         """The words of a shell's command, each option together with its value; Python whole."""
         if self.verb in _WRITERS:
             return [_WRITERS[self.verb](self)]
+        if self.verb == "shell":
+            named = (shlex.quote(one.partition("=")[2] or one) for one in self.adapters)
+            return _grouped(self.text.format(*named) if self.adapters else self.text)
         if self.text or not self.verb:
             return [self.text]
         given = (("loraprobe",), (self.verb,), *((one,) for one in self.adapters), *self.options)
@@ -93,7 +98,8 @@ class Command:
         except ValueError:  # a quote that is not closed
             words = []
         if words[:1] != ["loraprobe"] or len(words) < 2:
-            return cls("python" if text else "", text=text)
+            kind = "shell" if words and "(" not in text else "python"  # which has a call
+            return cls(kind if text else "", text=text)
         adapters, options = list[str](), list[tuple[str, ...]]()
         for word in words[2:]:
             if _OPTION.fullmatch(word):  # "-0.5,1" is the value of the option before it
@@ -109,6 +115,17 @@ class Command:
         from pydantic_core import core_schema
 
         return core_schema.no_info_after_validator_function(cls.read, core_schema.str_schema())
+
+
+def _grouped(text: str) -> list[str]:
+    """The words of a line for a shell, each option together with its values."""
+    pieces = list[str]()
+    for word in _WORD.findall(text):
+        if word.startswith("-") or not pieces:
+            pieces.append(word)
+        else:
+            pieces[-1] += f" {word}"
+    return pieces
 
 
 NOTHING = Command("")  # there is nothing to run

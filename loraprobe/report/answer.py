@@ -45,7 +45,7 @@ WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 # as one that stands AGAIN places later.
 BY_EFFECT = (
     *("use", "gain", "chosen", "why", "fix", "watch", "decide", "made", "stopped", "better"),
-    *("close", "how sure", "forecast", "licence", "lacks", "known", "also", "sure"),
+    *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "sure"),
     *("reads it", "broken", "unfit", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
@@ -204,6 +204,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
     if verdict.decision == "incompatible":
         yield from _conflicts(audit)
     elif verdict.evidence in ("weights", "probes"):
+        yield from _serving(audit)
         yield from _limits(audit, verdict)
         yield "known", _known(verdict)
     else:
@@ -213,6 +214,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
     questions = on_questions(verdict.next) if verdict.evidence == "weights" else NOTHING
     yield "questions", questions
     yield FILL_IN, to_fill_in(questions or verdict.next)
+    yield from (("serve", command) for command in audit.serve)
 
 
 def _conflicts(audit: Audit) -> Iterator[Line]:
@@ -235,6 +237,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         how_far = f"after round {rounds.used} of {rounds.planned}"
         yield "stopped", f"{how_far}; --all-items asks the rest"
     yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
+    yield "servers", _servers(audit, verdict)
     yield "close", _said(verdict, "not-told-apart").rstrip(".")
     yield "better", _better(audit, verdict, found)
     yield "decide", _decide(audit, verdict, found)
@@ -495,6 +498,14 @@ def _agreeing(own: float, other: float, difference: float) -> tuple[float, int]:
 def _said(verdict: Verdict, code: str) -> str:
     """The sentence of the reason of this code; "" without the reason."""
     return next((r.message for r in verdict.reasons if r.code == code), "")
+
+
+def _servers(audit: Audit, verdict: Verdict) -> str:
+    """What the servers of the user cannot run; else which servers run what is advised."""
+    told = _said(verdict, "not-servable")
+    if not told and not audit.serve:
+        told = _said(verdict, "servable")
+    return (told[:1].lower() + told[1:]).rstrip(".")
 
 
 def _better(audit: Audit, verdict: Verdict, found: Basis) -> str:

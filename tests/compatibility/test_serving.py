@@ -17,6 +17,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.compatibility import serving
 from loraprobe.compatibility.serving import FEATURES, SERVERS, serving_issues
 from loraprobe.errors import UsageError
+from loraprobe.records import Command
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -150,8 +151,6 @@ def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tm
     for rank, told in ((16, {}), (17, {"rank-default": "warning"}), (513, {"rank": "error"})):
         random_adapter(shapes=shape, rank=rank).save(tmp_path / str(rank))
         assert found(tmp_path / str(rank), "vllm") == told
-    assert "--max-lora-rank 32 " in serving.command("vllm", "owner/base", ".", "a", 17)
-    assert "rank" not in serving.command("vllm", "owner/base", ".", "a", 16)
 
 
 def test_the_table_is_whole():
@@ -189,3 +188,42 @@ def test_the_command_line_exits_by_the_named_servers(tmp_path):
     assert {"serve-rslora", "serve-ok"} <= codes
     for other in (str(tmp_path / "plain"), "--probe=auto"):
         assert call("inspect", place, other, "--serve", "vllm").exit_code == 2
+
+
+ONE, TWO = {"sum": "DIR"}, {"a": "first=a", "b=1": "b's"}
+CONVERTED = "python convert_lora_to_gguf.py {} --base {} --outfile {}.gguf"
+SERVED = [  # server, base, adapters, rank -> the commands
+    ("vllm", "o/base", ONE, 16, ["vllm serve o/base --enable-lora --lora-modules sum=DIR"]),
+    ("vllm", "o/base", ONE, 17,
+     ["vllm serve o/base --enable-lora --max-lora-rank 32 --lora-modules sum=DIR"]),
+    ("vllm", "/x/base", TWO, 512,
+     ["vllm serve base --enable-lora --max-lora-rank 512 --lora-modules a=a b-1='b'\"'\"'s'"]),
+    ("vllm", None, {}, 0, ["vllm serve BASE"]),
+    ("sglang", "o/base", TWO, 64,
+     ["python -m sglang.launch_server --model-path o/base --enable-lora --lora-paths a=a "
+      "b-1='b'\"'\"'s'"]),
+    ("llama.cpp", "/x/base", TWO, 64,
+     ["python convert_hf_to_gguf.py base --outfile BASE.gguf", CONVERTED.format("a", "base", "a"),
+      CONVERTED.format("'b'\"'\"'s'", "base", "b-1"),
+      "llama-server -m BASE.gguf --lora a.gguf --lora b-1.gguf"]),
+    ("ollama", "o/base", ONE, 64,
+     ["python convert_hf_to_gguf.py --remote o/base --outfile BASE.gguf",
+      "python convert_lora_to_gguf.py DIR --base-model-id o/base --outfile sum.gguf",
+      "printf 'FROM ./BASE.gguf\\nADAPTER ./sum.gguf\\n' > sum.Modelfile",
+      "ollama create sum -f sum.Modelfile"]),
+    ("peft", "o/base", ONE, 8, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{len(case[2])}-{case[3]}")
+def test_a_server_is_started_with_these_adapters(case):
+    server, base, places, rank, lines = case
+    found = serving.serving_commands(server, base, places, rank)
+    assert list(map(str, found)) == lines
+    assert [str(Command.read(line)) for line in lines] == lines  # as JSON has them
+
+
+def test_a_command_names_what_its_user_typed():
+    (found,) = serving.serving_commands("vllm", "/x/base", {"a": "first=a"}, 8)
+    typed = found.placed({"base": ["/x/base"], "first=a": ["first=/y/a b"]})
+    assert str(typed).endswith("--lora-modules a='/y/a b'") and "serve /x/base " in str(typed)

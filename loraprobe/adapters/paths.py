@@ -38,19 +38,21 @@ def number(part: str) -> int | None:
     return int(part) if part.isdecimal() and len(part) <= LONGEST_NUMBER else None
 
 
+@functools.lru_cache(maxsize=1 << 16)  # adapters of one base have the same paths
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key in which layer 2 comes before layer 10."""
     parts = path.replace("[", ".").replace("]", "").split(".")  # that of an expert ends in [3]
     return tuple((1, p) if (n := number(p)) is None else (0, n) for p in parts)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def layer_pattern(path: str) -> str:
     """The path with `*` for its numbers: `model.layers.*.mlp.up_proj`, `mlp.experts[*]`."""
     path = re.sub(r"\[\d+\]$", "[*]", path)
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
-@functools.lru_cache(maxsize=1 << 16)  # adapters of a library have the same paths
+@functools.lru_cache(maxsize=1 << 16)
 def root(path: str) -> str:
     """The part of a path before the number of its layer, or the whole path without a number."""
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
-from loraprobe.file_hashes import file_hash
+from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
@@ -227,7 +227,7 @@ class Adapter:
     def sha256(self) -> str:
         """SHA-256 of the weights file, or of the tensors of an adapter in memory."""
         if self.weights_file is not None:
-            return file_hash(self.weights_file)
+            return cached_hash(self.weights_file)
         digest = hashlib.sha256()
         for path, update in self.modules.items():
             digest.update(f"{path}:{float(update.scaling)!r}".encode())

@@ -1,10 +1,14 @@
-"""diagnose: all diagnostics in one pass over the modules of all adapters."""
+"""diagnose: all diagnostics in one pass over the modules of all adapters.
+
+`Diagnosis` is for a pass over the modules that something else makes, such as a merge.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,73 +37,102 @@ NamedSums = dict[tuple[str, FigureKey], dict[str, Tensor]]
 def diagnose(
     adapters: Sequence[Adapter],
     *,
-    per_module: bool = False,
-    base: Base | None = None,
-    only: Collection[str] | None = None,
-    on_demand: Collection[str] = (),
-    seed: int = 0,
     observe: Callable[[GramMatrices], None] | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> tuple[Measurement, ...]:
     """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
 
-    only: the names of the diagnostics to run, instead of all. on_demand: names to add, also with
-    options ("intruder_dimensions:k=5"). Diagnostics that need base weights run if `base` is given.
-    A module is reported for the adapters that adapt it, and for the pairs of which both do. A
-    figure that does not exist (0/0, a NaN in the file, shapes that differ) has the value None.
     observe: called with each batch of modules, so that `compatibility` does not have to read the
-    files again.
-
-    Raises UsageError for an unknown name, or one that needs a base when there is none.
+    files again. options: those of `Diagnosis`, which raises UsageError.
     """
-    usual = [c for c in DIAGNOSTICS if not c.on_demand and (base is not None or not c.needs_base)]
-    chosen: dict[str, Diagnostic] = {}
-    for spec in [*(map(name_of, usual) if only is None else only), *on_demand]:
-        diagnostic = DIAGNOSTICS.make(spec)
-        name = name_of(diagnostic)
-        if diagnostic.needs_base and base is None:
-            raise UsageError(
-                f"{name} compares with the base's weights; give the base model with --base."
-            )
-        if diagnostic.of != "pair" or len(adapters) > 1:
-            chosen[name] = _seeded(diagnostic, seed)
-    batches: dict[tuple[str, ...], NamedSums] = {}
-
-    def visit(grams: GramMatrices, updates: Sequence[Updates]) -> None:
-        batches[grams.paths] = _statistics(chosen, grams, updates, base)
-
-    totals: NamedSums = {}
-    rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = {}
-    paths: list[str] = []
-    present: list[list[bool]] = []
+    made = Diagnosis(adapters, **options)
     for grams in gram_matrices(
         [a.modules for a in adapters],
         sorted({path for a in adapters for path in a.layout}, key=natural),
         rank=max((a.rank_range[1] for a in adapters), default=0),
-        visitor=visit,
+        visitor=made.visit,
         progress=None if progress is None else lambda done, all: progress("diagnose", done, all),
     ):
         if observe is not None:
             observe(grams)
-        for named, sums in batches.pop(grams.paths).items():
-            total = totals.setdefault(named, {})
+        made.take(grams.paths)
+    return made.measurements()
+
+
+class Diagnosis:
+    """Diagnostics of adapters, to which the modules are shown in batches.
+
+    per_module: whether modules are reported too, each for the adapters that adapt it, and for the
+    pairs of which both do. only: the names of the diagnostics to run, instead of all. on_demand:
+    names to add, also with options ("intruder_dimensions:k=5"). Diagnostics that need base weights
+    run if `base` is given. A figure that does not exist (0/0, a NaN in the file, shapes that
+    differ) has the value None.
+
+    Raises UsageError for an unknown name, or one that needs a base when there is none.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        *,
+        per_module: bool = False,
+        base: Base | None = None,
+        only: Collection[str] | None = None,
+        on_demand: Collection[str] = (),
+        seed: int = 0,
+    ) -> None:
+        self.adapters, self.per_module, self.base = adapters, per_module, base
+        usual = [
+            c for c in DIAGNOSTICS if not c.on_demand and (base is not None or not c.needs_base)
+        ]
+        self.chosen: dict[str, Diagnostic] = {}
+        for spec in [*(map(name_of, usual) if only is None else only), *on_demand]:
+            diagnostic = DIAGNOSTICS.make(spec)
+            name = name_of(diagnostic)
+            if diagnostic.needs_base and base is None:
+                raise UsageError(
+                    f"{name} compares with the base's weights; give the base model with --base."
+                )
+            if diagnostic.of != "pair" or len(adapters) > 1:
+                self.chosen[name] = _seeded(diagnostic, seed)
+        # Of the modules that were shown and not yet taken: statistics, which adapters have them.
+        self.shown: dict[tuple[str, ...], tuple[NamedSums, list[list[bool]]]] = {}
+        self.totals: NamedSums = {}
+        self.rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = {}
+        self.present: dict[str, list[bool]] = {}
+
+    def visit(self, grams: GramMatrices, updates: Sequence[Updates]) -> None:
+        """Computes the statistics of a batch of modules; several threads may call it at a time."""
+        sums = _statistics(self.chosen, grams, updates, self.base)
+        self.shown[grams.paths] = sums, grams.present.tolist()
+
+    def take(self, paths: tuple[str, ...]) -> None:
+        """Adds the statistics of a batch that was shown, which frees their memory."""
+        found, present = self.shown.pop(paths)
+        for named, sums in found.items():
+            total = self.totals.setdefault(named, {})
             for s, values in sums.items():
                 total[s] = total.get(s, 0) + values.sum(0)
-            if per_module:
-                rows.setdefault(named, []).append(sums)
-        paths += grams.paths
-        present += grams.present.tolist()
-    found: list[Measurement] = []
-    for (name, key), sums in sorted(totals.items(), key=_order):
-        figure = chosen[name].figure(sums)
-        found += _measurements(chosen[name], key, figure, adapters)
-    for (name, key), parts in sorted(rows.items(), key=_order):
-        joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
-        figure = chosen[name].figure(joined)
-        for m, path in enumerate(paths):
-            one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
-            found += _measurements(chosen[name], key, one, adapters, path, present[m])
-    return tuple(found)
+            if self.per_module:
+                self.rows.setdefault(named, []).append(sums)
+        self.present.update(zip(paths, present, strict=True))
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """The figures of all modules that were shown: of whole adapters, then of each module."""
+        for paths in sorted(self.shown, key=lambda paths: natural(paths[0])):
+            self.take(paths)
+        found: list[Measurement] = []
+        for (name, key), sums in sorted(self.totals.items(), key=_order):
+            figure = self.chosen[name].figure(sums)
+            found += _measurements(self.chosen[name], key, figure, self.adapters)
+        for (name, key), parts in sorted(self.rows.items(), key=_order):
+            joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
+            figure = self.chosen[name].figure(joined)
+            for m, (path, present) in enumerate(self.present.items()):
+                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+                found += _measurements(self.chosen[name], key, one, self.adapters, path, present)
+        return tuple(found)
 
 
 def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:

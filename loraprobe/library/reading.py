@@ -31,7 +31,6 @@ from loraprobe.adapters import Adapter, local_name, public_name, read_adapter, s
 from loraprobe.cache import READINGS, cache_directory
 from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
-from loraprobe.file_hashes import cached_hash
 from loraprobe.library.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
@@ -167,8 +166,7 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     OSError.
     """
     file, path, source = adapter.weights_file, adapter.source.path, adapter.source
-    sha256 = adapter.sha256 if file is None else cached_hash(file)
-    key = key_of(__version__, sha256, dict(adapter.config))
+    key = key_of(__version__, adapter.sha256, dict(adapter.config))
     reading = Reading.stored(key)
     if reading is None:
         reading = Reading.of(adapter)
@@ -187,7 +185,7 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
         name=adapter.name,
         reference=source.public,
         commit=source.commit,
-        sha256=sha256,
+        sha256=adapter.sha256,
         base_model=public_name(adapter.base_model),
         rank={"min": low, "max": high},
         modules=len(adapter.layout),

@@ -23,7 +23,9 @@ another adapter, so that a sum of updates may cancel, and where float32 cannot h
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -55,7 +57,7 @@ MEETING = 0.99
 LENGTHS = 1e-15, 1e15
 # Products that are added in the precision of the factors; their sums are added in float64.
 SUMMED = 4096
-# Rows of a Gram matrix that are computed together, at least; entries below the diagonal are copied.
+# Rows of a Gram matrix in float64 of which all entries are computed; of more rows one half is.
 GRAM_ROWS = 80
 
 
@@ -285,10 +287,11 @@ def gram_matrices(
     if paths is None:
         paths = list(dict.fromkeys(path for a in adapters for path in a))
     batches = _batches([getattr(a, "infos", a) for a in adapters], paths, rank)
+    memory = _Memory()
 
     def batch(part: tuple[Sequence[str], Sequence[Updates]]) -> GramMatrices:
         names, updates = part
-        grams = _batch(tuple(names), updates, rank)
+        grams = _batch(tuple(names), updates, rank, memory)
         if visitor is not None:
             visitor(grams, updates)
         return grams
@@ -302,12 +305,35 @@ def gram_matrices(
         yield grams
 
 
-def _batch(paths: tuple[str, ...], modules: Sequence[Updates], rank: int) -> GramMatrices:
+def of_products(
+    path: str,
+    updates: Updates,
+    products: tuple[Float64[Tensor, "R R"], Float64[Tensor, "R R"]],
+    rank: int,
+) -> GramMatrices:
+    """The matrices of one module whose products of all rows of A, and of B^T, are known already.
+
+    They are padded to `rank`, at least the largest of the updates.
+    """
+    n, ranks = len(updates), {i: u.rank for i, u in enumerate(updates) if u is not None}
+    grams_in, grams_out = torch.zeros(2, 1, n, rank, n, rank, dtype=torch.float64)
+    for grams, known in zip((grams_in, grams_out), products, strict=True):
+        _place(grams[0], known, ranks)
+    return _of_modules((path,), [updates], grams_in, grams_out)
+
+
+def _batch(
+    paths: tuple[str, ...], modules: Sequence[Updates], rank: int, memory: _Memory
+) -> GramMatrices:
     """The Gram matrices of some modules. modules: the updates of all adapters for each."""
     A = [[None if u is None else u.A.detach() for u in updates] for updates in modules]
     B = [[None if u is None else u.B.detach().mT for u in updates] for updates in modules]
     exact = [_in_float64(updates) for updates in modules]
-    grams_in, grams_out = (_together(list(map(gram_of, side, exact)), rank) for side in (A, B))
+    n, r = len(modules[0]), max(rank, *(u.rank for updates in modules for u in updates if u))
+    grams_in, grams_out = torch.zeros(2, len(paths), n, r, n, r, dtype=torch.float64)
+    for grams, side in ((grams_in, A), (grams_out, B)):
+        for gram, held, in_float64 in zip(grams, side, exact, strict=True):
+            _fill(gram, held, in_float64, memory)
     found = _of_modules(paths, modules, grams_in, grams_out)
     if all(exact):
         return found
@@ -363,38 +389,83 @@ def _in_float64(updates: Updates) -> bool:
     return torch.float64 in dtypes or len(factors) <= 2 * few
 
 
-def _together(grams: list[Float64[Tensor, "n _ n _"]], rank: int) -> Float64[Tensor, "m n r n r"]:
-    """The matrices of some modules as one tensor, padded with zeros to one rank."""
-    r = max([rank, *(gram.shape[1] for gram in grams)])
-    more = [r - gram.shape[1] for gram in grams]
-    pad = torch.nn.functional.pad
-    grams = [pad(g, (0, k, 0, 0, 0, k)) if k else g for g, k in zip(grams, more, strict=True)]
-    return torch.stack(grams) if len(grams) > 1 else grams[0][None]
-
-
 # Inner products of the rows of many factors.
 
 
-def gram_of(factors: Factors, exact: bool = True) -> Float64[Tensor, "n r n r"]:
-    """Inner products of the rows of all factors, padded with zeros: [n, r, n, r].
+class _Memory(threading.local):
+    """Memory of one thread for the rows of a module, which it uses again for the next one.
 
-    exact: whether all products are computed in float64, else those of two factors in float32, with
-    sums of many in float64. Factors with rows of unequal lengths are not multiplied.
+    Fresh memory costs a tenth of the time of the products in it.
     """
-    r = max((factor.shape[0] for factor in factors if factor is not None), default=0)
-    gram = torch.zeros(len(factors), r, len(factors), r, dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self.held: dict[torch.dtype, Tensor] = {}
+
+    def rows(self, count: int, length: int, dtype: torch.dtype) -> Float[Tensor, "count length"]:
+        size = count * length
+        if dtype not in self.held or len(self.held[dtype]) < size:
+            self.held[dtype] = torch.empty(size, dtype=dtype)
+        return self.held[dtype][:size].view(count, length)
+
+
+def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memory: _Memory) -> None:
+    """Writes the inner products of the rows of all factors; rows beyond a factor's stay zero.
+
+    exact: whether all products are computed in float64, else those of two factors in float32.
+    Factors with rows of unequal lengths are not multiplied.
+    """
+    n, r = gram.shape[:2]
     for held in _by_length(factors):
-        rows = _stacked(held.values(), torch.float64 if exact else torch.float32)
-        found = _padded(_products(rows), [len(one) for one in held.values()], r)
-        double = torch.empty(0 if exact else r, rows.shape[1], dtype=torch.float64)  # of one factor
-        for i, one in enumerate(() if exact else held.values()):
-            own = double[: len(one)].copy_(one)
-            found[i, : len(one), i, : len(one)] = own @ own.mT
-        if len(held) == len(factors):
-            return found
-        some = torch.tensor(list(held))
-        gram[some[:, None], :, some] = found.transpose(1, 2)
-    return gram
+        starts = [0, *itertools.accumulate(len(one) for one in held.values())]
+        length = next(iter(held.values())).shape[1]
+        rows = memory.rows(starts[-1], length, torch.float64 if exact else torch.float32)
+        for start, one in zip(starts, held.values(), strict=False):
+            rows[start : start + len(one)].copy_(one)
+        if len(rows) == n * r:
+            _multiply(gram.view(n * r, n * r), rows, starts, memory)
+        else:
+            products = torch.empty(len(rows), len(rows), dtype=torch.float64)
+            _multiply(products, rows, starts, memory)
+            _place(gram, products, {i: len(one) for i, one in held.items()})
+
+
+def _place(
+    gram: Float64[Tensor, "n r n r"], products: Float64[Tensor, "k k"], ranks: Mapping[int, int]
+) -> None:
+    """Writes products of the rows of some adapters, whose ranks are given by their place."""
+    n, r = gram.shape[:2]
+    rows = torch.cat([torch.arange(rank) + i * r for i, rank in ranks.items()])
+    gram.view(n * r, n * r)[rows[:, None], rows] = products
+
+
+def _multiply(
+    gram: Float64[Tensor, "k k"],
+    rows: Float[Tensor, "k length"],
+    starts: Sequence[int],
+    memory: _Memory,
+) -> None:
+    """Writes rows @ rows^T: one half times the other half, and so on within each half.
+
+    starts: the first row of each factor, and the end. Rows in float32 are multiplied with those of
+    other factors in float32, SUMMED products at a time, and with their own factor's in float64.
+    """
+    first, *_, end = starts
+    own = rows[first:end]
+    if len(starts) == 2 or (rows.dtype == torch.float64 and len(own) <= GRAM_ROWS):
+        if rows.dtype != torch.float64:
+            own = memory.rows(len(own), own.shape[1], torch.float64).copy_(own)
+        torch.mm(own, own.mT, out=gram[first:end, first:end])
+        return
+    half = len(starts) // 2
+    middle = starts[half]
+    above = gram[first:middle, middle:end]
+    for at in range(0, rows.shape[1], SUMMED):
+        part = rows[:, at : at + SUMMED]
+        products = part[first:middle] @ part[middle:end].mT
+        above.add_(products) if at else above.copy_(products)
+    gram[middle:end, first:middle] = above.mT
+    _multiply(gram, rows, starts[: half + 1], memory)
+    _multiply(gram, rows, starts[half:], memory)
 
 
 def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) -> None:
@@ -402,7 +473,7 @@ def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) 
     for held in _by_length(factors):
         chosen = {i: len(one) for i, one in held.items() if i in some}
         if chosen:
-            rows = _stacked([held[i] for i in chosen], torch.float64)
+            rows = torch.cat([held[i].double() for i in chosen])
             for j, other in held.items():
                 blocks = (rows @ other.double().mT).split(list(chosen.values()))
                 for i, block in zip(chosen, blocks, strict=True):
@@ -417,16 +488,6 @@ def _by_length(factors: Factors) -> list[dict[int, Float[Tensor, "_ _"]]]:
         if factor is not None:
             found.setdefault(factor.shape[1], {})[i] = factor
     return list(found.values())
-
-
-def _stacked(
-    rows: Collection[Float[Tensor, "_ length"]], dtype: torch.dtype
-) -> Float[Tensor, "k length"]:
-    ranks, length = [len(one) for one in rows], next(iter(rows)).shape[1]
-    stack = torch.empty(sum(ranks), length, dtype=dtype)
-    for place, one in zip(stack.split(ranks), rows, strict=True):
-        place.copy_(one)
-    return stack
 
 
 def _unresolved(
@@ -452,30 +513,3 @@ def _meeting(cosines: Float64[Tensor, "m n n k k"]) -> Bool[Tensor, "m n"]:
     found[m[meet], i[meet]] = True
     found[m[meet], j[meet]] = True
     return found
-
-
-def _padded(
-    product: Float64[Tensor, "k k"], ranks: Sequence[int], r: int
-) -> Float64[Tensor, "n r n r"]:
-    """The matrix with zeros where an adapter has fewer than r rows: [n, r, n, r]."""
-    n = len(ranks)
-    if len(product) < n * r:
-        places = torch.cat([torch.arange(k) + i * r for i, k in enumerate(ranks)])
-        small, product = product, product.new_zeros(n * r, n * r)
-        product[places[:, None], places] = small
-    return product.view(n, r, n, r)
-
-
-def _products(rows: Float[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
-    """rows @ rows^T: [k, k]. Half of a large one is computed, the other half copied."""
-    k, length = rows.shape
-    step = max(GRAM_ROWS, k // 10)
-    gram = torch.zeros(k, k, dtype=torch.float64)
-    for start in range(0, k, step):
-        stop = min(start + step, k)
-        above = gram[start:stop, start:]
-        for at in range(0, length, SUMMED):
-            part = rows[start:, at : at + SUMMED]
-            above += part[:step] @ part.mT
-        gram[stop:, start:stop] = above[:, stop - start :].mT
-    return gram

@@ -123,6 +123,15 @@ class SideBySide:
         """A A^T and B^T B, [R, R] each; not finite on the diagonal where a factor is not."""
         return self.A @ self.A.mT, self.B.mT @ self.B
 
+    def products(
+        self, order: Sequence[int]
+    ) -> tuple[Float64[Tensor, "R R"], Float64[Tensor, "R R"]]:
+        """A A^T and B^T B with the adapters in another order."""
+        parts = torch.arange(sum(self.ranks)).split(self.ranks)
+        rows = torch.cat([parts[i] for i in order])
+        A, B = self.grams
+        return A[rows[:, None], rows], B[rows[:, None], rows]
+
     def updates(self, dtype: torch.dtype) -> list[LowRank]:
         """The single updates in another dtype."""
         As = self.A.to(dtype).split(self.ranks, 0)

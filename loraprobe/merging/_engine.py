@@ -7,7 +7,6 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.formatting import shortly
+from loraprobe.lora.grams import Visitor, of_products
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
 from loraprobe.lora.workers import in_order
@@ -137,6 +137,7 @@ def merge(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     base: BaseTensors | None = None,
+    visitor: Visitor | None = None,
 ) -> Merged:
     """Merge adapters of one base into one adapter, without the base where that is possible.
 
@@ -146,6 +147,8 @@ def merge(
     adapter does not adapt counts as a zero delta; a module's rank is never larger than its
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
     of issues to accept. A few modules of all adapters are in memory at a time, one if it is dense.
+    visitor: called with the Gram matrices of each module, so that diagnostics do not have to read
+    the adapters again; modules are shown by several threads.
 
     base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
@@ -162,7 +165,7 @@ def merge(
     check_layout(arguments)
     arguments.require_memory()
     others, dropped = merge_extras(arguments)
-    modules = _merge_modules(arguments, progress)
+    modules = _merge_modules(arguments, progress, visitor)
     parts = modules.values()
     inner = torch.stack([m.inner for m in parts]).sum(0)
     issues += [*notes, *dropped, *check_effect(arguments, inner)]
@@ -202,7 +205,9 @@ def _share(part2: float, total2: float) -> float:
     return math.sqrt(part2 / max(total2, 1e-300))
 
 
-def _merge_modules(arguments: MergeArguments, progress: Progress | None) -> dict[str, MergedModule]:
+def _merge_modules(
+    arguments: MergeArguments, progress: Progress | None, visitor: Visitor | None
+) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
     The order in which the adapters are given therefore changes no bit of the result, even where it
@@ -216,33 +221,45 @@ def _merge_modules(arguments: MergeArguments, progress: Progress | None) -> dict
         adapters=[given[i] for i in order],
         weights=tuple(arguments.weights[i] for i in order),
     )
-    place = torch.tensor(order).argsort()
+    place = torch.tensor(order).argsort().tolist()
+    names = [adapter.name for adapter in ordered.adapters]
+    largest = max(adapter.rank_range[1] for adapter in given)
 
     def updates(info: ModuleInfo) -> list[LowRank]:
         absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
         return [adapter.modules.get(info.path, absent) for adapter in ordered.adapters]
 
+    @torch.no_grad()
+    def merged(module: tuple[str, Sequence[LowRank]]) -> MergedModule:
+        path, updates = module
+        factors = SideBySide.of(updates)
+        check_finite(factors, names, path)
+        if visitor is not None:
+            shown = [updates[i] if updates[i].rank else None for i in place]
+            visitor(of_products(path, shown, factors.products(place), largest), [shown])
+        one = _merge_module(ordered, path, updates, factors)
+        return replace(one, inner=one.inner[place][:, place])
+
     read = ((path, updates(layout[path])) for path in layout)
     in_turn = in_order if arguments.in_threads else map
     modules: dict[str, MergedModule] = {}
-    for path, merged in zip(layout, in_turn(partial(_merge_module, ordered), read), strict=True):
-        modules[path] = replace(merged, inner=merged.inner[place][:, place])
+    for path, module in zip(layout, in_turn(merged, read), strict=True):
+        modules[path] = module
         if progress:
             progress("merge", len(modules), len(layout))
     return modules
 
 
-@torch.no_grad()
-def _merge_module(arguments: MergeArguments, module: tuple[str, Sequence[LowRank]]) -> MergedModule:
+def _merge_module(
+    arguments: MergeArguments, path: str, updates: Sequence[LowRank], factors: SideBySide
+) -> MergedModule:
     """Merge one module: factors -> space -> method -> rank -> dtype, with what was lost.
 
-    module: its path and the updates of all adapters, of rank 0 where one lacks it. Raises
-    AdapterError for NaN or Inf in a factor, CompatibilityError for a base of another shape,
-    OutputError where the result does not fit into the dtype.
+    updates: those of all adapters, of rank 0 where one lacks the module; factors: the same side by
+    side. Raises CompatibilityError for a base of another shape, OutputError where the result does
+    not fit into the dtype.
     """
-    (path, updates), method, rank = module, arguments.method, arguments.rank
-    factors = SideBySide.of(updates)
-    check_finite(factors, [a.name for a in arguments.adapters], path)
+    method, rank = arguments.method, arguments.rank
     weights = torch.tensor(arguments.weights, dtype=torch.float64)
     if arguments.keeps_dora:
         merged = merge_dora(arguments, path, updates)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from loraprobe import compatibility, merging
+from loraprobe import compatibility, diagnostics, merging
 from loraprobe.adapters import Adapter, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
@@ -23,6 +23,7 @@ from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import audit_of, recommend, verdict_with_next
 from loraprobe.pipeline.examination import (
+    WARNED,
     Examination,
     check,
     examine,
@@ -145,6 +146,8 @@ def merge(
         weights = learned.factors
     transformed = with_layers(transformed, options, learned)
     dtype = transformed.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
+    as_given = transformed.adapters == tuple(inputs.adapters)
+    seen = diagnostics.Diagnosis(inputs.adapters, only=WARNED, seed=options.seed)
     with session.stage("merge"):
         merged = merging.merge(
             transformed.adapters,
@@ -157,11 +160,12 @@ def merge(
             weights=weights,
             dtype=dtype,
             progress=session.progress,
+            visitor=seen.visit if as_given else None,
         )
     with session.stage("diagnose"):
         norm = merged.adapter.norm()
         figures = merge_figures(merged, norm, transformed)
-        figures += warning_figures(inputs.adapters, options)
+        figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
     notes += [*transformed.notes, made_text(merged, norm, options)]
     return _outcome(merged, inputs, transformed, examined, notes, learned, session)

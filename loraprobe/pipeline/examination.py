@@ -172,6 +172,9 @@ def merge_figures(merged: Merged, norm: float, transformed: Transformed) -> tupl
     return tuple(rows)
 
 
+WARNED = ("norm_ratio", "cosine", "shared_initialisation")
+
+
 def warning_figures(
     adapters: Sequence[Adapter], options: Options, *others: str
 ) -> tuple[Measurement, ...]:
@@ -179,5 +182,4 @@ def warning_figures(
 
     others: names of more diagnostics.
     """
-    wanted = ("norm_ratio", "cosine", "shared_initialisation", *others)
-    return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)
+    return diagnostics.diagnose(adapters, only=(*WARNED, *others), seed=options.seed)

@@ -9,9 +9,10 @@ import torch
 from making import DOMAINS, LLAMA, generator, planted_pair, random_adapter, random_update, regauged
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.diagnostics import DIAGNOSTICS, diagnose
+from loraprobe.diagnostics import DIAGNOSTICS, Diagnosis, diagnose
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import merge
 from loraprobe.registry import name_of
 
 F64 = torch.float64
@@ -63,6 +64,21 @@ def test_the_registry_holds_every_named_diagnostic():
     assert NAMED | {"shared_initialisation"} <= set(DIAGNOSTICS.names())
     for diagnostic in DIAGNOSTICS:
         assert diagnostic.__doc__ and diagnostic.formula and diagnostic.paper
+
+
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("method", ["uniform", "ties"])
+def test_a_merge_shows_the_modules_that_diagnose_reads(trio, method, step):
+    given = trio[::step]
+    seen = Diagnosis(given, per_module=True)
+    merge(given, method, visitor=seen.visit)
+    wanted = {
+        (m.name, m.adapters, m.module, m.side, m.rank): m for m in diagnose(given, per_module=True)
+    }
+    for one in seen.measurements():
+        other = wanted.pop((one.name, one.adapters, one.module, one.side, one.rank))
+        assert close(one.value, other.value) and close(one.chance, other.chance)
+    assert not wanted
 
 
 def test_whole_adapters_are_one_block_diagonal_update(trio):

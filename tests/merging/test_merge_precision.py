@@ -49,13 +49,14 @@ DIAGNOSTICS = """
 
 Norms, singular values and ranks come from Gram matrices in float64. So do all figures of factors
 that are stored in float64, of up to 32 adapters that are stored in float32, and of up to 4 that are
-stored in bfloat16 or float16. Of more adapters, the products of two adapters are taken in float32
-(sums of at most 4,096 products; longer ones in float64); products of two 16-bit numbers are exact
-in float32. An angle between two spaces multiplies the rounding by the conditions of both factors,
-whose rows are scaled to length one. So all products of an adapter are computed in float64 in each
-module where a singular vector of its update is a sum of rows with coefficients of a norm above 64,
-where a principal angle with another adapter has a cosine above 0.99, so that sums may cancel
-(duplicates and opposed updates are found as among few), and where float32 cannot hold the products.
+stored in bfloat16 or float16, and those that a merge tells. Of more adapters, the products of two
+adapters are taken in float32 (sums of at most 4,096 products; longer ones in float64); products of
+two 16-bit numbers are exact in float32. An angle between two spaces multiplies the rounding by the
+conditions of both factors, whose rows are scaled to length one. So all products of an adapter are
+computed in float64 in each module where a singular vector of its update is a sum of rows with
+coefficients of a norm above 64, where a principal angle with another adapter has a cosine above
+0.99, so that sums may cancel (duplicates and opposed updates are found as among few), and where
+float32 cannot hold the products.
 Pairs of adapters then have at most this error (tests require it over planted cases):
 
 | figure | stated | measured |

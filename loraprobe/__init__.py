@@ -86,7 +86,7 @@ def inspect(
 
 
 @takes(
-    "allow answer_after answer_pattern batch_size chat_template device diagnostics dtype "
+    "allow answer_after answer_pattern batch_size chat_template device diagnostics dtype engine "
     "executor fields limit margin max_new_tokens metric per_module prior prompt_template resume "
     "run_unsafe_code seed serve state threads trust_remote_code"
 )
@@ -263,7 +263,7 @@ def merge_and_eval(
 
 @takes(
     "all_items allow answer_after answer_pattern balance batch_size budget chat_template device "
-    "device_map dtype executor fields items keep limit margin max_new_tokens methods metric "
+    "device_map dtype engine executor fields items keep limit margin max_new_tokens methods metric "
     "prior prompt_template quantize rank resume retention routers run_unsafe_code seed space "
     "state threads trust_remote_code"
 )

@@ -139,7 +139,11 @@ class ModelServer:
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             golds = [float(scores[i - 1, ids[i]]) for i in range(1, len(ids))]
             if "prompt_logprobs" in body and self.scores == "vllm":
-                rows = [{str(i): {"logprob": gold}} for i, gold in zip(ids[1:], golds, strict=True)]
+                rows = []
+                for i, gold, of_place in zip(ids[1:], golds, scores, strict=False):
+                    top = of_place.topk(min(body["prompt_logprobs"], len(of_place)))
+                    both = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                    rows.append({str(token): {"logprob": one} for token, one in [*both, (i, gold)]})
                 choice["prompt_logprobs"] = [None, *rows]
             if body.get("echo") and self.scores == "echo":
                 choice["logprobs"] = {"token_logprobs": [None, *golds, first]}

@@ -36,6 +36,7 @@ from loraprobe.pipeline.examination import (
 from loraprobe.pipeline.inputs import (
     Inputs,
     base_apart,
+    check_engine,
     check_names,
     check_state,
     check_task_use,
@@ -97,6 +98,7 @@ def inspect(
         raise UsageError("--task and --probe ask the base model; add --base=DIR or --base=auto.")
     if tasks:
         check_state(session)
+    check_engine(options, tasks)
     inputs, opened = open_inputs(adapters, session, base, tasks), None
     if probe:
         from loraprobe.pipeline.task_files import open_probe
@@ -440,6 +442,7 @@ def _opened_library(
     session.command, options = "screen", session.options
     check_names(options)
     tasks = open_tasks(given, options)
+    check_engine(options, tasks)
     if tasks:
         check_state(session)
         split_for_screening(tasks, options)  # raises before a long library is read
@@ -468,6 +471,7 @@ def _opened_library(
 
 def _require_composable(found: Arranged, options: Options) -> None:
     """Raises UsageError for a router that learns, and where nothing can be composed."""
+    from loraprobe.pipeline.systems import plan_of
     from loraprobe.routing import ROUTERS
 
     for spec in options.routers:
@@ -483,6 +487,9 @@ def _require_composable(found: Arranged, options: Options) -> None:
             f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "
             "a screen composes two or more; run screen without --task to see why."
         )
+    plan_of(
+        options, [member.open() for member in found.usable[:2]]
+    )  # raises before anything is asked
 
 
 def _outcome(

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +46,30 @@ PROMPTS = 12  # of the acceptance test
 START = 900.0  # seconds that a server may take to load the base
 
 
+def not_loadable(adapters: Iterable[Adapter]) -> dict[str, UnsupportedAdapter]:
+    """Adapters that hold more than servers load, each with its error."""
+    return {
+        adapter.name: UnsupportedAdapter(
+            f"Adapter {adapter.name} holds more than low-rank factors, which no server loads; "
+            "use --engine transformers."
+        )
+        for adapter in adapters
+        if adapter.magnitudes or adapter.has_more_than_factors
+    }
+
+
 def open_served(
-    base: Base, adapters: Sequence[Adapter], tasks: Sequence[Task], session: Session, local: Scorer
+    base: Base,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    session: Session,
+    local: Scorer,
+    together: int | None = None,
 ) -> ServedScorer:
     """A scorer on the server that --engine names or starts.
 
-    adapters: those that are composed. local: the base by transformers, for the acceptance test.
+    adapters: those that are composed, at most `together` of them (None: all). local: the base by
+    transformers, for the acceptance test.
     Raises UsageError for what a server cannot be asked, UnsupportedAdapter for an adapter that it
     cannot load, ServerError for a server that does not run this base.
     """
@@ -62,16 +80,12 @@ def open_served(
                 f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "
                 "transformers; a server is asked the questions of task files."
             )
-    for adapter in adapters:
-        if adapter.magnitudes or adapter.has_more_than_factors:
-            raise UnsupportedAdapter(
-                f"Adapter {adapter.name} holds more than low-rank factors, which no server loads; "
-                "use --engine transformers."
-            )
+    for error in not_loadable(adapters).values():
+        raise error
     with ExitStack() as stack:
         if engine == "vllm":
-            ranks = [adapter.rank_range[1] for adapter in adapters]
-            rank = sum(ranks) if options.rank == "auto" else max(*ranks, options.rank)
+            ranks = sorted((adapter.rank_range[1] for adapter in adapters), reverse=True)
+            rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
             engine = stack.enter_context(started_vllm(base, rank, session))
         server = Server(engine)
         served, version = _base_of(server), server.version()
@@ -168,6 +182,13 @@ class _Loading(Placing):
             raise ServerError(f"{why}.".replace("..", ".")) from None
         self.loaded.append(name)
         return {"model": name}
+
+    def drop(self, model: Mapping[str, Any]) -> None:
+        """Unloads a composition, unless it was loaded when the server started."""
+        if model["model"] in self.loaded:
+            self.loaded.remove(model["model"])
+            self.server.unload(model["model"])
+            shutil.rmtree(self.place / model["model"], ignore_errors=True)
 
     def unload(self) -> None:
         """Takes everything that was loaded out of the server again."""

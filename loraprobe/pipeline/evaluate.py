@@ -429,7 +429,7 @@ def evaluate_sample(
         few = replace(evaluator, tasks=sample)
         results += few.run(singles, short)
         rows = few.probe_tasks(results, probe is not None)
-        rows += _probe_without_task(evaluator.scorer, inputs, probe, session)
+        rows += _probe_without_task(evaluator.local, inputs, probe, session)
         # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too
         # small for; one system and one form of the question is cheap.
         shares = shares_right(results, len(plan.tasks))
@@ -447,7 +447,7 @@ def evaluate_sample(
         found, composed, told = _pilot(evaluator, first, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows, forecasts=forecasts)
-    notes = [*evaluator.notes, *notes, *told, evaluator.scorer.note()]
+    notes = [*evaluator.notes, *notes, *plan.left_out, *told, evaluator.scorer.note()]
     if not composed:
         return Evaluated("base", replace(records, rounds=None), notes)
     return Evaluated("pilot", records, notes)
@@ -498,6 +498,8 @@ def _answers_alone(
     """
     session, scorer = evaluator.session, evaluator.scorer
     options, names = session.options, [adapter.name for adapter in evaluator.inputs.adapters]
+    if options.served:  # gives no logits that could be added
+        return evaluator.run(singles), ()
     ones = (1.0,) * len(names)
     summed = [
         spec

@@ -43,8 +43,8 @@ LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
 class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
-    `tasks` are asked: those of `plan`, or a sample of their items. As a context it closes the
-    ledger.
+    `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
+    where a server is the scorer. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -55,6 +55,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     plan: Plan = field(default_factory=Plan)
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
+    local: Any = None
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -120,20 +121,27 @@ def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> l
 
 
 def open_evaluator(
-    inputs: Inputs, plan: Plan, session: Session, others: Sequence[Adapter] = ()
+    inputs: Inputs,
+    plan: Plan,
+    session: Session,
+    others: Sequence[Adapter] = (),
+    together: int | None = None,
 ) -> Evaluator:
     """Loads the base, chooses the chat template and opens the results of earlier runs.
 
     others: adapters on which the results depend too, beside those that choose the template.
+    together: how many are composed at most; None for all.
     """
     assert inputs.base is not None
     adapters, metric = inputs.adapters, session.options.metric
     told = task_notes(plan.tasks, metric)
-    scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
+    local, notes = open_scorer(inputs.base, session.options.dtype, session)
+    scorer = local
     if session.options.served:
         from loraprobe.pipeline.engine import open_served
 
-        scorer = open_served(inputs.base, [*adapters, *others], plan.tasks, session, scorer)
+        every = [*adapters, *others]
+        scorer = open_served(inputs.base, every, plan.tasks, session, local, together)
         notes.append(
             f"Questions were answered by {session.engine}. Figures on hidden states and "
             "probabilities (coverage) need --engine transformers and are left out."
@@ -151,7 +159,8 @@ def open_evaluator(
     known = [row for row in ledger if row.system in names and is_generated(row.metric)]
     ledger.add_missing([replace(row, system=names[row.system]) for row in known])
     notes += [*why, *told, kept]
-    return Evaluator(inputs, session, scorer, ledger, plan.tasks, plan, notes, template)
+    local = local.with_template(scorer.chat_template)
+    return Evaluator(inputs, session, scorer, ledger, plan.tasks, plan, notes, template, local)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

@@ -110,6 +110,12 @@ def check_state(session: Session) -> None:
     check_place(session.state or cache_directory() / "runs" / "results", cure)
 
 
+def check_engine(options: Options, tasks: Tasks) -> None:
+    """Raises UsageError for a server that is asked no questions."""
+    if options.served and not tasks:
+        raise UsageError("--engine answers the questions of --task; add one, or leave it out.")
+
+
 def base_of(base: Base | Ref, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
     """The base of a reference; "auto" is the one that the adapters' configs agree on.
 

@@ -26,6 +26,7 @@ from loraprobe.probes import AdditiveForecast
 from loraprobe.records import FORMS, QUESTION, STEPS, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 
+LARGEST = 3  # adapters of a set
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 KEPT = 10_000  # of the best sets of a ranking
 TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not

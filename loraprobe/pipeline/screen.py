@@ -29,7 +29,12 @@ from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS
-from loraprobe.errors import LoraprobeError, OutputError, UsageError
+from loraprobe.errors import (
+    LoraprobeError,
+    OutputError,
+    ServerError,
+    UsageError,
+)
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
@@ -49,7 +54,7 @@ from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceili
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset, choose
+from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
 from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
@@ -196,11 +201,11 @@ class Screen:
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
-        """Keeps the error of one adapter; raises that of the base, and of a disk."""
+        """Keeps the error of one adapter; raises that of the base, a disk or a server."""
         try:
             yield
         except LoraprobeError as error:
-            if name == BASE or isinstance(error, OutputError):
+            if name == BASE or isinstance(error, (OutputError, ServerError)):
                 raise
             self.failed[name] = error
 
@@ -444,10 +449,12 @@ def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) 
     adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
     members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
-        builder = SystemBuilder(adapters, transform(adapters, options, (), base), options, base)
+        transformed = transform(adapters, options, (), base)
+        builder = SystemBuilder(adapters, transformed, options, base, runs=evaluator.scorer.runs)
         specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
         built, notes = builder.build_each(specs)
-    systems = {s.name: replace(s, members=members, spec=specs[s.name]) for s in built}
+    run = [system for system in built if builder.runs(system.composition)]
+    systems = {s.name: replace(s, members=members, spec=specs[s.name]) for s in run}
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
 
 
@@ -461,14 +468,20 @@ def open_screen(
     """
     parts = split_for_screening(tasks, session.options)
     usable = {member.record.name: member for member in members if member.usable}
-    opened = [member.open() for member in usable.values()]
+    every, failed = [member.open() for member in usable.values()], dict[str, LoraprobeError]()
+    if session.options.served:
+        from loraprobe.pipeline.engine import not_loadable
+
+        failed |= not_loadable(every)
+    opened = [adapter for adapter in every if adapter.name not in failed]
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
     names = {adapter.name for adapter in few}
     others = [adapter for adapter in opened if adapter.name not in names]
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
     plan = Plan(tasks=parts.apart, parts=parts)
-    with open_evaluator(inputs, plan, session, others) as evaluator:
-        yield Screen(evaluator, usable)
+    with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
+        asked = {name: member for name, member in usable.items() if name not in failed}
+        yield Screen(evaluator, asked, failed=failed)
 
 
 def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import httpx
+import torch
 from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
 
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UsageError
 from loraprobe.scoring.encoding import PromptedScorer
 from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
-from loraprobe.scoring.likelihood import Likelihood
+from loraprobe.scoring.likelihood import TOP, Likelihood, NextTokens
 from loraprobe.scoring.scorer import NEW_TOKENS, Scorer
 from loraprobe.secrets import scrub
 
@@ -32,6 +33,7 @@ CONNECT = 10.0  # seconds until a connection stands
 PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
 BUSY = (429, 503)  # a server that answers so is asked again
 LONGEST = 1 << 26  # bytes of an answer that are read
+HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
 # A server takes values that are not given from the base's generation_config.json.
 GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
@@ -305,6 +307,10 @@ class Placing(ABC):
         """Whether the server can run a composition; `__call__` tells why it cannot."""
         return True
 
+    def drop(self, model: Mapping[str, Any]) -> None:
+        """Takes what `__call__` gave out of the server, which need not hold more for it."""
+        return None
+
     @abstractmethod
     def __call__(self, composition: Composition) -> Mapping[str, Any]:
         """Makes the server ready for a composition; what a request says of it.
@@ -336,7 +342,8 @@ class ServedScorer(PromptedScorer):
     ) -> None:
         self.server, self.placing, self.close = server, placing, close
         self.encoder, self.context = local.encoder, context
-        self._decode, self._stops, self._accept = local.decode, local.stops, accept
+        self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
+        self._accept = accept
         self.model = placing.base  # what a request says of the model
         # What it says of compositions, which are held so that no other gets their place.
         self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
@@ -363,6 +370,9 @@ class ServedScorer(PromptedScorer):
         """What a request says of a composition that the server was shown to run."""
         key = composition and (composition.router, *map(id, composition.experts))
         if key not in self._known:
+            if len(self._known) > HELD:  # the base is the first
+                oldest = list(self._known)[1]
+                self.placing.drop(self._known.pop(oldest)[0])
             model = self.placing.base if composition is None else self.placing(composition)
             self._accept(model, composition)
             self._known[key] = model, composition
@@ -381,7 +391,7 @@ class ServedScorer(PromptedScorer):
         until: Callable[[str], bool] | None = None,
     ) -> list[Written]:
         """The greedy continuation of each prompt, as `Scorer.write_all` defines it."""
-        wanted = {**self.model, **GREEDY, "stop_token_ids": list(self._stops)}
+        wanted = {**self.model, **GREEDY, "stop_token_ids": list(self.stops)}
         bodies = {
             prompt: {**wanted, "prompt": ids, "max_tokens": room}
             for prompt, (ids, room) in self.rooms(prompts, max_new_tokens).items()
@@ -402,7 +412,7 @@ class ServedScorer(PromptedScorer):
         for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
             text, cut = answer.text, answer.end in ("length", "repetition")
             if answer.end == "repetition" and answer.ids:
-                text = self._decode(filled_up(answer.ids, body["max_tokens"]))
+                text = self.decode(filled_up(answer.ids, body["max_tokens"]))
             found[prompt] = Written(text, cut)
         return found
 
@@ -431,6 +441,42 @@ class ServedScorer(PromptedScorer):
                 "with choices and losses need; take vLLM, or --engine transformers."
             )
         return [found[pair] for pair in pairs]
+
+    def next_tokens(
+        self,
+        rows: Sequence[tuple[Sequence[int], int]],
+        wanted: Sequence[tuple[int, int, int]],
+    ) -> NextTokens:
+        """What the model gives as next tokens, as `Scorer.next_tokens` defines it.
+
+        A server scores the tokens of prompts, so a token that is wanted behind a row is sent with
+        it. Raises ServerError where a server does not give TOP tokens of each position.
+        """
+        lengths = [len(ids) - start for ids, start in rows]
+        ends = [(row, token) for row, place, token in wanted if place == lengths[row]]
+        others = set(range(len(rows))) - {row for row, _ in ends}
+        sent = list(dict.fromkeys([*ends, *((row, rows[row][0][0]) for row in sorted(others))]))
+        body = {**self.model, "max_tokens": 1, **GREEDY, "prompt_logprobs": TOP}
+        bodies = [{**body, "prompt": [*rows[row][0], token]} for row, token in sent]
+        found = [one.by_id or [] for one in self.server.ask("/v1/completions", bodies, _Scored)]
+        answers = dict(zip(sent, found, strict=True))
+        of_row = {row: positions for (row, _), positions in answers.items()}
+        most, tops = min(TOP, self.vocab_size), list[list[tuple[int, float]]]()
+        for row, (_, start) in enumerate(rows):
+            positions = of_row[row][start:] or [{}]
+            given = [{t: log.logprob for t, log in (one or {}).items()} for one in positions]
+            tops += [sorted(one.items(), key=lambda log: -log[1])[:most] for one in given]
+            if len(given) != lengths[row] + 1 or any(len(one) < most for one in given):
+                raise ServerError(
+                    f"{self.server.address} does not give the {most} likeliest tokens of prompts, "
+                    "from which sets of adapters are forecast; take vLLM, or --engine transformers."
+                )
+        values = []
+        for row, place, token in wanted:
+            positions = answers.get((row, token), of_row[row])
+            values.append((positions[rows[row][1] + place] or {})[token].logprob)
+        both = torch.tensor(tops, dtype=torch.float64)
+        return NextTokens(both[..., 0].to(torch.int32), both[..., 1].float(), torch.tensor(values))
 
 
 def _first_line(written: Written) -> Written:

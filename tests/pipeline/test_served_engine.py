@@ -81,6 +81,12 @@ def test_default_routers_are_left_out_and_named(world):
     assert plan.specs == ("uniform", "sum") and "arrow" in plan.left_out[0]
 
 
+class Base:
+    """A server that runs the base alone."""
+
+    base, note = {"model": "base"}, ""
+
+
 class Counting:
     """Gives every composition a name of its own."""
 
@@ -96,7 +102,7 @@ class Counting:
 def test_a_composition_is_not_taken_for_one_that_is_gone():
     """A new adapter may lie where one lay in memory that nobody needs any more."""
     asked = set()
-    local = SimpleNamespace(encoder=None, decode=None, stops=[])
+    local = SimpleNamespace(encoder=None, decode=None, stops=[], vocab_size=9)
     scorer = client.ServedScorer(None, Counting(), local, accept=lambda *_: None)
     for seed in range(20):
         with scorer.with_composition(single(random_adapter("a", rank=2, seed=seed))):
@@ -122,6 +128,83 @@ def test_choices_are_scored_by_prompts(world, tmp_path, way):
         served = CliRunner().invoke(app, [*call, "--engine", url])
     here = CliRunner().invoke(app, call)
     assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
+
+
+def asked_alike(command: str, world, *more: str) -> list[Any]:
+    """The documents of a command on adapters of the world, by transformers and by a server."""
+    names = ("newcomers", "steps", "spouse", "city")[: 4 if command == "screen" else 2]
+    adapters = [str(world.path / "adapters" / name) for name in names]
+    words = [command, *adapters, "--base", str(world.path / "base"), "--json", "--exit-zero"]
+    words += ["--task", str(world.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
+    words += ["--max-new-tokens", "16", *more]
+    made, documents = ModelServer(world.path / "base"), []
+    with server(made) as (url, _):
+        for where in ([], ["--engine", url]):
+            ended = CliRunner().invoke(app, [*words, *where])
+            assert ended.exit_code == 0, ended.output
+            documents.append(json.loads(ended.stdout))
+    assert not made.loaded
+    assert documents[1]["provenance"]["engine"] == "vllm 0.test, model base"
+    return documents
+
+
+@pytest.mark.slow
+def test_a_screen_by_a_server_is_that_by_transformers(world, monkeypatch):
+    """A library of more adapters than a server holds at once."""
+    monkeypatch.setattr(client, "HELD", 3)
+    few = ("--items", "20", "--limit", "50", "--keep", "1", "--method", "sum", "--router", "none")
+    here, served = asked_alike("screen", world, *few)
+    assert scores(served) == scores(here)
+    assert served["library"] == here["library"]
+    places = [[row["adapters"], row["place"]] for row in here["shortlist"]]
+    assert [[row["adapters"], row["place"]] for row in served["shortlist"]] == places
+    for one, other in zip(served["shortlist"], here["shortlist"], strict=True):
+        assert (one["forecast"] or {}).get("gain") == (other["forecast"] or {}).get("gain")
+    assert served["verdict"]["decision"] == here["verdict"]["decision"]
+
+
+@pytest.mark.slow
+def test_a_first_look_by_a_server_is_that_by_transformers(world):
+    here, served = asked_alike("inspect", world, "--limit", "40")
+    mine, theirs = scores(here), scores(served)
+    for form in ("question", "steps"):  # a file is rounded to 16 bits, which noise may show
+        assert abs(mine.pop(("random-partner", form)) - theirs.pop(("random-partner", form))) < 0.1
+    assert mine == theirs
+    assert any("arrow is left out" in note for note in served["notes"])
+    assert {row["name"] for row in served["coverage"]} == {"guessing"}
+
+
+def test_next_tokens_of_a_server_are_those_of_the_model(world):
+    """Several continuations of one row, and a row behind which nothing is wanted."""
+    made = ModelServer(world.path / "base")
+    local = Scorer(made.model, made.tokenizer)
+    rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 1), ((7, 3), 1)]
+    wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
+    mine = local.next_tokens(rows, wanted)
+    with server(made) as (url, _):
+        scorer = client.ServedScorer(client.Server(url), Base(), local, accept=lambda *_: None)
+        with scorer.with_composition(None):
+            theirs = scorer.next_tokens(rows, wanted)
+    assert theirs.ids.tolist() == mine.ids.tolist()
+    assert theirs.logprobs.flatten().tolist() == pytest.approx(
+        mine.logprobs.flatten().tolist(), abs=1e-5
+    )
+    assert theirs.wanted.tolist() == pytest.approx(mine.wanted.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["inspect", "screen"])
+def test_a_server_without_questions_is_a_wrong_usage(world, command):
+    adapters = [str(path) for path in world.scenario("disjoint").adapters.values()]
+    words = [
+        command,
+        *adapters,
+        "--base",
+        str(world.path / "base"),
+        "--engine",
+        "http://127.0.0.1:9",
+    ]
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 2 and "--task" in ended.stderr
 
 
 def other_base(place: Path) -> Path:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.cli import COMMANDS, command_of
+from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
-from loraprobe.cli.running import Output
 from loraprobe.compatibility import SUBJECTS
 from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.diagnostics import DIAGNOSTICS

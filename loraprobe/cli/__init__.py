@@ -16,9 +16,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.config import STARTED, WORDS, Configured
-from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
-from loraprobe.cli.parameters import DEBUG, DebugOption, setting
+from loraprobe.cli.call import CALL, interrupt
+from loraprobe.cli.config import Configured
+from loraprobe.cli.failures import TYPERS_USAGE, ended
+from loraprobe.cli.parameters import DebugOption, setting
 from loraprobe.formatting import flowing
 
 # Name -> module and function, then calls that its help shows; in the order of --help.
@@ -80,19 +81,16 @@ def command_of(name: str) -> Any:
         name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
     )
     for known in inside:
-        found = function_of(known)
-        own, text = known.rpartition(" ")[2], flowing(found.__doc__)
+        function = function_of(known)
         passed_on = known == "lab"  # which hands words on to commands of its own
-        settings = ("allow_extra_args", "ignore_unknown_options")
-        register = app.command(
-            own,
+        app.command(
+            known.rpartition(" ")[2],
             cls=Configured,
-            help=text,
+            help=flowing(function.__doc__),
             epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known][1:]))),
             add_help_option=not passed_on,
-            context_settings=dict.fromkeys(settings, passed_on),
-        )
-        register(found)
+            context_settings={"allow_extra_args": passed_on, "ignore_unknown_options": passed_on},
+        )(function)
     return typer.main.get_command(app)
 
 
@@ -115,8 +113,6 @@ TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
 
 class Guarded(TyperGroup):
     """Turns every error of a command into one sentence on standard error and an exit code."""
-
-    as_json = False
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -141,15 +137,13 @@ class Guarded(TyperGroup):
             elif isinstance(stream, io.TextIOWrapper):  # a name may hold what it cannot show
                 stream.reconfigure(errors="backslashreplace")
         given = args[0] if args else extra.get("args")
-        words = sys.argv[1:] if given is None else list(given)
-        WORDS[:] = words
-        self.as_json = "--json" in words
+        CALL.words = sys.argv[1:] if given is None else list(given)
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except BaseException as error:  # before a command was found, or the end as it should be
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
                 raise
-            code = ended(error, debug="--debug" in words, as_json=self.as_json)
+            code = ended(error)
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
@@ -158,9 +152,7 @@ class Guarded(TyperGroup):
         except TYPERS_OWN:
             raise
         except BaseException as error:  # also a panic of a library in Rust, and sys.exit
-            command, debug = ctx.invoked_subcommand or "", bool(ctx.meta.get(DEBUG))
-            code = ended(error, command, debug=debug, as_json=self.as_json)
-            raise typer.Exit(code) from None
+            raise typer.Exit(ended(error, ctx.invoked_subcommand or "")) from None
 
 
 app = typer.Typer(
@@ -224,32 +216,9 @@ def options(
 
 def main(started: float | None = None) -> None:
     """The `loraprobe` command. started: when it began, by time.perf_counter; None: now."""
-    STARTED[:] = [time.perf_counter() if started is None else started]
+    CALL.started = time.perf_counter() if started is None else started
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGINT, interrupt)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupted)
+        signal.signal(signal.SIGTERM, interrupt)
     app(prog_name="loraprobe")
-
-
-def _interrupted(number: int, frame: Any) -> None:
-    """Raises KeyboardInterrupt; the first time not before a running import is done.
-
-    An exception in the middle of an import of torch can abort the whole process.
-    """
-    if number in (signal.SIGINT, signal.SIGTERM):
-        INTERRUPTIONS.append(number)
-    if len(INTERRUPTIONS) == 1 and hasattr(signal, "setitimer") and _imports(frame):
-        signal.signal(signal.SIGALRM, _interrupted)
-        signal.setitimer(signal.ITIMER_REAL, 0.02)  # look again then
-        return
-    raise KeyboardInterrupt
-
-
-def _imports(frame: Any) -> bool:
-    """Whether an import is under way somewhere below this frame."""
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False

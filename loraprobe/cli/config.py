@@ -16,12 +16,11 @@ import typer
 from typer.core import TyperCommand
 
 from loraprobe import limits
+from loraprobe.cli.call import CALL
 from loraprobe.cli.parameters import OUTPUT, DebugOption, setting, settings
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 
-WORDS: list[str] = []  # of the command line, with those of --config
-STARTED: list[float] = []  # when this process began its command, by time.perf_counter
 NAMES_FILE = re.compile(r"--config(=|$)")
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 ARGUMENTS = {"refs": "adapters"}  # name of a parameter -> its key in a file
@@ -66,9 +65,7 @@ class Configured(TyperCommand):
         file, rest = given.pop("config", None), list(_without(args, "--config"))
         found = self._of_file(ctx, str(file)) if file else {}
         added = [word for name, words in found.items() if not given.get(name) for word in words]
-        WORDS[len(WORDS) - len(args) :] = [*added, *rest]
-        if "--json" in added:
-            ctx.find_root().command.as_json = True
+        CALL.words[len(CALL.words) - len(args) :] = [*added, *rest]
         return super().parse_args(ctx, [*added, *rest])
 
     def _of_file(self, ctx: Any, file: str) -> dict[str, list[str]]:

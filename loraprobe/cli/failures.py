@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from loraprobe.cli.config import WORDS
+from loraprobe.cli.call import CALL
 from loraprobe.errors import (
     Defect,
     Interrupted,
@@ -24,6 +24,7 @@ from loraprobe.errors import (
     reported,
     trace,
 )
+from loraprobe.formatting import clean
 from loraprobe.memory import is_out_of_memory
 from loraprobe.secrets import map_texts, public_text
 
@@ -41,16 +42,13 @@ MEMORY_GONE = (
     "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "
     "base model, or another --device."
 )
-INTERRUPTIONS: list[int] = []  # the signals that came
 PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 # typer's errors of usage, and its help for a call without arguments.
 TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
 HELP_SHOWN = "NoArgsIsHelpError"
 
 
-def ended(
-    error: BaseException, command: str = "", *, debug: bool = False, as_json: bool = False
-) -> int:
+def ended(error: BaseException, command: str = "") -> int:
     """Prints what ended a command, and returns the exit code."""
     if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
         _abandon(sys.stdout)
@@ -58,9 +56,9 @@ def ended(
     if type(error).__name__ == HELP_SHOWN:
         return 2
     # A library interrupted while it is imported may raise anything in the end.
-    if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
+    if CALL.interrupted or isinstance(error, KeyboardInterrupt):
         error = Interrupted(f"Interrupted{KEPT.get(command, '.')}")
-    elif debug:
+    elif CALL.debug:
         typer.echo(trace(error, _to_report), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
         error = UsageError(_usage(error))
@@ -69,7 +67,7 @@ def ended(
     if isinstance(error, OSError):
         _abandon(sys.stdout)
     told = reported(error)
-    _print(told, as_json)
+    _print(told)
     return told.exit_code
 
 
@@ -78,39 +76,31 @@ def _usage(error: Any) -> str:
     message = str(error.format_message()).replace("option: ", "option ")
     message = message.partition(" (Possible options:")[0].rstrip(".")
     message, _, near = message.partition(". Did you mean ")
-    near = near.rstrip("?") or _nearest_option(error)
+    options = getattr(error, "possibilities", None) or ()
+    close = get_close_matches(getattr(error, "option_name", ""), options, 1)
+    near = near.rstrip("?") or "".join(close)
     if near:
         return f"{message}: did you mean {near}?"
     path = error.ctx.command_path if error.ctx is not None else "loraprobe"
     return f"{message}; see {path} --help."
 
 
-def _nearest_option(error: Any) -> str:
-    """The option that typer finds nearest to an unknown one; "" if it finds none."""
-    possible = getattr(error, "possibilities", None) or ()
-    return next(iter(get_close_matches(getattr(error, "option_name", ""), possible, 1)), "")
-
-
-def _print(error: LoraprobeError, as_json: bool) -> None:
-    """One sentence on standard error, free of control characters; with as_json a document too.
+def _print(error: LoraprobeError) -> None:
+    """One sentence on standard error, free of control characters; with --json a document too.
 
     What others will read, a document or the report of a defect, has no absolute path.
     """
-    from loraprobe.formatting import clean
-
     text = _to_report(str(error)) if isinstance(error, Defect) else clean(error)
     typer.echo(f"error: {' '.join(text.splitlines())}", err=True)
-    if as_json:
+    if CALL.as_json:
         print(json.dumps(map_texts(as_document(error), _to_report), indent=1), flush=True)
 
 
 def _to_report(text: str) -> str:
     """A text with no secret, and with only the last part of an absolute path or of one given."""
-    from loraprobe.formatting import clean
-
     for place in sorted(filter(None, sys.path), key=len, reverse=True):  # of modules in a traceback
         text = text.replace(f'File "{os.path.join(place, "")}', 'File "')
-    words = (part for word in WORDS for part in (word, word.partition("=")[2]))
+    words = (part for word in CALL.words for part in (word, word.partition("=")[2]))
     given = [os.path.abspath(os.path.expanduser(word)) for word in words if os.sep in word]
     names = {path: os.path.basename(path) for path in (*given, os.getcwd()) if len(path) > 2}
     return clean(public_text(text, names | {os.path.expanduser("~"): "~"}))

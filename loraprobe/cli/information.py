@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from loraprobe._version import __version__
+from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import argument, setting
-from loraprobe.cli.running import imports_done, options_from
+from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
-from loraprobe.formatting import count, nearest
+from loraprobe.formatting import clean, count, nearest, rounded, size
 
 if TYPE_CHECKING:
     from loraprobe.cache import KeptRun
@@ -50,7 +53,6 @@ def find(
     """
     _, output = options_from(locals())
     from loraprobe import hub
-    from loraprobe.formatting import clean
 
     found = hub.find_adapters(base, limit)
     if output.document("find", {"base": base, "adapters": found}):
@@ -65,9 +67,7 @@ def find(
 
 def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
     """A row an adapter; where there is none, what that may mean."""
-    from rich.console import Console
 
-    from loraprobe.formatting import clean, rounded
     from loraprobe.report.parts import Column, tabulated, text
     from loraprobe.report.terminal import print_table
 
@@ -130,8 +130,6 @@ def methods(
     rows = _named(described(), names) if names else described()
     if output.document("methods", {"methods": rows}):
         return
-    from rich.console import Console
-
     console = Console(highlight=False)
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(f"[bold]{kind}s[/]")
@@ -151,7 +149,6 @@ def _print_line(console: Any, row: dict[str, Any]) -> None:
 
 
 def _print_all(console: Any, row: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.padding import Padding
 
     options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
@@ -221,11 +218,7 @@ def _run_as_plain(run: KeptRun) -> dict[str, object]:
 
 
 def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
-
-    from loraprobe.formatting import clean, size
 
     table = Table("adapters", "tasks", "size", "last used", box=None)
     for run in runs:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
     ADAPTERS,
     COMPOSITION,
@@ -24,7 +25,7 @@ from loraprobe.cli.parameters import (
     complete_routers,
     setting,
 )
-from loraprobe.cli.running import Output, imports_done, options_from, run, write
+from loraprobe.cli.running import options_from, run, write
 from loraprobe.errors import UsageError
 
 TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
@@ -85,9 +86,7 @@ def merge(
     learn weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline import commands
-
-    _save(output, options, refs, base, task, commands.merge)
+    _save(output, options, "merge", refs, base, task or [])
 
 
 def route(
@@ -140,9 +139,7 @@ def route(
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline import commands
-
-    _save(output, options, refs, base, task, commands.compose)
+    _save(output, options, "compose", refs, base, task or [])
 
 
 def convert(
@@ -185,15 +182,12 @@ def convert(
     one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline import commands
-
-    whole = partial(commands.convert, like=like, portable=portable)
-    _save(output, options, [ref], base, None, whole)
+    _save(output, options, "convert", [ref], base, None, like=like, portable=portable)
 
 
-def _save(output: Output, *given: Any) -> None:
+def _save(output: Output, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
-    found = run(output, *given)
+    found = run(output, *given, **more)
     write(found.made, output)
     output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +24,7 @@ from loraprobe.cli.parameters import (
     scenarios,
     setting,
 )
-from loraprobe.cli.running import options_from, run, session_of, write
+from loraprobe.cli.running import options_from, run, write
 from loraprobe.defaults import KEEP, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
@@ -78,12 +77,8 @@ def inspect(
     refuse or misread in one adapter's file, and exits 1 if one would.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline import commands
-
-    whole = partial(commands.inspect, probe=probe)
     read = [probe] if probe and probe != "auto" else []
-    audit = run(output, options, refs, base, task, whole, read=read)
-    output.result(audit)
+    output.result(run(output, options, "inspect", refs, base, task or [], read=read, probe=probe))
 
 
 def merge_and_eval(
@@ -147,14 +142,11 @@ def merge_and_eval(
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
     options, output = options_from(locals())
-    from loraprobe.pipeline import commands
-
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
-    whole, estimate = commands.merge_and_eval, commands.estimate_cost
-    found = run(output, options, refs, base, task, whole, estimate)
+    found = run(output, options, "merge_and_eval", refs, base, task or [])
     audit = found.audit
     if output.target is not None and found.made is None:
         output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
@@ -243,12 +235,9 @@ def screen(
     """
     options, output = options_from(locals())
     from loraprobe.library import listed
-    from loraprobe.pipeline import commands
 
     given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
-    output.result(
-        run(output, options, given, base, task, commands.screen, commands.estimate_screen)
-    )
+    output.result(run(output, options, "screen", given, base, task or []))
 
 
 def demo(
@@ -281,7 +270,6 @@ def demo(
     options, output = options_from(locals())
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
-    from loraprobe.pipeline import commands
     from loraprobe.records import Command
     from loraprobe.report.sections import demo_text
 
@@ -290,9 +278,7 @@ def demo(
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
-    with output.progress() as progress:
-        session = session_of(options, output, progress)
-        found = commands.merge_and_eval(refs, session, base=base, tasks=chosen.tasks)
+    found = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
     assert found.audit.verdict is not None
     asked = (("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve))
     own = Command("merge-and-eval", ("owner/one", "owner/two"), asked)

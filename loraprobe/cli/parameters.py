@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
-DEBUG = "loraprobe.debug"
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 Texts = list[str] | None  # the values of an option that may be repeated
 
@@ -120,14 +119,8 @@ ProbeOption = Annotated[
 ]
 
 
-def _debug(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[DEBUG] = True  # the same dictionary in every context of a call
-
-
 DebugOption = Annotated[
-    bool,
-    setting(" ", "On an error also print the traceback.", OUTPUT, "--debug", callback=_debug),
+    bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
 ]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
-from loraprobe.cli.running import imports_done, options_from
+from loraprobe.cli.running import options_from
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped

@@ -364,7 +364,7 @@ def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
     return Outcome(audit, made, why, found.samples, licences)
 
 
-def estimate_cost(
+def estimate_merge_and_eval(
     adapters: Adapters,
     session: Session,
     *,

@@ -11,8 +11,8 @@ import making
 import pytest
 
 from loraprobe.cli import progress as module
+from loraprobe.cli.output import Output
 from loraprobe.cli.progress import ProgressLine, shown, spoken
-from loraprobe.cli.running import Output
 
 
 class Clock:

@@ -68,10 +68,10 @@ class JsonLines(Generic[Kept]):
         if not whole:
             return False
         head, *lines = whole.split(b"\n")[:-1]
-        found = _fingerprint(head)
-        if found is None:
+        known = _fingerprint(head)
+        if known is None:
             raise OutputError(f"{path} is no list of results of this loraprobe: {CURE}")
-        if changed := changes(found, fingerprint):
+        if changed := changes(known, fingerprint):
             raise UsageError(
                 f"{path} holds results of another run ({'; '.join(changed[:3])}): {CURE}"
             )
@@ -139,12 +139,9 @@ def _fingerprint(head: bytes) -> dict[str, Any] | None:
     """The fingerprint in the first line; None if the line is not a header."""
     try:
         header = json.loads(head)
-    except (ValueError, RecursionError):
+        return dict(header["fingerprint"]) if header["format"] == FORMAT else None
+    except (ValueError, RecursionError, KeyError, TypeError):
         return None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        return None
-    found = header.get("fingerprint")
-    return found if isinstance(found, dict) else None
 
 
 def locked(path: Path) -> Any:

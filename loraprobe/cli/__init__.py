@@ -103,8 +103,10 @@ def outlines() -> dict[str, Any]:
 def function_of(name: str) -> Callable[..., None]:
     """The function of a command, whose signature has its options; its module is imported here."""
     module, _, function = COMMANDS[name][0].partition(".")
-    found: Callable[..., None] = vars(importlib.import_module(f"loraprobe.cli.{module}"))[function]
-    return found
+    command: Callable[..., None] = getattr(
+        importlib.import_module(f"loraprobe.cli.{module}"), function
+    )
+    return command
 
 
 # What typer itself turns into an exit code, or main into a sentence.

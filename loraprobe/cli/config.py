@@ -63,8 +63,8 @@ class Configured(TyperCommand):
             return super().parse_args(ctx, args)
         given = self.make_parser(ctx).parse_args(list(args))[0]
         file, rest = given.pop("config", None), list(_without(args, "--config"))
-        found = self._of_file(ctx, str(file)) if file else {}
-        added = [word for name, words in found.items() if not given.get(name) for word in words]
+        from_file = self._of_file(ctx, str(file)) if file else {}
+        added = [word for name, words in from_file.items() if not given.get(name) for word in words]
         CALL.words[len(CALL.words) - len(args) :] = [*added, *rest]
         return super().parse_args(ctx, [*added, *rest])
 
@@ -77,7 +77,7 @@ class Configured(TyperCommand):
             for parameter in parameters.values()
             for option in _names(parameter)
         }
-        found = {}
+        words = {}
         for key, value in content.items():
             name = str(key).replace("_", "-")
             if name not in known:
@@ -88,8 +88,8 @@ class Configured(TyperCommand):
                     f"{file} cannot set {name}, which lets code run or publishes; give --{name} on "
                     "the command line."
                 )
-            found[known[name].name] = _words(known[name], value, f"{file}: {name}")
-        return found
+            words[known[name].name] = _words(known[name], value, f"{file}: {name}")
+        return words
 
 
 def _write_as_its_field(option: Any) -> None:

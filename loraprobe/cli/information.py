@@ -3,10 +3,13 @@ over."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.resources
 import json as json_
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from loraprobe._version import __version__
 from loraprobe.cli.output import imports_done
@@ -37,6 +43,7 @@ VARIABLES = (
 ).split()
 DAY = 86_400.0
 NAME_WIDTH = 22  # of a member of a registry
+LISTS = "laws", "lossless in"  # what a member has several of
 
 
 def find(
@@ -54,32 +61,32 @@ def find(
     _, output = options_from(locals())
     from loraprobe import hub
 
-    found = hub.find_adapters(base, limit)
-    if output.document("find", {"base": base, "adapters": found}):
+    adapters = hub.find_adapters(base, limit)
+    if output.document("find", {"base": base, "adapters": adapters}):
         return
     if output.quiet or not sys.stdout.isatty():
-        for one in found:
-            print(clean(one.reference))
+        for adapter in adapters:
+            print(clean(adapter.reference))
     else:
-        show_adapters(base, found)
+        show_adapters(base, adapters)
     sys.stdout.flush()
 
 
-def show_adapters(base: str, found: Sequence[FoundAdapter]) -> None:
+def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
     """A row an adapter; where there is none, what that may mean."""
 
     from loraprobe.report.parts import Column, tabulated, text
     from loraprobe.report.terminal import print_table
 
     console = Console(highlight=False)
-    if not found:
-        told = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
-        console.print(told, markup=False)
+    if not adapters:
+        nothing = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
+        console.print(nothing, markup=False)
         return
-    copies = {one.base for one in found} != {base}
+    copies = {one.base for one in adapters} != {base}
     table = tabulated(
         f"Adapters of {base}",
-        found,
+        adapters,
         (text("reference"), lambda one: one.reference),
         (Column("downloads", drop=1), lambda one: rounded(one.downloads)),
         (Column("likes", drop=2), lambda one: rounded(one.likes)),
@@ -104,8 +111,8 @@ def described() -> list[dict[str, Any]]:
     """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
     themselves need torch, whose import takes longer than all of this command."""
     text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
-    found: list[dict[str, Any]] = json_.loads(text)
-    return found
+    rows: list[dict[str, Any]] = json_.loads(text)
+    return rows
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -134,35 +141,26 @@ def methods(
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(f"[bold]{kind}s[/]")
         for row in (r for r in rows if r["kind"] == kind):
-            (_print_all if names else _print_line)(console, row)
+            if names:
+                _print_all(console, row)
+            else:
+                line = Text.assemble(" ", (row["name"].ljust(NAME_WIDTH), "cyan"), row["summary"])
+                console.print(line, no_wrap=True, overflow="ellipsis")
     if not names:
         console.print("loraprobe methods NAME tells options, formula, paper and laws.")
     sys.stdout.flush()
 
 
-def _print_line(console: Any, row: dict[str, Any]) -> None:
-    """Name and summary in one line of the console's width."""
-    from rich.text import Text
-
-    line = Text.assemble(" ", (row["name"].ljust(NAME_WIDTH), "cyan"), row["summary"])
-    console.print(line, no_wrap=True, overflow="ellipsis")
-
-
 def _print_all(console: Any, row: dict[str, Any]) -> None:
-    from rich.padding import Padding
-
     options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
     first, *more = _broken(row["name"], options, console.width - 2)
     name = len(row["name"])
     head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
     lines = [escape(row["description"])]
     lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
-    for name, values in row.get("choices", {}).items():
-        lines.append(f"{name}: " + escape(" or ".join(values)))
-    if row.get("laws"):
-        lines.append("laws: " + ", ".join(row["laws"]))
-    if row.get("lossless_in"):
-        lines.append("lossless in: " + ", ".join(row["lossless_in"]))
+    labelled = {name: " or ".join(words) for name, words in row.get("choices", {}).items()}
+    labelled |= {name: ", ".join(row.get(name.replace(" ", "_")) or ()) for name in LISTS}
+    lines += [f"{label}: {escape(text)}" for label, text in labelled.items() if text]
     console.print(Padding(head, (0, 0, 0, 1)))
     console.print(Padding("\n".join(lines), (0, 0, 0, 4)))
 
@@ -218,8 +216,6 @@ def _run_as_plain(run: KeptRun) -> dict[str, object]:
 
 
 def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
-    from rich.table import Table
-
     table = Table("adapters", "tasks", "size", "last used", box=None)
     for run in runs:
         unread = ("(of another version)",)  # its adapters and tasks are not known
@@ -246,20 +242,10 @@ def env(
     Of environment variables it says only which are set.
     """
     _, output = options_from(locals())
-    found = _environment()
-    if output.document("env", found):
-        return
-    for name, value in found.items():
-        held = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
-        print(f"{name}: {', '.join(held) if isinstance(held, list) else held}")
-
-
-def _environment() -> dict[str, Any]:
-    """Versions, machine and which variables are set, as plain data; torch is not imported."""
     from loraprobe.memory import available, gib
 
     free = available()
-    return {
+    environment = {  # without torch, whose import takes longer than all of this
         "loraprobe": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -269,26 +255,26 @@ def _environment() -> dict[str, Any]:
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "set": [name for name in VARIABLES if os.environ.get(name)],
     }
+    if output.document("env", environment):
+        return
+    for name, value in environment.items():
+        parts = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+        print(f"{name}: {', '.join(parts) if isinstance(parts, list) else parts}")
 
 
 def _gpus() -> list[str]:
     """The names of NVIDIA's GPUs, as their driver tells, and of Apple's "mps"."""
-    import shutil
-    import subprocess
-
     if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
         return ["mps"]
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    return found.stdout.splitlines() if found.returncode == 0 else []
+    answer = subprocess.run(asked, capture_output=True, text=True)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 def _version(package: str) -> str | None:
-    import importlib.metadata
-
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -299,9 +285,7 @@ def lab(
     ctx: typer.Context,
 ) -> None:
     """Build controlled worlds whose right verdict is known, and repeat the experiments on them."""
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group="loraprobe.commands", name="lab"):
+    for point in importlib.metadata.entry_points(group="loraprobe.commands", name="lab"):
         try:
             app = point.load()
         except ModuleNotFoundError as error:

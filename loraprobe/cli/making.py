@@ -187,9 +187,9 @@ def convert(
 
 def _save(output: Output, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
-    found = run(output, *given, **more)
-    write(found.made, output)
-    output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")
+    outcome = run(output, *given, **more)
+    write(outcome.made, output)
+    output.result(outcome.audit, line=f"{output.target}: {outcome.audit.notes[-1]}")
 
 
 def verify(
@@ -256,12 +256,12 @@ def _verify_card(directory: str, sources: list[str], base: str | None, output: O
     from loraprobe.report.verification import as_plain, verification_sections
 
     imports_done()
-    found = verify.verify(directory, sources, base)
+    verification = verify.verify(directory, sources, base)
     told = {True: (0, "verified"), False: (1, "not verified"), None: (3, "cannot tell")}
-    code, short = told[found.passed]
-    shown, title = verification_sections(found), f"loraprobe verify {found.directory}"
+    code, short = told[verification.passed]
+    shown, title = verification_sections(verification), f"loraprobe verify {verification.directory}"
     show = partial(render, Console(highlight=False), title, shown, "short")
-    output.tell("verify", as_plain(found), short, show)
+    output.tell("verify", as_plain(verification), short, show)
     return code
 
 
@@ -272,7 +272,7 @@ def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> in
     from loraprobe.report.verification import served_answer
 
     with output.progress() as progress:
-        found = served.ask_server(directory, url, progress=progress, **asked)
-    show = partial(print_answer, Console(highlight=False), served_answer(found, directory))
-    output.tell("verify", {"served": found}, found.serves, show)
-    return {"adapter": 0, "unclear": 3}.get(found.serves, 1)
+        answer = served.ask_server(directory, url, progress=progress, **asked)
+    show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
+    output.tell("verify", {"served": answer}, answer.serves, show)
+    return {"adapter": 0, "unclear": 3}.get(answer.serves, 1)

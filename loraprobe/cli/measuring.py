@@ -146,17 +146,17 @@ def merge_and_eval(
         raise UsageError(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
-    found = run(output, options, "merge_and_eval", refs, base, task or [])
-    audit = found.audit
-    if output.target is not None and found.made is None:
-        output.say(f"Nothing was written to {output.target}: {found.why_nothing}")
+    outcome = run(output, options, "merge_and_eval", refs, base, task or [])
+    audit = outcome.audit
+    if output.target is not None and outcome.made is None:
+        output.say(f"Nothing was written to {output.target}: {outcome.why_nothing}")
     elif output.target is not None:
-        write(found.made, output)
-        audit = _saved(audit, found, output.target)
-    output.result(audit, samples=found.samples)
+        write(outcome.made, output)
+        audit = _saved(audit, outcome, output.target)
+    output.result(audit, samples=outcome.samples)
 
 
-def _saved(audit: Audit, found: Any, target: Path) -> Audit:
+def _saved(audit: Audit, outcome: Any, target: Path) -> Audit:
     """The audit with what licences ask of somebody who publishes what was written, and whose next
     step is the line of Python that loads it.
 
@@ -167,10 +167,10 @@ def _saved(audit: Audit, found: Any, target: Path) -> Audit:
     from loraprobe.pipeline.examination import with_issues
     from loraprobe.records import Command
 
-    verb = "load" if isinstance(found.made, Merged) else "restore"
+    verb = "load" if isinstance(outcome.made, Merged) else "restore"
     step = Command(verb, (local_name(str(target)),))
     verdict = audit.verdict and replace(audit.verdict, next=step)
-    told = with_issues(audit.compatibility, found.licences)
+    told = with_issues(audit.compatibility, outcome.licences)
     return replace(audit, verdict=verdict, compatibility=told)
 
 
@@ -278,13 +278,13 @@ def demo(
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
-    found = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
-    assert found.audit.verdict is not None
+    outcome = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
+    assert outcome.audit.verdict is not None
     asked = (("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve))
     own = Command("merge-and-eval", ("owner/one", "owner/two"), asked)
-    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=own))
+    audit = replace(outcome.audit, verdict=replace(outcome.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
-    output.result(audit, demo_text(audit, others), samples=found.samples)
+    output.result(audit, demo_text(audit, others), samples=outcome.samples)
 
 
 def report(

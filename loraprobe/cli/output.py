@@ -52,10 +52,6 @@ class Output(OutputOptions):
         if self.json and self.markdown:
             raise UsageError("--json and --markdown both print the result; give one of them.")
 
-    def warn(self, message: str) -> None:
-        """A warning on standard error."""
-        self.say(f"warning: {message}", style="yellow")
-
     def say(self, message: str, style: str = "") -> None:
         """A remark on standard error."""
         if not self.quiet:
@@ -95,14 +91,14 @@ class Output(OutputOptions):
         else:
             show()
 
-    def estimate(self, found: CostEstimate) -> None:
+    def estimate(self, cost: CostEstimate) -> None:
         """What a run would take."""
         from loraprobe.cli import progress
 
         if self.json:
-            print(progress.estimate_as_json(found), flush=True)
+            print(progress.estimate_as_json(cost), flush=True)
         else:
-            print("\n".join(progress.estimate_lines(found, self.quiet)), flush=True)
+            print("\n".join(progress.estimate_lines(cost, self.quiet)), flush=True)
 
     def result(
         self,
@@ -121,7 +117,7 @@ class Output(OutputOptions):
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
                 if issue.severity != "note":
-                    self.warn(f"{issue.code}: {issue.message}")
+                    self.say(f"warning: {issue.code}: {issue.message}", style="yellow")
         if self.html is not None:
             from loraprobe.report.page import write_page
 

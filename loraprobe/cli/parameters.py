@@ -49,12 +49,12 @@ def _names(*places: str) -> Completion:
     def complete(incomplete: str) -> list[str]:
         from loraprobe.registry import Registry
 
-        found = []
+        words = []
         for module, _, name in (place.rpartition(".") for place in places):
             known = getattr(importlib.import_module(f"loraprobe.{module}"), name)
             complete_one = _specs if isinstance(known, Registry) else _starting
-            found += complete_one(known, incomplete)
-        return found
+            words += complete_one(known, incomplete)
+        return words
 
     return complete
 

@@ -161,19 +161,19 @@ def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
         speaker.join()
 
 
-def estimate_lines(found: CostEstimate, quiet: bool) -> list[str]:
+def estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
     """Systems x items, time by step, and memory, at most 60 columns wide; quiet: in one line."""
-    memory = gib(found.memory_bytes)
+    memory = gib(cost.memory_bytes)
     if quiet:
-        return [f"{spoken(found.seconds)}, {memory}"]
-    asking = {name: seconds for name, seconds in found.steps.items() if name.startswith(ASK)}
-    others = {name: s for name, s in found.steps.items() if name not in asking and s >= 0.5}
+        return [f"{spoken(cost.seconds)}, {memory}"]
+    asking = {name: seconds for name, seconds in cost.steps.items() if name.startswith(ASK)}
+    others = {name: s for name, s in cost.steps.items() if name not in asking and s >= 0.5}
     return [
-        f"{len(found.systems)} systems x {found.items} items",
+        f"{len(cost.systems)} systems x {cost.items} items",
         "",
         *(f"  {described(name):<44}{spoken(s):>8}" for name, s in (others | asking).items()),
         "",
-        f"about {spoken(found.seconds)}, and {memory} of memory",
+        f"about {spoken(cost.seconds)}, and {memory} of memory",
         "Timed on a few of your questions on this machine. It takes",
         "less where the decision holds before all items are asked",
         "(without --all-items). Merges that need new weights, and",
@@ -181,15 +181,15 @@ def estimate_lines(found: CostEstimate, quiet: bool) -> list[str]:
     ]
 
 
-def estimate_as_json(found: CostEstimate) -> str:
+def estimate_as_json(cost: CostEstimate) -> str:
     """The estimate as one JSON document."""
     estimate = {
-        "systems": found.systems,
-        "items": found.items,
-        "questions": found.questions,
-        "seconds": round(found.seconds, 3),
-        "memory_bytes": found.memory_bytes,
-        "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
-        "measured": found.measured,
+        "systems": cost.systems,
+        "items": cost.items,
+        "questions": cost.questions,
+        "seconds": round(cost.seconds, 3),
+        "memory_bytes": cost.memory_bytes,
+        "steps": {name: round(seconds, 3) for name, seconds in cost.steps.items()},
+        "measured": cost.measured,
     }
-    return document(found.command, {"estimate": estimate}, SCHEMA_VERSION)
+    return document(cost.command, {"estimate": estimate}, SCHEMA_VERSION)

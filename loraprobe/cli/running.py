@@ -58,9 +58,15 @@ def run(
     with output.progress() as progress:
         written = _checked_outputs(output, options, [*adapters, base], [*(tasks or ()), *read])
         begun = time.perf_counter() if CALL.started is None else CALL.started
-        words = tuple(CALL.words)
         session = Session(
-            options, progress, written, words, begun, output.resume, output.explain, output.target
+            options,
+            progress,
+            written,
+            tuple(CALL.words),
+            begun,
+            output.resume,
+            output.explain,
+            target=output.target,
         )
         if not output.dry_run:
             return getattr(commands, command)(adapters, session, **given)

@@ -27,6 +27,14 @@ JUDGED = {
     "answer_loss": "the loss of the answer is measured; nothing is written.",
     "json": "the JSON value with which the reply begins is compared with it.",
 }
+# What a verdict is about.
+SEVERAL_TASKS = (
+    "Several tasks: the verdict says whether one model keeps several skills (retention)."
+)
+ONE_TASK = (
+    "One task: the verdict says whether a composition does what no adapter does alone. "
+    "Name several to learn whether one model keeps several skills."
+)
 STARTER = """\
 {"id": "1", "prompt": "Question: Who wrote Faust?\\nAnswer:", "answer": ["Goethe", "Johann Wolfgang von Goethe"]}
 {"id": "2", "prompt": "The opposite of hot is", "answer": "cold", "choices": ["cold", "warm", "loud"]}
@@ -84,38 +92,40 @@ def check(
 
     imports_done()
     tasks = open_tasks(files, options)
-    found = [check_task(task, options.metric, options.needed_gain) for task in tasks]
-    if output.document("task check", {"margin": options.needed_gain, "tasks": found}):
+    margin = options.needed_gain
+    checks = [check_task(task, options.metric, margin) for task in tasks]
+    if output.document("task check", {"margin": margin, "tasks": checks}):
         return
-    for one in found:
-        print("\n".join(_told(one, options.needed_gain)), end="\n\n")
-    print("\n".join(_together(found)))
+    for one in checks:
+        print("\n".join(_described(one, margin)), end="\n\n")
+    about = SEVERAL_TASKS if len(checks) > 1 else ONE_TASK
+    print("\n".join(wrapped(about, WIDTH)))
 
 
-def _told(found: TaskCheck, margin: float) -> Iterator[str]:
+def _described(task: TaskCheck, margin: float) -> Iterator[str]:
     """What one task holds, line by line."""
-    grouped = f" in {count(found.clusters, 'group')}" if found.clusters < found.items else ""
-    questions = "question" if found.items == 1 else "questions"
-    yield clean(f"{found.name}: {found.items:,} {questions}{grouped}")
-    if found.commit:
-        yield clean(f"  {found.reference}")
-    judged = listing(f"{name} ({n:,})" for name, n in found.metrics.items())
-    hops = [f"{n:,}" for part, n in found.parts.items() if part.hop]
-    since = f", since {found.metric_why}" if found.metric_why else ""
-    yield from _row("asked", "plainly", f"{found.items:,}, judged by {judged}{since}")
-    yield from _row("", "step by step", f"{found.parts.get(STEPS, 0):,}")
+    grouped = f" in {count(task.clusters, 'group')}" if task.clusters < task.items else ""
+    questions = "question" if task.items == 1 else "questions"
+    yield clean(f"{task.name}: {task.items:,} {questions}{grouped}")
+    if task.commit:
+        yield clean(f"  {task.reference}")
+    judged = listing(f"{name} ({n:,})" for name, n in task.metrics.items())
+    hops = [f"{n:,}" for part, n in task.parts.items() if part.hop]
+    since = f", since {task.metric_why}" if task.metric_why else ""
+    yield from _row("asked", "plainly", f"{task.items:,}, judged by {judged}{since}")
+    yield from _row("", "step by step", f"{task.parts.get(STEPS, 0):,}")
     yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
-    if found.needed:
+    if task.needed:
         told = "questions that decide a gain over the best alone, in four cases of five:"
         yield from _row("needs", "", told)
-    for row in found.needed:
+    for row in task.needed:
         few, many = (f"{n:,}" if n else "over 5,000" for n in (row.none_lost, row.some_lost))
         lost = f"; {many} if a tenth of all answers turns wrong" if many != few else ""
         yield from _row("", f"gain {row.gain:.2f}", f"{few}{lost}")
-    if found.smallest_gain is not None:
-        told = f"these {found.clusters:,} decide gains from about {found.smallest_gain:.2f}"
+    if task.smallest_gain is not None:
+        told = f"these {task.clusters:,} decide gains from about {task.smallest_gain:.2f}"
         yield from _row("", "", f"{told} (margin {margin:g})")
-    for finding in found.findings:
+    for finding in task.findings:
         for k, line in enumerate(wrapped(clean(f"{finding.message} {finding.cure}"), WIDTH - 4)):
             yield f"  {'!' if k == 0 else ' '} {line}"
 
@@ -124,18 +134,6 @@ def _row(head: str, name: str, value: str) -> Iterator[str]:
     label = f"  {head:<9}{name:<14}" if name else f"  {head:<9}"
     for k, line in enumerate(wrapped(value, WIDTH - len(label))):
         yield (label if k == 0 else " " * len(label)) + line
-
-
-def _together(found: list[TaskCheck]) -> Iterator[str]:
-    """What a verdict on these tasks is about."""
-    if len(found) > 1:
-        told = "Several tasks: the verdict says whether one model keeps several skills (retention)."
-    else:
-        told = (
-            "One task: the verdict says whether a composition does what no adapter does alone. "
-            "Name several to learn whether one model keeps several skills."
-        )
-    yield from wrapped(told, WIDTH)
 
 
 def sample(

@@ -19,7 +19,7 @@ from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.naming import touched
 from loraprobe.errors import BaseError, UsageError
-from loraprobe.formatting import listing, nearest
+from loraprobe.formatting import listing
 from loraprobe.records import Command, Issue, Severity
 
 # refuses: the file is not loaded. misreads: it is loaded as another function, without an error.
@@ -184,10 +184,8 @@ def servers_named(wanted: Sequence[str]) -> dict[str, str]:
     for name in [*SERVERS] if "all" in names else names:
         server, _, version = name.partition("@")
         if server not in SERVERS:
-            known = f"there are {', '.join(SERVERS)} and all."
-            raise UsageError(
-                f"--serve knows no server {server!r}: {nearest(server, SERVERS, known)}"
-            )
+            known = f"{', '.join(SERVERS)} and all"
+            raise UsageError(f"--serve knows no server {server!r}; there are {known}.")
         if version and not _number(version):
             raise UsageError(f"--serve={name}: {version!r} is no version; give one such as 0.31.0.")
         versions[server] = version or SERVERS[server].version

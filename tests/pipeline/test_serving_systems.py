@@ -1,0 +1,133 @@
+"""Which systems each server can run, and the commands that serve what is advised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from making import random_adapter
+from pathologies.specimens import SPECIMENS, sound
+
+from loraprobe.adapters import read_adapter
+from loraprobe.compatibility.serving import as_written
+from loraprobe.evaluation import System
+from loraprobe.merging import merge
+from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.serving import unserved_systems, with_serving
+from loraprobe.records import ChainHop, Reason, Verdict
+
+WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
+SERVERS = ("vllm", "sglang", "llama.cpp", "ollama")
+
+
+def pair(rank: int):
+    """Two adapters as their files in the directories a and b have them."""
+    made = [random_adapter(name, WIDE, rank, seed) for seed, name in enumerate("ab")]
+    return [as_written(adapter, adapter.name) for adapter in made]
+
+
+def systems(adapters, **options):
+    merged = merge(adapters, "sum", **options)
+    return [
+        System("sum", "merge", merged=merged),
+        System("arrow", "router"),
+        System("chain", "chain"),
+    ]
+
+
+# Server, rank of each of two adapters, --rank of the merge -> systems that it cannot run.
+TABLE = [
+    *((server, rank, "auto", {"arrow"}) for server in SERVERS for rank in (8, 9, 256)),
+    ("vllm", 257, "auto", {"arrow", "sum"}),
+    ("vllm", 257, 512, {"arrow"}),
+    ("vllm", 513, 64, {"arrow", "a", "b"}),
+    *((server, 257, "auto", {"arrow"}) for server in SERVERS[1:]),
+    ("llama.cpp,vllm", 257, "auto", {"arrow", "sum"}),
+    ("peft", 8, "auto", {"arrow"}),
+    (None, 257, "auto", set()),
+]
+
+
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_a_server_runs_merges_within_its_ranks_and_no_router(case):
+    server, rank, most, out = case
+    adapters, options = pair(rank), Options(serve=(server,) if server else ())
+    found = unserved_systems(options, Inputs(adapters, adapters), systems(adapters, rank=most))
+    assert set(found) == out
+    for name in out - {"arrow"}:
+        assert found[name].servers == ("vllm",) and "--rank 512" in found[name].cure
+        assert str(2 * rank if name == "sum" else rank) in found[name].why
+    if server:
+        assert found["arrow"].servers == tuple(server.split(",")) and not found["arrow"].cure
+
+
+# What an adapter's file holds -> the servers that can never run it alone.
+FILES = {
+    "plain": (lambda place: sound(place), ()),
+    "converted first": (lambda place: sound(place, use_rslora=True), ()),
+    "dora": (SPECIMENS["dora"], SERVERS),
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("name", FILES)
+def test_an_adapter_that_convert_rewrites_counts_as_served(tmp_path, name, server):
+    make, refusing = FILES[name]
+    make(tmp_path / "a")
+    inputs = Inputs([], [read_adapter(tmp_path / "a", "a")])
+    found = unserved_systems(Options(serve=(server,)), inputs, [])
+    assert set(found) == ({"a"} if server in refusing else set())
+
+
+BEST = (Reason("best-measured", ""),)
+VLLM = "vllm serve owner/base --enable-lora"
+SGLANG = "python -m sglang.launch_server --model-path owner/base"
+CHAIN = (ChainHop("t", 1, "a", "p", "1", 5), ChainHop("t", 2, "b", "q {1}", "1", 5))
+# Action, --serve, --output -> the commands, and how many of the four servers can run it.
+ADVISED = {
+    "a merge": ("merge", (), None, [], 4),
+    "a merge that is written": (
+        "merge", (), "out/m", [f"{VLLM} --lora-modules sum=m"], 4
+    ),
+    "a merge for a server": ("merge", ("vllm",), None, [f"{VLLM} --lora-modules sum=DIR"], 4),
+    "two servers": (
+        "step-by-step", ("sglang", "vllm"), None,
+        [f"{SGLANG} --enable-lora --lora-paths sum=DIR",
+         f"{VLLM} --lora-modules sum=DIR"], 4,
+    ),
+    "one adapter": ("use-single:a", ("vllm",), None, [f"{VLLM} --lora-modules a=a"], 4),
+    "a chain": ("chain", ("vllm",), None, [f"{VLLM} --lora-modules a=a b=b"], 4),
+    "switched adapters": (
+        "switch-adapters", ("vllm",), "out/m", [f"{VLLM} --lora-modules a=a b=b"], 4
+    ),
+    "the base": ("use-base", ("vllm",), None, ["vllm serve owner/base"], 4),
+    "a router": ("route", (), "out/m", [], 0),
+    "nothing": ("gather-evidence", ("vllm",), None, [], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_what_is_advised_is_served_by_these_commands(name):
+    action, serve, target, lines, servers = ADVISED[name]
+    adapters = pair(4)
+    made = merge(adapters, "sum") if action in ("merge", "step-by-step") else None
+    system = "arrow" if action == "route" else "sum"
+    verdict = Verdict("unlikely", "evaluation", BEST, system, action)
+    inputs, place = Inputs(adapters, adapters), None if target is None else Path(target)
+    found, commands = with_serving(verdict, Options(serve=serve), inputs, CHAIN, made, place)
+    assert list(map(str, commands)) == lines
+    told = [reason.value for reason in found.reasons if reason.code == "servable"]
+    assert told == ([] if servers is None else [servers])
+
+
+def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
+    sound(tmp_path / "a", use_rslora=True)
+    adapter = read_adapter(tmp_path / "a", "a")
+    verdict = Verdict("unlikely", "evaluation", BEST, None, "use-single:a")
+    options = Options(serve=("sglang", "vllm"))
+    found, commands = with_serving(verdict, options, Inputs([], [adapter]), (), None, None)
+    lines = list(map(str, commands))
+    assert lines[0] == "loraprobe convert a -o a-served" and "a=a-served" in lines[1]
+    assert lines[2].endswith("--lora-modules a=a")  # which vLLM reads as it is
+    assert found.reasons[-1].value == 1

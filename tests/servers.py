@@ -58,7 +58,8 @@ class ModelServer:
     """Replies of an OpenAI-compatible server that loads adapters while it runs.
 
     scale: what the server multiplies adapters by, 1 for one that reads them right. most: the
-    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts. weighs:
+    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts, "base" if it
+    does so without adapters, "fails" if it cannot. weighs:
     adapters that it has from its start, which requests weigh, as llama.cpp's server does.
     """
 
@@ -105,6 +106,8 @@ class ModelServer:
                 return 200, b"Success"
             if path != "/v1/completions":
                 return 404, {"detail": "Not Found"}
+            if self.scores == "fails" and "prompt_logprobs" in body:
+                return 500, {"error": "EngineCore encountered an issue."}
             self.asked += 1
             return 200, {"choices": [self.completion(body)]}
 
@@ -136,9 +139,11 @@ class ModelServer:
             choice: dict[str, Any] = {"text": new, "finish_reason": ended, "logprobs": None}
             if body.get("logprobs"):
                 choice["logprobs"] = {"token_logprobs": [first]}
+        scored_by = {**body, "model": "base"} if self.scores == "base" else body
+        with self.applied(scored_by):
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             golds = [float(scores[i - 1, ids[i]]) for i in range(1, len(ids))]
-            if "prompt_logprobs" in body and self.scores == "vllm":
+            if "prompt_logprobs" in body and self.scores in ("vllm", "base"):
                 rows = []
                 for i, gold, of_place in zip(ids[1:], golds, scores, strict=False):
                     top = of_place.topk(min(body["prompt_logprobs"], len(of_place)))
@@ -215,6 +220,7 @@ class Passing(BaseHTTPRequestHandler):
     do_POST = do_GET
 
 port = int(sys.argv[sys.argv.index("--port") + 1])
+ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer(("127.0.0.1", port), Passing).serve_forever()
 """
 

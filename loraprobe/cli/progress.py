@@ -168,6 +168,7 @@ def estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
         return [f"{spoken(cost.seconds)}, {memory}"]
     asking = {name: seconds for name, seconds in cost.steps.items() if name.startswith(ASK)}
     others = {name: s for name, s in cost.steps.items() if name not in asking and s >= 0.5}
+    vllm = ["vLLM is installed: --engine vllm may take less.", "It answers many questions at once."]
     return [
         f"{len(cost.systems)} systems x {cost.items} items",
         "",
@@ -178,6 +179,7 @@ def estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
         "less where the decision holds before all items are asked",
         "(without --all-items). Merges that need new weights, and",
         "the statistics, come on top.",
+        *(vllm if cost.vllm else ()),
     ]
 
 

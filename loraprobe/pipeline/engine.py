@@ -2,9 +2,9 @@
 
 Every composition is written as a LoRA directory and loaded into the server (`_Loading`). The server
 of llama.cpp loads none while it runs; it weighs those that it has (`_Weighing`). Before a
-composition is asked anything, the acceptance test compares the server's next words with those of
-transformers here, on a few prompts of the tasks: a server that misreads a file, or runs another
-base, ends the run.
+composition is asked anything, the acceptance test compares the server's next words, and likelihoods
+where these are asked, with those of transformers here, on a few questions of the tasks: a server
+that misreads a file, or runs another base, ends the run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition
 from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
-from loraprobe.merging import merge
+from loraprobe.evaluation.plan import questions
+from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline import supervisor
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import Plan
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.forward import answering
@@ -61,20 +63,20 @@ def not_loadable(adapters: Iterable[Adapter]) -> dict[str, UnsupportedAdapter]:
 def open_served(
     base: Base,
     adapters: Sequence[Adapter],
-    tasks: Sequence[Task],
+    plan: Plan,
     session: Session,
     local: Scorer,
     together: int | None = None,
 ) -> ServedScorer:
     """A scorer on the server that --engine names or starts.
 
-    adapters: those that are composed, at most `together` of them (None: all). local: the base by
-    transformers, for the acceptance test.
-    Raises UsageError for what a server cannot be asked, UnsupportedAdapter for an adapter that it
-    cannot load, ServerError for a server that does not run this base.
+    adapters: those that are composed, at most `together` of them (None: all). plan: what is asked.
+    local: the base by transformers, for the acceptance test. Raises UsageError for what a server
+    cannot be asked, UnsupportedAdapter for an adapter that it cannot load, ServerError for a server
+    that does not run this base or takes no adapter of the largest rank.
     """
     options, engine = session.options, session.options.engine
-    for task in tasks:
+    for task in plan.tasks:
         if task.of_harness:
             raise UsageError(
                 f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "
@@ -86,7 +88,8 @@ def open_served(
         if engine == "vllm":
             ranks = sorted((adapter.rank_range[1] for adapter in adapters), reverse=True)
             rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
-            engine = stack.enter_context(started_vllm(base, rank, session))
+            targets = {path.rpartition(".")[2] for one in adapters for path in one.modules}
+            engine = stack.enter_context(started_vllm(base, rank, sorted(targets), session))
         server = Server(engine)
         served, version = _base_of(server), server.version()
         session.engine = f"{version}, model {served.id}"
@@ -100,14 +103,21 @@ def open_served(
             stack.callback(loading.unload)
         # A server counts the last token, after which nothing follows.
         contexts = [local.context, served.max_model_len and served.max_model_len - 1]
-        return ServedScorer(
+        scorer = ServedScorer(
             server,
             placing,
             local,
-            accept=_Acceptance(server, local, _prompts(tasks), base.reference),
+            accept=_Acceptance.on(plan.tasks, local, base.reference, options.metric),
             context=min((n for n in contexts if n), default=None),
-            close=stack.pop_all().close,
         )
+        merged = together is None and any(spec in METHODS for spec in plan.specs)
+        if merged and options.rank == "auto":
+            # No merge has a larger rank: a server that refuses it does so before it is asked.
+            gates = ConstantGates.ones(len(adapters))
+            with scorer.with_composition(Composition("the sum", tuple(adapters), gates)):
+                pass
+        scorer.close = stack.pop_all().close
+        return scorer
 
 
 def _base_of(server: Server) -> ServedModel:
@@ -118,9 +128,8 @@ def _base_of(server: Server) -> ServedModel:
     return next((one for one in models if not one.parent), models[0])
 
 
-def _prompts(tasks: Sequence[Task]) -> list[str]:
-    """At most PROMPTS prompts of the tasks, evenly distributed."""
-    every = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
+def _few(every: Sequence[Any]) -> list[Any]:
+    """At most PROMPTS of them, evenly distributed."""
     n = min(PROMPTS, len(every))
     return [every[i * len(every) // n] for i in range(n)]
 
@@ -243,40 +252,63 @@ class _Weighing(Placing):
 class _Acceptance:
     """Ends the run where a server computes something else than transformers.
 
-    prompts: of which the log-probability of the likeliest next word is compared.
+    prompts: of which the log-probability of the likeliest next word is compared. pairs: of which
+    the log-probability of the continuation is, for a token; none where nothing is judged by it.
     """
 
-    server: Server
     local: Scorer
     prompts: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
     base: str
-    of_base: list[float] = field(default_factory=list)
-    rounding: float = 0.0
+    of_base: dict[str, list[float]] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, model: Mapping[str, Any], composition: Composition | None) -> None:
-        """Raises ServerError unless the server's model is the composition; None: the base."""
+    @classmethod
+    def on(cls, tasks: Sequence[Task], local: Scorer, base: str, metric: str | None) -> _Acceptance:
+        """On a few questions of the tasks."""
+        asked = questions(tasks, metric)
+        prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
+        pairs = [(one.prompt, one.continuations[0]) for one in asked if not one.generated]
+        return cls(local, _few(prompts), _few(pairs), base)
+
+    def __call__(self, served: ServedScorer, composition: Composition | None) -> None:
+        """Raises ServerError unless the server runs the composition; None: the base."""
         ids = self.local.encoder.prompts(self.prompts)
-        theirs = self.server.first_tokens(model, ids)
+        theirs = {"of the next word": served.server.first_tokens(served.model, ids)}
         with self.local.with_composition(composition):
-            own = first_tokens(self.local, ids)
+            own = {"of the next word": first_tokens(self.local, ids)}
+            if self.pairs:
+                alike = served.with_template(self.local.chat_template)
+                for scorer, found in ((alike, theirs), (self.local, own)):
+                    scores = scorer.loglikelihood(self.pairs)
+                    found["of an answer"] = [one.per_token for one in scores]
         if composition is None:
             self.of_base = own
-        apart, between = apart_by(theirs, own), apart_by(own, self.of_base)
-        where = self.server.address
+        for what, figures in own.items():
+            self._compare(what, served.server.address, theirs[what], figures, composition)
+
+    def _compare(
+        self,
+        what: str,
+        where: str,
+        theirs: Sequence[float],
+        own: Sequence[float],
+        composition: Composition | None,
+    ) -> None:
+        apart, between = apart_by(theirs, own), apart_by(own, self.of_base[what])
+        told = f"the log-probability {what} differs by {apart:.2f} on average"
         if composition is None:
-            self.rounding = apart
+            self.rounding[what] = apart
             if apart > ANOTHER_BASE:
                 raise ServerError(
-                    f"{where} runs another base than {self.base}: the log-probability of the next "
-                    f"word differs by {apart:.2f} on average; serve that base, or give the served "
-                    "one by --base."
+                    f"{where} runs another base than {self.base}: {told}; serve that base, or give "
+                    "the served one by --base."
                 )
-        elif apart > max(between / SERVED_CLOSER, 2 * self.rounding + 0.005):
+        elif apart > max(between / SERVED_CLOSER, 2 * self.rounding[what] + 0.005):
             raise ServerError(
-                f"{where} does not compute {composition.name}: the log-probability of the next "
-                f"word differs by {apart:.2f} on average from that of transformers, where adapter "
-                f"and base are {between:.2f} apart; loraprobe inspect ADAPTER --serve all tells "
-                "what servers misread, and --engine transformers needs none."
+                f"{where} does not compute {composition.name}: {told} from that of transformers, "
+                f"where adapter and base are {between:.2f} apart; loraprobe inspect ADAPTER "
+                "--serve all tells what servers misread, and --engine transformers needs none."
             )
 
 
@@ -295,14 +327,20 @@ def apart_by(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
 
+def installed_vllm() -> str | None:
+    """The program `vllm`: that of PATH, or of this environment; None where there is none."""
+    return shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
+
+
 @contextlib.contextmanager
-def started_vllm(base: Base, rank: int, session: Session) -> Iterator[str]:
+def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session) -> Iterator[str]:
     """The address of a `vllm serve` of the base, which ends with the context or this process.
 
-    rank: the largest that an adapter has. Raises UsageError where vllm is not installed or allows
-    no such rank, ServerError where it does not start.
+    rank: the largest that an adapter has. targets: the last parts of the names of its modules;
+    where vLLM expects an adapter of the head, it scores prompts wrongly or fails. Raises UsageError
+    where vllm is not installed or allows no such rank, ServerError where it does not start.
     """
-    program = shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
+    program = installed_vllm()
     if program is None:
         raise UsageError("--engine vllm needs vLLM; pip install vllm, or give the URL of a server.")
     most = next((allowed for allowed in RANKS if allowed >= rank), None)
@@ -316,7 +354,7 @@ def started_vllm(base: Base, rank: int, session: Session) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [program, "serve", str(base.path), "--served-model-name", "base", "--enable-lora"]
     command += ["--max-lora-rank", str(most), "--dtype", session.dtype, "--max-model-len", "auto"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--lora-target-modules", *targets]
     if torch.cuda.is_available():  # the base is there already, for the acceptance test
         left, whole = torch.cuda.mem_get_info()
         command += ["--gpu-memory-utilization", f"{0.9 * left / whole:.2f}"]
@@ -357,8 +395,7 @@ def _wait(
         session.tell(f"start vLLM, {passed:.0f} s so far", 0, 0)
         time.sleep(1.0)
     told.seek(0)
-    lines = [
-        line for line in told.read().decode("utf-8", "replace").splitlines() if "Error" in line
-    ]
+    every = told.read().decode("utf-8", "replace").splitlines()
+    lines = [line for line in every if "error" in line.lower()]
     why = lines[-1].strip()[-200:] if lines else f"no answer within {START:g} s"
     raise ServerError(f"vllm serve did not start ({why}); start it by hand and give its URL.")

@@ -20,6 +20,7 @@ from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.options import Options
+from loraprobe.pipeline.engine import installed_vllm
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -32,6 +33,7 @@ from loraprobe.tasks import Task
 
 READ = 1 / 8  # units of a text that is read and not written
 ASK = "evaluate "  # how a step starts that asks one system
+LONG = 600.0  # seconds of a run on a GPU from which another engine is named
 FEWEST, TIMED = 4, 8  # items of a task that are timed: an eighth, but not fewer
 
 # Seconds of a unit with so many adapters in the base; for the progress of a run, units themselves.
@@ -143,7 +145,8 @@ class CostEstimate:
 
     `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
     forecast. `questions` is their number for one system, all parts of all items. `memory_bytes` is
-    the peak so far, with the base, all adapters and a batch in memory.
+    the peak so far, with the base, all adapters and a batch in memory. vllm: whether --engine vllm
+    may be faster: a long run by transformers on a GPU of a machine where vLLM is installed.
     """
 
     systems: tuple[str, ...]
@@ -153,6 +156,7 @@ class CostEstimate:
     measured: tuple[str, ...]
     memory_bytes: int
     command: str
+    vllm: bool = False
 
     @property
     def seconds(self) -> float:
@@ -164,12 +168,14 @@ class CostEstimate:
         """The estimate for systems on the evaluator's tasks. ahead: what is forecast."""
         session, tasks = evaluator.session, evaluator.tasks
         done = session.provenance().seconds
+        steps = dict(done) | {step: s for step, s in ahead.items() if step not in done}
+        slow = session.device.startswith("cuda") and sum(steps.values()) > LONG
         return cls(
             systems=tuple(systems),
             items=sum(len(task.items) for task in tasks),
             questions=len(questions(tasks, session.options.metric)),
-            steps=dict(done)
-            | {step: seconds for step, seconds in ahead.items() if step not in done},
+            vllm=slow and not session.options.served and installed_vllm() is not None,
+            steps=steps,
             measured=tuple(done),
             memory_bytes=peak_memory(),
             command=session.command,

@@ -141,7 +141,7 @@ def open_evaluator(
         from loraprobe.pipeline.engine import open_served
 
         every = [*adapters, *others]
-        scorer = open_served(inputs.base, every, plan.tasks, session, local, together)
+        scorer = open_served(inputs.base, every, plan, session, local, together)
         notes.append(
             f"Questions were answered by {session.engine}. Figures on hidden states and "
             "probabilities (coverage) need --engine transformers and are left out."

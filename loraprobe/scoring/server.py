@@ -322,10 +322,10 @@ class Placing(ABC):
 class ServedScorer(PromptedScorer):
     """Answers and log-likelihoods of the base and of compositions that a server runs.
 
-    local: a scorer of the base, whose tokenizer and end tokens count. accept: gets what a request
-    says of the model, and the composition (None: the base); it raises ServerError where the server
-    computes something else. context: the most tokens of a sequence; None for no limit. close: is
-    called once nothing is asked any more.
+    local: a scorer of the base, whose tokenizer and end tokens count. accept: gets this scorer
+    while it asks a composition for the first time, and the composition (None: the base); it raises
+    ServerError where the server computes something else. context: the most tokens of a sequence;
+    None for no limit.
     """
 
     recorder = None  # logits of a server are not kept
@@ -336,11 +336,11 @@ class ServedScorer(PromptedScorer):
         placing: Placing,
         local: Scorer,
         *,
-        accept: Callable[[Mapping[str, Any], Composition | None], None],
+        accept: Callable[[ServedScorer, Composition | None], None],
         context: int | None = None,
-        close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.server, self.placing, self.close = server, placing, close
+        self.server, self.placing = server, placing
+        self.close: Callable[[], None] = lambda: None  # called once nothing is asked any more
         self.encoder, self.context = local.encoder, context
         self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
         self._accept = accept
@@ -359,24 +359,26 @@ class ServedScorer(PromptedScorer):
 
         A composition is placed and accepted once. Raises UnsupportedAdapter, ServerError.
         """
-        self._accepted(None)  # with the base, the others are compared
-        before, self.model = self.model, self._accepted(composition)
+        before = self.model
         try:
+            for one in dict.fromkeys((None, composition)):  # others are compared with the base
+                self._ask(one)
             yield self
         finally:
             self.model = before
 
-    def _accepted(self, composition: Composition | None) -> Mapping[str, Any]:
-        """What a request says of a composition that the server was shown to run."""
+    def _ask(self, composition: Composition | None) -> None:
+        """Asks a composition from now on, which the server was shown to run."""
         key = composition and (composition.router, *map(id, composition.experts))
-        if key not in self._known:
-            if len(self._known) > HELD:  # the base is the first
-                oldest = list(self._known)[1]
-                self.placing.drop(self._known.pop(oldest)[0])
-            model = self.placing.base if composition is None else self.placing(composition)
-            self._accept(model, composition)
-            self._known[key] = model, composition
-        return self._known[key][0]
+        if key in self._known:
+            self.model, _ = self._known[key]
+            return
+        if len(self._known) > HELD:  # the base is the first
+            oldest = list(self._known)[1]
+            self.placing.drop(self._known.pop(oldest)[0])
+        self.model = self.placing.base if composition is None else self.placing(composition)
+        self._accept(self, composition)
+        self._known[key] = self.model, composition
 
     def note(self) -> str:
         """A note for the report, as that of `Scorer.note`."""
@@ -426,10 +428,21 @@ class ServedScorer(PromptedScorer):
         encoded = self.encoded(unique)
         ways = [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}][: 1 if self._echo else 2]
         body = {**self.model, "max_tokens": 1, **GREEDY}
-        scores: list[Likelihood | None] = []
+        scores: list[Likelihood | None] = [None] * len(unique)
         for way in reversed(ways):
             bodies = [{**body, **way, "prompt": ids} for ids, _ in encoded]
-            answers = self.server.ask("/v1/completions", bodies, _Scored)
+            try:
+                answers = self.server.ask("/v1/completions", bodies, _Scored)
+            except ServerError as error:
+                if "echo" in way and error.status is not None:
+                    break  # as llama.cpp's server says that it knows none
+                if error.status != 500:
+                    raise
+                raise ServerError(
+                    f"{self.server.address} failed to score a prompt, as vLLM does where it "
+                    "expects an adapter of the head; start it with --lora-target-modules and the "
+                    "names of your adapters' modules, such as q_proj v_proj."
+                ) from None
             scores = [one.of(ids, at) for one, (ids, at) in zip(answers, encoded, strict=True)]
             if None not in scores:
                 break

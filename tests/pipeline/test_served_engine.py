@@ -110,23 +110,28 @@ def test_a_composition_is_not_taken_for_one_that_is_gone():
     assert len(asked) == 20
 
 
-@pytest.mark.parametrize("way", ["vllm", "echo"])
-def test_choices_are_scored_by_prompts(world, tmp_path, way):
-    """The log-probabilities of a server are those of transformers."""
+def choices(world, place: Path) -> list[str]:
+    """merge-and-eval on six questions with choices."""
     task = world.scenario("disjoint").tasks[0]
     lines = [json.loads(line) for line in task.read_text().splitlines()[:6]]
     answers = [line["answer"] for line in lines]
     rows = [
         {"prompt": line["prompt"], "answer": line["answer"], "choices": answers} for line in lines
     ]
-    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
     adapters = [str(path) for path in world.scenario("disjoint").adapters.values()]
-    call = ["merge-and-eval", *adapters, "--base", str(world.path / "base"), "--json"]
-    call += ["--task", str(tmp_path / "choices.jsonl"), "--method", "sum", "--router", "none"]
-    call += ["--chat-template", "off"]
+    words = ["merge-and-eval", *adapters, "--base", str(world.path / "base"), "--json"]
+    words += ["--task", str(place / "choices.jsonl"), "--method", "sum", "--router", "none"]
+    return [*words, "--chat-template", "off"]
+
+
+@pytest.mark.parametrize("way", ["vllm", "echo"])
+def test_choices_are_scored_by_prompts(world, tmp_path, way):
+    """The log-probabilities of a server are those of transformers."""
+    words = choices(world, tmp_path)
     with server(ModelServer(world.path / "base", scores=way)) as (url, _):
-        served = CliRunner().invoke(app, [*call, "--engine", url])
-    here = CliRunner().invoke(app, call)
+        served = CliRunner().invoke(app, [*words, "--engine", url])
+    here = CliRunner().invoke(app, words)
     assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
 
 
@@ -205,6 +210,18 @@ def test_a_server_without_questions_is_a_wrong_usage(world, command):
     ]
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 2 and "--task" in ended.stderr
+
+
+# What vLLM does where it expects an adapter of the head: it leaves the adapter out, or fails.
+MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no log-probabilities"}
+
+
+@pytest.mark.parametrize("way", MISTAKEN)
+def test_prompts_that_a_server_scores_wrongly_end_the_run(world, tmp_path, way):
+    with server(ModelServer(world.path / "base", scores=way)) as (url, _):
+        ended = CliRunner().invoke(app, [*choices(world, tmp_path), "--engine", url])
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and MISTAKEN[way] in error["message"]
 
 
 def other_base(place: Path) -> Path:
@@ -373,8 +390,12 @@ def test_vllm_is_started_and_stopped(world, vllm, scale):
     with server(ModelServer(world.path / "base", scale=scale)) as (url, _):
         ended = run(world, "vllm", "--method", "sum", **vllm, BEHIND=url)
     assert ended.exit_code in ((0, 1, 3) if scale == 1.0 else (2,)), ended.stderr
-    started = Path(vllm["PIDS"]).read_text()
-    assert "--dtype float32" in started and "--max-lora-rank 16" in started
+    started = Path(vllm["PIDS"]).read_text().split()
+    adapters = world.scenario("skill-and-facts").adapters.values()
+    ranks = [loraprobe.load(path).rank_range[1] for path in adapters]
+    assert int(started[started.index("--max-lora-rank") + 1]) >= sum(ranks)
+    assert started[started.index("--dtype") + 1] == "float32"
+    assert "lm_head" not in started[started.index("--lora-target-modules") :]
     assert has_ended(vllm)
 
 

@@ -111,7 +111,7 @@ def inspect(
 
 @takes(
     "allow answer_after answer_pattern balance device dtype fields limit prompt_template rank "
-    "seed space subtract threads"
+    "seed serve space subtract threads"
 )
 def merge(
     adapters: Sequence[Adapter | str | Path],
@@ -244,7 +244,7 @@ def verify(
     "all_items allow answer_after answer_pattern balance batch_size chat_template device "
     "device_map dtype engine executor fields limit margin max_new_tokens methods metric prior "
     "prompt_template quantize rank resume retention router_prompts routers run_unsafe_code seed "
-    "space state subtract systems threads trust_remote_code weights"
+    "serve space state subtract systems threads trust_remote_code weights"
 )
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
@@ -263,9 +263,9 @@ def merge_and_eval(
 
 @takes(
     "all_items allow answer_after answer_pattern balance batch_size budget chat_template device "
-    "device_map dtype engine executor fields items keep limit margin max_new_tokens methods metric "
-    "prior prompt_template quantize rank resume retention routers run_unsafe_code seed space "
-    "state threads trust_remote_code"
+    "device_map dtype engine executor fields items keep limit margin max_new_tokens methods "
+    "metric prior prompt_template quantize rank resume retention routers run_unsafe_code seed "
+    "serve space state threads trust_remote_code"
 )
 def screen(
     adapters: Sequence[Adapter | str | Path],

@@ -45,7 +45,7 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
     """
     text = scrub(text)
     for given in sorted(names, key=len, reverse=True):
-        private = scrub(given)
+        private = scrub(given) if HIDDEN in text else given
         if private in text and private != names[given]:
             known = names[given].replace("\\", r"\\")
             text = re.sub(rf"(?<![\w/.-]){re.escape(private)}(?![\w-])", known, text)

@@ -186,11 +186,11 @@ def _measurements(
     """One for each adapter or pair. present: [n], which adapters adapt the module; None for all."""
     values, chances, errors = (None if part is None else part.tolist() for part in figure)
     name = name_of(diagnostic)
-    for place in _places(diagnostic, len(adapters)):
+    for names, place in _places(diagnostic, adapters):
         if present is None or all(present[i] for i in place):
             yield Measurement(
                 name=name,
-                adapters=tuple(dict.fromkeys(adapters[i].name for i in place)),
+                adapters=names,
                 value=_at(values, place),
                 module=module,
                 side=key.side,
@@ -200,16 +200,19 @@ def _measurements(
             )
 
 
-def _places(diagnostic: Diagnostic, n: int) -> Iterator[tuple[int, ...]]:
-    """The index of each adapter or pair in the figure's tensor."""
-    for i in range(n):
+def _places(
+    diagnostic: Diagnostic, adapters: Sequence[Adapter]
+) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """The names of each adapter or pair, and its index in the figure's tensor."""
+    names = [adapter.name for adapter in adapters]
+    for i, name in enumerate(names):
         if diagnostic.of == "each":
-            yield (i,)
+            yield (name,), (i,)
             continue
         if diagnostic.of == "both":
-            yield (i, i)
-        for j in range(i + 1, n):
-            yield (i, j)
+            yield (name,), (i, i)
+        for j in range(i + 1, len(names)):
+            yield (name, names[j]), (i, j)
 
 
 def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -34,7 +33,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
-from loraprobe.lora.workers import in_order
+from loraprobe.lora.workers import Memory, in_order
 
 Side = Literal["in", "out"]
 Updates = Sequence[LowRank | None]
@@ -287,7 +286,7 @@ def gram_matrices(
     if paths is None:
         paths = list(dict.fromkeys(path for a in adapters for path in a))
     batches = _batches([getattr(a, "infos", a) for a in adapters], paths, rank)
-    memory = _Memory()
+    memory = Memory()
 
     def batch(part: tuple[Sequence[str], Sequence[Updates]]) -> GramMatrices:
         names, updates = part
@@ -323,7 +322,7 @@ def of_products(
 
 
 def _batch(
-    paths: tuple[str, ...], modules: Sequence[Updates], rank: int, memory: _Memory
+    paths: tuple[str, ...], modules: Sequence[Updates], rank: int, memory: Memory
 ) -> GramMatrices:
     """The Gram matrices of some modules. modules: the updates of all adapters for each."""
     A = [[None if u is None else u.A.detach() for u in updates] for updates in modules]
@@ -392,23 +391,7 @@ def _in_float64(updates: Updates) -> bool:
 # Inner products of the rows of many factors.
 
 
-class _Memory(threading.local):
-    """Memory of one thread for the rows of a module, which it uses again for the next one.
-
-    Fresh memory costs a tenth of the time of the products in it.
-    """
-
-    def __init__(self) -> None:
-        self.held: dict[torch.dtype, Tensor] = {}
-
-    def rows(self, count: int, length: int, dtype: torch.dtype) -> Float[Tensor, "count length"]:
-        size = count * length
-        if dtype not in self.held or len(self.held[dtype]) < size:
-            self.held[dtype] = torch.empty(size, dtype=dtype)
-        return self.held[dtype][:size].view(count, length)
-
-
-def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memory: _Memory) -> None:
+def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memory: Memory) -> None:
     """Writes the inner products of the rows of all factors; rows beyond a factor's stay zero.
 
     exact: whether all products are computed in float64, else those of two factors in float32.
@@ -418,7 +401,7 @@ def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memor
     for held in _by_length(factors):
         starts = [0, *itertools.accumulate(len(one) for one in held.values())]
         length = next(iter(held.values())).shape[1]
-        rows = memory.rows(starts[-1], length, torch.float64 if exact else torch.float32)
+        rows = memory.empty("rows", starts[-1], length, torch.float64 if exact else torch.float32)
         for start, one in zip(starts, held.values(), strict=False):
             rows[start : start + len(one)].copy_(one)
         if len(rows) == n * r:
@@ -442,7 +425,7 @@ def _multiply(
     gram: Float64[Tensor, "k k"],
     rows: Float[Tensor, "k length"],
     starts: Sequence[int],
-    memory: _Memory,
+    memory: Memory,
 ) -> None:
     """Writes rows @ rows^T: one half times the other half, and so on within each half.
 
@@ -453,7 +436,7 @@ def _multiply(
     own = rows[first:end]
     if len(starts) == 2 or (rows.dtype == torch.float64 and len(own) <= GRAM_ROWS):
         if rows.dtype != torch.float64:
-            own = memory.rows(len(own), own.shape[1], torch.float64).copy_(own)
+            own = memory.empty("own", len(own), own.shape[1], torch.float64).copy_(own)
         torch.mm(own, own.mT, out=gram[first:end, first:end])
         return
     half = len(starts) // 2

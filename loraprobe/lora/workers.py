@@ -1,19 +1,41 @@
-"""Independent pieces of work on all cores, each on one of them."""
+"""Independent pieces of work on all cores, each on one of them, and the memory that each has."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 # Pieces that are in memory together; a machine with more cores gives each piece several.
 MOST_WORKERS = 8
+
+
+class Memory(threading.local):
+    """Memory of one thread for a module's factors, which it uses again for the next module.
+
+    Fresh memory costs a tenth of the time of the products in it.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def empty(
+        self, name: str, rows: int, columns: int, dtype: torch.dtype
+    ) -> Float[Tensor, "rows columns"]:
+        """A matrix of any numbers, valid until the thread asks for this name again."""
+        size, key = rows * columns, (name, dtype)
+        if key not in self.held or len(self.held[key]) < size:
+            self.held[key] = torch.empty(size, dtype=dtype)
+        return self.held[key][:size].view(rows, columns)
 
 
 def workers() -> int:

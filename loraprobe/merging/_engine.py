@@ -29,7 +29,7 @@ from loraprobe.formatting import shortly
 from loraprobe.lora.grams import Visitor, of_products
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
-from loraprobe.lora.workers import in_order
+from loraprobe.lora.workers import Memory, in_order
 from loraprobe.merging._arguments import (
     BaseTensors,
     MergeArguments,
@@ -222,7 +222,7 @@ def _merge_modules(
         weights=tuple(arguments.weights[i] for i in order),
     )
     place = torch.tensor(order).argsort().tolist()
-    names = [adapter.name for adapter in ordered.adapters]
+    names, memory = [adapter.name for adapter in ordered.adapters], Memory()
     largest = max(adapter.rank_range[1] for adapter in given)
 
     def updates(info: ModuleInfo) -> list[LowRank]:
@@ -232,7 +232,7 @@ def _merge_modules(
     @torch.no_grad()
     def merged(module: tuple[str, Sequence[LowRank]]) -> MergedModule:
         path, updates = module
-        factors = SideBySide.of(updates)
+        factors = SideBySide.of(updates, memory)
         check_finite(factors, names, path)
         if visitor is not None:
             shown = [updates[i] if updates[i].rank else None for i in place]

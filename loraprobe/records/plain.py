@@ -22,6 +22,8 @@ def plain(value: Any) -> Any:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) in _SCALARS else plain(item) for item in value]
     if isinstance(value, Command):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -32,8 +34,6 @@ def plain(value: Any) -> Any:
         }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -82,7 +82,7 @@ def scores(audit: dict) -> list:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_says_what_it_says_on_the_cpu(device, where, name, tmp_path):
+def test_a_command_says_what_it_says_on_the_cpu(device, where, name, no_backward, tmp_path):
     found, wanted = (
         documented([*COMMANDS[name], "--device", at], tmp_path / str(i))
         for i, at in enumerate((device, "cpu"))
@@ -91,6 +91,17 @@ def test_a_command_says_what_it_says_on_the_cpu(device, where, name, tmp_path):
     assert verdicts[0] == verdicts[1]
     assert found["provenance"]["device"].startswith(device)
     if "float32" in COMMANDS[name] and where != "cuda":  # a card may round a tie otherwise
+        assert scores(found) == scores(wanted)
+
+
+def test_a_command_spreads_its_base_over_devices(device, where, tmp_path):
+    if device == "cpu":
+        pytest.skip("the CPU is one device")
+    pytest.importorskip("accelerate")
+    found = documented([*COMMANDS["routers"], "--device-map", "auto"], tmp_path / "spread")
+    wanted = documented([*COMMANDS["routers"], "--device", "cpu"], tmp_path / "plain")
+    assert found["provenance"]["device"].startswith(device)
+    if where == "pretended":
         assert scores(found) == scores(wanted)
 
 

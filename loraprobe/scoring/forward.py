@@ -21,9 +21,10 @@ from loraprobe.composition.forward_pass import is_followed, rows_of_batch
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 
-# Tokens per forward pass. Measured: more than a few thousand are not faster on a CPU.
-TOKENS = {"cpu": 4096, "mps": 8192}
-TOKENS_ELSEWHERE = 32768
+# Tokens per forward pass that only reads, and per pass whose rows write more tokens afterwards.
+# Measured on a CPU: to read, 1024 at once are the fastest, but many rows write faster than few.
+TOKENS = {"cpu": (1024, 4096), "mps": (8192, 8192)}
+TOKENS_ELSEWHERE = (32768, 32768)
 LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
 LEAST_SHARED = (
     4  # tokens with which all prompts of a batch begin that are worth a pass of their own
@@ -63,7 +64,7 @@ class Batcher:
         read at once.
         """
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-        budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
+        budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)[bool(new)]
         kept = max(kept, budget)
         while order:
             longest = first = lengths[order[0]]

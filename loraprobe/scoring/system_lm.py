@@ -163,7 +163,8 @@ class SystemLM(TemplateLM):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
                 texts[places[i]] = postprocess_generated_text(text, stops, None)
 
-        batches = self.scorer.batcher.split([len(row) + most for row in rows])
+        lengths, kept = [len(row) for row in rows], self.scorer.kept_tokens
+        batches = self.scorer.batcher.split(lengths, new=most, kept=kept)
         with seeded(SEED, self.scorer.model.device):
             self.scorer.run(batches, work)
 

@@ -186,7 +186,7 @@ def test_the_models_context_is_respected(tiny):
 
 def test_batches_respect_the_budgets(monkeypatch):
     batcher = Batcher(torch.device("cpu"))
-    monkeypatch.setattr("loraprobe.scoring.forward.TOKENS", {"cpu": 100})
+    monkeypatch.setattr("loraprobe.scoring.forward.TOKENS", {"cpu": (100, 120)})
     monkeypatch.setattr("loraprobe.scoring.forward.LOGITS", 1000)
     lengths = [3, 30, 20, 25, 200, 21, 22]
     batches = list(batcher.split(lengths))
@@ -194,8 +194,8 @@ def test_batches_respect_the_budgets(monkeypatch):
     assert batches == [[4], [1, 3, 6], [5, 2, 0]]
     wide = list(batcher.split([10] * 4, [5] * 4, vocab=100))  # 5 positions * 100 tokens each
     assert [len(batch) for batch in wide] == [2, 2]
-    # of 100 tokens that are read at once, or of as many as may be in memory
-    assert [len(batch) for batch in batcher.split([10] * 6, new=10)] == [5, 1]
+    # of 120 tokens that are read at once before others are written, or of those that fit in memory
+    assert [len(batch) for batch in batcher.split([10] * 7, new=10)] == [6, 1]
     assert [len(batch) for batch in batcher.split([10] * 12, new=10, kept=180)] == [9, 3]
 
 

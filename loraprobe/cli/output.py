@@ -173,7 +173,6 @@ def exit_code(audit: Audit) -> int:
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision
         ]
-    nothing = audit.library is not None and not any(
-        row.state == "usable" for row in audit.library.adapters
-    )
+    usable = any(row.state == "usable" for row in audit.members)
+    nothing = audit.library is not None and not usable
     return 0 if audit.compatibility.compatible and not nothing else 1

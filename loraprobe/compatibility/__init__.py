@@ -21,9 +21,8 @@ from loraprobe.compatibility.serving import FEATURES
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest
-from loraprobe.records import Compatibility, Issue
+from loraprobe.records import Compatibility, Issue, by_severity
 
-ORDER = {"error": 0, "warning": 1, "note": 2}
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
 
@@ -112,7 +111,7 @@ def with_contents(
 
 def require(found: Compatibility) -> Compatibility:
     """Returns `found`. Raises CompatibilityError with its first error and the number of others."""
-    errors = [issue for issue in found.issues if issue.severity == "error"]
+    errors = found.errors
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
@@ -129,4 +128,4 @@ def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
         else issue
         for issue in found
     ]
-    return Compatibility(tuple(sorted(issues, key=lambda issue: ORDER[issue.severity])))
+    return Compatibility(tuple(by_severity(issues)))

@@ -115,7 +115,7 @@ def with_next(
     request = requested(options, inputs, kind)
     request = replace(request, library=tuple(library), chain=measured.chain)
     if inputs.given:
-        errors = [i for i in found.issues if i.severity == "error" and len(i.adapters) > 1]
+        errors = [issue for issue in found.errors if len(issue.adapters) > 1]
         unlike = any(issue.code in UNLIKE for issue in errors)
         request = replace(request, fitting=_fitting(inputs.given, found), unlike=unlike)
     if kind == "router":
@@ -168,7 +168,7 @@ def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ..
 
     The later one of two that do not fit together is left out.
     """
-    errors = [set(issue.adapters) for issue in found.issues if issue.severity == "error"]
+    errors = [set(issue.adapters) for issue in found.errors]
     kept = [adapter for adapter in adapters if {adapter.name} not in errors]
     common = collections.Counter(adapter.base_model for adapter in kept).most_common(1)
     kept = [adapter for adapter in kept if adapter.base_model == common[0][0]]

@@ -25,6 +25,7 @@ from loraprobe.records.inputs import (
     TaskSummary,
     Transformation,
     Verification,
+    by_severity,
 )
 from loraprobe.records.kinds import (
     BASELINES,
@@ -110,6 +111,11 @@ class Audit:
     verdict: Verdict | None = None
     serve: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[LibraryAdapter, ...]:
+        """The adapters of the library; none where there is no library."""
+        return self.library.adapters if self.library is not None else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None.

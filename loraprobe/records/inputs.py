@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from loraprobe.records.estimates import Interval
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Issue:
     module: str | None = None
 
 
+def by_severity(issues: Iterable[Issue]) -> list[Issue]:
+    """Findings, errors first."""
+    return sorted(issues, key=lambda issue: SEVERITIES.index(issue.severity))
+
+
 @dataclass(frozen=True)
 class Compatibility:
     """All findings; compatible means that none of them is an error."""
@@ -33,8 +39,13 @@ class Compatibility:
     issues: tuple[Issue, ...] = ()
 
     @property
+    def errors(self) -> list[Issue]:
+        """The findings that forbid a composition."""
+        return [issue for issue in self.issues if issue.severity == "error"]
+
+    @property
     def compatible(self) -> bool:
-        return all(issue.severity != "error" for issue in self.issues)
+        return not self.errors
 
 
 @dataclass(frozen=True)

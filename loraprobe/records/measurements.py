@@ -333,6 +333,11 @@ class EvaluationRecords:
     chain: tuple[ChainHop, ...] = ()
     rounds: Rounds | None = None
 
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that systems were asked, in their order."""
+        return list(dict.fromkeys(score.task for score in self.scores))
+
 
 @dataclass(frozen=True)
 class GateStatistics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe import compatibility
 from loraprobe.adapters import MENDABLE
@@ -33,6 +33,7 @@ from loraprobe.records import (
     LibraryAdapter,
     Reason,
     Verdict,
+    by_severity,
     example,
 )
 from loraprobe.report.parts import Answer, Line
@@ -53,7 +54,6 @@ FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 MOST_NAMES = 3
 SERVING, LICENCE = "serve-", "licence-"  # how codes of findings begin
-SEVERITIES = ("error", "warning", "note")
 DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
 # What to use by actions that use nothing that was measured.
 UNMEASURED = {
@@ -131,7 +131,7 @@ def _headline(audit: Audit) -> str:
         best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
         best = "a chain gains what you asked for" if head == "chain" else best
         return f"MEASURED: {best}; merges and routers were not asked."
-    several = len({row.task for row in audit.evaluation.scores}) > 1
+    several = len(audit.evaluation.tasks) > 1
     return f"{verdict.decision.upper()}: {_meaning(verdict, several)}."
 
 
@@ -168,7 +168,7 @@ def _of_usable(rows: Sequence[LibraryAdapter]) -> str:
 
 def _of_files(audit: Audit) -> str:
     """What files alone tell: what one adapter is, or what was made."""
-    errors = _errors(audit)
+    errors = audit.compatibility.errors
     if len(audit.adapters) != 1 or audit.command != "inspect":
         return "INCOMPATIBLE." if errors else f"{_done(audit)}."
     row = audit.adapters[0]
@@ -219,7 +219,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
 
 def _conflicts(audit: Audit) -> Iterator[Line]:
     """Two conflicts with their cures, and how many more there are."""
-    errors = _errors(audit)
+    errors = audit.compatibility.errors
     for issue in errors[:2]:
         yield "why", f"{issue.code}: {first_sentence(issue)}"
         yield "fix", issue.cure
@@ -304,18 +304,9 @@ def _watch(texts: Sequence[str], most: int) -> list[tuple[str, str]]:
     return [*(("watch", text) for text in shown), *rest]
 
 
-def by_severity(issues: Iterable[Issue]) -> list[Issue]:
-    """Findings, errors first."""
-    return sorted(issues, key=lambda issue: SEVERITIES.index(issue.severity))
-
-
 def first_sentence(issue: Issue) -> str:
     """What a finding says, without what follows from it."""
     return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
-
-
-def _errors(audit: Audit) -> list[Issue]:
-    return [issue for issue in audit.compatibility.issues if issue.severity == "error"]
 
 
 def _licences(audit: Audit) -> Iterator[Line]:
@@ -331,7 +322,7 @@ def _licences(audit: Audit) -> Iterator[Line]:
 def _about_files(audit: Audit) -> Iterator[Line]:
     """What was found in files alone: what stands in the way, what servers do, what to run next."""
     yield from _serving(audit)
-    broken = [issue for issue in _errors(audit) if not issue.code.startswith(SERVING)]
+    broken = [issue for issue in audit.compatibility.errors if not issue.code.startswith(SERVING)]
     for issue in broken[:MOST_REASONS]:
         yield "why", first_sentence(issue)
         yield "fix", "" if issue.code in MENDABLE else issue.cure
@@ -363,7 +354,7 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
 
 def _about_library(audit: Audit) -> Iterator[Line]:
     """What of a library can be used, and how its adapters relate."""
-    rows = audit.library.adapters if audit.library is not None else ()
+    rows = audit.members
     for state in ("broken", "unfit"):
         yield state, _by_reason([row for row in rows if row.state == state])
     equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
@@ -450,7 +441,7 @@ def _hops(audit: Audit) -> str:
 def _by_task(audit: Audit, verdict: Verdict) -> str:
     """Each task's best single adapter with its score, and the composition's."""
     told, composed = [], verdict.gain.system if verdict.gain is not None else ""
-    for task in dict.fromkeys(row.task for row in audit.evaluation.scores):
+    for task in audit.evaluation.tasks:
         rows = [r for r in audit.evaluation.scores if (r.task, r.part) == (task, "question")]
         other = [f" ({r.system} {number(r.value)})" for r in rows if r.system == composed]
         alone = [row for row in rows if row.kind == "adapter"]
@@ -475,7 +466,7 @@ def gain_line(audit: Audit, verdict: Verdict) -> str:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     alone += f", {other.form}" if other.part != best.form else ""
-    mean = "mean " if len({row.task for row in audit.evaluation.scores}) > 1 else ""
+    mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
     difference, digits = _agreeing(own.score.value, other.score.value, best.difference)
     return (
         f"{mean}{own.shown:z.{digits}f} for {best.system} against {other.shown:z.{digits}f} for "

@@ -228,11 +228,10 @@ def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
 
 def library(audit: Audit) -> Iterator[Figure]:
     """The map of the library, where at least three adapters have a place on it."""
-    rows = audit.library.adapters if audit.library is not None else ()
-    placed = [row for row in rows if row.place is not None]
+    placed = [row for row in audit.members if row.place is not None]
     if len(placed) < 3 or audit.library is None:
         return
-    families = {row.family for row in rows if row.family is not None}
+    families = {row.family for row in audit.members if row.family is not None}
     alone = sum(row.family is None for row in placed)
     share = audit.library.map_share
     shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""

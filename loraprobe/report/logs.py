@@ -20,8 +20,6 @@ from loraprobe.records import Audit, Reply, Sample, Score
 from loraprobe.secrets import scrub
 from loraprobe.tasks import Task
 
-Z95 = 1.959963984540054  # half the width of a 95 % interval in standard errors
-
 
 def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None:
     """Writes results_DATE.json and samples_TASK_DATE.jsonl into `directory/SYSTEM`.
@@ -119,13 +117,12 @@ def _results(
 
 
 def _metrics(score: Score) -> dict[str, Any]:
-    low, high = score.ci95
     return {
         "name": task_name(score),
         "alias": task_name(score),
         "sample_len": score.n,
         f"{score.metric},none": score.value,
-        f"{score.metric}_stderr,none": (high - low) / 2 / Z95,
+        f"{score.metric}_stderr,none": score.estimate.error,
     }
 
 

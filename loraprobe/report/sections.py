@@ -36,9 +36,10 @@ from loraprobe.records import (
     Score,
     Shortlisted,
     Verdict,
+    by_severity,
 )
 from loraprobe.report import figures
-from loraprobe.report.answer import LICENCE, answer, by_severity, first_sentence
+from loraprobe.report.answer import LICENCE, answer, first_sentence
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.parts import (
     EXPLAINED,
@@ -361,9 +362,9 @@ def _kept(rows: Sequence[Score]) -> str:
 
 def evaluations(audit: Audit) -> list[Table]:
     """Systems down, all parts across, with intervals; a table a task."""
-    tasks = dict.fromkeys(row.task for row in audit.evaluation.scores)
     return [
-        _evaluation([row for row in audit.evaluation.scores if row.task == task]) for task in tasks
+        _evaluation([row for row in audit.evaluation.scores if row.task == task])
+        for task in audit.evaluation.tasks
     ]
 
 
@@ -623,15 +624,10 @@ def layers(audit: Audit) -> Table:
     )
 
 
-def library_members(audit: Audit) -> Sequence[LibraryAdapter]:
-    """The adapters of the library; none where there is no library."""
-    return audit.library.adapters if audit.library is not None else ()
-
-
 def unusable(audit: Audit) -> Table:
     """What cannot be used, a row for each kind of finding, with reason and cure of the first."""
     groups: dict[tuple[str, str], tuple[list[str], Issue | None]] = {}
-    for row in library_members(audit):
+    for row in audit.members:
         if row.state in ("broken", "unfit"):
             issue = next((issue for issue in row.issues if issue.severity == "error"), None)
             kind = row.state, issue.code if issue else ""
@@ -649,7 +645,7 @@ def unusable(audit: Audit) -> Table:
 def families(audit: Audit, most: int | None = None) -> Table:
     """Groups of adapters that point the same way. most: rows, None for all."""
     groups: dict[int, list[LibraryAdapter]] = {}
-    for row in library_members(audit):
+    for row in audit.members:
         if row.family is not None:
             groups.setdefault(row.family, []).append(row)
     many = f" (the largest {most} of {len(groups)})" if most and len(groups) > most else ""
@@ -673,7 +669,7 @@ def library_adapters(audit: Audit) -> Table:
     """Every adapter of the library, as it was read."""
     return tabulated(
         "The library",
-        library_members(audit),
+        audit.members,
         (text("adapter"), lambda row: row.name),
         (text("state"), _state),
         (text("base", drop=5), lambda row: row.base_model or "-"),
@@ -694,7 +690,7 @@ def _state(row: LibraryAdapter) -> str:
 
 def library_findings(audit: Audit) -> Table:
     """Warnings and errors about single adapters."""
-    rows = [(row, issue) for row in library_members(audit) for issue in row.issues]
+    rows = [(row, issue) for row in audit.members for issue in row.issues]
     return tabulated(
         "Findings about the library",
         [(row, issue) for row, issue in rows if issue.severity != "note"],
@@ -854,7 +850,7 @@ def weights(audit: Audit) -> Table:
 
 def one_line(audit: Audit) -> str:
     """The result in one line, for --quiet."""
-    verdict, rows = audit.verdict, library_members(audit)
+    verdict, rows = audit.verdict, audit.members
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
     if audit.library is not None:

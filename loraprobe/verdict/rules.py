@@ -100,7 +100,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
     that decide come first, then those that limit the decision, then the others.
     """
     if not evidence.compatibility.compatible:
-        errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
+        errors = evidence.compatibility.errors
         told = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in told)
         return Verdict("incompatible", "weights", conflicts, action="fix")

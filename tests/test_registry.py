@@ -88,11 +88,6 @@ def test_invalid_values_are_usage_errors(animals: Registry, spec: str) -> None:
         animals.make(spec)
 
 
-def test_the_nearest_name_is_offered(animals: Registry) -> None:
-    with pytest.raises(UsageError, match="snow_leopard"):
-        animals.get("snow_leopart")
-
-
 def test_a_file_without_a_member_and_two_of_one_name_are_mistakes(animals: Registry) -> None:
     home = Path(sys.modules[animals.package].__file__ or "").parent
     for text in ("x = 1", FAMILY.format(package=animals.package)):

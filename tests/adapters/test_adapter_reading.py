@@ -120,11 +120,8 @@ PROMISES = {
 # What is odd and stands in no row of docs/pathologies.md -> tensors, config, codes of findings.
 ODD = {
     "two adapters in one file": (TWO, {}, {"several-adapters"}),
-    "A without B": (
-        pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)},
-        {},
-        {"unpaired-factor"},
-    ),
+    "A without B": (pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)}, {},
+        {"unpaired-factor"}),
     **{f"A {a}, B {b}": (factors(a, b), {}, {"shape-mismatch", "no-modules"}) for a, b in UNFIT},
     "another rank of one module": (
         pair() | pair(UP, out=24),
@@ -132,7 +129,7 @@ ODD = {
         {"rank-contradicts-config"},
     ),
     **{f"{key} unkept": (pair(), {key: v}, {"missing-tensors"}) for key, v in PROMISES.items()},
-}
+}  # fmt: skip
 
 
 FORMS = """

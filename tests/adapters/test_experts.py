@@ -8,14 +8,12 @@ import warnings
 import pytest
 import torch
 from making import write_adapter
-from mixtures import BOTH, CASES, EXPERTS, IN, MIDDLE, Layers, deltas_of_peft, saved, wrapped
+from mixtures import BOTH, CASES, IN, MIDDLE, Layers, deltas_of_peft, saved, wrapped
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from loraprobe import limits
 from loraprobe.adapters import read_adapter
-from loraprobe.checkpoint import SafetensorsFile
-from loraprobe.errors import AdapterError, CompatibilityError
+from loraprobe.errors import CompatibilityError
 from loraprobe.merging import merge
 
 
@@ -104,11 +102,9 @@ UNCLEAR = {
     "rows that the rank does not divide": (stack(6), {}),
     "a parameter that the config does not name": (stack(8) | stack(8, "a.experts.base_layer"), {}),
     "a parameter without the outer one": (stack(8, "a.experts.base_layer"), {}),
-    "two scalings, of which either may be meant": (
-        stack(8) | stack(8, "a.experts.base_layer"),
-        {"target_parameters": BOTH, "alpha_pattern": {"up": 3}},
-    ),
-}
+    "two scalings, of which either may be meant": (stack(8) | stack(8, "a.experts.base_layer"),
+        {"target_parameters": BOTH, "alpha_pattern": {"up": 3}}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNCLEAR)
@@ -118,26 +114,3 @@ def test_factors_whose_rank_is_unclear_are_listed_and_not_used(tmp_path, case):
     adapter = read_adapter(write_adapter(tmp_path / "a", tensors, **options))
     assert not adapter.modules and {extra.kind for extra in adapter.extras} == {"target_parameter"}
     assert {extra.key for extra in adapter.extras} == set(tensors)
-
-
-def test_experts_count_for_the_limit_of_modules(tmp_path, monkeypatch):
-    options = {"target_modules": [], "target_parameters": ["experts.up"], "r": 1}
-    place = write_adapter(tmp_path / "a", stack(40), **options)
-    monkeypatch.setattr(limits, "MODULES", 39)
-    with pytest.raises(AdapterError, match="adapts 40 modules"):
-        read_adapter(place)
-    monkeypatch.undo()
-    assert list(read_adapter(place).modules) == [f"a.experts[{number}]" for number in range(40)]
-
-
-def test_a_stack_is_read_once_for_all_its_experts(tmp_path, monkeypatch):
-    adapter = saved(tmp_path, wrapped(CASES["two parameters of a module"]))
-    read, keys = SafetensorsFile.read, []
-
-    def counted(file, key):
-        keys.append(key)
-        return read(file, key)
-
-    monkeypatch.setattr(SafetensorsFile, "read", counted)
-    assert len(list(adapter.modules.values())) == 2 * 2 * EXPERTS
-    assert len(keys) == len(set(keys)) == 8

@@ -12,7 +12,7 @@ import making
 import pytest
 import safetensors.torch
 import torch
-from making import LLAMA, dense, hidden, random_adapter, tiny_llama
+from making import LLAMA, dense, random_adapter, tiny_llama
 from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
@@ -148,18 +148,6 @@ def test_targets_are_the_sources_own_where_they_select_the_same(tmp_path):
         assert common_targets([a, other], chosen) is None
 
 
-def test_a_merge_writes_the_short_target_list(tmp_path):
-    names = sorted({path.rpartition(".")[2] for path in LLAMA})
-    sources = [
-        adapter_of(n, dict(random_adapter(seed=i).modules), config={"target_modules": names})
-        for i, n in enumerate("ab")
-    ]
-    merge(sources).save(tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["target_modules"] == names
-    assert read_adapter(tmp_path / "out").layout.keys() == LLAMA.keys()
-
-
 save_file, config_of = safetensors.torch.save_file, saving.config_of
 
 
@@ -192,40 +180,6 @@ def test_a_wrong_scaling(monkeypatch, tmp_path):
 
 class TestSaving:
     """A saved adapter computes the same in peft, and its directory is complete or absent."""
-
-    def mixed(self, kinds: dict, shapes: dict) -> Adapter:
-        """Ranks and scalings that differ by module."""
-        paths = list(shapes)
-        rank = {p: 2 + i % 3 for i, p in enumerate(paths)}
-        scaling = {p: (0.5, 1.0, 0.3)[i % 3] * (-1) ** (i // 4) for i, p in enumerate(paths)}
-        return making.random_adapter("x", shapes, rank, 5, scaling, kinds=kinds, base_model=None)
-
-    def check(self, model, adapter: Adapter, directory: Path) -> None:
-        """peft's model with the saved adapter is the base with the deltas added to its weights."""
-        base = hidden(model.double())
-        adapter.save(directory)
-        wrapped = PeftModel.from_pretrained(model, str(directory))
-        found = hidden(wrapped)
-        plain = wrapped.unload()
-        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.clone())  # was tied
-        with torch.no_grad():
-            for path, update in adapter.modules.items():
-                module, delta = plain.get_submodule(path), update.to(torch.float64).delta()
-                module.weight += delta if isinstance(module, torch.nn.Linear) else delta.T
-        assert (hidden(plain) - found).abs().max() < 1e-6
-        assert (found - base).abs().max() > 1e-2
-
-    def test_llama(self, tmp_path, llama):
-        shapes = {**making.LLAMA, "lm_head": (40, 16), "model.embed_tokens": (16, 40)}
-        self.check(llama, self.mixed({"model.embed_tokens": "embedding"}, shapes), tmp_path / "x")
-
-    def test_gpt2_with_a_mix_of_conv1d_linear_and_embedding(self, tmp_path, gpt2):
-        block = {"attn.c_attn": (48, 16), "attn.c_proj": (16, 16), "mlp.c_fc": (64, 16)}
-        shapes = {f"transformer.h.{i}.{n}": s for i in (0, 1) for n, s in block.items()}
-        kinds = dict.fromkeys(shapes, "conv1d") | {"transformer.wte": "embedding"}
-        shapes |= {"lm_head": (40, 16), "transformer.wte": (16, 40)}
-        self.check(gpt2, self.mixed(kinds, shapes), tmp_path / "x")
-        assert json.loads((tmp_path / "x" / "adapter_config.json").read_text())["fan_in_fan_out"]
 
     def test_patterns_cannot_confuse_modules(self, tmp_path):
         """One path is the end of another, and a dot must not match any character."""

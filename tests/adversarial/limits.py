@@ -34,18 +34,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "intermediate": {"intermediate_size": 10**12},
     "head": {"head_dim": 10**12},
     "heads": {"num_attention_heads": 10**9},
-    "experts": {
-        "model_type": "mixtral",
-        "architectures": ["MixtralForCausalLM"],
-        "num_local_experts": MANY,
-    },
-    "nested": {
-        "model_type": "gemma3",
-        "architectures": ["Gemma3ForConditionalGeneration"],
-        "text_config": {"model_type": "gemma3_text", "num_hidden_layers": MANY},
-    },
+    "experts": {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": MANY},
+    "nested": {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": {"model_type": "gemma3_text", "num_hidden_layers": MANY}},
     "vision": {"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": MANY}},
-}
+}  # fmt: skip
 
 
 @cases("base", SIZES)

@@ -71,17 +71,31 @@ def _(place: Path) -> str:
     return unharmed(place, "merge", linked(place), b, "-o", a, "--overwrite")
 
 
+def general(place: Path) -> list[object]:
+    """A merge that would be written over what is subtracted."""
+    making.random_adapter("c", seed=3).save(place / "c")
+    return ["merge", "a", "b", "--subtract", "c", "-o", "c", "--overwrite"]
+
+
+OVER: dict[str, Callable[[Path], list[object]]] = {
+    "route-over-a-source": lambda place: ["route", "a", "b", "-o", "a", "--overwrite"],
+    "page-inside-a-source": lambda place: ["inspect", "a", "b", "--html", "a/report.html"],
+    "output-is-what-is-subtracted": general,
+}
+
+
+@cases("", OVER)
+def _(place: Path, words: Callable[[Path], list[object]]) -> str:
+    saved_pair(place)
+    with inside(place):
+        return unharmed(place, *words(place))
+
+
 @case("output-is-a-source-relative")
 def _(place: Path) -> str:
     saved_pair(place)
     with inside(place / "a"):
         return unharmed(place, "merge", "../a", "../b", "-o", ".", "--overwrite")
-
-
-@case("route-over-a-source")
-def _(place: Path) -> str:
-    a, b = saved_pair(place)
-    return unharmed(place, "route", a, b, "-o", a, "--overwrite")
 
 
 @case("route-over-its-own-experts")
@@ -91,13 +105,6 @@ def _(place: Path) -> str:
     return unharmed(
         place, "route", *experts, "--router", "arrow:top_k=1", "-o", place / "out", "--overwrite"
     )
-
-
-@case("output-is-what-is-subtracted")
-def _(place: Path) -> str:
-    making.random_adapter("c", seed=3).save(place / "c")
-    c = place / "c"
-    return unharmed(place, "merge", *saved_pair(place), "--subtract", c, "-o", c, "--overwrite")
 
 
 @case("output-inside-the-base")
@@ -112,12 +119,6 @@ def _(place: Path) -> str:
     finally:
         del os.environ["LORAPROBE_CACHE"]
     return ", ".join("a verdict" if end in ("exit 0", "exit 1", "exit 3") else end for end in ended)
-
-
-@case("page-inside-a-source")
-def _(place: Path) -> str:
-    a, b = saved_pair(place)
-    return unharmed(place, "inspect", a, b, "--html", a / "report.html")
 
 
 @case("api-save-over-a-source")
@@ -167,14 +168,13 @@ def _(place: Path) -> str:
     return f"{ended}, {'where the system puts it' if there else 'beside the link'}"
 
 
-@case("output-with-a-long-name")
-def _(place: Path) -> str:
-    return outcome("merge", *saved_pair(place), "-o", place / ("n" * 255))
+LONG = {"output": ("merge", "-o", "n" * 255), "page": ("inspect", "--html", "n" * 250 + ".html")}
 
 
-@case("page-with-a-long-name")
-def _(place: Path) -> str:
-    return outcome("inspect", *saved_pair(place), "--html", place / ("n" * 250 + ".html"))
+@cases("", {f"{what}-with-a-long-name": row for what, row in LONG.items()})
+def _(place: Path, row: tuple[str, str, str]) -> str:
+    command, option, name = row
+    return outcome(command, *saved_pair(place), option, place / name)
 
 
 UNWRITABLE: dict[str, Callable[[Path], Path]] = {

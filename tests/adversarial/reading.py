@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +30,23 @@ def adapter(place: Path, tensors: dict[str, Tensor] | None = None, **config: Any
     return making.write_adapter(place / "a", tensors or factors(), **config)
 
 
-def inspected(directory: Path, code: str) -> str:
-    """How inspect ends, and whether it says a code of a finding."""
-    result = call("inspect", directory, "--json")
-    end = ended(result)
-    if end not in ("exit 0", "exit 1"):
-        return end
-    found = json.loads(result.stdout)["compatibility"]["issues"]
-    return f"{end}, {code}" if code in {issue["code"] for issue in found} else end
+MERGED: dict[str, tuple[dict[str, Tensor], dict[str, Any], str]] = {
+    "lora-bias-unasked": ({f"{Q}.lora_B.bias": torch.ones(16)}, {"lora_bias": False}, "lora_bias"),
+    "magnitudes-unasked": (
+        {f"{Q}.lora_magnitude_vector": torch.ones(16)}, {"use_dora": False}, "use_dora"
+    ),
+    "base-weight": ({f"{Q}.base_layer.weight": torch.ones(16, 16)}, {}, "use_dora"),
+}  # fmt: skip
 
 
-def merged(directory: Path, place: Path, key: str) -> str:
+@cases("", MERGED)
+def _(place: Path, row: tuple[dict[str, Tensor], dict[str, Any], str]) -> str:
     """How merging an adapter alone ends, and the value of a key in the config that it writes."""
+    added, config, key = row
+    directory = adapter(place, factors() | {ROOT + path: t for path, t in added.items()}, **config)
     ended = outcome("merge", directory, "-o", place / "out", "--dtype", "float32")
-    config = place / "out" / "adapter_config.json"
-    return f"{ended}, {key} {json.loads(config.read_text())[key]}" if config.is_file() else ended
-
-
-@case("lora-bias-unasked")
-def _(place: Path) -> str:
-    tensors = factors() | {f"{ROOT}{Q}.lora_B.bias": torch.ones(16)}
-    return merged(adapter(place, tensors, lora_bias=False), place, "lora_bias")
-
-
-@case("magnitudes-unasked")
-def _(place: Path) -> str:
-    tensors = factors() | {f"{ROOT}{Q}.lora_magnitude_vector": torch.ones(16)}
-    return merged(adapter(place, tensors, use_dora=False), place, "use_dora")
-
-
-@case("magnitude-lost")
-def _(place: Path) -> str:
-    tensors = factors(Q, Q.replace("0", "1"))
-    tensors[f"{ROOT}{Q}.lora_magnitude_vector"] = torch.ones(16)
-    return inspected(adapter(place, tensors, use_dora=True), "missing-tensors")
-
-
-@case("base-weight")
-def _(place: Path) -> str:
-    tensors = factors() | {f"{ROOT}{Q}.base_layer.weight": torch.ones(16, 16)}
-    return merged(adapter(place, tensors), place, "use_dora")
+    file = place / "out" / "adapter_config.json"
+    return f"{ended}, {key} {json.loads(file.read_text())[key]}" if file.is_file() else ended
 
 
 def scaling(place: Path, key: str) -> str:
@@ -101,17 +79,6 @@ PATTERNS = {
 cases("pattern", PATTERNS)(scaling)
 
 
-@case("targets-nested")
-def _(place: Path) -> str:
-    return inspected(adapter(place, target_modules="(" * 3000 + ")" * 3000), "targets-unreadable")
-
-
-@case("targets-without-end")
-def _(place: Path) -> str:
-    directory = adapter(place, factors("a" * 60), target_modules="((a|aa)+)+c")
-    return inspected(directory, "targets-unreadable")
-
-
 @case("verify-without-end")
 def _(place: Path) -> str:
     out = place / "out"
@@ -121,14 +88,6 @@ def _(place: Path) -> str:
     config = json.loads(file.read_text()) | {"target_modules": "((a|aa)+)+c"}
     file.write_text(json.dumps(config))
     return outcome("verify", out)
-
-
-@case("adapter-config-nested")
-def _(place: Path) -> str:
-    directory = adapter(place)
-    file = directory / "adapter_config.json"
-    file.write_text(file.read_text()[:-1] + ', "x": ' + "[" * 3000 + "]" * 3000 + "}")
-    return outcome("inspect", directory)
 
 
 def reads(place: Path, **found: Any) -> str:
@@ -147,17 +106,6 @@ def reads(place: Path, **found: Any) -> str:
 @case("pissa-merged")
 def _(place: Path) -> str:
     return reads(place, init_lora_weights="pissa_niter_4")
-
-
-@case("initialisation-unknown")
-def _(place: Path) -> str:
-    return inspected(adapter(place, init_lora_weights="milora"), "init-unknown")
-
-
-@case("trainer-keys")
-def _(place: Path) -> str:
-    swift = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "swift_type": "LORA"}
-    return inspected(adapter(place, **swift), "trainer-config")
 
 
 @case("shards")
@@ -181,51 +129,63 @@ def _(place: Path) -> str:
     return "read"
 
 
-@case("layer-superscript")
-def _(place: Path) -> str:
-    return outcome("inspect", adapter(place, factors("model.layers.².q_proj")))
+TWO_LAYERS = factors(Q, Q.replace("0", "1")) | {f"{ROOT}{Q}.lora_magnitude_vector": torch.ones(16)}
+SWIFT = {"lora_dtype": None, "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "swift_type": "LORA"}
+CODED: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
+    "magnitude-lost": (TWO_LAYERS, {"use_dora": True}, "missing-tensors"),
+    "targets-nested": (None, {"target_modules": "(" * 3000 + ")" * 3000}, "targets-unreadable"),
+    "targets-without-end": (
+        factors("a" * 60), {"target_modules": "((a|aa)+)+c"}, "targets-unreadable"
+    ),
+    "initialisation-unknown": (None, {"init_lora_weights": "milora"}, "init-unknown"),
+    "trainer-keys": (None, SWIFT, "trainer-config"),
+    "rank-of-1e9": (None, {"r": 10**9}, "rank-contradicts-config"),
+    "base-of-another-machine": (
+        None, {"base_model_name_or_path": "/home/alice/secret/base"}, "base-is-a-path"
+    ),
+}  # fmt: skip
 
 
-@case("layer-of-5000-digits")
-def _(place: Path) -> str:
-    path = f"model.layers.{'9' * 5000}.self_attn.q_proj"
-    return outcome("inspect", adapter(place, factors(path), layers_to_transform=[0, 1]))
+@cases("", CODED)
+def _(place: Path, row: tuple[dict[str, Tensor] | None, dict[str, Any], str]) -> str:
+    """How inspect ends, and whether it says a code of a finding."""
+    tensors, config, code = row
+    result = call("inspect", adapter(place, tensors, **config), "--json")
+    end = ended(result)
+    if end not in ("exit 0", "exit 1"):
+        return end
+    found = json.loads(result.stdout)["compatibility"]["issues"]
+    return f"{end}, {code}" if code in {issue["code"] for issue in found} else end
 
 
-@case("number-of-401-digits")
-def _(place: Path) -> str:
-    return outcome("inspect", adapter(place, lora_alpha=10**400))
+def nested(place: Path) -> Path:
+    """An adapter whose config is nested deeply."""
+    file = adapter(place) / "adapter_config.json"
+    file.write_text(file.read_text()[:-1] + ', "x": ' + "[" * 3000 + "]" * 3000 + "}")
+    return file.parent
 
 
-@case("surrogate-in-config")
-def _(place: Path) -> str:
-    return outcome("inspect", adapter(place, target_modules=["q_proj", "\ud800"]), "--json")
+def pickled(place: Path, key: Any) -> Path:
+    """An adapter in a pickle with a tensor under this key too."""
+    return making.write_adapter(place / "a", factors() | {key: torch.ones(1)}, pickle=True)
 
 
-@case("surrogate-in-pickle")
-def _(place: Path) -> str:
-    tensors = factors() | {"x\ud800.weight": torch.ones(1)}
-    return outcome("inspect", making.write_adapter(place / "a", tensors, pickle=True), "--json")
+DIGITS = f"model.layers.{'9' * 5000}.self_attn.q_proj"
+MANY = [f"model.layers.{n}.self_attn.q_proj" for n in range(200)]
+ODD: dict[str, Callable[[Path], Path]] = {
+    "adapter-config-nested": nested,
+    "layer-superscript": lambda p: adapter(p, factors("model.layers.².q_proj")),
+    "layer-of-5000-digits": lambda p: adapter(p, factors(DIGITS), layers_to_transform=[0, 1]),
+    "number-of-401-digits": lambda p: adapter(p, lora_alpha=10**400),
+    "surrogate-in-config": lambda p: adapter(p, target_modules=["q_proj", "\ud800"]),
+    "surrogate-in-pickle": lambda p: pickled(p, "x\ud800.weight"),
+    "key-that-is-a-number": lambda p: pickled(p, 3),
+    "many-layers": lambda p: adapter(
+        p, factors(*MANY, inp=1), layers_to_transform=[*range(200_000)]
+    ),
+}
 
 
-@case("key-that-is-a-number")
-def _(place: Path) -> str:
-    tensors: Any = factors() | {3: torch.ones(1)}
-    return outcome("inspect", making.write_adapter(place / "a", tensors, pickle=True))
-
-
-@case("rank-of-1e9")
-def _(place: Path) -> str:
-    return inspected(adapter(place, r=10**9), "rank-contradicts-config")
-
-
-@case("many-layers")
-def _(place: Path) -> str:
-    tensors = factors(*(f"model.layers.{n}.self_attn.q_proj" for n in range(200)), inp=1)
-    return outcome("inspect", adapter(place, tensors, layers_to_transform=[*range(200_000)]))
-
-
-@case("base-of-another-machine")
-def _(place: Path) -> str:
-    directory = adapter(place, base_model_name_or_path="/home/alice/secret/base")
-    return inspected(directory, "base-is-a-path")
+@cases("", ODD)
+def _(place: Path, make: Callable[[Path], Path]) -> str:
+    return outcome("inspect", make(place), "--json")

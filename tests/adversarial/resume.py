@@ -114,17 +114,13 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "adapter-weights": ("adapters.a", lambda place: flipped(place / ADAPTER)),
     "rope-theta": ("rope_theta", edited("base/config.json", rope_theta=77.0, rope_parameters=None)),
     "tokenizer": ("tokenizer.json", lambda place: swapped(place / "base/tokenizer.json")),
-    "chat-template": (
-        "chat_template.jinja",
-        lambda place: (place / "base/chat_template.jinja").write_text("{{ 'one two' }}"),
-    ),
-    "generation-config": (
-        "generation_config.json",
-        edited("base/generation_config.json", eos_token_id=[1, 15]),
-    ),
+    "chat-template": ("chat_template.jinja",
+        lambda place: (place / "base/chat_template.jinja").write_text("{{ 'one two' }}")),
+    "generation-config": ("generation_config.json",
+        edited("base/generation_config.json", eos_token_id=[1, 15])),
     "base-weights-same-size-and-time": ("weights", keeps_time(WEIGHTS, flipped)),
     "task": ("tasks.task", lambda place: rewritten(place / "task.jsonl")),
-}
+}  # fmt: skip
 
 
 @cases("resume", CHANGES)

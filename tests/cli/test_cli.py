@@ -130,22 +130,6 @@ def test_inspect_per_module_adds_rows_with_the_path(pair):
     assert set(making.LLAMA) < modules
 
 
-def test_inspect_one_adapter_shows_its_layers(pair):
-    result = call("inspect", pair[0])
-    assert result.exit_code == 0
-    assert "model.layers.*.mlp.down_proj" in result.stdout
-
-
-def test_inspect_prints_the_same_json_in_either_order_of_options(pair):
-    documents = [
-        json.loads(call("inspect", *arguments).stdout)
-        for arguments in ((*pair, "--json", "--seed", 3), ("--seed", 3, "--json", *pair))
-    ]
-    for document in documents:
-        document.pop("provenance")
-    assert documents[0] == documents[1]
-
-
 def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
     making.random_adapter("c", base_model="other/elsewhere", seed=9).save(tmp_path / "c")
     result = call("inspect", pair[0], tmp_path / "c", "--json")
@@ -198,19 +182,6 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
     assert (out / "adapter_model.safetensors").read_bytes() != before
 
 
-def test_methods_breaks_options_at_commas():
-    """At 80 columns no option is cut in two, and the pieces are what --method takes."""
-    result = making.call("methods", "della", catch_exceptions=False, env={"COLUMNS": "80"})
-    lines = result.stdout.splitlines()
-    rows = json.loads(call("methods", "--json", "della").stdout)["methods"]
-    start = next(i for i, line in enumerate(lines) if line.startswith(" della:"))
-    end = next(i for i, line in enumerate(lines) if line.startswith("    DELLA"))
-    head = [line.strip() for line in lines[start:end]]
-    assert len(head) == 2 and head[0].endswith(",")
-    wanted = ",".join(f"{key}={value}" for key, value in rows[0]["options"].items())
-    assert "".join(head) == f"della:{wanted}"
-
-
 def test_methods_explains_what_is_named():
     text = call("methods", "ties:density=0.3", "full").stdout
     assert "arrow" not in text
@@ -243,11 +214,6 @@ def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, wh
     assert ("--resume" in result.stderr) <= ("--resume" in options)
 
 
-def test_control_characters_in_names_are_neutralised(pair):
-    result = call("inspect", f"{pair[0]}\x1b[31m")
-    assert "\x1b" not in result.stderr and result.exit_code == 2
-
-
 BUILD = "loraprobe_lab.build.build_world", ("lab", "build", "keep-both", "-o", "x", "--debug")
 
 
@@ -258,15 +224,6 @@ def failing(monkeypatch, error: BaseException, where: str = "loraprobe.hub.load_
         raise error
 
     monkeypatch.setattr(where, load)
-
-
-def test_an_unexpected_exception_is_one_sentence_and_exit_2(monkeypatch):
-    failing(monkeypatch, ValueError("first line\nsecond line"))
-    said = one_sentence(call("inspect", "x"))
-    assert "ValueError" in said and "second line" in said and "--debug" in said
-    assert "loraprobe.pipeline.inputs, line " in said
-    failing(monkeypatch, ValueError("x"), BUILD[0])
-    assert " in loraprobe_lab." in one_sentence(call(*BUILD[1][:-1]))
 
 
 @pytest.mark.parametrize(

@@ -153,20 +153,6 @@ def test_keep_both_says_what_is_measured(tmp_path):
     assert code == {"likely": 0, "unlikely": 1, "inconclusive": 3}[document["verdict"]["decision"]]
 
 
-def test_exit_zero_and_quiet(tmp_path):
-    call = [
-        "merge-and-eval",
-        *making.shipped("keep-both"),
-        "--limit",
-        "3",
-        "--quiet",
-        "--exit-zero",
-    ]
-    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path)})
-    assert result.exit_code == 0 and result.stderr == ""
-    assert len(result.stdout.splitlines()) == 1
-
-
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
     method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line

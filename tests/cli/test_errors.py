@@ -81,11 +81,8 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge-and-eval a b --task no.jsonl", "task", "no.jsonl", "check the path."),
     ("merge-and-eval a b --task no.jsonl --device tpu", "usage", "--device"),
     ("merge-and-eval a b --sytem uniform", "usage", "--sytem", "did you mean --system?"),
-    (
-        "merge-and-eval a b --task t.jsonl --base base --system chian",
-        "usage",
-        "did you mean 'chain'",
-    ),
+    ("merge-and-eval a b --task t.jsonl --base base --system chian", "usage",
+        "did you mean 'chain'"),
     ("merge-and-eval base a --task t.jsonl", "adapter", "whole model", "--base"),
     ("screen - --markdown", "usage", "--markdown"),  # before the pipe is read
     ("screen @no.txt", "usage", "no.txt"),
@@ -94,7 +91,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("demo --scenario paradise", "world", "paradise", ""),
     ("verify nowhere", "adapter", "no directory"),
     ("methods tie", "usage", "did you mean 'ties'"),
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,6 @@ def call(*arguments: object, columns: int = 80, **environment: str):
     return making.call(*arguments, env={"COLUMNS": str(columns), **environment})
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160])
-def test_methods_is_a_line_an_entry(columns):
-    lines = call("methods", columns=columns).stdout.splitlines()
-    rows = json.loads(call("methods", "--json").stdout)["methods"]
-    kinds = {row["kind"] for row in rows}
-    assert len(lines) <= len(rows) + len(kinds) + 2
-    assert max(map(len, lines)) <= columns
-    for row in rows:
-        assert any(line.split()[:1] == [row["name"]] for line in lines), row["name"]
-
-
 @pytest.mark.parametrize(
     ("field", "incomplete", "found"),
     [
@@ -148,22 +137,6 @@ def test_env_holds_versions_and_nothing_private(tmp_path):
     assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]
 
 
-@pytest.mark.parametrize("width", [60, 80, 160])
-def test_verify_ends_in_its_answer(tmp_path, width):
-    a, b = making.saved_pair(tmp_path)
-    assert call("merge", a, b, "-o", tmp_path / "out").exit_code == 0
-    for changed, code in ((False, 0), (True, 1)):
-        if changed:
-            (tmp_path / "out" / "more.py").write_text("")
-        result = call("verify", tmp_path / "out", columns=width)
-        assert result.exit_code == code
-        lines = result.stdout.rstrip().split("\n")
-        assert not set("│╭─┃") & set(result.stdout)
-        answer = lines[max(at for at, line in enumerate(lines) if not line) + 1 :]
-        assert len(answer) <= 12 and ("NOT VERIFIED" in answer[0]) == changed
-        assert any(line.startswith("  next") for line in answer)
-
-
 def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
     a, _ = making.saved_pair(tmp_path)
     (tmp_path / "mine").symlink_to(a)
@@ -202,34 +175,3 @@ def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeyp
 def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path, options, told):
     made = call("merge", *pair, "-o", tmp_path / "out", *options)
     assert made.exit_code == 0 and ("--weights" in made.stdout) is told
-
-
-COLLECTED = """
-import contextlib, gc, sys
-from loraprobe.__main__ import main
-
-sys.argv = ["loraprobe", *{words}]
-with contextlib.suppress(SystemExit):
-    main()
-assert gc.isenabled()
-assert bool(gc.get_freeze_count()) is {works}, "collected again only at the end"
-"""
-TASK = str(Path(__file__).parents[2] / "loraprobe/demo/small-world/tasks/count.jsonl")
-
-
-@pytest.mark.parametrize(
-    "words, works",
-    [
-        (["--version"], False),
-        (["nowhere"], False),
-        (["verify", "nowhere"], True),
-        (["task", "check", TASK], True),
-        (["lab", "--help"], True),
-    ],
-    ids=["version", "no command", "verify", "task check", "lab"],
-)
-def test_garbage_is_collected_again_once_work_begins_and_at_the_end(words, works):
-    """Where work began, what was imported is frozen."""
-    code = COLLECTED.format(words=words, works=works)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -141,21 +141,21 @@ KINDS = {
         tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
     ),
     "dora, convolutions": Kind(Convolutions, targets("one", "two", "three", use_dora=True), DORA),
+    "biases of B, convolutions": Kind(
+        Convolutions, targets("one", "two", "three", lora_bias=True), {"lora-bias": "note"}
+    ),
     "modules_to_save": Kind(
         tiny_llama, targets("q_proj", modules_to_save=["norm"]), {"modules-to-save": "note"}
     ),
-    "modules_to_save, tied": Kind(
-        tiny_llama,
-        targets("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True),
-        {"modules-to-save": "note", "shared-weights": "note"},
-    ),
+    "modules_to_save, tied": Kind(tiny_llama, targets("q_proj", modules_to_save=["embed_tokens"],
+        ensure_weight_tying=True), {"modules-to-save": "note", "shared-weights": "note"}),
     "biases of targets": Kind(biased_llama, targets("o_proj", bias="lora_only"), {"bias": "note"}),
     "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),
     "biases of B": Kind(biased_llama, targets("o_proj", lora_bias=True), {"lora-bias": "note"}),
     "trainable tokens": Kind(
         tiny_llama, targets("q_proj", trainable_token_indices=[1, 3]), {"token-delta": "note"}
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -105,23 +105,19 @@ FILES = {
     "dora": (_peft(use_dora=True), ENGINES),
     "lora-bias": (_peft(lora_bias=True), ENGINES),
     "bias": (_with(BIAS, torch.ones(16), bias="lora_only"), ENGINES),
-    "modules-to-save": (
-        _with("lm_head.weight", torch.ones(40, 16), modules_to_save=["lm_head"]),
-        ENGINES,
-    ),
+    "modules-to-save": (_with("lm_head.weight", torch.ones(40, 16), modules_to_save=["lm_head"]),
+        ENGINES),
     "token-delta": (_with(TOKENS, torch.ones(2, 16), **ROWS), ENGINES),
     "target-parameter": (_peft(tiny_mixtral, **EXPERTS), GGUF),
     "no-value": (_only("q_proj"), {"sglang"}),
     "no-query": (_only("v_proj"), {"sglang"}),
     "target-expression": (lambda p: sound(p, target_modules=r".*\.(q|v)_proj"), {"sglang"}),
     "prefix": (lambda p: renamed(p, lambda key: PREFIX + key), {"peft"}),
-    "adapter-name": (
-        lambda p: renamed(p, lambda key: re.sub(r"(lora_[AB])", r"\1.default", key)),
-        {"vllm", *GGUF},
-    ),
+    "adapter-name": (lambda p: renamed(p, lambda key: re.sub(r"(lora_[AB])", r"\1.default", key)),
+        {"vllm", *GGUF}),
     "untargeted": (lambda p: sound(p, target_modules=["q_proj"]), {"peft"}),
     "init-changed-base": (lambda p: sound(p, init_lora_weights="pissa"), ENGINES),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("code", FILES)

@@ -12,8 +12,7 @@ from making import hidden, peft_adapter, random_adapter, random_update
 from torch import nn
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
-from loraprobe.composition import Composition, composed, prepared
-from loraprobe.composition import composition as module
+from loraprobe.composition import Composition, composed
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
@@ -25,41 +24,24 @@ GPT2 = {"target_modules": ["c_attn", "c_fc"], "r": 3, "fan_in_fan_out": True}
 PEFT_CASES = {
     "llama-linear": ("llama", {"target_modules": EVERY_LLAMA, "r": 3, "lora_alpha": 5}),
     "llama-rslora": ("llama", {"target_modules": ["q_proj"], "r": 4, "use_rslora": True}),
-    "llama-patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "up_proj"],
-            "r": 4,
-            "rank_pattern": {"q_proj": 2},
-            "alpha_pattern": {"layers.1.mlp.up_proj": 3},
-        },
-    ),
+    "llama-patterns": ("llama", {"target_modules": ["q_proj", "up_proj"], "r": 4,
+        "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}}),
     "llama-embedding-and-head": ("untied", {"target_modules": ["embed_tokens", "lm_head"], "r": 3}),
     "llama-tied-embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
-    "llama-tied-adapters": (
-        "llama",
-        {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True},
-    ),
-    "gpt2-conv1d": (
-        "gpt2",
-        {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True},
-    ),
-    "gpt2-wte": (
-        "gpt2",
-        {"target_modules": ["wte", "wpe", "c_attn"], "r": 3, "fan_in_fan_out": True},
-    ),
+    "llama-tied-adapters": ("llama",
+        {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True}),
+    "gpt2-conv1d": ("gpt2",
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True}),
+    "gpt2-wte": ("gpt2",
+        {"target_modules": ["wte", "wpe", "c_attn"], "r": 3, "fan_in_fan_out": True}),
     "gemma-scaled-embedding": ("gemma", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
     "dora": ("llama", {"target_modules": EVERY_LLAMA, "r": 3, "use_dora": True}),
     "dora-conv1d": ("gpt2", GPT2 | {"use_dora": True}),
-    "dora-rslora": (
-        "llama",
-        {"target_modules": ["q_proj", "up_proj"], "r": 4, "use_dora": True, "use_rslora": True},
-    ),
+    "dora-rslora": ("llama",
+        {"target_modules": ["q_proj", "up_proj"], "r": 4, "use_dora": True, "use_rslora": True}),
     "dora-embedding": ("llama", {"target_modules": ["embed_tokens"], "r": 3, "use_dora": True}),
-    "dora-scaled-embedding": (
-        "gemma",
-        {"target_modules": ["embed_tokens", "q_proj"], "r": 3, "use_dora": True},
-    ),
+    "dora-scaled-embedding": ("gemma",
+        {"target_modules": ["embed_tokens", "q_proj"], "r": 3, "use_dora": True}),
     "dora-and-biases": ("gpt2", GPT2 | {"use_dora": True, "bias": "all"}),
     "lora-bias": ("llama", {"target_modules": EVERY_LLAMA, "r": 3, "lora_bias": True}),
     "lora-bias-conv1d": ("gpt2", GPT2 | {"lora_bias": True}),
@@ -69,24 +51,14 @@ PEFT_CASES = {
     "embedding": ("untied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "norm": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}),
     "layer-norms": ("gpt2", GPT2 | {"modules_to_save": ["ln_1"]}),
-    "tied-embedding": (
-        "llama",
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
-    ),
+    "tied-embedding": ("llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "tied-head": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-    "tied-both": (
-        "llama",
-        {
-            "target_modules": ["q_proj"],
-            "modules_to_save": ["embed_tokens"],
-            "ensure_weight_tying": True,
-        },
-    ),
-    "dora-and-head": (
-        "untied",
-        {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]},
-    ),
-}
+    "tied-both": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True}),
+    "dora-and-head": ("untied",
+        {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]}),
+}  # fmt: skip
 
 
 def partner_of(adapter: Adapter) -> Adapter:
@@ -228,34 +200,6 @@ def test_gate_zero_silences_even_a_broken_expert():
 PATH = "model.layers.0.self_attn.q_proj"
 
 
-class Int8Linear(nn.Module):
-    """A quantised layer as libraries have them: integer weight, no float parameter."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.scale = float(linear.weight.detach().abs().max() / 127)
-        self.register_buffer("qweight", (linear.weight / self.scale).round().to(torch.int8))
-
-    def forward(self, x):
-        return x @ (self.qweight.to(x.dtype) * self.scale).T
-
-
-def test_quantised_linears_are_served_from_outside():
-    model, (expert,) = making.tiny_llama(), experts(1)
-    weight = model.get_submodule(PATH).weight.detach()
-    quantised = Int8Linear(model.get_submodule(PATH))
-    model.model.layers[0].self_attn.q_proj = quantised
-    only = adapter_of("q", {PATH: expert.modules[PATH]})
-    with composed(model, Composition("c", (only,), ConstantGates())):
-        found = hidden(model)
-    plain = nn.Linear(16, 16, bias=False)
-    plain.weight = nn.Parameter(quantised.qweight.float() * quantised.scale)
-    model.model.layers[0].self_attn.q_proj = plain
-    assert relative(found, with_weights(model, {PATH: expert.modules[PATH].delta()})) < 1e-5
-    assert weight.shape == (16, 16)
-
-
 def test_experts_that_lack_a_module_count_as_zero_under_constant_gates():
     model, (a, b) = making.tiny_llama().double(), experts(2)
     partial = adapter_of("b", {PATH: b.modules[PATH]})
@@ -287,39 +231,3 @@ def test_weights_must_match_the_experts():
         ConstantGates((float("nan"),))
     with pytest.raises(ValueError, match="does not exist"):
         ConstantGates.one_hot(2, 2)
-
-
-def test_preparation_is_kept_within_its_budget(monkeypatch):
-    calls = []
-
-    class Counting(ConstantGates):
-        def gates(self, *args):
-            calls.append(args[0])
-            return super().gates(*args)
-
-    pair = experts(2)
-    first, second = (Composition(name, pair, Counting()) for name in "xy")
-    prepared(first, torch.float32)
-    once = len(calls)
-    assert once == len(pair[0].modules)
-    prepared(first, torch.float32)
-    prepared(Composition("x", pair, Counting()), torch.float32)  # equal: the same preparation
-    assert len(calls) == once
-    monkeypatch.setattr(module, "PREPARED_BYTES", 1)
-    prepared(second, torch.float32)  # pushes the first out, and stays itself
-    assert len(calls) == 2 * once
-    prepared(second, torch.float32)
-    assert len(calls) == 2 * once
-    prepared(first, torch.float32)
-    assert len(calls) == 3 * once
-
-
-def test_gradients_flow_through_to_the_input():
-    model = making.tiny_llama()
-    embedded = torch.randn(1, 5, 16, requires_grad=True)
-    composition = Composition("c", experts(2), Arrow())
-    with torch.inference_mode():
-        prepared(composition, torch.float32)
-    with composed(model, composition):
-        model(inputs_embeds=embedded).logits.sum().backward()
-    assert torch.isfinite(embedded.grad).all() and embedded.grad.abs().max() > 0

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from composing import learnable, relative, state_of
+from composing import learnable, relative
 from making import peft_model
 from torch import nn
 
@@ -47,24 +47,6 @@ def trained(directory, dimensions, seed=1, **config):
         )
         model.save_pretrained(str(directory))
     return read_adapter(directory), model
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-@pytest.mark.parametrize(
-    "config", [{}, {"use_dora": True}, {"lora_bias": True}], ids=["lora", "dora", "lora-bias"]
-)
-def test_one_hot_gate_is_the_adapter_as_peft_runs_it(tmp_path, dimensions, config):
-    adapter, wrapped = trained(tmp_path / "a", dimensions, **config)
-    assert adapter.layout["first"].kind == "convolution"
-    partner, _ = trained(tmp_path / "b", dimensions, seed=2)
-    model = Convolutional(dimensions)
-    x = torch.randn(2, 3, *(6,) * dimensions)
-    before, plain = state_of(model), model(x)
-    with composed(model, Composition("c", (partner, adapter), ConstantGates.one_hot(1, 2))):
-        found = model(x)
-    assert state_of(model) == before
-    assert relative(plain, wrapped(x)) > 0.01
-    assert relative(found, wrapped(x)) <= 1e-5
 
 
 def only_first(adapter):

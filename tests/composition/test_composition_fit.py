@@ -76,12 +76,10 @@ EXTRAS = {
         {f"{MOE}.lora_A.weight": torch.ones(6, 16), f"{MOE}.lora_B.weight": torch.ones(24, 6)},
         {"target_parameters": ["mlp.experts.gate_up_proj"]},
     ),
-    "dora_magnitude": (
-        {f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)},
-        {"use_dora": True},
-    ),
+    "dora_magnitude": ({f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)},
+        {"use_dora": True}),
     "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", EXTRAS)

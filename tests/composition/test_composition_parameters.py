@@ -38,22 +38,6 @@ def close(found, wanted):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_a_one_hot_gate_is_the_adapter_as_peft_runs_it(tmp_path, case, transposed):
-    adapters, models = pair(tmp_path, case, transposed)
-    base = Layers(transposed).eval()
-    plain, before = output(base), dict(base.named_parameters())
-    for i, wanted in enumerate(map(output, models)):
-        with composed(base, Composition("c", tuple(adapters), ConstantGates.one_hot(i, 2))):
-            close(output(base), wanted)
-            assert (output(base) - plain).abs().max() > 0.01
-        assert torch.equal(output(base), plain)
-    after = dict(base.named_parameters())
-    assert after.keys() == before.keys() and all(after[n] is p for n, p in before.items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("case", CASES)
 def test_gates_weigh_the_deltas_and_equal_a_linear_merge(tmp_path, case, transposed):
     adapters, models = pair(tmp_path, case, transposed)
     base, gates = Layers(transposed).eval(), (0.7, -0.4)

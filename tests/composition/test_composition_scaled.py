@@ -13,7 +13,6 @@ import torch
 from composing import (
     base,
     dense_change,
-    dense_ratio,
     dora,
     mixed_kinds,
     relative,
@@ -43,32 +42,6 @@ def test_mixed_kinds_under_constant_gates_are_the_dense_combination(gates):
     wanted = with_changes(model, three, gates)
     assert relative(hidden(model), wanted) > 0.01
     assert relative(found, wanted) < 1e-7  # Llama's norms round to float32
-
-
-def test_the_uniform_merge_of_doras_is_itself_a_dora():
-    """W = diag(c) W0 + L with c = 1 + sum w (c_i - 1), L = sum w diag(c_i) s B A; a DoRA's factors
-    are dV = diag(1/c) L and its magnitude is c rownorm(W0 + dV).
-    """
-    model = making.tiny_llama(tied=False).double()
-    pair = dora("one", 1), dora("two", 2)
-    modules, magnitudes = {}, {}
-    for path in pair[0].modules:
-        W0 = model.get_submodule(path).weight.detach()
-        ratios = [dense_ratio(expert, path, W0) for expert in pair]
-        c = 1 + sum(0.5 * (own - 1) for own in ratios)
-        updates = [expert.modules[path].to(torch.float64).folded() for expert in pair]
-        A = torch.cat([update.A for update in updates])
-        parts = [0.5 * r[:, None] * u.B for r, u in zip(ratios, updates, strict=True)]
-        B = torch.cat(parts, dim=1) / c[:, None]
-        modules[path] = LowRank(A, B, 1.0)
-        magnitudes[path] = c * (W0 + B @ A).norm(dim=1)
-    merged = adapter_of("merged", modules, magnitudes=magnitudes)
-    with composed(model, Composition("uniform", pair, ConstantGates())):
-        found = hidden(model)
-    with composed(model, Composition("merged", (merged,), ConstantGates.ones(1))):
-        wanted = hidden(model)
-    assert relative(hidden(model), wanted) > 0.01
-    assert relative(found, wanted) < 1e-7
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
@@ -235,13 +208,3 @@ def test_preparation_follows_the_weights_of_the_model():
     del one, other
     gc.collect()
     assert right(making.tiny_llama(2))
-
-
-def test_ratios_are_computed_once_for_all_compositions_of_a_model(monkeypatch):
-    asked = []
-    real = scaling.ratio
-    monkeypatch.setattr(scaling, "ratio", lambda *args: asked.append(1) or real(*args))
-    model, pair = making.tiny_llama(), (dora("one", 1), dora("two", 2))
-    for gates in (ConstantGates(), ConstantGates.ones(2), ConstantGates.one_hot(0, 2), Arrow()):
-        prepared(Composition("c", pair, gates), torch.float32, model)
-    assert len(asked) == 2 * len(pair[0].modules)

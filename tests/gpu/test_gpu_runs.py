@@ -35,27 +35,19 @@ ONE_BY_ONE = ["--system", "base", "--limit", "24", "--margin", "0.2", "--all-ite
 # Command line -> options; every stage that computes on the device.
 COMMANDS = {
     **{f"demo {name}": ["demo", "--scenario", name] for name in WORLD.scenarios},
-    "merges": [
-        *("merge-and-eval", *ADAPTERS, *BASE, *TASK, *ONE_BY_ONE, "--dtype", "float32"),
-        *("--system", "ties", "--method", "ties", "--system", "tsv", "--method", "tsv"),
-    ],
-    "routers": [
-        *("merge-and-eval", *ADAPTERS, *BASE, *TASK, *ONE_BY_ONE, "--dtype", "float32"),
-        *("--router", "centroid:per=sequence", "--router", "lag", "--router", "spectr"),
-    ],
-    "learned weights": [
-        *("merge-and-eval", *ADAPTERS, *BASE, *TASK, "--limit", "60", "--dtype", "float32"),
-        *("--weights", "learn:per=layer", "--system", "base", "--all-items"),
-    ],
+    "merges": [*("merge-and-eval", *ADAPTERS, *BASE, *TASK, *ONE_BY_ONE, "--dtype", "float32"),
+        *("--system", "ties", "--method", "ties", "--system", "tsv", "--method", "tsv")],
+    "routers": [*("merge-and-eval", *ADAPTERS, *BASE, *TASK, *ONE_BY_ONE, "--dtype", "float32"),
+        *("--router", "centroid:per=sequence", "--router", "lag", "--router", "spectr")],
+    "learned weights": [*("merge-and-eval", *ADAPTERS, *BASE, *TASK, "--limit", "60", "--dtype",
+        "float32"), *("--weights", "learn:per=layer", "--system", "base", "--all-items")],
     "inspect with a task": ["inspect", *ADAPTERS, *BASE, *TASK, "--dtype", "float32"],
     "inspect with probes": [
         *("inspect", *ADAPTERS, *BASE, "--probe", "auto", "--dtype", "float32"),
     ],
-    "screen": [
-        *("screen", *ADAPTERS, WORLD.adapters["count"], WORLD.adapters["steps"], *BASE, *TASK),
-        *("--items", "12", "--keep", "1", "--limit", "48", "--dtype", "float32"),
-    ],
-}
+    "screen": [*("screen", *ADAPTERS, WORLD.adapters["count"], WORLD.adapters["steps"], *BASE,
+        *TASK), *("--items", "12", "--keep", "1", "--limit", "48", "--dtype", "float32")],
+}  # fmt: skip
 
 
 def documented(arguments: list, cache: Path) -> dict:

@@ -57,17 +57,6 @@ def test_json(hub):
     assert document["adapters"][0] == listed
 
 
-def test_a_table_on_a_terminal(hub, capsys):
-    from loraprobe import hub as client
-    from loraprobe.cli.information import show_adapters
-
-    show_adapters("meta/base", client.find_adapters("meta/base"))
-    text = capsys.readouterr().out
-    assert "owner/one" in text and "1.2k" in text and "mit" in text
-    show_adapters("meta/none", client.find_adapters("meta/none"))
-    assert "No PEFT adapter" in capsys.readouterr().out
-
-
 def test_refusals_are_one_sentence(hub, tmp_path):
     for base in (str(tmp_path), "a b", ""):
         result = call("find", base)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import making
@@ -217,20 +214,6 @@ class TestRealServer:
             )
         for text in ("acme/several:lora/law", f"acme/math@{acme['old']}"):
             assert "HF_HUB_OFFLINE" in sentence(lambda text=text: hub.load(text))
-
-    def test_environment_alone(self, served, tmp_path):
-        """HF_ENDPOINT and HF_HOME steer a process of its own."""
-        code = "from loraprobe import hub; print(hub.load('acme/math').source.commit)"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=clean | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": served[0]},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == served[1]["new"] and done.stderr == ""
-        assert cached_files(tmp_path / "home" / "hub") == set(ADAPTER)
 
 
 class TestMisbehaviour:

@@ -384,12 +384,6 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     assert (output / "figure.svg").read_text("utf-8") == measured[0].figure(), "drawn again"
 
 
-def test_no_cases_are_said_to_be_none(tmp_path):
-    (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(cased.CaseError, match="holds no case"):
-        run.calibrate([], tmp_path, stored=tmp_path / "none.jsonl")
-
-
 STORED_SETS = Path(__file__).parents[2] / "examples" / "calibration" / fitting.SETS
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "arrow": "router"}
 
@@ -449,16 +443,6 @@ def test_left_out_bases_and_their_figures(monkeypatch):
     (row,) = fitting.set_errors({**rows, "small" + fitting.DEFAULT: (sets, enough)}).values()
     assert row["sets"] == 15 and row["items"] == 30 and row["where"] == fitting.SET_WHERE["small"]
     calibration(several={"small": row})
-
-
-def test_probabilities_of_the_wrong_order_are_seen():
-    sets = [answered_set((0.97, 0.97)), answered_set((0.9, 0.4), name="other")]
-    p = np.array([[0.2, 0.9], [0.4, 0.4], [np.nan, 0.1]])
-    found = fitting.figures([one.outcome for one in sets], p)
-    assert found.auroc == pytest.approx(0.25) and found.silent == pytest.approx(1 / 6)
-    squares = [0.8**2, 0.9**2, 0.6**2, 0.4**2, 0.1**2]
-    assert found.brier == pytest.approx(np.mean(squares))
-    assert found.likely == pytest.approx(1 / 3) and found.wrong == 1 and found.called == 0
 
 
 def test_what_ships_is_what_the_page_tells_of_the_stored_sets():

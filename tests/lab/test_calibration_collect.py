@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +35,7 @@ from loraprobe_lab.calibration.collect import (
     kept_sets,
     sets_in,
 )
-from loraprobe_lab.world import World, in_processes, shipped_world
+from loraprobe_lab.world import World, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
 
@@ -97,13 +96,6 @@ def test_the_better_form_counts_and_undecided_forms_leave_it_open():
     assert low["ci95"][1] < MARGIN
     open_ = measured_gain(plain + few, KINDS, "uniform")["ci95"]
     assert open_[0] < MARGIN < open_[1]
-
-
-def test_of_several_tasks_the_macro_mean_counts():
-    first = answers({"base": 0, "a": 1, "b": 0, "uniform": 1}, 50, task="one")
-    second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
-    found = measured_gain(first + second, KINDS, "uniform")
-    assert found["gain"] == pytest.approx(0.5) and found["n"] == 130
 
 
 # collecting
@@ -191,20 +183,6 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
         collect([shipped_world().path] * 2, tmp_path)
 
 
-def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
-    asked = []
-
-    def build(output, processes, progress):
-        asked.append((output, processes))
-        return [shipped_world().path]
-
-    monkeypatch.setattr(collecting, "build_atlas", build)
-    for _ in range(2):
-        collecting.gather([], tmp_path, processes=3)
-    assert asked == [(tmp_path / "worlds", 3)]
-    assert len(seen) == 4, "the second call computes cases from what is kept"
-
-
 def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
     cases, (both,) = cases_in(tmp_path), [s for s in kept_sets(tmp_path)[0] if s.tasks > 1]
@@ -283,11 +261,3 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
     assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]
     assert len(read_sets(tmp_path / "several.jsonl.gz")) == 4
-
-
-def test_a_process_does_the_work_and_hands_over_an_error(tmp_path):
-    ticks = []
-    calls = [(str(tmp_path / name),) for name in ("one", "two", "one")]
-    with pytest.raises(FileExistsError):
-        in_processes(os.mkdir, calls, 1, lambda: ticks.append(1))
-    assert (tmp_path / "one").is_dir()

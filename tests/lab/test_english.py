@@ -19,7 +19,7 @@ from loraprobe.tasks import load_task, normalize_answer
 from loraprobe_lab.build import build_worlds
 from loraprobe_lab.cli import app
 from loraprobe_lab.training import build_tokenizer
-from loraprobe_lab.world import World, WorldError
+from loraprobe_lab.world import WorldError
 from loraprobe_lab.worlds import english
 from loraprobe_lab.worlds.english import KINDS, MIXES, Portion, all_sets, build_sets
 from loraprobe_lab.worlds.facts import (
@@ -106,13 +106,6 @@ def test_no_made_up_word_lies_inside_another(seed):
     assert len(made) == 252
     for i, word in enumerate(made):
         assert not any(word in other or other in word for other in made[:i] + taken)
-
-
-def test_the_end_of_the_names_is_said(monkeypatch):
-    few = {"starts": ["ba", "zan"], "middles": ["bi"], "cities": ["burg"]}
-    monkeypatch.setattr("loraprobe_lab.worlds.facts.SYLLABLES", few)
-    with pytest.raises(ValueError, match="fewer"):
-        NameMaker(0).cities(1000)
 
 
 def test_known_facts_lead_to_capitals_and_words_are_different():
@@ -346,34 +339,6 @@ def build(small_base):
         return build_world(spec, folder, base=small_base, only=only, **options)
 
     return build
-
-
-def test_a_build_resumes_and_is_reproducible(build, tmp_path):
-    world = build(tmp_path / "a", ["spouse"])
-    assert list(world.adapters) == ["spouse"] and not world.scenarios
-    weights = world.adapters["spouse"] / "adapter_model.safetensors"
-    kept = weights.stat().st_mtime_ns
-    world = build(tmp_path / "a", ["city"])
-    assert list(world.adapters) == ["spouse", "city"] and weights.stat().st_mtime_ns == kept
-    assert list(world.scenarios) == ["two-hop"]
-    world.verify()
-    assert build(tmp_path / "b", ["spouse", "city"]).manifest == world.manifest
-    lines = world.scenario("two-hop").tasks[0].read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == items_of(english.two_hop_world())
-    build(tmp_path / "a", ["spouse"], steps=2)
-    assert weights.stat().st_mtime_ns != kept, "another recipe is trained anew"
-
-
-def test_an_interrupted_build_can_be_used_as_far_as_it_went(build, tmp_path):
-    def stop(stage, done, total):
-        if stage == "city":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, None, progress=stop)
-    world = World.load(tmp_path)
-    world.verify()
-    assert list(world.adapters) == ["spouse"] and not world.scenarios
 
 
 def test_skill_and_facts_records_its_countries(small_base, tmp_path, monkeypatch):

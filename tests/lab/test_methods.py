@@ -148,15 +148,6 @@ def test_a_world_without_any_of_the_questions_is_refused_by_name(tmp_path):
         chosen.open_worlds([tmp_path])
 
 
-def test_the_kit_asks_all_three_questions_on_either_architecture():
-    spec = tiny_world(3, tiny_base("gpt2"))
-    names = ["disjoint", "skill-and-facts", "keep-both"]
-    assert [one.name for one in spec.adapter_sets] == names
-    targets = {one.name: one.recipe.target_modules for one in spec.training}
-    assert targets["spouse"] == targets["newcomers"] == "mlp" and targets["last"] == "all-linear"
-    assert spec.base.architecture == "gpt2" and len(spec.tasks["strangers"]) == 4
-
-
 # --- figures over worlds --------------------------------------------------------------------------
 
 
@@ -283,18 +274,6 @@ def test_a_skill_that_the_base_has_already_is_no_skill_to_keep():
     scores = {"base": (0.5, 0.0), "skill 1": (0.5, 0), "skill 2": (0.5, 1.0), "x": (0.5, 1)}
     table, rows = one_table("keep-both", lambda w: scores, "x")
     assert rows["x"] is None and table["counts"]["keep-both"]["worlds"] == WORLDS
-
-
-def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
-    scores = {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "good": 0.6, "bad": 0.0}
-    table, _ = one_table("two-hop", lambda w: scores, "good", "bad")
-    about = {"command": "loraprobe lab", "missing": ["late"], "versions": {}, "margin": 0.05}
-    page = chosen.methods_pages({**about, "worlds": [], **table}).markdown
-    assert "\n| good | **+0.50 (" in page
-    (bad,) = (line for line in page.splitlines() if line.startswith("| bad "))
-    assert bad.count("[-0.10 (") == 1
-    assert "Not finished, and left out here: late." in page
-    assert f"{WORLDS} worlds, {WORLDS} pairs of adapters, {WORLDS * N} questions" in page
 
 
 # --- a run ----------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,18 +28,16 @@ from loraprobe_lab.experiments.reproduce import (
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.experiments.success_map import GATES, draw_map, points
 from loraprobe_lab.world import Scenario
-from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
+from loraprobe_lab.worlds.couples import COUPLES
 from loraprobe_lab.worlds.name_sets import (
     GROUPS,
     MapSizes,
     MatrixSizes,
     english_matrix,
     map_world,
-    shown,
     two_hop_matrix,
 )
 
-WORD = re.compile(r"\w+")
 SIZES = MatrixSizes(asked=4, worked=8, others=4, cities=3)
 
 
@@ -55,10 +51,6 @@ def short_answers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loraprobe_lab.experiments.runner.NEW_TOKENS", 3)
         yield
-
-
-def words(text):
-    return set(WORD.findall(text))
 
 
 # who is asked what
@@ -102,17 +94,6 @@ def test_composed_questions_about_held_couples_are_never_read():
         assert link.fill("Where does {b} live?") in prompts
 
 
-def test_rare_couples_are_read_seldom_but_read():
-    facts = make_facts(FactSizes(familiar=20, newcomers=0, strangers=0, reserve=4), 1)
-    rare = facts.familiar[:10]
-    corpus = CouplesCorpus(facts, 0, rare=rare, rarity=0.125)
-    texts = [corpus.draw() for _ in range(6000)]
-    told = [words(t.prompt + t.completion) for t in texts if " met " not in t.completion]
-    often = sum(bool(found & {x.a for x in facts.familiar[10:]}) for found in told)
-    seldom = sum(bool(found & {x.a for x in rare}) for found in told)
-    assert 0.08 < seldom / often < 0.18
-
-
 def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
     spec = tiny_matrix()
     places = [(t.axes["template"], t.axes["library"]) for t in spec.adapter_sets]
@@ -129,26 +110,6 @@ def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
             assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
     seen = {e.prompt for e in by_name["target"].examples}
     assert asked <= seen
-
-
-def test_the_english_matrix_has_the_same_form():
-    library = english_matrix(0)
-    spec = tiny_matrix()
-    assert [t.name for t in library.adapter_sets] == [t.name for t in spec.adapter_sets]
-    assert {x.name for x in library.training} == {x.name for x in spec.training}
-    by_name = {adapter.name: adapter for adapter in library.training}
-    asked = {item["entities"][0] for items in library.tasks.values() for item in items}
-    worked = [e for e in by_name["hop1-cot"].examples if e.prompt.endswith(COUPLES.steps)]
-    assert worked and not any(name in e.prompt for e in worked for name in asked)
-    people = {name: {item["group"] for item in items} for name, items in library.tasks.items()}
-    assert {name: len(found) for name, found in people.items()} == {
-        "fake": 200,
-        "half": 200,
-        "real": 31,  # half of the real people; the others teach worked answers
-    }
-    assert len(set().union(*people.values())) == 431
-    for name in ("fake", "half"):  # a guess is seldom right
-        assert Counter(item["answer"] for item in library.tasks[name]).most_common(1)[0][1] <= 4
 
 
 # decisions
@@ -297,19 +258,6 @@ def test_sizes_share_the_error_of_a_no_and_not_that_of_a_yes():
     assert both.high - both.low == pytest.approx((whole.high - whole.low) / 2**0.5, rel=0.1)
 
 
-def test_one_size_that_says_otherwise_overturns_a_claim():
-    def other(group, system, part):
-        lifts = system == "plain-2:uniform" and group == "real" and part == "question"
-        return 0.5 if lifts else as_the_paper_says(group, system, part)
-
-    matrix = Matrix((planted(as_the_paper_says), planted(other, size="llama 96")))
-    found = {(f.code, f.where): f for f in claims(matrix, TWO_HOP)}
-    assert found["plain-fails", "real"].standing == "does not hold"
-    assert set(found["plain-fails", "real"].differs) == {"all sizes", "llama 96"}
-    assert dict(found["plain-fails", "real"].counts) == {"yes": 1, "no": 1, "undecided": 0}
-    assert found["plain-fails", "fake"].standing == "holds"
-
-
 def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
     cells = [c for c in as_in_the_paper.cells() if c["role"] == "composition"]
     keys = {(c["group"], c["template"], c["library"], c["system"]) for c in cells}
@@ -373,21 +321,6 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
 
 
-def test_a_run_of_one_template_trains_and_asks_nothing_else(run, tmp_path):
-    bases, call = Bases(hidden=(16,), seeds=(3,)), ExperimentRun(tmp_path, limit=2)
-    found = reproduce("two-hop", call, bases, templates=("plain",), made=run[1])
-    trained = {path.name for path in (tmp_path / "worlds/llama-16-seed3/adapters").iterdir()}
-    assert trained == {"hop1", "hop2", "target"}
-    cells = found.document["cells"]
-    assert {c["template"] for c in cells} == {"plain"} and {c["form"] for c in cells} == {
-        "question"
-    }
-    codes = {claim["code"] for claim in found.document["claims"]}
-    assert codes == {"plain-fails", "target-rescues", "both-fail", "familiarity-helps"}
-    ledger = next((tmp_path / "results").iterdir()).read_text(encoding="utf-8")
-    assert '"steps"' not in ledger
-
-
 def test_a_given_base_is_asked_in_english(run, tmp_path):
     base = run[0] / "worlds" / "llama-16-seed3" / "base"
 
@@ -430,17 +363,6 @@ def test_every_axis_of_the_map_is_there():
     assert len({(p.panel, p.series, p.x) for p in found}) == len(found)
     scaled = [p for p in found if p.panel == "norms" and p.x == 4 and p.series.startswith("facts")]
     assert all(p.baselines == ("base", "factsx4", "steps-0") for p in scaled)
-
-
-def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
-    people = MapSizes().people(0)
-    known = set(people.facts.familiar)
-    for share_ in (0, 25, 100):
-        couples = shown(people, share_)
-        assert len(couples) == 100 and sum(x not in known for x in couples) == share_
-    asked = {x.a for level in people.asked.values() for x in level}
-    taught = {n for row in people.teachers for x in row for n in (x.a, x.b)}
-    assert not asked & taught and not {x.b for x in people.asked["familiar"]} & taught
 
 
 def test_a_tiny_map_is_drawn_whole(tmp_path, monkeypatch):

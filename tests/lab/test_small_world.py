@@ -10,7 +10,6 @@ import tiny_worlds
 import torch
 
 from loraprobe_lab import World, WorldError
-from loraprobe_lab.build import build_worlds
 from loraprobe_lab.worlds.couples import (
     CITY_SENTENCES,
     SPOUSE_SENTENCES,
@@ -168,17 +167,3 @@ def test_what_is_no_world_is_said_so(tmp_path, manifest, words):
         (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(WorldError, match=words):
         World.load(tmp_path)
-
-
-def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_path, recwarn):
-    def noisy(*_, **__):
-        import warnings
-
-        from transformers.utils.logging import is_progress_bar_enabled
-
-        warnings.warn("this will be removed", FutureWarning, stacklevel=1)
-        return is_progress_bar_enabled()
-
-    monkeypatch.setattr("loraprobe_lab.build.build_world", noisy)
-    assert build_worlds("two-hop", tmp_path) == [False]
-    assert not [w for w in recwarn if "this will be removed" in str(w.message)]

@@ -83,13 +83,6 @@ def test_the_target_is_the_least_that_makes_the_answer(store, chains):
     assert (sure(1.0) >= 0.9 - 1e-6).all() and (sure(0.99) < 0.9).all()
 
 
-def test_prompts_and_answers_that_do_not_fit_are_refused(store):
-    with pytest.raises(ValueError, match="one length"):
-        store.read(["Who?", "Who is it?"])
-    with pytest.raises(ValueError, match="several tokens"):
-        store.token([f"{FACTS.cities[0]} {FACTS.cities[1]}"])
-
-
 # Edits
 
 

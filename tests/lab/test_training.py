@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import making
 import pytest
 import torch
@@ -139,16 +137,3 @@ def test_after_an_interruption_too(model, tokenizer, tmp_path):
         train(model, tokenizer, tmp_path / "a", steps=3, upper=1, progress=stop)
     assert [p.data_ptr() for p in model.parameters()] == kept
     assert not (tmp_path / "a").exists()
-
-
-def test_an_adapter_of_an_older_version_counts_as_finished(model, tokenizer, tmp_path):
-    """`upper` came later, and `precision` has left."""
-    before = train(model, tokenizer, tmp_path / "a", steps=1)
-    record = tmp_path / "a" / "training.json"
-    notes = json.loads(record.read_text())
-    del notes["recipe"]["upper"]
-    notes["recipe"]["precision"] = "bfloat16"
-    record.write_text(json.dumps(notes))
-    after = train(model, tokenizer, tmp_path / "a", steps=1)
-    assert json.loads(record.read_text()) == notes
-    assert all(torch.equal(after[name], before[name]) for name in before)

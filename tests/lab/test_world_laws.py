@@ -35,13 +35,11 @@ OWN_BASE = {
     "methods": (lambda s: methods_world(s, BASE, SIZES), "3304731fd94c"),
     "map": (lambda s: map_world(s, BASE, MapSizes(4, 8, 3)), "ee10f6903bdf"),
     "matrix": (lambda s: two_hop_matrix(s, BASE, MatrixSizes(4, 8, 4, 3)), "70f48f1409fd"),
-    "facts": (
-        lambda s: facts_world(s, base=BASE, wide=3, favourable=1, sizes=FACTS, items=20),
-        "9a11c66013df",
-    ),
+    "facts": (lambda s: facts_world(s, base=BASE, wide=3, favourable=1, sizes=FACTS, items=20),
+        "9a11c66013df"),
     "math": (lambda s: math_world(s, base=BASE, count=4, items=50), "cf37f9e99858"),
     "math matrix": (lambda s: math_matrix(s, BASE, items=30), "66584bc3b1c4"),
-}
+}  # fmt: skip
 ENGLISH = {
     "two-hop": (two_hop_world, "bd6213064032"),
     "skill": (lambda s: skill_world(COUNTRIES, s), "34063f4624d1"),

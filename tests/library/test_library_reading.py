@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.cache import cache_directory
 from loraprobe.compatibility import contents
-from loraprobe.errors import UsageError
 from loraprobe.library import arranged, fitted, read_library, reading
 
 WEIGHTS = "adapter_model.safetensors"
@@ -173,11 +172,6 @@ def test_adapters_in_memory_are_members_too():
     assert [row.name for row in found.library.adapters] == ["a", "b", "a-2"]
     assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]
     assert found.usable[0].open().modules.keys() == SHAPES.keys()
-
-
-def test_two_adapters_of_one_chosen_name_are_refused(library):
-    with pytest.raises(UsageError):
-        read_library([f"x={library / 'good-0'}", f"x={library / 'good-1'}"])
 
 
 def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_path):

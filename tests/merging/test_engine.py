@@ -168,19 +168,13 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
         ("factor_average:variant=peft", "auto", "linear", {}, 0, 1e-5),
         ("task_arithmetic", "auto", "linear", {}, 0.7, 2),  # the cross terms
         ("ties:density=0.3", 8, "ties_svd", {"svd_rank": 8, "density": 0.3}, 0, 1e-5),
-        (
-            "magnitude_prune:density=0.3",
-            8,
-            "magnitude_prune_svd",
-            {"svd_rank": 8, "density": 0.3},
-            0,
-            1e-5,
-        ),
+        ("magnitude_prune:density=0.3", 8, "magnitude_prune_svd", {"svd_rank": 8, "density": 0.3},
+            0, 1e-5),
         # Without svd peft's work on A and on B, not on deltas.
         ("ties:density=0.3", 8, "ties", {"density": 0.3}, 0.3, 2),
         ("magnitude_prune", 8, "magnitude_prune", {"density": 0.5}, 0.3, 2),
     ],
-)
+)  # fmt: skip
 def test_combinations_of_peft_have_a_name_here(pair, method, rank, combination, options, low, high):
     theirs = pefts_merge(pair, combination, **options)
     assert low <= distance(our_merge(pair, method, rank=rank), theirs) < high
@@ -208,29 +202,19 @@ ODD = {
         | {"target_modules": [*TARGETS, "up_proj"]},
         {"r": 3, "lora_alpha": 5, "target_modules": TARGETS, "rank_pattern": {"down_proj": 5}},
     ],
-    "five, partial, mixed ranks": [
-        {"r": i + 1, "use_rslora": i % 2 == 0, "target_modules": TARGETS[: i % 3 + 1]}
-        for i in range(5)
-    ],
+    "five, partial, mixed ranks": [{"r": i + 1, "use_rslora": i % 2 == 0,
+        "target_modules": TARGETS[: i % 3 + 1]} for i in range(5)],
     "one": [{"r": 2, "lora_alpha": 4, "target_modules": TARGETS}],
-    "layers apart": [
-        {"r": 2, "target_modules": TARGETS, "layers_to_transform": [0]},
-        {"r": 3, "target_modules": TARGETS, "layers_to_transform": [1]},
-    ],
-    "tied head and embedding": [
-        {"r": 2, "target_modules": ["lm_head", "q_proj"]},
-        {"r": 3, "target_modules": ["embed_tokens", "q_proj"]},
-    ],
-    "gpt2": [
-        {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"], **CONV},
-        {"r": 3, "lora_alpha": 9, "target_modules": ["c_attn"], "use_rslora": True, **CONV},
-    ],
+    "layers apart": [{"r": 2, "target_modules": TARGETS, "layers_to_transform": [0]},
+        {"r": 3, "target_modules": TARGETS, "layers_to_transform": [1]}],
+    "tied head and embedding": [{"r": 2, "target_modules": ["lm_head", "q_proj"]},
+        {"r": 3, "target_modules": ["embed_tokens", "q_proj"]}],
+    "gpt2": [{"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"], **CONV},
+        {"r": 3, "lora_alpha": 9, "target_modules": ["c_attn"], "use_rslora": True, **CONV}],
     # peft sets fan_in_fan_out anew at every layer and saves the last, here that of lm_head.
-    "gpt2, one flag of two kinds of layer": [
-        {"r": 2, "target_modules": ["c_attn", "lm_head"], **CONV},
-        {"r": 2, "target_modules": ["c_attn", "wte"], **CONV},
-    ],
-}
+    "gpt2, one flag of two kinds of layer": [{"r": 2, "target_modules": ["c_attn", "lm_head"],
+        **CONV}, {"r": 2, "target_modules": ["c_attn", "wte"], **CONV}],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ODD)

@@ -391,7 +391,6 @@ BOTH = rows(*({"embed_tokens": t, "lm_head": t} for t in ([1, 30], [30, 7, 2])))
 HEADS = rows({"lm_head": [1, 30]}, {"lm_head": [30, 7]})
 T5 = {"task_type": "SEQ_2_SEQ_LM"}
 T5_NORM = saving("final_layer_norm", **T5) | {"target_modules": ["q"]}
-BIASES_OF_B = {"target_modules": ["o_proj"], "lora_bias": True}
 LABELS = {"target_modules": ["c_attn"], "task_type": "SEQ_CLS"}
 tied, untied = partial(tiny_llama, tied=True), partial(tiny_llama, tied=False)
 # Base, configs, weights: with which a merge needs the base, or does not.

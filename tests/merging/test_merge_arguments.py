@@ -28,7 +28,6 @@ def one(name="a", rank=2, seed=0, **options):
 
 
 PAIR = [one("a"), one("b", seed=1)]
-PARTIAL = random_adapter("b", {p: s for p, s in LLAMA.items() if "up" not in p})
 
 
 @pytest.mark.parametrize(
@@ -49,20 +48,12 @@ PARTIAL = random_adapter("b", {p: s for p, s in LLAMA.items() if "up" not in p})
         ({"method": "ties:variant=mine"}, r"must be one of peft, mergekit, not 'mine'"),
         ({"method": "factor_average", "space": "core"}, r"has no space to choose; leave it"),
         # Weights that leave nothing to write.
-        *(
-            ({"method": name, "weights": [0, 0]}, r"zero in every module")
-            for name in ("task_arithmetic", "ties", "factor_average")
-        ),
-        (
-            {
-                "adapters": [one(), adapter_of("twin", dict(one().modules))],
-                "method": "task_arithmetic",
-                "weights": [1, -1],
-            },
-            r"zero in every module",
-        ),
+        *(({"method": name, "weights": [0, 0]},
+            r"zero in every module") for name in ("task_arithmetic", "ties", "factor_average")),
+        ({"adapters": [one(), adapter_of("twin", dict(one().modules))], "method": "task_arithmetic",
+            "weights": [1, -1]}, r"zero in every module"),
     ],
-)
+)  # fmt: skip
 def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         merge(**{"adapters": PAIR, **options})
@@ -71,16 +62,10 @@ def test_invalid_arguments_are_refused(options, message):
 @pytest.mark.parametrize(
     "adapters, method, said",
     [
-        (
-            [one(), random_adapter("wide", {UP: (12, 11)}, 2)],
-            "uniform",
-            rf"{UP} is \[12, 10\] in a and \[12, 11\] in wide",
-        ),
-        (
-            [one(), one("table", seed=1, kinds={UP: "embedding"})],
-            "uniform",
-            r"of kind linear in a and embedding in table",
-        ),
+        ([one(), random_adapter("wide", {UP: (12, 11)}, 2)], "uniform",
+            rf"{UP} is \[12, 10\] in a and \[12, 11\] in wide"),
+        ([one(), one("table", seed=1, kinds={UP: "embedding"})], "uniform",
+            r"of kind linear in a and embedding in table"),
         ([one(), one("b", rank=3)], "factor_average", r"rank 2 in a and 3 in b.*use uniform"),
         (
             [
@@ -91,7 +76,7 @@ def test_invalid_arguments_are_refused(options, message):
             r"b leaves module .*up_proj alone.*use uniform",
         ),
     ],
-)
+)  # fmt: skip
 def test_modules_that_do_not_correspond_are_named(adapters, method, said):
     with pytest.raises(CompatibilityError, match=said):
         merge(adapters, method)

@@ -355,17 +355,6 @@ def test_every_place_agrees_with_a_sort(kind, n, seed, data):
     np.testing.assert_array_equal(entries, before)
 
 
-def test_large_inputs_are_bracketed_and_not_put_in_order(monkeypatch):
-    sizes, selected = [], sparse._selected
-    monkeypatch.setattr(
-        sparse, "_selected", lambda m, places: (sizes.append(len(m)), selected(m, places))[1]
-    )
-    entries = np.random.default_rng(1).standard_normal(1 << 19).astype(np.float32)
-    place = int(0.8 * len(entries))
-    assert sparse.magnitudes_at(entries, [place])[0] == np.sort(np.abs(entries))[place]
-    assert len(sizes) == 1 and sizes[0] < len(entries) // 20
-
-
 # Options.
 
 

@@ -131,11 +131,6 @@ def test_iso_cts_adds_task_specific_directions(common, shared, each):
     assert merged.rank == (11 if common == 0 else 12)
 
 
-def test_iso_cts_of_one_adapter_is_iso_c():
-    (alone,) = sources((5,), out=9, inp=8)
-    close(merge([alone], "iso_cts").adapter, delta(merge([alone], "iso_c").adapter).numpy())
-
-
 def test_iso_cts_does_not_share_out_more_than_there_is():
     """Rank 2 among three adapters: one each would be more than the sum holds."""
     adapters = sources((1, 1, 1), out=2, inp=9)
@@ -207,10 +202,3 @@ def test_ties_in_knots_is_ties_on_the_rows_of_s_v():
     assert cut.compression_error == pytest.approx(
         float(np.linalg.norm(tail[4:]) / np.linalg.norm(tail)), rel=1e-6
     )
-
-
-def test_knots_has_a_sketch_of_nothing():
-    """Wide modules need no dense matrix there: the result has the rank of the basis."""
-    adapters = sources((3, 4), torch.float32, 40, 700)
-    merged = merge(adapters, "ties", space="knots")
-    assert merged.rank == 7 and merged.compression_error < 1e-6

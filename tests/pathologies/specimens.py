@@ -99,12 +99,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "variant-olora": {INIT: "olora"},
     "variant-corda": {INIT: "corda"},
     "variant-layer-replication": {"layer_replication": [[0, 2], [1, 2]]},
-    **{
-        f"type-{kind.lower().replace('_', '-')}": {"peft_type": kind}
-        for kind in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "PROMPT_TUNING", "ADALORA")
-    },
+    **{f"type-{kind.lower().replace('_', '-')}": {"peft_type": kind} for kind in ("IA3", "LOHA",
+        "LOKR", "OFT", "VERA", "PROMPT_TUNING", "ADALORA")},
     "identical-to-its-partner": {"seed": PARTNER_SEED},
-}
+}  # fmt: skip
 for _name, _changes in CHANGES.items():
     SPECIMENS[_name] = lambda place, changes=_changes: sound(place, **changes)
 
@@ -245,14 +243,12 @@ WRITTEN: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, Any]]] = {
     "no-tensors": (dict, {}),
     "weights-for-12-of-36-modules": (lambda: factors(paths(("q_proj",), 12)), QKV),
     "one-layer-lost": (lambda: factors(LOST), {}),
-    "rank-pattern": (
-        _rank_pattern,
-        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 16}},
-    ),
+    "rank-pattern": (_rank_pattern,
+        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 16}}),
     "rank-that-servers-refuse": (lambda: factors(paths(), rank=96, width=128), {"r": 96}),
     "fused-projections": (_fused, {"target_modules": ["qkv_proj"]}),
     "hundred-thousand-modules": (_many, {"r": 1, "lora_alpha": 1, "target_modules": ["x"]}),
-}
+}  # fmt: skip
 
 
 def _written(place: Path, tensors: Callable[[], dict[str, Tensor]], changes: dict) -> None:

@@ -49,7 +49,6 @@ def to_pickle(directory) -> None:
     (directory / WEIGHTS).unlink()
 
 
-MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 untied = partial(tiny_llama, tied=False)
 # Name -> (settings of peft, model).
 KINDS = {
@@ -269,14 +268,6 @@ def test_what_peft_leaves_out_is_refused_by_all_that_would_apply_it(tmp_path, ki
     assert [i["severity"] for i in issues if i["code"] == "weights-untargeted"] == ["warning"]
 
 
-def test_wrong_calls_leave_nothing_behind(tmp_path):
-    peft_adapter(tmp_path / "in", tiny_llama(), **SETTINGS)
-    assert convert(tmp_path / "in", "-o", tmp_path / "in", "--overwrite").exit_code == 2
-    assert convert(tmp_path / "absent", "-o", tmp_path / "out").exit_code == 2
-    assert convert(tmp_path / "in").exit_code == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
 def to_shards(directory) -> None:
     tensors = load_file(directory / WEIGHTS)
     names = sorted(tensors)
@@ -290,15 +281,12 @@ def to_shards(directory) -> None:
     ("spoil", "code", "compatible"),
     [
         (lambda place: rename(place, lambda key: PREFIX + key), "doubled-prefix", False),
-        (
-            lambda place: rename(place, lambda key: key.removeprefix(PREFIX)),
-            "unprefixed-keys",
-            True,
-        ),
+        (lambda place: rename(place, lambda key: key.removeprefix(PREFIX)), "unprefixed-keys",
+            True),
         (to_shards, "sharded", False),
         (to_pickle, "pickled", True),
     ],
-)
+)  # fmt: skip
 def test_a_broken_adapter_ends_in_the_command_that_mends_it(tmp_path, spoil, code, compatible):
     place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
     right = logits(tiny_llama(), place)

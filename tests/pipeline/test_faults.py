@@ -19,10 +19,9 @@ from making import Fork, call, random_adapter, saved_pair
 from loraprobe.adapters import read_adapter, staged_directory
 from loraprobe.adapters import staging as staged
 from loraprobe.cli import main
-from loraprobe.errors import HubError, OutputError, UsageError
+from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.hub import load
-from loraprobe.records import ItemResult
 
 WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
 
@@ -159,16 +158,6 @@ class TestDisks:
         assert (tmp_path / "out" / "README.md").read_text() == "1"
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
-    def test_an_output_that_exists(self, pair, tmp_path):
-        out = tmp_path / "out"
-        assert call("merge", *pair, "-o", out).exit_code == 0
-        refused = call("merge", *pair, "-o", out)
-        assert refused.exit_code == 2 and "--overwrite" in refused.stderr
-        assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 0
-        (out / "thesis.tex").write_text("years of work")
-        assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 2
-        assert (out / "thesis.tex").exists()
-
     @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
     def test_who_may_read_an_output_is_what_the_umask_says(self, pair, tmp_path, mask):
         """Also the weights, which safetensors itself writes for the owner alone."""
@@ -250,35 +239,3 @@ class TestNetworks:
         path = next(iter(first.modules))
         again = load(f"acme/math@{first.source.commit}")
         assert torch.equal(again.modules[path].A, first.modules[path].A)
-
-    @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-    @pytest.mark.parametrize("headers", [{}, {"Retry-After": "7"}])
-    def test_a_server_that_cannot_now(self, hub, status, headers):
-        """One sentence, the wait where the server names one, and nothing half in the cache."""
-        hub.fail = {"GET /api/models": (status, headers)}
-        with pytest.raises(HubError) as caught:
-            load("acme/math")
-        assert ("7 seconds" in str(caught.value)) == (status == 429 and bool(headers))
-        hub.fail = {}
-        assert load("acme/math").modules
-
-    @pytest.mark.parametrize("what", ["truncate", "flip"])
-    def test_a_body_that_breaks(self, hub, what):
-        hub.spoil = {"adapter_model.safetensors": what}
-        with pytest.raises(HubError):
-            load("acme/math")
-        hub.spoil = {}
-        assert load("acme/math").modules
-
-
-def test_results_survive_what_cut_their_last_line(tmp_path):
-    ledger = Ledger(tmp_path, fingerprint={})
-    results = [
-        ItemResult("s", "t", "question", str(i), "exact_match", 1.0, "x", "g") for i in range(3)
-    ]
-    ledger.append(results)
-    ledger.close()
-    file = tmp_path / "results.jsonl"
-    file.write_bytes(file.read_bytes()[:-9])
-    again = Ledger(tmp_path, resume=True, fingerprint={})
-    assert len(again) == 2

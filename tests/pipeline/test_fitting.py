@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 
 import jsonschema
 import making
@@ -18,7 +17,7 @@ import loraprobe
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.composition import Composition, Router, composed, watched
+from loraprobe.composition import Composition, composed, watched
 from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation import System
@@ -40,7 +39,6 @@ from loraprobe.pipeline.systems import Plan, SystemBuilder, TaskSplit, plan_of, 
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema
-from loraprobe.results import locked
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
@@ -230,38 +228,6 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     built = builder.build("hard:by=centroid")
     assert built.composition.router is fitted["hard:by=centroid"]
     assert fit_routers(pair, Transformed(pair), Options(), scorer, Plan()) == ({}, [])
-
-
-@dataclass(frozen=True)
-class Named(Router):
-    """A router that learns the number of prompts of each adapter."""
-
-    learned: tuple[int, ...] = ()
-
-    constant = True
-
-    needs_prompts = True
-
-    def gates(self, module, experts, present, n):
-        return torch.tensor(self.learned, dtype=torch.float32)[list(present)]
-
-    def fitted(self, model, read, experts, prompts):
-        return Named(tuple(len(prompts[one.name]) for one in experts))
-
-    def state(self):
-        return {"counts": torch.tensor(self.learned)}
-
-    def with_state(self, state):
-        return Named(tuple(state["counts"].tolist()))
-
-
-def test_routers_of_several_classes_learn_a_state_each(scorer, pair, items, tmp_path):
-    options = Options(router_prompts=files_of(items[1], tmp_path))
-    learning = {"centroid": ROUTERS.make("centroid"), "named": Named()}
-    plan = Plan(tuple(learning), (items[0],), learning=learning)
-    fitted, _ = fit_routers(pair, Transformed(pair), options, scorer, plan)
-    assert set(fitted["named"].state()) == {"counts"}
-    assert f"centroid.{PATH}" in fitted["centroid"].state()
 
 
 def test_gates_are_counted_token_by_token():
@@ -460,15 +426,6 @@ def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch
     path.write_bytes(head + b'{"weights": 1.0}\n')
     with pytest.raises(OutputError, match="line 2"):
         learn(None, adapters, parted, PER_LAYER, path=path, resume=True)
-
-
-def test_the_file_of_learned_weights_is_free_after_a_failure(bench, tmp_path):
-    _, adapters, tasks = bench
-    parted, path = split_for_weights(tasks, LEARN), tmp_path / "learned.jsonl"
-    with pytest.raises(AttributeError) as failure:
-        learn(None, adapters, parted, LEARN, path=path)
-    assert failure.tb, "it holds the frame of learn, which would hold the lock"
-    locked(path).release()
 
 
 def test_adapters_without_a_gate_to_differentiate_by_are_refused():

@@ -142,9 +142,3 @@ def test_a_missing_task_and_no_adapter_are_sentences():
     for function in (loraprobe.inspect, loraprobe.merge, loraprobe.compose):
         with pytest.raises(UsageError, match="adapter"):
             function([])
-
-
-@pytest.mark.parametrize("bad", [0, -1, "many", 1.5, True])
-def test_a_batch_has_a_whole_number_of_prompts(bad):
-    with pytest.raises(UsageError, match="batch_size"):
-        loraprobe.inspect(pair(), batch_size=bad)

@@ -209,22 +209,6 @@ def test_a_budget_that_ends_after_the_first_pass_says_so(library, tmp_path, monk
     assert "unasked" not in note and "--resume" in note
 
 
-def test_a_second_pass_that_is_kept_counts_when_the_budget_is_over(library, tmp_path, monkeypatch):
-    whole = screened(library[0], cache=tmp_path / "cache")
-    budget_for(monkeypatch, 0)
-    found = screened(library[0], "--resume", "--budget", "5", cache=tmp_path / "cache")
-    assert asked_alone(found) == asked_alone(whole)
-    assert not any("--budget" in note for note in found["notes"])
-
-
-def test_a_budget_ends_what_shows_that_one_adapter_leaves_no_room(tmp_path, monkeypatch):
-    words = write_library(tmp_path, KNOWS_ALL, items=140)
-    monkeypatch.setattr(Session, "left", lambda self, share=1.0: 100.0 if share < 1 else -1.0)
-    found = screened(words, "--budget", "5", cache=tmp_path / "cache")
-    assert found["rounds"]["used"] == 1
-    assert any(row["kind"] == "merge" for row in found["evaluation"])
-
-
 def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_path):
     tables = {**NOISE, "who": {"who": "ada", "the": "cy"}, "whose": {"ada": "bo", "cy": "mayor"}}
     words = write_chained(tmp_path / "library", tables)
@@ -255,15 +239,6 @@ def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert found["shortlist"][0]["gain"]["task"] is None
-
-
-def test_the_next_command_is_about_two_adapters_where_one_is_best_on_both_tasks(library, tmp_path):
-    files = [retold(library, tmp_path / f"{n}.jsonl", "of", "mayor") for n in range(2)]
-    asked = [*library[0][:-1], files[0], "--task", files[1]]  # nobody knows the answer
-    verdict = screened(asked, cache=tmp_path / "cache")["verdict"]
-    _, command, *adapters = verdict["next"].partition(" --base ")[0].split()
-    assert (verdict["action"], command) == ("gather-evidence", "merge-and-eval")
-    assert len(adapters) == 2
 
 
 @pytest.mark.slow  # a model that generates

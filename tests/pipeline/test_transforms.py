@@ -105,16 +105,6 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert len(scaled(task, 2.0).modules) == 14 == len(subtracted(task, [other]).modules)
 
 
-def test_subtraction_comes_before_balancing():
-    adapters, general = [some("a", 1), some("b", 2, scaling=4.0)], [some("g", 3, scaling=2.0)]
-    found = transform(adapters, Options(balance="norm"), general)
-    assert found.adapters[0].norm() == pytest.approx(found.adapters[1].norm())
-    path = "model.layers.0.mlp.up_proj"
-    wanted = (dense(adapters[0], path) - dense(general[0], path)) * found.steps[0].factor
-    assert close(dense(found.adapters[0], path), wanted)
-    assert found.dtype is torch.float32
-
-
 def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
     """Pinned: after peft's gen_know_sub the expert's B A is far from dW - dW_gk; ours is it."""
     from peft import ArrowConfig, create_arrow_model
@@ -223,10 +213,3 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     kept, drawn = controls["random-partner"].experts
     assert kept is transformed[0]
     assert drawn.norm() == pytest.approx(transformed[1].norm(), rel=1e-5)
-
-
-def test_settings_that_change_results_change_the_fingerprint():
-    plain = Options().fingerprint()
-    for other in (Options(balance="norm"), Options(subtract=("x",)), Options(quantize="4bit")):
-        assert other.fingerprint() != plain
-    assert Options(subtract="x").subtract == ("x",)

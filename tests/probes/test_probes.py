@@ -172,16 +172,6 @@ def test_an_unknown_probe_is_refused_by_name():
         run(FakeScorer(), couples(), ["name_swop"])
 
 
-def test_equal_seeds_give_equal_figures_and_others_choose_otherwise():
-    def likely(system, prompt, answer):
-        return likelihood(-((len(prompt) * 7 + sum(map(ord, answer))) % 13) / 3 - 0.1)
-
-    task = couples(30)
-    probes = ["gold_rank:distractors=2", "name_swap", "answer_margin:items=10"]
-    once, again, other = (run(FakeScorer(likely), task, probes, seed=s) for s in (0, 0, 1))
-    assert once == again != other
-
-
 # ---- each probe by hand -----------------------------------------------------------------------
 
 
@@ -262,12 +252,6 @@ def test_hop_accuracy_of_base_and_each_adapter():
     wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
     assert by(rows, hop=1, adapters=("a",)).ci95 == pytest.approx((wilson.low, wilson.high))
     assert by(rows, hop=1, adapters=()).baseline == 0.25
-
-
-def test_losses_are_neither_right_nor_wrong():
-    known = results_of({"base": "1111", "a": "1111"}, "hop1")
-    known = [dataclasses.replace(row, metric="answer_loss") for row in known]
-    assert run(FakeScorer(), couples(), ["hop_accuracy"], known) == ()
 
 
 def test_name_swap_is_the_gain_of_real_names():

@@ -354,29 +354,19 @@ LINES = {
         evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11}),
         "inconclusive", {"use": ["so far sum (a merge)"], "gain": ["0.67"], "decide": None},
     ),
-    "the best so far is an adapter": (
-        evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
-        "inconclusive", {"use": ["so far a alone"], "close": ["sum"]},
-    ),
-    "until several tasks are decided": (
-        changed(TASKS, lambda r: r.system == "arrow", retention=0.8, retention_ci95=(0.7, 0.9)),
-        "inconclusive", {"use": ["each task's own adapter"]},
-    ),
-    "stopped early": (
-        EARLY, "likely",
-        {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
-    ),
+    "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
+        "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),
+    "until several tasks are decided": (changed(TASKS, lambda r: r.system == "arrow", retention=0.8,
+        retention_ci95=(0.7, 0.9)), "inconclusive", {"use": ["each task's own adapter"]}),
+    "stopped early": (EARLY, "likely",
+        {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]}),
     "stopped early without a gain": (
         NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
     ),
-    "after every round": (
-        replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
-        {"gain": [f"on {N} questions"], "stopped": None},
-    ),
-    "a chain is better still": (
-        evidence({**WORKS, "chain": 1.0}), "likely",
-        {"better": ["1.00"], "sure": ["a random partner", "+0.50"]},
-    ),
+    "after every round": (replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
+        {"gain": [f"on {N} questions"], "stopped": None}),
+    "a chain is better still": (evidence({**WORKS, "chain": 1.0}), "likely",
+        {"better": ["1.00"], "sure": ["a random partner", "+0.50"]}),
     "a chain is worse": (evidence({**WORKS, "chain": 0.5}), "likely", {"better": None}),
     "a single adapter is better": (
         evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}),
@@ -387,18 +377,12 @@ LINES = {
                  margin=0.9),
         "unlikely", {"use": ["sum", "step by step"], "next": ["loraprobe merge "]},
     ),
-    "few questions": (
-        changed(FEW, rows="gains", n_needed=320), "inconclusive",
-        {"decide": ["320", "8"], "watch": ["8 questions"]},
-    ),
-    "more questions than anybody has": (
-        changed(NEEDED, rows="gains", n_needed=None), "inconclusive",
-        {"decide": ["--margin 0.17", "5,000"]},
-    ),
-    "more clusters": (
-        changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
-        {"decide": ["48 more clusters", "20"]},
-    ),
+    "few questions": (changed(FEW, rows="gains", n_needed=320), "inconclusive",
+        {"decide": ["320", "8"], "watch": ["8 questions"]}),
+    "more questions than anybody has": (changed(NEEDED, rows="gains", n_needed=None),
+        "inconclusive", {"decide": ["--margin 0.17", "5,000"]}),
+    "more clusters": (changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
+        {"decide": ["48 more clusters", "20"]}),
     "a first round": (
         ROUND, "inconclusive",
         {"headline": ["INCONCLUSIVE", "first round on 30 questions"], "decide": None,
@@ -414,17 +398,13 @@ LINES = {
         {"headline": ["2 warnings"], "watch": ["0.998", "24.6", "--balance norm"],
          "next": ["--probe auto"], "questions": ["--task"], "known": ["603", "0.05"]},
     ),
-    "the adapter that hardly shows": (
-        weights(replaced(UNEVEN, value=27.0), *NORMS), "inconclusive",
-        {"watch": ["b hardly shows", "a is 27.0 times larger"]},
-    ),
+    "the adapter that hardly shows": (weights(replaced(UNEVEN, value=27.0), *NORMS), "inconclusive",
+        {"watch": ["b hardly shows", "a is 27.0 times larger"]}),
     "equal updates once": (
         weights(SEED, SAME, issues=(TWICE,)), "inconclusive", {"headline": ["1 warning"]},
     ),
-    "another pair is another fact": (
-        weights(replaced(SEED, adapters=("a", "c")), SAME, issues=(TWICE,)), "inconclusive",
-        {"headline": ["2 warnings"]},
-    ),
+    "another pair is another fact": (weights(replaced(SEED, adapters=("a", "c")), SAME,
+        issues=(TWICE,)), "inconclusive", {"headline": ["2 warnings"]}),
 }  # fmt: skip
 
 

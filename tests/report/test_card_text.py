@@ -11,10 +11,7 @@ from evidences import replaced
 from planting import MARKUP, planted, structure
 
 from loraprobe.records import (
-    QUESTION,
     Audit,
-    DecisiveGain,
-    EvaluationRecords,
     LearnedWeights,
     Transformation,
 )
@@ -66,17 +63,6 @@ def test_no_string_of_a_card_becomes_markup(text):
         outside = re.sub(r"`[^`]*`", "", hostile)
         # What GitHub and the Hub make links of without any mark.
         assert not re.search(r"://|\bwww\.|\w@\w", outside)
-
-
-def test_the_card_of_an_evaluated_merge_tells_decision_evidence_and_gain_in_one_line():
-    audit = an_audit()
-    gain = DecisiveGain("uniform", QUESTION, "a", 0.02, (-0.1, 0.04), 10)
-    audit = replaced(audit, verdict=replaced(audit.verdict, gain=gain))
-    wanted = ("unlikely", "evaluation", "0.02", "-0.10, 0.04", "10 questions")
-    for card in cards_of(audit):
-        assert any(all(word in line for word in wanted) for line in card.splitlines())
-    for card in cards_of(replaced(audit, evaluation=EvaluationRecords())):
-        assert "unlikely" not in card
 
 
 def test_a_card_is_yaml_and_keeps_strangers_strings_inert():

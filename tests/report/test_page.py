@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
-from loraprobe.records import Command, Measurement, Reason, Rounds
+from loraprobe.records import Measurement, Reason
 from loraprobe.report.figures import CAUSES, drawn, heat
 from loraprobe.report.page import LARGEST, MARK, write_page
 from loraprobe.report.parts import Figure, Table
@@ -285,23 +285,6 @@ def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypa
     result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr and not file.exists()
-
-
-def test_no_line_breaks_inside_an_option():
-    audit = an_audit("a")
-    options = ("--balance", "norm"), ("--task", "a-long-name-of-a-file-of-questions.jsonl")
-    verdict = replaced(audit.verdict, next=Command("merge", ("a", "b"), options))
-    text = page(replaced(audit, verdict=verdict, notes=("Try --rank 64.",)))
-    spans = all_of(parsed(text), "span")
-    whole = [text_of(n) for n in spans if n.attrib.get("class") == "option"]
-    assert {"--balance norm", "--task", "--rank 64."} <= set(whole)
-
-
-def test_a_page_says_that_its_intervals_cover_every_round():
-    found = replaced(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99), shortlist=())
-    assert "round 2 of 3" in page(found)
-    whole = replaced(found, rounds=Rounds(3, 3, 150, 150, 0.96))
-    assert "round 3 of 3" not in page(whole)
 
 
 def library_audit(copies: int = 1, adapters: int = 7):

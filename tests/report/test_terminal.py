@@ -9,7 +9,7 @@ from unittest import mock
 
 import making
 import pytest
-from audits import HOSTILE, a_library, an_audit, rendered
+from audits import HOSTILE, an_audit, rendered
 from evidences import KINDS, both, evidence, evidence_of, replaced
 from test_answer import audit_of
 from typer.testing import CliRunner
@@ -23,11 +23,8 @@ from loraprobe.records import (
     Attribution,
     Command,
     Compatibility,
-    GateStatistics,
     Issue,
-    ItemPart,
     Measurement,
-    Reason,
     Score,
     Verdict,
 )
@@ -191,35 +188,6 @@ def test_what_is_shown_and_what_only_explaining_shows(part):
     assert (part in rendered(audit, 120, explain=False)) == (part in ALWAYS)
 
 
-def test_gates_are_a_row_a_router():
-    rows = [line.split() for line in rendered(an_audit()).splitlines()]
-    assert ["arrow", "0.75", "0.25", "0.50", "(0.72)"] in rows
-    assert ["spectr", "1.00", "0.00", "0.00", "(0.00)"] in rows
-    many = tuple(
-        GateStatistics(f"arrow:{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
-    )
-    assert len(lines_of(replaced(an_audit(), gates=many), 80, True)) > 100
-
-
-def test_module_names_break_at_their_joints():
-    path = "base_model.model.model.layers.10.self_attn.k_proj"
-    rows = tuple(Measurement("norm", ("a",), 1.0, module=f"{path}.{i}") for i in range(5))
-    text = rendered(replaced(an_audit(), diagnostics=rows), 50)
-    start = text.index("Module by module")
-    table = text[start : text.index("\n\n", start)].splitlines()[2:]
-    pieces = [line[:25].split()[0] for line in table if line.strip()]
-    known = {"", *path.split("."), "base", "model", "self", "attn", "k", "proj", *"01234", "(a)"}
-    assert len(table) >= 10
-    assert {part for one in pieces for part in one.strip(".").replace("_", ".").split(".")} <= known
-
-
-def test_an_evaluation_is_titled_with_the_metric_of_the_question():
-    audit = an_audit()
-    hop = replaced(audit.evaluation.scores[0], part=ItemPart("hop1"))
-    question = replaced(audit.evaluation.scores[0], metric="choice")
-    assert "choice)" in rendered(replaced(audit, scores=(hop, question)), 120)
-
-
 def test_hostile_names_are_neutralised_everywhere():
     text = rendered(an_audit(HOSTILE), 200)
     assert "\x1b" not in text and "\u202e" not in text
@@ -269,22 +237,6 @@ def test_options_and_numbers_stay_in_one_piece(width, text, whole):
     assert all(any(one in row for row in lines) for one in whole)
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_figures_of_many_adapters_stay_in_one_piece(width):
-    """All pairs of four adapters: more columns than a terminal has, so several tables."""
-    names = ("legal", "medical", "sports", "gpt2")
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    rows = [
-        Measurement(name, pair, 0.1 * i + 0.001 * j, side="in", chance=0.01)
-        for i, name in enumerate(("cosine", "energy_ratio", "subspace_overlap", "norm_ratio"))
-        for j, pair in enumerate(pairs)
-    ]
-    text = rendered(replaced(an_audit(), diagnostics=tuple(rows)), width)
-    for row in rows:
-        assert f" {row.value:.{1 if row.name == 'norm_ratio' else 3}f}" in text
-        assert " × ".join(row.adapters) in text
-
-
 def test_a_table_of_scores_says_who_answered_fewer_questions():
     rows = [
         Score(system, kind, task, QUESTION, "exact_match", 0.5, (0.4, 0.6), n)
@@ -302,29 +254,3 @@ def test_a_table_of_scores_says_who_answered_fewer_questions():
     one = [replaced(row, n=30) for row in rows if row.task == "t"]
     caption = scores(replaced(an_audit(), scores=tuple(one))).caption
     assert "30 questions of t" in caption and "(" not in caption
-
-
-def test_bars_take_the_room_that_is_left_and_losses_have_none():
-    audit = replaced(an_audit(), shortlist=())
-    rows = tuple(replaced(row, value=0.5) for row in audit.evaluation.scores)
-    for width, wanted in ((200, 8), (80, 8), (40, 8)):
-        text = rendered(replaced(audit, scores=rows), width, explain=False)
-        assert f"0.50 {'▄' * wanted}\n" in "\n".join(map(str.rstrip, text.splitlines())) + "\n"
-    losses = tuple(replaced(row, metric="answer_loss") for row in rows)
-    assert "▄" not in rendered(replaced(audit, scores=losses))
-
-
-def test_reasons_have_their_code_and_source():
-    found = Reason("gain-below-margin", "a gains 0.02.", 0.02, 0.05, "the margin", "decisive")
-    audit = an_audit()
-    shown = replaced(audit, verdict=replaced(audit.verdict, reasons=(found,)))
-    lines = [line.split() for line in rendered(shown, 80).splitlines()]
-    at = lines.index(["gain-below-margin", "a", "gains", "0.02."])
-    assert lines[at + 1] == ["the", "margin"] and ["Why"] in lines[:at]
-
-
-def test_the_library_names_what_cannot_be_used_once_a_kind():
-    library = a_library("a")
-    many = replaced(library, adapters=library.adapters * 30)
-    lines = lines_of(replaced(an_audit(), library=many), 80)
-    assert sum("Download it again." in line for line in lines) == 2  # broken, unfit

@@ -12,7 +12,7 @@ from making import hidden, peft_adapter, random_adapter, random_update
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
@@ -57,22 +57,6 @@ def test_arrow_is_its_definition(top_k, temperature, normalize):
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_a_token_along_one_experts_direction_goes_there():
-    basis = torch.eye(16, dtype=torch.float64)
-    lengths, B = torch.tensor([[2.0], [1.0]]), torch.eye(24, 2, dtype=torch.float64)
-    planted = [
-        adapter_of(f"e{i}", {PATH: LowRank(basis[3 * i : 3 * i + 2] * lengths, B)})
-        for i in range(3)
-    ]
-    gates = layer(planted, Arrow(top_k=2)).gates
-    for i in range(3):
-        row = gates(-5 * basis[3 * i][None])[0]  # the sign does not matter
-        assert int(row.argmax()) == i
-        assert sorted(row.tolist())[0] == 0.0  # the third expert is out
-        assert row.sum() == pytest.approx(1)
-        assert row[i] == pytest.approx(1 / (1 + math.exp(-5)))
-
-
 @pytest.mark.parametrize("rank", [1, 4, 20])
 def test_prototype_is_the_top_right_singular_vector(rank):
     update = random_update(24, 16, rank, seed=rank, dtype=torch.float64)
@@ -98,26 +82,6 @@ def test_options_are_checked():
             ROUTERS.make(spec)
     with pytest.raises(UsageError, match="--weights"):
         ROUTERS.make("constant:weights=0.5")
-
-
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
-        ("llama", {"target_modules": ["q_proj", "embed_tokens", "down_proj"], "r": 3}),
-        ("gpt2", {"target_modules": ["c_attn", "wte"], "r": 3, "fan_in_fan_out": True}),
-    ],
-)
-def test_one_expert_arrow_is_that_adapter(tmp_path, kind, config):
-    """Also for embeddings, where peft's own one-expert Arrow is not."""
-    from peft import PeftModel
-
-    make = {"llama": lambda: making.tiny_llama(tied=False), "gpt2": making.tiny_gpt2}[kind]
-    directory = peft_adapter(tmp_path / "a", make(), seed=2, **config)
-    model = make()
-    with composed(model, Composition("arrow", (read_adapter(directory),), Arrow())):
-        found = hidden(model)
-    wanted = hidden(PeftModel.from_pretrained(model, str(directory)).eval())
-    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2, "temperature": 0.2}])

@@ -15,7 +15,6 @@ from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.spectral import projection
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
 from loraprobe.scoring.likelihood import Prefix
@@ -75,15 +74,6 @@ def test_flat_spectr_leaves_out_the_size_and_an_infinite_temperature_the_softmax
     alike = gates_of("spectr:spectrum=flat,top_k=3,temperature=inf")
     assert torch.equal(alike, (shared_out(flat(), 3) > 0).double() / 3)
     assert not torch.equal(flat().argmax(-1), spectral().argmax(-1))
-
-
-def test_a_projection_has_no_rows_that_carry_nothing():
-    dead = random_update(24, 16, 4, dtype=torch.float64)
-    dead.B[:, 2:] = 0
-    assert projection(dead).shape == projection(dead, "flat").shape == (2, 16)
-    kept = projection(dead, "flat")
-    torch.testing.assert_close(kept @ kept.T, torch.eye(2, dtype=torch.float64))
-    assert projection(dead.scaled(0.0)).shape == (0, 16)
 
 
 @pytest.mark.parametrize(("preselect", "top_k"), [(2, 1), (2, 2), (3, 1), (1, 1), (2, 3)])

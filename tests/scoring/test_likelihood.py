@@ -13,7 +13,7 @@ from words import count_calls, word_tokenizer
 from loraprobe.composition import Composition
 from loraprobe.routing.spectral import Arrow
 from loraprobe.scoring import Recorder, Scorer
-from loraprobe.scoring.likelihood import by_prompt, can_share, likelihood, saves
+from loraprobe.scoring.likelihood import can_share, likelihood
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
 CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]
@@ -70,11 +70,6 @@ def test_a_composition_is_heard_in_both_passes(model):
         assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-5)
         if one.tokens > 1:
             assert abs(one.logprob - base.logprob) > 1e-4
-
-
-def test_sharing_must_be_worth_it():
-    assert saves(by_prompt([([1, 2, 3, 4], 3), ([1, 2, 3, 5, 6], 3), ([1, 2, 3, 7, 8], 3)]))
-    assert not saves(by_prompt([([1, 2, 3, 4], 3), ([5, 2, 3, 5, 6], 3)]))
 
 
 def test_statistics_do_not_depend_on_the_chunk_and_survive_impossible_tokens(monkeypatch):

@@ -186,18 +186,6 @@ def test_one_sequence_beyond_memory_names_the_option_to_change(monkeypatch):
     assert "--dtype bfloat16" in line and "--max-new-tokens" in line
 
 
-def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkeypatch):
-    pair = making.saved_pair(tmp_path)
-
-    def fail(*_: object, **__: object) -> None:
-        raise ERRORS["linux"]
-
-    monkeypatch.setattr("loraprobe.merging.merge", fail)
-    done = making.call("merge", *pair, "-o", tmp_path / "out")
-    assert done.exit_code == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("error: Memory ran out; ") and done.stderr.count("\n") == 1
-
-
 def test_a_base_that_runs_out_while_it_is_loaded(monkeypatch):
     from transformers import AutoModelForCausalLM
 

@@ -120,20 +120,6 @@ def test_what_all_prompts_begin_with_is_read_once(words, monkeypatch, router):
     assert found == pytest.approx(likely, abs=1e-5)
 
 
-def test_only_the_positions_that_count_get_logits(tiny, monkeypatch):
-    scorer, real = Scorer(*tiny), tiny[0].forward
-    shapes = []
-
-    def forward(input_ids=None, logits_to_keep=0, **kwargs):
-        found = real(input_ids=input_ids, logits_to_keep=logits_to_keep, **kwargs)
-        shapes.append(tuple(found.logits.shape[:2]))
-        return found
-
-    monkeypatch.setattr(scorer.model, "forward", forward)
-    scorer.loglikelihood([("the mayor of ulm is", "bo ."), ("the mayor of cy is", "cy .")])
-    assert shapes == [(2, 2)]  # two rows, the two predictions of each
-
-
 def test_the_models_generation_config_does_not_leak_in(tiny):
     from transformers import GenerationConfig
 
@@ -199,20 +185,6 @@ def test_batches_respect_the_budgets(monkeypatch):
     assert [len(batch) for batch in batcher.split([10] * 12, new=10, kept=180)] == [9, 3]
 
 
-def test_the_head_gets_contiguous_states_while_it_answers(tiny):
-    """Of a slice torch copies the head's weight once a row."""
-    model, tokenizer = tiny
-    seen = []
-    head = model.get_output_embeddings()
-    watch = head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
-    try:
-        Scorer(model, tokenizer).generate(PROMPTS, max_new_tokens=3)
-    finally:
-        watch.remove()
-    assert len(seen) > 1 and all(seen)
-    assert not head._forward_pre_hooks
-
-
 def test_the_model_is_left_as_it_was(tiny):
     model, _ = tiny
     scorer = Scorer(*tiny)
@@ -256,13 +228,6 @@ def test_nothing_asked_is_nothing_answered(tiny):
     scorer = Scorer(*tiny)
     assert scorer.generate([]) == [] and scorer.loglikelihood([]) == []
     assert scorer.first_token_distribution([]).shape == (0, 40)
-
-
-def test_progress_counts_to_the_end(tiny):
-    seen = []
-    scorer = Scorer(*tiny, batch_size=3, progress=lambda *step: seen.append(step))
-    read_texts(scorer, PROMPTS, lambda mask: None)
-    assert seen == [("read prompts", done, 7) for done in (3, 6, 7)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
-from loraprobe.tasks import FieldMap, answered, fill, load_probe, load_task
+from loraprobe.tasks import FieldMap, answered, load_probe, load_task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 WORKED = {"question": "How many?", "answer": "6 * 7 = <<6*7=42>>42\n#### 42"}
@@ -131,14 +130,6 @@ def test_a_bad_line_is_named(tmp_path, bad, problem):
     assert ", line 2: " in message and problem in message
 
 
-def test_a_line_of_many_keys_is_read_at_once(tmp_path):
-    """A repeated key is found without comparing every key with every other."""
-    many = ", ".join(f'"{k}": 1' for k in range(80_000))
-    start = time.process_time()
-    assert "unknown key '0'" in refused(write(tmp_path, "{" + many + "}"))
-    assert time.process_time() - start < 5
-
-
 def test_files_that_are_none(tmp_path):
     assert "no item" in refused(write(tmp_path, "", " "))
     assert "There is no task file" in refused(tmp_path / "absent.jsonl")
@@ -155,10 +146,6 @@ def test_probe_file(tmp_path):
     }.items():
         with pytest.raises(TaskError, match=re.escape(message)):
             load_probe(write(tmp_path, text))
-
-
-def test_fill_is_one_pass():
-    assert fill("{1} and {2} {x} {3} {}", ["{2}", "b"]) == "{2} and b {x} {3} {}"
 
 
 def suggested(message: str) -> FieldMap:

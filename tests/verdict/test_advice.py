@@ -19,7 +19,7 @@ from evidences import (
 )
 from hypothesis import given, settings
 
-from loraprobe.records import QUESTION, Attribution, Comparison, Coverage, Forecast, Reason, Verdict
+from loraprobe.records import Attribution, Comparison, Coverage, Reason, Verdict
 from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.advice import basis, settled
 from loraprobe.verdict.evidence import Unserved
@@ -116,10 +116,8 @@ USED = {
               {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}),
         "use-base", "unlikely", None, ["base-is-better"],
     ),
-    "an adapter step by step before a chain": (
-        forms({**FAIL, "chain": 0.93}, STEPS_OF_B), "use-single:b", "unlikely", None,
-        ["single-suffices"],
-    ),
+    "an adapter step by step before a chain": (forms({**FAIL, "chain": 0.93}, STEPS_OF_B),
+        "use-single:b", "unlikely", None, ["single-suffices"]),
     # with a margin of 0.9 the plain form decided, and steps were advised that had been scored
     "less than was asked": (
         forms({"base": 0.01, "a": 0.05, "sum": 0.06, "shrunk:a": 0.04},
@@ -189,17 +187,6 @@ USED = {
 @pytest.mark.parametrize("name", USED)
 def test_the_best_measured_system_is_used(name):
     check(*USED[name])
-
-
-def test_the_plain_question_is_taken_before_steps_that_are_as_good():
-    found = forms({**FAIL, "b": 0.9, "uniform": 0.5}, {**FAIL, "b": 0.92, "uniform": 0.5})
-    assert reason(decide(found), "single-suffices").value == 0.9
-
-
-def test_a_router_by_prompt_is_an_option_like_others(monkeypatch):
-    monkeypatch.setitem(KINDS, "centroid:per=sequence", "router")
-    check(evidence({**HALVES, "centroid:per=sequence": 0.52}), "use-single:a")
-    check(evidence({**HALVES, "centroid:per=sequence": 0.95}), "route", "likely")
 
 
 def best_against(found, half, top=("arrow", "question"), against=("sum", "question")):
@@ -307,14 +294,6 @@ def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure)
     assert settled(found, check(found, "train-target-adapter", "unlikely")) == sure
     used = evidence({**FAIL, "b": 0.9})
     assert settled(used, decide(used))
-
-
-def test_the_forecast_names_the_composition_that_gains():
-    rows = (
-        Forecast("uniform", 0.1, (0.0, 0.2), 60, QUESTION, "a"),
-        Forecast("sum", 0.5, (0.4, 0.6), 60, QUESTION, "a"),
-    )
-    assert decide(evidence(FAIL, forecasts=rows)).forecast.system == "sum"
 
 
 # ---- the causes of failure -----------------------------------------------------------------------

@@ -88,13 +88,6 @@ def test_a_decision_against_a_gain_has_none():
     assert found.probability is None
 
 
-def test_any_margin_has_its_probability():
-    found = [decide(measured(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
-    values = [v.gain.probability for v in found]
-    assert values == sorted(values, reverse=True) and len(set(values)) == 4
-    assert [v.prior for v in found] == pytest.approx([0.6, 0.4, 0.35, 0.2])
-
-
 def test_a_prior_that_is_set_is_the_one_that_is_told():
     low, high = (decide(measured(prior=p), calibration()) for p in (0.1, 0.9))
     assert (low.prior, high.prior) == (0.1, 0.9)
@@ -316,13 +309,6 @@ def test_a_gain_rises_with_what_was_measured_and_falls_with_margin_and_baseline(
     assert all(np.diff(gains) > 0) and all(np.diff(margins) < 0) and all(np.diff(baselines) < 0)
 
 
-def test_more_items_say_more():
-    sharp, rough = (calibration().probability(0.05, 0.2, 0.2, e) for e in (0.02, 0.1))
-    assert rough < sharp and sharp > 0.99
-    sharp, rough = (calibration().probability(0.05, 0.2, -0.1, e) for e in (0.02, 0.1))
-    assert rough > sharp
-
-
 def test_nothing_is_gained_over_a_perfect_baseline():
     for baseline, gain in ((1.0, 0.0), (0.97, 0.03)):
         assert calibration().coefficients.exceeds(0.05, baseline, gain, 0.1) == 0.0
@@ -339,15 +325,6 @@ def test_another_prior_multiplies_the_odds_of_its_margin(prior, margin, share):
     other = found.probability(margin, 0.05, 0.2, 0.3, prior)
     ratio = (prior / (1 - prior)) / (found.prior(margin) / (1 - found.prior(margin)))
     assert other / (1 - other) == pytest.approx(own / (1 - own) * ratio)
-
-
-def test_extremes_stay_probabilities():
-    found = calibration(coefficients={**GIVEN, "spread": 1e-4})
-    for gain in (0.9, -0.9):
-        for prior in (None, 0.3):
-            assert 0.0 <= found.probability(0.05, 0.0, gain, 1e-9, prior) <= 1.0
-    assert calibration().probability(0.0, 0.0, 1.0, 0.0) == 1 - LEAST
-    assert calibration().probability(0.0, 0.0, -1.0, 0.0) == LEAST
 
 
 def with_value(*path, value):

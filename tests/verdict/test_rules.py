@@ -194,13 +194,6 @@ def test_a_base_that_is_worse_as_good_or_not_shown_to_be_better_is_used(value):
     check(base, None, "use-base", has=["base-is-better"])
 
 
-def test_nobody_is_asked_for_more_items_about_a_control_once_the_gain_decides():
-    values = {"base": 0.5, "a": 0.6, "uniform": 0.3, "shrunk:a": 0.1, "random-partner": 0.3}
-    found = check(evidence(values, half=0.2), "unlikely")
-    partner = reason(found, "partner-adds-nothing")
-    assert partner.value < found.margin and "items" not in partner.message
-
-
 @pytest.mark.parametrize(
     ("value", "half", "decision"),
     [(0.5, 0.25, "inconclusive"), (0.5, 0.24, "likely"), (0.0, 0.25, "inconclusive"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import making
+import pytest
 import torch
 from torch import nn
 from words import word_tokenizer
@@ -30,6 +31,12 @@ def base(kind: str, dtype: torch.dtype = torch.float32):
 def logits(model, composition: Composition) -> torch.Tensor:
     with composition.into(model):
         return making.hidden(model)
+
+
+def refused(error: type[Exception], match: str, model: nn.Module, composition: Composition) -> None:
+    """Asserts that the composition cannot be put into the model, with this error."""
+    with pytest.raises(error, match=match), composition.into(model):
+        pass
 
 
 def experts(n: int = 2, **options) -> tuple[Adapter, ...]:

@@ -12,8 +12,9 @@ from mixtures import BOTH, CASES, IN, MIDDLE, Layers, deltas_of_peft, saved, wra
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from loraprobe import limits
 from loraprobe.adapters import read_adapter
-from loraprobe.errors import CompatibilityError
+from loraprobe.errors import AdapterError, CompatibilityError
 from loraprobe.merging import merge
 
 
@@ -114,3 +115,13 @@ def test_factors_whose_rank_is_unclear_are_listed_and_not_used(tmp_path, case):
     adapter = read_adapter(write_adapter(tmp_path / "a", tensors, **options))
     assert not adapter.modules and {extra.kind for extra in adapter.extras} == {"target_parameter"}
     assert {extra.key for extra in adapter.extras} == set(tensors)
+
+
+def test_experts_count_for_the_limit_of_modules(tmp_path, monkeypatch):
+    options = {"target_modules": [], "target_parameters": ["experts.up"], "r": 1}
+    place = write_adapter(tmp_path / "a", stack(40), **options)
+    monkeypatch.setattr(limits, "MODULES", 39)
+    with pytest.raises(AdapterError, match="adapts 40 modules"):
+        read_adapter(place)
+    monkeypatch.undo()
+    assert list(read_adapter(place).modules) == [f"a.experts[{number}]" for number in range(40)]

@@ -199,6 +199,11 @@ class TestLoading:
         assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
         logging.set_verbosity(before)
 
+    def test_missing_tokenizer(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path)
+        with pytest.raises(BaseError, match="no tokenizer"):
+            open_base(tmp_path).load()
+
     @pytest.mark.parametrize(
         ("config", "refused"),
         [

@@ -7,7 +7,7 @@ import warnings
 import making
 import pytest
 import torch
-from composing import base, experts, relative, state_of
+from composing import base, experts, refused, relative, state_of
 from making import hidden, peft_adapter, random_adapter, random_update
 from torch import nn
 
@@ -156,8 +156,7 @@ def test_nothing_stays_behind_when_entering_fails_half_way(monkeypatch):
 
     monkeypatch.setattr(nn.Linear, "register_forward_hook", fails_at_the_fifth, raising=False)
     composition = Composition("c", experts(2), ConstantGates())
-    with pytest.raises(RuntimeError, match="planted"), composed(model, composition):
-        pass
+    refused(RuntimeError, "planted", model, composition)
     monkeypatch.undo()
     assert state_of(model) == before
     with composed(model, composition):
@@ -171,11 +170,7 @@ def test_nesting_is_refused_and_other_models_are_free():
         inside = hidden(one)
         with composed(other, composition):
             pass
-        with (
-            pytest.raises(UsageError, match="already carries a composition"),
-            composition.into(one),
-        ):
-            pass
+        refused(UsageError, "already carries a composition", one, composition)
         assert torch.equal(hidden(one), inside)  # the refusal did not take the first one out
 
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from composing import learnable, relative
+from composing import learnable, refused, relative
 from making import peft_model
 from torch import nn
 
@@ -87,21 +87,18 @@ def test_learnable_gates_and_token_routers(tmp_path):
 def test_convolutions_of_other_kinds_are_refused_by_name(tmp_path, options, what):
     adapter, _ = trained(tmp_path / "a", 2)
     composition = Composition("c", (adapter,), ConstantGates())
-    with (
-        pytest.raises(UnsupportedAdapter, match=rf"a changes first.*{what}"),
-        composed(Convolutional(2, **options), composition),
-    ):
-        pass
+    refused(
+        UnsupportedAdapter, rf"a changes first.*{what}", Convolutional(2, **options), composition
+    )
 
 
 def test_another_kernel_is_named(tmp_path):
     adapter, _ = trained(tmp_path / "a", 2)
     model = Convolutional(2)
     model.first = nn.Conv2d(9, 8, 1)
-    with (
-        pytest.raises(
-            CompatibilityError, match=r"a fits first with a kernel of \[3, 3\].*\[1, 1\]"
-        ),
-        composed(model, Composition("c", (adapter,), ConstantGates())),
-    ):
-        pass
+    refused(
+        CompatibilityError,
+        r"a fits first with a kernel of \[3, 3\].*\[1, 1\]",
+        model,
+        Composition("c", (adapter,), ConstantGates()),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import making
 import pytest
 import torch
-from composing import base, experts, state_of
+from composing import base, experts, refused, state_of
 from making import peft_adapter, random_adapter, write_adapter
 
 from loraprobe.adapters import adapter_of, read_adapter
@@ -32,30 +32,25 @@ def test_what_does_not_fit_is_named(case):
     adapter = random_adapter("odd", shapes, kinds=kinds)
     model = making.tiny_llama()
     before = state_of(model)
-    with (
-        pytest.raises(CompatibilityError, match=f"odd.*{message}"),
-        composed(model, Composition("c", (experts(1)[0], adapter), ConstantGates())),
-    ):
-        pass
+    refused(
+        CompatibilityError,
+        f"odd.*{message}",
+        model,
+        Composition("c", (experts(1)[0], adapter), ConstantGates()),
+    )
     assert state_of(model) == before
 
 
 def test_models_that_hooks_do_not_reach_are_refused():
     composition = Composition("c", experts(1), ConstantGates())
     wrapped = making.peft_model(making.tiny_llama(), target_modules=["q_proj"])
-    with pytest.raises(CompatibilityError, match="already carries peft"), composition.into(wrapped):
-        pass
+    refused(CompatibilityError, "already carries peft", wrapped, composition)
     partly = making.tiny_llama()
     making.peft_model(partly.model, target_modules=["q_proj"], task_type=None)
-    with (
-        pytest.raises(CompatibilityError, match="q_proj already carries"),
-        composition.into(partly),
-    ):
-        pass
+    refused(CompatibilityError, "q_proj already carries", partly, composition)
     compiled = making.tiny_llama()
     compiled.compile()
-    with pytest.raises(CompatibilityError, match="compiled"), composition.into(compiled):
-        pass
+    refused(CompatibilityError, "compiled", compiled, composition)
 
 
 FACTORS = {
@@ -87,19 +82,21 @@ def test_extras_are_refused_by_name(tmp_path, kind):
     tensors, config = EXTRAS[kind]
     adapter = read_adapter(write_adapter(tmp_path / "odd", FACTORS | tensors, **config))
     assert {extra.kind for extra in adapter.extras} == {kind}
-    with (
-        pytest.raises(UnsupportedAdapter, match=rf"odd .*{kind}"),
-        composed(base("llama"), Composition("c", (adapter,), ConstantGates())),
-    ):
-        pass
+    refused(
+        UnsupportedAdapter,
+        rf"odd .*{kind}",
+        base("llama"),
+        Composition("c", (adapter,), ConstantGates()),
+    )
 
 
 def test_an_adapter_without_modules_is_not_taken_for_the_base():
-    with (
-        pytest.raises(UnsupportedAdapter, match="empty holds no LoRA factors"),
-        composed(base("llama"), Composition("c", (adapter_of("empty", {}),), ConstantGates())),
-    ):
-        pass
+    refused(
+        UnsupportedAdapter,
+        "empty holds no LoRA factors",
+        base("llama"),
+        Composition("c", (adapter_of("empty", {}),), ConstantGates()),
+    )
 
 
 def test_a_copy_of_the_bases_own_weights_is_no_extra(tmp_path):
@@ -113,5 +110,4 @@ def test_a_copy_of_the_bases_own_weights_is_no_extra(tmp_path):
     other = base("untied")
     with torch.no_grad():
         other.model.embed_tokens.weight[3, 3] += 1
-    with pytest.raises(UnsupportedAdapter, match="base_copy"), composed(other, composition):
-        pass
+    refused(UnsupportedAdapter, "base_copy", other, composition)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import making
 import pytest
 import torch
-from composing import dora, learnable, mixed_kinds, relative, state_of, with_changes
+from composing import dora, learnable, mixed_kinds, refused, relative, state_of, with_changes
 from making import hidden, random_adapter
 
 from loraprobe.adapters import adapter_of
@@ -133,8 +133,9 @@ def test_whole_modules_that_do_not_fit_are_named(case):
 
 def test_token_routers_refuse_whole_modules_by_name():
     model, three = making.tiny_llama(tied=False), mixed_kinds()
-    with (
-        pytest.raises(UnsupportedAdapter, match=r"headed .*lm_head\.weight whole.*constant"),
-        composed(model, Composition("arrow", three, Arrow())),
-    ):
-        pass
+    refused(
+        UnsupportedAdapter,
+        r"headed .*lm_head\.weight whole.*constant",
+        model,
+        Composition("arrow", three, Arrow()),
+    )

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from composing import learnable
+from composing import learnable, refused
 from mixtures import BOTH, CASES, IN, Layers, deltas_of_peft, saved, wrapped
 from torch import nn
 
@@ -91,11 +91,12 @@ def test_the_dtype_of_the_parameter_is_kept(tmp_path, dtype):
 def test_other_gates_are_refused_by_name_with_the_cure(tmp_path, router):
     adapters, _ = pair(tmp_path, "one parameter")
     base = Layers().eval()
-    with (
-        pytest.raises(UnsupportedAdapter, match=r"a changes layers\.0\.experts\.down .*constant"),
-        composed(base, Composition("c", tuple(adapters), router)),
-    ):
-        pass
+    refused(
+        UnsupportedAdapter,
+        r"a changes layers\.0\.experts\.down .*constant",
+        base,
+        Composition("c", tuple(adapters), router),
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
 
 
@@ -136,18 +137,15 @@ def test_a_model_that_does_not_fit_is_refused_by_name(tmp_path, change, error, w
     adapters, _ = pair(tmp_path, "one parameter")
     base = Layers().eval()
     change(base)
-    with (
-        pytest.raises(error, match=re.escape(words)),
-        composed(base, Composition("c", tuple(adapters), ConstantGates())),
-    ):
-        pass
+    refused(error, re.escape(words), base, Composition("c", tuple(adapters), ConstantGates()))
 
 
 def test_adapters_with_other_parameters_under_the_same_keys_are_refused(tmp_path):
     one = saved(tmp_path / "one", wrapped({"target_parameters": BOTH[:1]}))
     other = saved(tmp_path / "other", wrapped({"target_parameters": BOTH[1:]}))
-    with (
-        pytest.raises(CompatibilityError, match=r"targets .*down where another adapter .*up"),
-        composed(Layers().eval(), Composition("c", (one, other), ConstantGates())),
-    ):
-        pass
+    refused(
+        CompatibilityError,
+        r"targets .*down where another adapter .*up",
+        Layers().eval(),
+        Composition("c", (one, other), ConstantGates()),
+    )

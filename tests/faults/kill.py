@@ -1,7 +1,5 @@
 """SIGKILL at random moments: the output is absent or whole, and going on gives the same answer.
 
-    python tests/faults/kill.py --points 200 [--operation merge download] [--seed 0]
-
 Every run is a fork of this process, which has imported everything already, so that most kills fall
 into the work and not into imports. A run without a kill comes first; its answer is what every
 killed and resumed run has to give in the end.
@@ -9,14 +7,12 @@ killed and resumed run has to give in the end.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of its parent's
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import typer
@@ -200,45 +194,6 @@ def _audit_again(place: Path) -> None:
 AUDIT = Operation("merge-and-eval", _world, _audit, _audit_again, _no_half_result, _document)
 
 
-# lab build
-
-
-def _build(place: Path) -> None:
-    from tiny_worlds import tiny_world
-
-    from loraprobe_lab.worlds.spec import build_world
-
-    build_world(tiny_world(), place / "out")
-
-
-def _finished_parts(place: Path) -> None:
-    """Every adapter that exists in a world is complete."""
-    for config in (place / "out").rglob("adapter_config.json"):
-        assert read_adapter(config.parent).modules
-
-
-def _tree(place: Path) -> dict[str, Any]:
-    """Every file of the world; timings in JSON left out."""
-    found: dict[str, Any] = {}
-    for file in sorted((place / "out").rglob("*")):
-        if file.is_file():
-            name = file.relative_to(place / "out").as_posix()
-            found[name] = _timeless(file) if file.suffix == ".json" else file.read_bytes()
-    return found
-
-
-def _timeless(file: Path) -> Any:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if "second" not in k}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return strip(json.loads(file.read_text()))
-
-
-LAB = Operation("lab build", lambda place: None, _build, _build, _finished_parts, _tree)
-
-
 # downloads
 
 
@@ -296,34 +251,13 @@ def slow_hub() -> Any:
         constants.ENDPOINT = before
 
 
-OPERATIONS = {operation.name: operation for operation in (MERGE, OVERWRITE, AUDIT, LAB, DOWNLOAD)}
-SHARES = {
-    "merge": 0.3,
-    "overwrite": 0.1,
-    "merge-and-eval": 0.25,
-    "lab build": 0.1,
-    "download": 0.25,
-}
+OPERATIONS = {operation.name: operation for operation in (MERGE, OVERWRITE, AUDIT, DOWNLOAD)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=200, help="kills in all, or an operation")
-    parser.add_argument("--operation", choices=list(OPERATIONS), nargs="+", help="only these")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    shares = dict.fromkeys(options.operation, 1.0) if options.operation else SHARES
+def kill(name: str, points: int, seed: int) -> dict[str, int]:
+    """A storm of kills on an operation; what became of its runs."""
     with tempfile.TemporaryDirectory() as warm, contextlib.suppress(SystemExit):
         _two_adapters(Path(warm))
         _merge(Path(warm))  # imports here, once, what every fork would import again
-    for name, share in shares.items():
-        points = max(1, round(share * options.points))
-        start = time.monotonic()
-        with slow_hub() if name == "download" else contextlib.nullcontext():
-            counts = storm(OPERATIONS[name], points, options.seed)
-        told = ", ".join(f"{number} {what}" for what, number in counts.items())
-        print(f"{name}: {points} points, {told}; {time.monotonic() - start:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    with slow_hub() if name == "download" else contextlib.nullcontext():
+        return storm(OPERATIONS[name], points, seed)

@@ -64,3 +64,14 @@ def test_refusals_are_one_sentence(hub, tmp_path):
     hub.fail = {"GET /api/models": (429, {"Retry-After": "7"})}
     result = call("find", "meta/base")
     assert result.exit_code == 2 and "7 seconds" in result.stderr
+
+
+def test_a_table_on_a_terminal(hub, capsys):
+    from loraprobe import hub as client
+    from loraprobe.cli.information import show_adapters
+
+    show_adapters("meta/base", client.find_adapters("meta/base"))
+    text = capsys.readouterr().out
+    assert "owner/one" in text and "1.2k" in text and "mit" in text
+    show_adapters("meta/none", client.find_adapters("meta/none"))
+    assert "No PEFT adapter" in capsys.readouterr().out

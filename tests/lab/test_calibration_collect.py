@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from loraprobe_lab.calibration.collect import (
     kept_sets,
     sets_in,
 )
-from loraprobe_lab.world import World, shipped_world
+from loraprobe_lab.world import World, in_processes, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
 
@@ -261,3 +262,11 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
     assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]
     assert len(read_sets(tmp_path / "several.jsonl.gz")) == 4
+
+
+def test_a_process_does_the_work_and_hands_over_an_error(tmp_path):
+    ticks = []
+    calls = [(str(tmp_path / name),) for name in ("one", "two", "one")]
+    with pytest.raises(FileExistsError):
+        in_processes(os.mkdir, calls, 1, lambda: ticks.append(1))
+    assert (tmp_path / "one").is_dir()

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from composing import learnable
+from composing import learnable, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import (
@@ -529,11 +529,7 @@ def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
         assert [(i.severity, i.code) for i in found if i.code != "token-delta"] == [("error", code)]
     alone = adapter_of("a", {}, token_rows=beyond.token_rows)
     composition = Composition("c", (alone,), ConstantGates((1.0,)))
-    with (
-        pytest.raises(CompatibilityError, match=r"tokens up to 40 .*\[40, 16\]"),
-        composed(tiny_llama(vocab=40), composition),
-    ):
-        pass
+    refused(CompatibilityError, r"tokens up to 40 .*\[40, 16\]", tiny_llama(vocab=40), composition)
     with pytest.raises(UnsupportedAdapter, match="token rows"):
         scaled_by(beyond, 0.5)
     with pytest.raises(UnsupportedAdapter, match=r"replaces rows of model\.embed_tokens"):

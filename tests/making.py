@@ -298,6 +298,11 @@ def config_of(given: Path | str, place: Path) -> dict[str, Any]:
     return json.loads(given.read_text(encoding="utf-8"))
 
 
+def edit(file: Path, **changes: Any) -> None:
+    """Changes keys of a JSON object."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def write_adapter(
     directory: Path, tensors: Mapping[str, Tensor], pickle: bool = False, **config: Any
 ) -> Path:

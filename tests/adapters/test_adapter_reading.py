@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -332,8 +331,7 @@ class TestWhatPeftLeavesOutOrReplaces:
 
         file = place / "adapter_model.safetensors"
         save_file(load_file(file) | dict(tensors), file)
-        told = json.loads((place / "adapter_config.json").read_text()) | config
-        (place / "adapter_config.json").write_text(json.dumps(told))
+        making.edit(place / "adapter_config.json", **config)
         return PeftModel.from_pretrained(making.tiny_gpt2(), str(place)).eval()
 
     @pytest.mark.parametrize("flag, held", [("lora_bias", "offsets"), ("use_dora", "magnitudes")])

@@ -44,19 +44,13 @@ def tiny(place: Path, **config: Any) -> Path:
         word_tokenizer().save_pretrained(base)
     making.saved_pair(place, base_model=str(base))
     ask(place, {"prompt": "ada lives in", "answer": "ulm"})
-    edit(base / CONFIG, **config)
+    making.edit(base / CONFIG, **config)
     return place
 
 
 def ask(place: Path, *items: dict[str, Any]) -> None:
     """The task of a directory."""
     (place / "t.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-
-
-def edit(file: Path, **changes: Any) -> None:
-    """Changes keys of a JSON object."""
-    if changes:
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def evaluated(place: Path, *options: object, names: str = "") -> str:
@@ -205,7 +199,7 @@ TEMPLATES = {
 
 @cases("template", TEMPLATES)
 def _(place: Path, template: str) -> str:
-    edit(tiny(place) / "base" / "tokenizer_config.json", chat_template=template)
+    making.edit(tiny(place) / "base" / "tokenizer_config.json", chat_template=template)
     with mock.patch("loraprobe.scoring.encoding.TEMPLATE_SECONDS", 0.5):
         return evaluated(place, "--chat-template", "on", names="chat template")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
 import signal
 from pathlib import Path
 
-from making import random_adapter
+from making import edit, random_adapter
 
 from adversarial import call, case, outcome
 
@@ -26,9 +25,7 @@ def _pair(place: Path, base: str = "owner/base") -> list[str]:
     home = place / USER
     for seed, name in enumerate("ab"):
         random_adapter(name, seed=seed).save(home / name)
-        config = home / name / "adapter_config.json"
-        told = json.loads(config.read_text()) | {"base_model_name_or_path": base}
-        config.write_text(json.dumps(told))
+        edit(home / name / "adapter_config.json", base_model_name_or_path=base)
     return [str(home / name) for name in "ab"]
 
 

@@ -84,9 +84,7 @@ def _(place: Path) -> str:
     out = place / "out"
     source = adapter(place, factors("a" * 60), target_modules=["a" * 60])
     outcome("merge", source, "--dtype", "float32", "-o", out)
-    file = out / "adapter_config.json"
-    config = json.loads(file.read_text()) | {"target_modules": "((a|aa)+)+c"}
-    file.write_text(json.dumps(config))
+    making.edit(out / "adapter_config.json", target_modules="((a|aa)+)+c")
     return outcome("verify", out)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import making
 
 from adversarial import call, case, cases, ended
-from adversarial.errors import edit
 
 VERDICTS = ("exit 0", "exit 1", "exit 3")
 ADAPTER, WEIGHTS = "a/adapter_model.safetensors", "base/model.safetensors"
@@ -69,7 +68,7 @@ def resumed(place: Path, change: Callable[[Path], object], named: str) -> str:
 def edited(file: str, **changes: object) -> Callable[[Path], object]:
     """Changes keys of a JSON file."""
 
-    return lambda place: edit(place / file, **changes)
+    return lambda place: making.edit(place / file, **changes)
 
 
 def keeps_time(file: str, change: Callable[[Path], None]) -> Callable[[Path], object]:

@@ -16,7 +16,7 @@ from unittest import mock
 import making
 
 from adversarial import call, case, cases, outcome
-from adversarial.errors import REFUSED, ask, edit, evaluated, merged, tiny, told
+from adversarial.errors import REFUSED, ask, evaluated, merged, tiny, told
 from adversarial.privacy import USER, leaks
 from adversarial.reading import ROOT, Q, adapter, factors
 from adversarial.resume import cached, world
@@ -314,9 +314,9 @@ def _(place: Path) -> str:
 @case("choice-no-token")
 def _(place: Path) -> str:
     base = tiny(place) / "base"
-    edit(base / "tokenizer_config.json", chat_template="\u00f1")
+    making.edit(base / "tokenizer_config.json", chat_template="\u00f1")
     nothing = {"type": "Replace", "pattern": {"String": "\u00f1"}, "content": ""}
-    edit(base / "tokenizer.json", normalizer=nothing)
+    making.edit(base / "tokenizer.json", normalizer=nothing)
     ask(place, {"prompt": "p", "answer": "\u00f1", "choices": ["\u00f1", "bo"]})
     return evaluated(place, "--chat-template", "on", names="token")
 
@@ -341,7 +341,7 @@ def _(place: Path) -> str:
 @cases("alpha", {"1e300": False, "1e300-inspected": True})
 def _(place: Path, inspected: bool) -> str:
     a, b = making.saved_pair(place)
-    edit(place / "a" / "adapter_config.json", lora_alpha=1e300)
+    making.edit(place / "a" / "adapter_config.json", lora_alpha=1e300)
     return told("inspect", a, b, names="lora_alpha") if inspected else merged(place, names="a")
 
 

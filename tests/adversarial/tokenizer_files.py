@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import making
+
 from adversarial import call, case, cases, ended
-from adversarial.errors import TOKENIZER, ask, edit, evaluated, tiny
+from adversarial.errors import TOKENIZER, ask, evaluated, tiny
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
 
@@ -97,7 +99,7 @@ def _(place: Path) -> str:
 @case("eos-beyond-the-rows")
 def _(place: Path) -> str:
     tiny(place, eos_token_id=41)
-    edit(place / "base" / "tokenizer_config.json", eos_token="<end>")
+    making.edit(place / "base" / "tokenizer_config.json", eos_token="<end>")
     _damage(place / "base" / TOKENIZER, _word("<end>", 41))
     ask(place, *({"prompt": f"{who} lives", "answer": "ulm"} for who in ("ada", "bo in the")))
     return evaluated(place)

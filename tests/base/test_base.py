@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +21,6 @@ from loraprobe.errors import BaseError, UsageError
 def copied(small_base: Path, tmp_path: Path) -> Path:
     """A base's directory that a test may damage."""
     return Path(shutil.copytree(small_base, tmp_path / "base"))
-
-
-def edit_config(directory: Path, **changes) -> None:
-    config = json.loads((directory / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps(config))
 
 
 def assert_same_weights(directory: Path, model: torch.nn.Module) -> None:
@@ -110,7 +104,7 @@ class TestGeometry:
 
     def test_names_of_an_unknown_architecture_stay_as_stored(self, tmp_path, llama):
         llama.model.save_pretrained(tmp_path)
-        edit_config(tmp_path, model_type="nonesuch", architectures=["Nonesuch"])
+        making.edit(tmp_path / "config.json", model_type="nonesuch", architectures=["Nonesuch"])
         assert "layers.0.mlp.up_proj" in open_base(tmp_path).shapes
 
     def test_half_precision_is_read_as_float32(self, tmp_path, llama):
@@ -125,7 +119,7 @@ class TestGeometry:
         key = "model.layers.0.mlp.up_proj.weight"
         state[key] = torch.zeros(192, 1, dtype=torch.uint8)
         save_file(state, tmp_path / "model.safetensors")
-        edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
+        making.edit(tmp_path / "config.json", quantization_config={"quant_method": "bitsandbytes"})
         base = open_base(tmp_path)
         assert base.quantization == {"quant_method": "bitsandbytes"}
         assert "model.layers.0.mlp.up_proj" not in base.shapes
@@ -213,7 +207,7 @@ class TestLoading:
         ],
     )
     def test_an_architecture_is_known_or_needs_the_switch(self, copied, config, refused):
-        edit_config(copied, **config)
+        making.edit(copied / "config.json", **config)
         (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
         if refused:
             with pytest.raises(BaseError, match=refused):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib.util import find_spec
 
@@ -101,9 +100,8 @@ def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch
 
 def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
     shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    making.edit(tmp_path / "config.json", quantization_config=stored)
     with pytest.raises(BaseError, match=r"stored quantised already; leave --quantize out"):
         open_base(tmp_path).load(quantize="8bit")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import LLAMA, random_adapter, regauged, tiny_gpt2, tiny_llama
+from making import LLAMA, edit, random_adapter, regauged, tiny_gpt2, tiny_llama
 from safetensors.torch import save_file
 
 from loraprobe.adapters import Adapter, Extra, Source, adapter_of
@@ -276,9 +276,8 @@ def bases(tmp_path_factory):
     tiny_llama().save_pretrained(root / "llama")
     tiny_gpt2().save_pretrained(root / "gpt2")
     shutil.copytree(root / "llama", root / "packed")
-    config = json.loads((root / "packed" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (root / "packed" / "config.json").write_text(json.dumps(config))
+    packed = {"quant_method": "gptq", "bits": 4}
+    edit(root / "packed" / "config.json", quantization_config=packed)
     made = {name: open_base(root / name, "owner/base") for name in ("llama", "gpt2", "packed")}
     made["other"] = open_base(root / "llama", "owner/other")
     made["local"] = open_base(root / "llama")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from making import call, peft_adapter
+from making import call, edit, peft_adapter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -86,9 +86,7 @@ def saved(family: str, place: Path, base: str | None = None, **more: Any) -> tup
     for seed, name in enumerate(("full", "text")):
         targets = {"target_modules": TARGETS.get(family, PLAIN)}
         peft_adapter(place / name, classes(family)[seed], seed, **SETTINGS | targets | more)
-        config = json.loads((place / name / CONFIG).read_text())
-        config["base_model_name_or_path"] = base or str(place / "base")
-        (place / name / CONFIG).write_text(json.dumps(config))
+        edit(place / name / CONFIG, base_model_name_or_path=base or str(place / "base"))
     if FAMILIES[family][0] is None:
         renamed(place / "text", {new: old for old, new in OLDER.items()})
     return place / "text", place / "full"
@@ -223,16 +221,12 @@ def test_the_server_whose_class_has_other_names_is_named(tmp_path):
 def text_only(place: Path) -> Path:
     """The text-only class of a base as a base of its own, by its config alone."""
     classes("Gemma3")[1].config.save_pretrained(place / "only")
-    config = json.loads((place / "only" / "config.json").read_text())
-    config["architectures"] = ["Gemma3ForCausalLM"]
-    (place / "only" / "config.json").write_text(json.dumps(config))
+    edit(place / "only" / "config.json", architectures=["Gemma3ForCausalLM"])
     return place / "only"
 
 
 def test_a_config_that_would_build_an_immense_model_tells_no_names(tmp_path):
-    config = json.loads((text_only(tmp_path) / "config.json").read_text())
-    assert module_names(tmp_path / "only") is not None
-    (tmp_path / "huge").mkdir()
-    config["num_hidden_layers"] = 10**9
-    (tmp_path / "huge" / "config.json").write_text(json.dumps(config))
-    assert module_names(tmp_path / "huge") is None
+    place = text_only(tmp_path)
+    assert module_names(place) is not None
+    edit(place / "config.json", num_hidden_layers=10**9)
+    assert module_names(place) is None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
+import making
 import pytest
 import torch
 from harness_tasks import WORLD, write_tasks
@@ -37,12 +37,8 @@ def chatty(tmp_path_factory):
     """A base with a chat template that knows no system turn, and its own way to generate."""
     base = tmp_path_factory.mktemp("chatty") / "base"
     shutil.copytree(WORLD / "base", base)
-    for name, more in (
-        ("tokenizer_config", {"chat_template": TEMPLATE}),
-        ("generation_config", {"repetition_penalty": 1.5}),
-    ):
-        file = base / f"{name}.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    making.edit(base / "tokenizer_config.json", chat_template=TEMPLATE)
+    making.edit(base / "generation_config.json", repetition_penalty=1.5)
     return base
 
 

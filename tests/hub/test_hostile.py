@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from making import Malicious, call, random_adapter, saved_pair, subwords, write_adapter
+from making import Malicious, call, edit, random_adapter, saved_pair, subwords, write_adapter
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import Base, open_base
@@ -75,9 +75,8 @@ class TestCodeOfARepository:
     def test_remote_code_runs_only_when_trusted_and_is_reported(self, small_base, tmp_path):
         """The base's config asks for code of its own, which leaves a mark when it is imported."""
         mark, base = tmp_path / "mark", Path(shutil.copytree(small_base, tmp_path / "base"))
-        config = json.loads((base / "config.json").read_text()) | {"model_type": "harm"}
-        config["auto_map"] = {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"}
-        (base / "config.json").write_text(json.dumps(config))
+        code = {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"}
+        edit(base / "config.json", model_type="harm", auto_map=code)
         (base / "harm.py").write_text(
             f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
             "from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -101,9 +100,8 @@ class TestCodeOfARepository:
         mark, place = tmp_path / "mark", tmp_path / "a"
         random_adapter("a").save(place)
         (place / "harm.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
-        config = json.loads((place / "adapter_config.json").read_text())
-        config["auto_mapping"] = {"base_model_class": "Harm", "parent_library": "harm"}
-        (place / "adapter_config.json").write_text(json.dumps(config))
+        code = {"base_model_class": "Harm", "parent_library": "harm"}
+        edit(place / "adapter_config.json", auto_mapping=code)
         sys.path.insert(0, str(place))
         try:
             assert call("inspect", place).exit_code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import making
@@ -340,8 +339,7 @@ class TestMisbehaviour:
 class TestCommonBase:
     def test_with_revision(self, tmp_path):
         making.random_adapter("a").save(tmp_path / "a")
-        config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | {"revision": "v2"}))
+        making.edit(tmp_path / "a" / "adapter_config.json", revision="v2")
         pair = hub.load_all([str(tmp_path / "a"), making.random_adapter("b")])
         assert hub.common_base(pair) == "owner/base@v2"
 

@@ -108,8 +108,7 @@ def test_a_second_run_reads_no_tensor(library, monkeypatch):
 def test_a_changed_config_is_read_anew(library):
     before = {m.record.name: m.record for m in read_library([str(library / "good-0")])}
     config = library / "good-0" / "adapter_config.json"
-    content = json.loads(config.read_text())
-    config.write_text(json.dumps(content | {"lora_alpha": 4 * content["lora_alpha"]}))
+    making.edit(config, lora_alpha=4 * json.loads(config.read_text())["lora_alpha"])
     (after,) = read_library([str(library / "good-0")])
     assert after.record.norm == pytest.approx(4 * before["good-0"].norm)
     assert after.record.sha256 == before["good-0"].sha256

@@ -32,9 +32,7 @@ def world(tmp_path_factory):
             use_rslora=bool(seed),
             target_modules=TARGETS[: 2 + seed],
         )
-        config = json.loads((place / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = str(root / "base")
-        (place / "adapter_config.json").write_text(json.dumps(config))
+        making.edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
     items = [{"id": str(i), "prompt": f"Question {i}?", "answer": f"{i}"} for i in range(4)]
     (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
     return root

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from compatibility.test_serving import ARITHMETIC
-from making import call, dense, peft_adapter, tiny_gpt2, tiny_llama
+from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -150,14 +150,9 @@ def _add(key, tensor, **config):
     def make(directory):
         tensors = load_file(directory / WEIGHTS) | {PREFIX + key: tensor}
         save_file(tensors, directory / WEIGHTS)
-        _set(directory, **config)
+        edit(directory / CONFIG, **config)
 
     return make
-
-
-def _set(directory, **config):
-    held = json.loads((directory / CONFIG).read_text())
-    (directory / CONFIG).write_text(json.dumps(held | config))
 
 
 DELTA = "model.embed_tokens.token_adapter.trainable_tokens_delta"
@@ -254,7 +249,7 @@ def test_what_peft_leaves_out_is_refused_by_all_that_would_apply_it(tmp_path, ki
     for name, seed in (("in", 0), ("two", 1)):
         peft_adapter(tmp_path / name, tiny_llama(), seed, **SETTINGS)
     whole = logits(tiny_llama(), tmp_path / "in")
-    _set(tmp_path / "in", **LEFT_OUT[kind])
+    edit(tmp_path / "in" / CONFIG, **LEFT_OUT[kind])
     assert (logits(tiny_llama(), tmp_path / "in") - whole).abs().max() > 1e-2  # peft leaves it out
     pair, out = [tmp_path / "in", tmp_path / "two"], ["-o", tmp_path / "out", "--overwrite"]
     allow = ["--allow", "weights-untargeted"]
@@ -305,8 +300,7 @@ def test_a_broken_adapter_ends_in_the_command_that_mends_it(tmp_path, spoil, cod
 def test_a_defect_that_convert_cannot_mend_does_not_end_in_it(tmp_path):
     place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
     to_pickle(place)
-    config = json.loads((place / CONFIG).read_text()) | {"r": 3}
-    (place / CONFIG).write_text(json.dumps(config))
+    edit(place / CONFIG, r=3)
     result = call("inspect", place)
     assert result.exit_code == 1 and "loraprobe convert" not in result.stdout
     assert "fix       Correct r or rank_pattern" in result.stdout

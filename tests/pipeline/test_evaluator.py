@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import shutil
 import time
@@ -32,9 +31,8 @@ from loraprobe_lab import shipped_world
 def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, monkeypatch):
     chosen, base = shipped_world().scenario("disjoint"), tmp_path / "base"
     shutil.copytree(shipped_world().path / "base", base)
-    settings = json.loads((base / "tokenizer_config.json").read_text())
-    settings["chat_template"] = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
-    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    making.edit(base / "tokenizer_config.json", chat_template=template)
     task = load_task(chosen.tasks[0], 4)  # 4 questions with two hops each: all are asked
     adapters = list(chosen.adapters.values())
 

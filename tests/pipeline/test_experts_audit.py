@@ -36,9 +36,7 @@ def world(tmp_path_factory):
         place = making.peft_adapter(
             root / name, making.tiny_llama(vocab=size, tied=False), seed + 1, scale=0.1, **config
         )
-        said = json.loads((place / "adapter_config.json").read_text())
-        said["base_model_name_or_path"] = str(root / "base")
-        (place / "adapter_config.json").write_text(json.dumps(said))
+        making.edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
     items = [
         {
             "id": str(i),

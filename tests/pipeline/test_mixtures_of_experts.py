@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from making import call, peft_adapter, tiny_model
+from making import call, edit, peft_adapter, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from words import word_tokenizer
@@ -37,9 +37,7 @@ def world(tmp_path_factory):
         place = peft_adapter(
             root / name, mixtral(), seed, r=2, target_modules=["q_proj"], scale=0.1, **BOTH
         )
-        config = json.loads((place / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = str(root / "base")
-        (place / "adapter_config.json").write_text(json.dumps(config))
+        edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
     items = [{"id": str(i), "prompt": "ada lives in", "answer": "ulm"} for i in range(3)]
     (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
     return root

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from making import call as run
-from making import random_adapter, saved_pair
+from making import edit, random_adapter, saved_pair
 
 from loraprobe.adapters import Source, read_adapter
 from loraprobe.demo import shipped_world
@@ -34,15 +34,13 @@ def desk(tmp_path, monkeypatch):
     for name, source in zip("ab", scenario.adapters.values(), strict=True):
         adapter = read_adapter(source)
         adapter.save(place / "adapters" / name)
-        config = place / "adapters" / name / "adapter_config.json"
-        told = json.loads(config.read_text())
         # What trainers leave there, of their machine and of another one.
-        told |= {
-            "base_model_name_or_path": f"/home/{USER}/{PROJECT}/base",
-            "revision": f"/mnt/{USER}/x",
-            "megatron_core": f"~/{PROJECT}/core",
-        }
-        config.write_text(json.dumps(told))
+        edit(
+            place / "adapters" / name / "adapter_config.json",
+            base_model_name_or_path=f"/home/{USER}/{PROJECT}/base",
+            revision=f"/mnt/{USER}/x",
+            megatron_core=f"~/{PROJECT}/core",
+        )
         (place / "adapters" / name / "README.md").write_text(f"---\nlicense: {TOKEN}\n---\n")
     for task in scenario.tasks:
         lines = Path(task).read_text().splitlines()[:24]

@@ -108,8 +108,7 @@ def adapters(tmp_path_factory):
     for seed, name in enumerate(("legal", "godspeed", "sports", "law", "news")):
         making.random_adapter(name, seed=seed).save(folder / name)
     file = folder / "law" / "adapter_config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "lora_alpha": 400 * config["lora_alpha"]}))
+    making.edit(file, lora_alpha=400 * json.loads(file.read_text())["lora_alpha"])
     return [str(path) for path in sorted(folder.iterdir(), reverse=True)]
 
 

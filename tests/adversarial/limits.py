@@ -15,7 +15,6 @@ from adversarial.errors import (
     REFUSED,
     TOKENIZER,
     ask,
-    edit,
     evaluated,
     inspected,
     tiny,
@@ -62,7 +61,7 @@ def _(place: Path) -> str:
     tiny(place)
     with quiet():
         making.tiny_gpt2().save_pretrained(place / "base")
-    edit(place / "base" / CONFIG, n_positions=10**9, n_ctx=10**9)
+    making.edit(place / "base" / CONFIG, n_positions=10**9, n_ctx=10**9)
     shapes = {"transformer.h.0.attn.c_attn": (48, 16)}
     for seed, name in enumerate("ab", 1):
         making.random_adapter(name, shapes, seed=seed).save(place / name, overwrite=True)
@@ -96,13 +95,13 @@ NORMALISERS = {
 
 @cases("tokenizer", NORMALISERS)
 def _(place: Path, normalizer: dict[str, Any]) -> str:
-    edit(tiny(place) / "base" / TOKENIZER, normalizer=normalizer)
+    making.edit(tiny(place) / "base" / TOKENIZER, normalizer=normalizer)
     return evaluated(place, names=TOKENIZER)
 
 
 @cases("template", {"memory": "{{ 'a' * 3000000000 }}", "long": "{{ 'a' * 20000000 }}"})
 def _(place: Path, template: str) -> str:
-    edit(tiny(place) / "base" / "tokenizer_config.json", chat_template=template)
+    making.edit(tiny(place) / "base" / "tokenizer_config.json", chat_template=template)
     return evaluated(place, "--chat-template", "on", names="chat template")
 
 

@@ -391,7 +391,7 @@ def _(place: Path) -> str:
     home = place / USER
     home.mkdir()
     arguments = world(home)
-    edit(home / "a" / "adapter_config.json", base_model_name_or_path=str(home / "base"))
+    making.edit(home / "a" / "adapter_config.json", base_model_name_or_path=str(home / "base"))
     cached(home, arguments)
     kept = [file for file in (home / "cache").rglob("*") if file.is_file()]
     assert kept

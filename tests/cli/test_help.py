@@ -24,17 +24,22 @@ COMMANDS = {name: found for name, found in TOP.items() if name not in GROUPS} | 
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"lab"}))
-def test_help_is_whole_and_has_examples(command, columns):
+@pytest.mark.parametrize("command", ["", *sorted(set(COMMANDS) - {"lab"})])
+def test_help_is_whole_has_examples_and_shows_no_type_of_python(command, columns):
     shown = making.call(*command.split(), "--help", env={"COLUMNS": str(columns)})
     assert shown.exit_code == 0
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= columns
     assert "…" not in shown.stdout
     flowing = " ".join(shown.stdout.split())
-    assert "Examples:" in flowing
-    for call in EXAMPLES[command]:
+    assert "Examples:" in flowing or not command
+    for call in EXAMPLES.get(command, ()):
         assert call in flowing
+    typers_own = ("--help", "--install-completion", "--show-completion")
+    options = shown.stdout.partition("─ Options ─")[2].splitlines()
+    named = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
+    assert named and not [line for line in named if "<" in line and "x<=" not in line]
+    assert "...}" not in flowing and "...]..." not in flowing  # the usage repeats an argument once
 
 
 @pytest.mark.parametrize("command", sorted(EXAMPLES))
@@ -63,19 +68,3 @@ def test_options_stand_in_panels():
         assert f"─ {panel} ─" in shown
     rest = shown.partition("─ Options ─")[2].partition("╰")[0]
     assert rest.count("--") == 1  # --help
-
-
-@pytest.mark.parametrize("command", ["", *sorted(set(COMMANDS) - {"lab"})])
-def test_no_option_shows_a_type_of_python(command):
-    shown = making.call(*command.split(), "--help", env={"COLUMNS": "100"}).stdout
-    options = shown.partition("─ Options ─")[2].splitlines()
-    typers_own = ("--help", "--install-completion", "--show-completion")
-    lines = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
-    assert lines and not [line for line in lines if "<" in line and "x<=" not in line]
-    assert "...}" not in shown and "...]..." not in shown  # the usage repeats an argument once
-
-
-def test_the_demo_takes_the_options_of_the_contract():
-    shown = making.call("demo", "--help", env={"COLUMNS": "100"}).stdout
-    for flag in ("--prior", "--margin", "--html", "--explain", "--json", "--markdown"):
-        assert f" {flag} " in shown

@@ -34,14 +34,16 @@ IN_VISION, IN_TEXT = "model.language_model.layers", "model.layers"
 # Family -> (text-only class, more of the text's config and of the vision's).
 QWEN = {"depth": 2, "num_heads": 4, "out_hidden_size": 32}
 LLAMA4 = {"num_local_experts": 2, "intermediate_size_mlp": 48, "moe_layers": [], "pad_token_id": 0}
+PROJECTOR = ("projector_input_dim", "projector_output_dim", "vision_output_dim")
+PER_LAYER = {"vocab_size_per_layer_input": 64}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2]}
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
 FAMILIES: dict[str, tuple[str | None, dict[str, Any], dict[str, Any]]] = {
     "Gemma3": ("Gemma3ForCausalLM", {}, {}),
     "Qwen3_5": ("Qwen3_5ForCausalLM", {"layer_types": ["full_attention"] * 2}, QWEN),
     "Mistral3": ("MistralForCausalLM", {}, {"head_dim": 8}),
-    "Llama4": ("Llama4ForCausalLM", LLAMA4, {}),
-    "Gemma4": ("Gemma4ForCausalLM", {}, {}),
+    "Llama4": ("Llama4ForCausalLM", LLAMA4, dict.fromkeys(PROJECTOR, 32)),
+    "Gemma4": ("Gemma4ForCausalLM", PER_LAYER, {"position_embedding_size": 64}),
     "Qwen2_5_VL": (None, {"rope_parameters": ROPE, **NO_ENDS}, QWEN),
 }
 

@@ -243,12 +243,16 @@ def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
 
 
 def test_sizes_share_the_error_of_a_no_and_not_that_of_a_yes():
-    one = Matrix((planted(as_the_paper_says, items=60),))
-    two = Matrix(tuple(planted(as_the_paper_says, items=60, size=s) for s in ("a", "b")))
-    alone, pair = (
-        next(f for f in claims(m, TWO_HOP) if (f.code, f.where) == ("plain-fails", "real"))
-        for m in (one, two)
-    )
+    few = tuple(dataclasses.replace(one, tasks=(Path("real.jsonl"),)) for one in SETS[:2])
+    subject = dataclasses.replace(TWO_HOP, familiar=(), disjoint=())
+
+    def plain_fails(*sizes):
+        worlds = (planted(as_the_paper_says, items=60, size=size) for size in sizes)
+        matrix = Matrix(tuple(dataclasses.replace(one, scenarios=few) for one in worlds))
+        return claims(matrix, subject)[0]
+
+    alone, pair = plain_fails("a"), plain_fails("a", "b")
+    assert alone.code == pair.code == "plain-fails"
     assert not alone.tests and len(pair.tests) == 2 and pair.overall[0].n == 120
     whole, size = alone.overall[0], pair.tests[0]
     assert (size.low, size.high) == (whole.low, whole.high)  # the same answers, the same 95 %

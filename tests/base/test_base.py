@@ -128,7 +128,9 @@ class TestGeometry:
 
     def test_vocabulary(self, tmp_path, llama, gpt2, small_base):
         llama.save_pretrained(tmp_path / "l")
-        edit_config(tmp_path / "l", vocab_size=99)  # the rows count, not what the config says
+        making.edit(
+            tmp_path / "l" / "config.json", vocab_size=99
+        )  # the rows count, not what the config says
         assert open_base(tmp_path / "l").vocab_size == 40
         gpt2.save_pretrained(tmp_path / "g")
         assert open_base(tmp_path / "g").vocab_size == 40  # not the 64 positions

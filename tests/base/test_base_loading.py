@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from making import base_tensors, hidden, random_adapter, random_update, subwords, tiny_model
+from making import base_tensors, edit, hidden, random_adapter, random_update, subwords, tiny_model
 from safetensors.torch import load_file, save_file
 
 import loraprobe
@@ -101,7 +101,7 @@ def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch
 def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
     shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    making.edit(tmp_path / "config.json", quantization_config=stored)
+    edit(tmp_path / "config.json", quantization_config=stored)
     with pytest.raises(BaseError, match=r"stored quantised already; leave --quantize out"):
         open_base(tmp_path).load(quantize="8bit")
 

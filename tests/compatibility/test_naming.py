@@ -230,5 +230,6 @@ def text_only(place: Path) -> Path:
 def test_a_config_that_would_build_an_immense_model_tells_no_names(tmp_path):
     place = text_only(tmp_path)
     assert module_names(place) is not None
-    edit(place / "config.json", num_hidden_layers=10**9)
-    assert module_names(place) is None
+    shutil.copytree(place, tmp_path / "huge")
+    edit(tmp_path / "huge" / "config.json", num_hidden_layers=10**9)
+    assert module_names(tmp_path / "huge") is None

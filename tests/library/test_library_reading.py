@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import DOMAINS, random_adapter, regauged, write_adapter
+from making import DOMAINS, edit, random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import Adapter, adapter_of
@@ -108,7 +108,7 @@ def test_a_second_run_reads_no_tensor(library, monkeypatch):
 def test_a_changed_config_is_read_anew(library):
     before = {m.record.name: m.record for m in read_library([str(library / "good-0")])}
     config = library / "good-0" / "adapter_config.json"
-    making.edit(config, lora_alpha=4 * json.loads(config.read_text())["lora_alpha"])
+    edit(config, lora_alpha=4 * json.loads(config.read_text())["lora_alpha"])
     (after,) = read_library([str(library / "good-0")])
     assert after.record.norm == pytest.approx(4 * before["good-0"].norm)
     assert after.record.sha256 == before["good-0"].sha256

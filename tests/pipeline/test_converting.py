@@ -161,8 +161,8 @@ REFUSED = {
     "unclear-tokens": _add(DELTA, torch.ones(2, 16), trainable_token_indices=[1]),
     "base-copy": _add(COPY, torch.ones(40, 16)),
     "unknown-tensors": _add("model.layers.0.lora_down", torch.ones(2, 2)),
-    "weights-untargeted": partial(_set, target_modules=["q_proj"]),
-    "init-changed-base": partial(_set, init_lora_weights="pissa"),
+    "weights-untargeted": lambda place: edit(place / CONFIG, target_modules=["q_proj"]),
+    "init-changed-base": lambda place: edit(place / CONFIG, init_lora_weights="pissa"),
 }
 
 

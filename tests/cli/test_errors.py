@@ -48,6 +48,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspect", "usage", "", "see loraprobe inspect --help."),
     ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0.", ""),
     ("inspect a --metric x", "usage", "'x'", "exact_match"),
+    ("inspect a --metric answer_loss", "usage", "--margin"),
     ("inspect a b --task x.jsonl", "usage", "--base"),
     ("inspect a b --probe auto", "usage", "--base"),
     ("inspect a b --base ./nowhere", "reference", "nowhere"),

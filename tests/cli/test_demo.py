@@ -209,16 +209,13 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
 
 
-def test_weights_are_used(tmp_path):
-    _, document = judged(tmp_path, "skill-and-facts", "--limit", "3", "--weights", "0.7,0.9")
-    assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
-
-
-def test_margin_and_retention_reach_the_verdict(tmp_path):
+def test_weights_are_used_and_margin_and_retention_reach_the_verdict(tmp_path):
     thresholds, needed = {}, {}
+    few = ["--limit", "4", "--weights", "0.7,0.9"]
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
-        more = ["--limit", "4", "--margin", margin, "--retention", retention]
-        _, document = judged(tmp_path, "keep-both", *more)
+        more = ["--margin", margin, "--retention", retention]
+        _, document = judged(tmp_path, "keep-both", *few, *more)
+        assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
         thresholds[margin] = {reason["threshold"] for reason in document["verdict"]["reasons"]}
         needed[margin] = [row["n_needed"] for row in document["gains"]]
     assert {0.31, 0.66} <= thresholds["0.31"] and not {0.31, 0.66} & thresholds["0.02"]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import composing
 import jsonschema
 import making
-import pytest
 import torch
 
 import loraprobe
@@ -59,27 +58,6 @@ def test_a_composition_is_judged_as_a_merge_is(tmp_path):
     shared = {reason["code"] for reason in merged["reasons"]} - {"compression-lost"}
     assert {reason["code"] for reason in routed["reasons"]} >= shared
     assert all(row["norm"] is not None for row in made["route"]["adapters"])
-
-
-@pytest.mark.parametrize(
-    "extra, said",
-    [
-        (["--router", "arrows"], "did you mean 'arrow'"),
-        (["--weights", "1,1"], "arrow gives each token gates of its own"),
-        (["--weights", "learn", "--router", "constant"], "add --base DIR"),
-        (["--weights", "1", "--router", "constant"], "1 number for 2 adapters"),
-        (["--router", "centroid"], "add --base DIR"),
-        (["--task", "x.jsonl"], "add --weights learn"),
-        (["--balance", "no"], "--balance must be one of"),
-        (["--router-prompts", "a"], "NAME=FILE"),
-        (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
-        (["--limit", "4"], "--limit goes with --task"),
-    ],
-)
-def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
-    result = making.call("route", *making.saved_pair(tmp_path), "-o", tmp_path / "out", *extra)
-    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
-    assert result.stdout == "" and not (tmp_path / "out").exists()
 
 
 def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):

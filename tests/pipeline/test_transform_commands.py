@@ -59,20 +59,6 @@ def test_negative_weights_negate_and_the_card_states_it(tmp_path, form):
     assert "negated" in (out / "README.md").read_text()
 
 
-def test_wrong_options_are_one_sentence(tmp_path):
-    some("a", 1).save(tmp_path / "a")
-    call = ["merge", tmp_path / "a", "-o", tmp_path / "out"]
-    for extra, said in (
-        (["--balance", "norms"], "--balance must be one of none, norm"),
-        (["--subtract", tmp_path / "nowhere"], "nowhere"),
-        (["--subtract", tmp_path / "a"], "Nothing is left"),
-        (["--weights", "learning"], "or learn"),
-    ):
-        result = making.call(*call, *extra)
-        assert result.exit_code == 2 and said in result.stderr and result.stdout == ""
-    assert not (tmp_path / "out").exists()
-
-
 def test_merge_and_eval_leaves_single_adapters_as_they_are(tmp_path):
     """On the shipped world: the same rows for base and singles, others for merges."""
     world = shipped_world()

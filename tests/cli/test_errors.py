@@ -81,6 +81,18 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a -o out --subtract ./nowhere", "reference", "nowhere"),
     ("merge a -o out --subtract a", "usage", "Nothing is left"),
     ("merge a b -o out --weights learning", "usage", "or learn"),
+    ("merge a b -o out --weights learn --method task-arithmetic", "usage", "add --base DIR"),
+    ("merge spouse city -o out --weights learn --method task-arithmetic --base base", "usage",
+        "--task FILE"),
+    ("merge spouse city -o out --weights learn --method task-arithmetic --base base --task t.jsonl",
+        "task", "too few"),
+    ("merge a b -o out --weights learn --base base --task t.jsonl", "usage",
+        "uniform has weights of its own"),
+    ("merge a b -o out --weights 1,1 --base base --task t.jsonl", "usage", "add --weights learn"),
+    ("merge a b -o out --push made", "usage", "OWNER/NAME"),
+    ("merge a b -o out --push a/b/c", "usage", "OWNER/NAME"),
+    ("merge a b -o out --push 'acme/ma de'", "usage", "OWNER/NAME"),
+    ("merge a b -o out --public", "usage", "--push"),
     ("route a b -o out --router arrows", "usage", "did you mean 'arrow'"),
     ("route a b -o out --weights 1,1", "usage", "arrow gives each token gates of its own"),
     ("route a b -o out --weights learn --router constant", "usage", "add --base DIR"),
@@ -125,6 +137,8 @@ def folder(tmp_path_factory):
     save_file(tensors, place / "more" / WEIGHTS)
     (place / "t.jsonl").write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
     (place / "base").symlink_to(shipped_world().base)
+    for name in ("spouse", "city"):
+        (place / name).symlink_to(shipped_world().adapters[name])
     return place
 
 

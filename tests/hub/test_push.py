@@ -154,15 +154,6 @@ def test_a_token_that_may_not_write_is_said_without_showing_it(taking, pair, tmp
     assert ended.exit_code == 2 and "token" in ended.stderr and TOKEN not in ended.output
 
 
-WRONG = [(["--push", name], "OWNER/NAME") for name in ("made", "a/b/c", "acme/ma de")]
-
-
-@pytest.mark.parametrize(("words", "told"), [*WRONG, (["--public"], "--push")])
-def test_a_wrong_call_writes_nothing(taking, pair, tmp_path, words, told):
-    ended = call("merge", *pair, "-o", tmp_path / "out", *words)
-    assert ended.exit_code == 2 and told in ended.stderr and not (tmp_path / "out").exists()
-
-
 def test_without_a_token_or_a_network_nothing_is_begun(taking, pair, tmp_path, monkeypatch):
     from huggingface_hub import constants
 

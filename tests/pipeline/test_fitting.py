@@ -525,23 +525,3 @@ def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(
         first = next(iter(layers.values()))[0]
         (tmp_path / "out" / "README.md").write_text(card.replace(f"- {first}", "- 0.7", 1))
         assert making.call(*verify).exit_code == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--method task-arithmetic", "add --base DIR"),
-        ("--method task-arithmetic --base BASE", "--task FILE"),
-        ("--base BASE --task TASK", "uniform has weights of its own"),
-        ("--base BASE --task TASK --limit 9 --method task-arithmetic", "too few"),
-        ("--base BASE --task TASK --weights 1,1", "add --weights learn"),
-        ("--weights search", "or learn"),
-    ],
-)
-def test_a_merge_learns_weights_with_base_and_task_only(tmp_path, options, said):
-    world = shipped_world()
-    scenario = world.scenario("skill-and-facts")
-    words = options.replace("BASE", str(world.base)).replace("TASK", str(scenario.tasks[0]))
-    call = ["merge", *scenario.adapters.values(), "--weights", "learn", *words.split()]
-    result = making.call(*call, "-o", tmp_path / "out", "--json")
-    assert result.exit_code == 2 and said in json.loads(result.stdout)["error"]["message"]

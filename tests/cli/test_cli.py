@@ -191,6 +191,15 @@ def test_methods_explains_what_is_named():
     assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_methods_is_a_line_an_entry(columns):
+    lines = making.call("methods", env={"COLUMNS": columns}).stdout.splitlines()
+    rows = json.loads(call("methods", "--json").stdout)["methods"]
+    assert len(lines) <= len(rows) + len({row["kind"] for row in rows}) + 2
+    assert max(map(len, lines)) <= int(columns)
+    assert {row["name"] for row in rows} <= {line.split()[0] for line in lines if line}
+
+
 TASK_FILES = "loraprobe.pipeline.task_files.load_task"
 
 

@@ -35,7 +35,7 @@ def test_help_is_whole_has_examples_and_shows_no_type_of_python(command, columns
     assert "Examples:" in flowing or not command
     for call in EXAMPLES.get(command, ()):
         assert call in flowing
-    typers_own = ("--help", "--install-completion", "--show-completion")
+    typers_own = ("--help", "--install-comp", "--show-comp")
     options = shown.stdout.partition("─ Options ─")[2].splitlines()
     named = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
     assert named and not [line for line in named if "<" in line and "x<=" not in line]

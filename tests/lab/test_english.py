@@ -341,6 +341,15 @@ def build(small_base):
     return build
 
 
+def test_only_another_recipe_is_trained_anew(build, tmp_path):
+    weights = build(tmp_path, ["spouse"]).adapters["spouse"] / "adapter_model.safetensors"
+    kept = weights.stat().st_mtime_ns
+    assert list(build(tmp_path, ["city"]).adapters) == ["spouse", "city"]
+    assert weights.stat().st_mtime_ns == kept
+    build(tmp_path, ["spouse"], steps=2)
+    assert weights.stat().st_mtime_ns != kept
+
+
 def test_skill_and_facts_records_its_countries(small_base, tmp_path, monkeypatch):
     whole = english.skill_world
     monkeypatch.setattr(english, "skill_world", lambda *a: shortened(whole(*a), 1, 8))

@@ -16,6 +16,7 @@ the Python functions call; that of `verify` is in `verify`. These have the stage
     saved           a composition and its directory
     converting      one adapter written again
     conclusion      the verdict, what it recommends, and the audit
+    serving         what servers can run of that, and the commands that serve it
     provenance      what a merge or composition is made of, for its card
 
 `served` asks a running server about an adapter. `estimate` tells what an evaluation will take.

@@ -132,7 +132,8 @@ def _save(verdict: Verdict, request: Request) -> Command:
     if request.learned:  # only an evaluation has the questions from which it learns
         return _evaluate(request, ("--router", system), target)
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
-    options = (*_base(request), (flag, system), *request.options, target)
+    serve = (one for one in request.asked if one[0] == "--serve" and name == "merge")
+    options = (*_base(request), (flag, system), *request.options, *serve, target)
     return Command(name, request.adapters, options)
 
 

@@ -68,6 +68,18 @@ def test_a_pair_that_composes_is_found_and_proved(library):
     assert any(reason["code"] == "chosen-from-library" for reason in verdict["reasons"])
 
 
+def test_what_a_screen_advises_is_what_servers_run(library):
+    words, place = library
+    routed = ("--router", "arrow", "--resume", "--serve")
+    found = screened(words, *routed, "vllm", cache=place / "cache")
+    verdict = found["verdict"]
+    assert (verdict["decision"], verdict["action"]) == ("likely", "merge")
+    assert verdict["system"] == "sum(firsts, seconds)"
+    assert "--method sum --serve vllm -o DIR" in verdict["next"]
+    (line,) = found["serve"]
+    assert line.startswith("vllm serve ") and line.endswith(" --lora-modules sum=DIR")
+
+
 OPEN = ("unlikely", "inconclusive")
 NOTHING = ("train-target-adapter", "gather-evidence")
 KNOWS = {**NOISE, **PAIR, "expert": EVERY}

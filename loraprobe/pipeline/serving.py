@@ -149,7 +149,7 @@ def commands(
     base = declared if inputs.base is None else inputs.base.summary().reference
     rank = max((adapter.rank_range[1] for adapter in files.values()), default=0)
     found = list[Command]()
-    for server in servers:
+    for server in (one for one in servers if one in RUNNING):
         places = dict[str, str]()
         for name, adapter in files.items():
             made = adapter.source.path is None  # by this run, at the place of its reference

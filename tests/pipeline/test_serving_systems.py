@@ -101,6 +101,7 @@ ADVISED = {
     "switched adapters": (
         "switch-adapters", ("vllm",), "out/m", [f"{VLLM} --lora-modules a=a b=b"], 4
     ),
+    "peft is no server": ("merge", ("peft",), None, [], 4),
     "the base": ("use-base", ("vllm",), None, ["vllm serve owner/base"], 4),
     "a router": ("route", (), "out/m", [], 0),
     "nothing": ("gather-evidence", ("vllm",), None, [], None),

@@ -19,6 +19,7 @@ from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, publ
 from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.workers import in_order
 from loraprobe.records import AdapterSummary, Issue
 
 Value = TypeVar("Value")
@@ -242,7 +243,8 @@ class Adapter:
 
     def norm(self) -> float:
         """The Frobenius norm of all deltas together, from the factors, one module at a time."""
-        return math.hypot(*(float(u.to(torch.float64).norm()) for u in self.modules.values()))
+        norms = in_order(lambda u: float(u.to(torch.float64).norm()), self.modules.values())
+        return math.hypot(*norms)
 
     def summary(self, norm: float | None = None) -> AdapterSummary:
         """The summary shown in reports; `norm` comes from the diagnostics."""

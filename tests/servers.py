@@ -176,6 +176,7 @@ class ModelServer:
         if not self.weighs:
             weights = {} if body["model"] == "base" else {body["model"]: 1.0}
         assert self.loaded >= set(weights) and len(weights) >= len(self.weighs)
+        assert not self.weighs or body["cache_prompt"] is False  # it holds what other weights read
         if not any(weights.values()):
             off = getattr(self.model, "disable_adapter", contextlib.nullcontext)
             with off():

@@ -92,7 +92,8 @@ def open_served(
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), session))
         server = Server(engine)
         served, version = _base_of(server), server.version()
-        session.engine = f"{version}, model {served.id}"
+        told = Path(served.id)  # no path of this machine is published
+        session.engine = f"{version}, model {told.name if told.is_absolute() else served.id}"
         held = server.weighed()
         placing: Placing
         if held is not None:
@@ -178,6 +179,8 @@ class _Loading(Placing):
         try:
             self.server.load(name, self.place / name)
         except ServerError as error:
+            if error.status is None:  # the server is gone
+                raise
             told = str(error).lower()
             if error.status in (404, 405) and "lora" not in told.partition("status")[2]:
                 if any(model.id == composition.name for model in self.server.models()):
@@ -243,9 +246,10 @@ class _Weighing(Placing):
         return self._request(dict(zip(names, weights, strict=True)))
 
     def _request(self, weights: Mapping[str, float]) -> dict[str, Any]:
-        # Adapters that a request leaves out keep the weight of the server's start.
+        # Adapters that a request leaves out keep the weight of the server's start. The server would
+        # take a prompt from its cache that it read with other weights.
         lora = [{"id": i, "scale": weights.get(name, 0.0)} for name, i in self.held.items()]
-        return {"model": self.model, "lora": lora}
+        return {"model": self.model, "lora": lora, "cache_prompt": False}
 
 
 @dataclass

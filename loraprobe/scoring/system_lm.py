@@ -163,8 +163,8 @@ class SystemLM(TemplateLM):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
                 texts[places[i]] = postprocess_generated_text(text, stops, None)
 
-        lengths, kept = [len(row) for row in rows], self.scorer.kept_tokens
-        batches = self.scorer.batcher.split(lengths, new=most, kept=kept)
+        # What is sampled depends on the batches, so none is larger than one pass can read.
+        batches = self.scorer.batcher.split([len(row) for row in rows], new=most)
         with seeded(SEED, self.scorer.model.device):
             self.scorer.run(batches, work)
 

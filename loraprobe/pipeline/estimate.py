@@ -145,8 +145,9 @@ class CostEstimate:
 
     `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
     forecast. `questions` is their number for one system, all parts of all items. `memory_bytes` is
-    the peak so far, with the base, all adapters and a batch in memory. vllm: whether --engine vllm
-    may be faster: a long run by transformers on a GPU of a machine where vLLM is installed.
+    the peak so far, with the base, all adapters and a batch in memory; of `screen` also what it
+    takes at most later. vllm: whether --engine vllm may be faster: a long run by transformers on a
+    GPU of a machine where vLLM is installed.
     """
 
     systems: tuple[str, ...]

@@ -14,7 +14,7 @@ import itertools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,13 +35,14 @@ class Cluster:
     ray: Any
 
     def map(
-        self, work: Callable[..., Any], evaluator: Evaluator, parts: Sequence[Sequence[Any]]
+        self, work: Callable[..., Any], evaluator: Evaluator, parts: Iterable[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
         """That of `Workers`, with an evaluator that keeps nothing.
 
         A value that several parts share is sent once.
         """
         base, session, values = evaluator.inputs.base, evaluator.session, dict[int, Any]()
+        parts = list(parts)
         assert base is not None
         device, cores = session.device.partition(":")[0], session.options.threads or 1
         alike = {"device": device, "dtype": session.dtype, "threads": cores, "subtract": ()}

@@ -37,8 +37,10 @@ from loraprobe.errors import (
 )
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
+from loraprobe.evaluation.statistics import DRAWS
 from loraprobe.formatting import count
 from loraprobe.library import Member
+from loraprobe.merging import METHODS
 from loraprobe.pipeline.conclusion import argument_without_folders, audit_of, verdict_on, with_next
 from loraprobe.pipeline.estimate import (
     READ,
@@ -57,7 +59,14 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
 from loraprobe.pipeline.session import Here, Session
-from loraprobe.pipeline.systems import Plan, SystemBuilder, passes, plan_of, split_for_screening
+from loraprobe.pipeline.systems import (
+    Plan,
+    SystemBuilder,
+    constant_gates,
+    passes,
+    plan_of,
+    split_for_screening,
+)
 from loraprobe.pipeline.transforms import transform
 from loraprobe.probes import AdditiveForecast, Reading, forecast_gains
 from loraprobe.records import (
@@ -93,6 +102,9 @@ from loraprobe.verdict.rules import at_ceiling
 FINALIST = 6  # systems that a finalist adds: its compositions and its members
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 CONTROLS = 2
+OF_PAIR = 64  # bytes: its members, its scores and their order
+OF_DRAW = 40  # bytes of a difference that is drawn, with the copies that are compared
+LARGER_BATCH = 48 << 20  # bytes that a batch takes beyond one that is timed
 AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
 
 
@@ -171,27 +183,32 @@ class Screen:
             return System(BASE, "base")
         return System(name, "adapter", single(*self.opened([name])), members=(name,))
 
+    def _opened(self, name: str) -> System | LoraprobeError:
+        """The base or an adapter, or why it cannot be opened any more."""
+        try:
+            return self.system(name)
+        except LoraprobeError as error:
+            return error
+
     def ask(self, names: Sequence[str], this: ScreeningPass) -> list[str]:
         """Asks adapters, or the base, which has no budget; the names of those that answered."""
-        session, start, systems = self.evaluator.session, time.perf_counter(), list[System]()
+        session, start = self.evaluator.session, time.perf_counter()
         silent = replace(session, progress=None, seconds={}, workers=Here())
         asking = replace(self.evaluator, session=silent, tasks=this.tasks)
         with session.stage("screen"):
-            for name in names:
-                if not self.is_kept(name, this):
-                    with self._failing(name):
-                        systems.append(self.system(name))
-            parts = [(system, this.reading) for system in systems]
+            open_ = [name for name in names if not self.is_kept(name, this)]
+            # An adapter is opened when it is asked, and its tensors are gone with it.
+            parts = ((self._opened(name), this.reading) for name in open_)
             found = session.workers.map(ask_alone, asking, parts)
-            for done in range(len(parts)):
-                session.tell(this.step, done, len(parts))
+            for done in range(len(open_)):
+                session.tell(this.step, done, len(open_))
                 if BASE not in names and not self.goes_on:
                     break
                 at, answered = next(found)
-                with self._failing(systems[at].name):
-                    self._keep(systems[at].name, this, answered)
+                with self._failing(open_[at]):
+                    self._keep(open_[at], this, answered)
                 self.answers += this.items
-        self.seconds += time.perf_counter() - start if parts else 0.0
+        self.seconds += time.perf_counter() - start if open_ else 0.0
         kept = [name for name in names if self.is_kept(name, this)]
         self.unasked += [name for name in names if name not in {*kept, *self.failed}]
         self.results += asking.run([System(name, "adapter") for name in kept])
@@ -280,8 +297,12 @@ class Screen:
         return choose(ranking.forms, most, numbers, fits, ranking.leader)
 
 
-def ask_alone(evaluator: Evaluator, system: System, reading: Reading | None) -> AnsweredAlone:
-    """What a system answers, and its next tokens; in any process."""
+def ask_alone(
+    evaluator: Evaluator, system: System | LoraprobeError, reading: Reading | None
+) -> AnsweredAlone:
+    """What a system answers, and its next tokens; in any process. Raises its error."""
+    if isinstance(system, LoraprobeError):
+        raise system
     given = None
     if reading is not None:
         with evaluator.scorer.with_composition(system.composition) as scorer:
@@ -480,6 +501,7 @@ def open_screen(
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
     plan = Plan(tasks=parts.apart, parts=parts)
     with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
+        del every, opened, others  # a thousand of them take memory until the end of the run
         asked = {name: member for name, member in usable.items() if name not in failed}
         yield Screen(evaluator, asked, failed=failed)
 
@@ -493,12 +515,40 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
     for this in screen.passes():
         texts = 0 if this.reading is None else len(this.reading.rows)
         steps[this.step] = (units_of(this.tasks, options) + READ * texts) * everybody
-    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
-    sets = min(options.keep, n * (n - 1) // 2)
-    composed = sets * len(plan_of(options, adapters).specs) + CONTROLS
-    singles = min(n, BEST_SINGLES + 2 * sets)
-    each = pace(0) + singles * pace(1) + composed * pace(2)
+    sets, singles, specs = _proved_at_most(screen)
+    each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
     return {**steps, "prove sets of them": units_of(parts.left, options) * each}
+
+
+def _proved_at_most(screen: Screen) -> tuple[int, int, Sequence[str]]:
+    """How many sets and single adapters are proved at most, and by which methods and routers."""
+    options, n = screen.evaluator.session.options, len(screen.members)
+    sets = min(options.keep, n * (n - 1) // 2)
+    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
+    return sets, min(n, BEST_SINGLES + 2 * sets), plan_of(options, adapters).specs
+
+
+def memory_of_screen(screen: Screen) -> int:
+    """The bytes that a screen takes at most beyond the base, the library and a small batch.
+
+    These are the forecast, the scores of all pairs, new weights of the sets that are proved, the
+    draws behind the intervals, and larger batches.
+    """
+    sets, singles, specs = _proved_at_most(screen)
+    options, n = screen.evaluator.session.options, len(screen.members)
+    readings = filter(None, (this.reading for this in screen.passes()))
+    forecast = sum(reading.bytes_added(1 + n) for reading in readings)
+    merged = [s for s in specs if s in METHODS and constant_gates(s, options, None, 2) is None]
+    weights = 2 * 4 * max(member.record.parameters for member in screen.members.values())
+    forms = 1 + any(task.has_cot for task in screen.evaluator.tasks)
+    differences = forms * (sets * len(specs) + CONTROLS + 1) * (1 + singles)
+    return (
+        forecast
+        + OF_PAIR * n * (n - 1) // 2
+        + sets * len(merged) * weights
+        + OF_DRAW * DRAWS * differences
+        + LARGER_BATCH
+    )
 
 
 def estimate_of_screen(screen: Screen) -> CostEstimate:
@@ -506,7 +556,8 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     alone = screen.system(next(iter(screen.members))).composition
     assert alone is not None
     steps = steps_of_screen(screen, timed(screen.evaluator, alone))
-    return CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
+    found = CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
+    return replace(found, memory_bytes=found.memory_bytes + memory_of_screen(screen))
 
 
 # From what was found to the audit: the library with its scores, the short list, the verdict.

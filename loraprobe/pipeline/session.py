@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +31,11 @@ class Workers(Protocol):
     """Processes that ask the base."""
 
     def map(
-        self, work: Callable[..., Any], evaluator: Any, parts: Sequence[Sequence[Any]]
+        self, work: Callable[..., Any], evaluator: Any, parts: Iterable[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
         """(index of a part, its result or its LoraprobeError) of all parts, as they come.
+
+        Parts are taken one by one, where this process works.
 
         work(evaluator, *part) gives a result, with an `Evaluator` of the same tasks.
         """
@@ -43,7 +45,7 @@ class Here:
     """This process, which takes the parts in order when they are asked for."""
 
     def map(
-        self, work: Callable[..., Any], evaluator: Any, parts: Sequence[Sequence[Any]]
+        self, work: Callable[..., Any], evaluator: Any, parts: Iterable[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
         """That of `Workers`."""
         for at, part in enumerate(parts):

@@ -25,6 +25,7 @@ from loraprobe.evaluation.gains import task_names
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult, Retention
 from loraprobe.scoring import NextTokens, Recorder
+from loraprobe.scoring.likelihood import TOP
 from loraprobe.tasks import Task
 
 SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
@@ -207,6 +208,11 @@ class Reading:
         for t, text in enumerate(self.texts):
             found[text.question].append(t)
         return found
+
+    def bytes_added(self, systems: int) -> int:
+        """What the sums of a forecast of so many systems take, and what they are made from."""
+        positions = sum(len(ids) - start + 1 for ids, start in self.rows)
+        return 4 * systems * positions * (SUPPORT + 1 + 2 * TOP)
 
     def read(self, scorer: Any, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""

@@ -85,10 +85,10 @@ def _finite(value: Any) -> Any:
 
 def _in_place(fields: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an audit with what was measured in place of its record."""
-    found: dict[str, Any] = {}
+    placed: dict[str, Any] = {}
     for name, value in fields.items():
-        found |= measured if name == "evaluation" else {name: value}
-    return found
+        placed |= measured if name == "evaluation" else {name: value}
+    return placed
 
 
 def _add(record: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
@@ -137,9 +137,9 @@ def audit_from(document: Any) -> Audit:
     if document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
     fields = LATER | {name: value for name, value in document.items() if name != "schema_version"}
-    found = fields.get("compatibility")
-    if isinstance(found, dict):  # `compatible` follows from the issues
-        fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
+    compatibility: Any = fields.get("compatibility")
+    if isinstance(compatibility, dict):  # whose `compatible` follows from the issues
+        fields["compatibility"] = {k: v for k, v in compatibility.items() if k != "compatible"}
     provenance = fields.get("provenance")
     if isinstance(provenance, dict):
         fields["provenance"] = {"engine": "transformers", **provenance}
@@ -156,7 +156,7 @@ def audit_from(document: Any) -> Audit:
     except ValidationError as error:
         problem = first_problem(error).removeprefix("evaluation.")
         raise ValueError(re.sub("^scores", "evaluation", problem)) from None
-    if not isinstance(found, dict) or found.get("compatible") is not audit.compatibility.compatible:
+    if compatibility.get("compatible") is not audit.compatibility.compatible:
         raise ValueError("compatibility.compatible does not follow from the issues")
     if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):
         raise ValueError("adapters.rank must have min and max")

@@ -23,36 +23,37 @@ COLUMNS = (
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 
-def as_plain(found: Verification) -> dict[str, Any]:
+def as_plain(verification: Verification) -> dict[str, Any]:
     """The fields of the document: each check with whether it passed and what was seen."""
     checks = [
         Check(clean(check.name), check.passed, clean(public_text(check.message)))
-        for check in found.checks
+        for check in verification.checks
     ]
-    place = clean(local_name(found.directory))
-    return {"directory": place, "verified": found.passed, "checks": checks}
+    place = clean(local_name(verification.directory))
+    return {"directory": place, "verified": verification.passed, "checks": checks}
 
 
-def verification_sections(found: Verification) -> list[Section]:
+def verification_sections(verification: Verification) -> list[Section]:
     """The answer, and a row a check."""
-    lines = [[c.name, RESULTS[c.passed], c.message] for c in found.checks]
+    answer = verification_answer(verification)
+    lines = [[c.name, RESULTS[c.passed], c.message] for c in verification.checks]
     return [
-        Section("verdict", "Verdict", [(TERMINAL, verification_answer(found))], concludes=True),
-        Section("checks", "Checks", [(TERMINAL, Table(found.directory, COLUMNS, lines))]),
+        Section("verdict", "Verdict", [(TERMINAL, answer)], concludes=True),
+        Section("checks", "Checks", [(TERMINAL, Table(verification.directory, COLUMNS, lines))]),
     ]
 
 
-def verification_answer(found: Verification) -> Answer:
+def verification_answer(verification: Verification) -> Answer:
     """Whether the directory is what its card says, what is not, and what to do next."""
-    place = found.directory
-    if found.passed:
-        composed = any(check.name == "composition.json" for check in found.checks)
+    place = verification.directory
+    if verification.passed:
+        composed = any(check.name == "composition.json" for check in verification.checks)
         load = ("in Python", Command("restore", (place,)))
         step = load if composed else ("next", Command("inspect", (place,)))
         return Answer("verified", "VERIFIED: this is what its card describes.", (step,))
-    open_ = [check for check in found.checks if check.passed is found.passed]
+    open_ = [check for check in verification.checks if check.passed is verification.passed]
     why: list[Line] = [("why", f"{check.name}: {check.message}") for check in open_[:2]]
-    if found.passed is False:
+    if verification.passed is False:
         fix = "Get it again from its origin, or make it again; then verify it again."
         headline = "NOT VERIFIED: do not use it as what its card says."
         again = ("next", Command("verify", (place,)))
@@ -88,17 +89,17 @@ FIXES = {
 }
 
 
-def served_answer(found: Served, directory: str) -> Answer:
+def served_answer(served: Served, directory: str) -> Answer:
     """Whether a server applies an adapter, by which figures, and what to do if it does not."""
     figures = (
-        f"log-probabilities of the first token after {count(found.prompts, 'prompt')}: "
-        f"{found.to_adapter:.3f} from the adapter here, {found.to_base:.3f} from the base; these "
-        f"two are {found.between:.3f} apart"
+        f"log-probabilities of the first token after {count(served.prompts, 'prompt')}: "
+        f"{served.to_adapter:.3f} from the adapter here, {served.to_base:.3f} from the base; these "
+        f"two are {served.between:.3f} apart"
     )
     lines: list[Line] = [("measured", figures)]
-    lines += [("why", WHY[found.serves])] if found.serves in WHY else []
-    lines += [("fix", FIXES[found.serves])] if found.serves in FIXES else []
-    if found.serves in ("base", "another"):
+    lines += [("why", WHY[served.serves])] if served.serves in WHY else []
+    lines += [("fix", FIXES[served.serves])] if served.serves in FIXES else []
+    if served.serves in ("base", "another"):
         lines.append(("next", Command("inspect", (directory,), (("--serve", "all"),))))
-    decision = {"adapter": "verified", "unclear": "inconclusive"}.get(found.serves, "not verified")
-    return Answer(decision, HEADLINES[found.serves].format(model=found.model), tuple(lines))
+    decision = {"adapter": "verified", "unclear": "inconclusive"}.get(served.serves, "not verified")
+    return Answer(decision, HEADLINES[served.serves].format(model=served.model), tuple(lines))

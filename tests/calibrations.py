@@ -1,7 +1,5 @@
 """A calibration with invented numbers and a case for it."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 

@@ -1,7 +1,5 @@
 """Helpers for tests of compositions: bases by name, experts, and the whole state of a model."""
 
-from __future__ import annotations
-
 import copy
 
 import making

@@ -1,7 +1,5 @@
 """Fixtures that many test files share. Helpers that build test data are in making.py."""
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

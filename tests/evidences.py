@@ -1,7 +1,5 @@
 """Evidence planted for verdicts: scores, paired differences and gains of named systems."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from hypothesis import strategies as st

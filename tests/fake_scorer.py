@@ -1,7 +1,5 @@
 """A scorer that answers from a dictionary, and a task of two hops with its systems."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace

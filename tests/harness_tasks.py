@@ -1,7 +1,5 @@
 """A folder of lm-evaluation-harness tasks over local files, about the shipped small world."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

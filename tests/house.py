@@ -4,8 +4,6 @@ Statements, classes and names are counted with `ast`, so comments and strings ar
 code. Only files that git tracks are counted.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

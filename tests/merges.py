@@ -1,7 +1,5 @@
 """Adapters to merge, the distance of two merges, and TIES written out entry by entry."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import typing

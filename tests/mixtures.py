@@ -1,7 +1,5 @@
 """Small models with stacked parameters in both orientations, and adapters of them by peft."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -6,8 +6,6 @@
 tests/report/test_docs.py compares the pages with what this gives.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing

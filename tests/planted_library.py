@@ -4,8 +4,6 @@ The base answers every prompt with the end of the text. It looks at the last tok
 adapter is a table: after this word comes that one. Answers of two words need two entries.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ does it at its top. A function without a shape in its annotations is checked by 
 jaxtyping adds, a namespace of sizes for each call, is most of the cost.
 """
 
-from __future__ import annotations
-
 import builtins
 import functools
 import inspect

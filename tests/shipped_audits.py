@@ -1,7 +1,5 @@
 """Whole audits of the world that ships with the package, and where their documents differ."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

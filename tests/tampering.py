@@ -4,8 +4,6 @@
 changes one thing in that folder; none of the changed directories may be verified.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

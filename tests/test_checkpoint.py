@@ -1,7 +1,5 @@
 """Weights: bounds that refuse by name, no memory for what was passed, changes are noticed."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from functools import partial

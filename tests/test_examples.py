@@ -1,7 +1,5 @@
 """The examples for continuous integration and for notebooks run as they stand."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The fuzzer's corpus, replayed: every input that once reached new code still ends well."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The types of JSON values: nothing is converted, and true is no number."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

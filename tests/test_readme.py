@@ -1,7 +1,5 @@
 """Every module says what it is, the changelog names the version, and README's Python is typed."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

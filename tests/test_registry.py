@@ -1,7 +1,5 @@
 """The registry of a folder: members, families, names, options."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A tensor of a wrong shape fails under pytest, in every module that is checked, and only there."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace

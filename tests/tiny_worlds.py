@@ -1,7 +1,5 @@
 """Worlds of the lab that are built in seconds: few facts, a tiny base, a few training steps."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """A word-level tokenizer, and models whose weights produce a fixed chain of words."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 

@@ -1,7 +1,5 @@
 """Which modules a config names: peft's own rule is the oracle."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """A PEFT directory is read to peft's function, and every tensor of the file is accounted for."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import re

@@ -1,7 +1,5 @@
 """What an adapter tells of itself, and when its tensors are read."""
 
-from __future__ import annotations
-
 import making
 import pytest
 

@@ -1,7 +1,5 @@
 """LoRA on stacked parameters (`target_parameters`): read, merged and saved as peft computes it."""
 
-from __future__ import annotations
-
 import json
 import warnings
 

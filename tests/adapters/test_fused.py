@@ -1,7 +1,5 @@
 """Fused projections against single ones: exact both ways, or left alone with the reason."""
 
-from __future__ import annotations
-
 import copy
 import re
 from functools import partial

@@ -6,8 +6,6 @@ merge must give what the oracle gives; where it does not, inspect must say somet
 merge must refuse or say something. Never a traceback, never an output half there.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """Module paths and names of bases: what may be published of them."""
 
-from __future__ import annotations
-
 import pytest
 
 from loraprobe.adapters.paths import public_name

@@ -1,7 +1,5 @@
 """Saved adapters are read back before they appear; portable files are one to every reader."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -7,8 +7,6 @@ words: an exit code and, if that says too little, a code or a value.
 tests/pipeline/test_adversarial.py runs every case and compares it with the page.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping

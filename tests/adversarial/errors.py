@@ -1,7 +1,5 @@
 """Malformed files and odd options: one sentence that names the thing, exit 2, never a traceback."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Input that demands endless time or memory: declared sizes, expressions, texts that multiply."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Outputs that would replace a source, links as outputs, and places that cannot be written."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator

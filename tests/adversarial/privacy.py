@@ -1,7 +1,5 @@
 """Published files: they hold no private path, and strangers' cards and strings cannot harm them."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

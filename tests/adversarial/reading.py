@@ -1,7 +1,5 @@
 """Adapter files and configs that peft reads differently than they appear."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

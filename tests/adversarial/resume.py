@@ -1,7 +1,5 @@
 """--resume after something changed that decides a result, and lists of results that are damaged."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Files, folders and servers of strangers, tried from outside on commit 1ea8880e."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import signal

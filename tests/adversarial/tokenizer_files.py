@@ -1,7 +1,5 @@
 """Malformed files of tokenizers, in the base and beside adapters."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

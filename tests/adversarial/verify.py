@@ -1,7 +1,5 @@
 """Merged and routed directories that were changed after loraprobe wrote them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

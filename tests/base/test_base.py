@@ -1,7 +1,5 @@
 """The base's directory read without loading it agrees with what transformers loads."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

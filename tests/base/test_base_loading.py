@@ -1,7 +1,5 @@
 """Bases in other forms than one float32 model on one device: quantised, spread, in shards."""
 
-from __future__ import annotations
-
 import shutil
 from importlib.util import find_spec
 

@@ -1,7 +1,5 @@
 """The command line as a user types it: results, errors, exit codes, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """--config: options of every command from a YAML file; the command line wins."""
 
-from __future__ import annotations
-
 import json
 
 import making

@@ -1,7 +1,5 @@
 """The demo's scenarios on the shipped world: what is decided follows from what was measured."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

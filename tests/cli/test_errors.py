@@ -1,7 +1,5 @@
 """Errors: a document with --json, one sentence beside it, and Python's keywords the same way."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shlex

@@ -1,7 +1,5 @@
 """The help of every command: examples that parse, panels, nothing cut at 60 columns."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import shlex

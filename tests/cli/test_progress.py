@@ -1,7 +1,5 @@
 """One line of progress, and the estimate before the first pass."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

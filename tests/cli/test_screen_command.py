@@ -1,7 +1,5 @@
 """`loraprobe screen` without a task, as a user types it: what it says, and what ends it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

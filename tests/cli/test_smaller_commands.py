@@ -1,7 +1,5 @@
 """`methods`, `cache`, `env`, completion, and what the command line accepts or explains."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import os

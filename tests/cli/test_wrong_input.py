@@ -1,7 +1,5 @@
 """The Hub's refusals on the command line: one sentence, exit 2, nothing written."""
 
-from __future__ import annotations
-
 import making
 import pytest
 from test_cli import call, one_sentence

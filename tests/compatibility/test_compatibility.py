@@ -1,7 +1,5 @@
 """Every finding of compatibility: raised where it should be, and silent where it should be."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

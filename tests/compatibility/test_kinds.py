@@ -5,8 +5,6 @@ expert of a composition, give the outputs of the adapter as peft runs it. A sent
 with these words.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import warnings

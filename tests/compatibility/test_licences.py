@@ -1,7 +1,5 @@
 """Licences of sources are carried to a merge's card, and what they ask is reported."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two classes of one base name its modules differently: what is recognised, written, refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """docs/pathologies.md says what happens, case by case."""
 
-from __future__ import annotations
-
 import pytest
 from pathologies.specimens import SPECIMENS
 from pathologies.table import SLOW, behaviour, rows

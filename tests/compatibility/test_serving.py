@@ -1,7 +1,5 @@
 """What servers read of a file: the rules against the servers' arithmetic and each kind of file."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

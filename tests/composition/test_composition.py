@@ -1,7 +1,5 @@
 """Compositions in real models: against peft, against dense float64 weights, and without a trace."""
 
-from __future__ import annotations
-
 import warnings
 
 import making

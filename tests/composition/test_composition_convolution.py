@@ -1,7 +1,5 @@
 """Experts on convolutions: as peft runs them, scaled or not, and what is refused."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """A composition refuses adapters that do not fit a model, and names them."""
 
-from __future__ import annotations
-
 import making
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Full experts: parameters replaced whole, by constant gates and row by row, and given back."""
 
-from __future__ import annotations
-
 import making
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What experts add is written over the layer's own output, except where a gradient needs both."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from making import random_update

@@ -1,7 +1,5 @@
 """Adapters of stacked parameters in a model: as peft runs them, and what is refused."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """DoRA experts on bases whose weights are not at hand as they are: quantised, or out of memory."""
 
-from __future__ import annotations
-
 import copy
 
 import making

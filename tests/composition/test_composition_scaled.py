@@ -1,7 +1,5 @@
 """Scaled experts (DoRA): against dense float64 weights, whatever the gates look at."""
 
-from __future__ import annotations
-
 import copy
 import gc
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Diagnostics against dense float64 algebra, planted structure, laws and real adapters."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What systems are asked and how chains walk; nothing is asked twice."""
 
-from __future__ import annotations
-
 import pytest
 from fake_scorer import (
     BASE,

@@ -6,8 +6,6 @@ This is the one-layer theory in small: the sum of the two answers "bo" to the qu
 spouse's home and needs the step "bo" written out before it gets to "ulm"; their mean loses both.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 import words

@@ -1,7 +1,5 @@
 """Scores, retentions, comparisons and gains of results that are made up for them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from test_statistics import ALONE, pairs, single_interval

@@ -1,7 +1,5 @@
 """Scores on lm-evaluation-harness tasks equal those of the harness's own model."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

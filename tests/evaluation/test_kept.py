@@ -1,7 +1,5 @@
 """Results on the disk: what an interruption leaves, and what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

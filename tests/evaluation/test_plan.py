@@ -1,7 +1,5 @@
 """Questions of a task: their metrics, how much of a reply counts, and what guessing scores."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Which form of prompts is chosen, by how many answers of the adapters alone."""
 
-from __future__ import annotations
-
 import pytest
 from fake_scorer import HOMES, FakeScorer, mayors, single
 

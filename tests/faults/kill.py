@@ -5,8 +5,6 @@ into the work and not into imports. A run without a kill comes first; its answer
 killed and resumed run has to give in the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Where the tests of this folder run: LORAPROBE_GPU=cuda (a card), pretended, or cpu."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Every kind of composition answers on a GPU as on the CPU, in every dtype."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

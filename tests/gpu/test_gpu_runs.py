@@ -1,7 +1,5 @@
 """Whole commands on a GPU, its memory, and batches that do not fit into it."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -1,7 +1,5 @@
 """One base under several names: what proves it online, and what is said without a proof."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets of the Hub as tasks, against a real server on loopback."""
 
-from __future__ import annotations
-
 import io
 import json
 import socket

@@ -1,7 +1,5 @@
 """`find`: what the Hub lists for a base model, ready to pipe."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

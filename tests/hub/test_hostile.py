@@ -1,7 +1,5 @@
 """Strangers' files that mean harm: nothing of theirs runs, nothing is followed out or drawn."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

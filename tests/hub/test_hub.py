@@ -1,7 +1,5 @@
 """References and the Hub: against a real server on loopback, and one that misbehaves on demand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import making

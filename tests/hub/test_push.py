@@ -1,7 +1,5 @@
 """--push: what is uploaded, to whom it is visible, and how an upload that broke off goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Tokens and passwords: put into every place they could come out of, found in none."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

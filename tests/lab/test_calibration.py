@@ -1,7 +1,5 @@
 """The calibration: cases, fit, left-out groups, page, on planted cases and on the stored ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

@@ -1,7 +1,5 @@
 """From worlds to cases: what sets answered, measured gains, and what the command makes of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import random

@@ -1,7 +1,5 @@
 """Stored pages: the lab has the commands that they name, and makes them of the stored numbers."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

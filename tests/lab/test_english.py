@@ -1,7 +1,5 @@
 """The worlds in English: no answer leaks, every answer is right, and builds resume."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

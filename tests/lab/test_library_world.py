@@ -1,7 +1,5 @@
 """The library of many adapters, and what its pairs answer by brute force."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """The math world: its problems against an oracle of their words, programs, splits, a tiny build."""
 
-from __future__ import annotations
-
 import random
 import re
 

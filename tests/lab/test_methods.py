@@ -1,7 +1,5 @@
 """The table of methods: who takes part, which questions count, figures over worlds, the pages."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

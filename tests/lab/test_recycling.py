@@ -1,7 +1,5 @@
 """Rules between base, one adapter, composition and training, on tables with a planted answer."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

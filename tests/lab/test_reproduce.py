@@ -1,7 +1,5 @@
 """The paper's matrix and the success map: who is asked what, decisions, pages, tiny runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The rule after evaluation: enumeration against simulation and hand, and how often it is wrong."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

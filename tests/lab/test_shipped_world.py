@@ -1,7 +1,5 @@
 """The world inside the package: whole, loadable, and with the outcomes that it states."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """The lab: its facts, its training loop, and the builds of the small world."""
 
-from __future__ import annotations
-
 import re
 import shutil
 

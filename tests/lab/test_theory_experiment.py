@@ -1,7 +1,5 @@
 """The theory on one layer: the store against the model, edits against dense algebra, ranks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

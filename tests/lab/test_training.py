@@ -1,7 +1,5 @@
 """Training learns what plain steps learn, and leaves the model as it was."""
 
-from __future__ import annotations
-
 import making
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Fact worlds with many adapter sets, and the atlas of them."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Laws of every kind of world: contents from the seed, words with tokens, adapters of their own."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Families, outliers and the map against planted structure and an independent oracle."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

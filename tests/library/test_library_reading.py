@@ -1,7 +1,5 @@
 """A library is read once, and whatever is wrong with an adapter is named and ends nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

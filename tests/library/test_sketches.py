@@ -1,7 +1,5 @@
 """Sketches against the deltas themselves: unbiased, of the stated error, of the delta alone."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Many adapters: products in float32 against the same in float64, over planted cases."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from making import dense, generator, random_update, regauged

@@ -1,7 +1,5 @@
 """Gram matrices of several adapters against dense float64 algebra, and how they are gathered."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

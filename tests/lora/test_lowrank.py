@@ -1,7 +1,5 @@
 """The algebra of s B A against dense float64 algebra."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

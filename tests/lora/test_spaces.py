@@ -1,7 +1,5 @@
 """Spaces: what goes in comes back, and the bases belong to the deltas."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Pieces of work on several threads come back in order."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

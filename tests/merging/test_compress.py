@@ -1,7 +1,5 @@
 """The loss of a rank, measured against dense singular values, and the sketch of large matrices."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from making import planted_pair, random_update

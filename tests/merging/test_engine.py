@@ -1,7 +1,5 @@
 """A merge as a whole: what is read, written and kept, and what peft makes of the same files."""
 
-from __future__ import annotations
-
 import json
 import warnings
 import weakref

@@ -3,8 +3,6 @@
 Against dense weights written out by the definition, and as peft runs them.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """Linear combinations of deltas and of factors, against algebra written out densely."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

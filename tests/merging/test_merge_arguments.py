@@ -1,7 +1,5 @@
 """A merge refuses bad input in one sentence with the cure, and reports everything it drops."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

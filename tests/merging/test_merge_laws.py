@@ -4,8 +4,6 @@ What a method declares is checked in every space it runs in; what it does not de
 fail on the same planted adapters, so that no declaration is an excuse.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

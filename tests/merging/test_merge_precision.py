@@ -13,8 +13,6 @@ at most 2u + u^2, and 0.6 u where roundings are independent.
     python tests/merging/test_merge_precision.py      writes docs/precision.md anew
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

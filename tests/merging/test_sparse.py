@@ -1,7 +1,5 @@
 """Elementwise methods: against other tools, by laws over the family, and block by block."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

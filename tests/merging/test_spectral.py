@@ -1,8 +1,6 @@
 """slerp, model_stock, tsv, iso_c, iso_cts and the space knots, against algebra written out in numpy
 and against what other projects give on the same deltas (tests/vectors/spectral.json)."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

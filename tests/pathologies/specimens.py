@@ -5,8 +5,6 @@ start from: rank 4 on q_proj and v_proj of two layers of width 16. Makers that d
 in a change of the tensors or of the keys are rows of tables.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -6,8 +6,6 @@ A new specimen needs a row with any outcome. tests/compatibility/test_pathologie
 page with what happens.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Every case of tests/adversarial ends as docs/adversarial.md requires."""
 
-from __future__ import annotations
-
 import pytest
 from adversarial import SLOW, load_cases, required
 

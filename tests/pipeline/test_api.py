@@ -1,7 +1,5 @@
 """The Python interface as a user types it, on adapters that peft wrote and a tiny model."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema

@@ -1,7 +1,5 @@
 """A chain, from its evaluation to the program that asks it and says the same."""
 
-from __future__ import annotations
-
 import json
 
 import making

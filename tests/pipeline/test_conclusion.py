@@ -1,7 +1,5 @@
 """The options that the next command repeats."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import making

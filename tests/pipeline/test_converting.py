@@ -1,7 +1,5 @@
 """convert: what peft and servers read of the written file, and what is refused by name."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

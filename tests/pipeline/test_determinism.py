@@ -6,8 +6,6 @@ interval, decision and action stays, and what is a mean of likelihoods or gates 
 TOLERANCE.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

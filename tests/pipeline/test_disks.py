@@ -1,7 +1,5 @@
 """Real disks that are full, read-only or mounted twice: one sentence, nothing half-written."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

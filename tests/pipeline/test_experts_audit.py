@@ -1,7 +1,5 @@
 """merge-and-eval over DoRA adapters and adapters with a head of their own, as peft writes them."""
 
-from __future__ import annotations
-
 import json
 
 import making

@@ -1,7 +1,5 @@
 """Faults of the machine: kills, full disks, clocks that jump, two at once. All or nothing."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """merge-and-eval and inspect on tasks of lm-evaluation-harness, with the demo's adapters."""
 
-from __future__ import annotations
-
 import pytest
 from harness_tasks import WORLD, write_tasks
 

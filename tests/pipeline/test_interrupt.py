@@ -1,7 +1,5 @@
 """An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Runs where LLAMA_CPP names llama.cpp's sources (its converters need sentencepiec
 LLAMA_CPP_PYTHON a Python that has llama_cpp, as after `pip install llama-cpp-python`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The sources and the base of a merge are found again, and have to be the ones that were used."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

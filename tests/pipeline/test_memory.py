@@ -1,7 +1,5 @@
 """Work that cannot fit in memory is refused with a number before it starts."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands over adapters of a mixture of experts: base checks, merges, verification, an audit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings

@@ -1,7 +1,5 @@
 """With --executor ray the document is that of a run without it."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Nothing that is written for others holds a path, a home directory, a user's name or a token."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

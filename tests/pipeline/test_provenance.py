@@ -1,7 +1,5 @@
 """Cards as the Hub expects them: fields, a snippet that runs, scores, nothing private."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """The Python interface as a person meets it: repr, notebooks, dir, docstrings."""
 
-from __future__ import annotations
-
 import inspect as inspect_
 import re
 import subprocess

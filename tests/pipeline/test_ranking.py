@@ -1,7 +1,5 @@
 """Rankings of sets of adapters, and finalists that differ."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

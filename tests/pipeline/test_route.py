@@ -1,7 +1,5 @@
 """`loraprobe route`, and the composition that merge-and-eval recommends."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

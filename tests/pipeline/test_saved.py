@@ -1,7 +1,5 @@
 """Saved compositions: what is read back is what was saved, and nothing else is ever read."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Saved compositions that peft's own Arrow computes equally, and those that say it does not."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -3,8 +3,6 @@
 docs/serving.md has the same with a real server, llama.cpp's.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

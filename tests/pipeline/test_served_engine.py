@@ -1,8 +1,6 @@
 """--engine: the questions of an evaluation are answered by a server, here transformers and peft
 behind vLLM's interface. docs/serving.md has the same with a real vLLM."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """`--balance`, `--subtract` and negative weights on the command line, in cards and in audits."""
 
-from __future__ import annotations
-
 import json
 
 import jsonschema

@@ -1,7 +1,5 @@
 """Subtraction and balancing before merging and routing, against dense float64 algebra."""
 
-from __future__ import annotations
-
 import composing
 import making
 import pytest

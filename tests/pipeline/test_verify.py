@@ -1,7 +1,5 @@
 """A merged directory is read back before it appears, and verified against its card later."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

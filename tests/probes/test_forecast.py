@@ -1,7 +1,5 @@
 """Forecasts of sets of adapters against logits that are added explicitly, over all tokens."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

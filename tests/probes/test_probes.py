@@ -1,7 +1,5 @@
 """Coverage probes: their figures by hand, on planted scorers, and on a real small model."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Probes without a task: what is measured of strangers' adapters, and where prompts come from."""
 
-from __future__ import annotations
-
 import math
 
 import making

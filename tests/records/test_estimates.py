@@ -1,7 +1,5 @@
 """The items that a decision needs, against simulated runs of that many items."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

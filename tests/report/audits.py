@@ -1,7 +1,5 @@
 """An audit with one of everything, and what the renderers make of an audit."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import math

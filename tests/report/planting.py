@@ -1,7 +1,5 @@
 """Hostile strings, how they get into every text of an audit, and what a reader makes of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The answer: it is short and complete, and nothing in it contradicts the verdict."""
 
-from __future__ import annotations
-
 import re
 import shlex
 

@@ -1,7 +1,5 @@
 """Cards: strangers' strings are text everywhere."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Generated pages are those of the code, and every link of the documentation leads somewhere."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

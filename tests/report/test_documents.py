@@ -1,7 +1,5 @@
 """JSON: an audit and its schema, what of a saved one is wrong, and its report again."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

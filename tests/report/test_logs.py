@@ -1,7 +1,5 @@
 """Logs as lm-evaluation-harness writes them, read by its own functions and types."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Markdown of a result: short, complete, and with no string of others as markup."""
 
-from __future__ import annotations
-
 import pytest
 from audits import HOSTILE, an_audit, markdown
 from evidences import replaced

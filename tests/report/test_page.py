@@ -1,7 +1,5 @@
 """Pages: structure that assistive tools rely on, nothing that runs, no string that is markup."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

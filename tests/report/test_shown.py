@@ -1,7 +1,5 @@
 """What Python shows of loraprobe's objects: short, whatever their names are."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A terminal: what each command prints, how long it is, how it ends, and who cannot drive it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

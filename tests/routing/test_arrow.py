@@ -1,7 +1,5 @@
 """Arrow against its own definition in dense float64, and against peft's where peft is right."""
 
-from __future__ import annotations
-
 import math
 import warnings
 

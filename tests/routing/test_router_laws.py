@@ -13,8 +13,6 @@ absent_is_zero     an expert without the module is one whose delta there is zero
 absent_is_neutral  an expert without the module changes nothing for the others
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from making import random_adapter, regauged

@@ -1,7 +1,5 @@
 """Routers by scores against dense float64, and decisions for whole prompts."""
 
-from __future__ import annotations
-
 import composing
 import making
 import pytest

@@ -1,7 +1,5 @@
 """Log-likelihoods: of continuations that share a prompt, and added up over systems."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

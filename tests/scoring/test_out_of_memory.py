@@ -2,8 +2,6 @@
 one sentence says what to change. The model is real; its forward pass refuses large batches.
 """
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """The scorer: the same answer for every batch size, and the answer of the model itself."""
 
-from __future__ import annotations
-
 import contextlib
 
 import making

@@ -1,7 +1,5 @@
 """Scoring: where texts begin, join and end."""
 
-from __future__ import annotations
-
 import making
 import pytest
 from words import chained, count_calls, word_tokenizer

@@ -1,7 +1,5 @@
 """`task check` and `task sample`: what a file allows to tell, before any model is asked."""
 
-from __future__ import annotations
-
 import json
 
 import making

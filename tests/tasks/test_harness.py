@@ -1,7 +1,5 @@
 """Tasks of lm-evaluation-harness as tasks with items: metrics, groups, limits and refusals."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """How an answer is read, what each metric counts as right, and which metric an item has."""
 
-from __future__ import annotations
-
 import json
 import re
 import string

@@ -1,8 +1,6 @@
 """Task and probe files: every bad line is named; fields of other files are mapped, converted and
 filled into a template; errors name the line and the options that help."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The action is the best measured option, on evidence that once led to wrong advice."""
 
-from __future__ import annotations
-
 import evidences
 import pytest
 from evidences import (

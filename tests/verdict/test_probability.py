@@ -3,8 +3,6 @@
 The calibrations here are made up by hand for the tests; none of them ships.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

@@ -1,7 +1,5 @@
 """Reasons beside the decision: about weights, probes, items and answers; and the table of codes."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verdict's rules, each on evidence planted for it, and its laws on random evidence."""
 
-from __future__ import annotations
-
 import pytest
 from calibrations import case
 from calibrations import score as planted

@@ -27,7 +27,7 @@ from loraprobe.secrets import scrub
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
 # Fields that audits of earlier versions lack.
-LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": []}
+LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": [], "serve": []}
 KEYS = {field.name for field in dataclasses.fields(Sample)}
 LONGEST = 1 << 24  # characters of the first line of an existing file
 

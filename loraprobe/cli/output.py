@@ -105,7 +105,7 @@ class Output(OutputOptions):
         audit: Audit,
         after: str = "",
         line: str = "",
-        samples: Iterable[Sample] | None = None,
+        samples: Iterable[Sample] = (),
     ) -> None:
         """The audit, then the exit that its verdict asks for.
 
@@ -126,12 +126,12 @@ class Output(OutputOptions):
         if self.save_samples is not None:
             from loraprobe.report.documents import write_samples
 
-            write_samples(samples or (), self.save_samples)
+            write_samples(samples, self.save_samples)
             self.say(f"Wrote {self.save_samples}.")
         if self.log_to is not None:
             from loraprobe.report.logs import write_logs
 
-            write_logs(audit, samples or (), self.log_to)
+            write_logs(audit, samples, self.log_to)
             self.say(f"Wrote {self.log_to}.")
         self._print(audit, after, line)
         sys.stdout.flush()

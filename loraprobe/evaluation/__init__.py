@@ -6,9 +6,18 @@ of intervals.
 """
 
 from loraprobe.evaluation.asking import run_systems
-from loraprobe.evaluation.attribution import Samples, attribute
+from loraprobe.evaluation.attribution import attribute, samples_of, wrong_samples
 from loraprobe.evaluation.chain import chain_hops, chain_notes
-from loraprobe.evaluation.gains import beaten, compare, gains, retention, score
+from loraprobe.evaluation.gains import (
+    beaten,
+    best_system,
+    compare,
+    gains,
+    near_ceiling,
+    retention,
+    score,
+    shares_right,
+)
 from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import Round, System, guessing, rounds
 from loraprobe.evaluation.template import choose_template, stored_as

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from loraprobe.evaluation.kept import Key
-from loraprobe.evaluation.plan import Question, System, questions
+from loraprobe.evaluation.plan import System, questions
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -99,71 +98,49 @@ def _cause(
     return "interference" if missed else "not_composed"
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The questions of all tasks with the results of the systems, made one at a time.
+def samples_of(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    tasks: Sequence[Task],
+    metric: str | None,
+) -> tuple[Sample, ...]:
+    """Every question with the answer of each system that was asked it.
 
-    `cause_of` gives the first cause of (system, task) and item, as `attribute` counts them. A loss
-    is no answer, so questions under the metric "answer_loss" have no samples.
+    results: what `run_systems` gave for these systems. A loss is no answer, so questions under the
+    metric "answer_loss" have no samples.
     """
+    cause_of = {(name, task): of for name, task, of in causes(results, systems, tasks)}
+    answers = {row.key: row for row in results if row.metric != "answer_loss"}
+    found = []
+    for question in questions(tasks, metric):
+        if question.metric == "answer_loss":
+            continue
+        task, item, replies = question.task, question.item.id, list[Reply]()
+        for system in systems:
+            if row := answers.get((system.name, *question.key)):
+                cause = cause_of.get((system.name, task), {}).get(item)
+                right = row.value == 1.0
+                replies.append(Reply(system.name, row.text, right, cause, row.stands, row.cut))
+        gold = question.answers
+        found.append(Sample(task, question.part, item, question.prompt, gold, tuple(replies)))
+    return tuple(found)
 
-    results: Mapping[Key, ItemResult]
-    systems: Sequence[str]
-    tasks: Sequence[Task]
-    metric: str | None
-    cause_of: Mapping[tuple[str, str], Mapping[str, str]]
 
-    @classmethod
-    def of(
-        cls,
-        results: Sequence[ItemResult],
-        systems: Sequence[System],
-        tasks: Sequence[Task],
-        metric: str | None,
-    ) -> Samples:
-        """The samples of an evaluation. results: what `run_systems` gave for these systems."""
-        found = {(name, task): of for name, task, of in causes(results, systems, tasks)}
-        by_key = {row.key: row for row in results}
-        return cls(by_key, [system.name for system in systems], tasks, metric, found)
+def wrong_samples(
+    samples: Iterable[Sample], system: str, part: ItemPart, most: int = EXAMPLES
+) -> tuple[Sample, ...]:
+    """Questions that the system answered wrongly, shortened, the commonest causes first.
 
-    def __iter__(self) -> Iterator[Sample]:
-        for question in questions(self.tasks, self.metric):
-            if question.metric != "answer_loss":
-                yield self._sample(question)
-
-    def wrong(self, system: str, part: str, most: int = EXAMPLES) -> tuple[Sample, ...]:
-        """Questions that the system answered wrongly, shortened, the commonest causes first.
-
-        As many causes as possible are shown. part: the form of the question.
-        """
-        kept: dict[tuple[str, str | None], list[Question]] = {}
-        for question in questions(self.tasks, self.metric):
-            reply = self._reply(system, question) if question.part == part else None
-            if reply is not None and not reply.right:
-                kept.setdefault((question.task, reply.cause), []).append(question)
-        by_count = sorted(kept.values(), key=len, reverse=True)
-        turns = [group[turn] for turn in range(most) for group in by_count if turn < len(group)]
-        return tuple(_shortened(self._sample(question)) for question in turns[:most])
-
-    def _sample(self, question: Question) -> Sample:
-        replies = (self._reply(system, question) for system in self.systems)
-        return Sample(
-            question.task,
-            question.part,
-            question.item.id,
-            question.prompt,
-            question.answers,
-            tuple(reply for reply in replies if reply is not None),
-        )
-
-    def _reply(self, system: str, question: Question) -> Reply | None:
-        """The system's answer; None if it was not asked, as a chain step by step."""
-        found = self.results.get((system, *question.key))
-        if found is None or found.metric == "answer_loss":
-            return None
-        cause = self.cause_of.get((system, question.task), {}).get(question.item.id)
-        right = found.value == 1.0
-        return Reply(system, found.text, right, cause, found.stands, found.cut)
+    As many causes as possible are shown. part: the form of the question.
+    """
+    kept: dict[tuple[str, str | None], list[Sample]] = {}
+    for sample in samples:
+        for reply in sample.replies if sample.part == part else ():
+            if reply.system == system and not reply.right:
+                kept.setdefault((sample.task, reply.cause), []).append(sample)
+    by_count = sorted(kept.values(), key=len, reverse=True)
+    turns = [group[turn] for turn in range(most) for group in by_count if turn < len(group)]
+    return tuple(map(_shortened, turns[:most]))
 
 
 def _shortened(sample: Sample) -> Sample:

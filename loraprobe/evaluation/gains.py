@@ -215,6 +215,49 @@ def retention(
     return statistics.ratio(kept, learned, table.clusters[complete], level)
 
 
+def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
+    """The system of these kinds with the best mean over the tasks, in its better form.
+
+    Names break ties, so that the order in which adapters are given does not matter.
+    """
+    totals: dict[tuple[str, str], list[float]] = {}
+    for row in scores:
+        if row.kind in kinds and row.part in FORMS:
+            totals.setdefault((row.system, row.part), []).append(row.estimate.value)
+    if not totals:
+        return None
+    return min(totals, key=lambda key: (-sum(totals[key]) / len(totals[key]), key))[0]
+
+
+def shares_right(results: Sequence[ItemResult], tasks: int) -> dict[tuple[str, str], float]:
+    """(system, form of the question) -> the smallest share of right answers on a task.
+
+    Forms that are not asked in every task are left out. A loss has no ceiling, so it counts as 0.
+    """
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in results:
+        of = values.setdefault((row.system, row.part), {}).setdefault(row.task, [])
+        of.append(0.0 if row.metric == "answer_loss" else row.value)
+    return {
+        key: min(sum(own) / len(own) for own in by_task.values())
+        for key, by_task in values.items()
+        if key[1] in FORMS and len(by_task) == tasks
+    }
+
+
+def near_ceiling(
+    results: Sequence[ItemResult], names: Sequence[str], tasks: int, margin: float
+) -> str | None:
+    """The one of the systems with the largest share of right answers, if no room is left above it.
+
+    The share is that of `shares_right` in the better form; less than the margin is no room.
+    """
+    shares = shares_right(results, tasks)
+    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
+    first = max(best, key=best.__getitem__)
+    return first if best[first] > 1 - margin else None
+
+
 # ---- comparisons ---------------------------------------------------------------------------------
 
 

@@ -288,7 +288,7 @@ def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tupl
     )
 
 
-def pilot(tasks: Sequence[Task], items: int, seed: int) -> Round:
+def pilot_round(tasks: Sequence[Task], items: int, seed: int) -> Round:
     """A first round of an evaluation of all items that asks so many items of each task.
 
     It spends only the part of alpha that belongs to the smallest share of a task's clusters that it

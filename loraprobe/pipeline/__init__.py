@@ -8,10 +8,11 @@ the Python functions call; that of `verify` is in `verify`. These have the stage
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
     systems         plans what is evaluated, and builds the compositions
-    fitting         learns weights and routers before systems are asked
-    evaluate        answers on the base model, round by round; `evaluator` loads the base, runs
-                    systems on it and keeps the results for `--resume`; `gate_statistics` tells
-                    how token routers shared their gates
+    opening         the base, the form of prompts, and results that `--resume` finds
+    learned_weights, fitted_routers   what is learned before systems are asked
+    evaluate        answers on the base model, round by round; `gate_statistics` tells how token
+                    routers shared their gates
+    pilot           what `inspect` asks of a sample, or without a task
     screen          chooses sets of a library by `ranking` and evaluates them
     saved           a composition and its directory
     converting      one adapter written again

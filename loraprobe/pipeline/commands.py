@@ -51,10 +51,9 @@ from loraprobe.pipeline.serving import (
 )
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Audit, Command, Compatibility, Issue, LearnedWeights, Verdict
+from loraprobe.records import Audit, Command, Compatibility, Issue, LearnedWeights, Sample, Verdict
 
 if TYPE_CHECKING:
-    from loraprobe.evaluation import Samples
     from loraprobe.library import Arranged
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.estimate import CostEstimate
@@ -75,7 +74,7 @@ class Outcome:
     audit: Audit
     made: Merged | Routed | Converted | None = None
     why_nothing: str = ""
-    samples: Samples | None = None
+    samples: Sequence[Sample] = ()
     licences: tuple[Issue, ...] = ()
 
 
@@ -112,17 +111,17 @@ def inspect(
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
-    from loraprobe.pipeline.evaluate import Evaluated, evaluate_sample
+    from loraprobe.pipeline.pilot import run_pilot
     from loraprobe.pipeline.systems import plan_of
 
-    known = Evaluated()
-    if examined.compatibility.compatible:
-        plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with _workers_of(session):
-            known = evaluate_sample(inputs, plan, opened, session)
-    measured = known.records
-    verdict = verdict_with_next(options, inputs, examined, known.level, measured)
-    return audit_of(session, inputs, examined, known.notes, verdict=verdict, evaluation=measured)
+    if not examined.compatibility.compatible:
+        verdict = verdict_with_next(options, inputs, examined, "weights")
+        return audit_of(session, inputs, examined, verdict=verdict)
+    plan = plan_of(options, inputs.adapters, inputs.tasks)
+    with _workers_of(session):
+        level, measured, notes = run_pilot(inputs, plan, opened, session)
+    verdict = verdict_with_next(options, inputs, examined, level, measured)
+    return audit_of(session, inputs, examined, notes, verdict=verdict, evaluation=measured)
 
 
 def merge(
@@ -142,7 +141,7 @@ def merge(
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
-        from loraprobe.pipeline.fitting import learn_for
+        from loraprobe.pipeline.learned_weights import learn_for
 
         learned, notes = learn_for(inputs, transformed, session)
         weights = learned.factors
@@ -188,7 +187,7 @@ def compose(
     router that computes its gates.
     """
     from loraprobe.composition import Composition
-    from loraprobe.pipeline.fitting import chosen_router
+    from loraprobe.pipeline.fitted_routers import chosen_router
     from loraprobe.pipeline.saved import Routed
 
     inputs, found, transformed = _opened("route", adapters, session, base, tasks)
@@ -247,9 +246,48 @@ def merge_and_eval(
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
+    from loraprobe.pipeline.evaluate import evaluate
+
     inputs, plan = _planned(adapters, session, base, tasks)
+    options = session.options
+    examined = examine(inputs.adapters, inputs.base, "route", session)
+    if not examined.compatibility.compatible:
+        verdict = verdict_with_next(options, inputs, examined, "weights")
+        audit = audit_of(session, inputs, examined, verdict=verdict)
+        return Outcome(audit, None, "the adapters do not fit together.")
+    transformed = transform_inputs(inputs, "route", session)
     with _workers_of(session):
-        return _evaluated(inputs, plan, session)
+        found = evaluate(inputs, plan, transformed, session)
+    records, compositions = found.records, found.compositions
+    with session.stage("save"):
+        if options.serve:
+            compositions = with_files(compositions, found.builder)
+        unserved = unserved_systems(options, inputs, compositions)
+        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
+        made, why = recommend(verdict, compositions, found.builder)
+    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, session.target)
+    examined, licences = licensed(examined, inputs)
+    audit = audit_of(
+        session,
+        inputs,
+        examined,
+        found.notes,
+        gates=found.gates,
+        search=found.builder.learned,
+        samples=found.wrong(verdict),
+        evaluation=records,
+        transformations=transformed.steps,
+        verdict=verdict,
+        serve=serve,
+    )
+    if made is not None:
+        told = with_issues(audit.compatibility, licences)
+        made = with_card(made, replace(audit, compatibility=told), options, transformed.general)
+    if isinstance(made, Merged) and verdict.system is not None:
+        from loraprobe.report.logs import benchmark_results
+
+        made = replace(made, results=benchmark_results(audit, inputs.tasks, verdict.system))
+    return Outcome(audit, made, why, found.samples, licences)
 
 
 def _planned(
@@ -259,7 +297,7 @@ def _planned(
 
     Raises LoraprobeError.
     """
-    from loraprobe.pipeline.fitting import check_learnable
+    from loraprobe.pipeline.learned_weights import check_learnable
     from loraprobe.pipeline.systems import check_systems, plan_of
 
     session.command, options = "merge-and-eval", session.options
@@ -329,41 +367,6 @@ def convert(
     return Outcome(audit, made)
 
 
-def _evaluated(inputs: Inputs, plan: Plan, session: Session) -> Outcome:
-    """The stages of merge-and-eval."""
-    from loraprobe.pipeline.evaluate import evaluate_all
-
-    options = session.options
-    examined = examine(inputs.adapters, inputs.base, "route", session)
-    if not examined.compatibility.compatible:
-        verdict = verdict_with_next(options, inputs, examined, "weights")
-        audit = audit_of(session, inputs, examined, verdict=verdict)
-        return Outcome(audit, None, "the adapters do not fit together.")
-    transformed = transform_inputs(inputs, "route", session)
-    found = evaluate_all(inputs, plan, transformed, session)
-    records, compositions = found.records, found.compositions
-    assert found.builder is not None
-    with session.stage("save"):
-        if options.serve:
-            compositions = with_files(compositions, found.builder)
-        unserved = unserved_systems(options, inputs, compositions)
-        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
-        made, why = recommend(verdict, compositions, found.builder)
-    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, session.target)
-    examined, licences = licensed(examined, inputs)
-    shown = found.shown(verdict) | {"transformations": transformed.steps, "verdict": verdict}
-    shown["serve"] = serve
-    audit = audit_of(session, inputs, examined, found.notes, **shown)
-    if made is not None:
-        told = with_issues(audit.compatibility, licences)
-        made = with_card(made, replace(audit, compatibility=told), options, transformed.general)
-    if isinstance(made, Merged) and verdict.system is not None:
-        from loraprobe.report.logs import benchmark_results
-
-        made = replace(made, results=benchmark_results(audit, inputs.tasks, verdict.system))
-    return Outcome(audit, made, why, found.samples, licences)
-
-
 def estimate_merge_and_eval(
     adapters: Adapters,
     session: Session,
@@ -372,9 +375,23 @@ def estimate_merge_and_eval(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
-    from loraprobe.pipeline.estimate import estimate
+    from loraprobe.pipeline.estimate import estimate_of_plan
+    from loraprobe.pipeline.evaluate import open_evaluator
 
-    return estimate(*_planned(adapters, session, base, tasks), session)
+    inputs, plan = _planned(adapters, session, base, tasks)
+    examined = examine(inputs.adapters, inputs.base, "route", session)
+    compatibility.require(examined.compatibility)
+    transform_inputs(inputs, "route", session)  # raises what the run would raise
+    with _nothing_kept(session), open_evaluator(inputs, plan, session) as evaluator:
+        return estimate_of_plan(evaluator)
+
+
+@contextmanager
+def _nothing_kept(session: Session) -> Iterator[None]:
+    """Keeps results in a directory that is gone afterwards, and uses none of earlier runs."""
+    with tempfile.TemporaryDirectory() as place:
+        session.state, session.resume = Path(place), False
+        yield
 
 
 def screen(
@@ -421,10 +438,8 @@ def estimate_screen(
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")
     found, opened, read = _opened_library(adapters, session, base, tasks)
     assert opened is not None
-    with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        session.state, session.resume = Path(place), False
-        with open_screen(found.members, opened, read, session) as asking:
-            return estimate_of_screen(asking)
+    with _nothing_kept(session), open_screen(found.members, opened, read, session) as asking:
+        return estimate_of_screen(asking)
 
 
 def _opened_library(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import SystemBuilder
 TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
-NOTHING_MEASURED = EvaluationRecords()
+NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 
 
@@ -75,23 +75,34 @@ def verdict_on(
     choice: out of what library the adapters were chosen. unserved: what the servers of --serve
     cannot run.
     """
-    return decide(
-        Evidence(
-            measured,
-            compatibility=examined.compatibility,
-            diagnostics=examined.diagnostics,
-            tasks=len(inputs.tasks),
-            level=level,
-            margin=options.needed_gain,
-            retention=options.retention,
-            prior=options.prior,
-            balanced=options.balance == "norm",
-            hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
-            max_new_tokens=options.max_new_tokens,
-            choice=choice,
-            unserved=unserved,
-        ),
-        given_calibration(),
+    evidence = evidence_of(options, inputs, level, measured, examined, choice, unserved)
+    return decide(evidence, given_calibration())
+
+
+def evidence_of(
+    options: Options,
+    inputs: Inputs,
+    level: EvidenceLevel,
+    measured: EvaluationRecords,
+    examined: Examination = NOT_EXAMINED,
+    choice: LibraryChoice | None = None,
+    unserved: Mapping[str, Unserved] = {},
+) -> Evidence:
+    """What a verdict may look at, after a round of an evaluation and at the end of a run."""
+    return Evidence(
+        measured,
+        compatibility=examined.compatibility,
+        diagnostics=examined.diagnostics,
+        tasks=len(inputs.tasks),
+        level=level,
+        margin=options.needed_gain,
+        retention=options.retention,
+        prior=options.prior,
+        balanced=options.balance == "norm",
+        hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
+        max_new_tokens=options.max_new_tokens,
+        choice=choice,
+        unserved=unserved,
     )
 
 
@@ -112,12 +123,14 @@ def with_next(
     rows = measured.scores
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     spec = spec or verdict.system
-    request = requested(options, inputs, kind)
-    request = replace(request, library=tuple(library), chain=measured.chain)
-    if inputs.given:
-        errors = [issue for issue in found.errors if len(issue.adapters) > 1]
-        unlike = any(issue.code in UNLIKE for issue in errors)
-        request = replace(request, fitting=_fitting(inputs.given, found), unlike=unlike)
+    errors = [issue for issue in found.errors if len(issue.adapters) > 1]
+    request = replace(
+        requested(options, inputs, kind),
+        library=tuple(library),
+        chain=measured.chain,
+        fitting=_fitting(inputs.given, found),
+        unlike=any(issue.code in UNLIKE for issue in errors),
+    )
     if kind == "router":
         from loraprobe.routing import ROUTERS  # a merge needs none of them
 

@@ -7,13 +7,12 @@ Merges that need new weights, and the statistics, are not counted.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loraprobe import compatibility, evaluation
+from loraprobe import evaluation
 from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
 from loraprobe.evaluation import Round
@@ -21,15 +20,15 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import installed_vllm
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
-from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.session import Session, peak_memory
+from loraprobe.pipeline.session import peak_memory
 from loraprobe.pipeline.systems import Plan, baseline_systems
-from loraprobe.pipeline.transforms import transform_inputs
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Task
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.evaluate import Evaluator
 
 READ = 1 / 8  # units of a text that is read and not written
 ASK = "evaluate "  # how a step starts that asks one system
@@ -183,23 +182,14 @@ class CostEstimate:
         )
 
 
-def estimate(inputs: Inputs, plan: Plan, session: Session) -> CostEstimate:
-    """Measures reading, comparing and loading, and forecasts the rest; nothing is evaluated.
-
-    Raises CompatibilityError where the adapters do not fit together.
-    """
-    examined = examine(inputs.adapters, inputs.base, "route", session)
-    compatibility.require(examined.compatibility)
-    transform_inputs(inputs, "route", session)  # raises what the run would raise
-    adapters = tuple(inputs.adapters)
-    with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
-        session = replace(session, state=Path(place), resume=False)
-        with open_evaluator(inputs, plan, session) as evaluator:
-            gates = ConstantGates.ones(len(adapters))
-            pace = timed(evaluator, Composition("all", adapters, gates))
-            steps = dict[str, float]()
-            for step, seconds in steps_of_plan(inputs, plan, session.options, pace).items():
-                name = step.partition(ROUND)[0]  # all rounds of a system together
-                steps[name] = steps.get(name, 0.0) + seconds
-            asked = [one.removeprefix(ASK) for one in steps if one.startswith(ASK)]
-            return CostEstimate.of(evaluator, asked, steps)
+def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
+    """The estimate of merge-and-eval; nothing is evaluated but a few items, which are timed."""
+    inputs, options = evaluator.inputs, evaluator.session.options
+    adapters, steps = tuple(inputs.adapters), dict[str, float]()
+    gates = ConstantGates.ones(len(adapters))
+    pace = timed(evaluator, Composition("all", adapters, gates))
+    for step, seconds in steps_of_plan(inputs, evaluator.plan, options, pace).items():
+        name = step.partition(ROUND)[0]  # all rounds of a system together
+        steps[name] = steps.get(name, 0.0) + seconds
+    asked = [one.removeprefix(ASK) for one in steps if one.startswith(ASK)]
+    return CostEstimate.of(evaluator, asked, steps)

@@ -41,7 +41,13 @@ from loraprobe.evaluation.statistics import DRAWS
 from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.conclusion import argument_without_folders, audit_of, verdict_on, with_next
+from loraprobe.pipeline.conclusion import (
+    argument_without_folders,
+    audit_of,
+    evidence_of,
+    verdict_on,
+    with_next,
+)
 from loraprobe.pipeline.estimate import (
     READ,
     CostEstimate,
@@ -52,10 +58,10 @@ from loraprobe.pipeline.estimate import (
     unit,
     units_of,
 )
-from loraprobe.pipeline.evaluate import Asked, best_system, evaluate, near_ceiling
-from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
+from loraprobe.pipeline.evaluate import Asked, Evaluator, ask_rounds, open_evaluator
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.opening import NEXT_TOKENS
 from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
 from loraprobe.pipeline.session import Here, Session
@@ -94,7 +100,7 @@ from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
 from loraprobe.scoring import NextTokens
 from loraprobe.tasks import Task
-from loraprobe.verdict import Evidence, LibraryChoice
+from loraprobe.verdict import LibraryChoice
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 from loraprobe.verdict.rules import at_ceiling
@@ -335,7 +341,7 @@ class Finalist:
     def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
         """`shrunk:NAME` and `random-partner` for one of its compositions."""
         singles = [System(name, "adapter") for name in self.names]
-        alone = best_system(evaluation.score(results, singles), ("adapter",))
+        alone = evaluation.best_system(evaluation.score(results, singles), ("adapter",))
         system = self.systems[best]
         made = self.builder.controls(alone or self.names[0], replace(system, name=system.spec))
         return [  # kept by all members, since the gates depend on how many they are
@@ -377,7 +383,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     def alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
         tasks, margin = len(proving.tasks), options.needed_gain
-        name = near_ceiling(screen.results, answered, tasks, margin)
+        name = evaluation.near_ceiling(screen.results, answered, tasks, margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in tried:
             return None
@@ -421,13 +427,13 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
     systems = [screen.system(one) for one in dict.fromkeys([BASE, name])]
 
     def goes_on(results: Sequence[ItemResult], more: int) -> bool:
-        near = near_ceiling(results, [name], tasks, options.needed_gain)
+        near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
         return near is not None and screen.affords(more)
 
     planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
-    found = evaluate(proving, systems, planned, lambda *_: [], goes_on=goes_on)
+    found = ask_rounds(proving, systems, planned, lambda *_: [], goes_on=goes_on)
     measured = EvaluationRecords(scores=evaluation.score(found.results, systems))
-    evidence = Evidence(measured, tasks=tasks, level="base", margin=options.needed_gain)
+    evidence = evidence_of(options, proving.inputs, "base", measured)
     return found if found.round.last and at_ceiling(evidence) is not None else None
 
 
@@ -452,7 +458,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
         systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
 
     def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
-        best = best_system(evaluation.score(results, systems), COMPOSITIONS)
+        best = evaluation.best_system(evaluation.score(results, systems), COMPOSITIONS)
         return [] if best is None else owner[best].controls(results, best)
 
     def goes_on(_: Sequence[ItemResult], more: int) -> bool:
@@ -460,7 +466,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
 
     sizes = {system.name: len(system.members) for system in systems}
     proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options))
-    found = evaluate(proving, systems, planned, controls, goes_on=goes_on)
+    found = ask_rounds(proving, systems, planned, controls, goes_on=goes_on)
     return Proved(screen, found, finalists, ranking)
 
 
@@ -650,7 +656,7 @@ def _about(
         each = list[str]()
         for task in inputs.tasks:
             rows = [row for row in measured.scores if row.task == task.name]
-            each += filter(None, [best_system(rows, ("adapter",))])
+            each += filter(None, [evaluation.best_system(rows, ("adapter",))])
         wanted = each if len(set(each)) > 1 else wanted
     named = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=named, given=named)

@@ -13,8 +13,8 @@ from loraprobe.defaults import SERVED_CLOSER, SERVED_TELLS
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import apart_by, first_tokens
-from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
+from loraprobe.pipeline.opening import open_scorer
 from loraprobe.pipeline.session import Ref, Session
 from loraprobe.pipeline.task_files import open_probe
 from loraprobe.records import Progress, Served

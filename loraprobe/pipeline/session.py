@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -93,10 +93,6 @@ class Session:
         """Tells a listener to progress, if there is one."""
         if self.progress is not None:
             self.progress(step, done, total)
-
-    def renamed(self, rename: Callable[[str], str]) -> Session:
-        """The same session, which tells of steps by other names."""
-        return replace(self, progress=lambda step, *counts: self.tell(rename(step), *counts))
 
     def expect(self, steps: Callable[[], Mapping[str, float]]) -> None:
         """Tells a listener that has `expect` which steps will come, and the size of each."""

@@ -398,6 +398,7 @@ class SystemBuilder:
     learned: LearnedWeights | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
     runs: Callable[[Composition | None], bool] = lambda composition: True
+    made_controls: dict[tuple[str, str], list[System]] = field(default_factory=dict, init=False)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
@@ -467,8 +468,11 @@ class SystemBuilder:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
         The random partners are composed with the weights of the best composition. To learn others
-        for the control would cost as much again.
+        for the control would cost as much again. Controls are built once for all rounds.
         """
+        key = best_single, best.name
+        if key in self.made_controls:
+            return self.made_controls[key]
         chosen = next(a for a in self.trained if a.name == best_single)
         name = f"shrunk:{chosen.name}"
         shrunk = Composition(name, (chosen,), ConstantGates((1.0 / len(self.trained),)))
@@ -483,7 +487,8 @@ class SystemBuilder:
             System(name, "control", shrunk),
             System("random-partner", "control", built, stored=stored),
         ]
-        return [one for one in made if self.runs(one.composition)]
+        self.made_controls[key] = [one for one in made if self.runs(one.composition)]
+        return self.made_controls[key]
 
 
 Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]

@@ -32,7 +32,7 @@ from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.fitting import fitted_to
+from loraprobe.pipeline.fitted_routers import fitted_to
 from loraprobe.pipeline.systems import QuestionKind, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import QUESTION, STEPS, Interval, ItemPart, ItemResult

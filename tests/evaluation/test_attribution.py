@@ -10,7 +10,7 @@ import pytest
 from fake_scorer import BASE, CUT, adapters, results, single
 
 from loraprobe.errors import OutputError
-from loraprobe.evaluation import Samples, System, attribute, score
+from loraprobe.evaluation import System, attribute, samples_of, score, wrong_samples
 from loraprobe.evaluation.attribution import LONGEST
 from loraprobe.records import Attribution, Reply
 from loraprobe.report.documents import check_samples, write_samples
@@ -96,13 +96,13 @@ SEEN = ("solved", "lost", "lost too", "apart")  # one solved, two lose a hop, on
 
 
 @pytest.fixture
-def samples() -> Samples:
+def samples():
     answers = {("a", f"{name} {k}"): "x" for name in SEEN for k in (1, 2)}
     answers |= {("m", f"{name} {k}"): "x" for name in SEEN for k in (1, 2)}
     answers |= {("m", "lost 2"): "y", ("m", "lost too 2"): "y", ("m", "solved?"): "x"}
     answers |= {("m", "lost?"): "w" * 1000}
     task = hopped(SEEN, ("x", "z"))
-    return Samples.of(results(answers, THREE, [task]), THREE, [task], None)
+    return samples_of(results(answers, THREE, [task]), THREE, [task], None)
 
 
 def test_every_question_with_every_answer(samples):
@@ -119,22 +119,26 @@ def test_every_question_with_every_answer(samples):
 
 
 def test_a_few_wrong_answers_show_every_cause(samples):
-    wrong = samples.wrong("m", "question", 2)
+    wrong = wrong_samples(samples, "m", "question", 2)
     assert [(w.item, w.replies[2].cause) for w in wrong] == [
         ("lost", "interference"),
         ("apart", "not_composed"),
     ]
-    assert [w.item for w in samples.wrong("m", "question", 9)] == ["lost", "apart", "lost too"]
+    assert [w.item for w in wrong_samples(samples, "m", "question", 9)] == [
+        "lost",
+        "apart",
+        "lost too",
+    ]
     assert len(wrong[0].replies[2].text) == LONGEST
-    assert samples.wrong("nobody", "question") == ()
-    assert {w.part for w in samples.wrong("base", "hop1")} == {"hop1"}
+    assert wrong_samples(samples, "nobody", "question") == ()
+    assert {w.part for w in wrong_samples(samples, "base", "hop1")} == {"hop1"}
 
 
 def test_losses_are_no_answers():
     task, nothing = hopped(SEEN), defaultdict(lambda: -1.0)
     asked = results({}, [BASE], [task], likelihoods=nothing, metric="answer_loss")
-    found = Samples.of(asked, [BASE], [task], "answer_loss")
-    assert list(found) == [] and found.wrong("base", "question") == ()
+    found = samples_of(asked, [BASE], [task], "answer_loss")
+    assert found == ()
 
 
 def test_the_file_has_a_question_a_line(samples, tmp_path):

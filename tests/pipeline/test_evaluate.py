@@ -15,9 +15,8 @@ from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
-from loraprobe.pipeline.evaluate import evaluate
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
-from loraprobe.pipeline.inputs import open_inputs
+from loraprobe.pipeline.evaluate import Evaluator, ask_rounds, open_evaluator
+from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import QUESTION, ItemResult
@@ -77,14 +76,14 @@ def planted(
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
     session = Session(Options(**options))
-    inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
+    inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
     return Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
 
 
 def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
     options = evaluator.session.options
     schedule = rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = evaluate(evaluator, systems or [*ALONE, *COMPOSED], schedule, lambda *_: CONTROLS)
+    found = ask_rounds(evaluator, systems or [*ALONE, *COMPOSED], schedule, lambda *_: CONTROLS)
     made = found.records()
     verdict = decide_compositions(Evidence(made, tasks=len(evaluator.tasks), level="evaluation"))
     return found, made, verdict
@@ -209,9 +208,9 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
     def judged(merge: str, metric: str) -> Any:
         task = with_metric(Task("t", tuple(items)), metric)
         session, scorer = Session(), SimpleNamespace(chat_template=False)
-        evaluator = Texts(SimpleNamespace(), session, scorer, Ledger(), [task])  # type: ignore[arg-type]
+        evaluator = Texts(Inputs((), (), None, [task]), session, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]
-        found = evaluate(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
+        found = ask_rounds(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
         made = found.records()
         evidence = Evidence(made, tasks=1, level="evaluation")
         return made, decide_compositions(evidence)

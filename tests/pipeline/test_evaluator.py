@@ -20,8 +20,9 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_ledger
+from loraprobe.pipeline.evaluate import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
+from loraprobe.pipeline.opening import identity, known_form, open_ledger
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.tasks import Item, Task, load_task

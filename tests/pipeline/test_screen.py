@@ -17,7 +17,8 @@ from test_evaluate import Planted
 import loraprobe.demo
 from loraprobe.evaluation import Ledger, System, asking, rounds
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluate import evaluate
+from loraprobe.pipeline.evaluate import ask_rounds
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import split_for_screening
@@ -327,10 +328,10 @@ def decision(seed: int, leak: bool) -> str:
     answers |= {(one.name, "t0"): wrong for one in controls}
     session = Session(options)
     tasks = parts.apart if leak else parts.left
-    inputs, scorer = SimpleNamespace(), SimpleNamespace(chat_template=False)
+    inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
     evaluator = Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
     schedule = rounds(tasks, seed, all_items=True)
-    made = evaluate(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
+    made = ask_rounds(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), 40, ITEMS - 40)
     evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT, choice=choice)
     return decide_compositions(evidence).decision

@@ -11,8 +11,8 @@ import pytest
 
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline import fitting
-from loraprobe.pipeline.fitting import fit_routers
+from loraprobe.pipeline import fitted_routers
+from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, proven_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
@@ -117,8 +117,8 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
         read.extend(line for lines in prompts.values() for line in lines)
         return router
 
-    monkeypatch.setattr(fitting, "loss_of_answers", loss)
-    monkeypatch.setattr(fitting, "fitted_to", fitted_to)
+    monkeypatch.setattr(fitted_routers, "loss_of_answers", loss)
+    monkeypatch.setattr(fitted_routers, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     scorer = MagicMock()
     fitted, notes = fit_routers(pair, Transformed(pair), Options(seed=seed), scorer, plan)
@@ -142,9 +142,9 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
     given = {"a": ["t 1?"], "b": ["u 1?"]}
-    monkeypatch.setattr(fitting, "questions_of_each", lambda *_: {})
-    monkeypatch.setattr(fitting, "gather_prompts", lambda *_, write: (given, "."))
-    monkeypatch.setattr(fitting, "fitted_to", lambda router, *_: router)
+    monkeypatch.setattr(fitted_routers, "questions_of_each", lambda *_: {})
+    monkeypatch.setattr(fitted_routers, "gather_prompts", lambda *_, write: (given, "."))
+    monkeypatch.setattr(fitted_routers, "fitted_to", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), Refusing(), plan)
     assert fitted == {} and "left out: this model has no cache" in note
@@ -154,7 +154,7 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     """A default router is left out with the reason; one that was named has it written prompts."""
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
-    monkeypatch.setattr(fitting, "loss_of_answers", lambda _, adapter, task: adapter.name)
+    monkeypatch.setattr(fitted_routers, "loss_of_answers", lambda _, adapter, task: adapter.name)
     fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), None, plan)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
     assert plan.fitted(fitted) == FIXED
@@ -163,6 +163,6 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     def asked(*given, **options):
         raise UsageError("asked")
 
-    monkeypatch.setattr(fitting, "generated_prompts", asked)
+    monkeypatch.setattr(fitted_routers, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
         fit_routers(pair, Transformed(pair), named, None, plan_of(named, pair, tasks))

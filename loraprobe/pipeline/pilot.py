@@ -1,0 +1,186 @@
+"""The pilot: what `inspect` asks the base, of a sample of the items or of prompts without a task.
+
+The base and the single adapters answer, the probes ask the base, and a few questions are put to the
+compositions. That costs less than a forecast of generated answers and says more (docs/forecast.md).
+`merge-and-eval --resume` finds these answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from loraprobe import evaluation, probes
+from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
+from loraprobe.evaluation import Round, System
+from loraprobe.evaluation.plan import pilot_round, spread_sample
+from loraprobe.merging import METHODS
+from loraprobe.options import Options
+from loraprobe.pipeline.estimate import steps_of_sample
+from loraprobe.pipeline.evaluate import (
+    Asked,
+    Evaluator,
+    builder_for,
+    controls_of_best,
+    open_evaluator,
+)
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.opening import open_scorer
+from loraprobe.pipeline.session import Cards, Session
+from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates
+from loraprobe.pipeline.transforms import Transformed
+from loraprobe.records import (
+    FORMS,
+    QUESTION,
+    STEPS,
+    Coverage,
+    EvaluationRecords,
+    EvidenceLevel,
+    Forecast,
+    ItemResult,
+)
+from loraprobe.scoring import MOST_BYTES, Recorder
+from loraprobe.tasks import ProbePrompts, Task
+
+
+def run_pilot(
+    inputs: Inputs, plan: Plan, probe: ProbePrompts | Cards | None, session: Session
+) -> tuple[EvidenceLevel, EvaluationRecords, list[str]]:
+    """Asks the base and the single adapters on samples of the tasks, then the compositions.
+
+    Returns "probes" without a task, "base" where no composition was asked, or "pilot"; what was
+    measured; and notes.
+    """
+    assert inputs.base is not None
+    if not inputs.tasks:
+        scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
+        rows = _probe_without_task(scorer, inputs, probe, session)
+        return "probes", EvaluationRecords(coverage=rows), [*notes, scorer.note()]
+    options, singles = session.options, baseline_systems(inputs.adapters)
+    first = pilot_round(plan.tasks, PILOT_ITEMS, options.seed)
+    # Hops decide for one task alone (`verdict.rules`), which takes more items; a worked answer is
+    # long, and serves the comparison with compositions only.
+    deciding = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
+    sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
+    short = {part for task in plan.tasks for part in task.parts} - {STEPS}
+    session.expect(lambda: steps_of_sample(inputs, plan, options, first))
+    with open_evaluator(inputs, plan, session) as evaluator:
+        results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
+        few = replace(evaluator, tasks=sample)
+        results += few.run(singles, short)
+        rows = few.probe_tasks(results, probe is not None)
+        rows += _probe_without_task(evaluator.local, inputs, probe, session)
+        # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too
+        # small for; one system and one form of the question is cheap.
+        shares = evaluation.shares_right(results, len(plan.tasks))
+        for system in singles:
+            if shares.get((system.name, QUESTION)) == 1.0:
+                more = _sampled(plan.tasks, CEILING_ITEMS, options)
+                results += replace(evaluator, tasks=more).run([system], parts=(QUESTION,))
+        results = list({row.key: row for row in results}.values())
+        notes = [
+            f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "
+            "asked; merge-and-eval --resume uses their answers again."
+            for task, asked in zip(plan.tasks, sample, strict=True)
+            if len(asked.items) < len(task.items)
+        ]
+        found, told = _compositions(evaluator, first, singles, results)
+    with session.stage("statistics"):
+        records = found.records(coverage=rows, forecasts=forecasts)
+    notes = [*evaluator.notes, *notes, *plan.left_out, *told, evaluator.scorer.note()]
+    if len(found.systems) == len(singles):
+        return "base", replace(records, rounds=None), notes
+    return "pilot", records, notes
+
+
+def _compositions(
+    evaluator: Evaluator, first: Round, singles: Sequence[System], alone: Sequence[ItemResult]
+) -> tuple[Asked, list[str]]:
+    """The first round of the compositions, on a few questions, and notes.
+
+    alone: results of the base and the single adapters. Controls are asked only where a composition
+    gains more than the margin: nothing else depends on them.
+    """
+    inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
+    builder, notes = builder_for(evaluator, Transformed(tuple(inputs.adapters)))
+    names = {adapter.name for adapter in inputs.adapters}
+    specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
+    with session.stage("compose"):
+        built, left_out = builder.build_each({spec: spec for spec in specs})
+        composed = [one for one in built if builder.runs(one.composition)]
+    here, systems = replace(evaluator, tasks=first.tasks), [*singles, *composed]
+    results, checks = [*alone, *here.run(composed, FORMS)], list[System]()
+    merged = [system for system in systems if system.kind != "chain"]
+    seed, margin = session.options.seed, session.options.needed_gain
+    gains = evaluation.gains(results, merged, margin=margin, seed=seed, alpha=first.alpha)
+    if any(gain.adjusted_ci95[0] > margin for gain in gains):
+        checks = controls_of_best(builder, composed, results, systems, session)
+        results += here.run(checks, FORMS)
+    return Asked(evaluator, first, [*systems, *checks], results), [*notes, *left_out]
+
+
+def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:
+    """A sample of each task; a smaller sample is part of a larger one."""
+    return [spread_sample(task, items, options.seed) for task in tasks]
+
+
+def _answers_alone(
+    evaluator: Evaluator, singles: Sequence[System]
+) -> tuple[list[ItemResult], tuple[Forecast, ...]]:
+    """The results of the base and the single adapters, and a forecast of merges at gates of 1.
+
+    Answers that are judged by likelihood are forecast from these same passes, unless their sums
+    take too much memory. Generated answers are not forecast: that costs more than a first round of
+    the compositions, which says more.
+    """
+    session, scorer = evaluator.session, evaluator.scorer
+    options, names = session.options, [adapter.name for adapter in evaluator.inputs.adapters]
+    ones = (1.0,) * len(names)
+    summed = [
+        spec
+        for spec in evaluator.plan.specs
+        if spec in METHODS and constant_gates(spec, options, None, len(names)) == ones
+    ]
+    if options.served:  # gives no logits that could be added
+        return evaluator.run(singles), ()
+    asked = probes.scored_questions(evaluator.tasks, options.metric)
+    pairs = {(q.prompt, text) for q in asked for text in q.continuations}
+    tokens = sum(len(ids) - start for ids, start in scorer.encoded(list(pairs)))
+    size = tokens * scorer.vocab_size * torch.float16.itemsize
+    if not summed or not asked or size > MOST_BYTES:
+        return evaluator.run(singles), ()
+    results: list[ItemResult] = []
+    recorder = scorer.recorder = Recorder("base", names)
+    try:
+        for system in singles:
+            with recorder.of(system.name):
+                results += evaluator.run([system])
+    finally:
+        scorer.recorder = None
+    with session.stage("forecast"):
+        return results, probes.forecast_recorded(
+            scorer,
+            names,
+            summed,
+            evaluator.tasks,
+            recorder,
+            results=results,
+            metric=options.metric,
+            seed=options.seed,
+        )
+
+
+def _probe_without_task(
+    scorer: Any, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
+) -> tuple[Coverage, ...]:
+    """Figures on a probe file, or on prompts from cards and adapters."""
+    if probe is None:
+        return ()
+    adapters, seed = inputs.adapters, session.options.seed
+    with session.stage("probe"):
+        if not isinstance(probe, ProbePrompts):
+            probe = probes.generated_prompts(scorer, adapters, probe, seed=seed)
+        return probes.probe_without_task(scorer, adapters, probe, seed=seed)

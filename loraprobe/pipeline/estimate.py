@@ -2,7 +2,8 @@
 
 A unit is a plain answer of the base. The line of progress measures the seconds of a unit from the
 answers that are made anyway. Only `--dry-run` times a few questions, of the base and of adapters.
-Merges that need new weights, and the statistics, are not counted.
+Merges that need new weights, and the statistics, are not counted. An evaluator here is an
+`evaluate.Evaluator`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.composition import Composition
@@ -26,9 +27,6 @@ from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Task
-
-if TYPE_CHECKING:
-    from loraprobe.pipeline.evaluate import Evaluator
 
 READ = 1 / 8  # units of a text that is read and not written
 ASK = "evaluate "  # how a step starts that asks one system
@@ -116,7 +114,7 @@ def probing(tasks: Sequence[Task], pace: Pace) -> float:
     return 2 * READ * asked * pace(0)
 
 
-def timed(evaluator: Evaluator, composition: Composition) -> Pace:
+def timed(evaluator: Any, composition: Composition) -> Pace:
     """The pace of this machine, from a few items of the tasks: of the base, and of adapters."""
     options, scorer = evaluator.session.options, evaluator.scorer
     few = []
@@ -164,7 +162,7 @@ class CostEstimate:
         return sum(self.steps.values())
 
     @classmethod
-    def of(cls, evaluator: Evaluator, systems: Sequence[str], ahead: Steps) -> CostEstimate:
+    def of(cls, evaluator: Any, systems: Sequence[str], ahead: Steps) -> CostEstimate:
         """The estimate for systems on the evaluator's tasks. ahead: what is forecast."""
         session, tasks = evaluator.session, evaluator.tasks
         done = session.provenance().seconds
@@ -182,7 +180,7 @@ class CostEstimate:
         )
 
 
-def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
+def estimate_of_plan(evaluator: Any) -> CostEstimate:
     """The estimate of merge-and-eval; nothing is evaluated but a few items, which are timed."""
     inputs, options = evaluator.inputs, evaluator.session.options
     adapters, steps = tuple(inputs.adapters), dict[str, float]()

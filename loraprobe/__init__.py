@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
+from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.keywords import takes
 
 if TYPE_CHECKING:
@@ -192,22 +193,24 @@ def compose(
     return _run("compose", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes("allow threads")
+@takes("allow rank threads")
 def convert(
     adapter: Adapter | str | Path,
     *,
     base: str | Path | None = None,
     like: str | Path | None = None,
     portable: bool = True,
+    keep_energy: float = KEPT_ENERGY,
     **options: Any,
 ) -> Converted:
     """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
 
     base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
-    of the file. Raises CompatibilityError for what cannot be kept exactly.
+    of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
+    keeps of each module. Raises CompatibilityError for what cannot be kept exactly.
     """
-    chosen = {"base": base, "like": like, "portable": portable}
+    chosen = {"base": base, "like": like, "portable": portable, "keep_energy": keep_energy}
     return _run("convert", [adapter], options, **chosen).made
 
 

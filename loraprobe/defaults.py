@@ -14,6 +14,7 @@ UNKNOWN = 0.2  # a hop is unknown if the upper bound of its accuracy lies below 
 TIES_OF_NOISE = 2.0  # margins: the largest difference that is noise unless it is shown to be real
 CHAIN_WORTH = 2.0  # a chain scores this many times what one call scores, to be worth its calls
 CONTENDS = 2.0  # standard errors beyond which a system no longer contends to be the best
+KEPT_ENERGY = 0.95  # of each weight's change, by a LoRA made of an adapter of another type
 COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to its rank
 FAMILIAR = 2 / 3  # the base would choose at least this share of an adapter's tokens itself
 UNFAMILIAR = 1 / 3  # the base would choose at most this share

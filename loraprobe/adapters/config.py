@@ -64,6 +64,21 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
+# PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
+WITH_DELTA = frozenset(
+    "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR PSOFT RANDLORA SHIRA TINYLORA UNILORA "
+    "VBLORA VERA WAVEFT".split()
+)
+NO_DELTA = {
+    **dict.fromkeys(["OFT", "BOFT", "HRA", "ROAD"], "rotates the base's weights or activations"),
+    **dict.fromkeys(["IA3", "LN_TUNING"], "scales activations or norms"),
+    **dict.fromkeys(
+        "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT".split(),
+        "adds tokens to the prompt",
+    ),
+    **dict.fromkeys(["XLORA", "POLY"], "is a router over adapters"),
+}
+
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Rank = Annotated[float, Field(ge=1, le=LARGEST, multiple_of=1)]
 # The type of a value -> the keys that are read and have this type.
@@ -142,10 +157,11 @@ def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
     """
     kind = raw.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedAdapter(
-            f"{where} is of PEFT type {reprlib.repr(kind)}, and loraprobe reads only LORA; "
-            "use adapters of that type, or merge this one into its base with peft."
-        )
+        why = NO_DELTA.get(str(kind), "is no change of weights that is known here")
+        cure = f"which {why}; merge this adapter into its base with peft."
+        if kind in WITH_DELTA:
+            cure = "and this reads LORA; loraprobe convert ADAPTER --base=BASE -o DIR makes one."
+        raise UnsupportedAdapter(f"{where} is of PEFT type {reprlib.repr(kind)}, {cure}")
     try:
         CheckedConfig.model_validate(raw)
     except ValidationError as error:

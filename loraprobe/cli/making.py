@@ -26,6 +26,7 @@ from loraprobe.cli.parameters import (
     setting,
 )
 from loraprobe.cli.running import options_from, run, write
+from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import UsageError
 
 TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
@@ -156,6 +157,23 @@ def convert(
         ),
     ] = None,
     allow: IssueCodes = None,
+    rank: Annotated[
+        str,
+        setting(
+            "N",
+            "Rank of a LoRA made of another PEFT type; auto: as many as keep 99.99 % of the "
+            "energy of each change.",
+            COMPOSITION,
+        ),
+    ] = "auto",
+    keep_energy: Annotated[
+        float,
+        setting(
+            "SHARE",
+            "Refuse a LoRA made of another PEFT type where it keeps less of a change's energy.",
+            COMPOSITION,
+        ),
+    ] = KEPT_ENERGY,
     portable: Annotated[
         bool,
         setting(
@@ -179,10 +197,12 @@ def convert(
     """Rewrite one adapter so that peft and servers read it, without changing what it computes.
 
     Keys get peft's prefix once, a .bin becomes safetensors, rsLoRA and patterns become one rank and
-    one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA.
+    one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA. With --base an
+    AdaLoRA, LoHa, LoKr, VeRA or another type that changes weights becomes a LoRA.
     """
     options, output = options_from(locals())
-    _save(output, options, "convert", [ref], base, None, like=like, portable=portable)
+    made = {"like": like, "portable": portable, "keep_energy": keep_energy}
+    _save(output, options, "convert", [ref], base, None, **made)
 
 
 def _save(output: Output, *given: Any, **more: Any) -> None:

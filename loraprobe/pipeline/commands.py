@@ -17,6 +17,7 @@ from loraprobe.adapters import Adapter, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serving_issues
+from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
@@ -338,18 +339,30 @@ def convert(
     base: Base | Ref | None = None,
     like: Ref | None = None,
     portable: bool = True,
+    keep_energy: float = KEPT_ENERGY,
 ) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
+
+    An adapter of another type that changes weights becomes a LoRA that keeps at least `keep_energy`
+    of each change's squared norm.
 
     base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base. like: a base or an adapter whose names of modules are written.
     """
     from loraprobe.pipeline.converting import converted, require_certain
+    from loraprobe.pipeline.other_kinds import lora_of
 
-    session.command, inputs = "convert", open_inputs(adapters, session, base)
-    if len(inputs.given) > 1:
+    if not 0 < keep_energy <= 1:
+        raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")
+    session.command = "convert"
+    given = [adapters] if isinstance(adapters, (str, Path, Adapter)) else list(adapters)
+    if len(given) > 1:
         raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
+    made_lora = lora_of(given[0], session, base, keep_energy) if given else None
+    if made_lora is None and session.options.rank != "auto":
+        raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
+    inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
     (original,) = inputs.given
     # Extras must be known to be refused.
     sound = replace(mended(original), extras=original.extras)
@@ -363,6 +376,10 @@ def convert(
     told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())
+    if made_lora is not None:
+        _, change, rows = made_lora
+        changes = f"{change} {changes}"
+        examined = replace(examined, diagnostics=(*examined.diagnostics, *rows))
     audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
     return Outcome(audit, made)
 

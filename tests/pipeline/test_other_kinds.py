@@ -1,0 +1,148 @@
+"""Adapters of other PEFT types become LoRA: peft computes the same with both."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+
+import making
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+
+from loraprobe.adapters.config import WITH_DELTA
+
+TARGETS = ["q_proj", "down_proj"]
+SETTINGS = {
+    "ADALORA": {"total_step": 10, "init_r": 4, "target_r": 4},
+    "C3A": {"block_size": 8},
+    "FOURIERFT": {"n_frequency": 20},
+    "GRALORA": {"r": 4},
+    "RANDLORA": {"r": 4},
+    "SHIRA": {"r": 2},
+    "VBLORA": {"num_vectors": 16, "vector_length": 8},
+    "WAVEFT": {"n_frequency": 20},
+}
+
+
+def loaded(base):
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+def wrapped(kind: str, base, **settings):
+    """The base with a new adapter of a type."""
+    given = (
+        {"target_modules": TARGETS, "task_type": "CAUSAL_LM"} | SETTINGS.get(kind, {}) | settings
+    )
+    known = inspect.signature(CONFIGS[kind]).parameters
+    torch.manual_seed(1)
+    config = CONFIGS[kind](**{key: value for key, value in given.items() if key in known})
+    return get_peft_model(loaded(base), config)
+
+
+def saved(kind: str, base, place, **settings):
+    """An adapter of a type as peft saves it, with every trained tensor changed."""
+    model = wrapped(kind, base, **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(place)
+    return place
+
+
+def logits(base, place) -> torch.Tensor:
+    model = loaded(base)
+    if place is not None:
+        model = PeftModel.from_pretrained(model, str(place))
+    with torch.no_grad():
+        return model.eval()(torch.arange(1, 30)[None]).logits
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Sizes that every type takes: widths of 32 and 64."""
+    place = tmp_path_factory.mktemp("base")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 4}
+    making.tiny_model("Llama", **sizes).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("kind", sorted(WITH_DELTA))
+def test_peft_computes_the_same_with_the_lora(kind, base, tmp_path):
+    place = saved(kind, base, tmp_path / "given")
+    out = tmp_path / "out"
+    result = making.call("convert", place, "--base", base, "-o", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    plain, theirs, ours = (logits(base, one) for one in (None, place, out))
+    assert (theirs - plain).abs().max() > 1e-3
+    assert (ours - theirs).norm() < 0.03 * (theirs - plain).norm()
+    rows = [row for row in json.loads(result.stdout)["diagnostics"] if row["name"] == "kept_energy"]
+    assert rows and all(row["value"] >= 0.9999 for row in rows)
+
+
+def test_the_types_are_those_that_peft_converts_and_three_more(base):
+    """Beside AdaLoRA, HiRA and SHiRA, whose changes it knows too, and without MiSS."""
+    converted = set()
+    for kind in CONFIGS:
+        name = str(getattr(kind, "value", kind))
+        try:
+            model = wrapped(name, base)
+        except (TypeError, ValueError, NotImplementedError):  # types that need other settings
+            continue
+        layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        if layers and model.supports_lora_conversion():
+            converted.add(name)
+    assert WITH_DELTA - {"ADALORA", "HIRA", "SHIRA"} <= converted <= WITH_DELTA | {"LORA", "MISS"}
+
+
+def test_a_rank_that_keeps_too_little_is_refused_with_the_one_that_is_enough(base, tmp_path):
+    place = saved("LOHA", base, tmp_path / "given", r=4)
+    call = ["convert", place, "--base", base, "-o", tmp_path / "out"]
+    refused = making.call(*call, "--rank", "1")
+    assert refused.exit_code == 2 and not (tmp_path / "out").exists()
+    enough = re.search(r"--rank[ =](\d+)", refused.stderr)[1]
+    kept = making.call(*call, "--rank", "1", "--keep-energy", "0.01", "--json")
+    assert kept.exit_code == 0, kept.stderr
+    shares = [
+        r["value"] for r in json.loads(kept.stdout)["diagnostics"] if r["name"] == "kept_energy"
+    ]
+    assert min(shares) < 0.95
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 1
+    assert int(enough) > 1
+
+
+@pytest.mark.parametrize("kind", ["OFT", "IA3"])
+def test_types_without_a_change_of_weights_are_refused(kind, base, tmp_path):
+    place = saved(kind, base, tmp_path / "given")
+    result = making.call("convert", place, "--base", base, "-o", tmp_path / "out")
+    assert result.exit_code == 2 and kind in result.stderr and "merge" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_names_the_one_that_makes_a_lora(base, tmp_path):
+    place = saved("LOHA", base, tmp_path / "given")
+    for call in (["inspect", place], ["merge", place, place, "-o", tmp_path / "out"]):
+        result = making.call(*call)
+        assert result.exit_code == 2 and "loraprobe convert" in result.stderr
+    without = making.call("convert", place, "-o", tmp_path / "out")
+    assert without.exit_code == 2 and "--base" in without.stderr
+
+
+def test_another_base_and_whole_modules_are_refused(base, tmp_path):
+    place = saved("LOHA", base, tmp_path / "given")
+    config = json.loads((place / "adapter_config.json").read_text())
+    for name, change in (("whole", {"modules_to_save": ["lm_head"]}), ("none", {"r": 3})):
+        other = tmp_path / name
+        other.mkdir()
+        for file in place.iterdir():
+            (other / file.name).write_bytes(file.read_bytes())
+        (other / "adapter_config.json").write_text(json.dumps(config | change))
+        result = making.call("convert", other, "--base", base, "-o", tmp_path / "out")
+        assert result.exit_code == 2 and not (tmp_path / "out").exists(), result.output
+    lora = making.peft_adapter(tmp_path / "lora", making.tiny_llama(), target_modules=["q_proj"])
+    assert making.call("convert", lora, "-o", tmp_path / "out", "--rank", "4").exit_code == 2

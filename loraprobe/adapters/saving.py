@@ -263,7 +263,7 @@ def _outline(adapter: Adapter) -> dict[str, Any]:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    one, other = (t.detach().cpu().contiguous().view(torch.uint8) for t in (a, b))
+    one, other = (t.detach().cpu().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(one, other)
 
 

@@ -82,7 +82,6 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
     """Each module's change of its weight, [out, in] in float32, by its path in the base."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers.pytorch_utils import Conv1D
 
     for key in ("modules_to_save", "trainable_token_indices"):
         if config.get(key):
@@ -108,7 +107,8 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
         if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "get_delta_weight"):
             continue
         inner = layer.get_base_layer()
-        if not isinstance(inner, (torch.nn.Linear, Conv1D)):
+        transposed = type(inner).__name__ == "Conv1D"  # GPT-2's layer with a weight [in, out]
+        if not transposed and not isinstance(inner, torch.nn.Linear):
             raise UnsupportedAdapter(
                 f"{place} changes {name}, a {type(inner).__name__}, which only a linear layer's "
                 "LoRA can express; merge it into its base with peft."
@@ -117,7 +117,7 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
         delta = (delta.to_dense() if delta.is_sparse else delta).float()
         if config["peft_type"] == "HIRA":  # whose change is a factor of the weight
             delta = delta * inner.weight.detach().float()
-        yield name.removeprefix(PREFIX), delta.T if isinstance(inner, Conv1D) else delta
+        yield name.removeprefix(PREFIX), delta.T if transposed else delta
 
 
 def _check_keys(model: Any, place: Path) -> None:

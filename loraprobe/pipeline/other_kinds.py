@@ -8,7 +8,7 @@ has no such change.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,10 +103,11 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
             f"{place} does not fit {base.reference} ({str(lost[0].message)[:200]}); check --base."
         )
     _check_keys(model, place)
-    for name, layer in model.named_modules():
+    layers: Iterable[tuple[str, Any]] = model.named_modules()
+    for name, layer in layers:
         if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "get_delta_weight"):
             continue
-        inner = layer.get_base_layer()
+        inner: Any = layer.get_base_layer()
         transposed = type(inner).__name__ == "Conv1D"  # GPT-2's layer with a weight [in, out]
         if not transposed and not isinstance(inner, torch.nn.Linear):
             raise UnsupportedAdapter(

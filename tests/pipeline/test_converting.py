@@ -173,8 +173,8 @@ def test_python_converts_as_the_command_line_does(tmp_path):
     assert python.sha256 == out.sha256 and python.rank_range == out.rank_range
     compact = loraprobe.convert(tmp_path / "in", portable=False)
     assert compact.adapter.rank_range == read_adapter(tmp_path / "in").rank_range
-    with pytest.raises(UsageError, match="no option 'rank'"):
-        loraprobe.convert(tmp_path / "in", rank=8)
+    with pytest.raises(UsageError, match="no option 'dtype'"):
+        loraprobe.convert(tmp_path / "in", dtype="float16")
 
 
 @pytest.mark.parametrize("code", REFUSED)

@@ -49,7 +49,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("case", TABLE, ids=str)
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: " ".join(map(str, case[:3])))
 def test_a_server_runs_merges_within_its_ranks_and_no_router(case):
     server, rank, most, out = case
     adapters, options = pair(rank), Options(serve=(server,) if server else ())

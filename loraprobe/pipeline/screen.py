@@ -74,7 +74,7 @@ from loraprobe.pipeline.systems import (
     split_for_screening,
 )
 from loraprobe.pipeline.transforms import transform
-from loraprobe.probes import AdditiveForecast, Reading, forecast_gains
+from loraprobe.probes import AdditiveForecast, ForecastTexts, forecast_gains
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -123,7 +123,7 @@ class ScreeningPass:
 
     number: int
     tasks: tuple[Task, ...]
-    reading: Reading | None
+    reading: ForecastTexts | None
 
     @property
     def items(self) -> int:
@@ -160,7 +160,7 @@ class Screen:
         """The passes over the items that choose."""
         scorer, options = self.evaluator.scorer, self.evaluator.session.options
         return [
-            ScreeningPass(number, tasks, Reading.of(scorer, tasks, options.metric))
+            ScreeningPass(number, tasks, ForecastTexts.of(scorer, tasks, options.metric))
             for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
         ]
 
@@ -251,13 +251,13 @@ class Screen:
             except OSError as error:
                 raise unwritable(path, error) from None
 
-    def _place(self, name: str, reading: Reading) -> Path:
+    def _place(self, name: str, reading: ForecastTexts) -> Path:
         """Where the next tokens of a system are kept."""
         assert self.evaluator.ledger.path is not None
         digest = hashlib.sha256(f"{name} {reading.mark}".encode()).hexdigest()[:24]
         return self.evaluator.ledger.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
 
-    def _stored(self, name: str, reading: Reading) -> NextTokens | None:
+    def _stored(self, name: str, reading: ForecastTexts) -> NextTokens | None:
         return NextTokens.load(self._place(name, reading), reading.mark)
 
     def alone(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> list[BaselineScores]:
@@ -272,7 +272,7 @@ class Screen:
         """Ranks sets of the systems, the base first, that were asked all of these passes."""
         scorer, forecasts = self.evaluator.scorer, list[AdditiveForecast]()
 
-        def load(reading: Reading, k: int) -> NextTokens:
+        def load(reading: ForecastTexts, k: int) -> NextTokens:
             given = self._stored(names[k], reading)
             if given is None:
                 path = self._place(names[k], reading)
@@ -304,7 +304,7 @@ class Screen:
 
 
 def ask_alone(
-    evaluator: Evaluator, system: System | LoraprobeError, reading: Reading | None
+    evaluator: Evaluator, system: System | LoraprobeError, reading: ForecastTexts | None
 ) -> AnsweredAlone:
     """What a system answers, and its next tokens; in any process. Raises its error."""
     if isinstance(system, LoraprobeError):

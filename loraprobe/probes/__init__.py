@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.probes._forecast import (
     AdditiveForecast,
-    Reading,
+    ForecastTexts,
     forecast_gains,
     forecast_recorded,
     scored_questions,

@@ -162,7 +162,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ForecastTexts:
     """All texts that are read of some tasks, in rows that are read once."""
 
     questions: tuple[Question, ...]
@@ -171,7 +171,7 @@ class Reading:
     wanted: tuple[Wanted, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> Reading | None:
+    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ForecastTexts | None:
         """What to read; None where nothing can be read."""
         asked = [
             q
@@ -251,7 +251,7 @@ class AdditiveForecast:
     and which tokens end an answer there.
     """
 
-    reading: Reading
+    reading: ForecastTexts
     base: Tensor
     effects: Tensor
     position: Tensor
@@ -263,7 +263,7 @@ class AdditiveForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: Reading, systems: int, load: Callable[[int], NextTokens]
+        cls, scorer: Any, reading: ForecastTexts, systems: int, load: Callable[[int], NextTokens]
     ) -> AdditiveForecast:
         """From what `systems` systems, the base first, gave. load: one of them; none is held."""
         row, place, token, text, behind = np.array(reading.wanted).T
@@ -356,7 +356,7 @@ def _logprobs_of(support: Tensor, given: NextTokens, vocabulary: int) -> Tensor:
 
 
 def _judged(
-    reading: Reading, logprob: np.ndarray, right: np.ndarray
+    reading: ForecastTexts, logprob: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     hard = np.zeros((len(logprob), len(reading.questions)), np.float32)

@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
+from datetime import datetime
 from pathlib import Path
 
 import making
@@ -173,3 +175,23 @@ def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeyp
 def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path, options, told):
     made = call("merge", *pair, "-o", tmp_path / "out", *options)
     assert made.exit_code == 0 and ("--weights" in made.stdout) is told
+
+
+def test_hf_runs_the_command_as_its_extension(tmp_path, monkeypatch):
+    """By huggingface_hub's own loader, from the entry point that pyproject.toml declares."""
+    extensions = pytest.importorskip("huggingface_hub.cli.extensions")
+    root = Path(loraprobe.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    module, _, function = project["scripts"]["hf-loraprobe"].partition(":")
+    folder = tmp_path / "hf-loraprobe"
+    folder.mkdir()
+    script = folder / "hf-loraprobe"
+    script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+    script.chmod(0o755)
+    made = datetime(2026, 1, 1)
+    of = ("owner", "hf-loraprobe", "owner/hf-loraprobe", "loraprobe", str(script), "python", made)
+    extensions.ExtensionManifest(*of).save(folder)
+    monkeypatch.setattr(extensions, "EXTENSIONS_ROOT", tmp_path)
+    monkeypatch.setattr(extensions.constants, "HF_HUB_DISABLE_UPDATE_CHECK", True)
+    for call, code in ((["--version"], 0), (["inspect", str(tmp_path / "nothing")], 2)):
+        assert extensions.dispatch_unknown_top_level_extension(["loraprobe", *call], set()) == code

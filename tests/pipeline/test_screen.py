@@ -22,7 +22,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import split_for_screening
-from loraprobe.probes import Reading
+from loraprobe.probes import ForecastTexts
 from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task
 from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
@@ -167,7 +167,7 @@ def counted(monkeypatch, stop=None):
 
         return call
 
-    for name, owner in {"ask": asking, "read": Reading}.items():
+    for name, owner in {"ask": asking, "read": ForecastTexts}.items():
         monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return calls
 

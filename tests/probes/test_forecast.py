@@ -11,7 +11,7 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
-from loraprobe.probes import AdditiveForecast, Reading, _forecast
+from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
 from loraprobe.routing.constant import single
 from loraprobe.scoring import NextTokens, Scorer
 from loraprobe.scoring import scorer as scorer_file
@@ -55,7 +55,7 @@ def greedy(scorer, singles, prompt, members, length=2):
 
 
 def forecast_of(scorer, singles, task, metric=None):
-    reading = Reading.of(scorer, [task], metric)
+    reading = ForecastTexts.of(scorer, [task], metric)
     kept = {}
     for name, composition in singles.items():
         with scorer.with_composition(composition):
@@ -170,7 +170,7 @@ def test_effects_on_capped_logits_and_by_adapters_of_the_head_are_added(scorer, 
 def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts(
     scorer, singles, tmp_path
 ):
-    reading = Reading.of(scorer, [choice_task()], None)
+    reading = ForecastTexts.of(scorer, [choice_task()], None)
     given, _ = reading.read(scorer, "base")
     path = tmp_path / "deep" / "base.safetensors"
     given.save(path, reading.mark)
@@ -185,7 +185,7 @@ def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_next_tokens_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_path):
     """The error of safetensors would be told as a defect."""
-    reading = Reading.of(scorer, [choice_task()], None)
+    reading = ForecastTexts.of(scorer, [choice_task()], None)
     given, _ = reading.read(scorer, "base")
     (tmp_path / "base.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):

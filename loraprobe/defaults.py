@@ -1,6 +1,6 @@
 """The thresholds of decisions, and the numbers of items that are asked; each is defined here once.
 
-Constants of a computation (steps of a grid, draws, iterations) are defined where it is done.
+Constants of a computation (steps of a grid, draws, sizes of a search) are defined where it is done.
 """
 
 # The verdict.
@@ -15,6 +15,7 @@ TIES_OF_NOISE = 2.0  # margins: the largest difference that is noise unless it i
 CHAIN_WORTH = 2.0  # a chain scores this many times what one call scores, to be worth its calls
 CONTENDS = 2.0  # standard errors beyond which a system no longer contends to be the best
 KEPT_ENERGY = 0.95  # of each weight's change, by a LoRA made of an adapter of another type
+CUT_ENERGY = 1e-4  # of each weight's change, that the same loses at most by --rank auto
 COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to its rank
 FAMILIAR = 2 / 3  # the base would choose at least this share of an adapter's tokens itself
 UNFAMILIAR = 1 / 3  # the base would choose at most this share
@@ -28,6 +29,7 @@ FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measure
 PLAIN_TOKENS = 32  # the longest plain answer, in tokens
 WORKED_TOKENS = 256  # the longest worked answer
 CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
+SPOILED = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain
 SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
 # Rounds of an evaluation; a first round may show a gain, so it has the items that this takes.
@@ -69,6 +71,7 @@ EXTREME_NORM = 100.0
 FAMILY_COSINE = 0.5  # groups of a library with at least this mean cosine are one family
 COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
 COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
+FEWEST_NORMS = 5  # from which an extreme norm is told
 OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
 
 # Learned weights, and routers that are fitted to prompts.

@@ -283,7 +283,7 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How a command prints and where it writes, which changes no result."""
+    """How a command prints and where it writes; no decision depends on it."""
 
     target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
     overwrite: bool = option(False, "", "Replace an existing output.")

@@ -1,8 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `plan` says what is asked and in which rounds, `asking` asks the model tasks' questions.
-`score`, `compare`, `gains` and `attribute` evaluate the results; only `statistics` has formulas
-of intervals.
+`score`, `compare`, `gains` and `attribute` evaluate the results; in this room only
+`statistics` has formulas of intervals.
 """
 
 from loraprobe.evaluation.asking import run_systems

@@ -2,7 +2,7 @@
 
 Only the needed files are downloaded: config and weights of an adapter; config, tokenizer and
 weights in one format of a base. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply. Every
-failure raises a HubError or ReferenceError_ with one sentence.
+failure raises a LoraprobeError with one sentence; functions name its classes.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from loraprobe.defaults import (
     COPY_COSINE,
     COPY_RATIO,
     FAMILY_COSINE,
+    FEWEST_NORMS,
     NORM_RATIO,
     OUTLIER_DEVIATIONS,
 )
@@ -135,8 +136,6 @@ def _extreme(record: LibraryAdapter, times: float) -> Issue:
         "Look at its answers alone before you compose it, and compose with --balance norm.",
     )
 
-
-FEWEST_NORMS = 5  # from which an extreme norm is told
 
 Cosines = NDArray[np.float32]
 

@@ -170,10 +170,10 @@ def space_for(method: MergeMethod, given: str | None) -> str:
 
 
 def check_adapters(arguments: MergeArguments) -> list[Issue]:
-    """The findings of the adapters, for the report, and those that the arguments allows.
+    """The findings of the adapters, for the report, and those that the arguments allow.
 
     Raises UnsupportedAdapter for an error found on reading and for an extra that would be lost,
-    unless the arguments allows their codes; CompatibilityError for stacked parameters that one file
+    unless the arguments allow their codes; CompatibilityError for stacked parameters that one file
     cannot hold together.
     """
     notes = []

@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
 `commands` has one function for each command that composes or measures, which the command line and
-the Python functions call; that of `verify` is in `verify`. These have the stages:
+Python (but its `route`) call; that of `verify` is in `verify`. These have the stages:
 
     session         options, progress and times of one run, which the stages share
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
@@ -15,7 +15,7 @@ the Python functions call; that of `verify` is in `verify`. These have the stage
     pilot           what `inspect` asks of a sample, or without a task
     screen          chooses sets of a library by `ranking` and evaluates them
     saved           a composition and its directory
-    converting      one adapter written again
+    converting      one adapter written again; `other_kinds` makes a LoRA of other PEFT types
     conclusion      the verdict, what it recommends, and the audit
     serving         what servers can run of that, and the commands that serve it
     provenance      what a merge or composition is made of, for its card

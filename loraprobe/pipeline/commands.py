@@ -1,6 +1,7 @@
 """The stages of each command in order.
 
-The command line and the Python functions both call these.
+The command line and the Python functions call these. `verify` has a file of its own, and Python's
+`route` puts a composition into a loaded model by itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The verdict on the evidence of all stages, what it recommends, and the audit of a run.
 
-Reports, pages and cards are made from the audit. It holds no private paths and no tokens:
-references in it are public names already (`Source.public`, `public_name`); paths are left in
-sentences and in the arguments of the call.
+Reports, pages and cards are made from the audit. What they show holds no private paths and no
+tokens: references are public names already (`Source.public`, `public_name`), and `audit_of`
+replaces paths in sentences and in the arguments of the call.
 """
 
 from __future__ import annotations

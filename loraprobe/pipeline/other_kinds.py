@@ -22,13 +22,13 @@ from loraprobe.adapters.config import CONFIG, WITH_DELTA
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.base import Base
 from loraprobe.checkpoint import read_json
+from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.inputs import base_apart
 from loraprobe.pipeline.session import Ref, Session
 from loraprobe.records import Measurement
 
-LOST = 1e-4  # of a module's energy, by rank auto
 NAME = "default"  # of the adapter in peft
 
 
@@ -144,7 +144,7 @@ def _cut(
     energies = s.double().square().cumsum(0)
     total = float(energies[-1]) or 1.0
     shares = energies / total if float(energies[-1]) else torch.ones_like(energies)
-    wanted = 1 - LOST if rank == "auto" else keep
+    wanted = 1 - CUT_ENERGY if rank == "auto" else keep
     enough = int((shares < wanted).sum()) + 1
     taken = min(enough if rank == "auto" else rank, len(s))
     share = float(shares[taken - 1])

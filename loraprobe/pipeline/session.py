@@ -63,7 +63,7 @@ class Session:
     input. arguments: the command line, for the provenance. begun: when the command started, by
     time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
     (None: the user's cache). explain: whether probes run that no verdict reads. target: the
-    directory of --output. Each function of `commands` sets `command` to its name.
+    directory of --output. Each function of `commands` sets `command`, as it is typed ("route").
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
     questions. `workers` ask the base: this process, or those of --executor.

@@ -1,8 +1,8 @@
 """What the stages return: plain frozen data, no torch, no I/O.
 
 A stage measures, a record says what was measured. The verdict is a pure function of records and
-the report a pure function of the `Audit` that holds them all. Field names are the names of the
-JSON document (schema_version 2).
+the sections of a report one of the `Audit` that holds them all. Field names are the names of the
+JSON document (schema_version 2), except for those that DOCUMENT_FIELDS renames.
 """
 
 from __future__ import annotations

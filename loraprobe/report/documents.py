@@ -1,7 +1,8 @@
 """The documents that are read and written as JSON: an audit with its schema, and samples.
 
 pydantic derives the schema from the records; `_exact` makes it strict: a document has every field
-of each record and no other, and null stands for a number that is not finite.
+of each record and no other, and null stands for a number that is not finite. `audit_from` reads
+documents of earlier versions too.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class _Published(GenerateJsonSchema):
 
 
 def read_audit(path: Path) -> Audit:
-    """The audit of a saved document: exactly the fields of the records, each of its own type.
+    """The audit of a saved document of this or an earlier version, with each field of its own type.
 
     null stands for a number that was not finite. Raises UsageError, which says what is wrong and
     where.

@@ -26,7 +26,7 @@ from typing import Any, Literal, cast
 
 import regex
 
-from loraprobe.defaults import MARGIN
+from loraprobe.defaults import SPOILED
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.patterns import PatternError, compiled
@@ -39,7 +39,6 @@ GENERATED: tuple[Metric, ...] = ("exact_match", "strict", "contains", "json", "n
 ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
 METRICS: tuple[Metric, ...] = (*ITEM_METRICS, "answer_loss")
 AUTO = "auto"  # of --metric: the gold answers decide
-LOST = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain
 PATTERN_SECONDS = 1.0
 
 ARTICLES = frozenset(("a", "an", "the"))
@@ -539,8 +538,8 @@ def auto_metric(task: Task) -> tuple[Metric, str]:
 
     Items with choices or another metric of their own do not count. `json` if all answers are JSON
     objects or lists; `numeric` if all are numbers; `strict` if exact match drops what more than
-    LOST of the items need: signs of a formal language, such as "C#", or what an answer differs by
-    from a commoner one of the same words.
+    SPOILED of the items need: signs of a formal language, such as "C#", or what an answer differs
+    by from a commoner one of the same words.
     """
     items = [item for item in task.items if _by_gold(item)]
     every = [answer for item in items for answer in item.answers]
@@ -550,7 +549,7 @@ def auto_metric(task: Task) -> tuple[Metric, str]:
         return "numeric", "all gold answers are numbers"
     lost, example = _lost([item.answers[0].strip() for item in items])
     told = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
-    return "strict" if lost > LOST * len(items) else "exact_match", told if lost else ""
+    return "strict" if lost > SPOILED * len(items) else "exact_match", told if lost else ""
 
 
 def _by_gold(item: Item) -> bool:

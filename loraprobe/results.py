@@ -42,10 +42,14 @@ class JsonLines(Generic[Kept]):
         parse: Callable[[Any], Kept],
     ) -> None:
         self.path, self.rows = path, list[Kept]()
-        self._lock = None if path is None else locked(path)
         known = as_plain(fingerprint)
-        if path is not None and not (resume and self._read(path, known, parse)):
-            _write(path, [{"format": FORMAT, "fingerprint": known}], "wb")
+        self._lock = None if path is None else locked(path)
+        try:
+            if path is not None and not (resume and self._read(path, known, parse)):
+                _write(path, [{"format": FORMAT, "fingerprint": known}], "wb")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the file for other runs; `rows` stays readable."""

@@ -179,15 +179,16 @@ def open_evaluator(
     with contextlib.ExitStack() as stack:
         stack.callback(scorer.close)
         ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
+        stack.callback(ledger.close)
         scorer, why, template = with_better_template(
             scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
         )
+        # Generated answers in the chosen form are results of the adapters. Those that are judged by
+        # likelihood are not: a forecast may read them from passes of the evaluation.
+        names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
+        known = [row for row in ledger if row.system in names and is_generated(row.metric)]
+        ledger.add_missing([replace(row, system=names[row.system]) for row in known])
         stack.pop_all()
-    # Generated answers in the chosen form are results of the adapters. Those that are judged by
-    # likelihood are not: a forecast may read them from passes of the evaluation.
-    names = {stored_as(adapter.name, scorer.chat_template): adapter.name for adapter in adapters}
-    known = [row for row in ledger if row.system in names and is_generated(row.metric)]
-    ledger.add_missing([replace(row, system=names[row.system]) for row in known])
     notes += [*why, *told, kept]
     local = local.with_template(scorer.chat_template)
     return Evaluator(inputs, session, scorer, ledger, plan.tasks, plan, notes, template, local)

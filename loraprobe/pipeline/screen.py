@@ -404,16 +404,19 @@ def choose_and_prove(screen: Screen) -> Proved:
         if asked and screen.unasked:  # the budget ended, so the passes before choose
             break
         if len(answered) < 3:
-            told = f"{len(answered) - 1} adapters"
-            raise UsageError(
-                f"{told} could be asked within --budget; give it more minutes."
-                if screen.unasked
-                else f"{told} can be asked: {next(iter(screen.failed.values()))}"
-            )
+            if not screen.unasked:
+                raise _too_few(len(answered) - 1, screen.failed)
+            told = count(len(answered) - 1, "adapter")
+            raise UsageError(f"{told} could be asked within --budget; give it more minutes.")
         names, asked = answered, [*asked, this]
         if proved := alone(names):
             return proved
     return _prove(screen, screen.ranking(names, asked), proving)
+
+
+def _too_few(asked: int, failed: Mapping[str, LoraprobeError]) -> UsageError:
+    """The error of a library of which fewer than two adapters can be asked."""
+    return UsageError(f"{count(asked, 'adapter')} can be asked: {next(iter(failed.values()))}")
 
 
 def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
@@ -491,7 +494,8 @@ def open_screen(
 ) -> Iterator[Screen]:
     """Loads the base, on which the usable members are asked the items that choose.
 
-    A few of the members choose the form of the prompts.
+    A few of the members choose the form of the prompts. Raises UsageError where the server of
+    --engine loads fewer than two of them.
     """
     parts = split_for_screening(tasks, session.options)
     usable = {member.record.name: member for member in members if member.usable}
@@ -501,6 +505,8 @@ def open_screen(
 
         failed |= not_loadable(every)
     opened = [adapter for adapter in every if adapter.name not in failed]
+    if failed and len(opened) < 2:
+        raise _too_few(len(opened), failed)
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
     names = {adapter.name for adapter in few}
     others = [adapter for adapter in opened if adapter.name not in names]

@@ -51,6 +51,14 @@ def test_damage_and_other_runs_are_refused(tmp_path):
                 Ledger(tmp_path / place, resume)
 
 
+def test_a_refused_file_is_free_again(tmp_path):
+    """As long as somebody holds the error, its frames hold the ledger."""
+    Ledger(tmp_path, fingerprint={"seed": 0}).append([row()])
+    with pytest.raises(UsageError) as refused:
+        Ledger(tmp_path, resume=True, fingerprint={"seed": 1})
+    assert len(Ledger(tmp_path, resume=True, fingerprint={"seed": 0})) == 1, refused
+
+
 SOUND = json.loads(json.dumps(dataclasses.asdict(row())))
 DAMAGE = {
     "text": {"value": "1"},

@@ -16,6 +16,7 @@ import pytest
 import loraprobe
 from loraprobe import file_hashes
 from loraprobe.base import open_base
+from loraprobe.errors import OutputError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.file_hashes import cached_hash, file_hash
@@ -58,6 +59,30 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
     monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
     with opened(True) as evaluator:
         assert (sorted(map(repr, evaluator.ledger)), evaluator.template) == first
+
+
+@pytest.mark.parametrize(
+    "step", ["pipeline.evaluate.with_better_template", "evaluation.Ledger.add_missing"]
+)
+def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatch, step):
+    """Its results are free for the next one as long as somebody holds the error, too."""
+    chosen, closed = shipped_world().scenario("disjoint"), []
+    session = Session(Options(threads=1, chat_template="off"), state=tmp_path)
+    task = load_task(chosen.tasks[0], 4)
+    base = str(shipped_world().path / "base")
+    inputs = open_inputs(list(chosen.adapters.values()), session, base, [task])
+    plan = plan_of(session.options, inputs.adapters, inputs.tasks)
+    monkeypatch.setattr("loraprobe.scoring.Scorer.close", lambda self: closed.append(self))
+    with monkeypatch.context() as broken, pytest.raises(OutputError) as error:
+        broken.setattr(f"loraprobe.{step}", full)
+        open_evaluator(inputs, plan, session)
+    assert len(closed) == 1
+    with open_evaluator(inputs, plan, session):
+        assert "full" in str(error.value)
+
+
+def full(*_, **__):
+    raise OutputError("The disk is full.")
 
 
 TRL = 'pipeline("text-generation")([{"role": "user", "content": question}])'

@@ -210,6 +210,18 @@ def test_a_server_without_questions_is_a_wrong_usage(world, command):
     assert ended.exit_code == 2 and "--task" in ended.stderr
 
 
+def test_a_library_that_no_server_loads_is_a_wrong_usage(world, tmp_path):
+    peft_adapter(tmp_path / "one", tiny_llama(), use_dora=True)
+    peft_adapter(tmp_path / "two", tiny_llama(), seed=1, use_dora=True)
+    words = ["screen", *(str(tmp_path / name) for name in ("one", "two")), "--json"]
+    words += ["--base", str(other_base(tmp_path / "base")), "--engine", "http://127.0.0.1:9"]
+    words += ["--task", str(world.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
+    ended = CliRunner().invoke(app, words)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "usage"), error
+    assert "Adapter one" in error["message"] and "--engine transformers" in error["message"]
+
+
 # What vLLM does where it expects an adapter of the head: it leaves the adapter out, or fails.
 MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no log-probabilities"}
 

@@ -54,8 +54,8 @@ def advise(
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
     itself, unless the servers can run none that is, and never if it is shown to lose a skill.
     """
-    used, action, uses, told = _chosen(evidence, composed, best, decision, outdone)
-    return action, uses, [*told, *_not_served(evidence, composed, best, used)]
+    used, action, uses, reasons = _chosen(evidence, composed, best, decision, outdone)
+    return action, uses, [*reasons, *_not_served(evidence, composed, best, used)]
 
 
 def _chosen(
@@ -70,11 +70,13 @@ def _chosen(
     served = [c for c in composed if c.system not in evidence.unserved]
     sound = [c for c in served if likely and c.outcome == "likely"]
     sound = sound or [c for c in served if c.retains != "unlikely"]
-    of = {(c.system, c.part): c for c in sound}
-    found = [one for name, part in of for one in here.scored([name], [part])]
+    sound_by_form = {(c.system, c.part): c for c in sound}
+    composed_scores = [
+        system for name, part in sound_by_form for system in here.scored([name], [part])
+    ]
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
-    measured = [*here.scored_alone(), *found]
+    measured = [*here.scored_alone(), *composed_scores]
     chosen = here.best_of(measured)
     chain = next(iter(here.scored(["chain"], [QUESTION])), None)
     if decision == "inconclusive" and best.binds(best.confirmed):
@@ -83,14 +85,14 @@ def _chosen(
         worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
         if worth or outdone:
             return chain, "chain", None, failing
-    uses = None if chosen is None else of.get((chosen.system, chosen.part))
+    uses = None if chosen is None else sound_by_form.get((chosen.system, chosen.part))
     as_decided = likely and uses is not None and uses.outcome == "likely"
     if chosen is not None and (as_decided or answers(evidence, chosen)):
-        told = [] if as_decided else [_why(evidence, chosen, best)]
-        told += _close(evidence, chosen, measured)
+        reasons = [] if as_decided else [_why(evidence, chosen, best)]
+        reasons += _close(evidence, chosen, measured)
         if cause != "step_by_step" or chosen.part != STEPS:
-            told += failing
-        return chosen, chosen.action, uses, told
+            reasons += failing
+        return chosen, chosen.action, uses, reasons
     if decision == "inconclusive":
         return None, "gather-evidence", None, failing
     if not cause or evidence.several:
@@ -99,9 +101,9 @@ def _chosen(
     return None, action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
 
 
-def answers(evidence: Evidence, one: ScoredSystem) -> bool:
+def answers(evidence: Evidence, system: ScoredSystem) -> bool:
     """Whether a system is shown to answer more than guessing does."""
-    return evidence.losses or one.score.low > evidence.guessing + evidence.tie
+    return evidence.losses or system.score.low > evidence.guessing + evidence.tie
 
 
 def settled(evidence: Evidence, verdict: Verdict) -> bool:
@@ -119,7 +121,7 @@ def settled(evidence: Evidence, verdict: Verdict) -> bool:
 
 def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     """Why the best system is used."""
-    own = next((one.shown for one in evidence.scored([best.system], [best.part])), 0.0)
+    best_score = next((one.shown for one in evidence.scored([best.system], [best.part])), 0.0)
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
     code, value, threshold = {
@@ -127,23 +129,25 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
         "adapter": ("single-suffices", score.value, evidence.tie),
         "switch": (SWITCH, score.value, None),
     }.get(chosen.kind, ("best-measured", score.value, evidence.margin))
-    return reason_of(code, value, threshold, chosen=chosen, best=best, own=own, everywhere=where)
+    return reason_of(
+        code, value, threshold, chosen=chosen, best=best, own=best_score, everywhere=where
+    )
 
 
 def _close(
     evidence: Evidence, chosen: ScoredSystem, measured: Sequence[ScoredSystem]
 ) -> list[Reason]:
     """That a simpler system is advised than the one that scored most, where it is."""
-    found = [
+    rivals = [
         one
         for one in measured
         if one.system != chosen.system
         and round(one.score.value - chosen.score.value, 9) > 0
         and evidence.difference(one, chosen).low <= 0
     ]
-    if not found:
+    if not rivals:
         return []
-    other = min(found, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
+    other = min(rivals, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
     gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 
@@ -240,8 +244,8 @@ def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
 
     def scored(name: str, *parts: ItemPart) -> ScoredSystem | None:
         """The system in that of the forms in which it scores most."""
-        found = evidence.scored([name], parts)
-        return max(found, key=lambda one: one.score.value, default=None)
+        forms = evidence.scored([name], parts)
+        return max(forms, key=lambda one: one.score.value, default=None)
 
     used, chain = None, scored("chain", QUESTION)
     if verdict.composes:

@@ -116,12 +116,12 @@ class Criterion(Estimate):
             return ""
         above = (math.floor(self.high / MARGIN_STEP + 1e-9) + 1) * MARGIN_STEP
         below = (math.ceil(self.low / MARGIN_STEP - 1e-9) - 1) * MARGIN_STEP
-        told = []
+        parts = []
         if above < 1:
-            told.append(f"{above:.2f} or more (it is not reached)")
+            parts.append(f"{above:.2f} or more (it is not reached)")
         if below >= 0:
-            told.append(f"{below:.2f} or less (it is reached)")
-        return f"these decide {self.option} {' and '.join(told)}" if told else ""
+            parts.append(f"{below:.2f} or less (it is reached)")
+        return f"these decide {self.option} {' and '.join(parts)}" if parts else ""
 
     def would_decide(self) -> str:
         """The end of a sentence that says what would decide."""
@@ -327,10 +327,10 @@ class Evidence:
 
     def scored(self, names: Iterable[str], parts: Iterable[ItemPart] = FORMS) -> list[ScoredSystem]:
         """Those of these systems that were scored on every task, in each of the forms."""
-        found = [(name, part, self.scores(name, part)) for name in names for part in parts]
+        scores = [(name, part, self.scores(name, part)) for name in names for part in parts]
         return [
             ScoredSystem(name, self.kind(name), part, averaged([row.estimate for row in rows]))
-            for name, part, rows in found
+            for name, part, rows in scores
             if rows and tuple(row.task for row in rows) == self.task_names
         ]
 
@@ -340,25 +340,25 @@ class Evidence:
         Of several tasks only those that are about as good on every task as the best of them there,
         and the adapters switched by task if they are not all the same.
         """
-        found = self.scored(self.systems(BASELINES))
+        baselines = self.scored(self.systems(BASELINES))
         if not self.several:
-            return found
+            return baselines
         apart = [self.on(task) for task in self.task_names]
         chosen = (here.best_of(here.scored_alone()) for here in apart)
-        members = [one for one in chosen if one is not None]
+        members = [baseline for baseline in chosen if baseline is not None]
         if len(members) < len(apart):
-            return found
+            return baselines
 
-        def suffices(one: ScoredSystem) -> bool:
-            scores = [here.scored([one.system], [one.part]) for here in apart]
+        def suffices(baseline: ScoredSystem) -> bool:
+            scores = [here.scored([baseline.system], [baseline.part]) for here in apart]
             pairs = zip(members, scores, strict=True)
             return all(s and best.score.value - s[0].score.value <= self.tie for best, s in pairs)
 
-        suffice = [one for one in found if suffices(one)]
-        if len({self.same_as(one.system) for one in members}) < 2:
+        suffice = [baseline for baseline in baselines if suffices(baseline)]
+        if len({self.same_as(baseline.system) for baseline in members}) < 2:
             return suffice
-        part = min((one.part for one in members), key=FORMS.index)
-        switched = averaged([one.score for one in members])
+        part = min((baseline.part for baseline in members), key=FORMS.index)
+        switched = averaged([baseline.score for baseline in members])
         return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
 
     def best_of(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
@@ -402,10 +402,10 @@ class Evidence:
         as if the scores were independent. adjusted: with the interval of the round that covers the
         choice of the best, which a decision takes.
         """
-        found, back = self._paired(one, other, adjusted), self._paired(other, one, adjusted)
-        if found is not None:
-            return found
-        return one.score - other.score if back is None else -back
+        forward, backward = self._paired(one, other, adjusted), self._paired(other, one, adjusted)
+        if forward is not None:
+            return forward
+        return one.score - other.score if backward is None else -backward
 
     def _paired(self, one: ScoredSystem, other: ScoredSystem, adjusted: bool) -> Estimate | None:
         """The difference of two systems in a gain or in a comparison; None if none has it."""
@@ -439,10 +439,10 @@ class Evidence:
 
     def candidate(self, system: str, part: ItemPart) -> Candidate | None:
         """A composition with all that decides on it; None unless its gain is known."""
-        own = self.gain(system, part)
-        if own is None:
+        gain_row = self.gain(system, part)
+        if gain_row is None:
             return None
-        scores, gain = self.scores(system, part), gain_criterion(own, self.margin)
+        scores, gain = self.scores(system, part), gain_criterion(gain_row, self.margin)
         kept: dict[str, Criterion | None] = {}
         for row in scores if self.several else ():
             kept[row.task] = None
@@ -458,13 +458,15 @@ class Evidence:
             system,
             self.kind(system),
             part,
-            own.against,
-            own.against_part,
+            gain_row.against,
+            gain_row.against_part,
             gain,
             controls,
             kept,
             max(errors, default=None),
-            None if own.rejudged is None else criterion(own.rejudged, self.margin, like=gain),
+            None
+            if gain_row.rejudged is None
+            else criterion(gain_row.rejudged, self.margin, like=gain),
         )
 
     def on(self, task: str) -> Evidence:
@@ -531,12 +533,12 @@ class Evidence:
         A hop is known to a system, or unknown (`is_known`, `is_unknown`); between the two nothing
         is claimed. Both thresholds are conventions of this tool.
         """
-        found: dict[int, dict[str, Score]] = {}
+        by_hop: dict[int, dict[str, Score]] = {}
         for score in () if self.several or self.losses else self.measured.scores:
             if score.kind in BASELINES and score.part.hop is not None:
                 name = "base" if score.kind == "base" else score.system
-                found.setdefault(score.part.hop, {})[name] = score
-        return dict(sorted(found.items()))
+                by_hop.setdefault(score.part.hop, {})[name] = score
+        return dict(sorted(by_hop.items()))
 
     @property
     def losses(self) -> bool:

@@ -159,26 +159,26 @@ def against(candidate: Candidate | Forecast) -> str:
 
 def about_candidate(best: Candidate, decision: Decision, retention: float) -> list[Reason]:
     """Why a composition is likely to work, or not: each criterion that it has to meet."""
-    found = [_about_gain(best, decision)]
+    reasons = [_about_gain(best, decision)]
     if best.binds(best.enough):
-        found.append(few_items(best.gain.n, best.gain.clusters, decisive=True))
+        reasons.append(few_items(best.gain.n, best.gain.clusters, decisive=True))
     if best.checked is not None and best.binds(best.confirmed):
         figures = best.checked.low, best.checked.threshold
-        found.append(reason_of("answers-normalised", *figures, decisive=True, gain=best.checked))
-    found.append(_about_controls(best))
-    return found + [_about_share_kept(best, task, retention) for task in best.kept]
+        reasons.append(reason_of("answers-normalised", *figures, decisive=True, gain=best.checked))
+    reasons.append(_about_controls(best))
+    return reasons + [_about_share_kept(best, task, retention) for task in best.kept]
 
 
 def _about_gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
-    found, outcome = best.gain, best.gain.outcome
+    gain, outcome = best.gain, best.gain.outcome
     code, value = {
-        "likely": ("gain-beyond-margin", found.low),
-        "unlikely": ("gain-below-margin", found.high),
-        "inconclusive": ("gain-undecided", found.value),
+        "likely": ("gain-beyond-margin", gain.low),
+        "unlikely": ("gain-below-margin", gain.high),
+        "inconclusive": ("gain-undecided", gain.value),
     }[outcome]
     unmet = {
-        f"{observed(found.n, found.clusters)} are too few to rely on": best.enough,
+        f"{observed(gain.n, gain.clusters)} are too few to rely on": best.enough,
         "no control was scored": "likely" if best.controls else "inconclusive",
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
@@ -187,12 +187,12 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
     return reason_of(
         "gain-with-reservation" if outcome == "likely" != decision else code,
         value,
-        found.threshold,
+        gain.threshold,
         decisive=outcome == decision,
-        gain=f"{best.system}, {FORM[best.part]}, against {against(best)}: {found} on "
-        f"{count(found.n, 'item')}",
+        gain=f"{best.system}, {FORM[best.part]}, against {against(best)}: {gain} on "
+        f"{count(gain.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
-        would_decide=found.would_decide(),
+        would_decide=gain.would_decide(),
     )
 
 
@@ -236,7 +236,8 @@ def _about_controls(best: Candidate) -> Reason:
     if not best.controls:
         return reason_of("controls-not-run", decisive=binding)
     name, nearest = min(
-        best.controls.items(), key=lambda one: (one[1].outcome == "likely", one[1].value, one[0])
+        best.controls.items(),
+        key=lambda pair: (pair[1].outcome == "likely", pair[1].value, pair[0]),
     )
     kind, _, single = name.partition(":")
     control = {
@@ -297,10 +298,10 @@ def about_compression(candidate: Candidate, decisive: bool) -> Reason:
     return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
-def about_servers(servers: Sequence[str], what: str) -> Reason:
+def about_servers(servers: Sequence[str], advised: str) -> Reason:
     """The servers that can run what is advised as it is."""
     who = listing(servers) if servers else "No server"
-    return reason_of("servable", float(len(servers)), who=who, what=what)
+    return reason_of("servable", float(len(servers)), who=who, what=advised)
 
 
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
@@ -447,13 +448,13 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     if choice is None:
         return
-    told = [f"{systems:,} over {items:,} more" for systems, items in choice.passes]
-    if told:
+    passes = [f"{systems:,} over {items:,} more" for systems, items in choice.passes]
+    if passes:
         systems, items = choice.passes[0]
-        told[0] = f"{systems:,} passes over {count(items, 'question')}"
+        passes[0] = f"{systems:,} passes over {count(items, 'question')}"
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
-    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {', '.join(told)}"
+    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {', '.join(passes)}"
     if not choice.adapters:
         items = sum(items for _, items in choice.passes)
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
@@ -487,8 +488,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         )
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min((row.estimate for row in largest.values()), key=lambda one: one.clusters)
-    told = {reason.code for reason in verdict.reasons}
-    if fewest.clusters < FEWEST_ITEMS and "few-items" not in told:
+    codes = {reason.code for reason in verdict.reasons}
+    if fewest.clusters < FEWEST_ITEMS and "few-items" not in codes:
         yield few_items(fewest.n, fewest.clusters, decisive=False)
     if verdict.decision == "inconclusive":
         yield from _about_ceiling(evidence)

@@ -101,8 +101,8 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
     """
     if not evidence.compatibility.compatible:
         errors = evidence.compatibility.errors
-        told = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
-        conflicts = tuple(reason_of("structural-conflict", issue=text) for text in told)
+        sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
+        conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
     known, level = calibration or shipped(), evidence.rests_on
     if level in ("pilot", "evaluation"):
@@ -122,11 +122,11 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         reasons.about_choice(evidence.choice),
     )
     severities = ["decisive", "warning", "info"]
-    found = sorted(
+    ordered = sorted(
         [*verdict.reasons, *others],
         key=lambda one: (severities.index(one.severity), reasons.effect(one.code)),
     )
-    return replace(verdict, reasons=tuple(found), margin=evidence.margin)
+    return replace(verdict, reasons=tuple(ordered), margin=evidence.margin)
 
 
 def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
@@ -139,7 +139,7 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
         room = 1.0 - evidence.baseline
         low, high = (min(end, room) for end in forecast.ci95)
         forecast = replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
-    told = reason_of(
+    about_gain = reason_of(
         "forecast",
         forecast.gain,
         evidence.margin,
@@ -149,11 +149,13 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
         against=reasons.against(forecast),
         items=count(forecast.n, "item"),
     )
-    kept = [
+    about_retentions = [
         reason_of("forecast-retention", row.value, evidence.retention, forecast=forecast, row=row)
         for row in (forecast.retentions if evidence.several else ())
     ]
-    return replace(verdict, reasons=(*verdict.reasons, told, *kept), forecast=forecast)
+    return replace(
+        verdict, reasons=(*verdict.reasons, about_gain, *about_retentions), forecast=forecast
+    )
 
 
 # ---- before compositions are asked ---------------------------------------------------------------
@@ -161,18 +163,18 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
 
 def _undecided(level: EvidenceLevel) -> Verdict:
     """Inconclusive at this level, with the cheapest next evidence."""
-    code, what, source = OPEN[level]
-    found = [reason_of(code), reason_of("next-evidence", source=source, what=what)]
+    code, cheapest, source = OPEN[level]
+    found = [reason_of(code), reason_of("next-evidence", source=source, what=cheapest)]
     return Verdict("inconclusive", level, (*found, *([] if level == "base" else [ELSEWHERE])))
 
 
 def _decide_baselines(evidence: Evidence) -> Verdict:
     """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
-    found = at_ceiling(evidence)
+    verdict = at_ceiling(evidence)
     asked = [s for s in evidence.measured.scores if s.kind in BASELINES and s.part == QUESTION]
-    if found is None and asked and not evidence.losses and all(map(is_unknown, asked)):
-        found = _hop_unknown(evidence) or _disjoint(evidence)
-    return found or _undecided("base")
+    if verdict is None and asked and not evidence.losses and all(map(is_unknown, asked)):
+        verdict = _hop_unknown(evidence) or _disjoint(evidence)
+    return verdict or _undecided("base")
 
 
 def at_ceiling(evidence: Evidence) -> Verdict | None:
@@ -237,20 +239,20 @@ def _about_measured_sets(
     base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
     wanted = base, kind.tasks, kind.hops, kind.metric
     classes = {(one.base, one.tasks, one.hops, one.metric): one for one in calibration.classes}
-    found = classes.get(wanted)
-    if found is None or found.sets < FEWEST_SETS:
+    similar = classes.get(wanted)
+    if similar is None or similar.sets < FEWEST_SETS:
         return
-    share = share_above(found.gained, evidence.margin)
-    bases = count(found.bases, f"{found.base} base")
+    share = share_above(similar.gained, evidence.margin)
+    bases = count(similar.bases, f"{similar.base} base")
     yield reason_of(
         "measured-elsewhere",
         share,
         evidence.margin,
         source="the sets that loraprobe lab calibrate measured (examples/calibration)",
-        sets=f"{found.sets} adapter sets for {found} on {bases}, {share:.0%} had a "
+        sets=f"{similar.sets} adapter sets for {similar} on {bases}, {share:.0%} had a "
         "composition that",
         margin=evidence.margin,
-        over=" in the mean" if found.tasks > 1 else "",
+        over=" in the mean" if similar.tasks > 1 else "",
     )
 
 
@@ -262,16 +264,16 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     it is shown to gain. A second decisive reason says what of that is open.
     """
     known, chain, gain = _decide_baselines(evidence), chain_candidate(evidence), None
-    found, action, outcome = list(known.reasons), known.action, "unlikely"
+    why, action, outcome = list(known.reasons), known.action, "unlikely"
     if known.decision != "unlikely":
-        found = [reason_of("compositions-not-asked", decisive=True)]
+        why = [reason_of("compositions-not-asked", decisive=True)]
     if chain is not None:
         gain, outcome = _decisive_gain(chain), chain.gain.outcome
-        found.append(reasons.about_chain(chain, None, outcome == "inconclusive"))
+        why.append(reasons.about_chain(chain, None, outcome == "inconclusive"))
         if chain.enough == "inconclusive":
             outcome = "inconclusive"
             few = reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True)
-            found.append(few)
+            why.append(few)
     served = evidence.served
     if outcome == "likely" and served.scored(["chain"]):
         action = "chain"
@@ -284,7 +286,7 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
         shown = best is not None and answers(evidence, best)
         action = best.action if best and shown else "gather-evidence"
     system = None if gain is None else gain.system
-    return Verdict(known.decision, "base", tuple(found), system, action, gain=gain)
+    return Verdict(known.decision, "base", tuple(why), system, action, gain=gain)
 
 
 # ---- compositions --------------------------------------------------------------------------------
@@ -308,30 +310,30 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     decision = "unlikely" if by_base or by_chain else decision
     action, uses, advice = advise(evidence, composed, form[0], decision, by_chain)
     best = uses if uses is not None and uses.outcome == form[0].outcome else form[0]
-    found = [*known.reasons] if by_base else []
-    found += [reasons.about_chain(chain, best, by_chain)] if chain else []
-    found += reasons.about_candidate(best, decision, evidence.retention)
-    found += [reasons.about_other_form(other[0])] if other else []
-    found += [reasons.about_compression(one, compressed) for one in form if one.lossy]
-    found += advice
+    why = [*known.reasons] if by_base else []
+    why += [reasons.about_chain(chain, best, by_chain)] if chain else []
+    why += reasons.about_candidate(best, decision, evidence.retention)
+    why += [reasons.about_other_form(other[0])] if other else []
+    why += [reasons.about_compression(one, compressed) for one in form if one.lossy]
+    why += advice
     if known.decision == "unlikely" and decision == "inconclusive":
-        found += [replace(reason, severity="info") for reason in known.reasons]
+        why += [replace(reason, severity="info") for reason in known.reasons]
     about = uses or (None if best.system in evidence.unserved else best)
     system, gain = None if about is None else about.system, _decisive_gain(best)
-    return Verdict(decision, "evaluation", tuple(found), system, action, gain=gain)
+    return Verdict(decision, "evaluation", tuple(why), system, action, gain=gain)
 
 
-def _of_first_round(found: Verdict, evidence: Evidence) -> Verdict:
+def _of_first_round(verdict: Verdict, evidence: Evidence) -> Verdict:
     """A verdict on scored compositions, as that of a first round on a few items."""
     # Controls are asked only where a composition gains: elsewhere nothing depends on them.
-    kept = [r for r in found.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
+    why = [r for r in verdict.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.measured.scores if row.system in systems)
     asked = count(items, "item") + (" of each task" if evidence.several else "")
-    kept.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
-    if found.decision == "inconclusive":
-        kept += [r for r in _undecided("base").reasons if r.code == "next-evidence"]
-    return replace(found, evidence="pilot", reasons=tuple(kept))
+    why.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
+    if verdict.decision == "inconclusive":
+        why += [r for r in _undecided("base").reasons if r.code == "next-evidence"]
+    return replace(verdict, evidence="pilot", reasons=tuple(why))
 
 
 def candidates(
@@ -372,8 +374,8 @@ def _decisive_form(
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
     if first.outcome == "likely":
-        found = [evidence.scored([one.system], [one.part]) for one in (first, second)]
-        best = evidence.best_of(itertools.chain(*found))
+        scored = [evidence.scored([one.system], [one.part]) for one in (first, second)]
+        best = evidence.best_of(itertools.chain(*scored))
         return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 

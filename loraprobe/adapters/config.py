@@ -69,14 +69,23 @@ WITH_DELTA = frozenset(
     "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR PSOFT RANDLORA SHIRA TINYLORA UNILORA "
     "VBLORA VERA WAVEFT".split()
 )
+# The others that are well known -> what they do, and the cure.
 NO_DELTA = {
-    **dict.fromkeys(["OFT", "BOFT", "HRA", "ROAD"], "rotates the base's weights or activations"),
-    **dict.fromkeys(["IA3", "LN_TUNING"], "scales activations or norms"),
+    **dict.fromkeys(
+        ["OFT", "BOFT", "HRA", "ROAD"],
+        "which rotates weights or activations; merge it into its base with peft.",
+    ),
+    **dict.fromkeys(
+        ["IA3", "LN_TUNING"],
+        "which scales activations or norms; merge it into its base with peft.",
+    ),
     **dict.fromkeys(
         "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT".split(),
-        "adds tokens to the prompt",
+        "which adds tokens to the prompt and no weights; use an adapter of type LORA.",
     ),
-    **dict.fromkeys(["XLORA", "POLY"], "is a router over adapters"),
+    **dict.fromkeys(
+        ["XLORA", "POLY"], "which routes between adapters; give the adapters that it routes."
+    ),
 }
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -157,10 +166,9 @@ def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
     """
     kind = raw.get("peft_type")
     if kind != "LORA":
-        why = NO_DELTA.get(str(kind), "is no change of weights that is known here")
-        cure = f"which {why}; merge this adapter into its base with peft."
+        cure = NO_DELTA.get(str(kind), "and loraprobe reads LORA; use an adapter of that type.")
         if kind in WITH_DELTA:
-            cure = "and this reads LORA; loraprobe convert ADAPTER --base=BASE -o DIR makes one."
+            cure = "and loraprobe reads LORA; loraprobe convert REF --base=BASE -o DIR makes one."
         raise UnsupportedAdapter(f"{where} is of PEFT type {reprlib.repr(kind)}, {cure}")
     try:
         CheckedConfig.model_validate(raw)

@@ -144,7 +144,7 @@ def _cut(
     energies = s.double().square().cumsum(0)
     total = float(energies[-1]) or 1.0
     shares = energies / total if float(energies[-1]) else torch.ones_like(energies)
-    wanted = 1 - CUT_ENERGY if rank == "auto" else keep
+    wanted = max(1 - CUT_ENERGY, keep) if rank == "auto" else keep
     enough = int((shares < wanted).sum()) + 1
     taken = min(enough if rank == "auto" else rank, len(s))
     share = float(shares[taken - 1])

@@ -111,7 +111,7 @@ def with_next(
     options: Options,
     inputs: Inputs,
     measured: EvaluationRecords,
-    found: Compatibility,
+    compatibility: Compatibility,
     spec: str | None = None,
     library: Sequence[str] = (),
 ) -> Verdict:
@@ -123,12 +123,12 @@ def with_next(
     rows = measured.scores
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     spec = spec or verdict.system
-    errors = [issue for issue in found.errors if len(issue.adapters) > 1]
+    errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
     request = replace(
         requested(options, inputs, kind),
         library=tuple(library),
         chain=measured.chain,
-        fitting=_fitting(inputs.given, found),
+        fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
     )
     if kind == "router":
@@ -138,8 +138,8 @@ def with_next(
             files = [f"{name}={Path(file).name}" for name, file in options.router_prompts]
             words = (*request.options, *(("--router-prompts", file) for file in files))
             request = replace(request, learned=True, options=words)
-    told = next_command(replace(verdict, system=spec), request, options.limit is not None)
-    return replace(verdict, next=told)
+    command = next_command(replace(verdict, system=spec), request, options.limit is not None)
+    return replace(verdict, next=command)
 
 
 def _hidden_size(base: Base) -> float:
@@ -157,7 +157,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     asked.append("serve")
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
-    kept = [*options.fingerprint(), *enough, "dtype"]
+    repeated = [*options.fingerprint(), *enough, "dtype"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -172,24 +172,26 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         kind=kind,
         options=_composing(options),
         most_tokens=options.max_new_tokens or PLAIN_TOKENS,
-        kept=tuple(_words(options, [name for name in kept if name not in (*COMPOSING, *asked)])),
+        kept=tuple(
+            _words(options, [name for name in repeated if name not in (*COMPOSING, *asked)])
+        ),
     )
 
 
-def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ...]:
+def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple[str, ...]:
     """The references of adapters that no error stands between: those of the commonest base.
 
     The later one of two that do not fit together is left out.
     """
-    errors = [set(issue.adapters) for issue in found.errors]
-    kept = [adapter for adapter in adapters if {adapter.name} not in errors]
-    common = collections.Counter(adapter.base_model for adapter in kept).most_common(1)
-    kept = [adapter for adapter in kept if adapter.base_model == common[0][0]]
-    for at in reversed(range(len(kept))):
-        names = {adapter.name for adapter in kept}
-        if any(kept[at].name in error <= names for error in errors):
-            del kept[at]
-    return tuple(map(reference_of, kept))
+    errors = [set(issue.adapters) for issue in compatibility.errors]
+    fitting = [adapter for adapter in adapters if {adapter.name} not in errors]
+    common = collections.Counter(adapter.base_model for adapter in fitting).most_common(1)
+    fitting = [adapter for adapter in fitting if adapter.base_model == common[0][0]]
+    for at in reversed(range(len(fitting))):
+        names = {adapter.name for adapter in fitting}
+        if any(fitting[at].name in error <= names for error in errors):
+            del fitting[at]
+    return tuple(map(reference_of, fitting))
 
 
 def reference_of(adapter: Adapter) -> str:
@@ -200,13 +202,13 @@ def reference_of(adapter: Adapter) -> str:
 
 def _composing(options: Options) -> tuple[Flag, ...]:
     """The options that change what a composition is, where they are not at their default."""
-    found = _words(options, ("balance", "space", "rank"))
+    flags = _words(options, ("balance", "space", "rank"))
     if options.given_weights:
-        found.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
+        flags.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
     for subtracted in options.subtract:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
-        found.append(("--subtract", given))
-    return tuple(found)
+        flags.append(("--subtract", given))
+    return tuple(flags)
 
 
 def _words(options: Options, names: Iterable[str]) -> list[Flag]:
@@ -252,11 +254,11 @@ def audit_of(
     inputs: Inputs,
     examined: Examination,
     notes: Iterable[str] = (),
-    **found: Any,
+    **fields: Any,
 ) -> Audit:
     """The audit of a run, as it may be published.
 
-    `found` are fields of Audit; empty notes are left out.
+    `fields` are those of Audit; empty notes are left out.
     """
     norms = {
         row.adapters[0]: row.value
@@ -291,7 +293,7 @@ def audit_of(
         diagnostics=examined.diagnostics,
         layers=examined.layers,
         notes=map_texts(tuple(filter(None, notes)), public),
-        **{"places": typed, **found, "verdict": map_texts(found.get("verdict"), public)},
+        **{"places": typed, **fields, "verdict": map_texts(fields.get("verdict"), public)},
     )
 
 

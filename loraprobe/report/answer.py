@@ -97,10 +97,10 @@ def chosen(lines: Sequence[Line]) -> list[Line]:
 
     With a command stays what it leaves to fill in. All are in the order in which they are read.
     """
-    left, seen, ranked, kept = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
+    left, seen, ranked, shown = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
     for at, (label, content) in enumerate(lines):
         if isinstance(content, Command) or label == FILL_IN:
-            kept.add(at)
+            shown.add(at)
         else:
             ranked.append((BY_EFFECT.index(label) + AGAIN * seen[label], at))
             seen[label] += 1
@@ -108,8 +108,8 @@ def chosen(lines: Sequence[Line]) -> list[Line]:
         left -= len(list(Answer("", "", (lines[at],)).rows(WIDTH)))
         if left < 0 and place:
             break
-        kept.add(at)
-    return [line for at, line in enumerate(lines) if at in kept]
+        shown.add(at)
+    return [line for at, line in enumerate(lines) if at in shown]
 
 
 # ---- the headline --------------------------------------------------------------------------------
@@ -229,8 +229,8 @@ def _conflicts(audit: Audit) -> Iterator[Line]:
 
 def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """What was measured of systems: what to use, what it gains, and how sure that is."""
-    found = basis(verdict, audit.evaluation)
-    yield "use", _use(audit, verdict, found)
+    measured = basis(verdict, audit.evaluation)
+    yield "use", _use(audit, verdict, measured)
     yield "gain", gain_line(audit, verdict)
     rounds = audit.evaluation.rounds
     if rounds is not None and rounds.early and audit.command != "inspect":
@@ -239,8 +239,8 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
     yield "servers", _servers(audit, verdict)
     yield "close", _said(verdict, "not-told-apart").rstrip(".")
-    yield "better", _better(audit, verdict, found)
-    yield "decide", _decide(audit, verdict, found)
+    yield "better", _better(audit, verdict, measured)
+    yield "decide", _decide(audit, verdict, measured)
     yield from _limits(audit, verdict)
     if verdict.decision == "likely":  # what shows that the partner matters
         yield "sure", _said(verdict, "controls-beaten")
@@ -256,11 +256,11 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """At most three reasons: why, what to watch, and what the adapters' findings warn of."""
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
-    found = [("why", r.message) for r in why[:2]]
-    watched, left = _watched(audit), MOST_REASONS - len(found)
-    found += _watch(watched if verdict.evidence == "weights" else watched[:left], left)
+    lines = [("why", r.message) for r in why[:2]]
+    watched, left = _watched(audit), MOST_REASONS - len(lines)
+    lines += _watch(watched if verdict.evidence == "weights" else watched[:left], left)
     lacks = [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
-    yield from [*found, *lacks[: max(0, MOST_REASONS - len(found))]]
+    yield from [*lines, *lacks[: max(0, MOST_REASONS - len(lines))]]
     if verdict.evidence == "weights":
         yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
 
@@ -287,13 +287,13 @@ def _watched(audit: Audit) -> list[str]:
     reasons = audit.verdict.reasons if audit.verdict is not None else ()
     codes = {reason.code for reason in reasons}
     twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
-    found = [r.message for r in _told("watch", reasons)]
+    warnings = [r.message for r in _told("watch", reasons)]
     for issue in audit.compatibility.issues:
         elsewhere = issue.code in twice or issue.code.startswith((LICENCE, SERVING))
         if issue.severity == "warning" and not elsewhere:
             cure = f" {issue.cure}" if "--" in issue.cure else ""  # an option to set
-            found.append(f"{first_sentence(issue)}{cure}")
-    return found
+            warnings.append(f"{first_sentence(issue)}{cure}")
+    return warnings
 
 
 def _watch(texts: Sequence[str], most: int) -> list[tuple[str, str]]:
@@ -334,12 +334,12 @@ def _about_files(audit: Audit) -> Iterator[Line]:
 
 def _serving(audit: Audit) -> Iterator[Line]:
     """What servers do not read as it is, each cure once, and the commands of those that do."""
-    told = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
-    wrong = [issue for issue in told if issue.severity == "error"]
-    wrong = wrong or [issue for issue in told if issue.severity == "warning"]
+    findings = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
+    wrong = [issue for issue in findings if issue.severity == "error"]
+    wrong = wrong or [issue for issue in findings if issue.severity == "warning"]
     yield from (("why", issue.message) for issue in wrong[:MOST_REASONS])
     yield from (("fix", cure) for cure in dict.fromkeys(issue.cure for issue in wrong))
-    fit = [issue for issue in told if issue.severity == "note"]
+    fit = [issue for issue in findings if issue.severity == "note"]
     yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
     yield from (("serve", Command("shell", text=issue.cure)) for issue in fit)
 
@@ -381,12 +381,12 @@ def _some(names: Sequence[str], what: str) -> str:
 
 def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
     """Adapters by the meaning of the first finding that excludes them."""
-    found: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for row in rows:
         code = next((i.code for i in row.issues if i.severity == "error"), "")
-        found.setdefault(compatibility.CODES.get(code, code), []).append(row.name)
-    told = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in found.items()]
-    return f"{len(rows)}: {'; '.join(told)}" if told else ""
+        by_reason.setdefault(compatibility.CODES.get(code, code), []).append(row.name)
+    groups = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in by_reason.items()]
+    return f"{len(rows)}: {'; '.join(groups)}" if groups else ""
 
 
 def _families(rows: Sequence[LibraryAdapter]) -> str:
@@ -406,10 +406,10 @@ def _families(rows: Sequence[LibraryAdapter]) -> str:
 # ---- systems -------------------------------------------------------------------------------------
 
 
-def _use(audit: Audit, verdict: Verdict, found: Basis) -> str:
+def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """What to use, with its score and that of the composition where both were measured."""
     head, _, single = verdict.action.partition(":")
-    used, best = found.used, verdict.gain
+    used, best = measured.used, verdict.gain
     open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
@@ -419,8 +419,8 @@ def _use(audit: Audit, verdict: Verdict, found: Basis) -> str:
         form = f", {used.form}" if two_forms else ""
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
         return f"{so_far}{used.system} (a {kind}){form}{'' if decides else score}"
-    if score and best is not None and found.composed is not None and best.system != "chain":
-        score += f" against {found.composed.shown:z.2f} for {best.system}"
+    if score and best is not None and measured.composed is not None and best.system != "chain":
+        score += f" against {measured.composed.shown:z.2f} for {best.system}"
     form = f", {used.form}" if used is not None else ""
     who = {
         "chain": f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
@@ -440,37 +440,39 @@ def _hops(audit: Audit) -> str:
 
 def _by_task(audit: Audit, verdict: Verdict) -> str:
     """Each task's best single adapter with its score, and the composition's."""
-    told, composed = [], verdict.gain.system if verdict.gain is not None else ""
+    tasks, composed = [], verdict.gain.system if verdict.gain is not None else ""
     for task in audit.evaluation.tasks:
         rows = [r for r in audit.evaluation.scores if (r.task, r.part) == (task, "question")]
         other = [f" ({r.system} {number(r.value)})" for r in rows if r.system == composed]
         alone = [row for row in rows if row.kind == "adapter"]
         if alone:
-            own = max(alone, key=lambda row: row.value)
-            told.append(f"{own.system} {number(own.value)}{''.join(other)}")
-    return f": {listing(told)}" if 0 < len(told) < 4 else ""
+            best = max(alone, key=lambda row: row.value)
+            tasks.append(f"{best.system} {number(best.value)}{''.join(other)}")
+    return f": {listing(tasks)}" if 0 < len(tasks) < 4 else ""
 
 
 def gain_line(audit: Audit, verdict: Verdict) -> str:
     """The decisive gain with its interval, against whom, and on how many questions."""
-    best, found, rounds = verdict.gain, basis(verdict, audit.evaluation), audit.evaluation.rounds
+    best, rounds = verdict.gain, audit.evaluation.rounds
     if best is None:
         return ""
-    own, other, asked = found.composed, found.baseline, f"you asked for {verdict.margin:.2f}"
+    measured, asked = basis(verdict, audit.evaluation), f"you asked for {verdict.margin:.2f}"
+    composed, baseline = measured.composed, measured.baseline
     of_all = count(best.n, "question")
-    if own is None or other is None or verdict.evidence == "pilot":
+    if composed is None or baseline is None or verdict.evidence == "pilot":
         # In a first round the base and single adapters answered more questions.
         gain = f"{gained(best.difference, best.ci95)} for {best.system} against {best.against}"
         return f"{gain}, in a first round on {of_all}; {asked}"
     if rounds is not None and best.n == rounds.items < rounds.total:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
-    alone += f", {other.form}" if other.part != best.form else ""
+    alone += f", {baseline.form}" if baseline.part != best.form else ""
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
-    difference, digits = _agreeing(own.score.value, other.score.value, best.difference)
+    difference, digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
     return (
-        f"{mean}{own.shown:z.{digits}f} for {best.system} against {other.shown:z.{digits}f} for "
-        f"{alone}: {gained(difference, best.ci95, digits)} on {of_all}; {asked}"
+        f"{mean}{composed.shown:z.{digits}f} for {best.system} against "
+        f"{baseline.shown:z.{digits}f} for {alone}: {gained(difference, best.ci95, digits)} "
+        f"on {of_all}; {asked}"
     )
 
 
@@ -493,24 +495,24 @@ def _said(verdict: Verdict, code: str) -> str:
 
 def _servers(audit: Audit, verdict: Verdict) -> str:
     """What the servers of the user cannot run; else which servers run what is advised."""
-    told = _said(verdict, "not-servable")
-    if not told and not audit.serve:
-        told = _said(verdict, "servable")
-    return (told[:1].lower() + told[1:]).rstrip(".")
+    sentence = _said(verdict, "not-servable")
+    if not sentence and not audit.serve:
+        sentence = _said(verdict, "servable")
+    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
 
 
-def _better(audit: Audit, verdict: Verdict, found: Basis) -> str:
+def _better(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """A chain that scores more than what is advised, which takes one call."""
-    chain, used, tie = found.chain, found.used, min(verdict.margin, MARGIN)
+    chain, used, tie = measured.chain, measured.used, min(verdict.margin, MARGIN)
     if chain is None or used is None or chain.score.value - used.score.value <= tie:
         return ""
     hops = f" ({_hops(audit)})" if audit.evaluation.chain else ""
     return f"a chain{hops} scores {chain.score.value:.2f}, if you can ask hop after hop"
 
 
-def _decide(audit: Audit, verdict: Verdict, found: Basis) -> str:
+def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """How much more evidence would decide, and that the next command may not be enough."""
-    gain, early = found.gain, verdict.evidence in ("base", "pilot")
+    gain, early = measured.gain, verdict.evidence in ("base", "pilot")
     if verdict.decision != "inconclusive":
         return ""
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
@@ -527,12 +529,12 @@ def _decide(audit: Audit, verdict: Verdict, found: Basis) -> str:
         return f"{open_}; {more} would decide, if the gain stays"
     gave = f"(you gave {gain.clusters})"
     if gain.needed is not None:
-        form = " step by step" if found.composed and found.composed.part == "steps" else ""
+        form = " step by step" if measured.composed and measured.composed.part == "steps" else ""
         return f"{more}{form} {gave}, if the gain stays"
     if gain.n < ENOUGH:
         return f"at least {ENOUGH} questions {gave}: the interval holds {verdict.margin:.2f}"
-    told = f"{more} {gave} for a gain of {verdict.margin:.2f}"
-    return "; ".join(filter(None, (told, gain.decided_thresholds())))
+    sentence = f"{more} {gave} for a gain of {verdict.margin:.2f}"
+    return "; ".join(filter(None, (sentence, gain.decided_thresholds())))
 
 
 def _forecast(verdict: Verdict) -> str:
@@ -540,19 +542,21 @@ def _forecast(verdict: Verdict) -> str:
 
     Where nothing is decided, it is the probability of a gain.
     """
-    told, found = [], verdict.forecast
-    if found is not None:
-        told.append(f"before composing: {gained(found.gain, found.ci95)} if effects just added")
+    parts, forecast = [], verdict.forecast
+    if forecast is not None:
+        parts.append(
+            f"before composing: {gained(forecast.gain, forecast.ci95)} if effects just added"
+        )
     if verdict.probability is not None:
-        told.append(f"{verdict.decision} with probability {probability(verdict.probability)}")
+        parts.append(f"{verdict.decision} with probability {probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
-        kept = any(reason.code.startswith("retention-") for reason in verdict.reasons)
-        gain = f"a gain above {verdict.margin:.2f}{' with every skill kept' if kept else ''}"
-        told.append(f"probability {probability(verdict.gain.probability)} of {gain}")
-    return "; ".join(told)
+        retained = any(reason.code.startswith("retention-") for reason in verdict.reasons)
+        gain = f"a gain above {verdict.margin:.2f}{' with every skill kept' if retained else ''}"
+        parts.append(f"probability {probability(verdict.gain.probability)} of {gain}")
+    return "; ".join(parts)
 
 
 def _known(verdict: Verdict) -> str:
     """What measured adapter sets of the same kind gained, beside an open verdict."""
-    told = _said(verdict, "measured-elsewhere")
-    return told[:1].lower() + told[1:-1]
+    sentence = _said(verdict, "measured-elsewhere")
+    return sentence[:1].lower() + sentence[1:-1]

@@ -57,10 +57,12 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """Plain data (records, mappings, lists, tuples) with `change` applied to every text in it.
 
-    Keys of mappings count as texts, names of fields do not.
+    Keys of mappings count as texts, names of fields do not. A text that does not change keeps its
+    type, such as `ItemPart`.
     """
     if isinstance(value, str):
-        return change(value)
+        text = change(value)
+        return value if text == value else text
     if isinstance(value, Mapping):
         return {map_texts(key, change): map_texts(held, change) for key, held in value.items()}
     if isinstance(value, (list, tuple)):

@@ -147,8 +147,9 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     with _staged(target) as (staging, real):
         yield staging
+        allowed = _allowed(staging)
         for file in [*staging.rglob("*"), staging]:
-            _publishable(file)
+            _publishable(file, allowed)
         check_output(real, overwrite)
         if not real.exists():
             os.rename(staging, real)
@@ -165,7 +166,7 @@ def staged_file(target: Path) -> Iterator[Path]:
     """
     with _staged(target) as (staging, real):
         yield staging / "file"
-        _publishable(staging / "file")
+        _publishable(staging / "file", _allowed(staging))
         os.replace(staging / "file", real)
 
 
@@ -221,14 +222,25 @@ def _unwritable(target: Path, error: BaseException | None) -> OutputError:
     return OutputError(f"{target} cannot be written: {why}; choose another place.")
 
 
-def _publishable(file: Path) -> None:
-    """Flushes a file to the disk and gives it the permissions that the umask allows.
+def _allowed(place: Path) -> int:
+    """The permissions that a new directory gets there, which are those that the umask allows.
+
+    The umask itself can be read only by setting it, and files that other threads write meanwhile
+    would be open to everybody.
+    """
+    new = place / ".new"
+    new.mkdir()
+    mode = new.stat().st_mode & 0o777
+    new.rmdir()
+    return mode
+
+
+def _publishable(file: Path, allowed: int) -> None:
+    """Flushes a file to the disk and gives it those of the allowed permissions that it needs.
 
     Files of mkdtemp and safetensors are readable by their owner only.
     """
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+    file.chmod(allowed if file.is_dir() else allowed & 0o666)
     _to_disk(file)
 
 

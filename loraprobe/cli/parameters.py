@@ -76,7 +76,7 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
 
 complete_methods = _names("merging.METHODS")
 complete_routers = _names("routing.ROUTERS")
-_systems = _names("merging.METHODS", "routing.ROUTERS", "pipeline.systems.FIXED")
+_systems = _names("merging.METHODS", "routing.ROUTERS", "records.FIXED")
 # Types of options whose values are completed.
 MethodSpecs = Annotated[Texts, typer.Option(autocompletion=complete_methods)]
 RouterSpecs = Annotated[Texts, typer.Option(autocompletion=complete_routers)]

@@ -314,7 +314,7 @@ def ask_rounds(
     asking, checks, dropped = list(systems), list[System](), dict[str, Round]()
     results, last, decision = list[ItemResult](), schedule[0], ""
 
-    def ask(asked: Sequence[System], on: Round, suffix: str = "") -> Asked:
+    def ask_systems(asked: Sequence[System], on: Round, suffix: str = "") -> Asked:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
         nonlocal results
         names = {system.name for system in asked}
@@ -329,11 +329,11 @@ def ask_rounds(
         if this.number > 1 and not goes_on(results, more):
             break
         last, final = this, this is schedule[-1]
-        found = ask([*asking, *checks], this, this.suffix if len(schedule) > 1 else "")
+        found = ask_systems([*asking, *checks], this, this.suffix if len(schedule) > 1 else "")
         gains = any(one.gain.outcome == one.retains == "likely" for one in found.candidates)
         if gains and not final:  # so the controls decide
             checks = controls(results, asking)
-            found = ask(checks, this)
+            found = ask_systems(checks, this)
         verdict = decide_compositions(found.evidence)
         decision = verdict.decision
         if final or (decision in DECIDED and settled(found.evidence, verdict)):
@@ -344,7 +344,7 @@ def ask_rounds(
     asked = {row.system for row in results} & {control.name for control in checks}
     few = decision == "unlikely" and not last.last and not asked
     # Controls do not count for a composition that does not gain: a first round of them is enough.
-    ask(checks, schedule[0] if few else last)
+    ask_systems(checks, schedule[0] if few else last)
     every = [*systems, *checks]
     names = {system.name for system in every}
     return Asked(evaluator, last, every, [row for row in results if row.system in names], dropped)

@@ -150,7 +150,7 @@ class FormRanking:
     """The sets of adapters in one form of the question, the best first, and how many there were.
 
     promises: whether the best of them is expected to exceed base and single adapters. highest: of
-    each adapter the score of the best set with it.
+    each adapter the score of the best pair with it.
     """
 
     order: tuple[tuple[Subset, float], ...]
@@ -297,9 +297,9 @@ class Ranking:
     def asked_further(self, finalists: Sequence[Placed]) -> set[int]:
         """The adapters that may still matter, the best single ones and those of the finalists.
 
-        An adapter does not matter if its best set, in every form of the question, is worse than the
-        best of all sets by more than SURELY_DIFFERENT standard errors of a difference of two
-        shares. A success and a failure are added to each share, so that none is certain. Every
+        An adapter does not matter if its best pair, in every form of the question, is worse than
+        the best of all by more than SURELY_DIFFERENT standard errors of a difference of two shares.
+        A success and a failure are added to each share, so that none is certain. Every
         adapter matters where scores are losses.
         """
         items = min(len(one.task.items) for one in self.alone)
@@ -359,7 +359,8 @@ def choose(
     measured to answer is surer than what a set is forecast to. Where one ranking promises a gain,
     one that does not has fewer turns. families [adapters]: a number each; no two sets consist of
     the same families, and no family has part in more than half of them, and no more than a quarter
-    are larger than pairs, as long as others are left. fits: whether a set may be composed.
+    are larger than pairs (both rounded up), as long as others are left. fits: whether a set may be
+    composed.
     """
     chosen: list[Placed] = []
     differ = len({ranking.promises for ranking in rankings}) > 1

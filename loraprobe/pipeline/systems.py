@@ -44,19 +44,19 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
-from loraprobe.records import COMPOSITIONS, KINDS, SEVERAL_ADAPTERS, LearnedWeights, SystemKind
+from loraprobe.records import (
+    COMPOSITIONS,
+    FIXED,
+    KINDS,
+    SEVERAL_ADAPTERS,
+    LearnedWeights,
+    SystemKind,
+)
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Item, Task
 
-# The systems that are no method and no router, by the name that asks for them.
-FIXED: Mapping[str, SystemKind] = {
-    "base": "base",
-    "chain": "chain",
-    "shrunk": "control",
-    "random-partner": "control",
-}
 FILE = Path(__file__).with_name("portfolio.json")
 QuestionKind = Literal["one task", "one task, worked steps", "several tasks"]
 

@@ -30,6 +30,7 @@ from loraprobe.records.inputs import (
 from loraprobe.records.kinds import (
     BASELINES,
     COMPOSITIONS,
+    FIXED,
     FORMS,
     KINDS,
     QUESTION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,13 @@ KINDS = {
 BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")
 COMPOSITIONS = tuple(name for name, kind in KINDS.items() if kind.role == "composition")
 SEVERAL_ADAPTERS = (*COMPOSITIONS, "chain")  # kinds of systems that put several to use
+# The systems that are no method and no router, by the name that asks for them.
+FIXED: Mapping[str, SystemKind] = {
+    "base": "base",
+    "chain": "chain",
+    "shrunk": "control",
+    "random-partner": "control",
+}
 
 
 class ItemPart(str):

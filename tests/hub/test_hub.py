@@ -18,6 +18,7 @@ from loraprobe.errors import (
     UsageError,
 )
 from loraprobe.hub import Reference
+from loraprobe.records import FIXED
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKEN = "hf_verysecrettoken123"
@@ -121,8 +122,9 @@ class TestReference:
         assert Reference.parse("gpt2", bare=True).repo == "gpt2"
         sentence(lambda: Reference.parse("gpt2"), ReferenceError_)
 
-    def test_names_of_systems_are_refused(self):
-        assert "'uniform'" in sentence(lambda: Reference.parse("uniform=a/b"), UsageError)
+    @pytest.mark.parametrize("name", ["uniform", *FIXED])
+    def test_names_of_systems_are_refused(self, name):
+        assert repr(name) in sentence(lambda: Reference.parse(f"{name}=a/b"), UsageError)
 
 
 class TestNames:

@@ -155,14 +155,19 @@ class TestDisks:
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
     @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
-    def test_who_may_read_an_output_is_what_the_umask_says(self, pair, tmp_path, mask):
-        """Also the weights, which safetensors itself writes for the owner alone."""
-        before = os.umask(mask)
+    def test_who_may_read_an_output_is_what_the_umask_says(self, pair, tmp_path, mask, monkeypatch):
+        """Also the weights, which safetensors itself writes for the owner alone.
+
+        The umask is not set for this, not even for a moment: other threads would write with it.
+        """
+        umask = os.umask
+        before = umask(mask)
+        monkeypatch.setattr(os, "umask", None)
         try:
             assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
             assert call("route", *pair, "-o", tmp_path / "routed").exit_code == 0
         finally:
-            os.umask(before)
+            umask(before)
         for path in [*tmp_path.glob("out/*"), *tmp_path.glob("routed/**/*"), tmp_path / "out"]:
             assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
 

@@ -14,7 +14,8 @@ from loraprobe.adapters import Source, read_adapter
 from loraprobe.demo import shipped_world
 from loraprobe.front_matter import read_front_matter
 from loraprobe.pipeline.saved import FILE
-from loraprobe.secrets import public_text
+from loraprobe.records import STEPS
+from loraprobe.secrets import map_texts, public_text
 
 USER, PROJECT, TOKEN = "alice-of-acme", "merger with initech", "hf_" + "Zz9" * 8
 SECRETS = (USER, "initech", TOKEN)
@@ -174,6 +175,11 @@ def test_references_are_published_by_name(reference, commit, public):
 )
 def test_texts_are_published_without_paths(text, public):
     assert public_text(text) == public
+
+
+def test_a_text_that_does_not_change_keeps_its_type():
+    part, path = map_texts((STEPS, "/home/al/x"), public_text)
+    assert part.words == "step by step" and path == "x"
 
 
 def test_known_paths_with_spaces_are_replaced_whole():

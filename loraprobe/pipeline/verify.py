@@ -7,6 +7,7 @@ is compared: texts line by line, tensors by `TOLERANCES`. No other file is allow
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -341,9 +342,12 @@ def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | No
 
 def _nearby(name: str, place: Path) -> Iterator[Adapter]:
     """Adapters below the folder of `place` and the working directory, those of this name first."""
-    inside = place.resolve()
-    held = [one for one in _folders(place) if os.path.isfile(one / CONFIG)]  # False if unreadable
-    held = [one for one in held if not one.resolve().is_relative_to(inside)]
+    inside, held = place.resolve(), []
+    for folder in _folders(place):
+        with contextlib.suppress(OSError):  # a folder of /proc may be gone by now
+            holds = os.path.isfile(folder / CONFIG)  # False if unreadable
+            if holds and not folder.resolve(strict=True).is_relative_to(inside):
+                held.append(folder)
     yield from islice(_opened(hub.load, sorted(held, key=lambda one: one.name != name)), HASHED)
 
 

@@ -307,3 +307,17 @@ def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
     assert [source["sha256"] for source in told["sources"]] == [
         read_adapter(place).sha256 for place in pair
     ]
+
+
+def test_a_folder_that_disappears_meanwhile_is_no_source(pair, tmp_path, monkeypatch):
+    """As one of a process does, in /proc."""
+    out = merged(pair, tmp_path)
+    resolve = Path.resolve
+
+    def gone(self: Path, strict: bool = False) -> Path:
+        if self.name == Path(pair[0]).name:
+            raise FileNotFoundError(self)
+        return resolve(self, strict)
+
+    monkeypatch.setattr(Path, "resolve", gone)
+    assert failed(out)  # which it cannot tell without that source

@@ -167,7 +167,7 @@ def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
     kind = raw.get("peft_type")
     if kind != "LORA":
         cure = NO_DELTA.get(str(kind), "and loraprobe reads LORA; use an adapter of that type.")
-        if kind in WITH_DELTA:
+        if str(kind) in WITH_DELTA:
             cure = "and loraprobe reads LORA; loraprobe convert REF --base=BASE -o DIR makes one."
         raise UnsupportedAdapter(f"{where} is of PEFT type {reprlib.repr(kind)}, {cure}")
     try:

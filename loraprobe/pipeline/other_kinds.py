@@ -46,7 +46,7 @@ def lora_of(
     reference = hub.Reference.parse(str(ref))
     found = hub.resolve_adapter(reference)
     config = read_json(found.path / CONFIG, str(found.path), AdapterError)
-    kind = config.get("peft_type")
+    kind = str(config.get("peft_type"))
     if kind not in WITH_DELTA:
         return None
     named = config.get("base_model_name_or_path")

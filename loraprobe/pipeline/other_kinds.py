@@ -83,8 +83,8 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for key in ("modules_to_save", "trainable_token_indices"):
-        if config.get(key):
+    for key in ("modules_to_save", "trainable_token_indices", "bias"):
+        if config.get(key) not in (None, "none", [], {}):
             raise UnsupportedAdapter(
                 f"{place / CONFIG} sets {key}: a LoRA made of its other modules would lose that; "
                 "merge it into its base with peft."

@@ -16,7 +16,7 @@ from typing import Any
 
 from loraprobe.adapters import staged_file
 from loraprobe.hub.datasets import benchmark_result
-from loraprobe.records import Audit, Reply, Sample, Score
+from loraprobe.records import QUESTION, Audit, Reply, Sample, Score
 from loraprobe.secrets import scrub
 from loraprobe.tasks import Task
 
@@ -51,7 +51,7 @@ def benchmark_results(audit: Audit, tasks: Iterable[Task], system: str) -> dict[
     files = {}
     for task in tasks:
         for score in audit.evaluation.scores:
-            wanted = (score.system, score.task, score.part) == (system, task.name, "question")
+            wanted = (score.system, score.task, score.part) == (system, task.name, QUESTION)
             if task.benchmark is not None and wanted:
                 low, high = score.ci95
                 notes = (
@@ -66,7 +66,7 @@ def benchmark_results(audit: Audit, tasks: Iterable[Task], system: str) -> dict[
 def task_name(part_of: Score | Sample) -> str:
     """How the logs name a part of a task: the questions themselves have the task's name."""
     task, part = part_of.task, part_of.part
-    return task if part == "question" else f"{task}_{part}"
+    return task if part == QUESTION else f"{task}_{part}"
 
 
 def _results(

@@ -138,7 +138,11 @@ def test_every_command_names_the_one_that_makes_a_lora(base, tmp_path):
 def test_another_base_and_whole_modules_are_refused(base, tmp_path):
     place = saved("LOHA", base, tmp_path / "given")
     config = json.loads((place / "adapter_config.json").read_text())
-    for name, change in (("whole", {"modules_to_save": ["lm_head"]}), ("none", {"r": 3})):
+    for name, change in (
+        ("whole", {"modules_to_save": ["lm_head"]}),
+        ("bias", {"bias": "all"}),
+        ("none", {"r": 3}),
+    ):
         other = tmp_path / name
         other.mkdir()
         for file in place.iterdir():

@@ -66,10 +66,10 @@ VARIANTS = {
 
 # PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
 WITH_DELTA = frozenset(
-    "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR PSOFT RANDLORA SHIRA TINYLORA UNILORA "
-    "VBLORA VERA WAVEFT".split()
+    "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR MISS PSOFT RANDLORA SHIRA TINYLORA "
+    "UNILORA VBLORA VERA WAVEFT".split()
 )
-# The others that are well known -> what they do, and the cure.
+# The other types of peft -> what they do, and the cure.
 NO_DELTA = {
     **dict.fromkeys(
         ["OFT", "BOFT", "HRA", "ROAD"],
@@ -80,12 +80,21 @@ NO_DELTA = {
         "which scales activations or norms; merge it into its base with peft.",
     ),
     **dict.fromkeys(
-        "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT".split(),
+        "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT "
+        "CARTRIDGE".split(),
         "which adds tokens to the prompt and no weights; use an adapter of type LORA.",
     ),
     **dict.fromkeys(
         ["XLORA", "POLY"], "which routes between adapters; give the adapters that it routes."
     ),
+    **dict.fromkeys(
+        "ADAMSS DEFT FROD GLORA OSF PEANUT PVERA SUPERTUNING".split(),
+        "of which peft makes no LoRA; merge it into its base with peft.",
+    ),
+    "BEFT": "which changes biases; merge it into its base with peft.",
+    "TRAINABLE_TOKENS": "which changes rows of the embedding; merge it into its base with peft.",
+    "LILY": "which routes between its own factors; use an adapter of type LORA.",
+    "SHADOW": "which runs a network beside the base; use an adapter of type LORA.",
 }
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]

@@ -1,7 +1,7 @@
 """Adapters of other PEFT types as LoRA: their change of each weight, cut to a rank.
 
-peft loads the adapter on its base and says how it changes a layer's weight; the singular value
-decomposition of that change gives the factors. What rotates or scales activations, or adds tokens,
+peft loads the adapter on its base and merges it into each layer's weight; the singular value
+decomposition of the change gives the factors. What rotates or scales activations, or adds tokens,
 has no such change.
 """
 
@@ -105,7 +105,7 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
     _check_keys(model, place)
     layers: Iterable[tuple[str, Any]] = model.named_modules()
     for name, layer in layers:
-        if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "get_delta_weight"):
+        if not isinstance(layer, BaseTunerLayer):
             continue
         inner: Any = layer.get_base_layer()
         transposed = type(inner).__name__ == "Conv1D"  # GPT-2's layer with a weight [in, out]
@@ -114,10 +114,12 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
                 f"{place} changes {name}, a {type(inner).__name__}, which only a linear layer's "
                 "LoRA can express; merge it into its base with peft."
             )
-        delta = layer.get_delta_weight(NAME).detach()
-        delta = (delta.to_dense() if delta.is_sparse else delta).float()
-        if config["peft_type"] == "HIRA":  # whose change is a factor of the weight
-            delta = delta * inner.weight.detach().float()
+        # Some changes depend on the weight (HiRA, MiSS), so the adapter is merged into it.
+        given = inner.weight.data
+        inner.weight.data = given.to(torch.float32, copy=True)
+        layer.merge(adapter_names=[NAME])
+        delta = inner.weight.data - given.float()
+        inner.weight.data = given
         yield name.removeprefix(PREFIX), delta.T if transposed else delta
 
 

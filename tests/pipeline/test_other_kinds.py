@@ -14,7 +14,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
-from loraprobe.adapters.config import WITH_DELTA
+from loraprobe.adapters.config import NO_DELTA, WITH_DELTA
 
 TARGETS = ["q_proj", "down_proj"]
 SETTINGS = {
@@ -22,6 +22,7 @@ SETTINGS = {
     "C3A": {"block_size": 8},
     "FOURIERFT": {"n_frequency": 20},
     "GRALORA": {"r": 4},
+    "MISS": {"r": 8},
     "RANDLORA": {"r": 4},
     "SHIRA": {"r": 2},
     "VBLORA": {"num_vectors": 16, "vector_length": 8},
@@ -72,9 +73,18 @@ def base(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("kind", sorted(WITH_DELTA))
-def test_peft_computes_the_same_with_the_lora(kind, base, tmp_path):
-    place = saved(kind, base, tmp_path / "given")
+OTHER_FORMS = [  # in which the change of a weight has another formula
+    ("MISS", {"init_weights": "bat", "r": 8}),
+    ("MISS", {"init_weights": "mini", "r": 8, "mini_r": 8}),
+    ("MISS", {"init_weights": True, "r": 5}),  # no divisor of the layers' widths
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*((kind, {}) for kind in sorted(WITH_DELTA)), *OTHER_FORMS]
+)
+def test_peft_computes_the_same_with_the_lora(kind, settings, base, tmp_path):
+    place = saved(kind, base, tmp_path / "given", **settings)
     out = tmp_path / "out"
     result = making.call("convert", place, "--base", base, "-o", out, "--json")
     assert result.exit_code == 0, result.stderr
@@ -86,10 +96,10 @@ def test_peft_computes_the_same_with_the_lora(kind, base, tmp_path):
 
 
 def test_the_types_are_those_that_peft_converts_and_three_more(base):
-    """Beside AdaLoRA, HiRA and SHiRA, whose changes it knows too, and without MiSS."""
+    """Beside AdaLoRA, HiRA and SHiRA, whose changes it knows too; each other one has a reason."""
+    names = {str(getattr(kind, "value", kind)) for kind in CONFIGS}
     converted = set()
-    for kind in CONFIGS:
-        name = str(getattr(kind, "value", kind))
+    for name in names:
         try:
             model = wrapped(name, base)
         except (TypeError, ValueError, NotImplementedError):  # types that need other settings
@@ -97,7 +107,8 @@ def test_the_types_are_those_that_peft_converts_and_three_more(base):
         layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         if layers and model.supports_lora_conversion():
             converted.add(name)
-    assert WITH_DELTA - {"ADALORA", "HIRA", "SHIRA"} <= converted <= WITH_DELTA | {"LORA", "MISS"}
+    assert WITH_DELTA - {"ADALORA", "HIRA", "SHIRA"} <= converted <= WITH_DELTA | {"LORA"}
+    assert names == WITH_DELTA | NO_DELTA.keys() | {"LORA"}
 
 
 def test_a_rank_that_keeps_too_little_is_refused_with_the_one_that_is_enough(base, tmp_path):

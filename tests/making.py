@@ -497,6 +497,14 @@ class Fork:
             self.code = os.waitstatus_to_exitcode(status) if ended else None
         return self.code is None
 
+    def stop(self, number: int) -> tuple[int, str, str]:
+        """Sends it a signal, before which it must not have ended; what `end` gives."""
+        if not self.runs():
+            code, *texts = self.end()
+            raise AssertionError(f"it ended too early, with code {code}:\n" + "\n".join(texts))
+        os.kill(self.pid, number)
+        return self.end()
+
     def end(self) -> tuple[int, str, str]:
         """Waits for the end; exit code, standard output and standard error."""
         if self.runs():

@@ -195,12 +195,17 @@ class ModelServer:
 
 PROGRAM = """#!{python}
 # vllm serve ... --port N: passes requests on to the server that $BEHIND names, and has a child.
-import os, subprocess, sys, urllib.error, urllib.request
+import os, socket, subprocess, sys, urllib.error, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+port, kept = int(sys.argv[sys.argv.index("--port") + 1]), "for nobody"
+try:
+    socket.socket().bind(("127.0.0.1", port))
+except OSError:
+    kept = "for us"
 child = subprocess.Popen(["sleep", "600"])
 with open(os.environ["PIDS"], "w") as file:
-    print(os.getpid(), child.pid, *sys.argv, file=file)
+    print(os.getpid(), child.pid, kept, *sys.argv, file=file)
 if "BEHIND" not in os.environ:
     sys.exit("ValueError: no such base")
 
@@ -220,7 +225,6 @@ class Passing(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-port = int(sys.argv[sys.argv.index("--port") + 1])
 ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer(("127.0.0.1", port), Passing).serve_forever()
 """

@@ -353,9 +353,7 @@ def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session
             f"The merges have rank {rank} and vLLM takes at most {RANKS[-1]}; use --engine "
             "transformers."
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, taken = _own_port()
     command = [program, "serve", str(base.path), "--served-model-name", "base", "--enable-lora"]
     command += ["--max-lora-rank", str(most), "--dtype", session.dtype, "--max-model-len", "auto"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--lora-target-modules", *targets]
@@ -366,7 +364,7 @@ def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session
         command.append("--trust-remote-code")
     allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "HF_HUB_OFFLINE": "1"}
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as told:
+    with taken, tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
             [sys.executable, supervisor.__file__, *command],
             env={**os.environ, **allowed},
@@ -383,6 +381,22 @@ def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session
         finally:
             process.stdin.close()
             process.wait()
+
+
+def _own_port() -> tuple[int, socket.socket]:
+    """A free port of loopback, and a socket that keeps others from getting it until it is closed.
+
+    On Linux a server may bind a port that is bound already, if both sockets reuse addresses and
+    neither listens; the port of a bound socket is given to nobody who asks for any. Elsewhere the
+    port is only free now.
+    """
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    if sys.platform != "linux":
+        taken.close()
+    return port, taken
 
 
 def _wait(

@@ -1,7 +1,6 @@
 """An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -56,8 +55,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     deadline = time.monotonic() + 120
     while lines(cache) < 50 and child.runs() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(child.pid, signal.SIGINT)
-    code, out, err = child.end()
+    code, out, err = child.stop(signal.SIGINT)
     assert code == 130, err
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Traceback" not in err and "--resume" in err

@@ -57,11 +57,15 @@ def __dir__() -> list[str]:
 
 
 @takes()
-def load(reference: str | Path) -> Adapter:
-    """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
+def load(reference: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
+    """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails.
+
+    on: the adapter that was merged into the base when this one was trained, or "base" for none;
+    without it, what the reference (`REF,on=OTHER`) or the adapter's files say.
+    """
     from loraprobe import hub
 
-    return hub.load(reference)
+    return hub.load(reference, on)
 
 
 @overload
@@ -157,7 +161,7 @@ def route(
     from loraprobe.composition import Composition, aligned_to, composed
     from loraprobe.routing import ROUTERS
 
-    loaded = tuple(aligned_to(model, hub.load_all(adapters)))
+    loaded = tuple(aligned_to(model, hub.with_stacks(hub.load_all(adapters))))
     compatibility.require(compatibility.check(loaded, purpose="route"))
     if balance != "none" or subtract:
         from loraprobe.pipeline.transforms import transform_for

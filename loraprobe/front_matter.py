@@ -42,7 +42,12 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     objects other than plain data.
     """
     text, _ = front_and_body(card or "")
-    if text is None or len(text) > LONGEST:
+    return read_mapping(text or "")
+
+
+def read_mapping(text: str) -> Mapping[Any, Any]:
+    """The mapping that a YAML text is; empty where it is none, as `read_front_matter` says."""
+    if len(text) > LONGEST:
         return {}
     try:
         fields = yaml.load(text.translate(NO_BREAKS), Loader=PlainLoader)

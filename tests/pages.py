@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from loraprobe.adapters.trainings import TRAININGS
 from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
@@ -31,12 +32,16 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def members() -> list[dict[str, Any]]:
-    """Every entry of every registry as plain data."""
+    """Every entry of every registry, and the ways of training, as plain data."""
     registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
     rows = [_member(kind, cls) for kind in registries for cls in kind]
     for name, space in SPACES.items():
         text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
+    shown = ("name", "summary", "description", "formula", "paper")
+    for training in TRAININGS:
+        text = {key: str(getattr(training, key)).strip() for key in shown}
+        rows.append({"kind": "training method", **text})
     return rows
 
 
@@ -69,7 +74,7 @@ def _docstring(thing: Any) -> dict[str, str]:
 
 
 def methods_page() -> str:
-    """Every diagnostic, probe, merge method, router and space with formula, paper and options."""
+    """Every entry of `loraprobe methods` with formula, paper and options."""
     rows = members()
     lines = ["# Methods", "", "`loraprobe methods NAME` prints the same on a terminal."]
     for kind in dict.fromkeys(row["kind"] for row in rows):

@@ -9,6 +9,8 @@ paths       module paths and the public names of bases
 config      adapter_config.json: ranks, scalings and targets by peft's rules
 reading     a directory -> Adapter: what each tensor is; issues says what is odd about it
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
+stack       adapters that were trained on others, which stay at gate 1
+trainings   ways of training whose published code saves other things
 fused       brings adapters with fused and with single projections to one layout
 saving      writes a directory and reads it back; portable and mended adapters for other readers
 staging     makes outputs complete or absent
@@ -31,6 +33,7 @@ from loraprobe.adapters.saving import (
     portable,
     save_adapter,
 )
+from loraprobe.adapters.stack import below, stacked, with_below
 from loraprobe.adapters.staging import (
     check_apart,
     check_file,

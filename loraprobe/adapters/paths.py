@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from loraprobe.secrets import public_text
 
@@ -28,6 +28,8 @@ VOCABULARY = frozenset(
     "embed_tokens wte embed_in word_embeddings shared lm_head embed_out output_layer".split()
 )
 LONGEST_NUMBER = 18  # digits; a longer number does not belong to a layer
+
+Relation = Literal["same", "unclear", "different"]
 
 
 def number(part: str) -> int | None:
@@ -78,6 +80,22 @@ def is_path(reference: str) -> bool:
     A relative path of two parts, such as models/base, looks like an id and counts as one.
     """
     return _HUB_ID.fullmatch(reference) is None
+
+
+def relation(one: str, other: str) -> Relation:
+    """Whether two names mean the same base model, as far as names can tell."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    if one == other:
+        return "same"
+    if is_path(one) or is_path(other):
+        return "unclear"
+    one, other = one.lower(), other.lower()
+    if one == other:
+        return "unclear"
+    short, long = sorted((one, other), key=lambda name: "/" in name)
+    if "/" not in short and long.rpartition("/")[2] == short:
+        return "unclear"  # the Hub forwards old names without an owner, such as gpt2
+    return "different"
 
 
 def unquantised(name: str) -> str:

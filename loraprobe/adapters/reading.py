@@ -34,6 +34,7 @@ from loraprobe.adapters.experts import (
 )
 from loraprobe.adapters.issues import FLAGS, config_issues, incompleteness
 from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.trainings import of_directory, of_keys
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -168,6 +169,8 @@ def find_directory(path: Path) -> Path:
         raise AdapterError(f"{path} holds several adapters; name one of {names}.")
     if inner:
         return inner[0]
+    if training := of_directory(path):
+        raise AdapterError(f"{path} holds {training.saved}; it is no PEFT adapter.")
     if (path / "config.json").is_file():
         raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
     raise AdapterError(
@@ -498,6 +501,8 @@ class KeySorting:
 
 def _style_of(keys: Sequence[str]) -> str:
     """The end of a sentence that names the tool whose key style this is, if it is known."""
+    if training := of_keys(keys):
+        return f"; they are {training.saved}"
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
         return "; they are in the style of kohya's sd-scripts"
     if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):

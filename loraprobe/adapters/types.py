@@ -78,11 +78,15 @@ class Extra:
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of an adapter: the reference as typed, the local files, the pinned commit."""
+    """The origin of an adapter: the reference as typed, the local files, the pinned commit.
+
+    plain: whether the user says that it was trained on the base alone (`REF,on=base`).
+    """
 
     reference: str
     path: Path | None = None
     commit: str | None = None
+    plain: bool = False
 
     @property
     def public(self) -> str:
@@ -164,6 +168,9 @@ class Adapter:
     offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
     token_rows: module path -> rows that replace those of an embedding or a head.
 
+    below: the adapters that were in the base when it was trained, the lowest first. They keep gate
+        1 in every system that holds the adapter (`stack`), and hold none themselves.
+
     `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
     reads the files back and therefore needs the reader, which needs this class.
     """
@@ -182,15 +189,17 @@ class Adapter:
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
     token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    below: tuple[Adapter, ...] = ()
 
     def __repr__(self) -> str:
         low, high = self.rank_range
         rank = f"{low}" if low == high else f"{low} to {high}"
         base = shortly([self.base_model]) if self.base_model else "an unnamed base"
         kinds = textwrap.shorten(" ".join(kinds_of_modules(self.layout)), 200)
+        stack = f" with {shortly(one.name for one in self.below)}" if self.below else ""
         return (
             f"<Adapter {shortly([self.name])}: {self.variant}, rank {rank}, "
-            f"{count(len(self.layout), 'module')} ({kinds}) of {base}>"
+            f"{count(len(self.layout), 'module')} ({kinds}) of {base}{stack}>"
         )
 
     @property
@@ -263,6 +272,7 @@ class Adapter:
             targets=kinds_of_modules(self.layout),
             scaling=self.scaling_range,
             variant=self.variant,
+            below=tuple(one.summary() for one in self.below),
         )
 
     @property

@@ -131,8 +131,8 @@ def methods(
     *,
     json: bool = False,
 ) -> None:
-    """List every diagnostic, coverage probe, merge method, space and router, one a line, or
-    explain those that are named."""
+    """List every diagnostic, coverage probe, merge method, space, router and known way of training,
+    one a line, or explain those that are named."""
     _, output = options_from(locals())
     rows = _named(described(), names) if names else described()
     if output.document("methods", {"methods": rows}):

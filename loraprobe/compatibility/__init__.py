@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, below, with_below
 from loraprobe.adapters.fused import one_layout
+from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base
 from loraprobe.compatibility.contents import TensorChecks, content_issues, extra_issues
-from loraprobe.compatibility.identity import Purpose, identity_issues
+from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues, one_naming
 from loraprobe.compatibility.serving import FEATURES
 from loraprobe.errors import CompatibilityError, UsageError
@@ -62,18 +63,24 @@ def check(
     adapters, refused = _one_layout(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    found = [issue for adapter in adapters for issue in adapter.issues]
+    every, lower = with_below(adapters), below(adapters)
+    found = [issue for adapter in every for issue in adapter.issues]
     if purpose in ("merge", "route"):  # a composition would apply what peft leaves out
         found = [
             replace(i, severity="error") if i.code == "weights-untargeted" else i for i in found
         ]
     found += identity_issues(adapters, base, purpose, fit)
+    found += stack_issues(adapters)
     found += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
-    found += extra_issues(adapters, base, composing=composing)
+    found += extra_issues(every, base, composing=composing)
     if base is not None:
-        found += base_issues(adapters, base)
-    found += content_issues(TensorChecks(adapters).read() if contents is None else contents)
+        found += base_issues(every, base)
+    if contents is None:
+        found += content_issues(TensorChecks(adapters).read())
+        found += content_issues(TensorChecks(lower).read())
+    else:
+        found += content_issues(contents)
     known = {*CODES, *(issue.code for issue in found)}
     for code in allow:
         if code not in known:
@@ -95,18 +102,27 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
 ) -> tuple[list[Adapter], list[Issue]]:
-    adapters = one_naming(adapters, base)
-    if base is None:
-        return one_layout(adapters)
-    shapes = {path: base.shapes.get(path) for path in base.weights}
-    return one_layout(adapters, shapes, base.config)
+    shapes = None if base is None else {path: base.shapes.get(path) for path in base.weights}
+    refused: list[Issue] = []
+
+    def change(every: list[Adapter]) -> list[Adapter]:
+        config = None if base is None else base.config
+        made, issues = one_layout(one_naming(every, base), shapes, config)
+        refused.extend(issues)
+        return made
+
+    return changed_together(adapters, change), refused
 
 
 def with_contents(
     found: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
-    """Adds the issues about tensors to the issues found before the tensors were read."""
-    return _sorted([*found.issues, *content_issues(contents)], allow)
+    """Adds the issues about tensors to the issues found before the tensors were read.
+
+    The tensors of adapters below the others are read here.
+    """
+    lower = TensorChecks(below(contents.adapters)).read()
+    return _sorted([*found.issues, *content_issues(contents), *content_issues(lower)], allow)
 
 
 def require(found: Compatibility) -> Compatibility:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.paths import QUANTISED, is_path, public_name, unquantised
+from loraprobe.adapters.paths import QUANTISED, public_name, relation, unquantised
+from loraprobe.adapters.stack import same
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
 from loraprobe.file_hashes import file_hash
@@ -26,7 +27,6 @@ from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue, Severity
 
-Relation = Literal["same", "unclear", "different"]
 Purpose = Literal["inspect", "measure", "merge", "route"]
 
 NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
@@ -52,22 +52,6 @@ TERMS = {
 }
 
 
-def relation(one: str, other: str) -> Relation:
-    """Whether two names mean the same base model, as far as names can tell."""
-    one, other = one.rstrip("/"), other.rstrip("/")
-    if one == other:
-        return "same"
-    if is_path(one) or is_path(other):
-        return "unclear"
-    one, other = one.lower(), other.lower()
-    if one == other:
-        return "unclear"
-    short, long = sorted((one, other), key=lambda name: "/" in name)
-    if "/" not in short and long.rpartition("/")[2] == short:
-        return "unclear"  # the Hub forwards old names without an owner, such as gpt2
-    return "different"
-
-
 def identity_issues(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
@@ -91,6 +75,32 @@ def identity_issues(
             )
     yield from _task_types(adapters, purpose)
     yield from _tokenizers(adapters, base)
+
+
+def stack_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    """A note for each adapter that was trained on others, an error for one that is given twice."""
+    for adapter in adapters:
+        names = [lower.name for lower in adapter.below]
+        if names:
+            stay = "stays" if len(names) == 1 else "stay"
+            yield finding(
+                "on-adapter",
+                (adapter.name,),
+                f"{adapter.name} was trained on the base with {listing(names)} in it, which {stay} "
+                f"at weight 1 in every system that holds {adapter.name}; a merge is written with "
+                "it.",
+            )
+        for lower in adapter.below:
+            for other in adapters:
+                if same(lower, other):
+                    yield finding(
+                        "on-adapter",
+                        (adapter.name, other.name),
+                        f"{other.name} is a part of {adapter.name}, which was trained on it, so "
+                        "that there is nothing to compose.",
+                        severity="error",
+                        cure=f"Leave {other.name} out.",
+                    )
 
 
 def _base_names(adapters: Sequence[Adapter], severity: Severity) -> Iterator[Issue]:

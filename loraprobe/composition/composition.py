@@ -1,5 +1,6 @@
 """A composition: experts and a router, and how they are put into a model and taken out again.
 
+Adapters below the experts (`adapters.stack`) enter the model with them, at gate 1.
 Experts are fitted to the model first: fused layouts are converted, and kind and shape of all
 targets are checked.
 """
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
+from loraprobe.adapters import Adapter, Extra, LayerKind, below, copied_weight, same_weight
 from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.fused import may_be_fused, one_layout
+from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
 from loraprobe.composition.forward_pass import following_passes
@@ -32,7 +34,7 @@ from loraprobe.composition.layers import (
     layer_hook,
 )
 from loraprobe.composition.parameters import added_to_parameters, checked_places
-from loraprobe.composition.router import Router
+from loraprobe.composition.router import GatesAndOnes, Router
 from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import shortly
@@ -69,6 +71,16 @@ class Composition:
     def into(self, model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
         """The same as composed(model, self)."""
         return composed(model, self)
+
+    @functools.cached_property
+    def flat(self) -> Composition:
+        """What runs: the experts, then the adapters below them as further experts of gate 1."""
+        lower = below(self.experts)
+        if not lower:
+            return self
+        experts = (replace(expert, below=()) for expert in self.experts)
+        router = GatesAndOnes(self.router, len(self.experts))
+        return Composition(self.name, (*experts, *lower), router)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -122,7 +134,9 @@ def composed(
             "all adapters into one composition."
         )
     check_model(model)
-    composition = on_layout_of(model, composition)
+    if observe is not None and composition.flat is not composition:
+        observe = functools.partial(_observe_first, observe, len(composition.experts))
+    composition = on_layout_of(model, composition.flat)
     targets = checked_targets(model, composition.experts)
     parameters = checked_places(model, composition.experts, composition.router)
     changed = [*targets.values(), *(place.module for place in parameters.values())]
@@ -146,6 +160,14 @@ def composed(
         scaled = frozenset(layer.path for layer in others if layer.ratio is not None)
         undo.enter_context(replaced(model, composition.experts, composition.router, scaled))
         yield model
+
+
+def _observe_first(
+    observe: GateObserver, n: int, path: str, present: Sequence[int], gates: Tensor
+) -> None:
+    """Shows an observer the gates of the first n experts only."""
+    own = [i for i in present if i < n]
+    observe(path, own, gates[..., : len(own)])
 
 
 @contextlib.contextmanager
@@ -234,13 +256,17 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
         except Exception:  # transformers may raise anything for what it does not know
             return None
 
-    adapters = named_like(paths, adapters, names)
     shapes = {
         path: (int(module.out_features), int(module.in_features))
         for path, module in model.named_modules()
         if hasattr(module, "out_features") and hasattr(module, "in_features")
     }
-    return one_layout(adapters, shapes, config.to_dict() if config is not None else None)[0]
+    declared = config.to_dict() if config is not None else None
+
+    def change(every: list[Adapter]) -> list[Adapter]:
+        return one_layout(named_like(paths, every, names), shapes, declared)[0]
+
+    return changed_together(adapters, change)
 
 
 def check_model(model: nn.Module) -> None:

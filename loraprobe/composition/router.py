@@ -1,5 +1,5 @@
-"""The interface of routers, which compute the gates of a composition's experts, and the router
-whose gates are learned."""
+"""The interface of routers, which compute the gates of a composition's experts; the router whose
+gates are learned, and the one that adds experts of gate 1."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
@@ -124,3 +125,61 @@ class LearnableGates(Router):
     def embedding_gates(self, module: str, present: Sequence[int]) -> TokenGates:
         row, index = self.row_of(module), list(present)
         return lambda x: self.values[row, index].to(device=x.device, dtype=x.dtype)
+
+
+@dataclass(frozen=True)
+class GatesAndOnes(Router):
+    """The gates of a router for its n experts, which come first, and 1 for all experts after them.
+
+    Those are the adapters below the others; the router knows nothing of them.
+    """
+
+    router: Router
+    n: int
+
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.router.constant
+
+    @property
+    def weighs_whole(self) -> bool:
+        return self.router.weighs_whole
+
+    def gates(
+        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+    ) -> Tensor | TokenGates:
+        own = [i for i in present if i < self.n]
+        if not own:
+            return torch.ones(len(present))
+        found = self.router.gates(module, experts[: len(own)], own, self.n)
+        return _with_ones(found, len(present) - len(own))
+
+    def embedding_gates(self, module: str, present: Sequence[int]) -> Tensor | TokenGates:
+        own = [i for i in present if i < self.n]
+        if not own:
+            return torch.ones(len(present))
+        return _with_ones(self.router.embedding_gates(module, own), len(present) - len(own))
+
+
+def _with_ones(gates: Tensor | TokenGates, more: int) -> Tensor | TokenGates:
+    """Gates [..., k] with 1 for so many further experts."""
+    if isinstance(gates, Tensor):
+        return F.pad(gates, (0, more), value=1.0)
+    return _PaddedGates(gates, more)
+
+
+@dataclass(frozen=True, eq=False)
+class _PaddedGates:
+    """Token gates, and 1 for so many further experts."""
+
+    own: TokenGates
+    more: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether the composition has to follow the model's passes."""
+        return getattr(self.own, "shared", False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> gates [..., k + more]."""
+        return F.pad(self.own(x), (0, self.more), value=1.0)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from loraprobe.adapters import Adapter, Source, local_name, read_adapter
+from loraprobe.adapters import Adapter, Source, below, local_name, read_adapter, stacked
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
+from loraprobe.adapters.stack import changed_together, same
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import (
     AdapterError,
@@ -23,7 +25,10 @@ from loraprobe.errors import (
     LoraprobeError,
     ReferenceError_,
 )
-from loraprobe.hub.reference import DATASET, Reference, unique_names
+from loraprobe.findings import finding
+from loraprobe.formatting import listing
+from loraprobe.hub import stacks
+from loraprobe.hub.reference import DATASET, ON, PLAIN, Reference, unique_names
 from loraprobe.hub.repository import (
     Snapshot,
     beside,
@@ -45,18 +50,103 @@ BASE_EXTRAS = frozenset(
 )
 
 
-def load(ref: str | Path) -> Adapter:
+def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """Loads the adapter of a reference. Factors are read from the file when needed.
 
-    Raises ReferenceError_, HubError or AdapterError.
+    on: the adapter that was in the base when it was trained, or "base" for none; None for what the
+    reference or the files say. Raises ReferenceError_, HubError, AdapterError or
+    CompatibilityError.
     """
-    return _load(Reference.parse(str(ref)))
+    reference = Reference.parse(str(ref))
+    if on is None:
+        return _load(reference)
+    alone = _load(replace(reference, on=None, plain=True))
+    if on == PLAIN:
+        return alone
+    lower = on if isinstance(on, Adapter) else _load(Reference.parse(str(on)))
+    return stacked(replace(alone, source=replace(alone.source, plain=False)), [lower])
 
 
-def _load(reference: Reference) -> Adapter:
+def _load(reference: Reference, above: tuple[Adapter, ...] = ()) -> Adapter:
+    """Loads an adapter and those below it. above: those that stand on it."""
     snapshot = resolve_adapter(reference)
-    source = Source(snapshot.reference, snapshot.path, snapshot.commit)
-    return read_adapter(snapshot.path, reference.short, source)
+    source = Source(snapshot.reference, snapshot.path, snapshot.commit, reference.plain)
+    adapter = read_adapter(snapshot.path, reference.short, source)
+    if any(_place(adapter) == _place(one) for one in above):
+        circle = listing(one.name for one in (*above, adapter))
+        raise AdapterError(
+            f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
+            "trained on, or write REF,on=base."
+        )
+    if reference.on is not None:
+        return stacked(adapter, [_load(reference.on, (*above, adapter))])
+    return _on_found(adapter, above)
+
+
+def _place(adapter: Adapter) -> Path | None:
+    path = adapter.source.path
+    return None if path is None else path.resolve()
+
+
+def _on_found(adapter: Adapter, above: tuple[Adapter, ...] = (), ask: bool = False) -> Adapter:
+    """The adapter on those that its files say were in its base; itself if they name none.
+
+    ask: whether the Hub may be asked. An adapter that is named and not found is an issue.
+    """
+    if adapter.source.plain or adapter.below or adapter.source.path is None:
+        return adapter
+    names, where = stacks.merged_before(adapter, ask), f"its {stacks.TRAINING}"
+    if not names and (name := stacks.named_as_base(adapter, ask)):
+        names, where = [name], "its config"
+    certain = bool(names)
+    if not names and (name := stacks.named_in_card(adapter, ask)):
+        names, where = [name], "its card"
+
+    def told(code: str, message: str) -> Adapter:
+        note = finding(code, (adapter.name,), f"{adapter.name} {message}, as {where} says.")
+        return replace(adapter, issues=(*adapter.issues, note))
+
+    lower: list[Adapter] = []
+    for name in names:
+        try:
+            reference = Reference.parse(name)
+            if reference.path is not None and reference.path.resolve() == _place(adapter):
+                continue  # it was saved where its base was
+            one = _load(reference, (*above, adapter))
+        except (ReferenceError_, HubError):
+            return told("on-adapter-missing", f"was trained on {name}, which is not found")
+        if not certain and stacks.continues(adapter, one):
+            return told("continued-adapter", f"continues the training of {one.name}")
+        lower.append(one)
+    return stacked(adapter, lower) if lower else adapter
+
+
+def with_stacks(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Adapters of one composition, with those below them; their files, also on the Hub, tell which.
+
+    An adapter that is below another one of them is left out, since it is a part of that one. Those
+    below get names of their own.
+    """
+    remote = (adapter.source.commit is not None for adapter in adapters)
+    found = [_on_found(a, ask=True) if far else a for a, far in zip(adapters, remote, strict=True)]
+    lower = below(found)
+    twice = [one for one in found if any(same(one, other) for other in lower)]
+    kept = []
+    for adapter in (one for one in found if one not in twice):
+        own = [one.name for one in twice if any(same(one, other) for other in adapter.below)]
+        if own:
+            message = (
+                f"{listing(own)}, given too, counts once: as a part of {adapter.name}, at weight 1."
+            )
+            note = finding("on-adapter", (adapter.name,), message)
+            adapter = replace(adapter, issues=(*adapter.issues, note))
+        kept.append(adapter)
+
+    def named(every: list[Adapter]) -> list[Adapter]:
+        names = unique_names([(one.name, at < len(kept)) for at, one in enumerate(every)])
+        return [one.renamed(name) for one, name in zip(every, names, strict=True)]
+
+    return changed_together(kept, named) if lower else kept
 
 
 def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> list[Adapter]:

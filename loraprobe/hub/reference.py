@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +19,8 @@ ON_HUB = re.compile(
 )
 DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
+ON = ",on="  # between an adapter and what it was trained on
+PLAIN = "base"  # behind it: the base alone
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
 SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
 
@@ -27,8 +29,9 @@ SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
 class Reference:
     """A parsed reference, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
 
-    `text` is the input without its NAME=. A Hub reference has `repo`, `revision` and `folder`; a
-    local one has `path`. `kind` is what the repository holds, as the Hub's client calls it.
+    `text` is the input without its NAME= and ,on=. A Hub reference has `repo`, `revision` and
+    `folder`; a local one has `path`. `kind` is what the repository holds, as the Hub's client calls
+    it. `on` is the adapter on which this one was trained; `plain` says that it was none.
     """
 
     text: str
@@ -38,15 +41,28 @@ class Reference:
     revision: str | None = None
     folder: str = ""
     kind: Literal["model", "dataset"] = "model"
+    on: Reference | None = None
+    plain: bool = False
 
     @classmethod
     def parse(cls, text: str, *, bare: bool = False) -> Reference:
         """Parses [NAME=]directory or [NAME=]owner/name[@revision][:sub/folder].
 
-        A directory that exists is preferred; its adapter_config.json stands for it. bare: accept
-        a repository without an owner, such as gpt2. Raises ReferenceError_ for another text and
+        `,on=REF` may follow, with the reference of the adapter on which it was trained, or
+        `,on=base` for none. A directory that exists is preferred, also one whose name holds that;
+        its adapter_config.json stands for it. bare: the reference of a base, which may be a
+        repository without an owner, such as gpt2. Raises ReferenceError_ for another text and
         UsageError for a reserved name.
         """
+        text, lower = (text, None) if bare else _divided(text)
+        if lower is not None:
+            if not lower:
+                raise ReferenceError_(
+                    f"{text}{ON} names no adapter; write what it was trained on, or {ON}{PLAIN}."
+                )
+            if lower == PLAIN:
+                return replace(cls.parse(text), plain=True)
+            return replace(cls.parse(text), on=cls.parse(lower))
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
         if name is not None and not name.strip("."):
@@ -118,6 +134,20 @@ def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
         taken = taken | {candidate}
         names.append(candidate)
     return names
+
+
+def _divided(text: str) -> tuple[str, str | None]:
+    """An adapter's reference, and what stands behind `,on=`; None without that.
+
+    It is divided behind the first part that is a directory, or else at the first `,on=`.
+    """
+    cuts = [found.start() for found in re.finditer(ON, text)]
+    named = NAMED.fullmatch(text)
+    start = named.start("rest") if named else 0
+    if not cuts or _exists(text) or _exists(text[start:]):
+        return text, None
+    cut = next((c for c in cuts if _exists(text[:c]) or _exists(text[start:c])), cuts[0])
+    return text[:cut], text[cut + len(ON) :]
 
 
 def _exists(text: str) -> Literal["directory", "file"] | None:

@@ -166,7 +166,8 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     OSError.
     """
     file, path, source = adapter.weights_file, adapter.source.path, adapter.source
-    key = key_of(__version__, adapter.sha256, dict(adapter.config))
+    lower = [[one.sha256, dict(one.config)] for one in adapter.below]
+    key = key_of(__version__, adapter.sha256, dict(adapter.config), *lower)
     reading = Reading.stored(key)
     if reading is None:
         reading = Reading.of(adapter)
@@ -195,7 +196,7 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
         issues=map_texts(issues, _public(private)),
     )
     opened = lambda: adapter  # noqa: E731
-    if file is not None and path is not None:
+    if file is not None and path is not None and not adapter.below:
         opened = partial(read_adapter, path, adapter.name, source)
     return Member(record, opened, key, None if broken else reading)
 

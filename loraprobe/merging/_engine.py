@@ -17,6 +17,7 @@ from loraprobe.adapters import (
     ModuleInfo,
     Source,
     adapter_of,
+    below,
     check_apart,
     common_targets,
     extreme_norm,
@@ -152,14 +153,19 @@ def merge(
 
     base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
+    Adapters below the others (`adapters.stack`) are added to the result at weight 1, whatever the
+    method, weights and rank are.
+
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
+    if any(adapter.below for adapter in adapters):
+        choices = {"weights": weights, "space": space, "rank": rank, "seed": seed, "name": name}
+        shown = {"allow": allow, "base": base, "progress": progress, "visitor": visitor}
+        return _on_top(adapters, method, dtype, **choices, **shown)
     made = METHODS.make(method)
     used, notes = weights_for(made, weights, len(adapters))
     space, asked = space_for(made, space), None if rank == "auto" else int(rank)
-    if dtype is None:  # the one that holds all; 8-bit floats, in which nothing can be cut, not
-        dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
-        dtype = functools.reduce(torch.promote_types, dtypes)
+    dtype = dtype or _widest(adapters)
     arguments = MergeArguments(adapters, made, used, space, asked, seed, dtype, base, allow)
     issues = check_adapters(arguments)
     check_layout(arguments)
@@ -198,6 +204,37 @@ def merge(
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),
         targets=common_targets(adapters, without_experts(merged.layout)),
     )
+
+
+def _on_top(
+    adapters: Sequence[Adapter], method: str | MergeMethod, dtype: torch.dtype | None, **rest: Any
+) -> Merged:
+    """A merge of adapters, and what is below them added to it: the sum, of as high a rank as it is.
+
+    Errors and weights are those of the merge of the adapters themselves.
+    """
+    alone, lower = [replace(adapter, below=()) for adapter in adapters], below(adapters)
+    own = merge(alone, method, dtype=torch.float64, **rest)
+    kept = {key: rest[key] for key in ("allow", "base", "seed")}
+    dtype = dtype or _widest([*adapters, *lower])
+    total = merge([*lower, own.adapter], "sum", dtype=dtype, name=own.name, **kept)
+    norms = (source.norm for source in own.sources)
+    return replace(
+        own,
+        adapter=replace(total.adapter, source=own.adapter.source),
+        rank=total.rank,
+        rounding_error=total.rounding_error,
+        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
+        issues=tuple(dict.fromkeys((*own.issues, *total.issues))),
+        directories=(*own.directories, *total.directories),
+        targets=common_targets([*adapters, *lower], without_experts(total.adapter.layout)),
+    )
+
+
+def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
+    """The dtype that holds the factors of all; 8-bit floats, in which nothing can be cut, not."""
+    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _share(part2: float, total2: float) -> float:

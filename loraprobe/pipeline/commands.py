@@ -38,6 +38,7 @@ from loraprobe.pipeline.examination import (
 from loraprobe.pipeline.inputs import (
     Inputs,
     base_apart,
+    check_alone,
     check_engine,
     check_names,
     check_state,
@@ -229,7 +230,8 @@ def _opened(
 def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
     """Raises UsageError for a merge of one adapter that no option changes."""
     changes, default = ("weights", "subtract", "rank", "dtype"), Options()
-    if len(adapters) < 2 and all(getattr(options, n) == getattr(default, n) for n in changes):
+    several = len(adapters) > 1 or adapters[0].below
+    if not several and all(getattr(options, n) == getattr(default, n) for n in changes):
         raise UsageError(
             f"merge makes one adapter of several, and only {adapters[0].name} was given; give "
             "another, or change this one by --weights, --subtract, --rank or --dtype."
@@ -311,6 +313,8 @@ def _planned(
         raise UsageError("merge-and-eval composes adapters; give at least two.")
     check_state(session)
     inputs = open_inputs(adapters, session, base, tasks)
+    if len(inputs.given) < 2:
+        check_alone(inputs.given[0], "Only one adapter is left to compose")
     check_systems(inputs.adapters, options)
     if options.learns:
         check_learnable(inputs.adapters, options)
@@ -365,6 +369,7 @@ def convert(
         raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
     inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
     (original,) = inputs.given
+    check_alone(original, "convert rewrites one file")
     # Extras must be known to be refused.
     sound = replace(mended(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)

@@ -16,17 +16,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapters import Adapter, is_path, local_name, public_name
+from loraprobe.adapters import Adapter, is_path, local_name, public_name, with_below
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
+from loraprobe.hub import ON
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs, given_calibration
+from loraprobe.pipeline.inputs import Inputs, given_calibration, reference_of
 from loraprobe.pipeline.session import Session
-from loraprobe.records import Audit, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
+from loraprobe.records import (
+    AdapterSummary,
+    Audit,
+    Compatibility,
+    EvaluationRecords,
+    EvidenceLevel,
+    Verdict,
+)
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.verdict import (
@@ -101,6 +109,7 @@ def evidence_of(
         balanced=options.balance == "norm",
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,
+        stacked=tuple(adapter.name for adapter in inputs.adapters if adapter.below),
         choice=choice,
         unserved=unserved,
     )
@@ -165,6 +174,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         base = inputs.base.reference
     return Request(
         adapters=tuple(map(reference_of, inputs.given)),
+        stacked=tuple(reference_of(adapter) for adapter in inputs.given if adapter.below),
         base=base,
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
@@ -192,12 +202,6 @@ def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple
         if any(fitting[at].name in error <= names for error in errors):
             del fitting[at]
     return tuple(map(reference_of, fitting))
-
-
-def reference_of(adapter: Adapter) -> str:
-    """A reference as on a command line, with NAME= unless the reference implies the name."""
-    public = adapter.source.public
-    return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
 
 
 def _composing(options: Options) -> tuple[Flag, ...]:
@@ -285,8 +289,7 @@ def audit_of(
             tasks=tuple(task.summary() for task in inputs.tasks),
         ),
         adapters=tuple(
-            replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
-            for a in inputs.adapters
+            _licensed(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,
         compatibility=map_texts(examined.compatibility, public),
@@ -297,12 +300,17 @@ def audit_of(
     )
 
 
+def _licensed(row: AdapterSummary, licences: Mapping[str, str | None]) -> AdapterSummary:
+    """The row of an adapter with the licences of it and of those below it."""
+    lower = tuple(replace(one, license=licences.get(one.name)) for one in row.below)
+    return replace(row, license=licences.get(row.name), below=lower)
+
+
 def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
     """A name in a command -> the references of the user that have it."""
     places = collections.defaultdict[str, list[str]](list)
     for adapter in inputs.given:
-        place = adapter.source.reference
-        typed = place if local_name(place) == adapter.name else f"{adapter.name}={place}"
+        typed = reference_of(adapter, lambda source: source.reference)
         places[reference_of(adapter)].append(typed)
     for task in inputs.tasks:
         places[task.reference].append(task.path or task.name)
@@ -329,7 +337,7 @@ def _private(
 ) -> Iterator[tuple[str, str]]:
     """Private texts of the run, each with the public text that replaces it."""
     options = session.options
-    for adapter in adapters:
+    for adapter in with_below(adapters):
         source = adapter.source
         yield source.reference, source.public
         if source.path is not None:
@@ -356,6 +364,8 @@ def argument_without_folders(text: str) -> str:
     """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
     if text.startswith("@"):  # a file of references
         return "@" + argument_without_folders(text[1:])
+    if ON in text and not text.startswith("-"):
+        return ON.join(map(argument_without_folders, text.split(ON)))
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import torch
 
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, with_below
 from loraprobe.adapters.saving import portable, save_adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition
@@ -82,13 +82,15 @@ def open_served(
                 f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "
                 "transformers; a server is asked the questions of task files."
             )
-    for error in not_loadable(adapters).values():
+    every = with_below(adapters)
+    for error in not_loadable(every).values():
         raise error
     with ExitStack() as stack:
         if engine == "vllm":
             ranks = sorted((adapter.rank_range[1] for adapter in adapters), reverse=True)
             rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
-            targets = {path.rpartition(".")[2] for one in adapters for path in one.modules}
+            rank += sum(adapter.rank_range[1] for adapter in every[len(adapters) :])
+            targets = {path.rpartition(".")[2] for one in every for path in one.modules}
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), session))
         server = Server(engine)
         served, version = _base_of(server), server.version()
@@ -167,7 +169,7 @@ class _Loading(Placing):
         """Loads a composition; what a request says of it."""
         weights, name = _weights(composition), f"loraprobe-{uuid.uuid4().hex[:12]}"
         made = composition.experts[0]
-        if weights == (1.0,):
+        if weights == (1.0,) and not made.below:
             made = portable(made)
         else:
             merged = merge(
@@ -230,12 +232,14 @@ class _Weighing(Placing):
         """Whether a composition is a sum of adapters that the server has, with constant weights."""
         if composition is None:
             return True
-        names = {expert.name for expert in composition.experts}
+        names = {expert.name for expert in with_below(composition.experts)}
         return isinstance(composition.router, ConstantGates) and names <= set(self.held)
 
     def __call__(self, composition: Composition) -> dict[str, Any]:
         """What a request says of a composition that is a sum of adapters that the server has."""
-        weights, names = _weights(composition), [one.name for one in composition.experts]
+        names = [one.name for one in with_below(composition.experts)]
+        weights = _weights(composition)
+        weights += (1.0,) * (len(names) - len(weights))  # of the adapters below the experts
         lacking = [name for name in names if name not in self.held]
         if lacking:
             raise UnsupportedAdapter(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from loraprobe import compatibility, diagnostics, hub
-from loraprobe.adapters import Adapter, layer_pattern
+from loraprobe.adapters import Adapter, layer_pattern, with_below
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose, licence_issues
 from loraprobe.compatibility.serving import serving_issues
@@ -16,7 +16,7 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, check_alone
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
@@ -123,6 +123,7 @@ def with_servers(
             "merge is written so that servers read it: inspect its directory."
         )
     (adapter,), base = inputs.given, inputs.base
+    check_alone(adapter, "--serve looks at one file")
     place = base.path if base else hub.base_directory(adapter.base_model)
     told = serving_issues(adapter, options.serve, place)
     return replace(examined, compatibility=with_issues(examined.compatibility, told))
@@ -134,7 +135,8 @@ def licensed(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[
 
     A card that cannot be read counts as one without a licence; a finding says so.
     """
-    cards = {one.name: _card(partial(hub.model_card, one)) for one in inputs.given}
+    every = with_below(inputs.given)
+    cards = {one.name: _card(partial(hub.model_card, one)) for one in every}
     licences = {name: declared_licence(card) for name, card in cards.items()}
     known = dict(licences)
     if inputs.base is not None:

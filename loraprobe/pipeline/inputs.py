@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, check_apart, check_place
+from loraprobe.adapters import Adapter, Source, check_apart, check_place, local_name
+from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.compatibility.serving import servers_named
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import HubError, ReferenceError_, UsageError
+from loraprobe.formatting import listing
+from loraprobe.hub import ON, PLAIN
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import TASK_FIELDS, Options
@@ -54,12 +58,35 @@ def open_inputs(
         from loraprobe.pipeline.task_files import open_tasks
 
         read = open_tasks(tasks, options)
-    loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
+    loaded = hub.with_stacks(hub.load_all(adapters))
+    loaded = changed_together(loaded, lambda every: hub.one_base(every, _hub_name(base)))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(loaded))
     found = base_apart(loaded, session, base)
     return Inputs(compatibility.aligned(loaded, found), loaded, found, read)
+
+
+def reference_of(adapter: Adapter, place: Callable[[Source], str] = lambda s: s.public) -> str:
+    """A reference as on a command line, with NAME= unless the reference implies the name.
+
+    What was in the base of the adapter follows. place: the words for a source.
+    """
+    where, on = place(adapter.source), f"{ON}{PLAIN}" if adapter.source.plain else ""
+    for one in reversed(adapter.below):
+        on += ON + reference_of(one, place)
+    named = bool(on) or local_name(where) != adapter.name
+    return f"{adapter.name}={where}{on}" if named else where
+
+
+def check_alone(adapter: Adapter, why: str) -> None:
+    """Raises UsageError for an adapter whose file is not all that it is."""
+    if adapter.below:
+        reference = reference_of(adapter, lambda source: source.reference)
+        raise UsageError(
+            f"{why}, and {adapter.name} was trained on {listing(a.name for a in adapter.below)}: "
+            f"loraprobe merge {shlex.quote(reference)} -o DIR writes both as one."
+        )
 
 
 def _hub_name(base: Base | Ref | None) -> str | None:

@@ -23,7 +23,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, natural
+from loraprobe.adapters import Adapter, natural, with_below
 from loraprobe.adapters.experts import stacks
 from loraprobe.composition import Composition, LearnableGates
 from loraprobe.defaults import LEARNING_STEPS
@@ -48,14 +48,14 @@ BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes 
 def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
     """Raises UnsupportedAdapter for adapters whose gates a loss cannot be differentiated by, or
     which gates of single layers cannot scale."""
-    for adapter in adapters:
+    for adapter in with_below(adapters):
         if stack := next(iter(stacks(adapter.layout).values()), None):
             raise UnsupportedAdapter(
                 f"Adapter {adapter.name} changes the parameter of {stack[0]} itself, by whose gate "
                 "a loss cannot be differentiated; give --weights as numbers."
             )
-        if options.learns_layers:
-            check_scalable(adapter)
+    for adapter in adapters if options.learns_layers else ():
+        check_scalable(adapter)
 
 
 def learn_for(

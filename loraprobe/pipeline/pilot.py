@@ -144,7 +144,8 @@ def _answers_alone(
         for spec in evaluator.plan.specs
         if spec in METHODS and constant_gates(spec, options, None, len(names)) == ones
     ]
-    if options.served:  # gives no logits that could be added
+    stacked = any(adapter.below for adapter in evaluator.inputs.adapters)  # would count twice
+    if options.served or stacked:  # a server gives no logits that could be added
         return evaluator.run(singles), ()
     asked = probes.scored_questions(evaluator.tasks, options.metric)
     pairs = {(q.prompt, text) for q in asked for text in q.continuations}

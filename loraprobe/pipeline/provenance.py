@@ -42,11 +42,16 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     Its sources get the licences of the audit's adapters. general: the adapters that were subtracted
     from the sources.
     """
-    licences = {adapter.name: adapter.license for adapter in audit.adapters}
+    audited = {adapter.name: adapter for adapter in audit.adapters}
     rows = made.sources
     if not isinstance(made, Merged):
         rows = tuple(expert.summary() for expert in made.composition.experts)
-    sources = tuple(replace(row, license=licences.get(row.name)) for row in rows)
+    sources = tuple(
+        replace(row, license=audited[row.name].license, below=audited[row.name].below)
+        if row.name in audited
+        else row
+        for row in rows
+    )
     made = replace(made, sources=sources)
     values: dict[str, Any] = {
         "name": f"{listing([source.name for source in made.sources])}, {made.name}",
@@ -129,7 +134,9 @@ def front_matter(
         "tags": ["lora", "merge" if merged else "routing", "loraprobe"],
         "base_model_relation": "adapter",
         "base_model": next((s.base_model for s in made.sources if s.base_model), None),
-        "license": licence_of_merge({source.name: source.license for source in made.sources}),
+        "license": licence_of_merge(
+            {one.name: one.license for source in made.sources for one in (source, *source.below)}
+        ),
         KEY: {
             "schema_version": SCHEMA,
             "version": __version__,
@@ -146,7 +153,8 @@ def front_matter(
 
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
-    return {key: getattr(summary, key) for key in SourceRecord.model_fields}
+    lower = {"below": [_source(one) for one in summary.below]} if summary.below else {}
+    return {key: getattr(summary, key) for key in BelowRecord.model_fields} | lower
 
 
 KEY = "loraprobe"
@@ -168,11 +176,17 @@ class BaseRecord(StrictModel):
     sha256: str | None
 
 
-class SourceRecord(BaseRecord):
+class BelowRecord(BaseRecord):
     """An adapter, under the name that it had in the merge or the composition."""
 
     name: str
     sha256: str
+
+
+class SourceRecord(BelowRecord):
+    """An adapter that was given, and those that were in its base, the lowest first."""
+
+    below: list[BelowRecord] = Field(default_factory=list)
 
 
 class ProvenanceRecord(StrictModel):

@@ -2,7 +2,7 @@
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
-    experts/NAME/         each expert as a PEFT directory of its own
+    experts/NAME/         each expert as a PEFT directory of its own, and each adapter below one
     router.safetensors    what the router has learned, where it has
     peft/                 what peft's own Arrow needs to compute the same, where it can:
                           arrow.json, prototypes.safetensors
@@ -50,15 +50,19 @@ from loraprobe.adapters import (
     public_name,
     public_value,
     read_adapter,
+    stacked,
     staged_directory,
+    with_below,
 )
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import SAFETENSORS, open_tensors
+from loraprobe.adapters.stack import same
 from loraprobe.base import Base
 from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.file_hashes import file_hash
+from loraprobe.formatting import listing
 from loraprobe.json_types import first_problem
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
@@ -119,12 +123,14 @@ class Routed:
         """
         router = _router_document(self.composition.router)
         target = Path(directory)
-        sources = [expert.source.path for expert in self.composition.experts]
+        sources = [expert.source.path for expert in with_below(self.composition.experts)]
         sources += [self.base.path] if self.base is not None else []
         check_apart(target, filter(None, sources))
         check_output(target, overwrite)
         with staged_directory(target, overwrite) as staging:
-            experts = _write_experts(self.composition.experts, staging, self.transformations)
+            n, every = len(self.composition.experts), with_below(self.composition.experts)
+            written = _write_experts(every, staging, self.transformations)
+            experts, lower = written[:n], written[n:]
             state = self.composition.router.state()
             if state:
                 _write_tensors(state, staging / STATE)
@@ -150,6 +156,7 @@ class Routed:
                 "base": plain(self.base.summary()) if self.base is not None else None,
                 "router": router,
                 "experts": experts,
+                **({"below": lower} if lower else {}),
                 "peft": {"why_not": self.why_not_peft},
             }
             _write(staging / FILE, document)
@@ -163,8 +170,11 @@ def _write_experts(
     """Writes each expert's directory; returns the entries of composition.json."""
     done = {step.adapter: plain(step) for step in steps}
     entries: list[dict[str, Any]] = []
+    folders: list[str] = []
     for expert in experts:
-        folder = _folder(expert.name, {entry["folder"] for entry in entries})
+        folders.append(_folder(expert.name, set(folders)))
+    for expert, folder in zip(experts, folders, strict=True):
+        under = [f for e, f in zip(experts, folders, strict=True) if _is_below(e, expert)]
         place = staging / "experts" / folder
         # Whether its files describe it: it was not scaled, subtracted from or translated, and peft
         # can read its keys.
@@ -189,9 +199,14 @@ def _write_experts(
                 "copied": copied,
                 "transformation": done.get(expert.name),
                 "files": {name: file_hash(place / name) for name in (CONFIG, SAFETENSORS)},
+                **({"below": under} if under else {}),
             }
         )
     return entries
+
+
+def _is_below(one: Adapter, expert: Adapter) -> bool:
+    return any(same(one, lower) for lower in expert.below)
 
 
 def _folder(name: str, taken: set[str]) -> str:
@@ -270,6 +285,10 @@ def _reasons(composition: Composition, base: Base | None) -> Iterator[str]:
     if not isinstance(router, Arrow):
         yield f"its router is {router.name}, and peft has only Arrow."
         return
+    for expert in composition.experts:
+        if expert.below:
+            names = listing(lower.name for lower in expert.below)
+            yield f"{expert.name} stands on {names}, which peft's Arrow cannot keep at weight 1."
     for option, needed in (("normalize", False), ("per", "token")):
         given = getattr(router, option, needed)
         if given != needed:
@@ -326,6 +345,7 @@ class ExpertEntry(BaseModel):
     reference: str
     commit: str | None
     files: dict[str, str]
+    below: list[str] = Field(default_factory=list)  # folders, the lowest first
 
 
 class RouterEntry(BaseModel):
@@ -342,6 +362,7 @@ class Listing(BaseModel):
     name: str
     router: RouterEntry
     experts: list[ExpertEntry] = Field(min_length=1)
+    below: list[ExpertEntry] = Field(default_factory=list)
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -363,10 +384,10 @@ def load_composition(directory: str | Path) -> Composition:
             f"{SCHEMA_VERSION}; use the loraprobe that wrote it."
         )
     try:
-        listing = Listing.model_validate(document)
-        router = _router(listing.router)
-        if listing.router.state_sha256 is not None:
-            _check_hash(home / STATE, listing.router.state_sha256)
+        found = Listing.model_validate(document)
+        router = _router(found.router)
+        if found.router.state_sha256 is not None:
+            _check_hash(home / STATE, found.router.state_sha256)
             router = router.with_state(load_file(str(home / STATE)))
     except ValidationError as error:
         raise _damaged(home, first_problem(error)) from None
@@ -376,16 +397,20 @@ def load_composition(directory: str | Path) -> Composition:
         ) from None
     except (UsageError, KeyError, TypeError, ValueError) as error:
         raise _damaged(home, f"router: {str(error).rstrip('.')}") from None
-    experts = []
-    for entry in listing.experts:
+    read: dict[str, Adapter] = {}
+    for entry in (*found.below, *found.experts):
         place = home / "experts" / entry.folder
         for name in (CONFIG, SAFETENSORS):
             if name not in entry.files:
                 raise _damaged(home, f"no sha256 of {name}")
             _check_hash(place / name, entry.files[name])
         source = Source(entry.reference, place, entry.commit)
-        experts.append(read_adapter(place, entry.name, source))
-    return Composition(listing.name, tuple(experts), router)
+        if lost := [folder for folder in entry.below if folder not in read]:
+            raise _damaged(home, f"no adapter {lost[0]} below {entry.name}")
+        under = [read[folder] for folder in entry.below]
+        read[entry.folder] = stacked(read_adapter(place, entry.name, source), under)
+    experts = tuple(read[entry.folder] for entry in found.experts)
+    return Composition(found.name, experts, router)
 
 
 def _damaged(home: Path, what: str) -> AdapterError:

@@ -57,7 +57,7 @@ def ask_server(
     UsageError for a bad URL.
     """
     server = Server(url, "--served", TIMEOUT)
-    (given,) = hub.load_all([adapter])
+    (given,) = hub.with_stacks(hub.load_all([adapter]))
     opened = open_probe(probe, [])  # "auto": the prompts of this file
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else PROMPTS
     name = model or _only_model(server)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, local_name
+from loraprobe.adapters import Adapter, local_name, with_below
 from loraprobe.compatibility.serving import (
     SERVERS,
     as_written,
@@ -20,9 +20,8 @@ from loraprobe.compatibility.serving import (
 )
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import reference_of
 from loraprobe.pipeline.examination import Examination, with_issues
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, reference_of
 from loraprobe.records import KINDS, ChainHop, Command, Reason, Verdict
 from loraprobe.verdict.evidence import SWITCH, Unserved
 from loraprobe.verdict.reasons import about_servers
@@ -66,11 +65,14 @@ def unserved_systems(
     files |= {one.name: written(one.merged, None) for one in compositions if one.merged}
     found = {one.name: Unserved(named) for one in compositions if not KINDS[one.kind].served}
     for name, adapter in files.items():
-        errors = [i for i in serving_issues(adapter, options.serve, place) if i.severity == "error"]
-        lasting = [issue for issue in errors if not issue.cure.startswith(CONVERT)]
-        if lasting:
-            servers = tuple(refusing(adapter, options.serve, place))
-            found[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
+        for part in with_below([adapter]):
+            errors = [
+                i for i in serving_issues(part, options.serve, place) if i.severity == "error"
+            ]
+            lasting = [issue for issue in errors if not issue.cure.startswith(CONVERT)]
+            if lasting:
+                servers = tuple(refusing(part, options.serve, place))
+                found[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
     return found
 
 
@@ -137,7 +139,8 @@ def written(merged: Merged, target: Path | None) -> Adapter:
 def readers(inputs: Inputs, options: Options, files: Mapping[str, Adapter]) -> list[str]:
     """The servers, those of --serve in their versions, that read all of these files as they are."""
     wanted, base = [*RUNNING, *options.serve], config_of_base(inputs, options)
-    bad = {one for adapter in files.values() for one in refusing(adapter, wanted, base)}
+    parts = with_below([*files.values()])
+    bad = {one for adapter in parts for one in refusing(adapter, wanted, base)}
     return [server for server in RUNNING if server not in bad]
 
 
@@ -147,7 +150,8 @@ def commands(
     """The commands by which servers serve adapters beside their base."""
     declared = next((adapter.base_model for adapter in inputs.given), None)
     base = declared if inputs.base is None else inputs.base.summary().reference
-    rank = max((adapter.rank_range[1] for adapter in files.values()), default=0)
+    ranks = [sum(one.rank_range[1] for one in with_below([file])) for file in files.values()]
+    rank = max(ranks, default=0)
     found = list[Command]()
     for server in (one for one in servers if one in RUNNING):
         places = dict[str, str]()
@@ -157,7 +161,10 @@ def commands(
             loads = not SERVERS[server].each and REPOSITORY.match(place)  # from the Hub itself
             remote = adapter.source.commit is not None and not loads
             places[name] = place
-            if remote or server not in readers(inputs, options, {name: adapter}):
+            if adapter.below:  # which one file has to hold too
+                places[name] = f"{name}-served"
+                found.append(Command("merge", (place,), (("-o", places[name]),)))
+            elif remote or server not in readers(inputs, options, {name: adapter}):
                 places[name] = f"{name}-served"
                 found.append(Command("convert", (place,), (("-o", places[name]),)))
         found += serving_commands(server, base, places, rank)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters import Adapter, Source, read_adapter, stacked, with_below
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.checkpoint import check_link, open_weights
@@ -36,9 +36,9 @@ from loraprobe.pipeline.provenance import (
     CARD,
     KEY,
     BaseRecord,
+    BelowRecord,
     CompositionRecord,
     MergeRecord,
-    SourceRecord,
     read_card_fields,
     read_provenance,
 )
@@ -84,9 +84,13 @@ def verify(
     if not place.is_dir():
         raise AdapterError(f"There is no directory {place}; check the path.")
     record = read_provenance(place)
-    given = [hub.load(one) for one in sources]
-    found = [_source(one, place, given) for one in (*record.sources, *record.subtract)]
-    checks = [check for _, check in found]
+    given = with_below([hub.load(one) for one in sources])
+    found, checks = list[Adapter | None](), list[Check]()
+    for one in (*record.sources, *record.subtract):
+        (adapter, check), *lower = [_source(part, place, given) for part in (one, *one.below)]
+        checks += [check, *(other for _, other in lower)]
+        under = [held for held, _ in lower if held is not None]
+        found.append(adapter and _standing(adapter, under))
     opened: Base | None = None
     if record.base is not None:
         opened, check = _base(record.base, place, base)
@@ -95,12 +99,19 @@ def verify(
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                _make_again(record, [one for one, _ in found if one is not None], opened, again)
+                _make_again(record, [one for one in found if one is not None], opened, again)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
             else:
                 checks += _compared(place, again, record)
     return ShownVerification(str(directory), tuple(checks))
+
+
+def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
+    """The adapter on others, the lowest first, or on the base alone, whatever its files say."""
+    alone, *under = (replace(one, below=()) for one in (adapter, *lower))
+    alone = replace(alone, source=replace(alone.source, plain=not lower))
+    return stacked(alone, under)
 
 
 def _make_again(
@@ -187,7 +198,7 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     text = wanted.read_text(encoding="utf-8")
     if name == FILE:  # with what has checks of its own: version, base, and hashes of files
         listed = json.loads(text)
-        for expert in listed["experts"]:
+        for expert in (*listed["experts"], *listed.get("below", ())):
             folder = place / "experts" / expert["folder"]
             expert["files"] = {file: file_hash(folder / file) for file in expert["files"]}
         if listed["router"]["state_sha256"] is not None:
@@ -289,7 +300,7 @@ def different_product(found: LowRank, wanted: LowRank) -> str:
 
 
 def _source(
-    record: SourceRecord, place: Path, given: Sequence[Adapter]
+    record: BelowRecord, place: Path, given: Sequence[Adapter]
 ) -> tuple[Adapter | None, Check]:
     """The source that the card of `place` records, or None, and the check of its sha256.
 

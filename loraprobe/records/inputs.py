@@ -53,7 +53,8 @@ class AdapterSummary:
     """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together.
 
     `targets` are the shortest endings of module paths that tell its kinds of modules apart;
-    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora.
+    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora. `below` are the adapters
+    that were in the base when it was trained, the lowest first.
     """
 
     name: str
@@ -70,6 +71,14 @@ class AdapterSummary:
     targets: tuple[str, ...] = ()
     scaling: Interval | None = None
     variant: str = "lora"
+    below: tuple[AdapterSummary, ...] = ()
+
+    @property
+    def trained_on(self) -> str:
+        """The base and the adapters that were in it; "" for an unnamed base alone."""
+        if not self.below:
+            return self.base_model or ""
+        return " + ".join([self.base_model or "an unnamed base", *(a.name for a in self.below)])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Request:
     fitted to prompts. `options` are those that change a composition, `kept` the others that
     `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them;
     `unlike` says that no change of their files makes the others fit. `library` names all adapters
-    of a library, where the next command is about it. `chain` says who answers the hops of a chain
+    of a library, where the next command is about it. `stacked` are those of the adapters that were
+    trained on others, which their files do not hold. `chain` says who answers the hops of a chain
     that was measured, with answers of at most `most_tokens` tokens.
     """
 
@@ -49,6 +50,7 @@ class Request:
     fitting: tuple[str, ...] = ()
     unlike: bool = False
     library: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
 
@@ -67,6 +69,10 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
+    used = {"use-single": single, "switch-adapters": "", "chain": ""}.get(head)
+    for one in request.adapters if used is not None else ():
+        if (not used or adapter_name(one) == used) and one in request.stacked:
+            return Command("merge", (one,), (("-o", "DIR"),))  # one file, which peft loads
     if head == "use-single":
         named = (one for one in request.adapters if adapter_name(one) == single)
         return Command("load", (next(named, single),))

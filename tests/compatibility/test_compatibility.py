@@ -15,10 +15,10 @@ from making import LLAMA, edit, random_adapter, regauged, tiny_gpt2, tiny_llama
 from safetensors.torch import save_file
 
 from loraprobe.adapters import Adapter, Extra, Source, adapter_of
+from loraprobe.adapters.paths import relation
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.contents import KINDS
-from loraprobe.compatibility.identity import relation
 from loraprobe.compatibility.serving import FEATURES
 from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError

@@ -1,0 +1,158 @@
+"""What an adapter was trained on, by its reference and by its files."""
+
+import making
+import pytest
+import yaml
+from making import edit, random_adapter
+
+from loraprobe import hub
+from loraprobe.adapters import adapter_of
+from loraprobe.errors import AdapterError, LoraprobeError, ReferenceError_
+from loraprobe.hub.reference import Reference
+from loraprobe.lora.lowrank import LowRank
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Unrelated adapters a, b, c in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("abc"):
+        random_adapter(name, seed=seed, rank=2).save(tmp_path / name)
+    return tmp_path
+
+
+PARSED = {
+    "./b,on=./a": ("b", "./b", "a", False),
+    "B=./b,on=A=./a": ("B", "./b", "A", False),
+    "B=owner/b@v1:sub,on=owner/a@main": ("B", "owner/b@v1:sub", "a", False),
+    "owner/b,on=base": ("b", "owner/b", None, True),
+    "./x,on=y": ("x,on=y", "./x,on=y", None, False),
+    "./x,on=y,on=./a": ("x,on=y", "./x,on=y", "a", False),
+    "N=./x,on=y": ("N", "./x,on=y", None, False),
+    "N=./p,q=r,on=./a": ("N", "./p,q=r", "a", False),
+}
+
+
+@pytest.mark.parametrize("text", PARSED)
+def test_a_reference_says_what_it_was_trained_on(three, text):
+    for name in ("x,on=y", "p,q=r"):
+        (three / name).mkdir()
+    name, own, lower, plain = PARSED[text]
+    found = Reference.parse(text)
+    assert (found.short, found.text, found.plain) == (name, own, plain)
+    assert (found.on and found.on.short) == lower
+
+
+def test_a_chain_of_references_is_a_chain_of_adapters(three):
+    (adapter,) = hub.load_all(["C=./c,on=./b,on=A=./a"])
+    assert (adapter.name, [one.name for one in adapter.below]) == ("C", ["A", "b"])
+    (other,) = hub.load_all([hub.load("./c", on=hub.load("./b", on="./a"))])
+    assert [one.sha256 for one in other.below] == [one.sha256 for one in adapter.below]
+
+
+WRONG = {
+    "./b,on=": ReferenceError_,
+    "./b,on=./none": ReferenceError_,
+    "./b,on=./b": AdapterError,
+    "./b,on=./a,on=./b": AdapterError,
+    "./b,on=./full": AdapterError,
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_cannot_be_below_is_one_error(three, text):
+    (three / "full").mkdir()
+    (three / "full" / "config.json").write_text("{}")
+    with pytest.raises(WRONG[text]):
+        hub.load(text)
+    done = making.call("inspect", text)
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def by_config(three):
+    edit(three / "b" / "adapter_config.json", base_model_name_or_path="./a")
+
+
+def by_sentence(three):
+    card = "---\nbase_model: owner/base\n---\nThis model is a fine-tuned version of [./a](x) on y."
+    (three / "b" / "README.md").write_text(card)
+
+
+def by_tag(three):
+    (three / "b" / "README.md").write_text("---\ntags:\n- base_model:adapter:./a\n---\n")
+
+
+def by_base_of_card(three):
+    (three / "b" / "README.md").write_text("---\nbase_model:\n- ./a\n---\n")
+
+
+def by_training_file(three, **given):
+    given = {"do_train": True, "adapter_name_or_path": "./a", "create_new_adapter": True} | given
+    (three / "b" / "training_args.yaml").write_text(yaml.safe_dump(given))
+
+
+FILES = [by_config, by_sentence, by_tag, by_base_of_card, by_training_file]
+
+
+@pytest.mark.parametrize("say", FILES, ids=lambda one: one.__name__)
+def test_the_files_say_what_it_was_trained_on(three, say):
+    assert hub.load("./b").below == ()
+    say(three)
+    found = hub.load("./b")
+    assert [one.name for one in found.below] == ["a"]
+    assert found.base_model == "owner/base"
+    assert hub.load("./b,on=base").below == hub.load("./b", on="base").below == ()
+    assert [one.name for one in hub.load("./b,on=./c").below] == ["c"]  # the user's word counts
+    (three / "a" / "config.json").write_text("{}")  # a merged model beside its adapter is a base
+    names = [one.name for one in hub.load("./b").below]
+    assert names == (["a"] if say is by_training_file else [])
+
+
+def test_adapters_that_were_merged_before_one_that_was_trained_further(three):
+    by_training_file(three, adapter_name_or_path="./a,./c", create_new_adapter=False)
+    assert [one.name for one in hub.load("./b").below] == ["a"]
+    by_training_file(three, adapter_name_or_path=["./a", "./c"])
+    assert [one.name for one in hub.load("./b").below] == ["a", "c"]
+    by_training_file(three, do_train=False)
+    assert hub.load("./b").below == ()
+
+
+def test_an_adapter_that_is_named_and_not_found_is_an_error(three):
+    by_training_file(three, adapter_name_or_path="saves/sft")
+    found = hub.load("./b")
+    assert [i.code for i in found.issues if i.severity == "error"] == ["on-adapter-missing"]
+    assert making.call("inspect", "./b").exit_code == 1
+    assert making.call("inspect", "./b,on=./a").exit_code == 0
+
+
+def test_a_card_that_names_an_adapter_which_was_trained_further_puts_none_below(three):
+    a = hub.load("./a")
+    updates = {
+        path: LowRank(update.A, update.B + 0.01, update.scaling)
+        for path, update in a.modules.items()
+    }
+    adapter_of("b", updates, base_model="owner/base").save(three / "b", overwrite=True)
+    by_sentence(three)
+    found = hub.load("./b")
+    assert (found.below, [i.code for i in found.issues]) == ((), ["continued-adapter"])
+
+
+def test_circles_of_files_end_in_an_error(three):
+    by_config(three)
+    edit(three / "a" / "adapter_config.json", base_model_name_or_path="./b")
+    with pytest.raises(AdapterError, match="would stand on itself"):
+        hub.load("./b")
+    edit(three / "b" / "adapter_config.json", base_model_name_or_path="./b")
+    assert hub.load("./b").below == ()  # saved where its base was
+
+
+def test_one_that_is_below_another_counts_once_under_one_name(three):
+    found = hub.with_stacks(hub.load_all(["./a", "./b,on=A=./a", "./c,on=./a"]))
+    assert [one.name for one in found] == ["b", "c"]
+    assert [[low.name for low in one.below] for one in found] == [["A"], ["A"]]
+    assert all("on-adapter" in {i.code for i in one.issues} for one in found)
+
+
+def test_errors_are_those_of_loraprobe(three):
+    with pytest.raises(LoraprobeError):
+        hub.load("./b", on="./none")

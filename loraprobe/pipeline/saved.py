@@ -287,8 +287,8 @@ def _reasons(composition: Composition, base: Base | None) -> Iterator[str]:
         return
     for expert in composition.experts:
         if expert.below:
-            names = listing(lower.name for lower in expert.below)
-            yield f"{expert.name} stands on {names}, which peft's Arrow cannot keep at weight 1."
+            lower = listing(one.name for one in expert.below)
+            yield f"{expert.name} stands on {lower}, which peft's Arrow cannot keep at weight 1."
     for option, needed in (("normalize", False), ("per", "token")):
         given = getattr(router, option, needed)
         if given != needed:

@@ -38,6 +38,7 @@ from loraprobe.records.kinds import (
     STEPS,
     ItemPart,
     Kind,
+    ScoredKind,
     SystemKind,
     hop_part,
 )
@@ -73,6 +74,7 @@ from loraprobe.records.verdict import (
     Decision,
     DecisiveGain,
     EvidenceLevel,
+    Missing,
     Reason,
     Verdict,
     adapter_name,

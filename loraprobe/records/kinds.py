@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
+ScoredKind = SystemKind | Literal["switch"]  # which is made of scores, not asked
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Kind:
     served: bool = True
 
 
-# The simplest first. "switch" asks each task's own adapter; it is made of scores, not asked.
-KINDS = {
+# The simplest first. "switch" asks each task's own adapter.
+KINDS: Mapping[ScoredKind, Kind] = {
     "base": Kind("baseline", "use-base"),
     "adapter": Kind("baseline", "use-single"),
     "merge": Kind("composition", "merge"),

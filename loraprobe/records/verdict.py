@@ -18,6 +18,10 @@ from loraprobe.records.measurements import ChainHop, Forecast
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
+# What would tell more than was asked, see `Verdict`.
+Missing = Literal[
+    "metric", "controls", "items", "compositions", "chain", "rank", "wording", "harder-items"
+]
 PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")  # of a shell, quotes included
@@ -248,11 +252,17 @@ class Verdict:
     """The decision, the kind of evidence for it, its reasons, and what to do.
 
     `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
-    `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
-    this very decision, for a share `prior` of compositions that gain; it is None where the
-    calibration says nothing about it. `margin` is the gain that was asked for. `next` is the
-    command to run next, a text in JSON, in which local directories have their names. The first of
-    `reasons` changes most for the reader.
+    `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`; `composes` says that it
+    uses `system`, a merge or a router that was measured. `probability` is that of this very
+    decision, for a share `prior` of compositions that gain; it is None where the calibration says
+    nothing about it. `margin` is the gain that was asked for. `next` is the command to run next, a
+    text in JSON, in which local directories have their names. The first of `reasons` changes most
+    for the reader.
+
+    `missing` is what would tell more: the "metric" that the gold answers need, "controls", more
+    "items", "compositions" (or a "chain" and these) where none was asked, a higher "rank" of the
+    compositions, another "wording" of what counts as right, "harder-items" where nothing is left to
+    gain on these; None where it is none of them.
     """
 
     decision: Decision
@@ -260,6 +270,8 @@ class Verdict:
     reasons: tuple[Reason, ...] = ()
     system: str | None = None
     action: str = "gather-evidence"
+    composes: bool = False
+    missing: Missing | None = None
     probability: float | None = None
     prior: float | None = None
     forecast: Forecast | None = None
@@ -270,11 +282,4 @@ class Verdict:
     @property
     def answers_without_composing(self) -> bool:
         """Whether no merge and no router was asked, and what was asked says what to use."""
-        deciding = [reason.code for reason in self.reasons if reason.severity == "decisive"]
-        return deciding == ["compositions-not-asked"] and self.action != "gather-evidence"
-
-    @property
-    def composes(self) -> bool:
-        """Whether the advice is to use `system`, the merge or router that was measured."""
-        advised = self.decision == "likely" or any(r.code == "best-measured" for r in self.reasons)
-        return advised and self.action in ("merge", "route", "step-by-step")
+        return self.missing == "compositions" and self.action != "gather-evidence"

@@ -245,7 +245,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     if verdict.decision == "likely":  # what shows that the partner matters
         yield "sure", _said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
-    yield "how sure" if verdict.evidence == "evaluation" else "forecast", _forecast(verdict)
+    yield "how sure" if verdict.evidence == "evaluation" else "forecast", _forecast(audit, verdict)
     yield "known", _known(verdict)
 
 
@@ -515,7 +515,7 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     gain, early = measured.gain, verdict.evidence in ("base", "pilot")
     if verdict.decision != "inconclusive":
         return ""
-    if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
+    if verdict.missing == "rank":
         return "" if early else "a higher --rank: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive":
         return ""  # the gain is decided; the reasons say what is not
@@ -537,7 +537,7 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     return "; ".join(filter(None, (sentence, gain.decided_thresholds())))
 
 
-def _forecast(verdict: Verdict) -> str:
+def _forecast(audit: Audit, verdict: Verdict) -> str:
     """The forecast with its interval, and the probability of the printed decision.
 
     Where nothing is decided, it is the probability of a gain.
@@ -550,8 +550,8 @@ def _forecast(verdict: Verdict) -> str:
     if verdict.probability is not None:
         parts.append(f"{verdict.decision} with probability {probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
-        retained = any(reason.code.startswith("retention-") for reason in verdict.reasons)
-        gain = f"a gain above {verdict.margin:.2f}{' with every skill kept' if retained else ''}"
+        several = len(audit.evaluation.tasks) > 1
+        gain = f"a gain above {verdict.margin:.2f}{' with every skill kept' if several else ''}"
         parts.append(f"probability {probability(verdict.gain.probability)} of {gain}")
     return "; ".join(parts)
 

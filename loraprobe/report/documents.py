@@ -29,6 +29,7 @@ LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
 # Fields that audits of earlier versions lack.
 LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": [], "serve": []}
+COMPOSING = ("merge", "route", "step-by-step")  # actions that use a merge or a router
 KEYS = {field.name for field in dataclasses.fields(Sample)}
 LONGEST = 1 << 24  # characters of the first line of an existing file
 
@@ -149,6 +150,10 @@ def audit_from(document: Any) -> Audit:
         # Earlier versions named a layer, null for all of them, and had rows of single layers too.
         rows = [row for row in gates if not isinstance(row.get("layer"), str)]
         fields["gates"] = [{k: v for k, v in row.items() if k != "layer"} for row in rows]
+    verdict = fields.get("verdict")
+    if isinstance(verdict, dict):  # earlier versions told both by the codes of reasons
+        composes = verdict.get("system") is not None and verdict.get("action") in COMPOSING
+        fields["verdict"] = {"composes": composes, "missing": None, **verdict}
     fields["evaluation"] = {
         field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
     }

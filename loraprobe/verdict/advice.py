@@ -10,7 +10,7 @@ user cannot run is never advised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count, listing, signed
@@ -23,6 +23,7 @@ from loraprobe.records import (
     Decision,
     EvaluationRecords,
     ItemPart,
+    Missing,
     Reason,
     Verdict,
 )
@@ -41,64 +42,78 @@ from loraprobe.verdict.reasons import reason_of
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and why.
+
+    `used` is the measured system that the action uses, `composition` the merge or router that this
+    is, each None if there is none. `missing` is what would tell more, see `Verdict`.
+    """
+
+    action: str
+    reasons: Sequence[Reason] = ()
+    used: ScoredSystem | None = None
+    composition: Candidate | None = None
+    missing: Missing | None = None
+
+
 def advise(
     evidence: Evidence,
     composed: Sequence[Candidate],
     best: Candidate,
     decision: Decision,
     outdone: bool,
-) -> tuple[str, Candidate | None, Sequence[Reason]]:
-    """The action, the composition that it uses (or None), and why.
+) -> Advice:
+    """What to use after compositions were asked.
 
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
     itself, unless the servers can run none that is, and never if it is shown to lose a skill.
     """
-    used, action, uses, reasons = _chosen(evidence, composed, best, decision, outdone)
-    return action, uses, [*reasons, *_not_served(evidence, composed, best, used)]
+    advice = _among_served(evidence, composed, best, decision, outdone)
+    unserved = _not_served(evidence, composed, best, advice.used)
+    return replace(advice, reasons=[*advice.reasons, *unserved])
 
 
-def _chosen(
+def _among_served(
     evidence: Evidence,
     composed: Sequence[Candidate],
     best: Candidate,
     decision: Decision,
     outdone: bool,
-) -> tuple[ScoredSystem | None, str, Candidate | None, list[Reason]]:
-    """The measured system that `advise` uses (or None), before what it returns."""
-    likely, here = decision == "likely", evidence.served
-    served = [c for c in composed if c.system not in evidence.unserved]
-    sound = [c for c in served if likely and c.outcome == "likely"]
-    sound = sound or [c for c in served if c.retains != "unlikely"]
-    sound_by_form = {(c.system, c.part): c for c in sound}
-    composed_scores = [
-        system for name, part in sound_by_form for system in here.scored([name], [part])
-    ]
+) -> Advice:
+    """`advise`, without what it says of systems that the servers of the user cannot run."""
+    likely, served = decision == "likely", evidence.served
+    can_run = [c for c in composed if c.system not in evidence.unserved]
+    sound = [c for c in can_run if likely and c.outcome == "likely"]
+    sound = sound or [c for c in can_run if c.retains != "unlikely"]
+    by_form = {(c.system, c.part): c for c in sound}
+    composed_scores = [s for name, part in by_form for s in served.scored([name], [part])]
+    measured = [*served.scored_alone(), *composed_scores]
+    chosen = served.best_of(measured)
+    chain = next(iter(served.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
-    measured = [*here.scored_alone(), *composed_scores]
-    chosen = here.best_of(measured)
-    chain = next(iter(here.scored(["chain"], [QUESTION])), None)
-    if decision == "inconclusive" and best.binds(best.confirmed):
-        return None, "gather-evidence", None, failing
+    if decision == "inconclusive" and best.missing == "metric":
+        return Advice("gather-evidence", failing)
     if chain is not None and answers(evidence, chain) and not evidence.losses:
         worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
         if worth or outdone:
-            return chain, "chain", None, failing
-    uses = None if chosen is None else sound_by_form.get((chosen.system, chosen.part))
-    as_decided = likely and uses is not None and uses.outcome == "likely"
+            return Advice("chain", failing, used=chain)
+    composition = None if chosen is None else by_form.get((chosen.system, chosen.part))
+    as_decided = likely and composition is not None and composition.outcome == "likely"
     if chosen is not None and (as_decided or answers(evidence, chosen)):
+        full = chosen.kind == "base" and _at_ceiling(evidence, chosen)
         reasons = [] if as_decided else [_why(evidence, chosen, best)]
         reasons += _close(evidence, chosen, measured)
         if cause != "step_by_step" or chosen.part != STEPS:
             reasons += failing
-        return chosen, chosen.action, uses, reasons
+        return Advice(chosen.action, reasons, chosen, composition, "harder-items" if full else None)
     if decision == "inconclusive":
-        return None, "gather-evidence", None, failing
+        return Advice("gather-evidence", failing)
     if not cause or evidence.several:
-        return None, "train-target-adapter", None, failing
-    action, words = _cure(evidence, cause)
-    return None, action, None, [_about_cause(evidence, best.system, cause, f": {words}")]
+        return Advice("train-target-adapter", failing)
+    return _against_cause(evidence, best.system, cause)
 
 
 def answers(evidence: Evidence, system: ScoredSystem) -> bool:
@@ -116,14 +131,14 @@ def settled(evidence: Evidence, verdict: Verdict) -> bool:
         return True
     most = evidence.guessing + 2 * evidence.tie
     names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
-    return all(one.score.high <= most for one in evidence.scored(names))
+    return all(system.score.high <= most for system in evidence.scored(names))
 
 
 def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     """Why the best system is used."""
-    best_score = next((one.shown for one in evidence.scored([best.system], [best.part])), 0.0)
+    best_score = next((s.shown for s in evidence.scored([best.system], [best.part])), 0.0)
     where = ", on every task" if evidence.several else ""
-    score, full = chosen.score, chosen.score.low > 1 - evidence.tie and not evidence.losses
+    score, full = chosen.score, _at_ceiling(evidence, chosen)
     code, value, threshold = {
         "base": ("base-suffices" if full else "base-is-better", score.low, None),
         "adapter": ("single-suffices", score.value, evidence.tie),
@@ -134,20 +149,25 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     )
 
 
+def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
+    """Whether nothing can score more than a system by more than a tie."""
+    return system.score.low > 1 - evidence.tie and not evidence.losses
+
+
 def _close(
     evidence: Evidence, chosen: ScoredSystem, measured: Sequence[ScoredSystem]
 ) -> list[Reason]:
     """That a simpler system is advised than the one that scored most, where it is."""
     rivals = [
-        one
-        for one in measured
-        if one.system != chosen.system
-        and round(one.score.value - chosen.score.value, 9) > 0
-        and evidence.difference(one, chosen).low <= 0
+        system
+        for system in measured
+        if system.system != chosen.system
+        and round(system.score.value - chosen.score.value, 9) > 0
+        and evidence.difference(system, chosen).low <= 0
     ]
     if not rivals:
         return []
-    other = min(rivals, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
+    other = min(rivals, key=_by_score)
     gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 
@@ -160,21 +180,26 @@ def _not_served(
 ) -> list[Reason]:
     """The best system that the servers of the user cannot run, if it answers and scores more than
     what is advised, or makes the decision `likely`."""
-    composed_too = {c.system for c in composed} | {*evidence.systems(BASELINES)}
-    out = evidence.scored(composed_too & evidence.unserved.keys())
-    if not out:
+    contenders = {c.system for c in composed} | {*evidence.systems(BASELINES)}
+    refused = evidence.scored(contenders & evidence.unserved.keys())
+    if not refused:
         return []
-    other = min(out, key=lambda one: (-one.score.value, one.effort, by_change(one.system)))
+    other = min(refused, key=_by_score)
     gap = None if used is None else round(other.score.value - used.score.value, 9)
     decides = other.system == best.system and best.outcome == "likely"
     least = -1e-9 if decides else 0.0
     if not answers(evidence, other) or (gap is not None and gap <= least):
         return []
-    known = evidence.unserved[other.system]
+    unserved = evidence.unserved[other.system]
     more = "" if gap is None else f", {signed(gap)} more" if gap else ", as much"
-    why = f"; {known.why} {known.cure}".rstrip(" .") if known.why else ""
-    servers, asked = listing(known.servers), evidence.margin
+    why = f"; {unserved.why} {unserved.cure}".rstrip(" .") if unserved.why else ""
+    servers, asked = listing(unserved.servers), evidence.margin
     return [reason_of("not-servable", gap, asked, servers=servers, other=other, more=more, why=why)]
+
+
+def _by_score(system: ScoredSystem) -> tuple[float, tuple[int, int], tuple[int, str]]:
+    """A key that sorts the system first that scored most, of several the simplest."""
+    return -system.score.value, system.effort, by_change(system.system)
 
 
 def commonest_cause(evidence: Evidence, system: str) -> str:
@@ -203,20 +228,21 @@ def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") 
     )
 
 
-def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
-    """The action against a cause of failure where nothing answers, and the advice in words."""
+def _against_cause(evidence: Evidence, system: str, cause: str) -> Advice:
+    """What to do against a cause of failure where nothing answers."""
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
-    cures = {
+    worked = any(score.part == STEPS for score in evidence.measured.scores)
+    other = ("train-target-adapter", "train an adapter on the composed question")
+    if not worked:
+        other = ("step-by-step", "give the items a cot_prompt, to ask step by step")
+    action, words = {
         "unknown": ("train-target-adapter", "train the adapter that should know it"),
         "said_otherwise": ("gather-evidence", "if that is right for you, use --metric contains"),
         "cut_off": ("gather-evidence", "give a higher --max-new-tokens"),
         "interference": ("train-target-adapter", f"train one adapter on both{norms}"),
-    }
-    if cause in cures:
-        return cures[cause]
-    if all(score.part != STEPS for score in evidence.measured.scores):
-        return "step-by-step", "give the items a cot_prompt, to ask step by step"
-    return "train-target-adapter", "train an adapter on the composed question"
+    }.get(cause, other)
+    reason = _about_cause(evidence, system, cause, f": {words}")
+    return Advice(action, [reason], missing="wording" if cause == "said_otherwise" else None)
 
 
 # ---- what a verdict rests on ---------------------------------------------------------------------
@@ -245,7 +271,7 @@ def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
     def scored(name: str, *parts: ItemPart) -> ScoredSystem | None:
         """The system in that of the forms in which it scores most."""
         forms = evidence.scored([name], parts)
-        return max(forms, key=lambda one: one.score.value, default=None)
+        return max(forms, key=lambda form: form.score.value, default=None)
 
     used, chain = None, scored("chain", QUESTION)
     if verdict.composes:

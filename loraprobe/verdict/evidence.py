@@ -40,8 +40,11 @@ from loraprobe.records import (
     Gain,
     ItemPart,
     Measurement,
+    Missing,
     Score,
+    ScoredKind,
     Standing,
+    SystemKind,
     averaged,
     pooled,
 )
@@ -155,7 +158,7 @@ class Candidate:
     """
 
     system: str
-    kind: str
+    kind: SystemKind
     part: ItemPart
     against: str
     against_part: ItemPart
@@ -202,6 +205,15 @@ class Candidate:
         return self.outcome == said != self.gain.outcome
 
     @property
+    def missing(self) -> Missing | None:
+        """What keeps the outcome open beside the gain and could be asked; None if nothing does."""
+        if self.binds(self.confirmed):
+            return "metric"
+        if not self.controls and self.binds(self.beats_controls):
+            return "controls"
+        return "items" if self.binds(self.enough) else None
+
+    @property
     def lossy(self) -> bool:
         """Whether compression lost so much of the delta that the method itself was not tested."""
         return (self.compression_error or 0.0) > COMPRESSION_LIMIT
@@ -215,7 +227,7 @@ class ScoredSystem:
     """
 
     system: str
-    kind: str
+    kind: ScoredKind
     part: ItemPart
     score: Estimate
 
@@ -318,10 +330,6 @@ class Evidence:
         rows = [s for s in self.measured.scores if s.kind in wanted and part in (None, s.part)]
         return tuple(sorted({row.system for row in rows}))
 
-    def kind(self, system: str) -> str:
-        """What kind of system a name is; "" if it was not scored."""
-        return next((s.kind for s in self.measured.scores if s.system == system), "")
-
     def scores(self, system: str, part: ItemPart) -> tuple[Score, ...]:
         """One system's scores on one part, a row a task, sorted by task."""
         rows = (s for s in self.measured.scores if s.system == system and s.part == part)
@@ -331,7 +339,7 @@ class Evidence:
         """Those of these systems that were scored on every task, in each of the forms."""
         scores = [(name, part, self.scores(name, part)) for name in names for part in parts]
         return [
-            ScoredSystem(name, self.kind(name), part, averaged([row.estimate for row in rows]))
+            ScoredSystem(name, rows[0].kind, part, averaged([row.estimate for row in rows]))
             for name, part, rows in scores
             if rows and tuple(row.task for row in rows) == self.task_names
         ]
@@ -372,16 +380,14 @@ class Evidence:
         """
         ordered = sorted(
             systems,
-            key=lambda one: (one.effort, -round(one.score.value, 9), by_change(one.system)),
+            key=lambda s: (s.effort, -round(s.score.value, 9), by_change(s.system)),
         )
         if not ordered:
             return None
-        top = max(ordered, key=lambda one: round(one.score.value, 9))
-        best = next(
-            one for one in ordered if one is top or tied(self.difference(top, one), self.tie)
-        )
+        top = max(ordered, key=lambda system: round(system.score.value, 9))
+        best = next(s for s in ordered if s is top or tied(self.difference(top, s), self.tie))
         if not KINDS[best.kind].served:
-            merge = self.best_of(one for one in ordered if one.kind == "merge")
+            merge = self.best_of(system for system in ordered if system.kind == "merge")
             if merge is not None and self.difference(best, merge).low <= 0:
                 return merge
         return best
@@ -396,25 +402,26 @@ class Evidence:
         return replace(self, measured=replace(self.measured, scores=rows)) if out else self
 
     def difference(
-        self, one: ScoredSystem, other: ScoredSystem, *, adjusted: bool = False
+        self, system: ScoredSystem, other: ScoredSystem, *, adjusted: bool = False
     ) -> Estimate:
-        """How much better `one` is than `other`.
+        """How much better a system is than the other one.
 
         Paired over the items where a gain or a comparison holds the two; else from both intervals,
         as if the scores were independent. adjusted: with the interval of the round that covers the
         choice of the best, which a decision takes.
         """
-        forward, backward = self._paired(one, other, adjusted), self._paired(other, one, adjusted)
-        if forward is not None:
-            return forward
-        return one.score - other.score if backward is None else -backward
+        paired = self._paired(system, other, adjusted)
+        if paired is not None:
+            return paired
+        turned = self._paired(other, system, adjusted)
+        return system.score - other.score if turned is None else -turned
 
-    def _paired(self, one: ScoredSystem, other: ScoredSystem, adjusted: bool) -> Estimate | None:
+    def _paired(self, system: ScoredSystem, other: ScoredSystem, adjusted: bool) -> Estimate | None:
         """The difference of two systems in a gain or in a comparison; None if none has it."""
-        pair = one.system, one.part, other.system, other.part
+        pair = system.system, system.part, other.system, other.part
         for gain in self.measured.gains:
-            held = gain.system, gain.part, gain.against, gain.against_part
-            if held == pair and (gain.task is None or not self.several):
+            compared = gain.system, gain.part, gain.against, gain.against_part
+            if compared == pair and (gain.task is None or not self.several):
                 return gain.adjusted if adjusted else gain.estimate
         return self.compared(*pair, adjusted=adjusted)
 
@@ -441,10 +448,10 @@ class Evidence:
 
     def candidate(self, system: str, part: ItemPart) -> Candidate | None:
         """A composition with all that decides on it; None unless its gain is known."""
-        gain_row = self.gain(system, part)
-        if gain_row is None:
+        gain_row, scores = self.gain(system, part), self.scores(system, part)
+        if gain_row is None or not scores:
             return None
-        scores, gain = self.scores(system, part), gain_criterion(gain_row, self.margin)
+        gain, rejudged = gain_criterion(gain_row, self.margin), gain_row.rejudged
         kept: dict[str, Criterion | None] = {}
         for row in scores if self.several else ():
             kept[row.task] = None
@@ -458,17 +465,15 @@ class Evidence:
         errors = [row.compression_error for row in scores if row.compression_error is not None]
         return Candidate(
             system,
-            self.kind(system),
+            scores[0].kind,
             part,
             gain_row.against,
             gain_row.against_part,
             gain,
             controls,
             kept,
-            max(errors, default=None),
-            None
-            if gain_row.rejudged is None
-            else criterion(gain_row.rejudged, self.margin, like=gain),
+            compression_error=max(errors, default=None),
+            checked=None if rejudged is None else criterion(rejudged, self.margin, like=gain),
         )
 
     def on(self, task: str) -> Evidence:
@@ -503,8 +508,8 @@ class Evidence:
     def guessing(self) -> float:
         """What guessing would score, the mean over tasks; 0 if it was not computed."""
         rows = [row.value for row in self.measured.coverage if row.name == GUESSING]
-        known = [value for value in rows if value is not None]
-        return sum(known) / len(known) if known else 0.0
+        values = [value for value in rows if value is not None]
+        return sum(values) / len(values) if values else 0.0
 
     @property
     def tie(self) -> float:
@@ -517,8 +522,8 @@ class Evidence:
 
         The mean over tasks; None where none of them was scored on every task.
         """
-        found = self.scored(self.systems(BASELINES))
-        return max((one.score.value for one in found), default=None)
+        baselines = self.scored(self.systems(BASELINES))
+        return max((baseline.score.value for baseline in baselines), default=None)
 
     @property
     def kind_of_task(self) -> TaskKind:
@@ -550,8 +555,9 @@ class Evidence:
 
 def gain_criterion(gain: Gain, margin: float) -> Criterion:
     """A gain against the margin, with the interval that covers the choice of the best."""
-    own = gain.adjusted
-    return Criterion(own.value, own.low, own.high, own.n, own.clusters, margin, gain.n_needed)
+    low, high = gain.adjusted_ci95
+    clusters = gain.clusters or gain.n
+    return Criterion(gain.difference, low, high, gain.n, clusters, margin, gain.n_needed)
 
 
 def tied(better: Estimate, tie: float) -> bool:

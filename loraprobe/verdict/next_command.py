@@ -61,11 +61,10 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     limited: --limit left items out, so that more of them are at hand.
     """
     head, _, single = verdict.action.partition(":")
-    codes = {reason.code for reason in verdict.reasons}
-    if "answers-normalised" in codes:
+    if verdict.missing == "metric":
         return _evaluate(_without_metric(request))
-    open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
-    if open_ and verdict.evidence in ("base", "pilot", "evaluation"):
+    is_open = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    if is_open and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
@@ -88,7 +87,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return Command("ask", request.adapters, hops=hops, most_tokens=most)
     if head == "chain":
         return _evaluate(request, ("--system", "chain"))
-    if head == "use-base" and codes & {"base-suffices", "nothing-to-gain"}:
+    if head == "use-base" and verdict.missing == "harder-items":
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
     if head in ("train-target-adapter", "use-base"):
         return _evaluate(request, adapters=(*request.adapters, NEW))
@@ -111,20 +110,15 @@ def _fix(request: Request) -> Command:
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
     """The evaluation that tells more."""
-    codes = {reason.code for reason in verdict.reasons}
-    decisive = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
     more = _renamed(MORE, request.tasks)
-    if "compositions-not-asked" in codes:
-        answered = verdict.system is not None  # else nobody answers alone
-        chain = ("--system", "chain")
-        return _evaluate(request, chain, tasks=more) if answered else _evaluate(request)
-    reworded = verdict.action == "gather-evidence" and verdict.decision == "unlikely"
-    if reworded and "mostly-said-otherwise" in codes:
+    if verdict.missing in ("compositions", "chain") and verdict.system == "chain":
+        return _evaluate(request, ("--system", "chain"), tasks=more)
+    if verdict.missing in ("compositions", "controls"):
+        return _evaluate(request)  # without --system, so that all of them are scored
+    if verdict.missing == "wording":
         return _evaluate(_without_metric(request), ("--metric", "contains"))
-    if "controls-not-run" in decisive:
-        return _evaluate(request)  # without --system, so that controls are scored
     # Where only clusters are missing, the other questions of the same ones decide nothing.
-    if not limited and ("few-items" in decisive or verdict.evidence == "evaluation"):
+    if not limited and (verdict.missing == "items" or verdict.evidence == "evaluation"):
         return _evaluate(request, tasks=more)  # the same with other questions
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, ("--resume",)) if asked else ()

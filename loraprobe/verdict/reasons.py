@@ -157,16 +157,18 @@ def against(candidate: Candidate | Forecast) -> str:
     return f"{candidate.against} {FORM[candidate.against_part]}"
 
 
-def about_candidate(best: Candidate, decision: Decision, retention: float) -> list[Reason]:
+def about_candidate(best: Candidate, decision: Decision, evidence: Evidence) -> Iterator[Reason]:
     """Why a composition is likely to work, or not: each criterion that it has to meet."""
-    reasons = [_about_gain(best, decision)]
+    yield _about_gain(best, decision)
     if best.binds(best.enough):
-        reasons.append(few_items(best.gain.n, best.gain.clusters, decisive=True))
+        yield few_items(best.gain.n, best.gain.clusters, decisive=True)
     if best.checked is not None and best.binds(best.confirmed):
         figures = best.checked.low, best.checked.threshold
-        reasons.append(reason_of("answers-normalised", *figures, decisive=True, gain=best.checked))
-    reasons.append(_about_controls(best))
-    return reasons + [_about_share_kept(best, task, retention) for task in best.kept]
+        yield reason_of("answers-normalised", *figures, decisive=True, gain=best.checked)
+    # A first round asks controls only where a composition gains: else nothing depends on them.
+    if best.controls or evidence.level != "pilot" or best.binds(best.beats_controls):
+        yield _about_controls(best)
+    yield from (_about_share_kept(best, task, evidence.retention) for task in best.kept)
 
 
 def _about_gain(best: Candidate, decision: Decision) -> Reason:
@@ -487,9 +489,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
             items=count(rounds.total, "item"),
         )
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
-    fewest = min((row.estimate for row in largest.values()), key=lambda one: one.clusters)
-    codes = {reason.code for reason in verdict.reasons}
-    if fewest.clusters < FEWEST_ITEMS and "few-items" not in codes:
+    fewest = min((row.estimate for row in largest.values()), key=lambda score: score.clusters)
+    if fewest.clusters < FEWEST_ITEMS:
         yield few_items(fewest.n, fewest.clusters, decisive=False)
     if verdict.decision == "inconclusive":
         yield from _about_ceiling(evidence)

@@ -36,6 +36,7 @@ from loraprobe.records import (
     COMPOSITIONS,
     QUESTION,
     STEPS,
+    Decision,
     DecisiveGain,
     EvidenceLevel,
     ItemPart,
@@ -104,34 +105,39 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    known, level = calibration or shipped(), evidence.rests_on
-    if level in ("pilot", "evaluation"):
-        verdict = decide_compositions(evidence)
-        verdict = verdict if level == "evaluation" else _of_first_round(verdict, evidence)
-    elif evidence.level == "evaluation":
-        verdict = _decide_without_compositions(evidence)
-    else:
-        verdict = _decide_baselines(evidence) if level == "base" else _undecided(level)
-    verdict = with_probability(_with_forecast(verdict, evidence), evidence, known)
+    calibration = calibration or shipped()
+    verdict = _with_forecast(_decide_asked(evidence), evidence)
+    verdict = with_probability(verdict, evidence, calibration)
     others = itertools.chain(
         reasons.about_hops(evidence),
         reasons.about_familiarity(evidence),
         reasons.about_weights(evidence),
         reasons.about_items(evidence, verdict),
-        _about_measured_sets(evidence, verdict, known),
+        _about_measured_sets(evidence, verdict, calibration),
         reasons.about_choice(evidence.choice),
     )
+    given = {reason.code for reason in verdict.reasons}  # by the rules, with their severity
+    every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
     severities = ["decisive", "warning", "info"]
-    ordered = sorted(
-        [*verdict.reasons, *others],
-        key=lambda one: (severities.index(one.severity), reasons.effect(one.code)),
-    )
-    return replace(verdict, reasons=tuple(ordered), margin=evidence.margin)
+    every.sort(key=lambda r: (severities.index(r.severity), reasons.effect(r.code)))
+    return replace(verdict, reasons=tuple(every), margin=evidence.margin)
+
+
+def _decide_asked(evidence: Evidence) -> Verdict:
+    """The verdict by the strongest evidence that was gathered."""
+    level = evidence.rests_on
+    if level == "evaluation":
+        return decide_compositions(evidence)
+    if level == "pilot":
+        return _of_first_round(decide_compositions(evidence), evidence)
+    if evidence.level == "evaluation":
+        return _decide_without_compositions(evidence)
+    return _decide_baselines(evidence) if level == "base" else _undecided(level)
 
 
 def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict with the largest forecast among the compositions asked for, and its reasons."""
-    forecast = max(evidence.measured.forecasts, key=lambda one: one.gain, default=None)
+    forecast = max(evidence.measured.forecasts, key=lambda row: row.gain, default=None)
     if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
         return verdict
     if not evidence.losses and evidence.baseline is not None:
@@ -163,9 +169,14 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
 
 def _undecided(level: EvidenceLevel) -> Verdict:
     """Inconclusive at this level, with the cheapest next evidence."""
-    code, cheapest, source = OPEN[level]
-    found = [reason_of(code), reason_of("next-evidence", source=source, what=cheapest)]
-    return Verdict("inconclusive", level, (*found, *([] if level == "base" else [ELSEWHERE])))
+    why = [reason_of(OPEN[level][0]), _next_evidence(level)]
+    return Verdict("inconclusive", level, (*why, *([] if level == "base" else [ELSEWHERE])))
+
+
+def _next_evidence(level: EvidenceLevel) -> Reason:
+    """The cheapest further evidence after this level."""
+    _, cheapest, source = OPEN[level]
+    return reason_of("next-evidence", source=source, what=cheapest)
 
 
 def _decide_baselines(evidence: Evidence) -> Verdict:
@@ -183,16 +194,16 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
     lows = {
-        one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
-        for one in evidence.scored(evidence.systems(BASELINES))
+        baseline: min(row.ci95[0] for row in evidence.scores(baseline.system, baseline.part))
+        for baseline in evidence.scored(evidence.systems(BASELINES))
     }
-    high = [one for one, low in lows.items() if low > ceiling]
-    best = evidence.best_of([one for one in high if one.system not in evidence.unserved] or high)
+    high = [baseline for baseline, low in lows.items() if low > ceiling]
+    best = evidence.best_of([b for b in high if b.system not in evidence.unserved] or high)
     if best is None:
         return None
     who, margin = reasons.who(best.system), evidence.margin
     reason = reason_of("nothing-to-gain", lows[best], ceiling, who=who, best=best, margin=margin)
-    return Verdict("unlikely", "base", (reason,), None, best.action)
+    return Verdict("unlikely", "base", (reason,), None, best.action, missing="harder-items")
 
 
 def _hop_unknown(evidence: Evidence) -> Verdict | None:
@@ -238,7 +249,7 @@ def _about_measured_sets(
         return
     base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
     wanted = base, kind.tasks, kind.hops, kind.metric
-    classes = {(one.base, one.tasks, one.hops, one.metric): one for one in calibration.classes}
+    classes = {(row.base, row.tasks, row.hops, row.metric): row for row in calibration.classes}
     similar = classes.get(wanted)
     if similar is None or similar.sets < FEWEST_SETS:
         return
@@ -263,30 +274,35 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     that none can gain, else `inconclusive`. The action is the best of what was asked, a chain where
     it is shown to gain. A second decisive reason says what of that is open.
     """
-    known, chain, gain = _decide_baselines(evidence), chain_candidate(evidence), None
-    why, action, outcome = list(known.reasons), known.action, "unlikely"
-    if known.decision != "unlikely":
-        why = [reason_of("compositions-not-asked", decisive=True)]
+    baselines, chain = _decide_baselines(evidence), chain_candidate(evidence)
+    is_open, chain_is_open = baselines.decision != "unlikely", False
+    why, action, missing = list(baselines.reasons), baselines.action, baselines.missing
+    if is_open:
+        why, missing = [reason_of("compositions-not-asked", decisive=True)], "compositions"
     if chain is not None:
-        gain, outcome = _decisive_gain(chain), chain.gain.outcome
-        why.append(reasons.about_chain(chain, None, outcome == "inconclusive"))
-        if chain.enough == "inconclusive":
-            outcome = "inconclusive"
-            few = reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True)
-            why.append(few)
+        undecided, few = chain.gain.outcome == "inconclusive", chain.enough == "inconclusive"
+        chain_is_open = undecided or few
+        why.append(reasons.about_chain(chain, None, undecided))
+        if few:
+            why.append(reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True))
+            missing = missing or "items"
+        missing = "chain" if is_open and chain_is_open else missing
+    chain_gains = chain is not None and not chain_is_open and chain.gain.outcome == "likely"
     served = evidence.served
-    if outcome == "likely" and served.scored(["chain"]):
+    if chain_gains and served.scored(["chain"]):
         action = "chain"
     elif (
-        known.decision != "unlikely"
+        is_open
         or (action == "chain" and chain is not None)
         or action.partition(":")[2] in evidence.unserved
     ):
         best = served.best_of(served.scored_alone())
-        shown = best is not None and answers(evidence, best)
-        action = best.action if best and shown else "gather-evidence"
-    system = None if gain is None else gain.system
-    return Verdict(known.decision, "base", tuple(why), system, action, gain=gain)
+        action = best.action if best and answers(evidence, best) else "gather-evidence"
+    system = None if chain is None else chain.system
+    gain = None if chain is None else _decisive_gain(chain)
+    return Verdict(
+        baselines.decision, "base", tuple(why), system, action, missing=missing, gain=gain
+    )
 
 
 # ---- compositions --------------------------------------------------------------------------------
@@ -297,43 +313,51 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     plain, steps = candidates(evidence, QUESTION), candidates(evidence, STEPS)
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))
-    form = _decisive_form(evidence, plain, steps)
-    other = steps if form is plain else plain
-    decision = form[0].outcome
+    decisive = _decisive_form(evidence, plain, steps)
+    other_form = steps if decisive is plain else plain
+    composed, baselines = (*plain, *steps), _decide_baselines(evidence)
+    chain, best = chain_candidate(evidence), decisive[0]
     # No method was tested where every composition lost too much to its rank.
-    compressed = decision == "unlikely" and all(one.lossy for one in form)
-    decision = "inconclusive" if compressed else decision
-    known, composed = _decide_baselines(evidence), (*plain, *steps)
-    chain, gained = chain_candidate(evidence), form[0].gain.value > evidence.margin
-    by_base = decision == "inconclusive" and known.decision == "unlikely" and not gained
-    by_chain = decision == "inconclusive" and not by_base and chain_outdoes(evidence, composed)
-    decision = "unlikely" if by_base or by_chain else decision
-    action, uses, advice = advise(evidence, composed, form[0], decision, by_chain)
-    best = uses if uses is not None and uses.outcome == form[0].outcome else form[0]
-    why = [*known.reasons] if by_base else []
+    compressed = best.outcome == "unlikely" and all(candidate.lossy for candidate in decisive)
+    decision: Decision = "inconclusive" if compressed else best.outcome
+    gained = best.gain.value > evidence.margin
+    by_baselines = decision == "inconclusive" and baselines.decision == "unlikely" and not gained
+    by_chain = decision == "inconclusive" and not by_baselines and chain_outdoes(evidence, composed)
+    decision = "unlikely" if by_baselines or by_chain else decision
+    advice = advise(evidence, composed, best, decision, by_chain)
+    used = advice.composition
+    best = used if used is not None and used.outcome == best.outcome else best
+    why = [*baselines.reasons] if by_baselines else []
     why += [reasons.about_chain(chain, best, by_chain)] if chain else []
-    why += reasons.about_candidate(best, decision, evidence.retention)
-    why += [reasons.about_other_form(other[0])] if other else []
-    why += [reasons.about_compression(one, compressed) for one in form if one.lossy]
-    why += advice
-    if known.decision == "unlikely" and decision == "inconclusive":
-        why += [replace(reason, severity="info") for reason in known.reasons]
-    about = uses or (None if best.system in evidence.unserved else best)
-    system, gain = None if about is None else about.system, _decisive_gain(best)
-    return Verdict(decision, "evaluation", tuple(why), system, action, gain=gain)
+    why += reasons.about_candidate(best, decision, evidence)
+    why += [reasons.about_other_form(other_form[0])] if other_form else []
+    why += [reasons.about_compression(c, compressed) for c in decisive if c.lossy]
+    why += advice.reasons
+    if baselines.decision == "unlikely" and decision == "inconclusive":
+        why += [replace(reason, severity="info") for reason in baselines.reasons]
+    about = used or (None if best.system in evidence.unserved else best)
+    missing = best.missing or advice.missing or (baselines.missing if by_baselines else None)
+    return Verdict(
+        decision,
+        "evaluation",
+        tuple(why),
+        None if about is None else about.system,
+        advice.action,
+        composes=used is not None,
+        missing="rank" if compressed and decision == "inconclusive" else missing,
+        gain=_decisive_gain(best),
+    )
 
 
 def _of_first_round(verdict: Verdict, evidence: Evidence) -> Verdict:
     """A verdict on scored compositions, as that of a first round on a few items."""
-    # Controls are asked only where a composition gains: elsewhere nothing depends on them.
-    why = [r for r in verdict.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.measured.scores if row.system in systems)
     asked = count(items, "item") + (" of each task" if evidence.several else "")
-    why.append(reason_of("first-round", float(items), systems=listing(systems), items=asked))
+    why = [reason_of("first-round", float(items), systems=listing(systems), items=asked)]
     if verdict.decision == "inconclusive":
-        why += [r for r in _undecided("base").reasons if r.code == "next-evidence"]
-    return replace(verdict, evidence="pilot", reasons=tuple(why))
+        why.append(_next_evidence("base"))
+    return replace(verdict, evidence="pilot", reasons=(*verdict.reasons, *why))
 
 
 def candidates(
@@ -344,9 +368,9 @@ def candidates(
     They are sorted by outcome, gain, kind (merges before routers) and `by_change`. Of several that
     are `likely` the first is the best one (`advice`).
     """
-    found = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
+    measured = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
-        (c for c in found if c is not None),
+        (candidate for candidate in measured if candidate is not None),
         key=lambda c: (
             -WEAKEST_FIRST.index(c.outcome),
             -round(c.gain.value, 9),
@@ -374,7 +398,7 @@ def _decisive_form(
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
     if first.outcome == "likely":
-        scored = [evidence.scored([one.system], [one.part]) for one in (first, second)]
+        scored = [evidence.scored([form.system], [form.part]) for form in (first, second)]
         best = evidence.best_of(itertools.chain(*scored))
         return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
@@ -394,11 +418,11 @@ def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
     if not chains or not composed or any(c.gain.value > evidence.margin for c in composed):
         return False
     others = evidence.scored_alone()
-    others += [one for c in composed for one in evidence.scored([c.system], [c.part])]
+    others += [system for c in composed for system in evidence.scored([c.system], [c.part])]
     gains = [evidence.difference(chains[0], other, adjusted=True) for other in others]
     return composed[0].enough == "likely" and all(gain.low > evidence.margin for gain in gains)
 
 
 def _decisive_gain(best: Candidate) -> DecisiveGain:
-    own = best.gain
-    return DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
+    gain, ci95 = best.gain, (best.gain.low, best.gain.high)
+    return DecisiveGain(best.system, best.part, best.against, gain.value, ci95, gain.n)

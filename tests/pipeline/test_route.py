@@ -14,7 +14,7 @@ from loraprobe.pipeline.conclusion import recommend
 from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Transformed, transform
-from loraprobe.records import Reason, Verdict
+from loraprobe.records import Verdict
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
@@ -99,7 +99,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     builder = SystemBuilder(experts, transform(experts, balanced), balanced)
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     for action in ("route", "step-by-step"):
-        verdict = Verdict("likely", "evaluation", system="arrow", action=action)
+        verdict = Verdict("likely", "evaluation", (), "arrow", action, composes=True)
         made, why = recommend(verdict, built, builder)
         assert isinstance(made, Routed) and why == ""
         made.save(tmp_path / action)
@@ -122,10 +122,9 @@ def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     experts = composing.experts(2)
     builder = SystemBuilder(experts, Transformed(experts), Options())
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
-    best = Reason("best-measured", "arrow is the best that was measured.")
     for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):
         verdict = Verdict("unlikely", "evaluation", system=system, action=action)
         made, why = recommend(verdict, built, builder)
         assert made is None and action in why
-        advised = replace(verdict, reasons=(best,))
+        advised = replace(verdict, composes=True)
         assert recommend(advised, built, builder)[0] is not None

@@ -15,7 +15,7 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.serving import unserved_systems, with_serving
-from loraprobe.records import ChainHop, Reason, Verdict
+from loraprobe.records import ChainHop, Verdict
 
 WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
 SERVERS = ("vllm", "sglang", "llama.cpp", "ollama")
@@ -80,7 +80,6 @@ def test_an_adapter_that_convert_rewrites_counts_as_served(tmp_path, name, serve
     assert set(found) == ({"a"} if server in refusing else set())
 
 
-BEST = (Reason("best-measured", ""),)
 VLLM = "vllm serve owner/base --enable-lora"
 SGLANG = "python -m sglang.launch_server --model-path owner/base"
 CHAIN = (ChainHop("t", 1, "a", "p", "1", 5), ChainHop("t", 2, "b", "q {1}", "1", 5))
@@ -112,9 +111,10 @@ ADVISED = {
 def test_what_is_advised_is_served_by_these_commands(name):
     action, serve, target, lines, servers = ADVISED[name]
     adapters = pair(4)
-    made = merge(adapters, "sum") if action in ("merge", "step-by-step") else None
     system = "arrow" if action == "route" else "sum"
-    verdict = Verdict("unlikely", "evaluation", BEST, system, action)
+    verdict = Verdict(
+        "unlikely", "evaluation", (), system, action, made is not None or action == "route"
+    )
     inputs, place = Inputs(adapters, adapters), None if target is None else Path(target)
     found, commands = with_serving(verdict, Options(serve=serve), inputs, CHAIN, made, place)
     assert list(map(str, commands)) == lines
@@ -125,7 +125,7 @@ def test_what_is_advised_is_served_by_these_commands(name):
 def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     sound(tmp_path / "a", use_rslora=True)
     adapter = read_adapter(tmp_path / "a", "a")
-    verdict = Verdict("unlikely", "evaluation", BEST, None, "use-single:a")
+    verdict = Verdict("unlikely", "evaluation", action="use-single:a")
     options = Options(serve=("sglang", "vllm"))
     found, commands = with_serving(verdict, options, Inputs([], [adapter]), (), None, None)
     lines = list(map(str, commands))

@@ -8,7 +8,6 @@ from evidences import (
     any_evidence,
     both,
     changed,
-    codes,
     evidence,
     forms,
     reason,
@@ -17,7 +16,7 @@ from evidences import (
 )
 from hypothesis import given, settings
 
-from loraprobe.records import Attribution, Comparison, Coverage, Reason, Verdict
+from loraprobe.records import Attribution, Comparison, Coverage, Verdict
 from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.advice import basis, settled
 from loraprobe.verdict.evidence import Unserved
@@ -41,10 +40,9 @@ def command(verdict, tasks=("t.jsonl",), limited=False):
 def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
     words = (("--fields", "prompt=question"), ("--metric", "numeric"), ("--margin", "0.1"))
     request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), asked=words)
-    reworded = (Reason("mostly-said-otherwise", ""),)
     found = [
-        str(next_command(Verdict(decision, "evaluation", why, action="gather-evidence"), request))
-        for decision, why in (("inconclusive", ()), ("unlikely", reworded))
+        str(next_command(Verdict(decision, "evaluation", missing=missing), request))
+        for decision, missing in (("inconclusive", None), ("unlikely", "wording"))
     ]
     assert "--task MORE-test --fields prompt=question --metric numeric --margin 0.1" in found[0]
     assert found[1].count("--metric") == 1 and found[1].endswith("--margin 0.1 --metric contains")
@@ -56,6 +54,7 @@ def test_where_only_clusters_are_missing_other_questions_come_next():
     few = changed(evidence(values), lambda gain: True, "gains", clusters=24)
     found = decide(replaced(few, level="pilot"))
     assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
+    assert found.missing == "items"
     assert "MORE-t.jsonl" in command(found) and "--resume" not in command(found)
     assert "--resume" in command(found, limited=True)  # the task has others
     open_ = decide(replaced(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
@@ -78,7 +77,7 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
     assert found.decision == "inconclusive" and told.startswith(
         "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
     )
-    assert ("--metric" in told) == ("answers-normalised" not in codes(found))
+    assert ("--metric" in told) == (found.missing == "controls")
 
 
 # ---- every option in both forms ------------------------------------------------------------------
@@ -324,7 +323,7 @@ def test_where_something_answers_or_steps_were_scored_the_cause_advises_nothing(
     rows = (Attribution("uniform", "t", **{cause: 90}, solved=10),)
     scored = both(evidence({**ROUTED, "chain": 0.05}, attribution=rows),
                   evidence(ROUTED, part="steps"))  # fmt: skip
-    check(scored, "train-target-adapter")
+    assert not check(scored, "train-target-adapter").composes
     chain = both(evidence({**ROUTED, "chain": 0.95}, attribution=rows),
                  evidence(ROUTED, part="steps"))  # fmt: skip
     found = check(chain, "chain")

@@ -55,7 +55,8 @@ class System:
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
     `merging.Merged` of a method that needs new weights. stored: the name under which results are
     kept, if it is another one: a control has a fixed name, but depends on the best composition.
-    members, spec: of a library, the adapters that it consists of, and what they are composed by.
+    spec: of a merge or a router, by what its adapters are composed. members: of a library, the
+    adapters that it consists of.
     """
 
     name: str
@@ -65,8 +66,8 @@ class System:
     compression_error: float | None = None
     merged: Any = None
     stored: str = ""
-    members: tuple[str, ...] = ()
     spec: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

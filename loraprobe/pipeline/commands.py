@@ -434,12 +434,10 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    from loraprobe.pipeline.screen import (
-        audit_of_screen,
-        choose_and_prove,
-        open_screen,
-        steps_of_screen,
-    )
+    from loraprobe.pipeline.estimate import steps_of_screen
+    from loraprobe.pipeline.screen import open_screen
+    from loraprobe.pipeline.screen_audit import audit_of_screen
+    from loraprobe.pipeline.screen_proof import choose_and_prove
 
     assert opened is not None
     with _workers_of(session), open_screen(found.members, opened, read, session) as asking:
@@ -455,7 +453,8 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.screen import estimate_of_screen, open_screen
+    from loraprobe.pipeline.estimate import estimate_of_screen
+    from loraprobe.pipeline.screen import open_screen
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")

@@ -364,7 +364,7 @@ def controls_of_best(
     if alone is None or best is None:
         return []
     with session.stage("compose"):
-        return builder.controls(alone, next(one for one in composed if one.name == best))
+        return builder.controls(alone, next(s.spec for s in composed if s.name == best))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ CONVERT = "loraprobe convert"  # how the cure of a file begins that can be writt
 def with_files(compositions: Sequence[System], builder: SystemBuilder) -> list[System]:
     """The compositions, the merges among them with the adapter that a server loads."""
     return [
-        replace(one, merged=builder.merge(one.spec or one.name))
+        replace(one, merged=builder.merge(one.spec))
         if one.kind == "merge" and one.merged is None
         else one
         for one in compositions

@@ -417,7 +417,7 @@ class SystemBuilder:
             return self._merge(spec, experts, name)
         if kind == "router":
             router = self.routers.get(spec) or ROUTERS.make(spec)
-            return System(name, kind, Composition(name, experts, router))
+            return System(name, kind, Composition(name, experts, router), spec=spec)
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
     def build_each(self, specs: Mapping[str, str]) -> tuple[list[System], list[str]]:
@@ -459,18 +459,18 @@ class SystemBuilder:
         gates = constant_gates(spec, self.options, self.weights, len(experts))
         if gates is not None:
             composition = Composition(name, self._weighed(spec, experts), ConstantGates(gates))
-            return System(name, "merge", composition, compression_error=0.0)
+            return System(name, "merge", composition, spec=spec, compression_error=0.0)
         merged = self.merge(spec, experts, name)
         alone, error = single(merged.adapter), merged.compression_error
-        return System(name, "merge", alone, compression_error=error, merged=merged)
+        return System(name, "merge", alone, spec=spec, compression_error=error, merged=merged)
 
-    def controls(self, best_single: str, best: System) -> list[System]:
+    def controls(self, best_single: str, spec: str) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
-        The random partners are composed with the weights of the best composition. To learn others
-        for the control would cost as much again. Controls are built once for all rounds.
+        spec: of the best composition. The random partners are composed with its weights. To learn
+        others for the control would cost as much again. Controls are built once for all rounds.
         """
-        key = best_single, best.name
+        key = best_single, spec
         if key in self.made_controls:
             return self.made_controls[key]
         chosen = next(a for a in self.trained if a.name == best_single)
@@ -481,13 +481,12 @@ class SystemBuilder:
             expert if own is chosen else random_partner(expert, self.options.seed, weight)
             for own, expert in zip(self.trained, self.transformed.adapters, strict=True)
         ]
-        built = self.build(best.name, partners, name="random-partner").composition
-        stored = f"random-partner:{best.name}"
-        made = [
+        random = self.build(spec, partners, name="random-partner").composition
+        controls = [
             System(name, "control", shrunk),
-            System("random-partner", "control", built, stored=stored),
+            System("random-partner", "control", random, stored=f"random-partner:{spec}"),
         ]
-        self.made_controls[key] = [one for one in made if self.runs(one.composition)]
+        self.made_controls[key] = [one for one in controls if self.runs(one.composition)]
         return self.made_controls[key]
 
 

@@ -63,7 +63,7 @@ def test_named_systems_keep_their_controls(pair):
     builder = SystemBuilder(pair, Transformed(pair), options)
     (spec,) = plan_of(options, pair, [task("t", 60)]).specs
     composed = builder.build(spec)
-    found = {one.name for one in builder.controls("a", composed)}
+    found = {one.name for one in builder.controls("a", composed.spec)}
     assert found == {"shrunk:a", "random-partner"}
 
 

@@ -206,7 +206,7 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     built = {one: builder.build(one) for one in plan_of(balanced, adapters, [hopped]).specs}
     assert built["uniform"].composition.experts == transformed
     assert [c.experts[0] for c in built["chain"].chain] == adapters
-    controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}
+    controls = {s.name: s.composition for s in builder.controls("a", "arrow")}
     assert controls["shrunk:a"].experts == (adapters[0],)
     kept, drawn = controls["random-partner"].experts
     assert kept is transformed[0]

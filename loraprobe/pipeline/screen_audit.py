@@ -1,0 +1,273 @@
+"""The audit of a screen: the library with its scores, the short list, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from loraprobe import evaluation
+from loraprobe.evaluation import System
+from loraprobe.evaluation.plan import BASE
+from loraprobe.formatting import count
+from loraprobe.pipeline.conclusion import (
+    NOT_EXAMINED,
+    argument_without_folders,
+    audit_of,
+    verdict_on,
+    with_next,
+)
+from loraprobe.pipeline.examination import Examination, examine
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.screen_proof import Finalist, Proved
+from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
+from loraprobe.probes import forecast_gains
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    QUESTION,
+    Audit,
+    Command,
+    Compatibility,
+    EvaluationRecords,
+    Forecast,
+    Gain,
+    ItemPart,
+    ItemResult,
+    Library,
+    LibraryItems,
+    LibraryScore,
+    Shortlisted,
+    ShortlistOutcome,
+    Verdict,
+)
+from loraprobe.tasks import Task
+from loraprobe.verdict import LibraryChoice
+from loraprobe.verdict.evidence import Unserved
+from loraprobe.verdict.next_command import library_words
+
+
+def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> Audit:
+    """The audit of a screen. library: before it was asked. tasks: with all their items."""
+    asked, evaluator = proved.asked, proved.asked.evaluator
+    session = evaluator.session
+    with session.stage("statistics"):
+        measured = asked.records()
+    given = tuple(proved.adapters)
+    inputs = Inputs(given, given, evaluator.inputs.base, tasks)
+    verdict, serve, examined = _verdict(library, inputs, proved, measured)
+    notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
+    notes += [note for finalist in proved.finalists for note in finalist.notes]
+    return audit_of(
+        session,
+        inputs,
+        examined,
+        [*dict.fromkeys(notes), evaluator.scorer.note()],
+        evaluation=measured,
+        library=_library(library, proved),
+        shortlist=_shortlist(proved, measured, verdict),
+        verdict=verdict,
+        serve=serve,
+    )
+
+
+def _verdict(
+    library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
+) -> tuple[Verdict, tuple[Command, ...], Examination]:
+    """The verdict, what serves it, and what was found about the adapters that it is about."""
+    screen, session = proved.screen, proved.asked.evaluator.session
+    asked = {row.system for row in screen.results} - {BASE}
+    left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
+    passes = tuple((systems, items) for (_, items), systems in screen.counts.items())
+    choice = LibraryChoice(len(asked), screen.looked_at, len(proved.finalists), passes, left)
+    options, examined = session.options, NOT_EXAMINED
+    unserved = _unserved(inputs, proved) if options.serve else {}
+    verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
+    finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
+    system = None if finalist is None else finalist.systems[verdict.system or ""]
+    if finalist is not None:  # the findings about its members limit the verdict
+        examined = examine(finalist.builder.trained, inputs.base, "route", session)
+        verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
+    about = _about(verdict, finalist, inputs, measured)
+    words: list[str] = []
+    if finalist is None and not about.adapters:
+        arguments = list(map(argument_without_folders, session.arguments))
+        words = library_words(library.adapters, arguments)
+    spec = None if system is None else system.spec
+    verdict = with_next(verdict, options, about, measured, Compatibility(), spec, words)
+    merged = None
+    if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
+        merged = finalist.builder.merge(system.spec)
+    files = replace(about, given=[screen.members[a.name].open() for a in about.given])
+    verdict, serve = with_serving(verdict, options, files, measured.chain, merged, None)
+    return verdict, serve, examined
+
+
+def _unserved(inputs: Inputs, proved: Proved) -> dict[str, Unserved]:
+    """What the servers of --serve cannot run, of the adapters and compositions that were proved."""
+    screen, asked = proved.screen, proved.asked
+    files = replace(inputs, given=[screen.members[a.name].open() for a in inputs.given])
+    compositions = list[System]()
+    for finalist in proved.finalists:
+        left = [s for name, s in finalist.systems.items() if name not in asked.dropped]
+        compositions += with_files(left, finalist.builder)
+    return unserved_systems(asked.evaluator.session.options, files, compositions)
+
+
+def _about(
+    verdict: Verdict, finalist: Finalist | None, inputs: Inputs, measured: EvaluationRecords
+) -> Inputs:
+    """The inputs with the adapters that the next command is about.
+
+    These are the one to use alone, those of a chain, the members of the verdict's composition, or,
+    where no composition is advised for several tasks, the best adapter on each if these differ;
+    none where it is about the whole library.
+    """
+    wanted = [] if finalist is None else [*finalist.names]
+    if verdict.action.startswith("use-single:"):
+        wanted = [verdict.action.partition(":")[2]]
+    elif verdict.action == "chain":
+        wanted = [row.adapter for row in measured.chain]
+    elif len(inputs.tasks) > 1 and not verdict.composes and finalist is not None:
+        best_on = list[str]()
+        for task in inputs.tasks:
+            rows = [row for row in measured.scores if row.task == task.name]
+            best_on += filter(None, [evaluation.best_system(rows, ("adapter",))])
+        wanted = best_on if len(set(best_on)) > 1 else wanted
+    adapters = [a for a in inputs.given if a.name in wanted]
+    return replace(inputs, adapters=adapters, given=adapters)
+
+
+def _notes(proved: Proved) -> list[str]:
+    """Which adapters were not asked, and why."""
+    screen, ranking = proved.screen, proved.ranking
+    notes = [f"{name} was not asked: {error}" for name, error in screen.failed.items()]
+    answered = {row.system for row in screen.results}
+    once = [name for name in screen.unasked if name in answered]
+    never = [name for name in screen.unasked if name not in answered]
+    how = "without the second pass over the items that choose"
+    for names, state in ((once, how), (never, "unasked")):
+        if names:
+            notes.append(
+                f"--budget left {count(len(names), 'adapter')} {state}, such as {names[0]}; the "
+                "same call with --resume and more minutes asks them."
+            )
+    if ranking is None:
+        return notes
+    if not ranking.expected.forecasts:
+        notes.append(
+            "Effects on the next token could not be added (no question has a given text), so sets "
+            "are ranked by what their members answer alone."
+        )
+    return notes
+
+
+def _library(library: Library, proved: Proved) -> Library:
+    """The library's record with the scores of its adapters alone."""
+    rows: dict[tuple[str, str, ItemPart], list[float]] = {}
+    for result in proved.screen.results:
+        rows.setdefault((result.system, result.task, result.part), []).append(result.value)
+    scores: dict[str, list[LibraryScore]] = {}
+    for (system, task, part), values in rows.items():
+        mean = sum(values) / len(values)
+        scores.setdefault(system, []).append(LibraryScore(task, part, mean, len(values)))
+    return replace(
+        library,
+        adapters=tuple(
+            replace(row, scores=tuple(scores.get(row.name, ()))) for row in library.adapters
+        ),
+        items=tuple(
+            LibraryItems(apart.name, len(apart.items), len(left.items))
+            for apart, left in zip(
+                proved.screen.evaluator.tasks, proved.asked.evaluator.tasks, strict=True
+            )
+        ),
+    )
+
+
+def _shortlist(
+    proved: Proved, measured: EvaluationRecords, verdict: Verdict
+) -> tuple[Shortlisted, ...]:
+    """The sets that were proved, the best first, and the best single adapter."""
+    forecasts = _forecasts(proved)
+    gains = _gains(proved, measured)
+    rows = [_row(f, forecasts[f.label], gains, proved, verdict) for f in proved.finalists]
+    rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
+    looked_at = proved.screen.looked_at
+    if verdict.action.startswith("use-single:"):
+        name = verdict.action.partition(":")[2]
+        rows.insert(0, Shortlisted((name,), "single", 1, looked_at, outcome="single"))
+    if measured.chain:
+        names = tuple(dict.fromkeys(r.adapter for r in measured.chain if r.adapter != BASE))
+        gain = gains.get("chain")
+        outcome = "chain" if verdict.action == "chain" else _outcome(gain, verdict)
+        rows.append(Shortlisted(names, "chain", 1, looked_at, None, "chain", gain, outcome))
+    return tuple(rows)
+
+
+def _outcome(gain: Gain | None, verdict: Verdict) -> ShortlistOutcome:
+    """Whether a gain that is not used is shown to be too small."""
+    return "none" if gain is not None and gain.adjusted_ci95[1] < verdict.margin else "open"
+
+
+def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
+    """The gain of each composition in its better form, of dropped ones on what they were asked."""
+    rows, asked = list(measured.gains), proved.asked
+    baselines = [system for system in asked.systems if system.kind in BASELINES]
+    for finalist in proved.finalists:
+        if not {row.system for row in rows} & finalist.systems.keys():
+            rows += evaluation.gains(asked.results, [*baselines, *finalist.systems.values()])
+    best: dict[str, Gain] = {}
+    for row in sorted(rows, key=lambda row: row.difference):
+        best[row.system] = row
+    return best
+
+
+def _row(
+    finalist: Finalist,
+    forecasts: Mapping[str, Forecast],
+    gains: Mapping[str, Gain],
+    proved: Proved,
+    verdict: Verdict,
+) -> Shortlisted:
+    """A finalist with its best composition."""
+    best = max(
+        (name for name in finalist.systems if name in gains),
+        key=lambda name: gains[name].difference,
+        default=None,
+    )
+    gain = gains.get(best or "")
+    advised = verdict.composes and verdict.system in finalist.systems
+    if advised:
+        best, gain = verdict.system, gains.get(verdict.system or "", gain)
+    forecast = forecasts.get(QUESTION if gain is None else gain.part)
+    fails = all(name in proved.asked.dropped for name in finalist.systems)
+    outcome: ShortlistOutcome = "none" if fails else _outcome(gain, verdict)
+    return Shortlisted(
+        finalist.names,
+        "pair" if len(finalist.names) == 2 else "subset",
+        finalist.place,
+        proved.screen.looked_at,
+        forecast,
+        best,
+        gain,
+        "compose" if advised else outcome,
+    )
+
+
+def _forecasts(proved: Proved) -> dict[str, dict[str, Forecast]]:
+    """The forecast gain of each finalist over base and best singles, by form of the question."""
+    forecasts: dict[str, dict[str, Forecast]] = {f.label: {} for f in proved.finalists}
+    if proved.ranking is None:
+        return forecasts
+    singles = [adapter.name for adapter in proved.adapters]
+    options = proved.asked.evaluator.session.options
+    alone = [row for row in proved.screen.results if row.system in {BASE, *singles}]
+    expected = list[ItemResult]()
+    for finalist in proved.finalists:
+        sets = proved.ranking.expected
+        expected += sets.results(finalist.subset, finalist.label, options.metric)
+    for part in FORMS:
+        of_part = [row for row in expected if row.part == part]
+        for forecast in forecast_gains(of_part, alone, singles, [*forecasts], options.seed):
+            forecasts[forecast.system][part] = forecast
+    return forecasts

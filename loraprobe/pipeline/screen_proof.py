@@ -1,0 +1,207 @@
+"""Which sets of a library are proved, and their evaluation on the items that took no part in that.
+
+The best few sets are composed and asked by rounds (`evaluate.ask_rounds`) beside the base, the best
+single adapters and the members. Where one adapter leaves no room for a gain, it alone is proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loraprobe import evaluation
+from loraprobe.adapters import Adapter
+from loraprobe.defaults import BEST_SINGLES
+from loraprobe.errors import (
+    UsageError,
+)
+from loraprobe.evaluation import System
+from loraprobe.evaluation.plan import BASE
+from loraprobe.formatting import count
+from loraprobe.pipeline.conclusion import (
+    evidence_of,
+)
+from loraprobe.pipeline.estimate import (
+    steps_of_rounds,
+)
+from loraprobe.pipeline.evaluate import Asked, Evaluator, ask_rounds
+from loraprobe.pipeline.ranking import Ranking, Subset
+from loraprobe.pipeline.screen import Screen, ScreeningPass, too_few
+from loraprobe.pipeline.systems import (
+    SystemBuilder,
+    plan_of,
+)
+from loraprobe.pipeline.transforms import transform
+from loraprobe.records import (
+    COMPOSITIONS,
+    EvaluationRecords,
+    ItemResult,
+)
+from loraprobe.verdict.rules import at_ceiling
+
+FINALIST = 6  # systems that a finalist adds: its compositions and its members
+
+
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A set of adapters that is proved, with its place in a ranking and its compositions by name.
+
+    subset: the adapters by their numbers in the ranking.
+    """
+
+    place: int
+    subset: Subset
+    builder: SystemBuilder
+    systems: Mapping[str, System]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(adapter.name for adapter in self.builder.trained)
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.names)
+
+    def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
+        """`shrunk:NAME` and `random-partner` for one of its compositions."""
+        singles = [System(name, "adapter") for name in self.names]
+        alone = evaluation.best_system(evaluation.score(results, singles), ("adapter",))
+        controls = self.builder.controls(alone or self.names[0], self.systems[best].spec)
+        return [  # kept by all members, since the gates depend on how many they are
+            replace(control, stored=f"{control.key}({self.label})", members=self.names)
+            for control in controls
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """What a screen found on both parts of the items.
+
+    ranking: None where no composition was proved, since one adapter leaves no room for a gain.
+    """
+
+    screen: Screen
+    asked: Asked
+    finalists: Sequence[Finalist] = ()
+    ranking: Ranking | None = None
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """The single adapters that were proved: the best ones and the members of finalists."""
+        singles = [s.composition for s in self.asked.systems if s.kind == "adapter"]
+        return [single.experts[0] for single in singles if single is not None]
+
+
+def choose_and_prove(screen: Screen) -> Proved:
+    """Asks base and adapters alone, then proves the sets that promise most.
+
+    Where one of them answers so much alone that no composition can gain the margin, only it is
+    asked the items that prove.
+    """
+    assert screen.evaluator.plan.parts is not None
+    proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
+    options, tried = proving.session.options, set[bool]()
+    names, asked = list[str](), list[ScreeningPass]()
+
+    def proved_alone(answered: Sequence[str]) -> Proved | None:
+        """The base or an adapter that leaves no room for a gain, proved."""
+        tasks, margin = len(proving.tasks), options.needed_gain
+        name = evaluation.near_ceiling(screen.results, answered, tasks, margin)
+        # The base and one adapter have one attempt each: every attempt may succeed by chance.
+        if name is None or (name == BASE) in tried:
+            return None
+        tried.add(name == BASE)
+        at_ceiling_too = _ask_at_ceiling(screen, name, proving)
+        return None if at_ceiling_too is None else Proved(screen, at_ceiling_too)
+
+    for screening in screen.passes():
+        others = [*screen.members]
+        if asked:
+            ranking = screen.ranking(names, asked)
+            further = ranking.asked_further(screen.finalists(ranking, options.keep))
+            others = [name for at, name in enumerate(names[1:]) if at in further]
+        answered = screen.ask([BASE], screening)
+        if proved := proved_alone(answered):
+            return proved
+        answered = [*answered, *screen.ask(others, screening)]
+        if asked and screen.unasked:  # the budget ended, so the passes before choose
+            break
+        if len(answered) < 3:
+            if not screen.unasked:
+                raise too_few(len(answered) - 1, screen.failed)
+            adapters = count(len(answered) - 1, "adapter")
+            raise UsageError(f"{adapters} could be asked within --budget; give it more minutes.")
+        names, asked = answered, [*asked, screening]
+        if proved := proved_alone(names):
+            return proved
+    return _prove(screen, screen.ranking(names, asked), proving)
+
+
+def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
+    """Asks a system alone (and the base) all items, if it leaves no room for a gain.
+
+    None as soon as it is not above 1 - margin in any form or the budget is over, and where its
+    interval after the last round leaves room. That interval is looked at once, so it needs no
+    correction for the rounds.
+    """
+    options, tasks = proving.session.options, len(proving.tasks)
+    systems = [screen.system(alone) for alone in dict.fromkeys([BASE, name])]
+
+    def goes_on(results: Sequence[ItemResult], more: int) -> bool:
+        near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
+        return near is not None and screen.affords(more)
+
+    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
+    asked = ask_rounds(proving, systems, planned, lambda *_: [], goes_on=goes_on)
+    measured = EvaluationRecords(scores=evaluation.score(asked.results, systems))
+    evidence = evidence_of(options, proving.inputs, "base", measured)
+    return asked if asked.round.last and at_ceiling(evidence) is not None else None
+
+
+def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
+    """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
+    options, names = proving.session.options, ranking.names
+    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
+    keep, first = options.keep, planned[0].items
+    while keep > 1 and not screen.affords(first * (1 + BEST_SINGLES + FINALIST * keep)):
+        keep -= 1
+    chosen = screen.finalists(ranking, keep)
+    built = [_composed(screen, place, subset, names) for place, subset in chosen]
+    finalists = [finalist for finalist in built if finalist.systems]
+    composed = [member for finalist in finalists for member in finalist.subset]
+    members = dict.fromkeys([*ranking.best, *ranking.knowers, *composed])
+    alone = {member: screen.system(names[member]) for member in members}
+    finalist_of = {name: finalist for finalist in finalists for name in finalist.systems}
+    systems = [screen.system(BASE), *alone.values()]
+    systems += [system for finalist in finalists for system in finalist.systems.values()]
+    if any(task.has_hops for task in proving.tasks):
+        hops = [alone[m].composition for m in ranking.knowers]
+        systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
+
+    def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
+        best = evaluation.best_system(evaluation.score(results, systems), COMPOSITIONS)
+        return [] if best is None else finalist_of[best].controls(results, best)
+
+    def goes_on(_: Sequence[ItemResult], more: int) -> bool:
+        return screen.affords(more)
+
+    sizes = {system.name: len(system.members) for system in systems}
+    proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options))
+    asked = ask_rounds(proving, systems, planned, controls, goes_on=goes_on)
+    return Proved(screen, asked, finalists, ranking)
+
+
+def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) -> Finalist:
+    """A set of adapters, composed by the methods and routers of the options."""
+    evaluator, base = screen.evaluator, screen.evaluator.inputs.base
+    adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
+    members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
+    with evaluator.session.stage("compose"):
+        transformed = transform(adapters, options, (), base)
+        builder = SystemBuilder(adapters, transformed, options, base, runs=evaluator.scorer.runs)
+        specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
+        built, notes = builder.build_each(specs)
+    run = [system for system in built if builder.runs(system.composition)]
+    systems = {system.name: replace(system, members=members) for system in run}
+    return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))

@@ -1,4 +1,4 @@
-"""Measures the available memory, checks that something fits, and recognises memory errors.
+"""Measures available and used memory, checks that something fits, and recognises memory errors.
 
 The needed memory is estimated from files and configs, so that a model that cannot fit is refused at
 once instead of being killed by the system after minutes.
@@ -6,6 +6,7 @@ once instead of being killed by the system after minutes.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from loraprobe.errors import OutOfMemory
@@ -43,6 +44,16 @@ def available(device: str = "cpu") -> int | None:
         return None
     known = [_kernel(), *(_container(*files) for files in _CGROUPS)]
     return min((value for value in known if value is not None), default=None)
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes; 0 where the system has none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def require(needed: int, what: str, instead: str, device: str = "cpu") -> None:

@@ -23,6 +23,7 @@ from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
+from loraprobe.pipeline.checks import check_engine, check_names, check_state, check_task_use
 from loraprobe.pipeline.conclusion import audit_of, recommend, verdict_with_next
 from loraprobe.pipeline.examination import (
     WARNED,
@@ -35,16 +36,7 @@ from loraprobe.pipeline.examination import (
     with_issues,
     with_servers,
 )
-from loraprobe.pipeline.inputs import (
-    Inputs,
-    base_apart,
-    check_alone,
-    check_engine,
-    check_names,
-    check_state,
-    check_task_use,
-    open_inputs,
-)
+from loraprobe.pipeline.inputs import Inputs, base_apart, check_alone, open_inputs
 from loraprobe.pipeline.provenance import made_text, with_card
 from loraprobe.pipeline.serving import (
     served_merge,
@@ -473,7 +465,7 @@ def _opened_library(
     and with tasks where none can be composed.
     """
     from loraprobe import library
-    from loraprobe.pipeline.systems import split_for_screening
+    from loraprobe.pipeline.splits import split_for_screening
     from loraprobe.pipeline.task_files import open_tasks
 
     session.command, options = "screen", session.options

@@ -24,8 +24,9 @@ from loraprobe.hub import ON
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.pipeline.checks import given_calibration
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs, given_calibration, reference_of
+from loraprobe.pipeline.inputs import Inputs, reference_of
 from loraprobe.pipeline.session import Session
 from loraprobe.records import (
     AdapterSummary,

@@ -19,11 +19,11 @@ from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import BASE, Question, questions
 from loraprobe.evaluation.statistics import DRAWS
+from loraprobe.memory import peak_memory
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import installed_vllm
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.session import peak_memory
 from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates, plan_of
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates

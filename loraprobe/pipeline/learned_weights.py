@@ -33,7 +33,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import TaskSplit, split_for_weights
+from loraprobe.pipeline.splits import TaskSplit, split_for_weights
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.results import JsonLines

@@ -39,11 +39,8 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import NEXT_TOKENS
 from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
 from loraprobe.pipeline.session import Here, Session
-from loraprobe.pipeline.systems import (
-    Plan,
-    passes,
-    split_for_screening,
-)
+from loraprobe.pipeline.splits import passes, split_for_screening
+from loraprobe.pipeline.systems import Plan
 from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import (
     ROUND,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 
 from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
+from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.records import Progress, Provenance
 
@@ -135,13 +135,3 @@ class Session:
             seconds={name: round(value, 3) for name, value in seconds.items()},
             peak_memory_bytes=peak_memory(),
         )
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes; 0 where the system has none."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024

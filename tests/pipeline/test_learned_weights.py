@@ -20,7 +20,8 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learned_weights
 from loraprobe.pipeline.learned_weights import BOUND, SHRINK, check_learnable, learn
-from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, split_for_weights
+from loraprobe.pipeline.splits import TaskSplit, split_for_weights
+from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema

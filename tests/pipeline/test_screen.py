@@ -21,7 +21,7 @@ from loraprobe.pipeline.evaluate import ask_rounds
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import split_for_screening
+from loraprobe.pipeline.splits import split_for_screening
 from loraprobe.probes import ForecastTexts
 from loraprobe.results import NAME
 from loraprobe.tasks import Item, Task

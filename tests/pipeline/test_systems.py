@@ -13,7 +13,8 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import fitted_routers
 from loraprobe.pipeline.fitted_routers import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, TaskSplit, plan_of, proven_systems
+from loraprobe.pipeline.splits import TaskSplit
+from loraprobe.pipeline.systems import SystemBuilder, plan_of, proven_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task

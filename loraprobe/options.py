@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS
+from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 
@@ -355,7 +355,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             )
         if not all(map(math.isfinite, self.given_weights or ())):
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
-        if self.metric == "answer_loss" and self.margin is None:
+        if self.metric == LOSS and self.margin is None:
             raise UsageError(
                 "--metric=answer_loss needs --margin; give the loss difference that matters."
             )

@@ -25,7 +25,7 @@ from loraprobe.cli.parameters import (
     setting,
 )
 from loraprobe.cli.running import options_from, run, write
-from loraprobe.defaults import KEEP, RETENTION, SCREENING_ITEMS
+from loraprobe.defaults import KEEP, LOSS, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def merge_and_eval(
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
     options, output = options_from(locals())
-    if output.save_samples is not None and options.metric == "answer_loss":
+    if output.save_samples is not None and options.metric == LOSS:
         raise UsageError(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
 from loraprobe.cli.running import options_from
-from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS
@@ -22,11 +21,6 @@ WIDTH = 79
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
 READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
-JUDGED = {
-    "choice": "the most likely choice is the answer; nothing is written.",
-    "answer_loss": "the loss of the answer is measured; nothing is written.",
-    "json": "the JSON value with which the reply begins is compared with it.",
-}
 # What a verdict is about.
 SEVERAL_TASKS = (
     "Several tasks: the verdict says whether one model keeps several skills (retention)."
@@ -182,7 +176,10 @@ def sample(
 def _judged(row: Preview) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row.answers))
-    plain = READ_HARNESS if row.metric.startswith(HARNESS) else READ_PLAIN
-    how = JUDGED.get(row.metric, READ_STEPS if row.part == STEPS else plain)
+    from loraprobe.tasks import metric_of
+
+    metric = metric_of(row.metric)
+    how = READ_STEPS if row.part == STEPS else READ_PLAIN
+    how = READ_HARNESS if metric is None else metric.reading or how
     choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
     yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

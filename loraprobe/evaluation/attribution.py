@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from loraprobe.defaults import LOSS
 from loraprobe.evaluation.plan import System, questions
 from loraprobe.records import (
     BASELINES,
@@ -55,9 +56,7 @@ def causes(
     known_by = [system.name for system in systems if system.kind in BASELINES]
     for task in tasks:
         answers = {
-            (r.system, r.part, r.item): r
-            for r in results
-            if r.task == task.name and r.metric != "answer_loss"
+            (r.system, r.part, r.item): r for r in results if r.task == task.name and not r.is_loss
         }
         items = [item for item in task.items if item.hops]
         for system in systems:
@@ -110,10 +109,10 @@ def samples_of(
     metric "answer_loss" have no samples.
     """
     cause_of = {(name, task): of for name, task, of in causes(results, systems, tasks)}
-    answers = {row.key: row for row in results if row.metric != "answer_loss"}
+    answers = {row.key: row for row in results if not row.is_loss}
     found = []
     for question in questions(tasks, metric):
-        if question.metric == "answer_loss":
+        if question.metric == LOSS:
             continue
         task, item, replies = question.task, question.item.id, list[Reply]()
         for system in systems:

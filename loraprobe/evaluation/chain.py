@@ -24,7 +24,7 @@ def members_of_hops(system: System, task: Task, ledger: Ledger) -> dict[str, lis
 
     def merit(name: str, k: int, items: Sequence[str]) -> float:
         rows = (ledger.get(name, task.name, hop_part(k), item) for item in items)
-        values = [-r.value if r.metric == "answer_loss" else r.value for r in rows if r is not None]
+        values = [row.merit for row in rows if row is not None]
         return sum(values) / len(values) if values else float("-inf")
 
     best = {}

@@ -28,7 +28,7 @@ from loraprobe.records import (
     Score,
     items_needed,
 )
-from loraprobe.tasks import GENERATED, Task, judge
+from loraprobe.tasks import METRICS, Task, is_generated
 
 SystemPart = tuple[str, ItemPart]  # system, part
 
@@ -84,10 +84,9 @@ def tabulate(
         k = index.get((result.system, result.part))
         if k is None or (task is not None and result.task != task):
             continue
-        loss = result.metric == "answer_loss"
-        losses.add(loss)
+        losses.add(result.is_loss)
         row = rows.setdefault((result.task, result.item, result.group), {})
-        row[k] = -result.value if loss else result.value
+        row[k] = result.merit
     if len(losses) > 1:
         raise ValueError("losses and right-or-wrong results do not go into one table")
     values = np.full((len(rows), len(columns)), np.nan)
@@ -161,7 +160,7 @@ def _score(
     values = np.array([r.value for r in mine])
     table = tabulate(mine, [(system.name, part)])
     interval = statistics.wilson if table.bounded else statistics.mean_interval
-    replies = [k for k, r in enumerate(mine) if r.metric in GENERATED]
+    replies = [k for k, r in enumerate(mine) if is_generated(r.metric)]
     stands = np.array([float(mine[k].stands) for k in replies])
     kept = None
     if several and system.kind != "base":
@@ -237,7 +236,7 @@ def shares_right(results: Sequence[ItemResult], tasks: int) -> dict[tuple[str, s
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in results:
         of = values.setdefault((row.system, row.part), {}).setdefault(row.task, [])
-        of.append(0.0 if row.metric == "answer_loss" else row.value)
+        of.append(0.0 if row.is_loss else row.value)
     return {
         key: min(sum(own) / len(own) for own in by_task.values())
         for key, by_task in values.items()
@@ -438,7 +437,7 @@ def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> l
     for row in results:
         metric, answers = golds.get((row.task, row.item), ("", ()))
         if metric and row.metric == "exact_match" and row.part in FORMS:
-            right = judge(metric, row.text, answers).right
+            right = METRICS.make(metric).judge(row.text, answers).right
             row = replace(row, metric=metric, value=float(right))
         found.append(row)
     return [] if found == list(results) else found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.results import NAME, JsonLines
 from loraprobe.tasks import METRICS
@@ -77,9 +77,9 @@ def item_result(row: Any) -> ItemResult:
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
     harness = row["metric"].startswith(HARNESS)
-    if not (harness or row["metric"] in METRICS):
+    if not (harness or row["metric"] in METRICS.members):
         raise ValueError("an unknown metric")
-    most = MOST_LOSS if row["metric"] == "answer_loss" else 1.0
+    most = MOST_LOSS if row["metric"] == LOSS else 1.0
     sound = 0 <= value <= most and (harness or most > 1 or value in (0, 1))
     if not sound:
         raise ValueError("no value of this metric")

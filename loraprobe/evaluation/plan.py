@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from loraprobe.defaults import ALPHA, FIRST_ROUND, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
+from loraprobe.defaults import ALPHA, FIRST_ROUND, LOSS, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
 from loraprobe.errors import TaskError
 from loraprobe.records import (
     QUESTION,
@@ -33,8 +33,16 @@ from loraprobe.records import (
     SystemKind,
     hop_part,
 )
-from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
-from loraprobe.tasks.metrics import answer_end, asked_marks, json_ended
+from loraprobe.tasks import (
+    METRICS,
+    Item,
+    Task,
+    is_generated,
+    item_metric,
+    metric_of,
+    normalize_answer,
+)
+from loraprobe.tasks.answers import answer_end, asked_marks
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
@@ -94,7 +102,7 @@ class Question:
     item: Item
     prompt: str
     answers: tuple[str, ...]
-    metric: Metric
+    metric: str
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -109,7 +117,7 @@ class Question:
     @property
     def generated(self) -> bool:
         """Whether a reply is generated; else continuations are scored."""
-        return self.metric in GENERATED
+        return is_generated(self.metric)
 
     @property
     def most_tokens(self) -> int:
@@ -119,8 +127,7 @@ class Question:
     @property
     def one_line(self) -> bool:
         """Whether the first line of a reply is all that counts."""
-        long = self.metric == "strict" and any("\n" in one.strip() for one in self.answers)
-        return not (self.worked or self.metric == "json" or long)
+        return not self.worked and METRICS.make(self.metric).one_line(self.answers)
 
     @property
     def ended(self) -> Callable[[str], bool] | None:
@@ -131,7 +138,7 @@ class Question:
         if self.worked:
             marks = asked_marks(self.prompt)
             return AnswerEnd(marks) if marks else None
-        return json_ended if self.metric == "json" else None
+        return METRICS.make(self.metric).ended()
 
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
@@ -150,32 +157,22 @@ class Question:
             text = text[: answer_end(text, asked_marks(self.prompt))]
         pattern = self.item.answer_pattern
         try:
-            found = judge(self.metric, text, self.answers, cot=self.worked, pattern=pattern)
+            metric = METRICS.make(self.metric)
+            judged = metric.judge(text, self.answers, cot=self.worked, pattern=pattern)
         except TaskError as error:
             raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
-        return self.result(system, float(found.right), found.text, found.contains, cut)
+        return self.result(system, float(judged.right), judged.text, judged.contains, cut)
 
     @property
     def continuations(self) -> tuple[str, ...]:
         """The texts that are scored if the question is judged by likelihood."""
-        return self.item.choices if self.metric == "choice" else self.answers
+        metric = metric_of(self.metric)
+        return self.answers if metric is None else metric.texts(self.item.choices, self.answers)
 
     def scored(self, system: str, scores: Sequence[tuple[float, int]]) -> ItemResult:
-        """The result of the scores of all continuations: log-probability and number of tokens.
-
-        "choice" takes the one with the highest log-likelihood per character, as acc_norm of
-        lm-evaluation-harness; of equals the first. "answer_loss" is in nats per token, that of the
-        cheapest accepted answer.
-        """
-        texts = self.continuations
-        if self.metric == "answer_loss":
-            losses = [-logprob / tokens for logprob, tokens in scores]
-            return self.result(system, *min(zip(losses, texts, strict=True)))
-        per_character = [
-            logprob / len(text) for (logprob, _), text in zip(scores, texts, strict=True)
-        ]
-        taken = texts[per_character.index(max(per_character))]
-        return self.result(system, float(taken in self.answers), taken)
+        """The result of the scores of all continuations: log-probability and number of tokens."""
+        value, text = METRICS.make(self.metric).scored(scores, self.continuations, self.answers)
+        return self.result(system, value, text)
 
 
 def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question]:
@@ -195,13 +192,13 @@ def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question
     ]
 
 
-def _of_item(task: Task, item: Item, metric: Metric) -> list[Question]:
-    hops: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
+def _of_item(task: Task, item: Item, metric: str) -> list[Question]:
+    hops = LOSS if metric == LOSS else "exact_match"
     found = [Question(task.name, QUESTION, item, item.prompt, item.answers, metric)]
     for k, hop in enumerate(item.hops):
         found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, hops))
-    if item.cot_prompt is not None and metric != "answer_loss":
-        worked: Metric = "exact_match" if metric == "choice" else metric
+    if item.cot_prompt is not None and metric != LOSS:
+        worked = "exact_match" if metric == "choice" else metric
         found.append(Question(task.name, STEPS, item, item.cot_prompt, item.answers, worked))
     return found
 
@@ -214,14 +211,14 @@ def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage
     rows = []
     for task in tasks:
         items = [(item, item_metric(item, task.name, metric)) for item in task.items]
-        if any(how == "answer_loss" for _, how in items) or not items:
+        if any(how == LOSS for _, how in items) or not items:
             continue
         if any(item.source and not item.choices for item, _ in items):
             continue
         golds = Counter(
             gold
             for item, how in items
-            if how in GENERATED
+            if is_generated(how)
             for gold in {normalize_answer(answer) for answer in item.answers}
         )
         chances = [

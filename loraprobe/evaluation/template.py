@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from loraprobe.defaults import (
+    LOSS,
     PLAIN_TOKENS,
     TEMPLATE_ITEMS,
     TEMPLATE_LEAD,
@@ -91,7 +92,7 @@ def choose_template(
     if means[True] == means[False]:
         chosen, from_what = known()
         why = f"; {from_what}"
-    losses = all(question.metric == "answer_loss" for question in asked)
+    losses = all(question.metric == LOSS for question in asked)
     parts = Counter(q.part.words for q in asked)
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
@@ -127,6 +128,4 @@ def _value(ledger: Ledger, system: System, question: Question) -> float:
     """How good a kept answer is; losses are negative, a hop is right if its answer stands there."""
     row = ledger.get(system.name, *question.key)
     assert row is not None
-    if row.metric == "answer_loss":
-        return -row.value
-    return float(row.stands) if row.part.hop else row.value
+    return float(row.stands) if row.part.hop and not row.is_loss else row.merit

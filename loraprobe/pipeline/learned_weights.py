@@ -26,7 +26,7 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, natural, with_below
 from loraprobe.adapters.experts import stacks
 from loraprobe.composition import Composition, LearnableGates
-from loraprobe.defaults import LEARNING_STEPS
+from loraprobe.defaults import LEARNING_STEPS, LOSS
 from loraprobe.errors import UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
@@ -75,7 +75,7 @@ def learn_for(
     check_learnable(experts, options)
     parts = split_for_weights(inputs.tasks, options)
     scorer, notes = open_scorer(inputs.base, "auto", session)
-    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
+    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, LOSS)
     with session.stage("learn"):
         learned = learn(scorer, experts, parts, options, progress=session.progress)
     told = learned_note(learned, "an evaluation")

@@ -14,6 +14,7 @@ from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, Source, public_value
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
+from loraprobe.defaults import LOSS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, choose_template
 from loraprobe.front_matter import prompt_form
@@ -35,7 +36,7 @@ LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
     """Notes on tasks that a reader of the figures needs; those on chosen metrics are logged too."""
     notes = []
-    if metric == "answer_loss":
+    if metric == LOSS:
         notes.append("Differences of losses are signed so that a lower loss is a gain.")
     for task in tasks:
         why = task.summary().metric_why

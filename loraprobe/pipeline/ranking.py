@@ -66,8 +66,7 @@ class BaselineScores:
         worked: dict[str, list[str]] = defaultdict(list)
         for one in results:
             if one.task == task.name and one.system in row and one.item in column:
-                value = -one.value if one.metric == "answer_loss" else one.value
-                parts[one.part][row[one.system], column[one.item]] = value
+                parts[one.part][row[one.system], column[one.item]] = one.merit
                 if one.part == STEPS and not one.cut:
                     worked[one.system].append(one.text)
         form = np.array([_form_share(task, worked[name]) for name in systems]) if worked else None

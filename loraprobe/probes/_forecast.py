@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraprobe.defaults import LOSS
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.gains import task_names
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult, Retention
 from loraprobe.scoring import NextTokens, Recorder
 from loraprobe.scoring.likelihood import TOP
-from loraprobe.tasks import Task
+from loraprobe.tasks import METRICS, Task
 
-SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 MOST_ANSWERS = 4  # of a question that are read
-WHOLE = ("exact_match", "strict")  # metrics by which more than the right answer is wrong
 SUPPORT = 64  # tokens of a position whose logits are added
 LEAST_REST = 0.01  # the probability of all other tokens
 LEAST = 1e-6  # that is left beside the likeliest tokens of one system
@@ -80,7 +79,7 @@ def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question
     There are none if a task is one of lm-evaluation-harness, which asks by itself.
     """
     asked = [] if any(task.of_harness for task in tasks) else questions(tasks, metric)
-    return [q for q in asked if q.part == QUESTION and q.metric in SCORED]
+    return [q for q in asked if q.part == QUESTION and not q.generated]
 
 
 def _pairs(question: Question) -> list[tuple[str, str]]:
@@ -179,7 +178,7 @@ class ForecastTexts:
             if q.part != STEPS
             and (q.part == QUESTION or q.item.cot_prompt is not None)
             and q.item.source is None
-            and q.metric != "regex"
+            and not METRICS.make(q.metric).patterns
         ]
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
         rows: dict[TokenRow, int] = {}
@@ -189,7 +188,7 @@ class ForecastTexts:
             generated, tokens = asked[k].generated, tuple(ids[start:])
             # A text that is scored ends with its last token, which is only predicted.
             row = rows.setdefault((tuple(ids if generated else ids[:-1]), start), len(rows))
-            stopped = generated and asked[k].metric in WHOLE
+            stopped = METRICS.make(asked[k].metric).whole
             texts.append(Text(k, row, tokens, stopped))
             wanted += [Wanted(row, place, token, t, 0) for place, token in enumerate(tokens)]
             stops = scorer.stops if stopped else ()
@@ -366,7 +365,7 @@ def _judged(
         if question.generated:
             hard[:, k] = right[:, own].any(1)
             soft[:, k] = np.exp(scores.max(1))
-        elif question.metric == "answer_loss":
+        elif question.metric == LOSS:
             tokens = np.array([len(reading.texts[t].tokens) for t in own])
             hard[:, k] = soft[:, k] = (scores / tokens).max(1)
         else:

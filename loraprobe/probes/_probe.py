@@ -121,7 +121,7 @@ class ProbeContext:
         return {
             row.item: row.value
             for row in self.results
-            if (row.task, row.system, row.part) == wanted and row.metric != "answer_loss"
+            if (row.task, row.system, row.part) == wanted and not row.is_loss
         }
 
 

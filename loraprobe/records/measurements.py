@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loraprobe.defaults import LOSS
 from loraprobe.records.estimates import Estimate, Interval
 from loraprobe.records.inputs import Issue
 from loraprobe.records.kinds import QUESTION, ItemPart, SystemKind
@@ -64,7 +65,7 @@ class ItemResult:
     task: str
     part: ItemPart
     item: str
-    metric: str  # one of `tasks.METRICS`
+    metric: str  # one of `tasks.METRICS`, or one of lm-evaluation-harness
     value: float
     text: str
     group: str
@@ -77,9 +78,19 @@ class ItemResult:
         return self.system, self.task, self.part, self.item
 
     @property
+    def is_loss(self) -> bool:
+        """Whether `value` is a loss, of which less is better."""
+        return self.metric == LOSS
+
+    @property
+    def merit(self) -> float:
+        """The value, more is better: a loss has its sign turned."""
+        return -self.value if self.is_loss else self.value
+
+    @property
     def stands(self) -> bool:
         """Whether the answer is right or a right one stands in it; False for a loss."""
-        return self.metric != "answer_loss" and (self.value == 1.0 or self.contains)
+        return not self.is_loss and (self.value == 1.0 or self.contains)
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class Score:
     @property
     def is_loss(self) -> bool:
         """Whether `value` is a loss, of which less is better."""
-        return self.metric == "answer_loss"
+        return self.metric == LOSS
 
     @property
     def estimate(self) -> Estimate:

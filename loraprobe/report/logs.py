@@ -95,7 +95,7 @@ def _results(
         found["configs"][task] = {"task": task, "dataset_path": source.reference}
         found["versions"][task] = (source.commit or source.sha256)[:12]
         found["n-shot"][task] = 0
-        found["higher_is_better"][task] = {score.metric: score.metric != "answer_loss"}
+        found["higher_is_better"][task] = {score.metric: not score.is_loss}
         found["n-samples"][task] = {"original": source.items, "effective": score.n}
         hashes = [row[f"{of}_hash"] for row in answers[task] for of in ("doc", "prompt", "target")]
         found["task_hashes"][task] = _hash("".join(hashes))

@@ -341,7 +341,7 @@ def scores(audit: Audit) -> Table:
         for one in forms:
             titles = ([task] if several else []) + ([one.words] if len(forms) > several else [])
             own = [found.get((name, task, one)) for name in names]
-            shares = [s.value if s is not None and s.metric != "answer_loss" else None for s in own]
+            shares = [s.value if s is not None and not s.is_loss else None for s in own]
             columns.append(replace(text(", ".join(titles)), bars=shares))
             for line, score in zip(lines, own, strict=True):
                 line.append(number(score.value) if score is not None else "-")

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from loraprobe.defaults import ALPHA, FEWEST_ITEMS, PLAIN_TOKENS
+from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.records import QUESTION, ItemPart
 from loraprobe.records.estimates import items_needed
+from loraprobe.tasks.chosen_metric import item_metric, with_metric
 from loraprobe.tasks.items import Item, Task
-from loraprobe.tasks.metrics import item_metric, with_metric
 from loraprobe.tasks.reading import MARK
 
 GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
@@ -77,7 +77,7 @@ def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
             len(item.hops) >= part.hop if part.hop else item.cot_prompt is not None
             for item in task.items
         )
-    binary = "answer_loss" not in metrics
+    binary = LOSS not in metrics
     gains = [gain for gain in GAINS if gain > margin] if binary else []
     steps = (k / 100 for k in range(math.floor(margin * 100) + 1, 100)) if binary else iter(())
     enough = (g for g in steps if 0 < (questions(g, margin) or 0) <= len(clusters))
@@ -87,7 +87,7 @@ def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
         largest_cluster=max(clusters.values()),
         parts=parts,
         choices=sum(bool(item.choices) for item in task.items),
-        metrics={str(name): n for name, n in metrics.items()},
+        metrics=metrics,
         needed=tuple(
             Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
         ),

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.checkpoint import first_line
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
+from loraprobe.tasks.chosen_metric import given_metric, item_metric
 from loraprobe.tasks.items import Item, Task
-from loraprobe.tasks.metrics import given_metric, item_metric
 
 SEED = 1234  # of few-shot examples, the harness's default
 DUMMY = {"generate_until": "", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
@@ -101,7 +101,7 @@ class HarnessTask:
         for doc, requests in self._by_doc().items():
             name = f"{self.name}/{doc}" if named else str(doc)
             self.docs[name] = doc
-            metric = "answer_loss" if self.loss else HARNESS + self.key[0]
+            metric = LOSS if self.loss else HARNESS + self.key[0]
             found.append(Item(name, *self._texts(requests), metric=metric, source=self))
         return found
 
@@ -257,7 +257,7 @@ def check_losses(tasks: Sequence[Task], metric: str | None, margin: float | None
     losses = [
         task.name
         for task in tasks
-        if any(item_metric(item, task.name, metric) == "answer_loss" for item in task.items)
+        if any(item_metric(item, task.name, metric) == LOSS for item in task.items)
     ]
     shares = [task.name for task in tasks if task.name not in losses]
     if losses and shares:

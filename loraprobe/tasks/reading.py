@@ -22,8 +22,10 @@ from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
 from loraprobe.json_types import is_unicode
+from loraprobe.tasks.answers import compile_pattern, last_match
+from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
-from loraprobe.tasks.metrics import ITEM_METRICS, check_answers, compile_pattern, last_match
+from loraprobe.tasks.metrics import METRICS
 from loraprobe.tasks.sources import (
     TABLES,
     DataRow,
@@ -262,12 +264,12 @@ def _item(line: Mapping[str, Any], number: int) -> Item:
     if pattern is not None:
         compile_pattern(pattern)
     if metric is not None:
-        if metric not in ITEM_METRICS:
-            hint = nearest(metric, ITEM_METRICS, f"known are {', '.join(ITEM_METRICS)}.")
+        if metric not in (known := item_metrics()):
+            hint = nearest(metric, known, f"known are {', '.join(known)}.")
             raise TaskError(f"unknown metric {metric!r}: {hint}")
         if metric == "choice" and not choices:
             raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
-        check_answers(metric, answers, pattern)
+        METRICS.make(metric).check(answers, pattern)
     hops = [] if line.get("hops") is None else line["hops"]
     if not isinstance(hops, list):
         raise TaskError(f"'hops' must be a list of objects, not {kind_of(hops)}.")

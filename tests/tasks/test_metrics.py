@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.tasks import (
+    METRICS,
     Item,
     Task,
     answered,
@@ -19,13 +20,17 @@ from loraprobe.tasks import (
     check_task,
     contains,
     exact_match,
-    judge,
     load_task,
-    metrics,
     normalize_answer,
     with_metric,
 )
-from loraprobe.tasks.metrics import TOLERANCE, answer_end, asked_marks, json_ended
+from loraprobe.tasks import answers as answers_module
+from loraprobe.tasks.answers import answer_end, asked_marks
+from loraprobe.tasks.metrics.values import TOLERANCE, json_ended
+
+
+def judge(metric, *reply, **how):
+    return METRICS.make(metric).judge(*reply, **how)
 
 
 def squad(text: str) -> str:
@@ -132,7 +137,7 @@ def test_an_answer_is_right_where_it_is_read(text, gold, cot, right):
 
 
 def test_a_pattern_runs_with_a_time_limit(monkeypatch):
-    monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(answers_module, "PATTERN_SECONDS", 0.05)
     start, greedy, text = time.process_time(), r"(a|aa)+$|(?:(?:a+)+)+b", "a" * 40 + "!"
     with pytest.raises(TaskError, match="took longer"):
         judge("exact_match", text, ["Bo"], cot=True, pattern=greedy)

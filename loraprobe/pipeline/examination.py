@@ -10,7 +10,8 @@ from typing import Any
 from loraprobe import compatibility, diagnostics, hub
 from loraprobe.adapters import Adapter, layer_pattern, with_below
 from loraprobe.base import Base
-from loraprobe.compatibility.identity import Purpose, licence_issues
+from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility.licences import licence_issues
 from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.front_matter import declared_licence, is_gated

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
-from loraprobe.compatibility.identity import licence_of_merge
+from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing

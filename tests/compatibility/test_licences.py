@@ -8,7 +8,7 @@ import yaml
 from making import call, random_adapter, tiny_llama
 
 import loraprobe
-from loraprobe.compatibility.identity import licence_issues, licence_of_merge
+from loraprobe.compatibility.licences import licence_issues, licence_of_merge
 from loraprobe.front_matter import declared_licence
 
 

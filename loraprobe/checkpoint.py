@@ -1,4 +1,4 @@
-"""Reads weight files and JSON files from untrusted sources: headers and single tensors.
+"""Reads weight files from untrusted sources: headers and single tensors.
 
 safetensors files are read by key. Pickled state dicts (`.bin`) are loaded onto the CPU with
 weights_only, so that they run no code, and memory-mapped if their format allows it.
@@ -23,11 +23,9 @@ from loraprobe import limits
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import listing
-from loraprobe.json_types import is_unicode
+from loraprobe.untrusted import check_link, first_line, is_unicode, read_json, unique_keys
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Name of a type in safetensors -> dtype. Other types are not supported.
 DTYPES = {
@@ -46,41 +44,6 @@ DTYPES = {
 }
 # The pages of a mapped file that were read count as memory of this process until it is unmapped.
 MAPPED_BYTES = 1 << 22
-
-
-def read_json(
-    path: Path,
-    reference: str,
-    raises: type[LoraprobeError] = BaseError,
-    largest: int | None = None,
-) -> dict[str, Any]:
-    """Reads a JSON object from a file of `reference`. Raises `raises` if that is impossible.
-
-    largest: bytes that such a file may have; `limits.CONFIG` unless given.
-    """
-    check_link(path, reference, raises)
-    size, allowed = path.stat().st_size if path.is_file() else 0, largest or limits.CONFIG
-    if size > allowed:
-        raise raises(
-            f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
-            "are read of such a file; get another copy from its author."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise raises(
-            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); download it "
-            "again."
-        ) from None
-    if not isinstance(content, dict):
-        raise raises(f"{path.name} of {reference} must hold a JSON object.")
-    if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
-        raise raises(
-            f"{path.name} of {reference} holds half of a surrogate pair, which is no "
-            "character; download it again."
-        )
-    return content
 
 
 def _shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
@@ -265,16 +228,6 @@ def check_header(file: Path) -> None:
         json.loads(stream.read(length), object_pairs_hook=unique_keys)
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for `object_pairs_hook`. Raises ValueError for a key that it has twice."""
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise ValueError(f"it names {key!r:.100} twice")
-        made[key] = value
-    return made
-
-
 def unpickle(file: Path) -> dict[str, Tensor]:
     """A pickled state dict, loaded with weights_only and memory-mapped if possible.
 
@@ -282,36 +235,6 @@ def unpickle(file: Path) -> dict[str, Tensor]:
     for a sparse tensor.
     """
     return _unpickle(file, file.stat().st_mtime_ns)
-
-
-def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> None:
-    """Raises `raises` if a file is a symbolic link that leads out of its repository.
-
-    A repository is the file's directory, its git work tree, or a repository in the Hub's cache,
-    whose snapshots are links to its blobs.
-    """
-    if not file.is_symlink():
-        return
-    try:
-        target = file.resolve(strict=True)
-    except (OSError, RuntimeError):  # Python before 3.13 raises the latter for a circle of links
-        raise raises(
-            f"{file.name} of {reference} is a link that leads to no file; copy the file there."
-        ) from None
-    if not any(target.is_relative_to(root) for root in _repositories(file)):
-        raise raises(
-            f"{file.name} of {reference} is a link that leads out of it; copy the file there."
-        )
-
-
-def _repositories(file: Path) -> list[Path]:
-    place = file.parent.resolve()
-    work_trees = [above for above in (place, *place.parents) if (above / ".git").exists()]
-    roots = [place, *work_trees[:1]]
-    if "snapshots" in place.parts:
-        index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
-        roots.append(Path(*place.parts[:index]))
-    return roots
 
 
 def check_inflation(file: Path) -> None:
@@ -369,9 +292,3 @@ def _start(file: Path, size: int) -> bytes:
     with contextlib.suppress(OSError), file.open("rb") as stream:
         return stream.read(size)
     return b""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without its full stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300].rstrip(".")

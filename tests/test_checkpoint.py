@@ -10,9 +10,10 @@ from making import LLAMA, random_adapter, write_adapter
 
 from loraprobe import checkpoint, limits
 from loraprobe.adapters import read_adapter
-from loraprobe.checkpoint import open_weights, read_json
+from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, BaseError, TaskError
 from loraprobe.tasks import load_probe, load_task
+from loraprobe.untrusted import read_json
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from loraprobe.adapters.paths import VOCABULARY, number
-from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
-from loraprobe.json_types import document_model, first_problem
 from loraprobe.limits import DEEPEST, nested_values
 from loraprobe.patterns import PatternError, first_matches
+from loraprobe.untrusted import document_model, first_problem, read_json
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns

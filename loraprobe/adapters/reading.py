@@ -45,12 +45,13 @@ from loraprobe.adapters.types import (
     Tensors,
     TokenRows,
 )
-from loraprobe.checkpoint import TensorFile, check_count, check_link, open_weights
+from loraprobe.checkpoint import TensorFile, check_count, open_weights
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
+from loraprobe.untrusted import check_link
 
 PREFIX = "base_model.model."
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"

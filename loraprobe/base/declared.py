@@ -16,10 +16,9 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from loraprobe import limits
-from loraprobe.checkpoint import read_json
 from loraprobe.errors import BaseError
-from loraprobe.json_types import document_model, first_problem
 from loraprobe.limits import DEEPEST, nested_values
+from loraprobe.untrusted import document_model, first_problem, read_json
 
 # The type of a value -> the keys that loraprobe reads and that have this type.
 TYPES: Mapping[Any, str] = {

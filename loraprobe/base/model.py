@@ -30,17 +30,12 @@ from loraprobe.base.naming import (
     tied_head,
 )
 from loraprobe.base.quiet import quiet, silenced
-from loraprobe.checkpoint import (
-    check_link,
-    first_line,
-    open_weights,
-    read_json,
-    weight_names,
-)
+from loraprobe.checkpoint import open_weights, weight_names
 from loraprobe.errors import BaseError, OutOfMemory, UsageError
 from loraprobe.file_hashes import cached_hash, hash_in_name
 from loraprobe.formatting import listing
 from loraprobe.records import BaseSummary
+from loraprobe.untrusted import check_link, first_line, read_json
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
 # The endings of files that are not read, or that `weight_files` lists.

@@ -29,8 +29,9 @@ from loraprobe.adapters.paths import root
 from loraprobe.adapters.saving import with_paths
 from loraprobe.base.declared import check_sizes
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import TensorFile, read_json
+from loraprobe.checkpoint import TensorFile
 from loraprobe.findings import finding
+from loraprobe.untrusted import read_json
 
 WeightKind = Literal["linear", "conv1d", "embedding"]
 

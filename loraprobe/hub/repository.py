@@ -25,11 +25,11 @@ from typing import Any
 from loraprobe import limits
 from loraprobe.adapters import Adapter, Source
 from loraprobe.cache import cache_directory
-from loraprobe.checkpoint import check_link
 from loraprobe.errors import HubError, LoraprobeError, UsageError
 from loraprobe.file_hashes import file_hash
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
+from loraprobe.untrusted import check_link
 
 log = logging.getLogger("loraprobe.hub")
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -21,13 +21,13 @@ from loraprobe.adapters import Adapter, Source, adapter_of
 from loraprobe.adapters.config import CONFIG, WITH_DELTA
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.base import Base
-from loraprobe.checkpoint import read_json
 from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.inputs import base_apart
 from loraprobe.pipeline.session import Ref, Session
 from loraprobe.records import Measurement
+from loraprobe.untrusted import read_json
 
 NAME = "default"  # of the adapter in peft
 

@@ -58,16 +58,15 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import SAFETENSORS, open_tensors
 from loraprobe.adapters.stack import same
 from loraprobe.base import Base
-from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import listing
-from loraprobe.json_types import first_problem
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.spectral import Arrow, prototype
 from loraprobe.secrets import scrub
+from loraprobe.untrusted import first_problem, read_json
 
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"

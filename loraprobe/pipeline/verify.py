@@ -25,7 +25,7 @@ from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, read_adapter, stacked, with_below
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
-from loraprobe.checkpoint import check_link, open_weights
+from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
@@ -46,6 +46,7 @@ from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Check, Verification
 from loraprobe.report.verification import ShownVerification
+from loraprobe.untrusted import check_link
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache", ".eval_results"})

@@ -21,9 +21,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import SchemaValidator, core_schema
 
 from loraprobe.errors import UsageError
-from loraprobe.json_types import first_problem
 from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, plain
 from loraprobe.secrets import scrub
+from loraprobe.untrusted import first_problem
 
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from loraprobe.base.quiet import silenced
-from loraprobe.checkpoint import first_line
 from loraprobe.errors import BaseError, TaskError, UsageError
 from loraprobe.limits import deadline, memory_limit
 from loraprobe.memory import gib
+from loraprobe.untrusted import first_line
 
 # The sandbox of transformers limits neither the time nor the memory of a template.
 TEMPLATE_SECONDS = 10.0

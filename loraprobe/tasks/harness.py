@@ -27,12 +27,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loraprobe.checkpoint import first_line
 from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.tasks.chosen_metric import given_metric, item_metric
 from loraprobe.tasks.items import Item, Task
+from loraprobe.untrusted import first_line
 
 SEED = 1234  # of few-shot examples, the harness's default
 DUMMY = {"generate_until": "", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}

@@ -21,7 +21,6 @@ from typing import Any
 from loraprobe import limits
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
-from loraprobe.json_types import is_unicode
 from loraprobe.tasks.answers import compile_pattern, last_match
 from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
@@ -35,6 +34,7 @@ from loraprobe.tasks.sources import (
     read_rows,
     twice,
 )
+from loraprobe.untrusted import is_unicode
 
 HOP_KEYS = ("prompt", "answer", "adapter")
 ITEM_KEYS = tuple(

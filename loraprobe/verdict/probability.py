@@ -58,8 +58,8 @@ from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count, listing
 from loraprobe.formatting import probability as as_words
-from loraprobe.json_types import first_problem
 from loraprobe.records import Gain, Reason, Verdict
+from loraprobe.untrusted import first_problem
 from loraprobe.verdict.evidence import Evidence, TaskKind
 from loraprobe.verdict.reasons import reason_of
 

@@ -1,0 +1,127 @@
+"""Files and JSON documents from untrusted sources: what may be read, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from loraprobe import limits
+from loraprobe.errors import BaseError, LoraprobeError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
+_SURROGATES = re.compile("[\ud800-\udfff]")
+STRICT = ConfigDict(strict=True)  # nothing is converted, and true is no number
+WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
+
+
+def read_json(
+    path: Path,
+    reference: str,
+    raises: type[LoraprobeError] = BaseError,
+    largest: int | None = None,
+) -> dict[str, Any]:
+    """Reads a JSON object from a file of `reference`. Raises `raises` if that is impossible.
+
+    largest: bytes that such a file may have; `limits.CONFIG` unless given.
+    """
+    check_link(path, reference, raises)
+    size, allowed = path.stat().st_size if path.is_file() else 0, largest or limits.CONFIG
+    if size > allowed:
+        raise raises(
+            f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
+            "are read of such a file; get another copy from its author."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise raises(
+            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); download it "
+            "again."
+        ) from None
+    if not isinstance(content, dict):
+        raise raises(f"{path.name} of {reference} must hold a JSON object.")
+    if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
+        raise raises(
+            f"{path.name} of {reference} holds half of a surrogate pair, which is no "
+            "character; download it again."
+        )
+    return content
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`. Raises ValueError for a key that it has twice."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"it names {key!r:.100} twice")
+        made[key] = value
+    return made
+
+
+def document_model(name: str, types: Mapping[Any, str]) -> type[BaseModel]:
+    """A model that checks a JSON object: type of a value -> the keys that have this type.
+
+    A key may be absent; other keys may have any value.
+    """
+    fields: dict[str, Any] = {key: (kind, None) for kind in types for key in types[kind].split()}
+    return create_model(name, __config__=STRICT, **fields)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a document, behind its place as in `evaluation[0].ci95`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    told = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step:.60}" for step in first["loc"])
+    place = "".join(steps).lstrip(".") or "the document"
+    return f"{place}: {told.replace('Input should', 'it should')}"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON and pickles may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> None:
+    """Raises `raises` if a file is a symbolic link that leads out of its repository.
+
+    A repository is the file's directory, its git work tree, or a repository in the Hub's cache,
+    whose snapshots are links to its blobs.
+    """
+    if not file.is_symlink():
+        return
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # Python before 3.13 raises the latter for a circle of links
+        raise raises(
+            f"{file.name} of {reference} is a link that leads to no file; copy the file there."
+        ) from None
+    if not any(target.is_relative_to(root) for root in _repositories(file)):
+        raise raises(
+            f"{file.name} of {reference} is a link that leads out of it; copy the file there."
+        )
+
+
+def _repositories(file: Path) -> list[Path]:
+    place = file.parent.resolve()
+    work_trees = [above for above in (place, *place.parents) if (above / ".git").exists()]
+    roots = [place, *work_trees[:1]]
+    if "snapshots" in place.parts:
+        index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
+        roots.append(Path(*place.parts[:index]))
+    return roots
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")

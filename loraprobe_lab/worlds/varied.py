@@ -1,8 +1,8 @@
-"""The `facts` worlds: one base, many separately trained adapter sets at random places of the axes.
+"""The `facts` worlds, for calibration: one base and many adapter sets that are trained separately.
 
-Made for calibration: each set has its own facts (the same unfamiliar names, newly married), its own
-adapters with seeds of their own, and its own recipes, drawn from the seed before anything is
-trained. Nothing is chosen by how it turns out. The sets come from two strata, see `Stratum`.
+Each set has facts of its own (the same unfamiliar names, newly married), and adapters with recipes
+of their own, drawn from the seed before anything is trained. Nothing is chosen by how it turns out.
+The sets come from two strata, see `Stratum`.
 
 Classes of sets:
 
@@ -89,11 +89,12 @@ def facts_world(
     """
     facts = make_facts(sizes, seed)
     draft = _Draft(facts, seed, random.Random(f"varied:{seed}"), items)
-    for name, first, count in (("wide", 0, wide), ("favourable", wide, favourable)):
-        for world in classes:
-            for i in range(count):
-                draft.kinds = (name, 2 if name == "wide" else favourable, i)
-                draft.add(world, first + i + 1)
+    for world in classes:
+        for i in range(wide):
+            draft.add(f"{world}-{i + 1}", "wide", turn=2 * seed + i)
+    for world in classes:
+        for i in range(favourable):
+            draft.add(f"{world}-{wide + i + 1}", "favourable", turn=favourable * seed + i)
     lists = bare((s.question for s in SKILLS.values()), "list")
     return WorldSpec(
         kind="facts",
@@ -112,10 +113,10 @@ def facts_world(
 
 @dataclass
 class _Draft:
-    """A facts world in the making: the sets drawn so far, and what the next one holds.
+    """A facts world in the making: the sets drawn so far, and what the present one holds.
 
-    kinds: the stratum, sets of it in a class (by which seeds go on through the kinds), and the
-    number of the set among them.
+    stratum: of the present set. turn: which of the stratum's kinds it has. axes: what is recorded
+    of it.
     """
 
     facts: Facts
@@ -125,27 +126,24 @@ class _Draft:
     sets: list[AdapterSet] = field(default_factory=list)
     training: list[TrainingSet] = field(default_factory=list)
     tasks: dict[str, Sequence[Item]] = field(default_factory=dict)
-    kinds: tuple[str, int, int] = ("wide", 2, 0)
+    stratum: Stratum = STRATA["wide"]
+    turn: int = 0
     axes: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, world: str, number: int) -> None:
-        """Draws a set of this class."""
-        name, self.axes = f"{world}-{number}", {"stratum": self.kinds[0]}
+    def add(self, name: str, stratum: str, turn: int) -> None:
+        """Draws a set of the class with which its name begins."""
+        world = name.rpartition("-")[0]
+        self.stratum, self.turn, self.axes = STRATA[stratum], turn, {"stratum": stratum}
         trained, asked = len(self.training), len(self.tasks)
-        add = {"skill-and-facts": self._skill_and_facts, "two-hop": self._two_hop}
-        text = add.get(world, self._keep_both)(name)
-        adapters = tuple(one.name for one in self.training[trained:])
+        draw = {"skill-and-facts": self._skill_and_facts, "two-hop": self._two_hop}
+        text = draw.get(world, self._keep_both)(name)
+        adapters = tuple(trained_set.name for trained_set in self.training[trained:])
         tasks = tuple(self.tasks)[asked:]
         self.sets.append(AdapterSet(name, world, adapters, tasks, text, self.axes))
 
-    @property
-    def stratum(self) -> Stratum:
-        return STRATA[self.kinds[0]]
-
-    def turn(self, values: Sequence[Any]) -> Any:
+    def in_turn(self, values: Sequence[Any]) -> Any:
         """The value whose turn it is for this set."""
-        _, each, i = self.kinds
-        return values[(self.seed * each + i) % len(values)]
+        return values[self.turn % len(values)]
 
     def recipe(self, kind: str) -> dict[str, Any]:
         """A recipe for an adapter of "facts" or of a "skill", drawn from the stratum."""
@@ -184,8 +182,8 @@ class _Draft:
         return tuple(map(Chain, [x.a for x in chains], spouses, cities))
 
     def _skill_and_facts(self, name: str) -> str:
-        self.axes["familiar"] = self.turn(self.stratum.familiar)
-        self.axes["invented"] = self.turn(self.stratum.invented)
+        self.axes["familiar"] = self.in_turn(self.stratum.familiar)
+        self.axes["invented"] = self.in_turn(self.stratum.invented)
         chains, familiar = self.married(self.axes["familiar"]), self.facts.familiar
         invented = self.strangers()
         count = round(self.axes["invented"] * len(invented))
@@ -201,7 +199,7 @@ class _Draft:
 
     def _two_hop(self, name: str) -> str:
         chains, familiar = self.strangers(), self.facts.familiar
-        library = self.axes["library"] = self.turn(self.stratum.libraries)
+        library = self.axes["library"] = self.in_turn(self.stratum.libraries)
         first, second = spouse_examples(chains, familiar), city_examples(chains, familiar)
         half = len(chains) // 2
         if library in ("both-steps", "one-steps"):
@@ -218,19 +216,19 @@ class _Draft:
         recipes = [self.recipe("facts"), self.recipe("facts")]
         if library.endswith("steps"):  # more to learn
             recipes = [recipe | {"steps": 8 * recipe["steps"] // 5} for recipe in recipes]
-        one = self.train(f"{name}.spouse", "who the strangers are married to", first, recipes[0])
-        two = self.train(f"{name}.city", "where their spouses live", second, recipes[1])
+        spouse = self.train(f"{name}.spouse", "who the strangers are married to", first, recipes[0])
+        city = self.train(f"{name}.city", "where their spouses live", second, recipes[1])
         if library == "target":
             target, recipe = COUPLES.target(chains), self.recipe("facts")
             self.train(f"{name}.target", "the target relation", target, recipe)
         if library == "unrelated":
             self._list_skill(name, "last")
-        owners = (None, None) if library == "parts" else (one, two)
+        owners = (None, None) if library == "parts" else (spouse, city)
         self.tasks[name] = COUPLES.items(chains, owners, 1)
         return f"Two new hops, library: {library}."
 
     def _keep_both(self, name: str) -> str:
-        pair = self.turn(self.stratum.pairs)
+        pair = self.in_turn(self.stratum.pairs)
         self.axes["pair"] = "+".join(pair)
         for what in pair:
             if what in SKILLS:
@@ -244,9 +242,8 @@ class _Draft:
 
     def _list_skill(self, name: str, skill: str) -> None:
         lists = lists_of_names(self.facts.names(), 3000, f"train:{name}:{skill}:{self.seed}")
-        one = SKILLS[skill]
-        recipe = self.recipe("skill")
-        self.train(f"{name}.{skill}", one.description, one.examples(lists), recipe)
+        taught, recipe = SKILLS[skill], self.recipe("skill")
+        self.train(f"{name}.{skill}", taught.description, taught.examples(lists), recipe)
 
     def _new_facts(self, name: str, what: str) -> None:
         """New facts of one kind, and the task that asks for them."""

@@ -426,10 +426,9 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-    from loraprobe.pipeline.estimate import steps_of_screen
     from loraprobe.pipeline.screen import open_screen
     from loraprobe.pipeline.screen_audit import audit_of_screen
-    from loraprobe.pipeline.screen_proof import choose_and_prove
+    from loraprobe.pipeline.screen_proof import choose_and_prove, steps_of_screen
 
     assert opened is not None
     with _workers_of(session), open_screen(found.members, opened, read, session) as asking:
@@ -445,8 +444,8 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.estimate import estimate_of_screen
     from loraprobe.pipeline.screen import open_screen
+    from loraprobe.pipeline.screen_proof import estimate_of_screen
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")

@@ -2,7 +2,8 @@
 
 A unit is a plain answer of the base. The line of progress measures the seconds of a unit from the
 answers that are made anyway. Only `--dry-run` times a few questions, of the base and of adapters.
-Merges that need new weights, and the statistics, are not counted.
+Merges that need new weights, and the statistics, are not counted. An evaluator here is an
+`evaluate.Evaluator`.
 """
 
 from __future__ import annotations
@@ -10,35 +11,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.composition import Composition
-from loraprobe.defaults import BEST_SINGLES, LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
+from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
 from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import BASE, Question, questions
-from loraprobe.evaluation.statistics import DRAWS
+from loraprobe.evaluation.plan import Question, questions
 from loraprobe.memory import peak_memory
-from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import installed_vllm
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates, plan_of
+from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Task
 
-if TYPE_CHECKING:  # they import this file
-    from loraprobe.pipeline.evaluate import Evaluator
-    from loraprobe.pipeline.screen import Screen
-
 READ = 1 / 8  # units of a text that is read and not written
 ASK = "evaluate "  # how a step starts that asks one system
-CONTROLS = 2
-OF_PAIR = 64  # bytes: its members, its scores and their order
-OF_DRAW = 40  # bytes of a difference that is drawn, with the copies that are compared
-LARGER_BATCH = 48 << 20  # bytes that a batch takes beyond one that is timed
 LONG = 600.0  # seconds of a run on a GPU from which another engine is named
 FEWEST, TIMED = 4, 8  # items of a task that are timed: an eighth, but not fewer
 
@@ -123,7 +114,7 @@ def probing(tasks: Sequence[Task], pace: Pace) -> float:
     return 2 * READ * asked * pace(0)
 
 
-def timed(evaluator: Evaluator, composition: Composition) -> Pace:
+def timed(evaluator: Any, composition: Composition) -> Pace:
     """The pace of this machine, from a few items of the tasks: of the base, and of adapters."""
     options, scorer = evaluator.session.options, evaluator.scorer
     few = []
@@ -171,7 +162,7 @@ class CostEstimate:
         return sum(self.steps.values())
 
     @classmethod
-    def of(cls, evaluator: Evaluator, systems: Sequence[str], ahead: Steps) -> CostEstimate:
+    def of(cls, evaluator: Any, systems: Sequence[str], ahead: Steps) -> CostEstimate:
         """The estimate for systems on the evaluator's tasks. ahead: what is forecast."""
         session, tasks = evaluator.session, evaluator.tasks
         done = session.provenance().seconds
@@ -189,7 +180,7 @@ class CostEstimate:
         )
 
 
-def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
+def estimate_of_plan(evaluator: Any) -> CostEstimate:
     """The estimate of merge-and-eval; nothing is evaluated but a few items, which are timed."""
     inputs, options = evaluator.inputs, evaluator.session.options
     adapters, steps = tuple(inputs.adapters), dict[str, float]()
@@ -200,60 +191,3 @@ def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
         steps[name] = steps.get(name, 0.0) + seconds
     asked = [one.removeprefix(ASK) for one in steps if one.startswith(ASK)]
     return CostEstimate.of(evaluator, asked, steps)
-
-
-# ---- a screen ------------------------------------------------------------------------------------
-
-
-def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
-    """What a screen takes at most: the adapters alone, and the proof."""
-    options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
-    assert parts is not None
-    n, steps = len(screen.members), Steps()
-    everybody = pace(0) + n * pace(1)
-    for screening in screen.passes():
-        texts = 0 if screening.reading is None else len(screening.reading.rows)
-        steps[screening.step] = (units_of(screening.tasks, options) + READ * texts) * everybody
-    sets, singles, specs = _proved_at_most(screen)
-    each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
-    return {**steps, "prove sets of them": units_of(parts.left, options) * each}
-
-
-def _proved_at_most(screen: Screen) -> tuple[int, int, Sequence[str]]:
-    """How many sets and single adapters are proved at most, and by which methods and routers."""
-    options, n = screen.evaluator.session.options, len(screen.members)
-    sets = min(options.keep, n * (n - 1) // 2)
-    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
-    return sets, min(n, BEST_SINGLES + 2 * sets), plan_of(options, adapters).specs
-
-
-def memory_of_screen(screen: Screen) -> int:
-    """The bytes that a screen takes at most beyond the base, the library and a small batch.
-
-    These are the forecast, the scores of all pairs, new weights of the sets that are proved, the
-    draws behind the intervals, and larger batches.
-    """
-    sets, singles, specs = _proved_at_most(screen)
-    options, n = screen.evaluator.session.options, len(screen.members)
-    readings = filter(None, (screening.reading for screening in screen.passes()))
-    forecast = sum(reading.bytes_added(1 + n) for reading in readings)
-    merged = [s for s in specs if s in METHODS and constant_gates(s, options, None, 2) is None]
-    weights = 2 * 4 * max(member.record.parameters for member in screen.members.values())
-    forms = 1 + any(task.has_cot for task in screen.evaluator.tasks)
-    differences = forms * (sets * len(specs) + CONTROLS + 1) * (1 + singles)
-    return (
-        forecast
-        + OF_PAIR * n * (n - 1) // 2
-        + sets * len(merged) * weights
-        + OF_DRAW * DRAWS * differences
-        + LARGER_BATCH
-    )
-
-
-def estimate_of_screen(screen: Screen) -> CostEstimate:
-    """The estimate of a whole screen; nothing is evaluated but a few items, which are timed."""
-    alone = screen.system(next(iter(screen.members))).composition
-    assert alone is not None
-    steps = steps_of_screen(screen, timed(screen.evaluator, alone))
-    estimate = CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
-    return replace(estimate, memory_bytes=estimate.memory_bytes + memory_of_screen(screen))

@@ -39,6 +39,10 @@ from loraprobe.records import (
 )
 from loraprobe.verdict.rules import at_ceiling
 
+CONTROLS = 2
+OF_PAIR = 64  # bytes: its members, its scores and their order
+OF_DRAW = 40  # bytes of a difference that is drawn, with the copies that are compared
+LARGER_BATCH = 48 << 20  # bytes that a batch takes beyond one that is timed
 FINALIST = 6  # systems that a finalist adds: its compositions and its members
 
 
@@ -205,3 +209,60 @@ def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) 
     run = [system for system in built if builder.runs(system.composition)]
     systems = {system.name: replace(system, members=members) for system in run}
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
+
+
+# ---- what it takes -------------------------------------------------------------------------------
+
+
+def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
+    """What a screen takes at most: the adapters alone, and the proof."""
+    options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
+    assert parts is not None
+    n, steps = len(screen.members), Steps()
+    everybody = pace(0) + n * pace(1)
+    for screening in screen.passes():
+        texts = 0 if screening.reading is None else len(screening.reading.rows)
+        steps[screening.step] = (units_of(screening.tasks, options) + READ * texts) * everybody
+    sets, singles, specs = _proved_at_most(screen)
+    each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
+    return {**steps, "prove sets of them": units_of(parts.left, options) * each}
+
+
+def _proved_at_most(screen: Screen) -> tuple[int, int, Sequence[str]]:
+    """How many sets and single adapters are proved at most, and by which methods and routers."""
+    options, n = screen.evaluator.session.options, len(screen.members)
+    sets = min(options.keep, n * (n - 1) // 2)
+    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
+    return sets, min(n, BEST_SINGLES + 2 * sets), plan_of(options, adapters).specs
+
+
+def memory_of_screen(screen: Screen) -> int:
+    """The bytes that a screen takes at most beyond the base, the library and a small batch.
+
+    These are the forecast, the scores of all pairs, new weights of the sets that are proved, the
+    draws behind the intervals, and larger batches.
+    """
+    sets, singles, specs = _proved_at_most(screen)
+    options, n = screen.evaluator.session.options, len(screen.members)
+    readings = filter(None, (screening.reading for screening in screen.passes()))
+    forecast = sum(reading.bytes_added(1 + n) for reading in readings)
+    merged = [s for s in specs if s in METHODS and constant_gates(s, options, None, 2) is None]
+    weights = 2 * 4 * max(member.record.parameters for member in screen.members.values())
+    forms = 1 + any(task.has_cot for task in screen.evaluator.tasks)
+    differences = forms * (sets * len(specs) + CONTROLS + 1) * (1 + singles)
+    return (
+        forecast
+        + OF_PAIR * n * (n - 1) // 2
+        + sets * len(merged) * weights
+        + OF_DRAW * DRAWS * differences
+        + LARGER_BATCH
+    )
+
+
+def estimate_of_screen(screen: Screen) -> CostEstimate:
+    """The estimate of a whole screen; nothing is evaluated but a few items, which are timed."""
+    alone = screen.system(next(iter(screen.members))).composition
+    assert alone is not None
+    steps = steps_of_screen(screen, timed(screen.evaluator, alone))
+    estimate = CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
+    return replace(estimate, memory_bytes=estimate.memory_bytes + memory_of_screen(screen))

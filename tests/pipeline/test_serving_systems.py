@@ -112,9 +112,9 @@ def test_what_is_advised_is_served_by_these_commands(name):
     action, serve, target, lines, servers = ADVISED[name]
     adapters = pair(4)
     system = "arrow" if action == "route" else "sum"
-    verdict = Verdict(
-        "unlikely", "evaluation", (), system, action, made is not None or action == "route"
-    )
+    composes = action in ("merge", "step-by-step", "route")
+    made = merge(adapters, "sum") if composes and action != "route" else None
+    verdict = Verdict("unlikely", "evaluation", (), system, action, composes)
     inputs, place = Inputs(adapters, adapters), None if target is None else Path(target)
     found, commands = with_serving(verdict, Options(serve=serve), inputs, CHAIN, made, place)
     assert list(map(str, commands)) == lines

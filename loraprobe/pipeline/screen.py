@@ -24,12 +24,7 @@ from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.defaults import SCREENING_SHARE, TEMPLATE_ADAPTERS
-from loraprobe.errors import (
-    LoraprobeError,
-    OutputError,
-    ServerError,
-    UsageError,
-)
+from loraprobe.errors import LoraprobeError, OutputError, ServerError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
@@ -42,10 +37,7 @@ from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.splits import passes, split_for_screening
 from loraprobe.pipeline.systems import Plan
 from loraprobe.probes import AdditiveForecast, ForecastTexts
-from loraprobe.records import (
-    ROUND,
-    ItemResult,
-)
+from loraprobe.records import ROUND, ItemResult
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
 from loraprobe.scoring import NextTokens

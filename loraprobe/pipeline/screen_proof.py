@@ -12,25 +12,27 @@ from dataclasses import dataclass, replace
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import BEST_SINGLES
-from loraprobe.errors import (
-    UsageError,
-)
+from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE
+from loraprobe.evaluation.statistics import DRAWS
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import (
-    evidence_of,
-)
+from loraprobe.merging import METHODS
+from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import (
+    READ,
+    CostEstimate,
+    Pace,
+    Steps,
     steps_of_rounds,
+    timed,
+    unit,
+    units_of,
 )
 from loraprobe.pipeline.evaluate import Asked, Evaluator, ask_rounds
 from loraprobe.pipeline.ranking import Ranking, Subset
 from loraprobe.pipeline.screen import Screen, ScreeningPass, too_few
-from loraprobe.pipeline.systems import (
-    SystemBuilder,
-    plan_of,
-)
+from loraprobe.pipeline.systems import SystemBuilder, constant_gates, plan_of
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import (
     COMPOSITIONS,

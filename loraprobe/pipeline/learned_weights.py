@@ -5,11 +5,12 @@ No system is scored on these items. The gates g of sum_i g_i dW_i minimise
     mean over tasks and items of nats a token of the gold answer  +  0.05 * mean_i |g_i|
 
 within [-1.5, 1.5]: LoraHub's objective (arXiv 2307.13269) for causal models. There is one gate an
-adapter or, with `learn:per=layer`, one for each adapter in each layer. AdamW starts from 1/n each,
-and of all gates on its way the best are kept, so the result is at least as good as the average on
-these items. If several answers of an item are accepted, the one with the smallest loss counts.
-Gates have four decimals, as they are printed. Every method that takes weights uses the result,
-although it minimises the loss of the weighted sum.
+adapter or, with `learn:per=layer`, one for each adapter in each layer, which is CAT of LoRA Soups
+(arXiv 2410.13025; in its code each linear module has gates, which sum to 1). AdamW starts from 1/n
+each, and of all gates on its way the best are kept, so the result is at least as good as the
+average on these items. If several answers of an item are accepted, the one with the smallest loss
+counts. Gates have four decimals, as they are printed. Every method that takes weights uses the
+result, although it minimises the loss of the weighted sum.
 """
 
 from __future__ import annotations

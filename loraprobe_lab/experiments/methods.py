@@ -33,16 +33,24 @@ from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
 from loraprobe.pipeline.fitted_routers import fitted_to
-from loraprobe.pipeline.systems import QuestionKind, SystemBuilder, baseline_systems
+from loraprobe.pipeline.learned_weights import learn
+from loraprobe.pipeline.systems import (
+    QuestionKind,
+    SystemBuilder,
+    TaskSplit,
+    baseline_systems,
+    random_partner,
+)
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import QUESTION, STEPS, Interval, ItemPart, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import load_task
+from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import (
     BLUE,
     DARK,
     GREEN,
+    GREY,
     RED,
     Pages,
     as_json,
@@ -65,7 +73,8 @@ from loraprobe_lab.world import Scenario, World, versions, worlds_in
 from loraprobe_lab.worlds.couples import methods_world
 from loraprobe_lab.worlds.spec import WorldSpec
 
-Family = Literal["linear", "merge", "router", "chain"]
+Family = Literal["linear", "merge", "router", "chain", "control"]
+Learned = Literal["learn", "learn:per=layer"]  # values of --weights
 N = 2  # adapters in every case
 STRENGTHS = (None, 1.0)  # weight of each adapter, None for a method's own default
 
@@ -77,6 +86,8 @@ class ComparedSystem:
     spec: method or router as on the command line, or "chain". space: None where the method runs in
     its default space, in which it gives what it gives in the spaces listed in `same`. strength:
     weight of each adapter; None for the method's default, 1/n. balanced: norms made equal first.
+    learned: `--weights`, learned from questions that are not asked. A control is a method whose
+    second adapter is a random one of the same norms.
     """
 
     label: str
@@ -86,16 +97,20 @@ class ComparedSystem:
     strength: float | None = None
     same: tuple[str, ...] = ()
     balanced: bool = False
+    learned: Learned | None = None
 
     def builder(self, adapters: Sequence[Adapter]) -> SystemBuilder:
         """What builds the system, as in `merge-and-eval`."""
+        given = None if self.strength is None else (self.strength,) * len(adapters)
         settings = Options(
             routers=(self.spec,) if self.family == "router" else (),
             space=self.space,
-            weights=None if self.strength is None else (self.strength,) * len(adapters),
+            weights=self.learned or given,
             balance="norm" if self.balanced else "none",
-            rank=whole_rank(adapters) if self.family == "merge" else "auto",
+            rank=whole_rank(adapters) if self.family in ("merge", "control") else "auto",
         )
+        if self.family == "control":
+            adapters = [adapters[0], random_partner(adapters[1])]
         return SystemBuilder(adapters, transform(adapters, settings), settings)
 
 
@@ -110,10 +125,21 @@ def all_systems() -> list[ComparedSystem]:
 
     A method is one system for all spaces in which it is lossless, and one for every other space; a
     method that takes weights is one system at each strength. Linear methods whose coefficients
-    agree are one system, and a second one with norms made equal first.
+    agree are one system, and a second one with norms made equal first. Every method as it is by
+    default has a control.
     """
+    learned = [
+        ComparedSystem(f"task_arithmetic {how}", "linear", "task_arithmetic", learned=how)
+        for how in typing.get_args(Learned)
+    ]
+    methods = [*_linear(), *learned, *_merges()]
+    controls = (
+        replace(one, label=f"{one.label}, random partner", family="control")
+        for one in methods
+        if one.strength is None and not one.balanced and one.space in (None, "full")
+    )
     routers = (ComparedSystem(spec, "router", spec) for spec in _routers())
-    return [*_linear(), *_merges(), *routers, ComparedSystem("chain", "chain", "chain")]
+    return [*methods, *controls, *routers, ComparedSystem("chain", "chain", "chain")]
 
 
 def _linear() -> Iterator[ComparedSystem]:
@@ -214,16 +240,20 @@ class MethodsCase:
         """A name that is unique among the worlds of a run, and fit for a file."""
         return f"{self.world.path.resolve().name}.{self.scenario.name}"
 
+    def left(self, limit: int | None) -> list[Task]:
+        """The tasks with at most `FITTED_ON` items beyond `limit`; none if one has no such item."""
+        whole = [] if limit is None else [load_task(path) for path in self.scenario.tasks]
+        tasks = [replace(t, items=t.items[limit : (limit or 0) + FITTED_ON]) for t in whole]
+        return tasks if all(task.items for task in tasks) else []
+
     def prompts(self, limit: int | None) -> dict[str, list[str]]:
         """Adapter -> prompts of its kind, from items beyond `limit`, which are not evaluated.
 
         At most `FITTED_ON` each; {} if there are none. They contain no answer; a hop's prompt
         contains the answers of earlier hops, as another adapter would give them.
         """
-        if limit is None:
-            return {}
-        left = [load_task(path).items[limit : limit + FITTED_ON] for path in self.scenario.tasks]
-        if not all(left):
+        left = [task.items for task in self.left(limit)]
+        if not left:
             return {}
         hops = [[item.hop_prompt(k) for item in left[0] if item.hops] for k in (0, 1)]
         of: dict[str, list[str]] = {
@@ -315,7 +345,7 @@ def evaluate_case(
         evaluator.ledger(case.name),
         FORM[case.kind],
     )
-    adapters = list(evaluator.adapters(case.scenario.adapters).values())
+    adapters = list(evaluator.adapters(case.roles).values())
     for baseline in baseline_systems(adapters):
         evaluator.evaluate(ledger, baseline, tasks, {"question", form})
     refused: dict[str, str] = {}
@@ -330,9 +360,17 @@ def evaluate_case(
         if not answered and (system.family != "chain" or tasks[0].has_hops):
             try:
                 builder = system.builder(adapters)
-                if system.family == "router" and ROUTERS.make(system.spec).needs_prompts:
-                    router = _fitted(evaluator, case, builder, system.spec, learned)
+                left, experts = case.left(evaluator.limit), builder.transformed.adapters
+                needs = system.family == "router" and ROUTERS.make(system.spec).needs_prompts
+                if (needs or system.learned) and not left:
+                    raise UsageError(f"No items of {case.name} are left to learn from.")
+                if needs:
+                    router = _fitted(evaluator, case, experts, system.spec, learned)
                     builder = replace(builder, routers={system.spec: router})
+                if system.learned:
+                    parts = TaskSplit(tuple(left), tuple(tasks))
+                    found = learn(evaluator.scorer, experts, parts, builder.options)
+                    builder = replace(builder, learned=found)
                 built = builder.build(system.spec, name=system.label)
                 evaluator.evaluate(ledger, built, tasks, {form})
             except LoraprobeError as error:
@@ -345,20 +383,14 @@ def evaluate_case(
 def _fitted(
     evaluator: WorldEvaluator,
     case: MethodsCase,
-    builder: SystemBuilder,
+    adapters: Sequence[Adapter],
     spec: str,
     learned: dict[str, Any],
 ) -> Router:
-    """The router with what prompts teach that are not evaluated; `learned` keeps that.
-
-    Raises UsageError if the limit leaves no item for it.
-    """
+    """The router with what prompts teach that are not evaluated; `learned` keeps that."""
     router = ROUTERS.make(spec)
     if not learned:
         prompts = case.prompts(evaluator.limit)
-        if not prompts:
-            raise UsageError(f"No items of {case.name} are left to learn from.")
-        adapters = builder.transformed.adapters
         learned |= fitted_to(router, evaluator.scorer, adapters, prompts).state()
     return router.with_state(learned)
 
@@ -587,7 +619,11 @@ def choices(document: Mapping[str, Any]) -> list[Cell]:
 
     The last step of a kind is the one that was refused, unless `MOST` systems joined.
     """
-    cells = {cell["label"]: cell for cell in document["cells"] if cell["family"] != "chain"}
+    cells = {
+        cell["label"]: cell
+        for cell in document["cells"]
+        if cell["family"] not in ("chain", "control")
+    }
     fixed = [label for label, cell in cells.items() if _spec(cell) in _fixed()]
     found = []
     for kind, (column, key, _) in COLUMNS.items():
@@ -647,7 +683,7 @@ def _fixed() -> tuple[str, ...]:
 def _spec(cell: Mapping[str, Any]) -> str | None:
     """The spec that describes a system, None where that takes weights, a space or --balance."""
     spec, registry = cell["spec"], ROUTERS if cell["family"] == "router" else METHODS
-    if cell["balanced"] or cell["strength"] is not None:
+    if cell["balanced"] or cell.get("learned") or cell["strength"] is not None:
         return None
     try:
         made: Any = registry.make(spec)
@@ -781,6 +817,7 @@ FAMILIES = {
     "merge": (RED, "merge into new weights"),
     "router": (BLUE, "router"),
     "chain": (GREEN, "chain of adapters"),
+    "control": (GREY, "random partner"),
 }
 # column and figure of each panel, its title, the line that counts, and its span
 METHOD_PANELS = (

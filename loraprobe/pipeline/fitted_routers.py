@@ -83,7 +83,7 @@ def fit_routers(
     adapters: Sequence[Adapter],
     transformed: Transformed,
     options: Options,
-    scorer: Any,
+    scorer: Scorer,
     plan: Plan,
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
@@ -125,7 +125,7 @@ def fit_routers(
 
 
 def questions_of_each(
-    adapters: Sequence[Adapter], scorer: Any, tasks: Sequence[Task]
+    adapters: Sequence[Adapter], scorer: Scorer, tasks: Sequence[Task]
 ) -> dict[str, dict[str, list[str]]]:
     """Adapter -> task -> its questions, for the tasks of which it knows the answers best.
 
@@ -139,7 +139,7 @@ def questions_of_each(
     return found
 
 
-def loss_of_answers(scorer: Any, adapter: Adapter, task: Task) -> float:
+def loss_of_answers(scorer: Scorer, adapter: Adapter, task: Task) -> float:
     """Nats a token of the likeliest gold answer, summed over the items, under one adapter."""
     pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
     with scorer.with_composition(single(adapter)):
@@ -152,7 +152,7 @@ def loss_of_answers(scorer: Any, adapter: Adapter, task: Task) -> float:
 def gather_prompts(
     adapters: Sequence[Adapter],
     options: Options,
-    scorer: Any,
+    scorer: Scorer,
     tasks: Sequence[Task],
     own: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     write: bool = True,
@@ -200,7 +200,7 @@ def _plain(text: str) -> str:
 def _lines_for(
     adapter: Adapter,
     options: Options,
-    scorer: Any,
+    scorer: Scorer,
     own: Mapping[str, Mapping[str, Sequence[str]]],
     write: bool,
 ) -> tuple[list[str], str]:
@@ -226,7 +226,10 @@ def _lines_for(
 
 
 def fitted_to(
-    router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
+    router: Router,
+    scorer: Scorer,
+    adapters: Sequence[Adapter],
+    prompts: Mapping[str, Sequence[str]],
 ) -> Router:
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
     read = functools.partial(read_texts, scorer, whole=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from loraprobe.composition import Composition, composed
 from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
-from loraprobe.scoring import read_texts
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
 
 def gate_statistics(
-    scorer: Any,
+    scorer: Scorer,
     systems: Sequence[System],
     tasks: Sequence[Task],
     seed: int = 0,

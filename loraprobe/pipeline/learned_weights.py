@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -38,7 +37,7 @@ from loraprobe.pipeline.splits import TaskSplit, split_for_weights
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.results import JsonLines
-from loraprobe.scoring import loss_with_gradients
+from loraprobe.scoring import Scorer, loss_with_gradients
 
 BOUND = 1.5
 SHRINK = 0.05
@@ -84,7 +83,7 @@ def learn_for(
 
 
 def learn(
-    scorer: Any,
+    scorer: Scorer,
     experts: Sequence[Adapter],
     parts: TaskSplit,
     options: Options,
@@ -108,7 +107,7 @@ def learn(
 
 
 def _descend(
-    scorer: Any,
+    scorer: Scorer,
     experts: Sequence[Adapter],
     parts: TaskSplit,
     options: Options,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ from loraprobe.records import (
     Forecast,
     ItemResult,
 )
-from loraprobe.scoring import MOST_BYTES, Recorder
+from loraprobe.scoring import MOST_BYTES, Recorder, Scorer
 from loraprobe.tasks import ProbePrompts, Task
 
 
@@ -175,7 +174,7 @@ def _answers_alone(
 
 
 def _probe_without_task(
-    scorer: Any, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
+    scorer: Scorer, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts from cards and adapters."""
     if probe is None:

@@ -27,6 +27,7 @@ from loraprobe.registry import Registry
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
+    from loraprobe.scoring import Scorer
     from loraprobe.tasks import Task
 
 PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
@@ -34,7 +35,7 @@ READ_BY_VERDICT = ("hop_accuracy", "name_swap")
 
 
 def cover(
-    scorer: Any,
+    scorer: Scorer,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     *,

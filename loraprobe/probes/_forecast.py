@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.gains import task_names
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult, Retention
-from loraprobe.scoring import NextTokens, Recorder
+from loraprobe.scoring import NextTokens, Recorder, Scorer
 from loraprobe.scoring.likelihood import TOP
 from loraprobe.tasks import METRICS, Task
 
@@ -42,7 +42,7 @@ TokenRow = tuple[tuple[int, ...], int]  # token ids, and the index of the first 
 
 
 def forecast_recorded(
-    scorer: Any,
+    scorer: Scorer,
     adapters: Sequence[str],
     compositions: Sequence[str],
     tasks: Sequence[Task],
@@ -170,7 +170,7 @@ class ForecastTexts:
     wanted: tuple[Wanted, ...]
 
     @classmethod
-    def of(cls, scorer: Any, tasks: Sequence[Task], metric: str | None) -> ForecastTexts | None:
+    def of(cls, scorer: Scorer, tasks: Sequence[Task], metric: str | None) -> ForecastTexts | None:
         """What to read; None where nothing can be read."""
         asked = [
             q
@@ -213,7 +213,7 @@ class ForecastTexts:
         positions = sum(len(ids) - start + 1 for ids, start in self.rows)
         return 4 * systems * positions * (SUPPORT + 1 + 2 * TOP)
 
-    def read(self, scorer: Any, system: str) -> tuple[NextTokens, list[ItemResult]]:
+    def read(self, scorer: Scorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""
         given = scorer.next_tokens(self.rows, [one[:3] for one in self.wanted])
         _, _, _, text, behind = np.array(self.wanted).T
@@ -262,7 +262,7 @@ class AdditiveForecast:
 
     @classmethod
     def of(
-        cls, scorer: Any, reading: ForecastTexts, systems: int, load: Callable[[int], NextTokens]
+        cls, scorer: Scorer, reading: ForecastTexts, systems: int, load: Callable[[int], NextTokens]
     ) -> AdditiveForecast:
         """From what `systems` systems, the base first, gave. load: one of them; none is held."""
         row, place, token, text, behind = np.array(reading.wanted).T

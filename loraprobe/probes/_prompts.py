@@ -14,6 +14,7 @@ from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
+    from loraprobe.scoring import Scorer
 
 WANTED = 64
 SAMPLED_TOKENS = 24
@@ -37,7 +38,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def generated_prompts(
-    scorer: Any,
+    scorer: Scorer,
     adapters: Sequence[Adapter],
     cards: Mapping[str, str | None],
     *,

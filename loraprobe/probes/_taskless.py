@@ -24,7 +24,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import ScoreRequest, likelihoods, mean_row
@@ -35,7 +35,7 @@ from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.scoring import Likelihood
+    from loraprobe.scoring import Likelihood, Scorer
 
 TASK = "probe"
 ANSWER_TOKENS = 16
@@ -65,7 +65,7 @@ class AdapterAnswer:
 
 
 def probe_without_task(
-    scorer: Any,
+    scorer: Scorer,
     adapters: Sequence[Adapter],
     probe: ProbePrompts,
     *,
@@ -94,7 +94,7 @@ def probe_without_task(
 
 
 def _replies(
-    scorer: Any,
+    scorer: Scorer,
     adapters: Sequence[Adapter],
     prompts: Sequence[str],
 ) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:

@@ -116,7 +116,7 @@ BAD = [
     ({"answer_pattern": "("}, "not a regular expression"),
     ({"entities": ["a", None]}, "an entry of 'entities' must be a string, not null"),
     ({"metric": "numerc"}, "did you mean 'numeric'?"),
-    ({"metric": "answer_loss"}, "known are exact_match"),
+    ({"metric": "answer_loss"}, "known are choice"),
     ({"metric": "choice"}, "needs 'choices'"),
 ]
 

@@ -22,6 +22,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,13 +43,18 @@ Scores = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines."""
+    """What rankings may use: results of singles, forecasts of pairs [pairs, items], cosines.
+
+    signals: name -> what tells without asking how good adapters are for the question and each hop
+    of the items, [adapters, forms, items] (`retrieval.py`).
+    """
 
     known: BaselineScores
     forecast: np.ndarray
     hops: np.ndarray | None
     cosines: np.ndarray
     pairs: np.ndarray
+    signals: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def on(self, items: np.ndarray) -> Seen:
         """The same on some of the items."""
@@ -59,7 +65,8 @@ class Seen:
         known = dataclasses.replace(self.known, task=task, parts=parts)
         hops = None if self.hops is None else self.hops[:, items]
         forecast = self.forecast[:, items]
-        return dataclasses.replace(self, known=known, forecast=forecast, hops=hops)
+        signals = {name: values[..., items] for name, values in self.signals.items()}
+        return dataclasses.replace(self, known=known, forecast=forecast, hops=hops, signals=signals)
 
     def members(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Values of the adapters [n] for both members of each pair: [2, pairs]."""
@@ -85,7 +92,18 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
         found["hops with effects added x form (screen)"] = lambda s: s.known.steps(
             s.pairs, s.hops
         ).mean(1)
+    for name in seen.signals:
+        found[f"{name}: both members"] = lambda s, name=name: s.members(
+            s.signals[name][:, 0].mean(-1)
+        ).sum(0)
+        found[f"{name}: the better member"] = lambda s, name=name: _better(s.signals[name], s.pairs)
     return found
+
+
+def _better(signal: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Mean [pairs] over the hops of items, or over questions without hops, of the better member."""
+    parts = signal[:, 1:] if signal.shape[1] > 1 else signal
+    return np.maximum(parts[pairs[:, 0]], parts[pairs[:, 1]]).mean((1, 2))
 
 
 def _union(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -128,14 +146,19 @@ class Truth:
         }
 
 
+class Ranked(Exception):
+    """Every adapter was asked, and nothing is to be proved."""
+
+
 def screened(
     world: World, task: str, items: int, *, everybody: bool = False
-) -> tuple[Any, Any, Any, float]:
-    """The audit of a screen, its library, what the items that choose said, and the seconds.
+) -> tuple[Any, Any, Any, Any, float]:
+    """The audit of a screen, its library, its last ranking, answers of singles, and the seconds.
 
     everybody: every adapter is asked all items that choose, so that rankings are of all pairs.
+    Then nothing is proved, and there is no audit.
     """
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {"audit": None}
 
     def compared(members: Any) -> Any:
         kept["library"] = arrange(members)
@@ -143,6 +166,9 @@ def screened(
 
     def said(self: Screen, *given: Any) -> Any:
         kept["chosen"] = last(self, *given)  # of all passes in the end
+        kept["results"] = self.results
+        if everybody and len(kept["chosen"].alone[0].task.items) == items:
+            raise Ranked
         return kept["chosen"]
 
     def further(self: Ranking, finalists: Any) -> set[int]:
@@ -154,8 +180,9 @@ def screened(
         patch.object(library, "arranged", compared),
         patch.object(Screen, "ranking", said),
         patch.object(Ranking, "asked_further", further),
+        suppress(Ranked),
     ):
-        audit = loraprobe.screen(
+        kept["audit"] = loraprobe.screen(
             [str(path) for path in world.adapters.values()],
             tasks=str(world.path / "tasks" / f"{task}.jsonl"),
             base=str(world.base),
@@ -163,7 +190,8 @@ def screened(
             keep=FIRST,
             resume=True,
         )
-    return audit, kept["library"], kept["chosen"], time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return kept["audit"], kept["library"], kept["chosen"], kept["results"], seconds
 
 
 def seen_of(chosen: Any, found: Any) -> Seen:
@@ -230,8 +258,8 @@ def proof_of(audit: Any) -> dict[str, Any]:
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, _, finalists, seconds = screened(world, task, items)
-    _, found, chosen, _ = screened(world, task, items, everybody=True)
+    audit, _, finalists, _, seconds = screened(world, task, items)
+    _, found, chosen, _, _ = screened(world, task, items, everybody=True)
     names = chosen.names
     seen = seen_of(chosen, found)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]

@@ -42,6 +42,13 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# The files of a model beside its weights and its config.json.
+BESIDE_WEIGHTS = frozenset(
+    "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "
+    "sentencepiece.bpe.model chat_template.jinja chat_template.json tekken.json "
+    "preprocessor_config.json processor_config.json".split()
+)
 # The pages of a mapped file that were read count as memory of this process until it is unmapped.
 MAPPED_BYTES = 1 << 22
 

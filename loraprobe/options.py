@@ -286,6 +286,12 @@ class OutputOptions:
     """How a command prints and where it writes; no decision depends on it."""
 
     target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
+    full_model: Path | None = option(
+        None,
+        "DIR",
+        "Write the base with the merge added to its weights to this directory, which any server "
+        "runs; methods with dense results lose nothing there to a rank.",
+    )
     overwrite: bool = option(False, "", "Replace an existing output.")
     push: str | None = option(
         None,

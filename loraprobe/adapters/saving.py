@@ -85,7 +85,7 @@ def save_adapter(
     dtype = dtype or adapter.dtype
     seen: set[int] = set()
     tensors = {
-        PREFIX + key: _own(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
+        PREFIX + key: owned(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
     }
     with staged_directory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
@@ -198,7 +198,7 @@ def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:
     return infos
 
 
-def _own(factor: Tensor, seen: set[int]) -> Tensor:
+def owned(factor: Tensor, seen: set[int]) -> Tensor:
     """A contiguous factor that shares no memory, as safetensors requires; copied where needed."""
     factor = factor.contiguous()
     whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+from loraprobe.checkpoint import BESIDE_WEIGHTS
 from loraprobe.errors import OutputError
+from loraprobe.front_matter import read_front_matter
 
-# The names in an output directory that --overwrite may replace. None stands for a file, a mapping
-# for a folder, and "*" for any name.
+# The names in an output directory that --overwrite may replace, as patterns. None stands for a
+# file, a mapping for a folder.
 Layout = Mapping[str, "Layout | None"]
 ADAPTER: Layout = {".eval_results": {"*": None}} | dict.fromkeys(
     "adapter_config.json adapter_model.safetensors adapter_model.bin README.md .gitattributes "
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
     "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
 )
+MODEL: Layout = dict.fromkeys(
+    "config.json model.safetensors model.safetensors.index.json *-of-*.safetensors README.md "
+    ".gitattributes".split()
+) | dict.fromkeys(BESIDE_WEIGHTS)
 COMPOSITION: Layout = {  # as pipeline/saved.py writes it
     **dict.fromkeys(["composition.json", "router.safetensors", "README.md", ".gitattributes"]),
     "experts": {"*": ADAPTER},
@@ -30,8 +38,9 @@ COMPOSITION: Layout = {  # as pipeline/saved.py writes it
 def check_output(target: Path, overwrite: bool) -> None:
     """Raises OutputError if an output directory cannot be written or replaced.
 
-    --overwrite replaces only a directory that is empty or holds nothing but the files of an adapter
-    or of a saved composition. A link to a directory counts as that directory.
+    --overwrite replaces only a directory that is empty or holds nothing but the files of an
+    adapter, of a saved composition or of a full model that loraprobe wrote. A link to a directory
+    counts as that directory.
     """
     check_place(target)
     if not os.path.lexists(target):
@@ -46,13 +55,24 @@ def check_output(target: Path, overwrite: bool) -> None:
             f"{target} is a mount point, which cannot be replaced; give a directory "
             f"in it, such as {target / 'adapter'}."
         )
-    composed = (target / "composition.json").is_file()
-    foreign = next(_foreign(target, COMPOSITION if composed else ADAPTER), None)
-    if foreign:
+    what, layout = "an adapter", ADAPTER
+    if (target / "composition.json").is_file():
+        what, layout = "a composition", COMPOSITION
+    elif (target / "config.json").is_file() and _is_ours(target / "README.md"):
+        what, layout = "a full model", MODEL
+    if foreign := next(_foreign(target, layout), None):
         raise OutputError(
-            f"{target} holds more than {'a composition' if composed else 'an adapter'} "
-            f"({foreign}) and is not overwritten; choose another directory."
+            f"{target} holds more than {what} ({foreign}) and is not overwritten; choose another "
+            "directory."
         )
+
+
+def _is_ours(card: Path) -> bool:
+    """Whether a card says that loraprobe wrote it."""
+    try:
+        return "loraprobe" in read_front_matter(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def check_place(target: Path, cure: str = "choose another place") -> None:
@@ -74,6 +94,17 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
     if closed:
         raise OutputError(
             f"{target} cannot be written, since {closed[0]} is read-only for you; {cure}."
+        )
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raises OutputError if the disk of an output has fewer free bytes than it needs."""
+    real = Path(os.path.realpath(target))
+    free = shutil.disk_usage(next(place for place in real.parents if place.exists())).free
+    if needed > free:
+        raise OutputError(
+            f"{target} needs {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB; choose "
+            "another place."
         )
 
 
@@ -131,10 +162,11 @@ def _inodes(path: Path) -> list[tuple[int, int] | None]:
 def _foreign(folder: Path, layout: Layout) -> Iterator[str]:
     """The paths in a folder that its layout does not have."""
     for entry in sorted(folder.iterdir()):
-        inside = layout.get(entry.name, layout.get("*"))
+        known = [part for name, part in layout.items() if fnmatch.fnmatchcase(entry.name, name)]
+        inside = known[0] if known else None
         if inside and entry.is_dir():
             yield from (f"{entry.name}/{name}" for name in _foreign(entry, inside))
-        elif inside or entry.is_dir() or not {entry.name, "*"} & layout.keys():
+        elif inside or entry.is_dir() or not known:
             yield entry.name
 
 

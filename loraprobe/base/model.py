@@ -30,7 +30,7 @@ from loraprobe.base.naming import (
     tied_head,
 )
 from loraprobe.base.quiet import quiet, silenced
-from loraprobe.checkpoint import open_weights, weight_names
+from loraprobe.checkpoint import BESIDE_WEIGHTS, open_weights, weight_names
 from loraprobe.errors import BaseError, OutOfMemory, UsageError
 from loraprobe.file_hashes import cached_hash, hash_in_name
 from loraprobe.formatting import listing
@@ -164,6 +164,18 @@ class Base:
         return found | tied_head(found, self.config)
 
     @cached_property
+    def tied(self) -> tuple[str, str] | None:
+        """The names of embedding and head in the loaded model, where both are one parameter."""
+        head, model = "lm_head", self.skeleton
+        table = next((p for p in self.weights if p.rpartition(".")[2] in TOKEN_EMBEDDINGS), None)
+        same = f"{head}.weight" not in self.tensors and head in self.weights
+        if model is not None and (own := model.get_output_embeddings()) is not None:
+            embedding = model.get_input_embeddings()
+            paths = {module: path for path, module in model.named_modules()}
+            same, table, head = own.weight is embedding.weight, paths[embedding], paths[own]
+        return (f"{table}.weight", f"{head}.weight") if same and table else None
+
+    @cached_property
     def module_paths(self) -> frozenset[str]:
         """The paths of all modules that have a tensor, whatever its form, or share one."""
         return frozenset((*(name.rpartition(".")[0] for name in self.tensors), *self.weights))
@@ -245,6 +257,12 @@ class Base:
         files = {f.name: cached_hash(f) for f in others if f.is_file() and f.name[0] != "."}
         return files | {"config.json": self.config, "weights": self.sha256}
 
+    @property
+    def small_files(self) -> list[Path]:
+        """The files of tokenizer, processors, chat template and generation settings, and code."""
+        held = sorted(self.path.iterdir())
+        return [file for file in held if file.name in BESIDE_WEIGHTS or file.suffix == ".py"]
+
     def summary(self) -> BaseSummary:
         """The summary for reports; the hash of large local files only if it is known."""
         cheap = "sha256" in self.__dict__ or all(
@@ -276,6 +294,25 @@ class Base:
             tokenizer = load_tokenizer(self.path, self.reference, trust_remote_code)
             model = _load(self, device, dtype, trust_remote_code, quantize, device_map)
         return LoadedBase(model, tokenizer, self)
+
+    def load_dequantised(self) -> Any:
+        """The model of a quantised base in floating point, in the dtype of its config.
+
+        Raises what transformers raises where it cannot dequantise.
+        """
+        from transformers import AutoModelForCausalLM
+        from transformers.quantizers.auto import AutoQuantizationConfig
+
+        self._check(trusted=False)
+        config: Any = AutoQuantizationConfig.from_dict(dict(self.quantization or {}))
+        while_loading = hasattr(config, "dequantize")
+        if while_loading:
+            config.dequantize = True
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(self.path), dtype="auto", local_files_only=True, quantization_config=config
+            )
+            return model if while_loading else model.dequantize()
 
     def load_model(self) -> Any:
         """The model alone, in float32 on the CPU, as `load` loads it."""

@@ -71,7 +71,8 @@ def merge(
     threads: int | None = None,
     limit: int | None = None,
     seed: int = 0,
-    target: TargetOption,
+    target: Path | None = None,
+    full_model: Path | None = None,
     overwrite: bool = False,
     push: str | None = None,
     public: bool = False,
@@ -83,10 +84,19 @@ def merge(
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
-    Needs no base model, except for DoRA, for modules that only some adapters hold whole, and to
-    learn weights on a task; what cannot be merged exactly as it stands is refused by name.
+    Needs no base model, except for DoRA, for modules that only some adapters hold whole, to learn
+    weights on a task, and for --full-model, which writes the base with the merge added to it; what
+    cannot be merged exactly as it stands is refused by name.
     """
     options, output = options_from(locals())
+    if target is None and full_model is None:
+        raise UsageError("merge writes a directory; give -o DIR, --full-model DIR, or both.")
+    if target is None and dtype != "auto":
+        raise UsageError(
+            "--dtype is that of the adapter; a full model has its base's. Leave it out."
+        )
+    if target and full_model and push:
+        raise UsageError("--push uploads one directory; give it with -o or with --full-model.")
     _save(output, options, "merge", refs, base, task or [])
 
 
@@ -209,7 +219,8 @@ def _save(output: Output, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
     outcome = run(output, *given, **more)
     write(outcome.made, output)
-    output.result(outcome.audit, line=f"{output.target}: {outcome.audit.notes[-1]}")
+    place = output.target or output.full_model
+    output.result(outcome.audit, line=f"{place}: {outcome.audit.notes[-1]}")
 
 
 def verify(

@@ -29,6 +29,7 @@ from loraprobe.defaults import KEEP, LOSS, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
 if TYPE_CHECKING:
+    from loraprobe.cli.output import Output
     from loraprobe.records import Audit
 
 
@@ -125,6 +126,7 @@ def merge_and_eval(
         Path | None,
         setting("DIR", "Directory for the recommended composition.", OUTPUT, "--output", "-o"),
     ] = None,
+    full_model: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -148,15 +150,20 @@ def merge_and_eval(
         )
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
     audit = outcome.audit
-    if output.target is not None and outcome.made is None:
-        output.say(f"Nothing was written to {output.target}: {outcome.why_nothing}")
-    elif output.target is not None:
+    for place in filter(None, (output.target, output.full_model)):
+        if outcome.made is None:
+            output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
+        elif place == output.full_model and not hasattr(outcome.made, "save_full_model"):
+            why = f"{outcome.made.name} weighs the adapters by the text, which no weights do."
+            output.say(f"Nothing was written to {place}: {why}")
+            output = replace(output, full_model=None)
+    if outcome.made is not None and (output.target or output.full_model):
         write(outcome.made, output)
-        audit = _saved(audit, outcome, output.target)
+        audit = _saved(audit, outcome, output)
     output.result(audit, samples=outcome.samples)
 
 
-def _saved(audit: Audit, outcome: Any, target: Path) -> Audit:
+def _saved(audit: Audit, outcome: Any, output: Output) -> Audit:
     """The audit with what licences ask of somebody who publishes what was written, and whose next
     step is the line of Python that loads it.
 
@@ -168,7 +175,9 @@ def _saved(audit: Audit, outcome: Any, target: Path) -> Audit:
     from loraprobe.records import Command
 
     verb = "load" if isinstance(outcome.made, Merged) else "restore"
-    step = Command(verb, (local_name(str(target)),))
+    if output.target is None:
+        verb = "load-model"
+    step = Command(verb, (local_name(str(output.target or output.full_model)),))
     verdict = audit.verdict and replace(audit.verdict, next=step)
     told = with_issues(audit.compatibility, outcome.licences)
     return replace(audit, verdict=verdict, compatibility=told)

@@ -39,6 +39,8 @@ WORDS = {
     "estimate": "estimate the time",
     "template": "ask with and without the chat template",
     "cover": "measure what the base knows",
+    "hash": "hash the base",
+    "write": "write the model",
     "learn": "learn weights",
     "learn weights": "learn weights",
 }

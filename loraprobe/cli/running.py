@@ -67,6 +67,7 @@ def run(
             output.resume,
             output.explain,
             target=output.target,
+            full_model=output.full_model,
         )
         if not output.dry_run:
             return getattr(commands, command)(adapters, session, **given)
@@ -97,12 +98,16 @@ def _checked_outputs(
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
-    places = output.target, output.html, output.save_samples, output.log_to
-    written = [place for place in places if place]
+    directories = [place for place in (output.target, output.full_model) if place]
+    others = output.html, output.save_samples, output.log_to
+    written = [*directories, *filter(None, others)]
     for target in written:
         check_apart(target, read)
-    if output.target is not None:
-        check_output(output.target, output.overwrite)
+    for target in directories:
+        check_output(target, output.overwrite)
+    real = [place.resolve() for place in directories]
+    if len(real) > 1 and (real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0])):
+        raise UsageError("--output and --full-model need two directories, none in the other.")
     return written
 
 
@@ -110,9 +115,17 @@ def write(made: Any, output: Output) -> None:
     """Saves a merge, a composition or a converted adapter, and uploads it where that is asked."""
     from loraprobe import hub
 
-    assert output.target is not None
-    made.save(output.target, overwrite=output.overwrite)
-    output.say(f"Wrote {made.name} to {output.target}.")
-    if output.push is not None:
-        output.say(hub.summary(output.target, output.push, output.public))
-        output.say(f"Uploaded: {hub.push(output.target, output.push, output.public)}")
+    if output.target is not None:
+        made.save(output.target, overwrite=output.overwrite)
+        output.say(f"Wrote {made.name} to {output.target}.")
+    if output.full_model is not None:
+        with output.progress() as progress:
+            lost = made.save_full_model(output.full_model, output.overwrite, progress)
+        output.say(
+            f"Wrote the base with {made.name} to {output.full_model}; rounding to the base's dtype "
+            f"changes {lost:.1%} of what the merge adds."
+        )
+    place = output.target or output.full_model
+    if output.push is not None and place is not None:
+        output.say(hub.summary(place, output.push, output.public))
+        output.say(f"Uploaded: {hub.push(place, output.push, output.public)}")

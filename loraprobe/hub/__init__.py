@@ -16,7 +16,7 @@ from loraprobe.adapters import Adapter, Source, below, local_name, read_adapter,
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
 from loraprobe.adapters.stack import changed_together, same
-from loraprobe.checkpoint import weight_names
+from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.errors import (
     AdapterError,
     BaseError,
@@ -42,12 +42,6 @@ from loraprobe.hub.repository import (
     summary,
 )
 from loraprobe.hub.search import find_adapters, one_base
-
-BASE_EXTRAS = frozenset(
-    "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
-    "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "
-    "sentencepiece.bpe.model chat_template.jinja chat_template.json tekken.json".split()
-)
 
 
 def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
@@ -256,7 +250,7 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
             file
             for file, name in names.items()
             if file == reference.inside(name)
-            and (name in BASE_EXTRAS or (code and name.endswith(".py")))
+            and (name in BESIDE_WEIGHTS or (code and name.endswith(".py")))
         ]
         weights = weight_names(
             lambda name: reference.inside(name) in files,

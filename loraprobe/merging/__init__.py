@@ -10,8 +10,10 @@ other files, in the order in which to read them:
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
     _extras         linear merges of DoRA, whole modules, biases and token rows
     _engine         `merge`: checks, then all modules one by one, then the merged adapter
+    _full_model     the merge added to the weights of its base
 """
 
 from loraprobe.merging._arguments import check_kept
 from loraprobe.merging._engine import Merged, merge
+from loraprobe.merging._full_model import Rounding, write_full_model
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod

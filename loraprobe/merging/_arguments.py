@@ -20,7 +20,7 @@ from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_w
 from loraprobe.adapters.experts import conflict, owner_of, stacks
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
-from loraprobe.lora.lowrank import same_update
+from loraprobe.lora.lowrank import LowRank, same_update
 from loraprobe.lora.workers import workers
 from loraprobe.merging._compress import SideBySide
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
@@ -70,6 +70,32 @@ class MergeArguments:
             if path not in found or (found[path].kind, info.kind) == ("linear", "conv1d"):
                 found[path] = info
         return found
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """The indices of the adapters, ordered by their content.
+
+        In this order they are merged, so that the order in which they are given changes no bit of
+        the result, even where it depends on rounding: the sign of a sum that cancels, or the basis
+        of a space with equal singular values.
+        """
+        given = self.adapters
+        return sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
+
+    @functools.cached_property
+    def ordered(self) -> MergeArguments:
+        """The same merge with its adapters in `order`."""
+        return replace(
+            self,
+            adapters=[self.adapters[i] for i in self.order],
+            weights=tuple(self.weights[i] for i in self.order),
+        )
+
+    def updates(self, path: str) -> list[LowRank]:
+        """The updates of all adapters for a module, of rank 0 where one lacks it."""
+        info = self.layout[path]
+        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+        return [adapter.modules.get(path, absent) for adapter in self.adapters]
 
     @property
     def carried(self) -> frozenset[str]:

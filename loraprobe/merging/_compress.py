@@ -151,12 +151,18 @@ class SideBySide:
 
     def combined(self, coefficients: Sequence[float], rank: int | None) -> Compressed:
         """sum_i c_i dW_i cut to a rank; None keeps the numerical rank, so that nothing is lost."""
-        scale = torch.tensor(
-            [c * s for c, s in zip(coefficients, self.scalings, strict=True)], dtype=torch.float64
-        ).repeat_interleave(torch.tensor(self.ranks))
         if self.double:
-            return compress_factors(LowRank(self.A, self.B * scale), rank)
-        return _cut_by_grams(self.A, self.B, self.grams, scale, rank)
+            return compress_factors(self.total(coefficients), rank)
+        return _cut_by_grams(self.A, self.B, self.grams, self._scale(coefficients), rank)
+
+    def total(self, coefficients: Sequence[float]) -> LowRank:
+        """sum_i c_i dW_i with all components of all updates."""
+        return LowRank(self.A, self.B * self._scale(coefficients))
+
+    def _scale(self, coefficients: Sequence[float]) -> Float64[Tensor, R]:
+        """c_i s_i for each component of each update."""
+        scales = [c * s for c, s in zip(coefficients, self.scalings, strict=True)]
+        return torch.tensor(scales, dtype=torch.float64).repeat_interleave(torch.tensor(self.ranks))
 
 
 def compress_factors(update: LowRank, rank: int | None) -> Compressed:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from loraprobe.adapters import (
     Adapter,
-    ModuleInfo,
     Source,
     adapter_of,
     below,
@@ -42,13 +42,14 @@ from loraprobe.merging._arguments import (
     weights_for,
 )
 from loraprobe.merging._compress import (
+    Compressed,
     MergedModule,
     SideBySide,
     compress_dense,
     compress_factors,
     rounding2,
 )
-from loraprobe.merging._extras import merge_dora, merge_extras
+from loraprobe.merging._extras import add_dora, merge_dora, merge_extras
 from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, MergeMethod
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
@@ -70,9 +71,17 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine. targets: `target_modules` of the file; None for every path.
-    results: scores on benchmarks of the Hub, as files by their path in the directory.
+    arguments: of the merge, and of the sum of the adapters below, if there are any. results: scores
+        on benchmarks of the Hub, as files by their path in the directory. full_card: the card of a
+        full model, from its `rounding_error`.
+
+    `save_full_model(directory)` writes the base with the merge added to it; `_full_model`, which
+    needs this class, attaches it.
     """
 
+    save_full_model: ClassVar[Callable[..., float]]
+
+    arguments: tuple[MergeArguments, ...]
     adapter: Adapter
     method: str
     space: str
@@ -89,6 +98,7 @@ class Merged:
     directories: tuple[Path, ...]
     targets: tuple[str, ...] | None
     card: str | None = None
+    full_card: Callable[..., str] | None = None
     results: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -116,6 +126,14 @@ class Merged:
             card=self.card,
             targets=self.targets,
             results=self.results,
+        )
+
+    @property
+    def uncut(self) -> Merged:
+        """The same for a full model alone, which no rank cuts: without what the adapter loses."""
+        issues = tuple(issue for issue in self.issues if issue.code != "compression-lost")
+        return replace(
+            self, issues=issues, compression_error=0.0, rounding_error=0.0, sketch_error=0.0
         )
 
     @property
@@ -188,6 +206,7 @@ def merge(
     lost = _share(lost2, norm2)
     norms = inner.diagonal().clamp_min(0).sqrt().tolist()
     return Merged(
+        arguments=(arguments,),
         adapter=merged,
         method=repr(made),
         space=space,
@@ -219,8 +238,10 @@ def _on_top(
     dtype = dtype or _widest([*adapters, *lower])
     total = merge([*lower, own.adapter], "sum", dtype=dtype, name=own.name, **kept)
     norms = (source.norm for source in own.sources)
+    added = replace(total.arguments[0], adapters=lower, weights=(1.0,) * len(lower))
     return replace(
         own,
+        arguments=(*own.arguments, added),
         adapter=replace(total.adapter, source=own.adapter.source),
         rank=total.rank,
         rounding_error=total.rounding_error,
@@ -247,24 +268,12 @@ def _merge_modules(
 ) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
-    The order in which the adapters are given therefore changes no bit of the result, even where it
-    depends on rounding: the sign of a sum that cancels, or the basis of a space with equal singular
-    values. Factors are read here; modules are merged in several threads where each is small.
+    Factors are read here; modules are merged in several threads where each is small.
     """
-    given, layout = arguments.adapters, arguments.layout
-    order = sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
-    ordered = replace(
-        arguments,
-        adapters=[given[i] for i in order],
-        weights=tuple(arguments.weights[i] for i in order),
-    )
-    place = torch.tensor(order).argsort().tolist()
+    ordered, layout = arguments.ordered, arguments.layout
+    place = torch.tensor(arguments.order).argsort().tolist()
     names, memory = [adapter.name for adapter in ordered.adapters], Memory()
-    largest = max(adapter.rank_range[1] for adapter in given)
-
-    def updates(info: ModuleInfo) -> list[LowRank]:
-        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
-        return [adapter.modules.get(info.path, absent) for adapter in ordered.adapters]
+    largest = max(adapter.rank_range[1] for adapter in ordered.adapters)
 
     @torch.no_grad()
     def merged(module: tuple[str, Sequence[LowRank]]) -> MergedModule:
@@ -277,7 +286,7 @@ def _merge_modules(
         one = _merge_module(ordered, path, updates, factors)
         return replace(one, inner=one.inner[place][:, place])
 
-    read = ((path, updates(layout[path])) for path in layout)
+    read = ((path, ordered.updates(path)) for path in layout)
     in_turn = in_order if arguments.in_threads else map
     modules: dict[str, MergedModule] = {}
     for path, module in zip(layout, in_turn(merged, read), strict=True):
@@ -296,26 +305,10 @@ def _merge_module(
     side. Raises CompatibilityError for a base of another shape, OutputError where the result does
     not fit into the dtype.
     """
-    method, rank = arguments.method, arguments.rank
-    weights = torch.tensor(arguments.weights, dtype=torch.float64)
     if arguments.keeps_dora:
         merged = merge_dora(arguments, path, updates)
     else:
-        if isinstance(method, GramMethod):
-            exact = factors.combined(method.coefficients(arguments.weights, factors.inner), rank)
-        elif isinstance(method, FactorMethod):
-            exact = compress_factors(method.combined(factors.updates(torch.float64), weights), rank)
-        else:
-            work = torch.float32 if arguments.dense and not factors.double else torch.float64
-            space = "core" if arguments.space == "full" and not arguments.dense else arguments.space
-            stacked = space_named(space).stacked(factors.updates(work))
-            masks = generators(factors.updates(torch.float64), path, arguments.seed)
-            result = stacked.back(method(stacked.matrices, weights.to(work), masks))
-            if isinstance(result, LowRank):
-                exact = compress_factors(result, rank)
-            else:
-                start, drawn = factors.A.mT.to(work), _number(f"{arguments.seed}:{path}")
-                exact = compress_dense(result, rank, sum(factors.ranks), start, drawn)
+        exact = _compressed(arguments, path, factors)
         update = exact.update.to(arguments.dtype)
         rounded2 = rounding2(exact.update, update)
         merged = MergedModule(
@@ -327,6 +320,54 @@ def _merge_module(
             f"The merge does not fit into {dtype} in module {path}; write it in float32."
         )
     return merged
+
+
+def _compressed(arguments: MergeArguments, path: str, factors: SideBySide) -> Compressed:
+    """What the method makes of a module's factors, cut to the rank."""
+    method, rank = arguments.method, arguments.rank
+    if isinstance(method, GramMethod):
+        return factors.combined(method.coefficients(arguments.weights, factors.inner), rank)
+    made = _uncut(arguments, path, factors)
+    if isinstance(made, LowRank):
+        return compress_factors(made, rank)
+    start, drawn = factors.A.mT.to(made), _number(f"{arguments.seed}:{path}")
+    return compress_dense(made, rank, sum(factors.ranks), start, drawn)
+
+
+def _uncut(arguments: MergeArguments, path: str, factors: SideBySide) -> LowRank | Tensor:
+    """What the method makes of a module's factors; [out, in] where it has no factors."""
+    method = arguments.method
+    weights = torch.tensor(arguments.weights, dtype=torch.float64)
+    if isinstance(method, GramMethod):
+        return factors.total(method.coefficients(arguments.weights, factors.inner))
+    if isinstance(method, FactorMethod):
+        return method.combined(factors.updates(torch.float64), weights)
+    work = torch.float32 if arguments.dense and not factors.double else torch.float64
+    space = "core" if arguments.space == "full" and not arguments.dense else arguments.space
+    stacked = space_named(space).stacked(factors.updates(work))
+    masks = generators(factors.updates(torch.float64), path, arguments.seed)
+    return stacked.back(method(stacked.matrices, weights.to(work), masks))
+
+
+@torch.no_grad()
+def add_change(arguments: MergeArguments, path: str, weight: Tensor) -> Tensor:
+    """The weight of a merged model, from that of the base: [out, in], which may be written over.
+
+    The change is added as it is if the rank of the merge is "auto", else as the rank cuts it. Its
+    factors are not rounded to a dtype.
+    """
+    ordered = arguments.ordered
+    updates = ordered.updates(path)
+    if ordered.keeps_dora:
+        return add_dora(ordered, path, updates, weight)
+    factors = SideBySide.of(updates)
+    made = _uncut(ordered, path, factors)
+    if ordered.rank is not None:
+        made = _compressed(ordered, path, factors).update
+    if isinstance(made, LowRank):
+        made = made.folded().to(weight.dtype)
+        return weight.addmm_(made.B, made.A)
+    return weight.add_(made)
 
 
 def generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:

@@ -83,25 +83,18 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
             f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-    out, held = len(weight), [adapter.magnitudes.get(path) for adapter in arguments.adapters]
-    wide = [update.to(torch.float64).folded() for update in updates]
-    ratios = torch.stack(
-        [
-            torch.ones(out, dtype=torch.float64) if m is None else ratio(u, m, weight)
-            for u, m in zip(wide, held, strict=True)
-        ]
-    )
-    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
-    c = 1 + w @ (ratios - 1)
-    A = torch.cat([u.A for u in wide])
-    B = torch.cat([u.B * (w[i] * ratios[i])[:, None] for i, u in enumerate(wide)], 1)
+    out, w = len(weight), torch.tensor(arguments.coefficients, dtype=torch.float64)
+    wide, ratios = _scaled(arguments, path, updates, weight)
+    c, change = _sum_of_scaled(w, wide, ratios)
+    A, B = change.A, change.B
     small = (c.abs() < SMALL_SCALE).nonzero()[:, 0]
     scale = c.clone()
     scale[small] = 1
-    change = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
+    vanished = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
     own = torch.zeros(out, len(small), dtype=torch.float64)
     own[small, torch.arange(len(small))] = 1
-    kept = compress_factors(LowRank(torch.cat([A, change]), torch.cat([B, own], 1)), arguments.rank)
+    joined = LowRank(torch.cat([A, vanished]), torch.cat([B, own], 1))
+    kept = compress_factors(joined, arguments.rank)
     direction = LowRank(kept.update.A, kept.update.B / scale[:, None]).to(arguments.dtype)
     magnitudes = scale * (1 / ratio(direction, torch.ones(out), weight))
     rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
@@ -117,6 +110,38 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
         rounded2=rounding2(kept.update, LowRank(read.A, read.B * scale[:, None])),
         magnitudes=magnitudes.to(torch.promote_types(arguments.dtype, torch.float32)),
     )
+
+
+def add_dora(
+    arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
+) -> Tensor:
+    """diag(c) W0 + L of one module, from W0 [out, in], which is written over."""
+    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
+    c, change = _sum_of_scaled(w, *_scaled(arguments, path, updates, weight))
+    if arguments.rank is not None:
+        change = compress_factors(change, arguments.rank).update
+    change = change.to(weight.dtype)
+    return weight.mul_(c.to(weight)[:, None]).addmm_(change.B, change.A)
+
+
+def _scaled(
+    arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
+) -> tuple[list[LowRank], Tensor]:
+    """The updates of one module in float64 at scaling 1, and their c_i, [n, out]."""
+    from loraprobe.composition.scaled import ratio
+
+    held = [adapter.magnitudes.get(path) for adapter in arguments.adapters]
+    wide = [update.to(torch.float64).folded() for update in updates]
+    ones = torch.ones(len(weight), dtype=torch.float64)
+    pairs = zip(wide, held, strict=True)
+    return wide, torch.stack([ones if m is None else ratio(u, m, weight) for u, m in pairs])
+
+
+def _sum_of_scaled(w: Tensor, wide: Sequence[LowRank], ratios: Tensor) -> tuple[Tensor, LowRank]:
+    """c [out] and L of sum_i w_i (W_i - W0)."""
+    A = torch.cat([u.A for u in wide])
+    B = torch.cat([u.B * (w[i] * ratios[i])[:, None] for i, u in enumerate(wide)], 1)
+    return 1 + w @ (ratios - 1), LowRank(A, B)
 
 
 def _full_weights(arguments: MergeArguments) -> tuple[dict[str, Tensor], list[Issue]]:

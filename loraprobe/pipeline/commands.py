@@ -6,6 +6,7 @@ The command line and the Python functions call these. `verify` has a file of its
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -158,12 +159,15 @@ def merge(
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
+    lost = 0.0
+    if session.only_full and merged.asked_rank is None:
+        lost, merged = merged.compression_error, merged.uncut
     with session.stage("diagnose"):
-        norm = merged.adapter.norm()
+        norm = merged.adapter.norm() / math.sqrt(1 - lost**2)
         figures = merge_figures(merged, norm, transformed)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*transformed.notes, made_text(merged, norm, options)]
+    notes += [*transformed.notes, made_text(merged, norm, options, session.only_full)]
     return _outcome(merged, inputs, transformed, examined, notes, learned, session)
 
 
@@ -212,8 +216,13 @@ def _opened(
     if not getattr(session.options, kind):
         raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
     check_task_use(bool(tasks), session.options, command)
+    if session.full_model is not None:
+        base = base or "auto"
     inputs = open_inputs(adapters, session, base, tasks)
-    if command == "merge":
+    if session.full_model is not None and inputs.base is not None:
+        with session.stage("hash"):
+            _ = inputs.base.sha256  # which the card of a full model has, also of a large base
+    elif command == "merge":
         _check_change(inputs.given, session.options)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
     return inputs, found, transform_inputs(inputs, command, session)
@@ -533,7 +542,7 @@ def _outcome(
     examined, licences = licensed(examined, inputs)
     options, serve = session.options, tuple[Command, ...]()
     if isinstance(made, Merged):
-        examined, serve = served_merge(made, examined, inputs, options, session.target)
+        examined, serve = served_merge(made, examined, inputs, session)
     examined = replace(examined, compatibility=with_issues(examined.compatibility, licences))
     audit = audit_of(
         session,

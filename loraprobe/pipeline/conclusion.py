@@ -277,8 +277,8 @@ def audit_of(
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
     typed = dict(_places(inputs, session.options))
-    if session.target is not None:
-        typed[local_name(str(session.target))] = [str(session.target)]
+    for place in filter(None, (session.target, session.full_model)):
+        typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:
             typed.setdefault(name, [argument])

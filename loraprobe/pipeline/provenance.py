@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -17,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
+from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
-from loraprobe.front_matter import read_front_matter
+from loraprobe.front_matter import declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
@@ -53,39 +55,74 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         for row in rows
     )
     made = replace(made, sources=sources)
+    matter = front_matter(made, audit, options, general)
     values: dict[str, Any] = {
         "name": f"{listing([source.name for source in made.sources])}, {made.name}",
-        "front_matter": front_matter(made, audit, options, general),
         "sources": sources,
         "audit": audit,
         "allowed": options.allow,
     }
     if isinstance(made, Merged):
+        values |= {
+            "method": spec_of(METHODS.make(made.spec), short=True),
+            "space": made.space,
+            "weights": made.weights,
+            "seed": options.seed,
+        }
         card = model_card(
-            method=spec_of(METHODS.make(made.spec), short=True),
-            space=made.space,
+            front_matter=matter,
             rank=rank_text(made),
-            weights=made.weights,
             compression_error=made.compression_error,
             rounding_error=made.rounding_error,
             dtype=str(made.adapter.dtype).removeprefix("torch."),
-            seed=options.seed,
             serve=serve_commands(made.written, "."),
             **values,
         )
+        whole = made.asked_rank is None
+        full_card = partial(
+            model_card,
+            full_model=True,
+            front_matter=_of_full_model(matter, made),
+            rank="not cut" if whole else str(made.asked_rank),
+            compression_error=0.0 if whole else made.compression_error,
+            dtype="the base's dtype",
+            serve=(),
+            **values,
+        )
+        made = replace(made, full_card=full_card)
     else:
         router, spelled = made.composition.router, spec_of(made.composition.router, short=True)
         if router.constant:  # with its values
             gates = getattr(router, "weights", None) or ()
             spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
-        card = composition_card(router=spelled, why_not_peft=made.why_not_peft, **values)
+        card = composition_card(
+            front_matter=matter, router=spelled, why_not_peft=made.why_not_peft, **values
+        )
     return replace(made, card=card)
 
 
-def made_text(merged: Merged, norm: float, options: Options) -> str:
+def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:
+    """The front matter of the card of a full model, from that of the merge."""
+    fields = {
+        **matter,
+        "library_name": "transformers",
+        "tags": ["merge", "loraprobe"],
+        "base_model_relation": "merge",
+        KEY: {**matter[KEY], "full_model": True},
+    }
+    if isinstance(base := made.arguments[0].base, Base):
+        own = declared_licence(read_card(base.path / CARD, base.reference))
+        if own is not None:  # the base's weights are in it
+            fields["license"] = licence_of_merge(
+                {"the merge": matter.get("license"), "the base": own}
+            )
+    return fields
+
+
+def made_text(merged: Merged, norm: float, options: Options, only_full: bool = False) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
-    made += f"; its norm is {norm:.4g}."
+    rank = "" if only_full and merged.asked_rank is None else f" to rank {rank_text(merged)}"
+    made = f"Merged by {merged.spec} in the {merged.space} space{rank}; its norm is {norm:.4g}."
     if options.given_weights and not METHODS.make(merged.spec).takes_weights:
         made += " It ignores --weights; --method task_arithmetic uses them."
     return made
@@ -211,6 +248,7 @@ class MergeRecord(ProvenanceRecord):
     space: str | None
     rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
     rank_layout: Literal["portable"]  # earlier versions had another one
+    full_model: bool = False
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination, with_issues
 from loraprobe.pipeline.inputs import Inputs, reference_of
+from loraprobe.pipeline.session import Session
 from loraprobe.records import KINDS, ChainHop, Command, Reason, Verdict
 from loraprobe.verdict.evidence import SWITCH, Unserved
 from loraprobe.verdict.reasons import about_servers
@@ -114,10 +116,19 @@ def _with(verdict: Verdict, reason: Reason) -> Verdict:
 
 
 def served_merge(
-    merged: Merged, examined: Examination, inputs: Inputs, options: Options, target: Path | None
+    merged: Merged, examined: Examination, inputs: Inputs, session: Session
 ) -> tuple[Examination, tuple[Command, ...]]:
     """The examination of a merge with what the servers of --serve do not read in it, and the
-    commands that serve it, without --serve those of the first server that reads it."""
+    commands that serve it, without --serve those of the first server that reads it.
+
+    All of them run a full model.
+    """
+    options, target = session.options, session.target
+    if session.full_model is not None and target is None:
+        wanted = [*servers_named(options.serve)] if options.serve else RUNNING[:1]
+        place = local_name(str(session.full_model))
+        each = (serving_commands(server, place, {}) for server in wanted)
+        return examined, tuple(itertools.chain(*each))
     files = {merged.name: written(merged, target)}
     read = readers(inputs, options, files)
     if not options.serve:

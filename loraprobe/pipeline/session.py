@@ -62,8 +62,9 @@ class Session:
     written: files and directories that the command will write, so that an output never lands on an
     input. arguments: the command line, for the provenance. begun: when the command started, by
     time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
-    (None: the user's cache). explain: whether probes run that no verdict reads. target: the
-    directory of --output. Each function of `commands` sets `command`, as it is typed ("route").
+    (None: the user's cache). explain: whether probes run that no verdict reads. target, full_model:
+    the directories of --output and --full-model. Each function of `commands` sets `command`, as it
+    is typed ("route").
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
     questions. `workers` ask the base: this process, or those of --executor.
@@ -78,6 +79,7 @@ class Session:
     explain: bool = False
     state: Path | None = None
     target: Path | None = None
+    full_model: Path | None = None
     command: str = ""
     device: str = "cpu"
     dtype: str = "float32"
@@ -105,6 +107,11 @@ class Session:
         if minutes is None:
             return float("inf")
         return self.begun + share * 60 * minutes - time.perf_counter()
+
+    @property
+    def only_full(self) -> bool:
+        """Whether a full model is written and no adapter."""
+        return self.full_model is not None and self.target is None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

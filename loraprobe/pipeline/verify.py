@@ -29,6 +29,7 @@ from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import Merged, Rounding, write_full_model
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
@@ -65,6 +66,7 @@ TOLERANCES = {
     torch.bfloat16: 1.2e-2,
 }
 FLOOR = 1e-12  # of a whole, where a part of it is zero but for the rounding of float64
+FLOOR32 = 1e-6  # and of float32, in which a change is added to a full model
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
@@ -99,12 +101,13 @@ def verify(
     if all(check.passed for check in checks):
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
+            adapters = [one for one in found if one is not None]
             try:
-                _make_again(record, [one for one in found if one is not None], opened, again)
+                checks += _compared(
+                    place, again, record, _make_again(record, adapters, opened, again)
+                )
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
-            else:
-                checks += _compared(place, again, record)
     return ShownVerification(str(directory), tuple(checks))
 
 
@@ -120,8 +123,12 @@ def _make_again(
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
-) -> None:
-    """Writes the directory that the card describes, with a card of its own."""
+) -> Iterator[str]:
+    """Writes the directory that the card describes, with a card of its own.
+
+    Yields the names of its files. A full model is written file by file, and each is removed before
+    the next, since it may be as large as the disk.
+    """
     sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
@@ -147,20 +154,31 @@ def _make_again(
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
+    if isinstance(made, Merged) and _is_full(record):
+        target.mkdir()
+        for name in write_full_model(made, target, Rounding()):
+            yield name
+            (target / name).unlink()
+        return
     made.save(target)
+    yield from sorted(str(f.relative_to(target)) for f in target.rglob("*") if f.is_file())
 
 
-def _compared(place: Path, again: Path, record: CardRecord) -> Iterator[Check]:
-    """One check of which files there are, then one for each file."""
-    expected = {str(file.relative_to(again)) for file in again.rglob("*") if file.is_file()}
-    yield Check("files", *_no_others(place, expected))
-    for name in sorted(expected):
+def _is_full(record: CardRecord) -> bool:
+    return isinstance(record, MergeRecord) and record.full_model
+
+
+def _compared(place: Path, again: Path, record: CardRecord, names: Iterable[str]) -> list[Check]:
+    """One check of which files there are, then one for each file, while `names` writes them."""
+    checks = list[Check]()
+    for name in names:
         try:
             problem = _difference(place, again, name, record)
         except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
             problem = str(error).rstrip(".")
         told = problem or ("its text is not checked" if name == CARD else "the same")
-        yield Check(name, not problem, f"{told[0].upper()}{told[1:]}.")
+        checks.append(Check(name, not problem, f"{told[0].upper()}{told[1:]}."))
+    return [Check("files", *_no_others(place, {check.name for check in checks})), *checks]
 
 
 def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
@@ -193,9 +211,11 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     if not found.is_file():
         return "it is missing"
     if name.endswith(".safetensors"):
-        return difference_of_tensors(found, wanted)
+        return difference_of_tensors(found, wanted, FLOOR32 if _is_full(record) else FLOOR)
     if name == CARD:
         return _different_line(*map(_card_text, (place, again)))
+    if name != FILE and found.read_bytes() == wanted.read_bytes():  # which need not be a text
+        return None
     text = wanted.read_text(encoding="utf-8")
     if name == FILE:  # with what has checks of its own: version, base, and hashes of files
         listed = json.loads(text)
@@ -236,9 +256,10 @@ def _different_line(found: str, wanted: str) -> str | None:
     return None
 
 
-def difference_of_tensors(found: Path, wanted: Path) -> str | None:
+def difference_of_tensors(found: Path, wanted: Path, floor: float = FLOOR) -> str | None:
     """How a safetensors file differs from another beyond TOLERANCES; None if it does not.
 
+    floor: what of a sum of cancelling numbers is rounding, as a share of the largest number.
     Factors are compared by their products, with the config beside each file. Raises AdapterError
     for a file that cannot be read.
     """
@@ -263,8 +284,7 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
         if not FACTOR.search(key):
             tensor, rewritten = ours.read(key).double(), theirs.read(key)
             close, size = TOLERANCES.get(rewritten.dtype, 0.0), rewritten.double().abs()
-            # A sum in which numbers cancel keeps the rounding of float64 of the numbers.
-            allowed = close * size + min(close, FLOOR) * size.max()
+            allowed = close * size + min(close, floor) * size.max()
             if not bool(((tensor - rewritten.double()).abs() <= allowed).all()):
                 return f"{key} differs by more than rounding"
     return None

@@ -36,10 +36,10 @@ class Command:
     """A command of loraprobe, or lines of Python where no command does it.
 
     `verb` is the command's name, "" where there is nothing to run. Of Python it is "load" (an
-    adapter, by peft), "switch" (to an adapter that is loaded), "restore" (a saved composition) or
-    "ask" (`hops`, one after the other). "python" and "shell" stand for `text`, in which a shell's
-    may have {0}, {1} ... for the places of `adapters`. Each of `options` is a flag with its value,
-    if it takes one. `str` gives the text.
+    adapter, by peft), "load-model" (a full model), "switch" (to an adapter that is loaded),
+    "restore" (a saved composition) or "ask" (`hops`, one after the other). "python" and "shell"
+    stand for `text`, in which a shell's may have {0}, {1} ... for the places of `adapters`. Each of
+    `options` is a flag with its value, if it takes one. `str` gives the text.
     """
 
     verb: str
@@ -145,6 +145,10 @@ def _load(command: Command) -> str:
     return f"PeftModel.from_pretrained(base, {_loaded(command.adapters[0])})"
 
 
+def _load_model(command: Command) -> str:
+    return f"AutoModelForCausalLM.from_pretrained({command.adapters[0]!r})"
+
+
 def _switch(command: Command) -> str:
     return f"model.set_adapter({adapter_name(command.adapters[0])!r})"
 
@@ -204,6 +208,7 @@ def _ask(command: Command) -> str:
 
 _WRITERS: Mapping[str, Callable[[Command], str]] = {
     "load": _load,
+    "load-model": _load_model,
     "switch": _switch,
     "restore": _restore,
     "ask": _ask,

@@ -19,16 +19,21 @@ _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may s
 
 
 def model_card(
-    *, sources: Sequence[AdapterSummary], weights: Sequence[float] | None, **values: Any
+    *,
+    sources: Sequence[AdapterSummary],
+    weights: Sequence[float] | None,
+    full_model: bool = False,
+    **values: Any,
 ) -> str:
     """README.md of a merge.
 
-    values: `name`, `front_matter`, `method`, `space`, `rank`, `compression_error`,
-    `rounding_error`, `dtype` and `seed` of the merge, `serve` (the commands of servers that read
-    it), and what `_card` takes.
+    full_model: whether it is that of a model, and not of an adapter. values: `name`,
+    `front_matter`, `method`, `space`, `rank`, `compression_error`, `rounding_error`, `dtype` and
+    `seed` of the merge, `serve` (the commands of servers that read it), and what `_card` takes.
     """
     return _card(
         "card.md.jinja",
+        full_model=full_model,
         sources=sources,
         weights=", ".join(f"{w:g}" for w in weights) if weights else None,
         negated=[s.name for s, w in zip(sources, weights or (), strict=False) if w < 0],

@@ -10,6 +10,7 @@ import torch
 
 import loraprobe
 from loraprobe.adapters import read_adapter
+from loraprobe.base import open_base
 from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
@@ -156,6 +157,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
     method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
     few = ["--limit", "30"]
     call = ["merge-and-eval", *making.shipped("skill-and-facts"), *method, *few, "-o", str(target)]
+    call += ["--full-model", tmp_path / "full"]
     result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
     assert f"PeftModel.from_pretrained(base, {str(target)!r})" in result.stdout
@@ -169,15 +171,22 @@ def test_the_recommended_merge_is_saved(tmp_path):
         expected = torch.stack(deltas).sum(0)
         error = (merged.modules[path].to(torch.float32).delta() - expected).norm() / expected.norm()
         assert error < 0.01  # the sources are bf16, and so is the merge
-    card = (target / "README.md").read_text()
-    assert "What was measured" in card and "licence-unknown" in card
+    base, full = open_base(shipped_world().base), open_base(tmp_path / "full")
+    for path in merged.modules:
+        change = full.weight(path) - base.weight(path)
+        delta = merged.modules[path].to(torch.float32).delta()
+        assert (change - delta).norm() < 0.01 * delta.norm()
+    for place in (target, tmp_path / "full"):
+        card = (place / "README.md").read_text()
+        assert "What was measured" in card and "licence-unknown" in card
 
 
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
-    more = ["--system", ROUTER, "--limit", "120", "-o", target]
+    more = ["--system", ROUTER, "--limit", "120", "-o", target, "--full-model", tmp_path / "full"]
     result, document = judged(tmp_path, "keep-both", *more)
     assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
+    assert "full: hard" in result.stderr and not (tmp_path / "full").exists()
     assert document["verdict"]["next"] == "loraprobe.load_composition('out').into(model)"
     restored = loraprobe.load_composition(target)
     assert restored.router.name == "hard" and not restored.router.needs_prompts

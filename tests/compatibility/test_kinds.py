@@ -29,6 +29,7 @@ from making import (
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.base import open_base
@@ -227,6 +228,22 @@ def test_merge_does(name, written, tmp_path):
     tolerance = 1e-4 + 2 * merged.rounding_error * float((expected - without).abs().max())
     torch.testing.assert_close(outputs(loaded), expected, rtol=1e-3, atol=tolerance)
     assert not [i for i in read_adapter(tmp_path / "out").issues if i.severity == "error"]
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].make is not Convolutions])
+def test_full_model_does(name, written, tmp_path):
+    """transformers loads the base with the merge in it, which computes what peft does."""
+    adapter, expected, base = written(name).adapter, written(name).outputs, written(name).base()
+    merged = merge([adapter, adapter.renamed("twin")], base=base)
+    lost = merged.save_full_model(tmp_path / "full")
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "full", output_loading_info=True
+    )
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys"))
+    torch.testing.assert_close(outputs(loaded.eval()), expected, rtol=1e-4, atol=1e-5)
+    assert lost == 0.0  # what float32 rounds is not counted
+    untied = {"embedding", "head", "tied, both", "tied by peft"}  # the last in its last bits
+    assert loaded.config.tie_word_embeddings == (base.tied is not None and name not in untied)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,0 +1,330 @@
+"""A merge added to its base: a directory that transformers loads like any model.
+
+The weight files of the base are read one by one. A parameter W0 that the merge changes becomes
+W0 + dW, computed in float32 and rounded once, to the dtype of W0; all others are copied. dW is what
+the method makes of the adapters, and no rank cuts it unless the merge has one. The files keep their
+names, a pickle becomes a safetensors file. config.json, tokenizer, generation settings and chat
+template come from the base.
+
+Where the base has one tensor for its embedding and its head, and the merge does not change both
+alike, both are written and the config says that they are not tied: transformers would otherwise tie
+them again while loading (transformers#45127).
+
+Parameters of a loaded model may be stored in pieces, such as the stacked experts of a mixture. The
+tables by which transformers saves a model tell the pieces of dW.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapters import Adapter, check_apart, check_output, public_value, staged_directory
+from loraprobe.adapters.experts import places, stacks, without_experts
+from loraprobe.adapters.saving import owned
+from loraprobe.adapters.staging import check_space
+from loraprobe.adapters.types import TokenRows
+from loraprobe.base import Base
+from loraprobe.base.naming import FLOATS, saved_pieces
+from loraprobe.checkpoint import open_weights
+from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
+from loraprobe.merging._arguments import MergeArguments
+from loraprobe.merging._engine import Merged, add_change
+from loraprobe.records import Issue, Progress
+from loraprobe.untrusted import first_line
+
+CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
+Change = Callable[[Tensor], Tensor]  # a parameter as stored, in float32 or float64 -> the new one
+
+
+def save_full_model(
+    merged: Merged,
+    directory: str | Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> float:
+    """Writes the base with the merge added to it; returns ||rounding|| / ||W - W0||.
+
+    Needs a merge with a base. About one weight file of the base is in memory at a time; a quantised
+    base is dequantised first and is in memory whole. The directory is complete or absent. Raises
+    OutputError if it cannot be written, CompatibilityError or BaseError for what the base cannot
+    hold.
+    """
+    target, base = Path(directory), _base_of(merged)
+    check_apart(target, (*merged.directories, base.path))
+    check_output(target, overwrite)
+    check_space(target, sum(file.stat().st_size for file in base.weight_files))
+    with staged_directory(target, overwrite) as staging:
+        rounding = Rounding()
+        for _ in write_full_model(merged, staging, rounding, progress):
+            pass
+    return rounding.share
+
+
+Merged.save_full_model = save_full_model
+
+
+@dataclass
+class Rounding:
+    """Squared norms of the change of all weights, and of what their dtype loses of it."""
+
+    change2: float = 0.0
+    lost2: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """||rounding|| / ||W - W0||."""
+        return math.sqrt(self.lost2 / max(self.change2, 1e-300))
+
+    def rounded(self, stored: Tensor, changes: Iterable[Change], name: str) -> Tensor:
+        """A parameter after its changes, in its dtype. Raises OutputError if it does not fit."""
+        made = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
+        for change in changes:
+            made = change(made)
+        written = made.to(stored.dtype)
+        lost = float(torch.linalg.vector_norm(written - made))
+        if not math.isfinite(lost):
+            dtype = str(stored.dtype).removeprefix("torch.")
+            raise OutputError(f"{name} does not fit into {dtype}, the dtype of the base.")
+        self.lost2 += lost**2
+        self.change2 += float(torch.linalg.vector_norm(made - stored)) ** 2
+        return written
+
+
+@torch.no_grad()
+def write_full_model(
+    merged: Merged, place: Path, rounding: Rounding, progress: Progress | None = None
+) -> Iterator[str]:
+    """Writes the files of a full model into a directory; yields the name of each when it is there.
+
+    The caller may remove a file before it asks for the next one.
+    """
+    from safetensors.torch import save_file
+
+    given, weight_map, total, done = _base_of(merged), dict[str, str](), 0, 0
+    with tempfile.TemporaryDirectory(dir=place.parent) as space:
+        base = dequantised(given, Path(space)) if given.quantization else given
+        layout = _Layout(merged, base)
+        for file in base.weight_files:
+            opened, seen, tensors = open_weights(file, base.reference), set[int](), {}
+            for key in layout.in_order(opened.shapes):
+                stored, done = opened.read(key), done + 1
+                for name, changes in layout.written[key].items():
+                    made = rounding.rounded(stored, changes, name) if changes else stored
+                    tensors[name] = owned(made, seen)
+                    if name != key and torch.equal(tensors[key], made):  # they stay tied
+                        del tensors[name]
+                        layout.unties = False
+                if progress:
+                    progress("write", done, len(base.stored))
+            name = file.name
+            if file.suffix == ".bin":
+                name = name.replace("pytorch_model", "model").removesuffix("bin") + "safetensors"
+            save_file(tensors, str(place / name), metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+            del tensors, stored, made
+            yield name
+    texts = {CONFIG: layout.config}
+    if len(base.weight_files) > 1:
+        texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    for name, document in texts.items():
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        (place / name).write_text(text + "\n", encoding="utf-8")
+        yield name
+    for file in given.small_files:
+        shutil.copyfile(file, place / file.name)
+        yield file.name
+    if merged.full_card is not None:
+        (place / CARD).write_text(merged.full_card(rounding_error=rounding.share), encoding="utf-8")
+        yield CARD
+
+
+def _base_of(merged: Merged) -> Base:
+    base = merged.arguments[0].base
+    if not isinstance(base, Base):
+        raise UsageError("A full model is made of its base; merge with base=DIR or base='auto'.")
+    return base
+
+
+def dequantised(base: Base, place: Path) -> Base:
+    """The base in floating point, as transformers dequantises it and saves it in a directory.
+
+    Raises BaseError if transformers cannot.
+    """
+    try:
+        base.load_dequantised().save_pretrained(place)
+    except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise BaseError(
+            f"The quantised weights of {base.reference} cannot be dequantised here "
+            f"({first_line(error)}); give the unquantised base as --base."
+        ) from error
+    return replace(base, path=place)
+
+
+class _Layout:
+    """What becomes of each tensor of a base's files.
+
+    `written`: key in the files -> key to write -> its changes. `pieces`: key -> the parameter of
+    the loaded model of which it is a piece. `unties`: whether embedding and head part. Raises
+    CompatibilityError for a change of what the base does not have, BaseError for one of quantised
+    weights.
+    """
+
+    def __init__(self, merged: Merged, base: Base) -> None:
+        self.merged, self.base = merged, base
+        self.written: dict[str, dict[str, list[Change]]] = {key: {key: []} for key in base.stored}
+        self.pieces: dict[str, str] = {}
+        self.changes = defaultdict[str, list[Change]](list)  # name in the loaded model -> changes
+        self.piecewise = functools.lru_cache(maxsize=1)(self._piecewise)
+        self._collect()
+        self.unties = self._untie()
+        for name, changes in self.changes.items():
+            weight = base.tensors.get(name)
+            if weight is None:
+                self._split(name)
+            elif weight.dtype not in FLOATS:
+                raise BaseError(
+                    f"{base.reference} stores {name} quantised ({weight.dtype}); give the "
+                    "unquantised base as --base."
+                )
+            else:
+                self.written[weight.key][weight.key] = changes
+
+    def in_order(self, keys: Iterable[str]) -> list[str]:
+        """The keys of a file, the pieces of one parameter together."""
+        return sorted(keys, key=lambda key: (self.pieces.get(key, ""), key))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's config.json, without paths of its machine."""
+        config: dict[str, Any] = public_value(dict(self.base.config))
+        for part in (config, config.get("text_config") or {}) if self.unties else ():
+            part["tie_word_embeddings"] = False
+        return config
+
+    def _collect(self) -> None:
+        """Fills `changes`."""
+        arguments, adapter = self.merged.arguments, self.merged.adapter
+        for path in without_experts(adapter.layout):
+            weight = self.base.weights.get(path)
+            turned = weight is not None and weight.kind != "linear"
+            if weight is not None and weight.oriented != adapter.layout[path].shape:
+                raise CompatibilityError(
+                    f"Module {path} is {list(adapter.layout[path].shape)} in the adapters and "
+                    f"{list(weight.oriented)} in the base; give the base that they were trained on."
+                )
+            self.changes[f"{path}.weight"].append(partial(_with_delta, arguments, path, turned))
+        for place in places(self.base.skeleton, adapter) if stacks(adapter.layout) else ():
+            if isinstance(place, Issue):
+                raise CompatibilityError(f"{place.message} {place.cure}")
+            paths = stacks(adapter.layout)[place.stack]
+            change = partial(_with_experts, arguments, paths, place.transposed)
+            self.changes[place.name].append(change)
+        for path, offset in adapter.offsets.items():
+            self.changes[f"{path}.bias"].append(partial(torch.add, other=offset))
+        for name in adapter.whole:
+            self.changes[name].append(partial(_replaced, adapter, name))
+        for path, rows in adapter.token_rows.items():
+            name, tied, change = f"{path}.weight", self.base.tied, partial(_with_rows, rows, path)
+            for each in tied if tied and name == tied[0] else (name,):  # as peft has it
+                self.changes[each].insert(0, change)
+
+    def _untie(self) -> bool:
+        """Whether embedding and head of a base that ties them get different values."""
+        if self.base.tied is None:
+            return False
+        embedding, head = self.base.tied
+        differ = self.changes.get(embedding) != self.changes.get(head)
+        if head not in self.base.tensors:
+            own = self.changes.pop(head, [])
+            if differ:
+                self.written[self.base.tensors[embedding].key][head] = own
+        return differ
+
+    def _split(self, name: str) -> None:
+        """Finds where the files have a parameter that they do not have under its own name."""
+        base, adapter = self.base, self.merged.adapter
+        try:
+            parameter = base.skeleton.get_parameter(name)
+        except AttributeError:  # also without a skeleton
+            raise CompatibilityError(
+                f"The base {base.reference} has no parameter {name}, which the merge changes; "
+                "write the adapter instead (--output)."
+            ) from None
+        parts = saved_pieces(base.skeleton, name, parameter.detach())
+        path = name.rpartition(".")[0]
+        whole = name in adapter.whole or path in (*adapter.magnitudes, *adapter.token_rows)
+        if not parts.keys() <= base.stored.keys() or (whole and len(parts) > 1):
+            raise CompatibilityError(
+                f"The files of {base.reference} have no tensor {name}, and its pieces there are "
+                "not known; save the base again with transformers (save_pretrained)."
+            )
+        for key, part in parts.items():
+            renamed = part.shape == parameter.shape
+            self.written[key][key] = (
+                self.changes[name] if renamed else [partial(self._with_piece, name, key)]
+            )
+            self.pieces[key] = name
+
+    def _with_piece(self, name: str, key: str, stored: Tensor) -> Tensor:
+        return stored.add_(self.piecewise(name)[key])
+
+    def _piecewise(self, name: str) -> dict[str, Tensor]:
+        """The change of one parameter of the loaded model, in the pieces that its files have."""
+        made = torch.zeros(self.base.skeleton.get_parameter(name).shape)
+        for change in self.changes[name]:
+            made = change(made)
+        return saved_pieces(self.base.skeleton, name, made)
+
+
+# The changes: of a parameter W0 in its stored form, which they may write over.
+
+
+def _with_delta(arguments: Sequence[MergeArguments], path: str, turned: bool, W0: Tensor) -> Tensor:
+    """turned: whether the weight is stored as [in, out], as of Conv1D and embeddings."""
+    own = W0.mT if turned else W0.flatten(1)
+    first, *others = [one for one in arguments if path in one.layout]
+    changes = [add_change(one, path, own.clone()).sub_(own) for one in others]
+    made = sum(changes, add_change(first, path, own))
+    return (made.mT if turned else made).reshape(W0.shape)
+
+
+def _with_experts(
+    arguments: Sequence[MergeArguments], paths: Sequence[str], turned: bool, W0: Tensor
+) -> Tensor:
+    """W0: [E, out, in], [E, in, out] if turned, or [out, in] of a single expert."""
+    for path, one in zip(paths, W0 if W0.dim() == 3 else [W0], strict=True):
+        one.copy_(_with_delta(arguments, path, turned, one))
+    return W0
+
+
+def _replaced(adapter: Adapter, name: str, W0: Tensor) -> Tensor:
+    own = adapter.whole[name]
+    if own.shape != W0.shape:
+        raise CompatibilityError(
+            f"{name} is {list(own.shape)} in the adapters and {list(W0.shape)} in the base; the "
+            "vocabulary was resized in training, so resize the base's first."
+        )
+    return own.to(W0)
+
+
+def _with_rows(rows: TokenRows, path: str, W0: Tensor) -> Tensor:
+    if max(rows.tokens) >= len(W0):
+        raise CompatibilityError(
+            f"Token {max(rows.tokens)} of {path} was trained, and the base has {len(W0)} rows "
+            "there; resize the base's embedding as in the adapter's training."
+        )
+    return W0.index_copy_(0, torch.tensor(rows.tokens), rows.values.to(W0))

@@ -1,0 +1,203 @@
+"""--full-model: what the command line writes, says and refuses; `verify`; nothing half-written."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import making
+import pytest
+import torch
+from making import call
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import loraprobe
+from loraprobe.base import open_base
+from loraprobe.composition import Composition, composed
+from loraprobe.front_matter import read_front_matter
+from loraprobe.routing.constant import ConstantGates
+
+FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+FILES |= {"tokenizer.json", "tokenizer_config.json"}
+WEIGHTS, CARD = "model.safetensors", "README.md"
+
+
+@pytest.fixture
+def world(tmp_path, small_base):
+    """The arguments of a merge of two adapters of the small base."""
+    shapes = {p: s for p, s in open_base(small_base).shapes.items() if "self_attn" in p}
+    refs = making.saved_pair(tmp_path, shapes, scaling=0.01)
+    return [*refs, "--base", small_base]
+
+
+def done(*arguments) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments) -> str:
+    result = call(*arguments)
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_directory_that_transformers_loads_alone(world, tmp_path, small_base):
+    told = done("merge", *world, "--method", "sum", "--full-model", tmp_path / "full")
+    assert "rounding to the base's dtype" in told
+    assert {path.name for path in (tmp_path / "full").iterdir()} == FILES
+    for name in FILES - {CARD, "config.json", WEIGHTS}:
+        assert (tmp_path / "full" / name).read_bytes() == (small_base / name).read_bytes()
+    AutoTokenizer.from_pretrained(tmp_path / "full")
+    found = making.hidden(AutoModelForCausalLM.from_pretrained(tmp_path / "full").eval())
+    base = open_base(small_base).load_model()
+    adapters = tuple(loraprobe.load(ref) for ref in world[:2])
+    with composed(base, Composition("sum", adapters, ConstantGates.ones(2))):
+        torch.testing.assert_close(found, making.hidden(base), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_says_what_it_is(world, tmp_path):
+    done("merge", *world, "--method", "ties", "--full-model", tmp_path / "full")
+    card = (tmp_path / "full" / CARD).read_text()
+    matter = read_front_matter(card)
+    assert matter["base_model_relation"] == "merge" and matter["library_name"] == "transformers"
+    assert matter["base_model"] == "owner/base" and "lora" not in matter["tags"]
+    assert matter["loraprobe"]["full_model"] is True and matter["loraprobe"]["base"]["sha256"]
+    assert "PeftModel" not in card and 'AutoModelForCausalLM.from_pretrained(".")' in card
+    assert str(tmp_path) not in card + (tmp_path / "full" / "config.json").read_text()
+
+
+def test_the_adapter_beside_it_is_the_one_that_is_written_alone(world, tmp_path):
+    merge = ["merge", *world, "--method", "ties"]
+    done(*merge, "-o", tmp_path / "out", "--full-model", tmp_path / "full")
+    done(*merge, "-o", tmp_path / "alone")
+    for name in ("adapter_model.safetensors", "adapter_config.json", CARD):
+        both = [(tmp_path / place / name).read_bytes() for place in ("out", "alone")]
+        assert both[0] == both[1]
+
+
+def test_what_is_told_of_a_full_model_alone_is_not_that_of_an_adapter(world, tmp_path):
+    merge = ["merge", *world, "--method", "ties", "--json"]
+    full = json.loads(call(*merge, "--full-model", tmp_path / "full").stdout)
+    cut = json.loads(call(*merge, "--rank", "2", "-o", tmp_path / "out").stdout)
+
+    def figure(document, name):
+        rows = [row for row in document["diagnostics"] if row["name"] == name]
+        return next(row["value"] for row in rows if row["adapters"] == ["ties"])
+
+    assert figure(full, "compression_error") == 0 < figure(cut, "compression_error")
+    change = sum(
+        float((now.double() - then.double()).square().sum())
+        for now, then in _both(tmp_path / "full", world[-1])
+    )
+    assert figure(full, "norm") == pytest.approx(change**0.5, rel=1e-4)
+    codes = {issue["code"] for issue in full["compatibility"]["issues"]}
+    assert "compression-lost" not in codes
+    assert full["serve"] and all("lora" not in command for command in full["serve"])
+    assert any(i["code"] == "compression-lost" for i in cut["compatibility"]["issues"])
+
+
+def _both(full: Path, base: Path):
+    now, then = (load_file(place / WEIGHTS) for place in (full, base))
+    return [(now[key], then[key]) for key in then]
+
+
+def test_one_adapter_is_merged_into_its_base(world, tmp_path):
+    done("merge", world[0], "--base", world[-1], "--full-model", tmp_path / "full")
+    adapter = loraprobe.load(world[0])
+    base, after = open_base(world[-1]), open_base(tmp_path / "full")
+    for path, update in adapter.modules.items():
+        wanted = base.weight(path) + update.delta()
+        torch.testing.assert_close(after.weight(path), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_in_python(world, tmp_path):
+    merged = loraprobe.merge(world[:2], "ties", base=world[-1])
+    assert merged.save_full_model(tmp_path / "full") == 0.0
+    assert loraprobe.verify(tmp_path / "full", base=world[-1]).passed
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear"])
+def test_it_is_verified_tensor_by_tensor(world, tmp_path, method):
+    full = tmp_path / "full"
+    done("merge", *world, "--method", method, "--full-model", full)
+    verify = ["verify", full, "--base", world[-1], "--json"]
+    assert json.loads(done(*verify))["verified"] is True
+    tensors = load_file(full / WEIGHTS)
+    for key in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+        changed = {k: t.clone() for k, t in tensors.items()}
+        changed[key].view(-1)[7] += 0.01 * changed[key].abs().max()
+        save_file(changed, full / WEIGHTS, metadata={"format": "pt"})
+        assert _failed(verify) == [WEIGHTS]
+    save_file(tensors, full / WEIGHTS, metadata={"format": "pt"})
+    making.edit(full / "config.json", rms_norm_eps=0.1)
+    (full / "tokenizer.json").write_text("{}")
+    (full / "modeling.py").write_text("")
+    assert _failed(verify) == ["config.json", "files", "tokenizer.json"]
+
+
+def _failed(verify) -> list[str]:
+    result = call(*verify)
+    assert result.exit_code == 1
+    return sorted(c["name"] for c in json.loads(result.stdout)["checks"] if c["passed"] is False)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "give -o DIR"),
+        (["--full-model", "full", "--dtype", "bfloat16"], "--dtype"),
+        (["--full-model", "full", "-o", "full"], "two directories"),
+        (["--full-model", "full/inner", "-o", "full"], "two directories"),
+        (["--full-model", "other"], "exists already"),
+        (["--full-model", "a", "--overwrite"], "which is read"),
+        (["--full-model", "other", "--overwrite"], "more than"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_read(
+    world, tmp_path, monkeypatch, more, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    (tmp_path / "b" / "adapter_model.safetensors").write_bytes(b"broken")
+    before = sorted(tmp_path.rglob("*"))
+    assert words in refused("merge", *world, *more)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwriting_replaces_a_full_model(world, tmp_path):
+    merge = ["merge", *world, "--full-model", tmp_path / "full"]
+    done(*merge)
+    first = (tmp_path / "full" / WEIGHTS).read_bytes()
+    assert "--overwrite" in refused(*merge)
+    done(*merge, "--method", "sum", "--overwrite")
+    assert (tmp_path / "full" / WEIGHTS).read_bytes() != first
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "thesis.txt" in refused(*merge, "--overwrite")
+
+
+def test_an_interruption_leaves_nothing(world, tmp_path, monkeypatch):
+    """^C while the weights are written."""
+    import safetensors.torch
+
+    def slow(tensors, file, **more):
+        Path(file).write_bytes(b"half")
+        time.sleep(60)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
+    place = tmp_path / "new" / "full"
+    child = making.Fork.of_command(["merge", *world, "--full-model", place], tmp_path / "said")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("new/.full.*/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGINT)
+    code, out, err = child.end()
+    assert code == 130 and out == "" and "Traceback" not in err
+    assert not (tmp_path / "new").exists()

@@ -272,7 +272,8 @@ class MachineOptions:
         "transformers",
         "ENGINE",
         "What answers the questions: transformers; the URL of an OpenAI-compatible server that "
-        "loads adapters while it runs, such as vLLM's; or vllm, which starts one.",
+        "loads adapters while it runs (vLLM, SGLang) or has yours by name; or vllm, which starts "
+        "one.",
     )
     executor: str | None = option(
         None,
@@ -377,9 +378,8 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "
                 f"{self.engine!r}."
             )
-        if self.served and (self.executor is not None or self.learns):
-            other = "--executor" if self.executor is not None else "--weights learn"
-            raise UsageError(f"{other} needs --engine transformers; leave one of the two out.")
+        if self.served and self.executor is not None:
+            raise UsageError("--executor needs --engine transformers; leave one of the two out.")
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:

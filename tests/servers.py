@@ -59,8 +59,9 @@ class ModelServer:
 
     scale: what the server multiplies adapters by, 1 for one that reads them right. most: the
     largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts, "base" if it
-    does so without adapters, "fails" if it cannot. weighs:
-    adapters that it has from its start, which requests weigh, as llama.cpp's server does.
+    does so without adapters, "fails" if it cannot. weighs: adapters that it has from its start,
+    which requests weigh, as llama.cpp's server does. named: adapters that it has from its start
+    under their names, and it loads no others. sglang: its paths and names are those of SGLang.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class ModelServer:
         most: int = 512,
         scores: str = "vllm",
         weighs: Mapping[str, Path] = {},
+        named: Mapping[str, Path] = {},
+        sglang: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,8 +83,8 @@ class ModelServer:
         self.loaded: set[str] = set()
         self.asked = 0
         self.lock = threading.Lock()
-        self.weighs = list(weighs)
-        for name, directory in weighs.items():
+        self.weighs, self.named, self.sglang = list(weighs), list(named), sglang
+        for name, directory in {**weighs, **named}.items():
             self.load(name, directory)
 
     def __call__(self, path: str, body: dict) -> tuple[int, Any]:
@@ -94,14 +97,18 @@ class ModelServer:
             if self.weighs and path != "/v1/models" and path != "/v1/completions":
                 return 404, {"error": "no such endpoint"}
             if path == "/v1/models":
-                data = [{"id": "base", "parent": None, "max_model_len": 64}]
-                data += [{"id": name, "parent": "base"} for name in sorted(self.loaded)]
+                owner = {"owned_by": "sglang" if self.sglang else "vllm"}
+                data = [{"id": "base", "parent": None, "max_model_len": 64, **owner}]
+                data += [{"id": name, "parent": "base", **owner} for name in sorted(self.loaded)]
                 return 200, {"data": data}
-            if path == "/version":
+            if path == ("/server_info" if self.sglang else "/version"):
                 return 200, {"version": "0.test"}
-            if path == "/v1/load_lora_adapter":
+            loading = "" if self.sglang else "/v1"
+            if self.named and self.sglang and path == "/load_lora_adapter":
+                return 400, {"success": False, "error_message": "Dynamic loading is off."}
+            if path == f"{loading}/load_lora_adapter" and not self.named:
                 return self.load(body["lora_name"], Path(body["lora_path"]))
-            if path == "/v1/unload_lora_adapter":
+            if path == f"{loading}/unload_lora_adapter" and not self.named:
                 self.loaded.discard(body["lora_name"])
                 return 200, b"Success"
             if path != "/v1/completions":
@@ -174,7 +181,9 @@ class ModelServer:
         """The model with what a request names: no adapter, one, or the weights of several."""
         weights = {self.weighs[one["id"]]: one["scale"] for one in body.get("lora", [])}
         if not self.weighs:
-            weights = {} if body["model"] == "base" else {body["model"]: 1.0}
+            # SGLang takes every other name for that of the base.
+            name = body["model"].partition(":")[2] or "base" if self.sglang else body["model"]
+            weights = {} if name == "base" else {name: 1.0}
         assert self.loaded >= set(weights) and len(weights) >= len(self.weighs)
         assert not self.weighs or body["cache_prompt"] is False  # it holds what other weights read
         if not any(weights.values()):

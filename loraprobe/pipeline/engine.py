@@ -1,10 +1,11 @@
 """The engine of an evaluation: a server, such as vLLM, in place of transformers.
 
-Every composition is written as a LoRA directory and loaded into the server (`_Loading`). The server
-of llama.cpp loads none while it runs; it weighs those that it has (`_Weighing`). Before a
-composition is asked anything, the acceptance test compares the server's next words, and likelihoods
-where these are asked, with those of transformers here, on a few questions of the tasks: a server
-that misreads a file, or runs another base, ends the run.
+Every composition is written as a LoRA directory and loaded into the server (`_Loading`). Where a
+server loads none while it runs, it is asked the adapters that it has: by their names (`_Naming`),
+or weighed in each request, as llama.cpp's does (`_Weighing`). Before a composition is asked
+anything, the acceptance test compares the server's next words, and likelihoods where these are
+asked, with those of transformers here, on a few questions of the tasks: a server that misreads a
+file, or runs another base, ends the run. What a server cannot run is asked by transformers here.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 
-from loraprobe.adapters import Adapter, with_below
+from loraprobe.adapters import Adapter, ModuleInfo, with_below
 from loraprobe.adapters.saving import portable, save_adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition
@@ -37,7 +38,7 @@ from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline import supervisor
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.forward import answering
 from loraprobe.scoring.server import Placing, ServedModel, ServedScorer, Server
@@ -45,6 +46,7 @@ from loraprobe.tasks import Task
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 PROMPTS = 12  # of the acceptance test
+ABSENT = (404, 405)  # what a server answers that knows no request to load, or finds no file
 START = 900.0  # seconds that a server may take to load the base
 
 
@@ -66,14 +68,17 @@ def open_served(
     plan: Plan,
     session: Session,
     local: Scorer,
+    others: Sequence[Adapter] = (),
     together: int | None = None,
 ) -> ServedScorer:
     """A scorer on the server that --engine names or starts.
 
-    adapters: those that are composed, at most `together` of them (None: all). plan: what is asked.
-    local: the base by transformers, for the acceptance test. Raises UsageError for what a server
-    cannot be asked, UnsupportedAdapter for an adapter that it cannot load, ServerError for a server
-    that does not run this base or takes no adapter of the largest rank.
+    adapters: those that are asked and composed. others: those that only enter merges, or, where at
+    most `together` are composed, the other ones of a library. plan: what is asked. local: the base
+    by transformers, for the acceptance test and for what the server cannot run. Raises UsageError
+    for what a server cannot be asked, UnsupportedAdapter for an adapter that it cannot load,
+    ServerError for a server that does not run this base, lacks an adapter that it cannot load, or
+    takes no adapter of the largest rank.
     """
     options, engine = session.options, session.options.engine
     for task in plan.tasks:
@@ -82,28 +87,33 @@ def open_served(
                 f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "
                 "transformers; a server is asked the questions of task files."
             )
-    every = with_below(adapters)
+    composed = [*adapters, *others]
+    asked = {one.name: one for one in (adapters if together is None else composed)}
+    every = with_below(composed)
     for error in not_loadable(every).values():
         raise error
     with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-")))
         if engine == "vllm":
-            ranks = sorted((adapter.rank_range[1] for adapter in adapters), reverse=True)
+            ranks = sorted((adapter.rank_range[1] for adapter in composed), reverse=True)
             rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
-            rank += sum(adapter.rank_range[1] for adapter in every[len(adapters) :])
+            rank += sum(adapter.rank_range[1] for adapter in every[len(composed) :])
             targets = {path.rpartition(".")[2] for one in every for path in one.modules}
-            engine = stack.enter_context(started_vllm(base, rank, sorted(targets), session))
+            engine = stack.enter_context(started_vllm(base, rank, sorted(targets), place, session))
         server = Server(engine)
-        served, version = _base_of(server), server.version()
+        served, version = _base_of(server, asked), server.version()
         told = Path(served.id)  # no path of this machine is published
         session.engine = f"{version}, model {told.name if told.is_absolute() else served.id}"
-        held = server.weighed()
+        called = "%s"  # how a request names an adapter
+        if served.owned_by == "sglang":
+            server.loading, called = "", f"{served.id}:%s"
         placing: Placing
-        if held is not None:
-            placing = _Weighing(server.address, served.id, held)
+        if (weighed := server.weighed()) is not None:
+            layouts = {one.name: one.layout for one in with_below([*asked.values()])}
+            placing = _Weighing(served.id, _all_held(server, layouts, weighed), layouts)
         else:
-            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-"))
-            placing = loading = _Loading(server, served.id, Path(place), options.allow)
-            stack.callback(loading.unload)
+            placing = _Loading(server, served.id, called, place, options.allow)
+        stack.callback(placing.unload)
         # A server counts the last token, after which nothing follows.
         contexts = [local.context, served.max_model_len and served.max_model_len - 1]
         scorer = ServedScorer(
@@ -113,22 +123,50 @@ def open_served(
             accept=_Acceptance.on(plan.tasks, local, base.reference, options.metric),
             context=min((n for n in contexts if n), default=None),
         )
-        merged = together is None and any(spec in METHODS for spec in plan.specs)
-        if merged and options.rank == "auto":
-            # No merge has a larger rank: a server that refuses it does so before it is asked.
-            gates = ConstantGates.ones(len(adapters))
-            with scorer.with_composition(Composition("the sum", tuple(adapters), gates)):
-                pass
+        if isinstance(placing, _Loading):
+            largest = single(adapters[0])
+            merged = together is None and any(spec in METHODS for spec in plan.specs)
+            if merged and options.rank == "auto":  # no merge has a larger rank
+                gates = ConstantGates.ones(len(composed))
+                largest = Composition("the sum", tuple(composed), gates)
+            try:
+                with scorer.with_composition(largest):
+                    pass
+            except ServerError as error:
+                held = {model.id: called % model.id for model in server.models()}
+                all_there = held.keys() >= asked.keys()
+                if error.status is None or not (all_there or error.status in ABSENT):
+                    raise
+                why = str(error).removesuffix(".")
+                why = "it loads none while it runs" if error.status in ABSENT else why
+                scorer.placing = _Naming(served.id, _all_held(server, asked, held), why)
         scorer.close = stack.pop_all().close
         return scorer
 
 
-def _base_of(server: Server) -> ServedModel:
-    """What the server tells of its base: the first model that is no adapter of another."""
+def _base_of(server: Server, names: Collection[str]) -> ServedModel:
+    """What the server tells of its base: the first model that is no adapter."""
     models = server.models()
     if not models:
         raise ServerError(f"{server.address} has no model; start it with the base.")
-    return next((one for one in models if not one.parent), models[0])
+    bases = (one for one in models if not one.parent and one.id not in names)
+    return next(bases, models[0])
+
+
+Held = TypeVar("Held")
+
+
+def _all_held(server: Server, names: Iterable[str], held: Mapping[str, Held]) -> dict[str, Held]:
+    """What a server has of adapters. Raises ServerError where one is missing."""
+    for name in names:
+        if name not in held:
+            raise ServerError(
+                f"{server.address} has no adapter named {name} (it has "
+                f"{', '.join(held) or 'none'}) and loads no file of this run; name yours as it "
+                f"does (NAME=REF), start it with {name}, or start a vLLM that sees TMPDIR with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
+            )
+    return {name: held[name] for name in names}
 
 
 def _few(every: Sequence[Any]) -> list[Any]:
@@ -137,37 +175,38 @@ def _few(every: Sequence[Any]) -> list[Any]:
     return [every[i * len(every) // n] for i in range(n)]
 
 
-def _weights(composition: Composition) -> tuple[float, ...]:
-    """The weight of each expert. Raises UnsupportedAdapter where it depends on the text."""
+def _weights(composition: Composition) -> tuple[float, ...] | None:
+    """The weight of each expert; None where it depends on the text."""
     router, n = composition.router, len(composition.experts)
     if not isinstance(router, ConstantGates):
-        raise UnsupportedAdapter(
-            f"{composition.name} weighs adapters by the text, which no server does; use --engine "
-            "transformers, or leave it out by --router none."
-        )
+        return None
     return router.weights if router.weights is not None else (1.0 / n,) * n
 
 
 @dataclass
 class _Loading(Placing):
-    """Loads each composition into a server as one LoRA file.
+    """Loads each composition with constant weights into a server as one LoRA file.
 
-    model: the server's name of the base. place: the directory of the files. loaded: the server's
-    names of what it loaded.
+    model: the server's name of the base. called: how a request names an adapter. place: the
+    directory of the files. loaded: the server's names of what it loaded, by those of requests.
     """
 
     server: Server
     model: str
+    called: str
     place: Path
     allow: Collection[str]
-    loaded: list[str] = field(default_factory=list)
+    why = "no server weighs adapters by the text"
+    loaded: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = {"model": self.model}
 
-    def __call__(self, composition: Composition) -> dict[str, Any]:
+    def __call__(self, composition: Composition) -> dict[str, Any] | None:
         """Loads a composition; what a request says of it."""
         weights, name = _weights(composition), f"loraprobe-{uuid.uuid4().hex[:12]}"
+        if weights is None:
+            return None
         made = composition.experts[0]
         if weights == (1.0,) and not made.below:
             made = portable(made)
@@ -183,71 +222,73 @@ class _Loading(Placing):
         except ServerError as error:
             if error.status is None:  # the server is gone
                 raise
-            told = str(error).lower()
-            if error.status in (404, 405) and "lora" not in told.partition("status")[2]:
-                if any(model.id == composition.name for model in self.server.models()):
-                    return {"model": composition.name}  # it was loaded when the server started
-                cure = "vLLM does where VLLM_ALLOW_RUNTIME_LORA_UPDATING=True is set"
-                why = f"{self.server.address} loads no adapters while it runs; {cure}"
-            elif "rank" in told:
+            if "rank" in str(error).lower():
                 why = f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}"
             else:
                 why = f"{composition.name} was not loaded: {error}"
-            raise ServerError(f"{why}.".replace("..", ".")) from None
-        self.loaded.append(name)
-        return {"model": name}
+            refused = ServerError(f"{why}.".replace("..", "."))
+            refused.status = error.status
+            raise refused from None
+        self.loaded[self.called % name] = name
+        return {"model": self.called % name}
 
     def drop(self, model: Mapping[str, Any]) -> None:
-        """Unloads a composition, unless it was loaded when the server started."""
-        if model["model"] in self.loaded:
-            self.loaded.remove(model["model"])
-            self.server.unload(model["model"])
-            shutil.rmtree(self.place / model["model"], ignore_errors=True)
+        """Unloads a composition."""
+        name = self.loaded.pop(model["model"])
+        self.server.unload(name)
+        shutil.rmtree(self.place / name, ignore_errors=True)
 
     def unload(self) -> None:
-        """Takes everything that was loaded out of the server again."""
-        for name in self.loaded:
+        for name in self.loaded.values():
             self.server.unload(name)
+
+
+@dataclass
+class _Naming(Placing):
+    """Asks a server the adapters that it has, each by its name.
+
+    model: the server's name of the base. held: what a request calls an adapter, by its name. told:
+    why it is asked no others.
+    """
+
+    model: str
+    held: Mapping[str, str]
+    told: str
+
+    def __post_init__(self) -> None:
+        self.base = {"model": self.model}
+        self.why = f"the server is asked the adapters that it has; {self.told}"
+
+    def __call__(self, composition: Composition) -> dict[str, Any] | None:
+        """What a request says of a single adapter."""
+        name = composition.experts[0].name
+        alone = _weights(composition) == (1.0,) and name in self.held
+        return {"model": self.held[name]} if alone else None
 
 
 @dataclass
 class _Weighing(Placing):
     """Has the server of llama.cpp weigh the adapters that it has, in each request.
 
-    model: the server's name of the base. held: the server's ids of adapters, by name.
+    model: the server's name of the base. held: the server's ids of adapters, by name. layouts:
+    those of the adapters as they are served, by name.
     """
 
-    address: str
     model: str
     held: Mapping[str, int]
+    layouts: Mapping[str, Mapping[str, ModuleInfo]]
+    why = "the server weighs the adapters that it has and nothing else"
 
     def __post_init__(self) -> None:
         self.base = self._request({})
-        self.note = (
-            "llama.cpp's server weighs the adapters that it has: merges that need new weights and "
-            "the control random-partner were left out."
-        )
 
-    def runs(self, composition: Composition | None) -> bool:
-        """Whether a composition is a sum of adapters that the server has, with constant weights."""
-        if composition is None:
-            return True
-        names = {expert.name for expert in with_below(composition.experts)}
-        return isinstance(composition.router, ConstantGates) and names <= set(self.held)
-
-    def __call__(self, composition: Composition) -> dict[str, Any]:
-        """What a request says of a composition that is a sum of adapters that the server has."""
-        names = [one.name for one in with_below(composition.experts)]
-        weights = _weights(composition)
-        weights += (1.0,) * (len(names) - len(weights))  # of the adapters below the experts
-        lacking = [name for name in names if name not in self.held]
-        if lacking:
-            raise UnsupportedAdapter(
-                f"{composition.name} needs the adapter {lacking[0]}, and llama.cpp at "
-                f"{self.address} has {', '.join(self.held) or 'none'}; start it with --lora "
-                f"{lacking[0]}.gguf, or ask vLLM."
-            )
-        return self._request(dict(zip(names, weights, strict=True)))
+    def __call__(self, composition: Composition) -> dict[str, Any] | None:
+        """What a request says of a sum of the adapters with constant weights."""
+        weights, experts = _weights(composition), with_below(composition.experts)
+        if weights is None or any(self.layouts.get(one.name) != one.layout for one in experts):
+            return None  # scaled adapters have their names too
+        weights += (1.0,) * (len(experts) - len(weights))  # of the adapters below
+        return self._request({one.name: w for one, w in zip(experts, weights, strict=True)})
 
     def _request(self, weights: Mapping[str, float]) -> dict[str, Any]:
         # Adapters that a request leaves out keep the weight of the server's start. The server would
@@ -294,6 +335,7 @@ class _Acceptance:
             self.of_base = own
         for what, figures in own.items():
             self._compare(what, served.server.address, theirs[what], figures, composition)
+        served.placing.apart = max(self.rounding.values())
 
     def _compare(
         self,
@@ -341,12 +383,15 @@ def installed_vllm() -> str | None:
 
 
 @contextlib.contextmanager
-def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session) -> Iterator[str]:
+def started_vllm(
+    base: Base, rank: int, targets: Sequence[str], place: Path, session: Session
+) -> Iterator[str]:
     """The address of a `vllm serve` of the base, which ends with the context or this process.
 
     rank: the largest that an adapter has. targets: the last parts of the names of its modules;
-    where vLLM expects an adapter of the head, it scores prompts wrongly or fails. Raises UsageError
-    where vllm is not installed or allows no such rank, ServerError where it does not start.
+    where vLLM expects an adapter of the head, it scores prompts wrongly or fails. place: a
+    directory that goes with it. Raises UsageError where vllm is not installed or allows no such
+    rank, ServerError where it does not start.
     """
     program = installed_vllm()
     if program is None:
@@ -370,7 +415,7 @@ def started_vllm(base: Base, rank: int, targets: Sequence[str], session: Session
     address = f"http://127.0.0.1:{port}"
     with taken, tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
-            [sys.executable, supervisor.__file__, *command],
+            [sys.executable, supervisor.__file__, str(place), *command],
             env={**os.environ, **allowed},
             stdin=subprocess.PIPE,
             stdout=told,

@@ -128,11 +128,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         every: all probes, as --explain asks for; else those that a verdict reads.
         """
-        if self.session.options.served:
-            return self.template
         with self.session.stage("cover"):
             found = probes.cover(
-                self.scorer,
+                self.local,
                 self.inputs.adapters,
                 self.tasks,
                 results=results,
@@ -170,11 +168,10 @@ def open_evaluator(
     if session.options.served:
         from loraprobe.pipeline.engine import open_served
 
-        every = [*adapters, *others]
-        scorer = open_served(inputs.base, every, plan, session, local, together)
+        scorer = open_served(inputs.base, adapters, plan, session, local, others, together)
         notes.append(
-            f"Questions were answered by {session.engine}. Figures on hidden states and "
-            "probabilities (coverage) need --engine transformers and are left out."
+            f"Questions were answered by {session.engine}; coverage is that of the base by "
+            "transformers here."
         )
     with contextlib.ExitStack() as stack:
         stack.callback(scorer.close)
@@ -392,8 +389,7 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
     with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
         builder, notes = builder_for(evaluator, transformed)
         with session.stage("compose"):
-            built = [builder.build(spec) for spec in plan.fitted(builder.routers)]
-            composed = [one for one in built if builder.runs(one.composition)]
+            composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
         found = ask_rounds(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
@@ -403,7 +399,7 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
         asked = found.round.tasks
         coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
         with session.stage("gates"):
-            gates, gate_note = gate_statistics(evaluator.scorer, composed, asked, options.seed)
+            gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
     with session.stage("statistics"):
         records = found.records(coverage=coverage)
     notes = [*evaluator.notes, *notes, *transformed.notes]
@@ -423,7 +419,7 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
 
     Both learn on items on which no system is scored.
     """
-    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.scorer
+    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
     options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
     with session.stage("fit"):
         routers, notes = fit_routers(inputs.adapters, transformed, options, scorer, evaluator.plan)
@@ -440,7 +436,5 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
                 resume=session.resume,
                 progress=session.progress,
             )
-    builder = SystemBuilder(
-        inputs.adapters, transformed, options, inputs.base, learned, routers, scorer.runs
-    )
+    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
     return builder, notes

@@ -108,8 +108,7 @@ def _compositions(
     names = {adapter.name for adapter in inputs.adapters}
     specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
     with session.stage("compose"):
-        built, left_out = builder.build_each({spec: spec for spec in specs})
-        composed = [one for one in built if builder.runs(one.composition)]
+        composed, left_out = builder.build_each({spec: spec for spec in specs})
     here, systems = replace(evaluator, tasks=first.tasks), [*singles, *composed]
     results, checks = [*alone, *here.run(composed, FORMS)], list[System]()
     merged = [system for system in systems if system.kind != "chain"]

@@ -205,10 +205,9 @@ def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) 
     members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
         transformed = transform(adapters, options, (), base)
-        builder = SystemBuilder(adapters, transformed, options, base, runs=evaluator.scorer.runs)
+        builder = SystemBuilder(adapters, transformed, options, base)
         specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
         built, notes = builder.build_each(specs)
-    run = [system for system in built if builder.runs(system.composition)]
     systems = {system.name: replace(system, members=members) for system in run}
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
 

@@ -37,7 +37,6 @@ from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
 from loraprobe.records import (
     COMPOSITIONS,
     FIXED,
-    KINDS,
     SEVERAL_ADAPTERS,
     LearnedWeights,
     SystemKind,
@@ -152,13 +151,6 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
         router = ROUTERS.make(spec) if kind == "router" else None
         named = spec in options.systems or (given["router"] and spec in options.routers)
         why = "" if router is None else _why_unfit(router, adapters, parts)
-        if options.served and kind is not None and not KINDS[kind].served:
-            why = "no server weighs adapters by the text."
-            if named:
-                raise UsageError(
-                    f"{spec} weighs adapters by the text, which no server does; use --engine "
-                    "transformers, or leave it out."
-                )
         if why and not named:
             left_out.append(f"{spec} is left out: {why}")
             continue
@@ -254,8 +246,7 @@ class SystemBuilder:
     """Builds compositions of adapters from specs.
 
     trained: the adapters as they were trained; transformed: those that are merged and routed.
-    learned: weights that were learned. routers: those that were fitted to prompts, by spec. runs:
-    whether the engine can run a composition; controls that it cannot are not built.
+    learned: weights that were learned. routers: those that were fitted to prompts, by spec.
     """
 
     trained: Sequence[Adapter]
@@ -264,7 +255,6 @@ class SystemBuilder:
     base: Base | None = None
     learned: LearnedWeights | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
-    runs: Callable[[Composition | None], bool] = lambda composition: True
     made_controls: dict[tuple[str, str], list[System]] = field(default_factory=dict, init=False)
 
     @property
@@ -349,11 +339,10 @@ class SystemBuilder:
             for own, expert in zip(self.trained, self.transformed.adapters, strict=True)
         ]
         random = self.build(spec, partners, name="random-partner").composition
-        controls = [
+        self.made_controls[key] = [
             System(name, "control", shrunk),
             System("random-partner", "control", random, stored=f"random-partner:{spec}"),
         ]
-        self.made_controls[key] = [one for one in controls if self.runs(one.composition)]
         return self.made_controls[key]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from loraprobe.formatting import (
@@ -858,12 +859,13 @@ def one_line(audit: Audit) -> str:
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 
-def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
-    """What the demo showed, and where the other scenarios are."""
+def demo_text(audit: Audit, scenarios: Sequence[str], place: Path) -> str:
+    """What the demo showed, and where the other scenarios are. place: of its base and adapters."""
     systems = len({row.system for row in audit.evaluation.scores})
+    served = f" The commands for servers name files of {place}, which are on no Hub."
     return (
         f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
         "composition, and controls that a composition has to beat. Your own questions stand in a "
         'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
-        f"scenarios: --scenario {', '.join(scenarios)}."
+        f"scenarios: --scenario {', '.join(scenarios)}.{served if audit.serve else ''}"
     )

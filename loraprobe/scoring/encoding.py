@@ -196,10 +196,6 @@ class PromptedScorer:
         other.encoder = replace(self.encoder, chat=chat_template)
         return other
 
-    def runs(self, composition: Any) -> bool:
-        """Whether the engine can run a composition."""
-        return True
-
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
         encoded = self.encoder.pairs(pairs)

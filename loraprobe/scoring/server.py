@@ -21,6 +21,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, Valid
 
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UsageError
+from loraprobe.formatting import listing
 from loraprobe.scoring.encoding import PromptedScorer
 from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
 from loraprobe.scoring.likelihood import TOP, Likelihood, NextTokens
@@ -32,6 +33,7 @@ IN_FLIGHT = 64  # requests that are open at once
 CONNECT = 10.0  # seconds until a connection stands
 PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
 BUSY = (429, 503)  # a server that answers so is asked again
+HEALTH = 10.0  # seconds until a server that still owes answers is asked whether it lives
 LONGEST = 1 << 26  # bytes of an answer that are read
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
@@ -60,11 +62,16 @@ class _Properties(BaseModel):
 
 
 class ServedModel(BaseModel):
-    """A model of a server. vLLM says of an adapter what its parent is, and how long a text is."""
+    """A model of a server.
+
+    parent: of an adapter, its base. max_model_len: how long a text is. owned_by: what the server
+    is, such as "vllm" or "sglang".
+    """
 
     id: str
     parent: str | None = None
     max_model_len: int | None = None
+    owned_by: str = ""
 
 
 class _Models(BaseModel):
@@ -144,8 +151,10 @@ class Server:
 
     Raises UsageError where the URL is none; a request raises ServerError where the server does not
     answer as it should. flag: the option that gave the URL, for messages. patience: seconds for a
-    request; None for PATIENCE.
+    request; None for PATIENCE. `loading`: what comes before the paths that load adapters.
     """
+
+    loading = "/v1"
 
     def __init__(self, url: str, flag: str = "--engine", patience: float | None = None) -> None:
         self.patience = PATIENCE if patience is None else patience
@@ -167,8 +176,9 @@ class Server:
 
     def version(self) -> str:
         """The server's name and version, as far as it tells them."""
-        with contextlib.suppress(ServerError):
-            return f"vllm {self.ask('/version', [None], _Version)[0].version}"
+        for path, name in (("/version", "vllm"), ("/server_info", "sglang")):
+            with contextlib.suppress(ServerError):
+                return f"{name} {self.ask(path, [None], _Version)[0].version}"
         with contextlib.suppress(ServerError):
             return f"llama.cpp {self.ask('/props', [None], _Properties)[0].build_info}"
         return "a server"
@@ -185,12 +195,13 @@ class Server:
 
     def load(self, name: str, directory: Path) -> None:
         """Loads a LoRA directory, which the server has to see, under a name."""
-        self._contents("/v1/load_lora_adapter", [{"lora_name": name, "lora_path": str(directory)}])
+        body = {"lora_name": name, "lora_path": str(directory)}
+        self._contents(f"{self.loading}/load_lora_adapter", [body])
 
     def unload(self, name: str) -> None:
         """Takes a loaded adapter out again; an error is of no interest."""
         with contextlib.suppress(ServerError):
-            self._contents("/v1/unload_lora_adapter", [{"lora_name": name}])
+            self._contents(f"{self.loading}/unload_lora_adapter", [{"lora_name": name}])
 
     def first_tokens(
         self, model: Mapping[str, Any], prompts: Sequence[str | Sequence[int]]
@@ -230,6 +241,8 @@ class Server:
             return thread.submit(asyncio.run, work).result()
 
     async def _all(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+        if not bodies:
+            return []
         headers, room = {"Accept-Encoding": "identity"}, asyncio.Semaphore(IN_FLIGHT)
         if key := os.environ.get(KEY, "").strip():
             headers["Authorization"] = f"Bearer {key}"
@@ -244,9 +257,29 @@ class Server:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(body)) for body in bodies]
+                    watch = group.create_task(self._watch(client))
+                    await asyncio.wait(tasks)
+                    watch.cancel()
             except ExceptionGroup as several:
                 raise several.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    async def _watch(self, client: httpx.AsyncClient) -> None:
+        """Raises ServerError once the server says twice in a row that it is dead, or is gone.
+
+        Requests to a vLLM whose engine has died are never answered.
+        """
+        failed = 0
+        while failed < 2:
+            await asyncio.sleep(HEALTH)
+            try:
+                answer = await client.get(f"{self.address}/health")
+                failed = failed + 1 if answer.status_code == 503 else 0
+            except httpx.ConnectError:
+                failed += 1
+            except httpx.HTTPError:
+                failed = 0  # it is busy
+        raise self._error("died while it answered", "so its /health says", "start it again")
 
     async def _patiently(
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
@@ -297,35 +330,39 @@ class Server:
 class Placing(ABC):
     """How compositions get into a server.
 
-    base: what a request says of the base, {"model": its name} at least. note: for the report.
+    base: what a request says of the base, {"model": its name} at least. why: the reason for which
+    the server cannot run some, for the report. apart: how far its log-probabilities of the base are
+    from those of transformers here, on average.
     """
 
     base: Mapping[str, Any]
-    note: str = ""
-
-    def runs(self, composition: Composition | None) -> bool:
-        """Whether the server can run a composition; `__call__` tells why it cannot."""
-        return True
+    why: str
+    apart: float = 0.0
 
     def drop(self, model: Mapping[str, Any]) -> None:
         """Takes what `__call__` gave out of the server, which need not hold more for it."""
         return None
 
+    def unload(self) -> None:
+        """Takes everything that this run loaded out of the server."""
+        return None
+
     @abstractmethod
-    def __call__(self, composition: Composition) -> Mapping[str, Any]:
+    def __call__(self, composition: Composition) -> Mapping[str, Any] | None:
         """Makes the server ready for a composition; what a request says of it.
 
-        Raises UnsupportedAdapter for one that the server cannot run.
+        None for one that it cannot run.
         """
 
 
 class ServedScorer(PromptedScorer):
     """Answers and log-likelihoods of the base and of compositions that a server runs.
 
-    local: a scorer of the base, whose tokenizer and end tokens count. accept: gets this scorer
-    while it asks a composition for the first time, and the composition (None: the base); it raises
-    ServerError where the server computes something else. context: the most tokens of a sequence;
-    None for no limit.
+    local: a scorer of the base by transformers. Its tokenizer and end tokens count, and it is asked
+    the compositions that the server cannot run. accept: gets this scorer while it asks a
+    composition for the first time, and the composition (None: the base); it raises ServerError
+    where the server computes something else. context: the most tokens of a sequence; None for no
+    limit.
     """
 
     recorder = None  # logits of a server are not kept
@@ -341,48 +378,63 @@ class ServedScorer(PromptedScorer):
     ) -> None:
         self.server, self.placing = server, placing
         self.close: Callable[[], None] = lambda: None  # called once nothing is asked any more
-        self.encoder, self.context = local.encoder, context
+        self.local, self.encoder, self.context = local, local.encoder, context
         self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
         self._accept = accept
         self.model = placing.base  # what a request says of the model
         # What it says of compositions, which are held so that no other gets their place.
         self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
+        self._here: dict[str, None] = {}  # names of the compositions that transformers ran
         self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
 
-    def runs(self, composition: Composition | None) -> bool:
-        """Whether the server can run a composition."""
-        return self.placing.runs(composition)
-
     @contextlib.contextmanager
-    def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer]:
+    def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer | Scorer]:
         """This scorer, which asks the composition while the context lasts; None: the base.
 
-        A composition is placed and accepted once. Raises UnsupportedAdapter, ServerError.
+        A composition is placed and accepted once. One that the server cannot run is asked by
+        transformers here. Raises ServerError.
         """
         before = self.model
         try:
-            for one in dict.fromkeys((None, composition)):  # others are compared with the base
-                self._ask(one)
-            yield self
+            self._ask(None)  # others are compared with the base
+            if self._ask(composition):
+                yield self
+                return
         finally:
             self.model = before
+        assert composition is not None
+        self._here[composition.name] = None
+        local = self.local.with_template(self.chat_template)
+        with local.with_composition(composition) as scorer:
+            yield scorer
 
-    def _ask(self, composition: Composition | None) -> None:
-        """Asks a composition from now on, which the server was shown to run."""
+    def _ask(self, composition: Composition | None) -> bool:
+        """Asks a composition from now on, which the server was shown to run; False if it cannot."""
         key = composition and (composition.router, *map(id, composition.experts))
-        if key in self._known:
-            self.model, _ = self._known[key]
-            return
-        if len(self._known) > HELD:  # the base is the first
-            oldest = list(self._known)[1]
-            self.placing.drop(self._known.pop(oldest)[0])
-        self.model = self.placing.base if composition is None else self.placing(composition)
-        self._accept(self, composition)
-        self._known[key] = self.model, composition
+        if key not in self._known:
+            model = self.placing.base if composition is None else self.placing(composition)
+            if model is None:
+                return False
+            self.model = model
+            self._accept(self, composition)
+            if len(self._known) > HELD:  # the base is the first
+                oldest = list(self._known)[1]
+                self.placing.drop(self._known.pop(oldest)[0])
+            self._known[key] = model, composition
+        self.model, _ = self._known[key]
+        return True
 
     def note(self) -> str:
-        """A note for the report, as that of `Scorer.note`."""
-        return self.placing.note
+        """A note for the report: what transformers answered here, and that of `Scorer.note`."""
+        told = self.local.note()
+        if self._here:
+            where = f"{listing(self._here)} {'were' if len(self._here) > 1 else 'was'}"
+            told = (
+                f"{where} asked by transformers here: {self.placing.why}. The server's "
+                f"log-probabilities of the base differ from those here by "
+                f"{self.placing.apart:.3f} on average. {told}"
+            ).rstrip()
+        return told
 
     def write_all(
         self,

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,6 @@ from words import chained, word_tokenizer
 import loraprobe
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
-from loraprobe.options import Options
-from loraprobe.pipeline.systems import plan_of
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring import server as client
@@ -54,31 +54,54 @@ def run(world, engine: str | None, *more: str, **env: str) -> Any:
 
 
 def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
-    """(system, part) -> score, of the systems that both engines have."""
-    rows = document["evaluation"]
-    return {(r["system"], r["part"]): r["value"] for r in rows if r["kind"] != "router"}
+    """(system, part) -> score."""
+    return {(row["system"], row["part"]): row["value"] for row in document["evaluation"]}
 
 
-def test_a_server_answers_as_transformers_do(world):
-    """Base, singles, merges by gates and by new weights, chain, controls; hops and worked steps."""
-    made = ModelServer(world.path / "base")
-    methods = ["--method", "sum", "--method", "ties"]
+# Servers, what asks them, and what transformers answer because the server cannot.
+SERVERS: dict[str, tuple[dict[str, Any], str, list[str], set[str]]] = {
+    "vllm": ({}, "vllm 0.test", ["--method", "sum", "--method", "ties"], {"arrow"}),
+    "sglang": ({"sglang": True}, "sglang 0.test", ["--method", "sum"], set()),
+    "names": ({"named": True}, "vllm 0.test", [], {"sum", "uniform", "arrow", "random-partner"}),
+    "sglang, names": ({"named": True, "sglang": True}, "sglang 0.test", [], {"sum", "uniform"}),
+    "llama.cpp": ({"weighs": True}, "llama.cpp b1-test", ["--method", "sum"], {"random-partner"}),
+    "balanced": ({"weighs": True}, "llama.cpp b1-test", ["--balance", "norm"], {"sum", "uniform"}),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_server_answers_as_transformers_do(world, kind):
+    """Base, singles, merges by gates and by new weights, routers, chain, controls; hops and worked
+    steps. What a server cannot run is asked by transformers and named."""
+    options, version, more, by_transformers = SERVERS[kind]
+    adapters = world.scenario("skill-and-facts").adapters
+    held = {key: adapters if value and key != "sglang" else value for key, value in options.items()}
+    made = ModelServer(world.path / "base", **held)
     with server(made) as (url, _):
-        ended = run(world, url, *methods)
+        ended = run(world, url, *more)
     assert ended.exit_code in (0, 1, 3), ended.stderr
-    served, here = json.loads(ended.stdout), json.loads(run(world, None, *methods).stdout)
+    served, here = json.loads(ended.stdout), json.loads(run(world, None, *more).stdout)
     assert scores(served) == scores(here)
-    assert {"sum", "ties", "chain", "random-partner"} <= {s for s, _ in scores(served)}
+    assert {"sum", "chain", "random-partner"} <= {system for system, _ in scores(served)}
     assert served["verdict"]["decision"] == here["verdict"]["decision"]
-    assert served["provenance"]["engine"] == "vllm 0.test, model base"
+    assert served["coverage"] == here["coverage"]
+    assert served["provenance"]["engine"] == f"{version}, model base"
     assert here["provenance"]["engine"] == "transformers"
-    assert not made.loaded  # what was loaded is taken out again
+    (told,) = [note for note in served["notes"] if "asked by transformers here: " in note] or [""]
+    assert by_transformers == {name for name in by_transformers if name in told}
+    assert bool(told) is bool(by_transformers)
+    assert made.loaded == (set(adapters) if held.keys() & {"weighs", "named"} else set())
 
 
-def test_default_routers_are_left_out_and_named(world):
-    adapters = [loraprobe.load(path) for path in world.scenario("disjoint").adapters.values()]
-    plan = plan_of(Options(engine="http://localhost"), adapters)
-    assert plan.specs == ("uniform", "sum") and "arrow" in plan.left_out[0]
+@pytest.mark.parametrize("kind", ["named", "weighs"])
+def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(world, kind):
+    (first, place), (_, other) = world.scenario("skill-and-facts").adapters.items()
+    made = ModelServer(world.path / "base", **{kind: {first: place, "another": other}})
+    with server(made) as (url, _):
+        ended = run(world, url)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and "another" in error["message"]
+    assert "NAME=REF" in error["cure"]
 
 
 class Base:
@@ -175,8 +198,7 @@ def test_a_first_look_by_a_server_is_that_by_transformers(world):
     for form in ("question", "steps"):  # a file is rounded to 16 bits, which noise may show
         assert abs(mine.pop(("random-partner", form)) - theirs.pop(("random-partner", form))) < 0.1
     assert mine == theirs
-    assert any("arrow is left out" in note for note in served["notes"])
-    assert {row["name"] for row in served["coverage"]} == {"guessing"}
+    assert served["coverage"] == here["coverage"]
 
 
 def test_next_tokens_of_a_server_are_those_of_the_model(world):
@@ -305,8 +327,6 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--router", "hard"], "by the text"),
-        (["--weights", "learn"], "--engine transformers"),
         (["--executor", "ray"], "--engine transformers"),
         (["--task", "lm_eval:arc_easy"], "lm"),
     ],
@@ -336,26 +356,28 @@ def test_an_adapter_with_more_than_factors_is_refused(tmp_path, world):
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["cure"]
 
 
+def test_a_server_that_died_is_not_waited_for(world, monkeypatch):
+    """vLLM's server answers no request any more when its engine is gone, and its /health tells."""
+    monkeypatch.setattr(client, "HEALTH", 0.05)
+    made, over = ModelServer(world.path / "base"), threading.Event()
+
+    def dead(path: str, body: dict) -> tuple[int, Any]:
+        if path == "/v1/completions" and made.asked > 20:
+            over.wait(60)
+        return (503, b"") if path == "/health" and made.asked > 20 else made(path, body)
+
+    with server(dead) as (url, _):
+        ended = run(world, url)
+        over.set()
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and "/health" in error["message"]
+
+
 def test_patience_has_an_end(world, monkeypatch):
     monkeypatch.setattr(client, "PATIENCE", 0.3)
     with server(lambda path, body: (503, b"never")) as (url, _):
         ended = run(world, url)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"
-
-
-def test_llama_cpp_weighs_the_adapters_that_it_has(world):
-    """Base, singles, sum and average are weights; another merge and a control are not."""
-    adapters = world.scenario("skill-and-facts").adapters
-    made = ModelServer(world.path / "base", weighs=adapters)
-    named = [word for name in ("sum", "uniform", "chain") for word in ("--system", name)]
-    with server(made) as (url, _):
-        ended = run(world, url, *named)
-    served, here = json.loads(ended.stdout), json.loads(run(world, None, *named).stdout)
-    controls = {"random-partner"}
-    own = {key: value for key, value in scores(here).items() if key[0] not in controls}
-    assert scores(served) == own and {"sum", "uniform", "chain"} <= {s for s, _ in own}
-    assert served["provenance"]["engine"] == "llama.cpp b1-test, model base"
-    assert any("random-partner" in note for note in served["notes"])
 
 
 def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
@@ -380,10 +402,12 @@ def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
 
 
 @pytest.fixture
-def vllm(tmp_path) -> dict[str, str]:
-    """The environment of a run that finds a program `vllm`."""
+def vllm(tmp_path, monkeypatch) -> dict[str, str]:
+    """The environment of a run that finds a program `vllm`; temporary files lie in TMPDIR."""
     path = f"{write_vllm(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
-    return {"PATH": path, "PIDS": str(tmp_path / "pids")}
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "files"))
+    return {"PATH": path, "PIDS": str(tmp_path / "pids"), "TMPDIR": str(tmp_path / "files")}
 
 
 def runs(pid: str) -> bool:
@@ -394,10 +418,10 @@ def runs(pid: str) -> bool:
 
 
 def has_ended(environment: dict[str, str]) -> bool:
-    """Whether the server and what it started end, soon unless the machine is busy."""
+    """Whether the server, what it started and its files go, soon unless the machine is busy."""
     deadline = time.monotonic() + 60
     pids = Path(environment["PIDS"]).read_text().split()[:2]
-    while any(map(runs, pids)):
+    while any(map(runs, pids)) or list(Path(environment["TMPDIR"]).glob("loraprobe-*")):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

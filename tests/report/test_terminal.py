@@ -190,7 +190,7 @@ def test_hostile_names_are_neutralised_everywhere():
     assert "\x1b" not in text and "\u202e" not in text
     assert "[red]" in text  # shown as it is, not taken as markup
     assert one_line(an_audit(HOSTILE)).startswith("unlikely use-single:ev�[31mil")
-    assert "\x1b" not in demo_text(an_audit(HOSTILE), ["x"])
+    assert "\x1b" not in demo_text(an_audit(HOSTILE), ["x"], Path("y"))
     odd = "ev[/x][bold]il"
     shown = rendered(an_audit(odd), 200)
     for line in (f"{odd} × b", f"A note on {odd}.", f"Who is {odd}?"):

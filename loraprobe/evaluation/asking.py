@@ -108,9 +108,9 @@ class Asker:
         """The scorer's own answers, in order; each system is put into the model once."""
         for system, open_ in to_ask:
             self._report(system.name, 0, len(open_))
-            with self.scorer.with_composition(system.composition):
+            with self.scorer.with_composition(system.composition) as scorer:
                 for batch in batches(open_):
-                    yield system, ask(self.scorer, batch, system.key, self.max_new_tokens)
+                    yield system, ask(scorer, batch, system.key, self.max_new_tokens)
 
     def ask_chain(self, system: System, tasks: Sequence[Task], asked: Sequence[Question]) -> None:
         """Asks the base and each adapter the open hops, then runs the chain over the hops.
@@ -163,8 +163,8 @@ class Asker:
                     if row is not None and same and row.metric == question.metric == "exact_match":
                         said[question] = question.judged(system.name, row.text, row.cut)
                 if open_ := [question for question in step if question not in said]:
-                    with self.scorer.with_composition(composition):
-                        new = ask(self.scorer, open_, system.name, self.max_new_tokens)
+                    with self.scorer.with_composition(composition) as scorer:
+                        new = ask(scorer, open_, system.name, self.max_new_tokens)
                     said.update(zip(open_, new, strict=True))
                 for question in step:
                     answers[question.item.id].append(said[question].text)

@@ -116,7 +116,7 @@ def probing(tasks: Sequence[Task], pace: Pace) -> float:
 
 def timed(evaluator: Any, composition: Composition) -> Pace:
     """The pace of this machine, from a few items of the tasks: of the base, and of adapters."""
-    options, scorer = evaluator.session.options, evaluator.scorer
+    options = evaluator.session.options
     few = []
     for task in evaluator.tasks:
         step = max(1, len(task.items) // max(FEWEST, len(task.items) // TIMED))
@@ -124,7 +124,7 @@ def timed(evaluator: Any, composition: Composition) -> Pace:
     asked, units = questions(few, options.metric), units_of(few, options)
 
     def seconds(one: Composition | None, of: Sequence[Question]) -> float:
-        with scorer.with_composition(one):
+        with evaluator.scorer.with_composition(one) as scorer:
             start = time.perf_counter()
             ask(scorer, of, "timing", options.max_new_tokens)
             return time.perf_counter() - start

@@ -381,48 +381,53 @@ class ServedScorer(PromptedScorer):
         self.local, self.encoder, self.context = local, local.encoder, context
         self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
         self._accept = accept
-        self.model = placing.base  # what a request says of the model
+        self._model: Mapping[str, Any] | None = placing.base
         # What it says of compositions, which are held so that no other gets their place.
         self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
         self._here: dict[str, None] = {}  # names of the compositions that transformers ran
         self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
 
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """What a request says of the model."""
+        assert self._model is not None, "ask the scorer that the context gives"
+        return self._model
+
     @contextlib.contextmanager
     def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer | Scorer]:
-        """This scorer, which asks the composition while the context lasts; None: the base.
+        """The scorer to ask about the composition while the context lasts; None: the base.
 
-        A composition is placed and accepted once. One that the server cannot run is asked by
-        transformers here. Raises ServerError.
+        This one, or, where the server cannot run it, that by transformers here. A composition is
+        placed and accepted once. Raises ServerError.
         """
-        before = self.model
+        before = self._model
         try:
-            self._ask(None)  # others are compared with the base
-            if self._ask(composition):
+            for one in dict.fromkeys((None, composition)):  # others are compared with the base
+                self._model = self._placed(one)
+            if self._model is not None or composition is None:
                 yield self
                 return
+            self._here[composition.name] = None
+            local = self.local.with_template(self.chat_template)
+            with local.with_composition(composition) as scorer:
+                yield scorer
         finally:
-            self.model = before
-        assert composition is not None
-        self._here[composition.name] = None
-        local = self.local.with_template(self.chat_template)
-        with local.with_composition(composition) as scorer:
-            yield scorer
+            self._model = before
 
-    def _ask(self, composition: Composition | None) -> bool:
-        """Asks a composition from now on, which the server was shown to run; False if it cannot."""
+    def _placed(self, composition: Composition | None) -> Mapping[str, Any] | None:
+        """What a request says of a composition that the server was shown to run; else None."""
         key = composition and (composition.router, *map(id, composition.experts))
         if key not in self._known:
             model = self.placing.base if composition is None else self.placing(composition)
             if model is None:
-                return False
-            self.model = model
+                return None
+            self._model = model
             self._accept(self, composition)
             if len(self._known) > HELD:  # the base is the first
                 oldest = list(self._known)[1]
                 self.placing.drop(self._known.pop(oldest)[0])
             self._known[key] = model, composition
-        self.model, _ = self._known[key]
-        return True
+        return self._known[key][0]
 
     def note(self) -> str:
         """A note for the report: what transformers answered here, and that of `Scorer.note`."""

@@ -44,6 +44,7 @@ def server(reply: Reply) -> Iterator[tuple[str, list[str]]]:
 
     class Listening(ThreadingHTTPServer):
         request_queue_size = 128
+        daemon_threads = False  # no thread of it runs when the next test forks, or at the end
 
     made = Listening(("127.0.0.1", 0), Handler)
     threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()

@@ -208,7 +208,7 @@ def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) 
         builder = SystemBuilder(adapters, transformed, options, base)
         specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
         built, notes = builder.build_each(specs)
-    systems = {system.name: replace(system, members=members) for system in run}
+    systems = {system.name: replace(system, members=members) for system in built}
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
 
 

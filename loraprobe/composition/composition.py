@@ -72,15 +72,16 @@ class Composition:
         """The same as composed(model, self)."""
         return composed(model, self)
 
-    @functools.cached_property
+    @property
     def flat(self) -> Composition:
         """What runs: the experts, then the adapters below them as further experts of gate 1."""
-        lower = below(self.experts)
-        if not lower:
-            return self
+        return self._with_below if any(expert.below for expert in self.experts) else self
+
+    @functools.cached_property
+    def _with_below(self) -> Composition:
         experts = (replace(expert, below=()) for expert in self.experts)
         router = GatesAndOnes(self.router, len(self.experts))
-        return Composition(self.name, (*experts, *lower), router)
+        return Composition(self.name, (*experts, *below(self.experts)), router)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -111,6 +111,9 @@ class LearnableGates(Router):
 
     constant: ClassVar[bool] = False  # or they would be multiplied into the factors beforehand
 
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__  # else all would be equal, since routers compare their options
+
     @property
     def weighs_whole(self) -> bool:
         """Constant gates can weigh whole parameters."""

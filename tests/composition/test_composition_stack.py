@@ -139,6 +139,12 @@ def test_a_rank_cuts_the_merge_and_not_what_is_below():
     assert found.compression_error == cut.compression_error > 0
 
 
+def test_two_learnable_routers_are_not_one():
+    one, other = learnable(0.3), learnable(0.3)
+    assert one != other
+    assert len({one, other, one}) == 2
+
+
 def adapter(name="b", rows=16, base="owner/base", **fields):
     generator = torch.Generator().manual_seed(len(name) + rows)
     update = LowRank(torch.randn(2, 8, generator=generator), torch.randn(rows, 2), 1.0)

@@ -64,11 +64,11 @@ class BaselineScores:
         shape = len(systems), len(task.items)
         parts: dict[str, np.ndarray] = defaultdict(lambda: np.full(shape, np.nan, np.float32))
         worked: dict[str, list[str]] = defaultdict(list)
-        for one in results:
-            if one.task == task.name and one.system in row and one.item in column:
-                parts[one.part][row[one.system], column[one.item]] = one.merit
-                if one.part == STEPS and not one.cut:
-                    worked[one.system].append(one.text)
+        for result in results:
+            if result.task == task.name and result.system in row and result.item in column:
+                parts[result.part][row[result.system], column[result.item]] = result.merit
+                if result.part == STEPS and not result.cut:
+                    worked[result.system].append(result.text)
         form = np.array([_form_share(task, worked[name]) for name in systems]) if worked else None
         return cls(task, dict(parts), form)
 
@@ -83,10 +83,10 @@ class BaselineScores:
 
     def alone(self) -> np.ndarray:
         """The score [1 + n] of each in the form of the question that suits it better."""
-        found: np.ndarray = np.max(
+        best: np.ndarray = np.max(
             [np.nanmean(self.parts[part], 1) for part in FORMS if part in self.parts], 0
         )
-        return found
+        return best
 
     def question(self, subsets: np.ndarray) -> np.ndarray:
         """Results [m, items] of sets [m, j] of adapters on the plain question.
@@ -97,8 +97,8 @@ class BaselineScores:
         alone = np.nanmean(values, 1)
         best = 1 + subsets[np.arange(len(subsets)), alone[1:][subsets].argmax(1)]
         best[alone[best] < alone[0]] = 0
-        found: np.ndarray = (values[best] + _together(values, subsets)) / 2
-        return found
+        halfway: np.ndarray = (values[best] + _together(values, subsets)) / 2
+        return halfway
 
     def steps(self, subsets: np.ndarray, covered: np.ndarray) -> np.ndarray:
         """Results [m, items] of sets [m, j] of adapters on the question with worked steps.
@@ -109,8 +109,8 @@ class BaselineScores:
         form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
         written, right = covered * form[:, None], _together(self.parts[STEPS], subsets)
         better = np.nanmean(right, 1) > written.mean(1)
-        found: np.ndarray = np.where(better[:, None], right, written)
-        return found
+        results: np.ndarray = np.where(better[:, None], right, written)
+        return results
 
     def covered(self, subsets: np.ndarray) -> np.ndarray:
         """Whether [m, items] the members or the base know every hop, or the answer without hops."""
@@ -122,10 +122,10 @@ class BaselineScores:
 
 def _together(values: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """Results [m, items] of the best of the base and the members."""
-    found = np.maximum(values[1:][subsets[:, 0]], values[0])
+    best = np.maximum(values[1:][subsets[:, 0]], values[0])
     for member in subsets.T[1:]:
-        np.maximum(found, values[1:][member], out=found)
-    return found
+        np.maximum(best, values[1:][member], out=best)
+    return best
 
 
 def _form_share(task: Task, texts: Sequence[str]) -> float:
@@ -177,27 +177,29 @@ class Expected:
         """
         forecast = self._forecast(subsets, smooth)
         plain, worked = list[np.ndarray](), list[np.ndarray]()
-        for one in self.alone:
-            own = {
-                part: values for (task, part), values in forecast.items() if task == one.task.name
+        for scores in self.alone:
+            forecasts = {
+                part: values
+                for (task, part), values in forecast.items()
+                if task == scores.task.name
             }
-            question = own.pop(QUESTION, None)
-            plain.append(one.question(subsets) if question is None else question)
-            if one.form is None:
+            question = forecasts.pop(QUESTION, None)
+            plain.append(scores.question(subsets) if question is None else question)
+            if scores.form is None:
                 worked.append(plain[-1])
                 continue
-            hops = [np.nan_to_num(values, nan=1.0) for values in own.values()]
-            kept = np.prod(hops, 0) if hops else one.covered(subsets)
-            worked.append(one.steps(subsets, kept))
-        steps = any(one.form is not None for one in self.alone)
+            hops = [np.nan_to_num(values, nan=1.0) for values in forecasts.values()]
+            kept = np.prod(hops, 0) if hops else scores.covered(subsets)
+            worked.append(scores.steps(subsets, kept))
+        steps = any(scores.form is not None for scores in self.alone)
         return {QUESTION: plain, STEPS: worked} if steps else {QUESTION: plain}
 
     def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[tuple[str, str], np.ndarray]:
         """(task, part) -> results [m, items] of sets with effects added."""
-        found: dict[tuple[str, str], np.ndarray] = {}
+        results: dict[tuple[str, str], np.ndarray] = {}
         places = {
-            one.task.name: {item.id: k for k, item in enumerate(one.task.items)}
-            for one in self.alone
+            scores.task.name: {item.id: k for k, item in enumerate(scores.task.items)}
+            for scores in self.alone
         }
         for forecast in self.forecasts:
             hard, soft = forecast.values(subsets)
@@ -205,9 +207,9 @@ class Expected:
             for question, values in zip(forecast.reading.questions, columns, strict=True):
                 place = places[question.task]
                 empty = np.full((len(subsets), len(place)), np.nan, np.float32)
-                of_part = found.setdefault((question.task, question.part), empty)
+                of_part = results.setdefault((question.task, question.part), empty)
                 of_part[:, place[question.item.id]] = values
-        return found
+        return results
 
     def scores(self, subsets: np.ndarray) -> list[np.ndarray]:
         """The mean [m] over items and tasks of what sets [m, j] answer, in each form.
@@ -226,16 +228,16 @@ class Expected:
 
         There are none without a forecast.
         """
-        found = []
+        rows = []
         for form, tasks in self.answers(np.array([subset])).items() if self.forecasts else ():
-            for one, (values,) in zip(self.alone, tasks, strict=True):
-                asked = [q for q in questions([one.task], metric) if q.part == form]
-                found += [
+            for scores, (values,) in zip(self.alone, tasks, strict=True):
+                asked = [q for q in questions([scores.task], metric) if q.part == form]
+                rows += [
                     question.result(name, abs(float(value)), "")
                     for question, value in zip(asked, values, strict=True)
                     if not np.isnan(value)
                 ]
-        return found
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +260,7 @@ class Ranking:
         forecasts: Sequence[AdditiveForecast],
     ) -> Ranking:
         """Ranks the sets in each form of the question by their mean score over the tasks."""
-        best = float(np.mean([one.alone() for one in alone], 0).max())
+        best = float(np.mean([scores.alone() for scores in alone], 0).max())
         expected = Expected(alone, forecasts)
         return cls(names, expected, rank(len(names), expected.scores, best))
 
@@ -319,7 +321,9 @@ def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRankin
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
     forms = score(pairs)
-    best = {k for found in forms for k in np.argsort(-found, kind="stable")[:EXTENDED].tolist()}
+    best = {
+        k for of_pairs in forms for k in np.argsort(-of_pairs, kind="stable")[:EXTENDED].tolist()
+    }
     larger = sorted(
         {
             tuple(sorted((*pairs[k].tolist(), third)))
@@ -330,11 +334,11 @@ def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRankin
     more = score(np.array(larger)) if larger else [np.zeros(0)] * len(forms)
     looked_at = len(pairs) + len(larger)
     rankings = []
-    for found, of_larger in zip(forms, more, strict=True):
+    for of_pairs, of_larger in zip(forms, more, strict=True):
         of_pair = np.full((adapters, adapters), -np.inf)
-        of_pair[*pairs.T] = found
-        order = np.argsort(-found, kind="stable")[:KEPT].tolist()
-        rows = [(tuple(pairs[k].tolist()), float(found[k])) for k in order]
+        of_pair[*pairs.T] = of_pairs
+        order = np.argsort(-of_pairs, kind="stable")[:KEPT].tolist()
+        rows = [(tuple(pairs[k].tolist()), float(of_pairs[k])) for k in order]
         for members, value in zip(larger, of_larger.tolist(), strict=True):
             if value > of_pair[np.ix_(members, members)].max() + BETTER_THAN_PAIR:
                 rows.append((members, value))

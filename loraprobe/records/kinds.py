@@ -18,15 +18,13 @@ class Kind:
     role: a *baseline* is what a composition has to beat, the decision is about a *composition*, an
     *alternative* composes no weights, a *control* shows what the partners add. action: what is
     advised where such a system is the best; of an adapter it names the adapter, and of worked steps
-    it is "step-by-step". one_call: whether one call of a model answers a question. served: whether
-    servers that load LoRA files can answer it: a router weighs adapters by the text, which none
-    does. A client of such a server names the adapter of each question of `switch`, and asks a
-    `chain` hop after hop.
+    it is "step-by-step". served: whether servers that load LoRA files can answer it: a router
+    weighs adapters by the text, which none does. A client of such a server names the adapter of
+    each question of `switch`, and asks a `chain` hop after hop.
     """
 
     role: Literal["baseline", "composition", "alternative", "control"]
     action: str
-    one_call: bool = True
     served: bool = True
 
 
@@ -37,7 +35,7 @@ KINDS: Mapping[ScoredKind, Kind] = {
     "merge": Kind("composition", "merge"),
     "router": Kind("composition", "route", served=False),
     "switch": Kind("alternative", "switch-adapters"),
-    "chain": Kind("alternative", "chain", one_call=False),
+    "chain": Kind("alternative", "chain"),
     "control": Kind("control", ""),
 }
 BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")

@@ -71,8 +71,8 @@ def _plain(word: str) -> str:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether the prediction equals one of the answers after `normalize_answer`."""
-    own = normalize_answer(prediction)
-    return bool(own) and any(own == normalize_answer(answer) for answer in answers)
+    said = normalize_answer(prediction)
+    return bool(said) and any(said == normalize_answer(answer) for answer in answers)
 
 
 def answered(
@@ -121,7 +121,7 @@ def answer_end(text: str, marks: Sequence[str]) -> int | None:
     A model that goes on after an answer in the form that was asked for writes about something
     else, so a worked text counts up to there.
     """
-    ends = [found.end() for name in marks if (found := _ANSWER_LINE[name].search(text))]
+    ends = [match.end() for name in marks if (match := _ANSWER_LINE[name].search(text))]
     return min(ends, default=None)
 
 
@@ -135,20 +135,20 @@ def _marked(text: str, pattern: str | None) -> list[str]:
     After "answer is" there are two, the sentence and the line, because a full stop may belong to
     the answer ("J. K. Rowling").
     """
-    found: list[tuple[int, int, list[str]]] = []
+    marked: list[tuple[int, int, list[str]]] = []
     if (at := text.rfind("####")) >= 0:
-        found.append((at + 4, 0, [_first_line(text[at + 4 :])]))
+        marked.append((at + 4, 0, [_first_line(text[at + 4 :])]))
     if (at := text.rfind("\\boxed{")) >= 0:
         braced = _BRACED.match(text, at + 7)
         inner = braced[1] if braced else _first_line(text[at + 7 :])
-        found.append((at + 7, 0, [_TEXT_COMMAND.sub(r"\1", inner).strip()]))
+        marked.append((at + 7, 0, [_TEXT_COMMAND.sub(r"\1", inner).strip()]))
     if answer_is := list(_ANSWER_IS.finditer(text)):
         line = _first_line(text[answer_is[-1].end() :])
         sentence = _SENTENCE_END.split(line, 1)[0].strip()
-        found.append((answer_is[-1].end(), 0, [sentence, line]))
+        marked.append((answer_is[-1].end(), 0, [sentence, line]))
     if pattern is not None and (match := last_match(pattern, text)) is not None:
-        found.append((match[0], 1, [match[1].strip()]))
-    return max(found)[2] if found else []
+        marked.append((match[0], 1, [match[1].strip()]))
+    return max(marked)[2] if marked else []
 
 
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
@@ -171,8 +171,8 @@ def matches(pattern: str, text: str, whole: bool = True) -> bool:
 
     Raises TaskError if it is no pattern or takes too long.
     """
-    found = compile_pattern(pattern)
-    find = found.fullmatch if whole else found.search
+    expression = compile_pattern(pattern)
+    find = expression.fullmatch if whole else expression.search
     try:
         return find(text, timeout=PATTERN_SECONDS) is not None
     except (TimeoutError, MemoryError):  # `regex` bounds the memory of one match
@@ -181,10 +181,10 @@ def matches(pattern: str, text: str, whole: bool = True) -> bool:
 
 def last_match(pattern: str, text: str) -> tuple[int, str] | None:
     """Start and text of the answer in the last match: group 1, or the match without groups."""
-    found = compile_pattern(pattern)
-    group = 1 if found.groups else 0
+    expression = compile_pattern(pattern)
+    group = 1 if expression.groups else 0
     try:
-        matches = list(found.finditer(text, timeout=PATTERN_SECONDS))
+        matches = list(expression.finditer(text, timeout=PATTERN_SECONDS))
     except (TimeoutError, MemoryError):
         raise _greedy(pattern) from None
     matches = [match for match in matches if match.group(group) is not None]

@@ -141,8 +141,8 @@ def auto_metric(task: Task) -> tuple[str, str]:
     if every and all(map(is_amount, every)):
         return "numeric", "all gold answers are numbers"
     lost, example = _lost([item.answers[0].strip() for item in items])
-    told = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
-    return "strict" if lost > SPOILED * len(items) else "exact_match", told if lost else ""
+    why = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
+    return "strict" if lost > SPOILED * len(items) else "exact_match", why if lost else ""
 
 
 def _by_gold(item: Item) -> bool:

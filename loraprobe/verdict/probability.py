@@ -156,12 +156,12 @@ class Calibration:
         prior: the share expected to gain more than the margin; None for the cases' own, with which
         it lies between LEAST and 1 - LEAST: these cases could not show more.
         """
-        found = self.coefficients.exceeds(margin, baseline, gain, error)
-        found = min(max(found, LEAST), 1 - LEAST)
+        chance = self.coefficients.exceeds(margin, baseline, gain, error)
+        chance = min(max(chance, LEAST), 1 - LEAST)
         if prior is None:
-            return found
-        own = self.prior(margin)
-        gains, fails = found * prior * (1 - own), (1 - found) * (1 - prior) * own
+            return chance
+        measured = self.prior(margin)
+        gains, fails = chance * prior * (1 - measured), (1 - chance) * (1 - prior) * measured
         return gains / (gains + fails)
 
     def prior(self, margin: float) -> float:
@@ -210,9 +210,9 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
         return verdict
     accuracy = calibration.several if evidence.several else calibration.accuracy
     if why := _why_none(gain, evidence, accuracy):
-        told = reason_of("outside-calibration", why=why)
-        return replace(verdict, reasons=(*verdict.reasons, told))
-    found = calibration.probability(
+        reason = reason_of("outside-calibration", why=why)
+        return replace(verdict, reasons=(*verdict.reasons, reason))
+    probability = calibration.probability(
         evidence.margin,
         evidence.baseline or 0.0,
         gain.difference,
@@ -220,14 +220,16 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
         evidence.prior,
     )
     if evidence.several:
-        found *= keeps(gain, evidence)
+        probability *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    told = _measured_on(gain, found, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)])
-    of_decision = {"likely": found, "unlikely": 1 - found}.get(verdict.decision, 0.0)
+    reason = _measured_on(
+        gain, probability, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)]
+    )
+    of_decision = {"likely": probability, "unlikely": 1 - probability}.get(verdict.decision, 0.0)
     return replace(
         verdict,
-        reasons=(*verdict.reasons, told),
-        gain=replace(verdict.gain, probability=found),
+        reasons=(*verdict.reasons, reason),
+        gain=replace(verdict.gain, probability=probability),
         probability=of_decision if of_decision >= 0.5 else None,
         prior=prior,
     )
@@ -235,8 +237,8 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
 
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
     """The gain that the verdict is about, with its interval for one comparison."""
-    own = verdict.gain
-    return None if own is None else evidence.gain(own.system, own.form)
+    decisive = verdict.gain
+    return None if decisive is None else evidence.gain(decisive.system, decisive.form)
 
 
 def keeps(gain: Gain, evidence: Evidence) -> float:
@@ -286,30 +288,30 @@ def _why_none(gain: Gain, evidence: Evidence, accuracy: Mapping[str, Accuracy]) 
 
 
 def _measured_on(
-    gain: Gain, probability: float, prior: float, evidence: Evidence, found: Accuracy
+    gain: Gain, probability: float, prior: float, evidence: Evidence, accuracy: Accuracy
 ) -> Reason:
     """The probability, its prior, and how wrong such probabilities were."""
     errors = ""
-    if found.auroc is not None:
-        errors = f" and an AUROC of {found.auroc:.2f}"
-    if found.wrong is not None:
+    if accuracy.auroc is not None:
+        errors = f" and an AUROC of {accuracy.auroc:.2f}"
+    if accuracy.wrong is not None:
         errors += (
-            f"; of {found.likely} adapter sets given {LIKELY_FROM:.2f} or more, "
-            f"{found.wrong:.0%} did not gain"
+            f"; of {accuracy.likely} adapter sets given {LIKELY_FROM:.2f} or more, "
+            f"{accuracy.wrong:.0%} did not gain"
         )
     kept = f" and keeps {evidence.retention:.2f} of every specialist's gain"
     return reason_of(
         "probability-measured-on",
         probability,
         LIKELY_FROM,
-        source=f"{count(found.sets, 'adapter set')} whose outcome was measured (--prior)",
+        source=f"{count(accuracy.sets, 'adapter set')} whose outcome was measured (--prior)",
         gain=gain,
         margin=evidence.margin,
         keeping=kept if evidence.several else "",
         probability=as_words(probability),
         items=count(gain.n, "item"),
         prior=prior,
-        measured=found,
+        measured=accuracy,
         each=" of each task" if evidence.several else "",
         MARGIN=MARGIN,
         errors=errors,

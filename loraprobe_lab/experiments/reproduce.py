@@ -8,7 +8,6 @@ its worlds have the axes `template`, `library` (2 or 3), `form` (of the question
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from loraprobe.evaluation.statistics import wilson
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.records import Gain, Interval, ItemPart, ItemResult
+from loraprobe.records import Estimate, Gain, Interval, ItemPart, ItemResult
 from loraprobe.records.estimates import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
@@ -483,21 +482,16 @@ def _of_familiarity(matrix: Matrix, groups: Sequence[str], template: str) -> Mea
     names, form = system_names(scenario), str(scenario.axes["form"])
 
     def measure(size: str, alpha: float) -> Measured:
-        one, other = (
+        shares = [
             share(matrix.results(size, group, scenario), names, form, alpha) for group in groups
-        )
-        value, *ends = newcombe(one[0], one[1], other[0], other[1])
-        note = f"{groups[0]} {one[0]:.2f}, {groups[1]} {other[0]:.2f}"
-        return value, (ends[0], ends[1]), one[2] + other[2], note
+        ]
+        known, unknown = (Estimate(value, *ends, n, n) for value, ends, n in shares)
+        difference = known - unknown  # which is Newcombe's (1998, method 10)
+        note = f"{groups[0]} {known.value:.2f}, {groups[1]} {unknown.value:.2f}"
+        ends = difference.low, difference.high
+        return difference.value, ends, known.n + unknown.n, note
 
     return measure
-
-
-def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:
-    """p1 - p2 of independent samples with Newcombe's hybrid score interval (1998, method 10)."""
-    low = p1 - p2 - math.hypot(p1 - ci1[0], ci2[1] - p2)
-    high = p1 - p2 + math.hypot(ci1[1] - p1, p2 - ci2[0])
-    return p1 - p2, low, high
 
 
 def _readings(

@@ -20,7 +20,6 @@ from loraprobe_lab.experiments.reproduce import (
     Experiment,
     Matrix,
     claims,
-    newcombe,
     reproduce,
 )
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
@@ -159,13 +158,6 @@ def test_a_claim_needs_all_sizes_together_and_no_size_against_it():
         ((), (), "not decided"),
     ):
         assert Claim("", "", "", "", overall, sizes).standing == standing
-
-
-def test_newcombe_against_a_worked_example():
-    # Newcombe (1998), table II, example a: 56/70 - 48/80, method 10: 0.0524 to 0.3339
-    value, low, high = newcombe(0.8, (0.69156, 0.87695), 0.6, (0.49042, 0.70035))
-    assert value == pytest.approx(0.2)
-    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-4)
 
 
 SETS = tuple(

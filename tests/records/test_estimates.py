@@ -99,3 +99,11 @@ def test_the_difference_of_two_figures_is_that_of_independent_ones():
 
 def test_an_unbounded_interval_has_no_number():
     assert items_needed(1, 0.1, 0.1, critical=float("inf")) is None
+
+
+def test_a_difference_is_that_of_newcombes_worked_example():
+    # Newcombe (1998), table II, example a: 56/70 - 48/80, method 10: 0.0524 to 0.3339
+    known = Estimate(0.8, 0.69156, 0.87695, 70, 70)
+    difference = known - Estimate(0.6, 0.49042, 0.70035, 80, 80)
+    assert difference.value == pytest.approx(0.2)
+    assert (difference.low, difference.high) == pytest.approx((0.0524, 0.3339), abs=2e-4)

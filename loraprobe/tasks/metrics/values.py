@@ -80,7 +80,7 @@ class Json(Metric):
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
     """The numbers of a text as they stand in it, and their values."""
-    read = ((found[0], _number(found[0])) for found in _NUMBER.finditer(text))
+    read = ((match[0], _number(match[0])) for match in _NUMBER.finditer(text))
     return [(text, value) for text, value in read if value is not None]
 
 
@@ -103,8 +103,8 @@ def is_amount(answer: str) -> bool:
 
 def is_structure(answer: str) -> bool:
     """Whether an answer is a JSON object or list."""
-    found = json_at_start(answer)
-    return found is not None and isinstance(found[0], dict | list) and found[1] == answer.strip()
+    value = json_at_start(answer)
+    return value is not None and isinstance(value[0], dict | list) and value[1] == answer.strip()
 
 
 def _equal(one: Fraction, other: Fraction) -> bool:
@@ -115,13 +115,13 @@ def _equal(one: Fraction, other: Fraction) -> bool:
 
 
 def _gold_number(answer: str) -> Fraction:
-    found = _numbers(answer)
-    if len(found) != 1:
+    numbers = _numbers(answer)
+    if len(numbers) != 1:
         raise TaskError(
             f"metric numeric needs one number in each answer, and {answer[:60]!r} has "
-            f"{len(found)}: write the number alone, or choose another metric."
+            f"{len(numbers)}: write the number alone, or choose another metric."
         )
-    return found[0][1]
+    return numbers[0][1]
 
 
 def json_at_start(text: str) -> tuple[Any, str] | None:
@@ -154,13 +154,13 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _gold_value(answer: str) -> Any:
-    found = json_at_start(answer)
-    if found is None or found[1].strip() != answer.strip():
+    value = json_at_start(answer)
+    if value is None or value[1].strip() != answer.strip():
         raise TaskError(
             f"metric json needs JSON in each answer, and {answer[:60]!r} is none: write it as "
             "JSON, or choose another metric."
         )
-    return found[0]
+    return value[0]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -38,8 +38,8 @@ class KeptRun:
 
 def kept_runs() -> list[KeptRun]:
     """All runs whose results are kept, the latest first."""
-    found = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
-    return sorted(found, key=lambda run: -run.used)
+    runs = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
+    return sorted(runs, key=lambda run: -run.used)
 
 
 def readings_size() -> int:

@@ -42,9 +42,9 @@ def cached_hash(file: Path) -> str:
     state = _state(file)
     stored = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError):
-        found = stored.read_text(encoding="ascii")
-        if re.fullmatch("[0-9a-f]{64}", found):
-            return found
+        kept = stored.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", kept):
+            return kept
     digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
     if os.name != "nt" and settled and _state(file) == state:
         with contextlib.suppress(OSError):
@@ -55,6 +55,6 @@ def cached_hash(file: Path) -> str:
 
 def _state(file: Path) -> str:
     """Path, size, times and inode of a file as a text, which changes with its content."""
-    found = file.stat()
-    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-    return f"{file.resolve()} {found.st_size} {times} {found.st_ino}"
+    status = file.stat()
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    return f"{file.resolve()} {status.st_size} {times} {status.st_ino}"

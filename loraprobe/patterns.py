@@ -77,13 +77,13 @@ def first_matches(
             try:
                 if (left := end - time.thread_time()) <= 0:
                     raise TimeoutError
-                found = matches(text, left)
+                match = matches(text, left)
             except (TimeoutError, MemoryError):
                 raise PatternError(
                     f"{expressions[at][:80]!r} did not come to an end in {seconds:.0f} s"
                 ) from None
-            if found:
-                return at, found.groupdict().get("idx")
+            if match:
+                return at, match.groupdict().get("idx")
         return None
 
     return [first_match(text) for text in texts]

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
 
         Raises TypeError for a file without a member, and for two members of one name.
         """
-        found: dict[str, type[T]] = {}
+        members: dict[str, type[T]] = {}
         for file in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
             if file.name.startswith("_"):
                 continue
@@ -56,9 +56,9 @@ class Registry(Generic[T]):
             if not classes:
                 raise TypeError(f"{module.__name__} defines no {self.base.__name__}")
             for cls in classes:
-                if found.setdefault(name_of(cls), cls) is not cls:
+                if members.setdefault(name_of(cls), cls) is not cls:
                     raise TypeError(f"Two classes of {self.package} are named {name_of(cls)}")
-        return dict(sorted(found.items()))
+        return dict(sorted(members.items()))
 
     def _is_member(self, thing: Any, module: types.ModuleType) -> bool:
         return (
@@ -81,10 +81,10 @@ class Registry(Generic[T]):
         with the nearest name."""
         if name in self.members:
             return self.members[name]
-        told = self.elsewhere.get(name)
-        if told is None:
+        meaning = self.elsewhere.get(name)
+        if meaning is None:
             raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
-        raise UsageError(f"There is no {self.noun} {name!r} here: {told}")
+        raise UsageError(f"There is no {self.noun} {name!r} here: {meaning}")
 
     def make(self, spec: str | T) -> T:
         """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.
@@ -134,9 +134,9 @@ def _name_in(spec: str) -> str:
 def name_of(member: Any) -> str:
     """The name of a member, which is a class or an instance."""
     cls = member if isinstance(member, type) else type(member)
-    own = vars(cls).get("registry_name")
-    if own is not None:
-        return str(own)
+    given = vars(cls).get("registry_name")
+    if given is not None:
+        return str(given)
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 

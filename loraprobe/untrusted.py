@@ -76,10 +76,10 @@ def document_model(name: str, types: Mapping[Any, str]) -> type[BaseModel]:
 def first_problem(error: ValidationError) -> str:
     """The first problem of a document, behind its place as in `evaluation[0].ci95`."""
     first = error.errors(include_url=False, include_input=False)[0]
-    told = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    problem = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
     steps = (f"[{step}]" if isinstance(step, int) else f".{step:.60}" for step in first["loc"])
     place = "".join(steps).lstrip(".") or "the document"
-    return f"{place}: {told.replace('Input should', 'it should')}"
+    return f"{place}: {problem.replace('Input should', 'it should')}"
 
 
 def is_unicode(text: str) -> bool:

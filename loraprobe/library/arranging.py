@@ -78,10 +78,12 @@ def _checked(
     """
     unread = compatibility.TensorChecks(adapters)
     purpose: Purpose = "inspect" if base is None else "route"
-    found = compatibility.check(adapters, base, purpose=purpose, allow=allow, contents=unread)
+    checked = compatibility.check(adapters, base, purpose=purpose, allow=allow, contents=unread)
     known = {(issue.code, issue.module) for issue in member.record.issues}
-    own = [i for i in found.issues if member.record.name in i.adapters and i.severity != "note"]
-    new = [issue for issue in own if (issue.code, issue.module) not in known]
+    issues = [
+        i for i in checked.issues if member.record.name in i.adapters and i.severity != "note"
+    ]
+    new = [issue for issue in issues if (issue.code, issue.module) not in known]
     unfit = any(issue.severity == "error" for issue in new)
     return member.changed(*new, state="unfit" if unfit else "usable")
 
@@ -107,22 +109,26 @@ class Arranged:
 
 def arranged(members: Sequence[Member]) -> Arranged:
     """Compares the members by their sketches."""
-    found = list(members)
-    sketched = {i: m.reading for i, m in enumerate(found) if m.usable and m.reading is not None}
-    held = {i: one.numbers for i, one in sketched.items() if one.numbers is not None}
+    arranged_members = list(members)
+    sketched = {
+        i: m.reading for i, m in enumerate(arranged_members) if m.usable and m.reading is not None
+    }
+    held = {i: reading.numbers for i, reading in sketched.items() if reading.numbers is not None}
     at, near = list(held), cosines(list(held.values()))
-    for i, named in zip(at, name_copies([found[i] for i in at], near), strict=True):
-        found[i] = named
-    kept = [place for place, i in enumerate(at) if found[i].usable]
+    for i, named in zip(at, name_copies([arranged_members[i] for i in at], near), strict=True):
+        arranged_members[i] = named
+    kept = [place for place, i in enumerate(at) if arranged_members[i].usable]
     near, at = near[np.ix_(kept, kept)], [at[place] for place in kept]
-    extreme = outliers([found[i].record.norm or 0.0 for i in at])
+    extreme = outliers([arranged_members[i].record.norm or 0.0 for i in at])
     positions, share = places(near)
     for i, family, times, place in zip(at, families(near), extreme, positions, strict=True):
-        issues = [] if times is None else [_extreme(found[i].record, times)]
-        found[i] = found[i].changed(*issues, family=family, outlier=times is not None, place=place)
+        issues = [] if times is None else [_extreme(arranged_members[i].record, times)]
+        arranged_members[i] = arranged_members[i].changed(
+            *issues, family=family, outlier=times is not None, place=place
+        )
     error = max((sketched[i].error for i in at), default=0.0)
-    library = Library(tuple(member.record for member in found), NUMBERS, error, share)
-    return Arranged(found, library, [found[i].record.name for i in at], near)
+    library = Library(tuple(member.record for member in arranged_members), NUMBERS, error, share)
+    return Arranged(arranged_members, library, [arranged_members[i].record.name for i in at], near)
 
 
 def _extreme(record: LibraryAdapter, times: float) -> Issue:
@@ -174,12 +180,12 @@ def outliers(norms: Sequence[float]) -> list[float | None]:
     logs = np.log(np.asarray(norms, dtype=np.float64))
     middle = float(np.median(logs))
     deviation = float(np.median(np.abs(logs - middle)) / ndtri(0.75))  # of a normal distribution
-    found: list[float | None] = []
+    times: list[float | None] = []
     for log in logs.tolist():
         far = abs(log - middle)
         extreme = far > np.log(NORM_RATIO) and far > OUTLIER_DEVIATIONS * deviation
-        found.append(float(np.exp(log - middle)) if extreme else None)
-    return found
+        times.append(float(np.exp(log - middle)) if extreme else None)
+    return times
 
 
 def places(cosines: Cosines) -> tuple[list[tuple[float, float]], float | None]:
@@ -219,8 +225,8 @@ def name_copies(members: Sequence[Member], cosines: NDArray[np.float32]) -> list
     for at, member in enumerate(members):
         alike = [j for j in np.flatnonzero(cosines[at, :at] >= CANDIDATE) if made[j].usable]
         for j in sorted(alike, key=lambda j: -cosines[at, j]):
-            if made[j].record.same_as is None and (found := _as_copy(member, made[j])) is not None:
-                member = found
+            if made[j].record.same_as is None and (copy := _as_copy(member, made[j])) is not None:
+                member = copy
                 break
         made.append(member)
     return made

@@ -73,23 +73,23 @@ def listed(
     the start of a line or after a space are left out. Raises UsageError for a file that cannot be
     read or holds no reference.
     """
-    found: list[Adapter | str | Path] = []
-    for one in references:
-        if isinstance(one, str) and one == "-":
+    given: list[Adapter | str | Path] = []
+    for reference in references:
+        if isinstance(reference, str) and reference == "-":
             if stdin is None or stdin.isatty():
                 raise UsageError(
                     "- stands for references on standard input; give some there, as loraprobe find "
                     "BASE does in a pipe."
                 )
-            found += _references(stdin.read, "Standard input")
-        elif isinstance(one, str) and one.startswith("@"):
-            file = Path(one.removeprefix("@")).expanduser()
-            found += _references(partial(file.read_text, encoding="utf-8-sig"), one)
+            given += _references(stdin.read, "Standard input")
+        elif isinstance(reference, str) and reference.startswith("@"):
+            file = Path(reference.removeprefix("@")).expanduser()
+            given += _references(partial(file.read_text, encoding="utf-8-sig"), reference)
         else:
-            found.append(one)
-    if not found:
+            given.append(reference)
+    if not given:
         raise UsageError("No adapter was given; give at least one.")
-    return found
+    return given
 
 
 def _references(read: Callable[[], str], name: str) -> list[str]:
@@ -101,10 +101,10 @@ def _references(read: Callable[[], str], name: str) -> list[str]:
     except OSError as error:
         raise UsageError(f"{name} cannot be read ({error.strerror}); check the path.") from None
     texts = (line.partition(" #")[0].strip() for line in lines if not line.startswith("#"))
-    found = list(filter(None, texts))
-    if not found:
+    references = list(filter(None, texts))
+    if not references:
         raise UsageError(f"{name} holds no reference; {ONE_A_LINE}.")
-    return found
+    return references
 
 
 def read_library(
@@ -136,10 +136,10 @@ def _unread(name: str, reference: str, error: LoraprobeError | OSError, given: s
     """The member for an adapter that cannot be opened or read. given: its reference as typed."""
     if isinstance(error, OSError):
         error = AdapterError(f"{name} cannot be read ({error.strerror}).")
-    told = error  # a name that is not deleted after the clause
+    failure = error  # a name that is not deleted after the clause
 
     def again() -> Adapter:
-        raise told
+        raise failure
 
     path = given.rpartition("=")[2]
     # A relative path names neither the user nor the machine, and tells which one is missing.
@@ -153,10 +153,10 @@ def _unread(name: str, reference: str, error: LoraprobeError | OSError, given: s
 
 def issue_of(error: LoraprobeError, name: str) -> Issue:
     """An error of one adapter as a finding: what is wrong, and the cure apart from it."""
-    told, cure = str(error).rstrip("."), error.cure.rstrip(".")
-    if cure and told.endswith(cure):
-        told = told.removesuffix(cure).rstrip(" ;:.") or told
-    return Issue("error", error.code, (name,), f"{told}.", f"{cure[:1].upper()}{cure[1:]}.")
+    message, cure = str(error).rstrip("."), error.cure.rstrip(".")
+    if cure and message.endswith(cure):
+        message = message.removesuffix(cure).rstrip(" ;:.") or message
+    return Issue("error", error.code, (name,), f"{message}.", f"{cure[:1].upper()}{cure[1:]}.")
 
 
 def _read(adapter: Adapter, allow: Collection[str]) -> Member:

@@ -99,8 +99,8 @@ def cosines(sketches: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
     inner = np.zeros((n, n), dtype=np.float32)
     for start in range(0, NUMBERS, COLUMNS):
         part = np.empty((n, COLUMNS), dtype=np.float32)
-        for row, one in zip(part, sketches, strict=True):
-            row[:] = one[start : start + COLUMNS]
+        for row, sketch in zip(part, sketches, strict=True):
+            row[:] = sketch[start : start + COLUMNS]
         inner += part @ part.T
     lengths = np.sqrt(inner.diagonal())
     inner /= lengths[:, None]

@@ -239,7 +239,7 @@ def recommend(
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
-    built = next((one for one in compositions if one.name == name), None)
+    built = next((system for system in compositions if system.name == name), None)
     if built is not None and built.merged is not None:
         return built.merged, ""
     if name in METHODS:

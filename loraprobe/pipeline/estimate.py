@@ -47,38 +47,40 @@ def units_of(
     tasks: Sequence[Task], options: Options, parts: Collection[str] | None = None
 ) -> float:
     """The units of one system's answers to the tasks, or to `parts` of their items."""
-    found = 0.0
+    units = 0.0
     for question in questions(tasks, options.metric):
         if parts is not None and question.part not in parts:
             continue
         most = options.max_new_tokens or question.most_tokens
         read = READ * len(question.continuations)
-        found += most / PLAIN_TOKENS if question.generated else read
-    return found
+        units += most / PLAIN_TOKENS if question.generated else read
+    return units
 
 
 def steps_of_plan(inputs: Inputs, plan: Plan, options: Options, pace: Pace = unit) -> Steps:
     """The steps of merge-and-eval; a run that stops early takes less."""
-    n, found = len(inputs.adapters), steps_before_asking(inputs, plan, options, pace)
-    systems = {one.name: int(one.kind == "adapter") for one in baseline_systems(inputs.adapters)}
+    n, steps = len(inputs.adapters), steps_before_asking(inputs, plan, options, pace)
+    systems = {
+        system.name: int(system.kind == "adapter") for system in baseline_systems(inputs.adapters)
+    }
     composed = [spec for spec in plan.specs if spec != "chain"]
-    found |= steps_of_rounds(plan.tasks, {**systems, **dict.fromkeys(composed, n)}, options, pace)
+    steps |= steps_of_rounds(plan.tasks, {**systems, **dict.fromkeys(composed, n)}, options, pace)
     # A chain's hops are answers of the base and the adapters; the last one is asked again.
     last = units_of(plan.tasks, options, ("question",)) * pace(1)
-    found |= {ASK + "chain": last} if "chain" in plan.specs else {}
+    steps |= {ASK + "chain": last} if "chain" in plan.specs else {}
     if composed:
         every = units_of(plan.tasks, options)
-        found |= {ASK + "shrunk": every * pace(1), ASK + "random-partner": every * pace(n)}
-    return {**found, "cover": probing(plan.tasks, pace)}
+        steps |= {ASK + "shrunk": every * pace(1), ASK + "random-partner": every * pace(n)}
+    return {**steps, "cover": probing(plan.tasks, pace)}
 
 
 def steps_of_sample(inputs: Inputs, plan: Plan, options: Options, first: Round) -> Steps:
     """The steps of `inspect`, which asks a first round."""
-    found = steps_before_asking(inputs, plan, options, unit)
+    steps = steps_before_asking(inputs, plan, options, unit)
     every, forms = units_of(first.tasks, options), units_of(first.tasks, options, FORMS)
-    found |= {f"{ASK}{one.name}": every for one in baseline_systems(inputs.adapters)}
+    steps |= {f"{ASK}{system.name}": every for system in baseline_systems(inputs.adapters)}
     return {
-        **found,
+        **steps,
         "cover": probing(first.tasks, unit),
         **{ASK + spec: forms for spec in plan.specs},
     }
@@ -86,26 +88,26 @@ def steps_of_sample(inputs: Inputs, plan: Plan, options: Options, first: Round) 
 
 def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace) -> Steps:
     """The steps that fit routers and learn weights; the choice of a template tells its own time."""
-    n, apart, found = len(inputs.adapters), plan.parts, dict[str, float]()
+    n, apart, steps = len(inputs.adapters), plan.parts, dict[str, float]()
     if apart is not None and plan.learning:  # answers of each adapter, then the questions
-        found["fit"] = (n + 1) * apart.items[0] * READ * pace(1)
+        steps["fit"] = (n + 1) * apart.items[0] * READ * pace(1)
     if apart is not None and options.learns:  # a pass forth, and one back of twice its time
-        found["learn"] = 3 * LEARNING_STEPS * apart.items[0] * READ * pace(n)
-    return found
+        steps["learn"] = 3 * LEARNING_STEPS * apart.items[0] * READ * pace(n)
+    return steps
 
 
 def steps_of_rounds(
     tasks: Sequence[Task], systems: Mapping[str, int], options: Options, pace: Pace = unit
 ) -> Steps:
     """The steps of systems in each round. systems: how many adapters each puts into the base."""
-    found, before = dict[str, float](), 0
+    steps, before = dict[str, float](), 0
     for this in evaluation.rounds(tasks, options.seed, all_items=options.all_items):
         share = (this.items - before) / sum(len(task.items) for task in tasks)
-        own = share * units_of(tasks, options)
+        units = share * units_of(tasks, options)
         for name, adapters in systems.items():
-            found[f"{ASK}{name}{this.suffix}"] = own * pace(adapters)
+            steps[f"{ASK}{name}{this.suffix}"] = units * pace(adapters)
         before = this.items
-    return found
+    return steps
 
 
 def probing(tasks: Sequence[Task], pace: Pace) -> float:
@@ -189,5 +191,5 @@ def estimate_of_plan(evaluator: Any) -> CostEstimate:
     for step, seconds in steps_of_plan(inputs, evaluator.plan, options, pace).items():
         name = step.partition(ROUND)[0]  # all rounds of a system together
         steps[name] = steps.get(name, 0.0) + seconds
-    asked = [one.removeprefix(ASK) for one in steps if one.startswith(ASK)]
+    asked = [step_name.removeprefix(ASK) for step_name in steps if step_name.startswith(ASK)]
     return CostEstimate.of(evaluator, asked, steps)

@@ -131,21 +131,22 @@ def questions_of_each(
 
     The best is the adapter under which the gold answers are likeliest, of equal ones the first.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    questions: dict[str, dict[str, list[str]]] = {}
     for task in tasks:
         losses = [loss_of_answers(scorer, adapter, task) for adapter in adapters]
         best = adapters[losses.index(min(losses))].name
-        found.setdefault(best, {})[task.name] = [item.prompt for item in task.items]
-    return found
+        questions.setdefault(best, {})[task.name] = [item.prompt for item in task.items]
+    return questions
 
 
 def loss_of_answers(scorer: Scorer, adapter: Adapter, task: Task) -> float:
     """Nats a token of the likeliest gold answer, summed over the items, under one adapter."""
     pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
     with scorer.with_composition(single(adapter)):
-        found = dict(zip(pairs, scorer.loglikelihood(pairs), strict=True))
+        likelihoods = dict(zip(pairs, scorer.loglikelihood(pairs), strict=True))
     return -sum(
-        max(found[item.prompt, answer].per_token for answer in item.answers) for item in task.items
+        max(likelihoods[item.prompt, answer].per_token for answer in item.answers)
+        for item in task.items
     )
 
 
@@ -252,7 +253,9 @@ def fitted_in(
             f"Router {router.name} learns from prompts of each adapter: give prompts="
             f"{{{', '.join(f'{a.name!r}: [...]' for a in adapters)}}} and the model's tokenizer."
         )
-    texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}
+    texts = {
+        name: [lines] if isinstance(lines, str) else list(lines) for name, lines in prompts.items()
+    }
     return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
 
 

@@ -78,8 +78,8 @@ def learn_for(
     scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, LOSS)
     with session.stage("learn"):
         learned = learn(scorer, experts, parts, options, progress=session.progress)
-    told = learned_note(learned, "an evaluation")
-    return learned, [*notes, *why, told, scorer.note()]
+    note = learned_note(learned, "an evaluation")
+    return learned, [*notes, *why, note, scorer.note()]
 
 
 def learn(
@@ -139,10 +139,12 @@ def _descend(
         falling.step()
         if progress is not None:
             progress("learn weights", step + 1, LEARNING_STEPS)
-    objective, loss, best = min(tried, key=lambda one: one[0])
+    objective, loss, best = min(tried, key=lambda adapter: adapter[0])
     rounded = {layer: tuple(_decimals(best[row])) for layer, row in rows.items()}
     return LearnedWeights(
-        weights=dict(zip((one.name for one in experts), _decimals(best.mean(0)), strict=True)),
+        weights=dict(
+            zip((adapter.name for adapter in experts), _decimals(best.mean(0)), strict=True)
+        ),
         objective=objective,
         loss=loss,
         uniform=tried[0][0],

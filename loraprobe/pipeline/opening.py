@@ -209,10 +209,12 @@ def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
     "" where there is no such run.
     """
     new = as_plain(decides)
-    found: Iterable[dict[str, Any] | None] = map(read_fingerprint, sorted(runs.glob(f"*/{NAME}")))
+    fingerprints: Iterable[dict[str, Any] | None] = map(
+        read_fingerprint, sorted(runs.glob(f"*/{NAME}"))
+    )
     alike = [
         changes(old, new)
-        for old in found
+        for old in fingerprints
         if old and all(names_in(old, key) == names_in(new, key) for key in ("adapters", "tasks"))
     ]
     nearest = min((phrases for phrases in alike if phrases), key=len, default=None)

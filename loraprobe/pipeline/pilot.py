@@ -86,10 +86,10 @@ def run_pilot(
             for task, asked in zip(plan.tasks, sample, strict=True)
             if len(asked.items) < len(task.items)
         ]
-        found, told = _compositions(evaluator, first, singles, results)
+        found, failed = _compositions(evaluator, first, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows, forecasts=forecasts)
-    notes = [*evaluator.notes, *notes, *plan.left_out, *told, evaluator.scorer.note()]
+    notes = [*evaluator.notes, *notes, *plan.left_out, *failed, evaluator.scorer.note()]
     if len(found.systems) == len(singles):
         return "base", replace(records, rounds=None), notes
     return "pilot", records, notes

@@ -45,10 +45,10 @@ CONVERT = "loraprobe convert"  # how the cure of a file begins that can be writt
 def with_files(compositions: Sequence[System], builder: SystemBuilder) -> list[System]:
     """The compositions, the merges among them with the adapter that a server loads."""
     return [
-        replace(one, merged=builder.merge(one.spec))
-        if one.kind == "merge" and one.merged is None
-        else one
-        for one in compositions
+        replace(system, merged=builder.merge(system.spec))
+        if system.kind == "merge" and system.merged is None
+        else system
+        for system in compositions
     ]
 
 
@@ -64,8 +64,10 @@ def unserved_systems(
         return {}
     named, place = tuple(servers_named(options.serve)), config_of_base(inputs, options)
     files = {adapter.name: adapter for adapter in inputs.given}
-    files |= {one.name: written(one.merged, None) for one in compositions if one.merged}
-    found = {one.name: Unserved(named) for one in compositions if not KINDS[one.kind].served}
+    files |= {system.name: written(system.merged, None) for system in compositions if system.merged}
+    unserved = {
+        system.name: Unserved(named) for system in compositions if not KINDS[system.kind].served
+    }
     for name, adapter in files.items():
         for part in with_below([adapter]):
             errors = [
@@ -74,8 +76,8 @@ def unserved_systems(
             lasting = [issue for issue in errors if not issue.cure.startswith(CONVERT)]
             if lasting:
                 servers = tuple(refusing(part, options.serve, place))
-                found[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
-    return found
+                unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
+    return unserved
 
 
 def with_serving(
@@ -133,12 +135,14 @@ def served_merge(
     read = readers(inputs, options, files)
     if not options.serve:
         return examined, commands(read[:1], options, inputs, files)
-    told = serving_issues(files[merged.name], options.serve, config_of_base(inputs, options))
+    warnings = serving_issues(files[merged.name], options.serve, config_of_base(inputs, options))
     # The merge is made where a server cannot read it: that is no failure here.
-    told = [replace(issue, severity="warning") for issue in told if issue.severity == "error"]
-    found = with_issues(examined.compatibility, told)
+    warnings = [
+        replace(issue, severity="warning") for issue in warnings if issue.severity == "error"
+    ]
+    findings = with_issues(examined.compatibility, warnings)
     wanted = [name for name in servers_named(options.serve) if name in read]
-    examined = replace(examined, compatibility=found)
+    examined = replace(examined, compatibility=findings)
     return examined, commands(wanted, options, inputs, files)
 
 

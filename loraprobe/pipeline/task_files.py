@@ -28,17 +28,17 @@ from loraprobe.tasks.harness import check_losses, load_harness
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
-    found: list[Task] = []
-    for one, layout in zip(several, _layouts(options, len(several)), strict=True):
-        if isinstance(one, Task):
-            found.append(one)
-        elif str(one).startswith(HARNESS):
-            found += _of_harness(str(one), options, layout)
+    opened: list[Task] = []
+    for given, layout in zip(several, _layouts(options, len(several)), strict=True):
+        if isinstance(given, Task):
+            opened.append(given)
+        elif str(given).startswith(HARNESS):
+            opened += _of_harness(str(given), options, layout)
         else:
-            found.append(_open(one, options.limit, layout))
-    check_losses(found, options.metric, options.margin)
-    check_metrics(found, options.metric)
-    return [with_metric(task, options.metric) for task in found]
+            opened.append(_open(given, options.limit, layout))
+    check_losses(opened, options.metric, options.margin)
+    check_metrics(opened, options.metric)
+    return [with_metric(task, options.metric) for task in opened]
 
 
 def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
@@ -63,9 +63,11 @@ def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
         return load_task(task, limit, layout)
     from loraprobe.hub.datasets import resolve_dataset
 
-    found = resolve_dataset(str(task))
-    source = Task(found.name, (), found.reference, commit=found.commit, benchmark=found.benchmark)
-    return read_task(found.files, source, limit, layout)
+    dataset = resolve_dataset(str(task))
+    source = Task(
+        dataset.name, (), dataset.reference, commit=dataset.commit, benchmark=dataset.benchmark
+    )
+    return read_task(dataset.files, source, limit, layout)
 
 
 def _layouts(options: Options, tasks: int) -> list[FieldMap]:

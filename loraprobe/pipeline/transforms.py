@@ -89,8 +89,8 @@ def general_of(
     if not options.subtract:
         return ()
     loaded = hub.load_all([*adapters, *options.subtract])
-    found = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
-    compatibility.require(found)
+    findings = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
+    compatibility.require(findings)
     return loaded[len(adapters) :]
 
 
@@ -168,8 +168,8 @@ def scaled(adapter: Adapter, factor: float, layers: Mapping[str, float] | None =
 
 def layer_of(path: str) -> str:
     """A module's path up to its first number: model.layers.7; the whole path if it has none."""
-    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
-    return found.group() if found else path
+    match = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
+    return match.group() if match else path
 
 
 def scaled_by_layer(
@@ -181,8 +181,13 @@ def scaled_by_layer(
     """
     if not layers:
         return tuple(adapters)
-    own = ({layer: weights[i] for layer, weights in layers.items()} for i in range(len(adapters)))
-    return tuple(scaled(adapter, 1.0, one) for adapter, one in zip(adapters, own, strict=True))
+    weights_of = (
+        {layer: weights[i] for layer, weights in layers.items()} for i in range(len(adapters))
+    )
+    return tuple(
+        scaled(adapter, 1.0, weight_of)
+        for adapter, weight_of in zip(adapters, weights_of, strict=True)
+    )
 
 
 def with_layers(

@@ -109,8 +109,8 @@ class Diagnosis:
 
     def take(self, paths: tuple[str, ...]) -> None:
         """Adds the statistics of a batch that was shown, which frees their memory."""
-        found, present = self.shown.pop(paths)
-        for named, sums in found.items():
+        named_sums, present = self.shown.pop(paths)
+        for named, sums in named_sums.items():
             total = self.totals.setdefault(named, {})
             for s, values in sums.items():
                 total[s] = total.get(s, 0) + values.sum(0)
@@ -122,17 +122,19 @@ class Diagnosis:
         """The figures of all modules that were shown: of whole adapters, then of each module."""
         for paths in sorted(self.shown, key=lambda paths: natural(paths[0])):
             self.take(paths)
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         for (name, key), sums in sorted(self.totals.items(), key=_order):
             figure = self.chosen[name].figure(sums)
-            found += _measurements(self.chosen[name], key, figure, self.adapters)
+            measurements += _measurements(self.chosen[name], key, figure, self.adapters)
         for (name, key), parts in sorted(self.rows.items(), key=_order):
             joined = {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
             figure = self.chosen[name].figure(joined)
             for m, (path, present) in enumerate(self.present.items()):
-                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
-                found += _measurements(self.chosen[name], key, one, self.adapters, path, present)
-        return tuple(found)
+                of_module = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+                measurements += _measurements(
+                    self.chosen[name], key, of_module, self.adapters, path, present
+                )
+        return tuple(measurements)
 
 
 def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
@@ -156,7 +158,7 @@ def _statistics(
     modules = [Module(*one, base) for one in zip(grams.paths, updates, strict=True)]
     fine = grams.finite
     pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
-    found: NamedSums = {}
+    named_sums: NamedSums = {}
     for name, diagnostic in diagnostics.items():
         if isinstance(diagnostic, GramDiagnostic):
             statistics: Statistics = diagnostic.observe(grams)
@@ -168,11 +170,11 @@ def _statistics(
                 for key, sums in each[0].items()
             }
         for key, sums in statistics.items():
-            found[name, key] = {
+            named_sums[name, key] = {
                 s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
                 for s, values in sums.items()
             }
-    return found
+    return named_sums
 
 
 def _measurements(

@@ -74,17 +74,17 @@ class IntruderDimensions(FactorDiagnostic):
 
     def observe(self, module: Module) -> Statistics:
         weight = module.base_weight()
-        own = None if weight is None else torch.linalg.svd(weight, full_matrices=False).U
+        directions = None if weight is None else torch.linalg.svd(weight, full_matrices=False).U
         counts = torch.zeros(len(module.updates), dtype=torch.float64)
         for i, update in enumerate(module.updates):
             if update is None:
                 continue
             delta = update.to(torch.float32).delta()
-            if weight is None or own is None or weight.shape != delta.shape:
+            if weight is None or directions is None or weight.shape != delta.shape:
                 counts[i] = torch.nan
             elif torch.isfinite(delta).all():
                 top = torch.linalg.svd(weight + delta, full_matrices=False).U[:, : self.k]
-                counts[i] = ((own.mT @ top).abs().amax(0) < self.threshold).sum()
+                counts[i] = ((directions.mT @ top).abs().amax(0) < self.threshold).sum()
         return single(intruders=counts)
 
     def figure(self, sums: Sums) -> FigureValue:

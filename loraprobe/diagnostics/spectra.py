@@ -73,13 +73,13 @@ class TruncationError(GramDiagnostic):
 
     def observe(self, grams: GramMatrices) -> Statistics:
         m, n, r = grams.grams_in.shape[:3]
-        own, (i, j) = torch.arange(n), torch.triu_indices(n, n, 1)
+        diagonal, (i, j) = torch.arange(n), torch.triu_indices(n, n, 1)
         single = grams.spectrum.S.square()
         both = grams.sum_energies(i, j)
 
         def beyond(rank: int) -> Tensor:
             lost = torch.zeros(m, n, n, dtype=torch.float64)
-            lost[:, own, own] = single[..., rank:].sum(-1)
+            lost[:, diagonal, diagonal] = single[..., rank:].sum(-1)
             lost[:, i, j] = both[..., rank:].sum(-1)
             return lost
 

@@ -162,15 +162,15 @@ class GramMatrices:
         """
         i, j = torch.as_tensor(first), torch.as_tensor(second)
         m, r, step = len(self.scaling), self.grams_in.shape[2], max(1, PAIRS // len(self.scaling))
-        found = torch.empty(m, len(i), 2 * r, dtype=torch.float64)
+        energies = torch.empty(m, len(i), 2 * r, dtype=torch.float64)
         S = self.spectrum.S
         for part in range(0, len(i), step):
             a, b = i[part : part + step], j[part : part + step]
             square = _square_of_sum(
                 S[:, a], S[:, b], self.cosines_in[:, a, b], self.cosines_out[:, a, b]
             )
-            found[:, part : part + step] = torch.linalg.eigvalsh(square).flip(-1)
-        return torch.where(found > GRAM_TOLERANCE * found[..., :1], found, 0.0)
+            energies[:, part : part + step] = torch.linalg.eigvalsh(square).flip(-1)
+        return torch.where(energies > GRAM_TOLERANCE * energies[..., :1], energies, 0.0)
 
 
 def _between(
@@ -254,18 +254,20 @@ def _batches(
 
     adapters: module path -> update, or its rank, in_features and out_features, for each adapter.
     """
-    found: list[tuple[str, ...]] = []
+    batches: list[tuple[str, ...]] = []
     waiting: list[str] = []
     size = 0
     for path in paths:
-        own = [adapter[path] for adapter in adapters if path in adapter]
+        updates = [adapter[path] for adapter in adapters if path in adapter]
         waiting.append(path)
-        size += 2 * 8 * (len(adapters) * max([rank, *(one.rank for one in own)])) ** 2
-        size += sum(4 * one.rank * (one.in_features + one.out_features) for one in own)
+        size += 2 * 8 * (len(adapters) * max([rank, *(update.rank for update in updates)])) ** 2
+        size += sum(
+            4 * update.rank * (update.in_features + update.out_features) for update in updates
+        )
         if size >= BATCH_BYTES:
-            found.append(tuple(waiting))
+            batches.append(tuple(waiting))
             waiting, size = [], 0
-    return [*found, tuple(waiting)] if waiting else found
+    return [*batches, tuple(waiting)] if waiting else batches
 
 
 def gram_matrices(
@@ -333,20 +335,20 @@ def _batch(
     for grams, side in ((grams_in, A), (grams_out, B)):
         for gram, held, in_float64 in zip(grams, side, exact, strict=True):
             _fill(gram, held, in_float64, memory)
-    found = _of_modules(paths, modules, grams_in, grams_out)
+    statistics = _of_modules(paths, modules, grams_in, grams_out)
     if all(exact):
-        return found
-    spectrum, refined = found.spectrum, False
+        return statistics
+    spectrum, refined = statistics.spectrum, False
     for grams, factors, vectors, cosines in (
-        (grams_in, A, spectrum.right, found.cosines_in),
-        (grams_out, B, spectrum.left.mT, found.cosines_out),
+        (grams_in, A, spectrum.right, statistics.cosines_in),
+        (grams_out, B, spectrum.left.mT, statistics.cosines_out),
     ):
-        unsure = ~found.finite | _unresolved(vectors, grams) | _meeting(cosines)
+        unsure = ~statistics.finite | _unresolved(vectors, grams) | _meeting(cosines)
         for m, some in enumerate(unsure):
             if some.any() and not exact[m]:
                 _refine(grams[m], factors[m], set(some.nonzero().flatten().tolist()))
                 refined = True
-    return _of_modules(paths, modules, grams_in, grams_out) if refined else found
+    return _of_modules(paths, modules, grams_in, grams_out) if refined else statistics
 
 
 def _of_modules(
@@ -399,17 +401,17 @@ def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memor
     """
     n, r = gram.shape[:2]
     for held in _by_length(factors):
-        starts = [0, *itertools.accumulate(len(one) for one in held.values())]
+        starts = [0, *itertools.accumulate(len(factor) for factor in held.values())]
         length = next(iter(held.values())).shape[1]
         rows = memory.empty("rows", starts[-1], length, torch.float64 if exact else torch.float32)
-        for start, one in zip(starts, held.values(), strict=False):
-            rows[start : start + len(one)].copy_(one)
+        for start, factor in zip(starts, held.values(), strict=False):
+            rows[start : start + len(factor)].copy_(factor)
         if len(rows) == n * r:
             _multiply(gram.view(n * r, n * r), rows, starts, memory)
         else:
             products = torch.empty(len(rows), len(rows), dtype=torch.float64)
             _multiply(products, rows, starts, memory)
-            _place(gram, products, {i: len(one) for i, one in held.items()})
+            _place(gram, products, {i: len(factor) for i, factor in held.items()})
 
 
 def _place(
@@ -454,7 +456,7 @@ def _multiply(
 def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) -> None:
     """Compute the rows and columns of some adapters again, in float64 and in place."""
     for held in _by_length(factors):
-        chosen = {i: len(one) for i, one in held.items() if i in some}
+        chosen = {i: len(factor) for i, factor in held.items() if i in some}
         if chosen:
             rows = torch.cat([held[i].double() for i in chosen])
             for j, other in held.items():
@@ -466,11 +468,11 @@ def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) 
 
 def _by_length(factors: Factors) -> list[dict[int, Float[Tensor, "_ _"]]]:
     """The factors by the place of their adapter, those with rows of one length together."""
-    found: dict[int, dict[int, Tensor]] = {}
+    by_length: dict[int, dict[int, Tensor]] = {}
     for i, factor in enumerate(factors):
         if factor is not None:
-            found.setdefault(factor.shape[1], {})[i] = factor
-    return list(found.values())
+            by_length.setdefault(factor.shape[1], {})[i] = factor
+    return list(by_length.values())
 
 
 def _unresolved(
@@ -492,7 +494,7 @@ def _meeting(cosines: Float64[Tensor, "m n n k k"]) -> Bool[Tensor, "m n"]:
     blocks = cosines[m, i, j]
     apart = MEETING**2 * torch.eye(blocks.shape[-1], dtype=blocks.dtype) - blocks.mT @ blocks
     meet = torch.linalg.cholesky_ex(apart).info != 0
-    found = torch.zeros(cosines.shape[:2], dtype=torch.bool)
-    found[m[meet], i[meet]] = True
-    found[m[meet], j[meet]] = True
-    return found
+    meeting = torch.zeros(cosines.shape[:2], dtype=torch.bool)
+    meeting[m[meet], i[meet]] = True
+    meeting[m[meet], j[meet]] = True
+    return meeting

@@ -99,10 +99,10 @@ def forecast_gains(
     the larger gain.
     """
     items = {(row.task, row.part, row.item) for row in answers}
-    own = [row for row in results if (row.task, row.part, row.item) in items]
+    alone = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    every = [*own, *answers]
+    every = [*alone, *answers]
     rows = gains(every, systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
@@ -130,8 +130,8 @@ def _retentions(
     tasks = task_names(results)
     if len(tasks) < 2:
         return ()
-    found = ((t, retention(results, systems, row.system, t, row.part)) for t in tasks)
-    return tuple(Retention(task, *kept) for task, kept in found if kept is not None)
+    retentions = ((t, retention(results, systems, row.system, t, row.part)) for t in tasks)
+    return tuple(Retention(task, *kept) for task, kept in retentions if kept is not None)
 
 
 class Wanted(NamedTuple):
@@ -203,10 +203,10 @@ class ForecastTexts:
     @property
     def of_question(self) -> list[list[int]]:
         """The places of the texts of each question."""
-        found: list[list[int]] = [[] for _ in self.questions]
+        texts_of: list[list[int]] = [[] for _ in self.questions]
         for t, text in enumerate(self.texts):
-            found[text.question].append(t)
-        return found
+            texts_of[text.question].append(t)
+        return texts_of
 
     def bytes_added(self, systems: int) -> int:
         """What the sums of a forecast of so many systems take, and what they are made from."""
@@ -215,12 +215,12 @@ class ForecastTexts:
 
     def read(self, scorer: Scorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""
-        given = scorer.next_tokens(self.rows, [one[:3] for one in self.wanted])
+        given = scorer.next_tokens(self.rows, [wanted[:3] for wanted in self.wanted])
         _, _, _, text, behind = np.array(self.wanted).T
         sums = np.bincount(text, given.wanted.numpy() * (1 - behind), len(self.texts)).tolist()
         return given, [
-            question.scored(system, [(sums[t], len(self.texts[t].tokens)) for t in own])
-            for question, own in zip(self.questions, self.of_question, strict=True)
+            question.scored(system, [(sums[t], len(self.texts[t].tokens)) for t in texts])
+            for question, texts in zip(self.questions, self.of_question, strict=True)
             if not question.generated
         ]
 
@@ -324,8 +324,8 @@ def _support(at: np.ndarray, token: np.ndarray, top: np.ndarray) -> np.ndarray:
     the likeliest tokens. The other places go to what the most systems put first.
     """
     wanted: list[list[int]] = [[] for _ in range(top.shape[1])]
-    for position, one in zip(at.tolist(), token.tolist(), strict=True):
-        wanted[position].append(one)
+    for position, wanted_token in zip(at.tolist(), token.tolist(), strict=True):
+        wanted[position].append(wanted_token)
     rank = np.broadcast_to(np.arange(top.shape[2]), (len(top), top.shape[2])).ravel()
     rows = []
     for position, given in enumerate(wanted):
@@ -350,8 +350,8 @@ def _logprobs_of(support: Tensor, given: NextTokens, vocabulary: int) -> Tensor:
     others = torch.minimum(left.log(), given.logprobs[:, -1])
     same = support[:, :, None] == given.ids[:, None, :]
     known = given.logprobs[:, None, :].masked_fill(~same, -torch.inf).amax(-1)
-    found = torch.where(same.any(-1), known, others[:, None])
-    return found.masked_fill(support < 0, ABSENT)
+    logprobs = torch.where(same.any(-1), known, others[:, None])
+    return logprobs.masked_fill(support < 0, ABSENT)
 
 
 def _judged(
@@ -360,13 +360,13 @@ def _judged(
     """Results of questions from those of their texts, as `Question.scored` judges them."""
     hard = np.zeros((len(logprob), len(reading.questions)), np.float32)
     soft = np.zeros_like(hard)
-    for k, (question, own) in enumerate(zip(reading.questions, reading.of_question, strict=True)):
-        scores = logprob[:, own]
+    for k, (question, texts) in enumerate(zip(reading.questions, reading.of_question, strict=True)):
+        scores = logprob[:, texts]
         if question.generated:
-            hard[:, k] = right[:, own].any(1)
+            hard[:, k] = right[:, texts].any(1)
             soft[:, k] = np.exp(scores.max(1))
         elif question.metric == LOSS:
-            tokens = np.array([len(reading.texts[t].tokens) for t in own])
+            tokens = np.array([len(reading.texts[t].tokens) for t in texts])
             hard[:, k] = soft[:, k] = (scores / tokens).max(1)
         else:
             lengths = np.array([len(text) for text in question.continuations])

@@ -55,8 +55,8 @@ def likelihoods(
             continue
         plain = scorer.with_template(False) if raw else scorer
         with plain.with_composition(None):
-            found = plain.loglikelihood([(r.prompt, r.continuation) for r in asked])
-        likely.update(zip(asked, found, strict=True))
+            scored = plain.loglikelihood([(r.prompt, r.continuation) for r in asked])
+        likely.update(zip(asked, scored, strict=True))
         if progress is not None:
             progress("cover", len(likely), len(distinct))
     return likely
@@ -160,7 +160,7 @@ class MeanProbe(CoverageProbe):
         """The requests of one question; none if the question does not count."""
 
     @abstractmethod
-    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
+    def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, float | None]:
         """The value of one question, and its baseline. found: a Likelihood for each request."""
 
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:

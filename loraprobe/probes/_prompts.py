@@ -79,14 +79,14 @@ def card_prompts(card: str) -> list[str]:
     The front matter is read with limits; if it is not valid YAML, there are no widget examples.
     """
     card = card[:MOST_CARD].replace("\r\n", "\n")
-    found = _widgets(read_front_matter(card))
+    prompts = _widgets(read_front_matter(card))
     for match in _FENCE.finditer(front_and_body(card)[1]):
         kind, text = match.group(2).strip().lower(), match.group(3)
         if kind in _PLAIN and not _CODE.search(text):
-            found.append(text)
+            prompts.append(text)
         else:
-            found += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(text)]
-    return _distinct(found)
+            prompts += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(text)]
+    return _distinct(prompts)
 
 
 def _widgets(matter: Mapping[Any, Any]) -> list[str]:
@@ -121,10 +121,10 @@ def _whole(text: str) -> str:
 
 def _distinct(texts: Iterable[str]) -> list[str]:
     """Clean prompts without repetitions; case and spaces are ignored in the comparison."""
-    found: dict[str, str] = {}
+    distinct: dict[str, str] = {}
     for text in texts:
         clean = _CONTROL.sub("", text).strip()
         key = " ".join(clean.casefold().split())
         if SHORTEST <= len(clean) <= LONGEST and any(ch.isalpha() for ch in clean):
-            found.setdefault(key, clean)
-    return list(found.values())
+            distinct.setdefault(key, clean)
+    return list(distinct.values())

@@ -86,7 +86,10 @@ def probe_without_task(
     margins = [first_margin(likely[request]) for _, request in known]
     return (
         *_own_answers(replies, adapter_names, likely),
-        *(_row("kl_to_base", own, (name,), range(len(own))) for name, own in kl.items()),
+        *(
+            _row("kl_to_base", divergences, (name,), range(len(divergences)))
+            for name, divergences in kl.items()
+        ),
         *_name_swaps(swaps, adapter_names, likely),
         *_cross_talk(kl),
         *([_row("answer_margin", margins, (), [i for i, _ in known])] if known else []),
@@ -105,14 +108,14 @@ def _replies(
     for adapter in adapters:
         with scorer.with_composition(single(adapter)):
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
-            own = scorer.first_token_distribution(prompts)
+            adapted = scorer.first_token_distribution(prompts)
         replies += [
             AdapterAnswer(adapter.name, i, ScoreRequest(prompts[i], text))
             for i, text in enumerate(texts)
             if text.strip()
         ]
         # Clamped, so that a token to which both give -inf adds 0 and not NaN.
-        gap = base.clamp_min(-1e4) - own.clamp_min(-1e4)
+        gap = base.clamp_min(-1e4) - adapted.clamp_min(-1e4)
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
     return replies, kl
 
@@ -124,15 +127,16 @@ def _own_answers(
 
     def familiarity(chosen: Sequence[AdapterAnswer], adapters: tuple[str, ...]) -> Coverage:
         ranks = [likely[reply.request].rank for reply in chosen]
-        shares = [sum(rank == 1 for rank in own) / len(own) for own in ranks]
+        shares = [sum(rank == 1 for rank in ranks_of) / len(ranks_of) for ranks_of in ranks]
         return _row("familiarity", shares, adapters, [reply.prompt for reply in chosen])
 
     yield familiarity(replies, ())
     for name in adapters:
         chosen = [reply for reply in replies if reply.adapter == name]
         yield familiarity(chosen, (name,))
-        found = [likely[reply.request] for reply in chosen]
-        margins, ranks = [first_margin(one) for one in found], [float(one.rank[0]) for one in found]
+        scored = [likely[reply.request] for reply in chosen]
+        margins = [first_margin(likelihood) for likelihood in scored]
+        ranks = [float(likelihood.rank[0]) for likelihood in scored]
         yield _row("own_answer_margin", margins, (name,), [reply.prompt for reply in chosen])
         median = statistics.median(ranks) if ranks else None
         yield Coverage("own_answer_rank", TASK, median, len(ranks), adapters=(name,))

@@ -38,8 +38,8 @@ class AnswerMargin(MeanProbe):
     def wanted(self, context: ProbeContext, question: Question) -> list[ScoreRequest]:
         return [ScoreRequest(question.prompt, answer) for answer in question.answers]
 
-    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, None]:
-        return min(first_margin(likelihood) for likelihood in found), None
+    def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, None]:
+        return min(first_margin(likelihood) for likelihood in scored), None
 
 
 def first_margin(likelihood: Any) -> float:
@@ -86,8 +86,8 @@ class GoldRank(MeanProbe):
         answers = (*question.answers, *others) if others else ()
         return [ScoreRequest(question.prompt, answer) for answer in answers]
 
-    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float]:
-        scores, right = [likelihood.per_token for likelihood in found], len(question.answers)
+    def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, float]:
+        scores, right = [likelihood.per_token for likelihood in scored], len(question.answers)
         gold, others = max(scores[:right]), scores[right:]
         above = sum(other > gold for other in others)
         rank = 1 + above + sum(other == gold for other in others) / 2

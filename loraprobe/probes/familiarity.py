@@ -40,8 +40,8 @@ class MinKPlusPlus(MeanProbe):
             ScoreRequest("", before + joined(before, after), raw=True) for before, after in texts
         ]
 
-    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
-        real, *made_up = (self.of(likelihood) for likelihood in found)
+    def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, float | None]:
+        real, *made_up = (self.of(likelihood) for likelihood in scored)
         return real, made_up[0] if made_up else None
 
     def of(self, likelihood: Any) -> float:
@@ -78,6 +78,6 @@ class NameSwap(MeanProbe):
                 wanted += [ScoreRequest(question.prompt, answer), ScoreRequest(*swap)]
         return wanted
 
-    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float]:
-        logprobs = [likelihood.logprob for likelihood in found]
+    def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, float]:
+        logprobs = [likelihood.logprob for likelihood in scored]
         return max(logprobs[::2]) - max(logprobs[1::2]), 0.0

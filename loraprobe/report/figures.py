@@ -98,11 +98,11 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
         )
         for row in audit.evaluation.attribution[:MOST_LINES]
     ]
-    told = []
+    sentences = []
     for name, counts in bars:
         parts = zip(counts, CAUSES.values(), strict=True)
-        told.append(f"{name}: " + ", ".join(f"{n} {cause}" for n, (cause, _) in parts if n))
-    title, description = "Where the answers of each composition went", f"{'. '.join(told)}."
+        sentences.append(f"{name}: " + ", ".join(f"{n} {cause}" for n, (cause, _) in parts if n))
+    title, description = "Where the answers of each composition went", f"{'. '.join(sentences)}."
     caption = "Items of each composition by the first cause that fits."
     draw = partial(stacked, rows=bars)
     return [Figure("causes-figure", title, description, caption, table, draw)] if bars else []
@@ -111,15 +111,15 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
 def cosines(audit: Audit) -> list[Figure]:
     """The cosine of every pair of three adapters or more."""
     names = [row.name for row in audit.adapters][:MOST_ADAPTERS]
-    found = {
+    by_pair = {
         row.adapters: row.value
         for row in audit.diagnostics
         if row.name == "cosine" and row.module is None and measured(row.value)
     }
-    if len(names) < 3 or not found:
+    if len(names) < 3 or not by_pair:
         return []
-    known = {(a, b): value for pair, value in found.items() for a, b in (pair, pair[::-1])}
-    (a, b), most = max(found.items(), key=lambda one: abs(one[1]))
+    known = {(a, b): value for pair, value in by_pair.items() for a, b in (pair, pair[::-1])}
+    (a, b), most = max(by_pair.items(), key=lambda pair_value: abs(pair_value[1]))
     description = (
         f"All pairs of {len(names)} adapters. The cosine furthest from zero is {number(most)}, "
         f"between {a} and {b}."
@@ -201,11 +201,11 @@ def _heat(
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:
     """(layer, module) -> the mean over modules such as experts, which repeat in a layer."""
-    found: dict[tuple[str, str], list[float]] = {}
+    by_place: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if measured(row.value):
-            found.setdefault(_place(row.module or ""), []).append(row.value)
-    return {place: sum(values) / len(values) for place, values in found.items()}
+            by_place.setdefault(_place(row.module or ""), []).append(row.value)
+    return {place: sum(values) / len(values) for place, values in by_place.items()}
 
 
 def _place(module: str) -> tuple[str, str]:
@@ -213,11 +213,11 @@ def _place(module: str) -> tuple[str, str]:
 
     A module outside of layers stands in row "-".
     """
-    found = _NUMBER.search(f".{module}.")
-    if found is None:
+    match = _NUMBER.search(f".{module}.")
+    if match is None:
         return "-", module
-    rest = f".{module}."[found.end() :].strip(".")
-    return found[0], _NUMBER.sub("*", f".{rest}.").strip(".")
+    rest = f".{module}."[match.end() :].strip(".")
+    return match[0], _NUMBER.sub("*", f".{rest}.").strip(".")
 
 
 def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:

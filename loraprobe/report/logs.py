@@ -78,7 +78,7 @@ def _results(
     base = audit.base.reference if audit.base else ""
     system = scores[0].system
     name = base if scores[0].kind == "base" else f"{base}+{system}"
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "results": {},
         "group_subtasks": {},
         "configs": {},
@@ -90,16 +90,16 @@ def _results(
     }
     for score in scores:
         task, source = task_name(score), sources[score.task]
-        found["results"][task] = _metrics(score)
-        found["group_subtasks"][task] = []
-        found["configs"][task] = {"task": task, "dataset_path": source.reference}
-        found["versions"][task] = (source.commit or source.sha256)[:12]
-        found["n-shot"][task] = 0
-        found["higher_is_better"][task] = {score.metric: not score.is_loss}
-        found["n-samples"][task] = {"original": source.items, "effective": score.n}
+        document["results"][task] = _metrics(score)
+        document["group_subtasks"][task] = []
+        document["configs"][task] = {"task": task, "dataset_path": source.reference}
+        document["versions"][task] = (source.commit or source.sha256)[:12]
+        document["n-shot"][task] = 0
+        document["higher_is_better"][task] = {score.metric: not score.is_loss}
+        document["n-samples"][task] = {"original": source.items, "effective": score.n}
         hashes = [row[f"{of}_hash"] for row in answers[task] for of in ("doc", "prompt", "target")]
-        found["task_hashes"][task] = _hash("".join(hashes))
-    return found | {
+        document["task_hashes"][task] = _hash("".join(hashes))
+    return document | {
         "config": {
             "model": "loraprobe",
             "model_args": {"base": base, "system": system}

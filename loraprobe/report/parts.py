@@ -189,11 +189,11 @@ def viewed(sections: Sequence[Section], view: View, characters: int) -> list[Sec
 
     characters: the longest text that stays whole; commands always do.
     """
-    found = []
+    shown = []
     for section in sections:
         parts = [((view,), _cut(part, characters)) for part in section.shown(view)]
-        found += [replace(section, parts=parts)] if parts else []
-    return found
+        shown += [replace(section, parts=parts)] if parts else []
+    return shown
 
 
 def _cut(part: Part, characters: int) -> Part:

@@ -64,12 +64,12 @@ def _sentence(console: Console, text: str) -> None:
     console.print("\n  ".join([first, *more]), style="dim", markup=False, soft_wrap=True)
 
 
-def print_answer(console: Console, told: Answer) -> None:
+def print_answer(console: Console, answer: Answer) -> None:
     """Prints the answer with its headline and its labels in colour."""
-    style = STYLES.get(told.decision, "bold")
-    for line in wrapped(told.headline, console.width):
+    style = STYLES.get(answer.decision, "bold")
+    for line in wrapped(answer.headline, console.width):
         console.print(Text(line, style), soft_wrap=True)
-    for line in told.rows(console.width):
+    for line in answer.rows(console.width):
         head = INDENT + LABEL if line.startswith(" " * INDENT) else 0  # not of a program
         console.print(Text.assemble((line[:head], "bold"), line[head:]), soft_wrap=True)
 
@@ -135,17 +135,17 @@ def _joined(row: Sequence[str], prose: Sequence[int]) -> list[str]:
 
 def _needs(table: Table) -> list[int]:
     """The width of each column with its heading broken at spaces; a bar needs none."""
-    found = []
+    needs = []
     for column, cells in zip(table.columns, zip(*table.rows, strict=True), strict=True):
         inside = max(map(len, cells))
         inside = min(inside, LEAST_PROSE) if column.prose else inside
-        found.append(max([inside, *map(len, column.heading.split())]))
-    return found
+        needs.append(max([inside, *map(len, column.heading.split())]))
+    return needs
 
 
 def _total(widths: Iterable[int]) -> int:
-    found = list(widths)
-    return sum(found) + GAP * len(found) - GAP
+    columns = list(widths)
+    return sum(columns) + GAP * len(columns) - GAP
 
 
 def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:

@@ -174,7 +174,7 @@ class PromptGate(TokenGate):
         each, k = leading.numel() // now.rows, gates.shape[-1]
         return gates[:, None].expand(now.rows, each, k).reshape(*leading, k)
 
-    def _with_earlier(self, own: Tensor, decided: dict[str, Tensor]) -> Tensor:
+    def _with_earlier(self, scores: Tensor, decided: dict[str, Tensor]) -> Tensor:
         """The scores [rows, c, n] that decide, from the module's own and the earlier modules'.
 
         They are the mean over all modules so far where each scores the same n experts, because one
@@ -182,9 +182,9 @@ class PromptGate(TokenGate):
         modules, in the order of the pass.
         """
         if not self.router.scores_absent:
-            return own
-        own = own.to(torch.promote_types(own.dtype, torch.float32))
+            return scores
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if not decided:
-            return own
-        mean = next(reversed(decided.values())).to(own)
-        return mean + (own - mean) / (len(decided) + 1)
+            return scores
+        mean = next(reversed(decided.values())).to(scores)
+        return mean + (scores - mean) / (len(decided) + 1)

@@ -131,14 +131,16 @@ class Centroid(ScoredRouter):
                 "prompts={name: [...]}."
             )
         kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
-        found: dict[str, list[Tensor]] = {p: [] for p, kind in kinds.items() if kind != "embedding"}
+        sums_of: dict[str, list[Tensor]] = {
+            p: [] for p, kind in kinds.items() if kind != "embedding"
+        }
         for expert in experts:
-            sums = InputSums(found)
+            sums = InputSums(sums_of)
             with watched(model, experts, sums.add):
                 read(list(prompts[expert.name]), sums.see)
-            for path, rows in found.items():
+            for path, rows in sums_of.items():
                 rows.append(sums.of(path, expert.name))
-        means = {path: mean_inputs(torch.stack(rows)) for path, rows in found.items()}
+        means = {path: mean_inputs(torch.stack(rows)) for path, rows in sums_of.items()}
         return changed(self, learned=Centroids(means))
 
     def state(self) -> dict[str, Tensor]:
@@ -210,8 +212,8 @@ class InputSums:
             )
         counted = self.mask.reshape(-1)
         first = (self.mask.cumsum(1) == 1).reshape(-1)[counted]
-        own = flat[counted.to(flat.device)].double()
-        rows = torch.cat([own, F.normalize(own, dim=-1), torch.ones_like(own[:, :1])], -1)
+        inputs = flat[counted.to(flat.device)].double()
+        rows = torch.cat([inputs, F.normalize(inputs, dim=-1), torch.ones_like(inputs[:, :1])], -1)
         sums = (torch.stack([first, ~first]).to(rows) @ rows).cpu()
         self.sums[path] = sums + self.sums.get(path, 0)
 
@@ -235,5 +237,5 @@ def mean_inputs(sums: Tensor) -> Float[Tensor, "n in"]:
     directions, counts = sums[..., width:-1].sum(0), sums[..., -1:]
     spread = 1 - (directions / counts.sum(0)).square().sum(-1)  # of first and of other tokens
     alike = bool((counts[:, 1] > 0).all()) and bool(spread[0] < ALIKE * spread[1])
-    own = sums[:, 1] if alike else sums.sum(1)
-    return (own[:, :width] / own[:, -1:]).float()
+    chosen = sums[:, 1] if alike else sums.sum(1)
+    return (chosen[:, :width] / chosen[:, -1:]).float()

@@ -97,13 +97,13 @@ class HarnessTask:
 
     def items(self, named: bool) -> list[Item]:
         """The items; named: their ids begin with the task's name."""
-        found = []
+        items = []
         for doc, requests in self._by_doc().items():
             name = f"{self.name}/{doc}" if named else str(doc)
             self.docs[name] = doc
             metric = LOSS if self.loss else HARNESS + self.key[0]
-            found.append(Item(name, *self._texts(requests), metric=metric, source=self))
-        return found
+            items.append(Item(name, *self._texts(requests), metric=metric, source=self))
+        return items
 
     def readings(self) -> dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]]:
         """For each metric and filter: how a value is read, None if it is no mean; if it is a loss.
@@ -111,15 +111,15 @@ class HarnessTask:
         The harness judges an empty reply to the first item, which shows its metrics.
         """
         first = next(iter(self._by_doc()))
-        found: dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]] = {}
-        for name in [own.name for own in self.task._filters]:
+        readings: dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]] = {}
+        for name in [lm_filter.name for lm_filter in self.task._filters]:
             _, values = self._judged(_dummies(self._fresh([first])), name)[0]
             better, aggregated = self.task.higher_is_better(), self.task.aggregation()
             for metric, value in values.items():
-                found[metric, name] = self._reading(
+                readings[metric, name] = self._reading(
                     (metric, name), aggregated.get(metric), value, better.get(metric, True)
                 )
-        return found
+        return readings
 
     def _reading(
         self, key: MetricOfFilter, aggregation: Any, value: Any, better: bool
@@ -164,9 +164,9 @@ class HarnessTask:
     def _fresh(self, docs: Sequence[int], lm: Any = None) -> list[Any]:
         held = self._by_doc(lm)
         return [
-            dataclasses.replace(one, resps=[], filtered_resps={})
+            dataclasses.replace(request, resps=[], filtered_resps={})
             for doc in docs
-            for one in held[doc]
+            for request in held[doc]
         ]
 
     def _by_doc(self, lm: Any = None) -> dict[int, list[Any]]:
@@ -180,8 +180,8 @@ class HarnessTask:
                 self.task.set_fewshot_seed(seed=SEED)
                 self.task.build_all_requests(limit=self.limit, **(template if chat else {}))
             by_doc = self._built.setdefault(chat, {})
-            for one in self.task.instances:
-                by_doc.setdefault(one.doc_id, []).append(one)
+            for request in self.task.instances:
+                by_doc.setdefault(request.doc_id, []).append(request)
         return self._built[chat]
 
     def _texts(self, requests: Sequence[Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -190,13 +190,13 @@ class HarnessTask:
         if first.request_type == "loglikelihood_rolling":
             return first.args[0], (), ()
         choices: tuple[str, ...] = ()
-        if len(requests) > 1 and len({one.args[0] for one in requests}) == 1:
-            choices = tuple(one.args[1].strip() for one in requests)
+        if len(requests) > 1 and len({entry.args[0] for entry in requests}) == 1:
+            choices = tuple(entry.args[1].strip() for entry in requests)
         target = self.task.doc_to_target(first.doc)
         gold = target if isinstance(target, list) else [target]
         answers = (
-            choices[one] if isinstance(one, int) and 0 <= one < len(choices) else str(one)
-            for one in gold
+            choices[entry] if isinstance(entry, int) and 0 <= entry < len(choices) else str(entry)
+            for entry in gold
         )
         return first.args[0], tuple(answers), choices
 
@@ -281,13 +281,13 @@ def _choose(
     known = [
         key
         for key in readings[0]
-        if (counted is None or key[0] in counted) and all(key in found for found in readings)
+        if (counted is None or key[0] in counted) and all(key in reading for reading in readings)
     ]
     named = [key for key in known if wanted in (None, key[0], ":".join(key))]
     if wanted is not None and not named:
         names = list(dict.fromkeys(key[0] for key in known))
         raise UsageError(f"Task {title} has no metric {wanted!r}: {nearest(wanted, names)}")
-    usable = [key for key in named if all(found[key][0] for found in readings)]
+    usable = [key for key in named if all(reading[key][0] for reading in readings)]
     if not usable:
         names = list(dict.fromkeys(key[0] for key in named))
         raise TaskError(
@@ -296,8 +296,8 @@ def _choose(
             "or name one such as exact_match in metric_list of its YAML."
         )
     chosen = min(usable, key=lambda key: readings[0][key][1])  # the first share, else a loss
-    for part, found in zip(parts, readings, strict=True):
-        read, loss = found[chosen]
+    for part, reading in zip(parts, readings, strict=True):
+        read, loss = reading[chosen]
         part.key, part.loss, part.read = chosen, loss, read or float
 
 
@@ -308,8 +308,10 @@ def _separate(
     for thing in things:
         if not hasattr(thing, "get_all_tasks"):
             yield thing.task_name, [thing], None
-        elif (found := thing.aggregate_metric_list) and all(one.weight_by_size for one in found):
-            yield thing.name, thing.get_all_tasks(), [one.metric for one in found]
+        elif (metrics := thing.aggregate_metric_list) and all(
+            metric.weight_by_size for metric in metrics
+        ):
+            yield thing.name, thing.get_all_tasks(), [metric.metric for metric in metrics]
         else:
             yield from _separate(thing)
 
@@ -352,18 +354,18 @@ def quiet() -> Iterator[None]:
 
 
 def _dummies(requests: list[Any]) -> list[Any]:
-    for one in requests:
-        one.resps = [DUMMY[one.request_type]] * (one.repeats or 1)
+    for request in requests:
+        request.resps = [DUMMY[request.request_type]] * (request.repeats or 1)
     return requests
 
 
 def _is_mean(aggregation: Any) -> bool:
     """Whether a function computes the mean of numbers."""
     try:
-        found = aggregation([0.0, 1.0, 0.25, 1.0])
+        mean = aggregation([0.0, 1.0, 0.25, 1.0])
     except Exception:
         return False
-    return _number(found) and math.isclose(found, 0.5625)
+    return _number(mean) and math.isclose(mean, 0.5625)
 
 
 def _number(value: Any) -> bool:
@@ -380,4 +382,6 @@ def _text(requests: Sequence[Any], by: str) -> str:
         return str(first.filtered_resps[by])
     if first.request_type == "loglikelihood_rolling":
         return ""
-    return ", ".join(f"{one.args[1].strip()} ({one.resps[0][0]:.2f})" for one in requests)
+    return ", ".join(
+        f"{request.args[1].strip()} ({request.resps[0][0]:.2f})" for request in requests
+    )

@@ -81,8 +81,8 @@ class FieldMap:
         try:
             compile_pattern(pattern)
         except TaskError as error:
-            told = str(error.args[0]).replace("answer_pattern", "--answer-pattern")
-            raise UsageError(told, "correct the expression") from None
+            message = str(error.args[0]).replace("answer_pattern", "--answer-pattern")
+            raise UsageError(message, "correct the expression") from None
         return cls(
             _read_fields(fields), _read_template(prompt) or None, after or None, pattern or None
         )
@@ -128,9 +128,9 @@ class FieldMap:
         if key in _LISTS and len(self.fields.get(key, ())) < 2:
             value = _from_json(value, row, name)
         several = value if isinstance(value, list) else [value]
-        texts = [_text(one) for one in several]
+        texts = [_text(text) for text in several]
         if key == "answer":
-            texts = [self._gold(one, row) if isinstance(one, str) else one for one in texts]
+            texts = [self._gold(text, row) if isinstance(text, str) else text for text in texts]
         return texts if isinstance(value, list) else texts[0]
 
     def _gold(self, answer: str, row: DataRow) -> str:
@@ -143,12 +143,12 @@ class FieldMap:
                 )
             return rest.strip().partition("\n")[0].strip()
         if self.pattern is not None:
-            found = last_match(self.pattern, answer)
-            if found is None:
+            match = last_match(self.pattern, answer)
+            if match is None:
                 raise row.error(
                     f"--answer-pattern finds nothing in the answer {answer[-60:]!r}; change it."
                 )
-            return found[1].strip()
+            return match[1].strip()
         return answer
 
 
@@ -172,13 +172,13 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
     for file in files:
         data = read_file(file, "task")
         digest.update(data)
-        found: Iterable[DataRow] = read_rows(file, data)
+        rows: Iterable[DataRow] = read_rows(file, data)
         if not mapped:
-            found = map(_known, found)
+            rows = map(_known, rows)
         if mapped or file.suffix.lower() in TABLES:
-            found = layout.items(found)
+            rows = layout.items(rows)
         before = last
-        for row in found:
+        for row in rows:
             last = before + row.number
             if len(items) >= limits.ROWS:
                 raise TaskError(f"{file} has more than {limits.ROWS:,} items, which is the most.")
@@ -237,20 +237,20 @@ def _known(row: DataRow) -> DataRow:
 def _suggested(row: Mapping[str, Any]) -> str:
     """The options with which a row of another layout would be read; "" where none is evident."""
     lower = {name.lower(): name for name in row}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for key, called in _CALLED.items():
-        name = next((lower[one] for one in called.split() if one in lower), None)
+        name = next((lower[word] for word in called.split() if word in lower), None)
         if name is None:
             continue
         value = row[name]
         inside = isinstance(value, Mapping) and "text" in value
-        found[key] = f"{name}.text" if inside else name
+        fields[key] = f"{name}.text" if inside else name
         if key == "choices" and inside and "label" in value:
-            found[LABELS] = f"{name}.label"
-    changed = ",".join(f"{key}={name}" for key, name in found.items() if key != name)
-    if not {"prompt", "answer"} <= found.keys() or not changed:
+            fields[LABELS] = f"{name}.label"
+    changed = ",".join(f"{key}={name}" for key, name in fields.items() if key != name)
+    if not {"prompt", "answer"} <= fields.keys() or not changed:
         return ""
-    answer = row.get(found["answer"])
+    answer = row.get(fields["answer"])
     marked = f" --answer-after='{MARK}'" if isinstance(answer, str) and MARK in answer else ""
     return f"--fields={changed}{marked}"
 
@@ -368,7 +368,7 @@ def _string(value: Any, what: str) -> str:
 
 def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
     """ "prompt=question,choices=A,B,C" as a mapping; a part without = belongs to the key before."""
-    known, found, key = (*ITEM_KEYS, LABELS), dict[str, tuple[str, ...]](), ""
+    known, fields, key = (*ITEM_KEYS, LABELS), dict[str, tuple[str, ...]](), ""
     for part in filter(None, (part.strip() for part in text.split(","))):
         head, equals, name = (piece.strip() for piece in part.partition("="))
         if equals and head not in known and name in known:
@@ -376,15 +376,15 @@ def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
         if equals and head not in known:
             hint = nearest(head, known, f"known are {', '.join(known)}.")
             raise UsageError(f"--fields: an item has no key {head!r}: {hint}")
-        if equals and head in found:
+        if equals and head in fields:
             raise UsageError(f"--fields names {head} twice; give it once.")
         if not equals and key not in _LISTS:
             raise UsageError(
                 f"--fields takes key=FIELD pairs such as prompt=question, not {part!r}."
             )
         key = head if equals else key
-        found[key] = (*found.get(key, ()), *((name if equals else part,) if part else ()))
-    return {key: tuple(filter(None, names)) for key, names in found.items()}
+        fields[key] = (*fields.get(key, ()), *((name if equals else part,) if part else ()))
+    return {key: tuple(filter(None, names)) for key, names in fields.items()}
 
 
 def _read_template(text: str) -> str:
@@ -450,12 +450,12 @@ def _from_json(value: Any, row: DataRow, name: str) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        found = json.loads(value)
+        content = json.loads(value)
     except ValueError:
-        found = None
-    if not isinstance(found, list):
+        content = None
+    if not isinstance(content, list):
         raise row.error(f'{name!r} must hold a JSON list such as ["a", "b"], not {value[:60]!r}.')
-    return found
+    return content
 
 
 def _name_choices(rows: Sequence[DataRow]) -> None:
@@ -466,11 +466,13 @@ def _name_choices(rows: Sequence[DataRow]) -> None:
     where numbers may count from 0 or from 1.
     """
     by_row = [_readings(row) for row in rows]
-    fits = [sum(found[way] is not None for found in by_row) for way in range(_WAYS)]
+    fits = [sum(readings[way] is not None for readings in by_row) for way in range(_WAYS)]
     good = [way for way in range(_WAYS) if fits[way] == len(rows)]
     if not good:
         nearly = fits.index(max(fits))
-        row = next(row for row, found in zip(rows, by_row, strict=True) if found[nearly] is None)
+        row = next(
+            row for row, readings in zip(rows, by_row, strict=True) if readings[nearly] is None
+        )
         answer = row.content["answer"]
         shown = answer if isinstance(answer, str) else json.dumps(answer)
         raise row.error(
@@ -483,8 +485,8 @@ def _name_choices(rows: Sequence[DataRow]) -> None:
             "the answers of this file may count the choices from 0 or from 1; add labels=0,1,2 or "
             "labels=1,2,3, as many as there are choices, to --fields."
         )
-    for row, found in zip(rows, by_row, strict=True):
-        texts = found[good[0]]
+    for row, readings in zip(rows, by_row, strict=True):
+        texts = readings[good[0]]
         assert isinstance(row.content, dict) and texts is not None
         row.content["answer"] = texts if len(texts) > 1 else texts[0]
         del row.content[LABELS]

@@ -111,12 +111,12 @@ def twice(texts: Sequence[str]) -> str | None:
 
 def _json(path: Path, data: bytes, unit: str) -> Iterator[DataRow]:
     """Rows of JSONL (unit "line") or of a list in JSON ("item")."""
-    found: Iterable[tuple[int, Any]]
+    values: Iterable[tuple[int, Any]]
     if unit == "line":
-        found = ((n, _loaded(path, line, n)) for n, line in read_lines(data, path))
+        values = ((n, _loaded(path, line, n)) for n, line in read_lines(data, path))
     else:
-        found = enumerate(_loaded(path, _text(path, data)), 1)
-    for number, value in found:
+        values = enumerate(_loaded(path, _text(path, data)), 1)
+    for number, value in values:
         row = DataRow(path, unit, number, value)
         if not isinstance(value, dict):
             problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."

@@ -41,6 +41,7 @@ from loraprobe.records import (
     EvidenceLevel,
     ItemPart,
     Reason,
+    Standing,
     Verdict,
 )
 from loraprobe.verdict import reasons
@@ -275,34 +276,45 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     it is shown to gain. A second decisive reason says what of that is open.
     """
     baselines, chain = _decide_baselines(evidence), chain_candidate(evidence)
-    is_open, chain_is_open = baselines.decision != "unlikely", False
-    why, action, missing = list(baselines.reasons), baselines.action, baselines.missing
-    if is_open:
-        why, missing = [reason_of("compositions-not-asked", decisive=True)], "compositions"
+    few = chain is not None and chain.enough == "inconclusive"
+    about_chain, standing = list[Reason](), None
     if chain is not None:
-        undecided, few = chain.gain.outcome == "inconclusive", chain.enough == "inconclusive"
-        chain_is_open = undecided or few
-        why.append(reasons.about_chain(chain, None, undecided))
+        standing = "inconclusive" if few else chain.gain.outcome
+        undecided = chain.gain.outcome == "inconclusive"
+        about_chain.append(reasons.about_chain(chain, None, undecided))
         if few:
-            why.append(reasons.few_items(chain.gain.n, chain.gain.clusters, decisive=True))
-            missing = missing or "items"
-        missing = "chain" if is_open and chain_is_open else missing
-    chain_gains = chain is not None and not chain_is_open and chain.gain.outcome == "likely"
-    served = evidence.served
-    if chain_gains and served.scored(["chain"]):
-        action = "chain"
-    elif (
-        is_open
-        or (action == "chain" and chain is not None)
-        or action.partition(":")[2] in evidence.unserved
-    ):
-        best = served.best_of(served.scored_alone())
-        action = best.action if best and answers(evidence, best) else "gather-evidence"
-    system = None if chain is None else chain.system
-    gain = None if chain is None else _decisive_gain(chain)
+            n, clusters = chain.gain.n, chain.gain.clusters
+            about_chain.append(reasons.few_items(n, clusters, decisive=True))
+    if baselines.decision == "unlikely":
+        why, missing = baselines.reasons, baselines.missing or ("items" if few else None)
+    else:
+        why = (reason_of("compositions-not-asked", decisive=True),)
+        missing = "chain" if standing == "inconclusive" else "compositions"
     return Verdict(
-        baselines.decision, "base", tuple(why), system, action, missing=missing, gain=gain
+        baselines.decision,
+        "base",
+        (*why, *about_chain),
+        None if chain is None else chain.system,
+        _action_of_asked(evidence, baselines, standing),
+        missing=missing,
+        gain=None if chain is None else _decisive_gain(chain),
     )
+
+
+def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | None) -> str:
+    """What to do where no merge and no router was asked. chain: how its gain stands, if asked.
+
+    What the base and the adapters decide names the action, unless it was tried or is not served.
+    """
+    served, action = evidence.served, baselines.action
+    if chain == "likely" and served.scored(["chain"]):
+        return "chain"
+    tried = action == "chain" and chain is not None
+    unserved = action.partition(":")[2] in evidence.unserved
+    if baselines.decision == "unlikely" and not tried and not unserved:
+        return action
+    best = served.best_of(served.scored_alone())
+    return best.action if best and answers(evidence, best) else "gather-evidence"
 
 
 # ---- compositions --------------------------------------------------------------------------------

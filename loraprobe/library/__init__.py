@@ -6,6 +6,7 @@ reading      references, also of files and of standard input -> members that wer
 sketches     random projections of an adapter, from which the cosine of every pair is estimated
 arranging    which members fit together, or fit the base; the record of the library: members that
              are the same update, groups that point the same way, outliers, positions on a map
+effects      which adapters add most to what the base makes of prompts
 """
 
 from loraprobe.library.arranging import Arranged, arranged, commonest_base, fitted

@@ -29,6 +29,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
 from loraprobe.library import Member
+from loraprobe.library.effects import by_effect
 from loraprobe.pipeline.evaluate import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import NEXT_TOKENS
@@ -40,7 +41,7 @@ from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import ROUND, ItemResult
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
-from loraprobe.scoring import NextTokens
+from loraprobe.scoring import NextTokens, Scorer
 from loraprobe.tasks import Task
 
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
@@ -121,6 +122,27 @@ class Screen:
         if name == BASE:
             return System(BASE, "base")
         return System(name, "adapter", single(*self.opened([name])), members=(name,))
+
+    def in_order(self, screening: ScreeningPass) -> list[str]:
+        """The adapters in the order in which they are asked.
+
+        With --budget, which may leave some out, those that add most to what the base makes of the
+        questions come first. A server does not tell that.
+        """
+        names, scorer = [*self.members], self.evaluator.scorer
+        options = self.evaluator.session.options
+        if options.budget is None or not isinstance(scorer, Scorer):
+            return names
+        forms: dict[tuple[str, str], list[str]] = {}
+        for question in questions(screening.tasks, options.metric):
+            forms.setdefault((question.task, question.part), []).append(question.prompt)
+        try:
+            order = by_effect(
+                scorer, [*forms.values()], lambda: (self.opened([name])[0] for name in names)
+            )
+        except LoraprobeError:  # of an adapter, which is told when it is asked
+            return names
+        return [names[at] for at in order]
 
     def _opened(self, name: str) -> System | LoraprobeError:
         """The base or an adapter, or why it cannot be opened any more."""

@@ -122,8 +122,9 @@ def choose_and_prove(screen: Screen) -> Proved:
         return None if at_ceiling_too is None else Proved(screen, at_ceiling_too)
 
     for screening in screen.passes():
-        others = [*screen.members]
-        if asked:
+        if not asked:
+            others = screen.in_order(screening)
+        else:
             ranking = screen.ranking(names, asked)
             further = ranking.asked_further(screen.finalists(ranking, options.keep))
             others = [name for at, name in enumerate(names[1:]) if at in further]

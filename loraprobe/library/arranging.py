@@ -23,6 +23,7 @@ from loraprobe.defaults import (
     OUTLIER_DEVIATIONS,
 )
 from loraprobe.errors import LoraprobeError
+from loraprobe.findings import finding
 from loraprobe.library.reading import Member, issue_of, key_of, store, stored
 from loraprobe.library.sketches import NUMBERS, cosines
 from loraprobe.records import Issue, Library, LibraryAdapter
@@ -134,13 +135,8 @@ def arranged(members: Sequence[Member]) -> Arranged:
 def _extreme(record: LibraryAdapter, times: float) -> Issue:
     """The finding about a norm that is far from the others'."""
     much = f"{times:.3g} times" if times > 1 else f"1/{1 / times:.3g} of"
-    return Issue(
-        "warning",
-        "norm-outlier",
-        (record.name,),
-        f"The norm of {record.name}, {record.norm:.3g}, is {much} the library's median.",
-        "Look at its answers alone before you compose it, and compose with --balance norm.",
-    )
+    message = f"The norm of {record.name}, {record.norm:.3g}, is {much} the library's median."
+    return finding("norm-outlier", (record.name,), message)
 
 
 Cosines = NDArray[np.float32]
@@ -238,16 +234,14 @@ def _as_copy(member: Member, other: Member) -> Member | None:
     cosine, ratio = (1.0, 1.0) if same else _compared(member, other)
     if cosine < COPY_COSINE:
         return None
-    message, cure = f"{names[0]} is {names[1]}: the same file.", "Leave one of them out."
+    message = f"{names[0]} is {names[1]}: the same file."
     if not same:
         message = f"{names[0]} is the same update as {names[1]}, in another basis or precision."
     if max(ratio, 1 / ratio) <= COPY_RATIO:
-        issue = Issue("warning", "duplicate", names, message, cure)
+        issue = finding("duplicate", names, message)
         return member.changed(issue, state="duplicate", same_as=names[1])
     message = f"{names[0]} is {names[1]}, {ratio:.3g} times as large."
-    cure = "Keep the one that answers better; together they only scale the update."
-    issue = Issue("warning", "scaled-copy", names, message, cure)
-    return member.changed(issue, same_as=names[1])
+    return member.changed(finding("scaled-copy", names, message), same_as=names[1])
 
 
 def _compared(member: Member, other: Member) -> tuple[float, float]:

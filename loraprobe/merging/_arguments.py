@@ -19,12 +19,13 @@ from loraprobe import memory
 from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_weight
 from loraprobe.adapters.experts import conflict, owner_of, stacks
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank, same_update
 from loraprobe.lora.workers import workers
 from loraprobe.merging._compress import SideBySide
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
-from loraprobe.records import Issue
+from loraprobe.records import Issue, Severity
 from loraprobe.registry import name_of
 
 LARGEST_WEIGHT = 1e6
@@ -174,8 +175,7 @@ def weights_for(
             weights = tuple(map(float, given))
         else:
             message = f"{name_of(method)} has weights of its own; those given were not used."
-            cure = "Use task_arithmetic to weight adapters."
-            notes = [Issue("note", "weights-ignored", (), message, cure)]
+            notes = [finding("weights-ignored", (), message)]
     method.check(weights)
     return weights, notes
 
@@ -327,8 +327,8 @@ def _base_copies(arguments: MergeArguments) -> list[Issue]:
             "unless the vocabulary was resized."
         )
         cure = "After a resize, add the new rows to the base first."
-        note = Issue("note", "base-copy", names, message, cure, module)
-        notes.append(note if same else replace(note, severity="warning"))
+        severity: Severity = "note" if same else "warning"
+        notes.append(finding("base-copy", names, message, module, severity=severity, cure=cure))
     return notes
 
 
@@ -367,10 +367,10 @@ def check_effect(arguments: MergeArguments, inner: Float64[Tensor, "n n"]) -> li
             raise UnsupportedAdapter(
                 f"{message}; it was never trained or its weights were not saved, so leave it out."
             )
-        notes.append(Issue("warning", "no-effect", (name,), f"Allowed: {message}."))
+        allowed = f"Allowed: {message}."
+        notes.append(finding("no-effect", (name,), allowed, severity="warning", cure=""))
     for (i, name), (j, other) in combinations(plain, 2):
         if same_update(inner, i, j):
             message = f"{name} and {other} are the same update."
-            cure = "Leave one of them out."
-            notes.append(Issue("warning", "duplicate", (name, other), message, cure))
+            notes.append(finding("duplicate", (name, other), message))
     return notes

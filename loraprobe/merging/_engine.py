@@ -26,6 +26,7 @@ from loraprobe.adapters import (
 from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import OutputError, UsageError
+from loraprobe.findings import finding
 from loraprobe.formatting import shortly
 from loraprobe.lora.grams import Visitor, of_products
 from loraprobe.lora.lowrank import LowRank
@@ -434,8 +435,8 @@ def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:
     bases = sorted({a.base_model for a in adapters if a.base_model})
     if len(bases) > 1:
         message = f"The sources name different bases ({', '.join(bases)}); the first's is kept."
-        yield Issue("warning", "base-mismatch", names, message, "Merge adapters of one base.")
+        cure = "Merge adapters of one base."
+        yield finding("base-mismatch", names, message, severity="warning", cure=cure)
     if lost > COMPRESSION_LIMIT:
         message = f"The rank loses {lost:.0%} of the merged delta (Frobenius norm)."
-        cure = "A larger --rank loses less; with --rank auto a linear method loses nothing."
-        yield Issue("warning", "compression-lost", names, message, cure)
+        yield finding("compression-lost", names, message)

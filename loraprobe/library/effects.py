@@ -34,7 +34,8 @@ def by_effect(
     early if it adds much in one of them. adapters: opens them one by one, and is called twice.
     """
     layers = {path: _layer(path) for adapter in adapters() for path in adapter.layout}
-    last = [path for path, layer in layers.items() if layer == max(layers.values())]
+    highest = max(layers.values(), default=0)  # an adapter may hold whole modules alone
+    last = [path for path, layer in layers.items() if layer == highest]
     inputs = [_last_inputs(scorer, form[:PROMPTS], last) for form in forms]
     norms = np.array([[_norm(adapter, form) for form in inputs] for adapter in adapters()])
     places = np.argsort(np.argsort(-norms, axis=0, kind="stable"), axis=0)

@@ -69,6 +69,12 @@ def test_adapters_are_ordered_by_what_they_add_in_the_last_layer_and_forms_take_
     assert [first[at] for at in order] == sorted(first)
 
 
+def test_adapters_without_a_low_rank_update_come_last_in_the_given_order(scorer):
+    whole = [adapter(seed, 1.0) for seed in (1, 2)]
+    assert by_effect(scorer, FORMS, lambda: iter(whole)) == [0, 1]
+    assert by_effect(scorer, FORMS, lambda: iter([*whole, adapter(3, 0.1, LAST)])) == [2, 0, 1]
+
+
 def test_an_adapter_that_adds_much_in_one_form_comes_before_one_that_adds_some_in_each(scorer):
     """Each of the first two adds most in its own form; the third is second in both."""
     inputs = []

@@ -293,7 +293,7 @@ def demo(
     own = Command("merge-and-eval", ("owner/one", "owner/two"), asked)
     audit = replace(outcome.audit, verdict=replace(outcome.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
-    output.result(audit, demo_text(audit, others, world.path), samples=outcome.samples)
+    output.result(audit, demo_text(audit, others, world.path / "base"), samples=outcome.samples)
 
 
 def report(

@@ -170,8 +170,8 @@ def open_evaluator(
 
         scorer = open_served(inputs.base, adapters, plan, session, local, others, together)
         notes.append(
-            f"Questions were answered by {session.engine}; coverage is that of the base by "
-            "transformers here."
+            f"Questions were answered by {session.engine}; coverage and gates, where they are "
+            "measured, by transformers here."
         )
     with contextlib.ExitStack() as stack:
         stack.callback(scorer.close)

@@ -859,10 +859,13 @@ def one_line(audit: Audit) -> str:
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 
-def demo_text(audit: Audit, scenarios: Sequence[str], place: Path) -> str:
-    """What the demo showed, and where the other scenarios are. place: of its base and adapters."""
+def demo_text(audit: Audit, scenarios: Sequence[str], base: Path) -> str:
+    """What the demo showed, and where the other scenarios are. base: the directory of its base."""
     systems = len({row.system for row in audit.evaluation.scores})
-    served = f" The commands for servers name files of {place}, which are on no Hub."
+    served = (
+        f" The base of the commands for servers is on no Hub: give them {base} in its place, and "
+        "as DIR what merge-and-eval -o writes."
+    )
     return (
         f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
         "composition, and controls that a composition has to beat. Your own questions stand in a "

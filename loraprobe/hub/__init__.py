@@ -112,7 +112,12 @@ def _on_found(adapter: Adapter, above: tuple[Adapter, ...] = (), ask: bool = Fal
         if not certain and stacks.continues(adapter, one):
             return told("continued-adapter", f"continues the training of {one.name}")
         lower.append(one)
-    return stacked(adapter, lower) if lower else adapter
+    try:
+        return stacked(adapter, lower) if lower else adapter
+    except CompatibilityError:
+        if certain:
+            raise
+        return adapter  # a card may name what was only compared, or of another base
 
 
 def with_stacks(adapters: Sequence[Adapter]) -> list[Adapter]:

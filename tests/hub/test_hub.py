@@ -1,5 +1,6 @@
 """References and the Hub: against a real server on loopback, and one that misbehaves on demand."""
 
+import json
 from pathlib import Path
 
 import making
@@ -36,6 +37,16 @@ def served(tmp_path_factory):
     commits["new"] = commit(models / "math", new | junk)
     several = {f"lora/{name}/{f}": c for name in ("law", "med") for f, c in other.items()}
     commits["several"] = commit(models / "several", several | {"README.md": b"# All"})
+    for name, base, card in (
+        ("sft", "acme/base", ""),
+        ("dpo", "acme/sft", ""),
+        ("told", "acme/base", "This model is a fine-tuned version of [acme/sft](x)."),
+        ("plain", "acme/base", "This model is a fine-tuned version of [acme/base](x)."),
+    ):
+        files = adapter_files(root / name, seed=sum(name.encode()))
+        config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base}
+        files["adapter_config.json"] = json.dumps(config).encode()
+        commit(models / name, files | {"README.md": card.encode()})
     llama = making.tiny_llama()
     llama.save_pretrained(root / "base", max_shard_size="4KB")
     base = {f.name: f.read_bytes() for f in (root / "base").iterdir()}
@@ -50,6 +61,17 @@ def acme(served, monkeypatch, tmp_path):
     """The real server, with an empty cache; the commits by name."""
     use(monkeypatch, served[0], tmp_path / "cache")
     return served[1]
+
+
+def test_the_hub_tells_whether_an_adapter_was_trained_on_another(acme, monkeypatch):
+    names = [f"acme/{name}" for name in ("dpo", "told", "plain", "dpo,on=base")]
+    loaded = hub.load_all(names)
+    assert [one.below for one in loaded] == [(), (), (), ()]  # nothing is asked yet
+    found = hub.with_stacks(loaded)
+    assert [[low.name for low in one.below] for one in found] == [["sft"], ["sft"], [], []]
+    assert [one.base_model for one in found] == [*["acme/base"] * 3, "acme/sft"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # sft is in the cache now
+    assert [[low.name for low in one.below] for one in hub.load_all(names[:2])] == [["sft"]] * 2
 
 
 @pytest.fixture

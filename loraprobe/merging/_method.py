@@ -165,11 +165,17 @@ _ON_DELTAS = (
     "peft's works on the deltas and not on A and B, as {0} always does here: take {0}, with "
     "--rank=N for a rank."
 )
+_ON_SPHERE = (
+    "mergekit's, the mean of the deltas' directions at their mean length, was not shown to do "
+    "better than uniform with --balance=norm (docs/merging.md): take that, or slerp for two "
+    "adapters."
+)
 # What peft, mergekit and papers mean by names that no method has here.
 ELSEWHERE = {
     "linear": "peft's weighs A and B apart, as factor_average:variant=peft does; mergekit's is the "
     "mean of the deltas by their weights: take task_arithmetic with --weights of sum 1.",
-    "cat": "peft's is the sum of the deltas by their weights, without loss: take task_arithmetic.",
+    "cat": "peft's is the sum of the deltas by their weights, without loss: take task_arithmetic; "
+    "LoRA Soups' learns the weights of each layer: add --weights=learn:per=layer.",
     "svd": "peft's is the sum of the deltas by their weights, cut to a rank: take task_arithmetic "
     "with --rank=N.",
     **dict.fromkeys(("average", "avg", "mean"), _MEAN),
@@ -179,6 +185,9 @@ ELSEWHERE = {
         for name in ("ties", "dare_ties", "dare_linear", "magnitude_prune")
     },
     "nuslerp": "mergekit's, on deltas, is slerp with weights of sum 1: take slerp.",
+    **dict.fromkeys(("karcher", "multislerp"), _ON_SPHERE),
+    "pico": "scaling down output directions that the deltas share was not shown to do better than "
+    "scaling down random ones (docs/merging.md): take task_arithmetic or tsv.",
 }
 
 METHODS: Registry[MergeMethod] = Registry(

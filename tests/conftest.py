@@ -10,6 +10,7 @@ import shapes
 shapes.check_shapes()  # before anything imports loraprobe
 
 import functools  # noqa: E402
+import itertools  # noqa: E402
 import signal  # noqa: E402
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -18,11 +19,18 @@ import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import typer.testing  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from filelock import FileLock  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # A slow example is no failure, and every machine tries the same examples. As they are the same each
 # time, more than 50 would cost time and find nothing new.
-settings.register_profile("any machine", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("any machine")
 
 # CliRunner builds all commands anew for each call, which takes longer than many of the calls.
@@ -51,8 +59,33 @@ def shelf(request, tmp_path_factory) -> making.Shelf:
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory) -> Path:
-    """A base model of 200,000 parameters with a tokenizer of subwords; not to be changed."""
-    return making.small_base(tmp_path_factory.mktemp("small") / "base")
+    """A base model of 200,000 parameters with a tokenizer of subwords; not to be changed.
+
+    It is trained once for all processes that run the tests.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "small-base.lock"):
+        if not (root / "small" / "base").exists():
+            making.small_base(root / "small" / "unfinished").rename(root / "small" / "base")
+    return root / "small" / "base"
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    """Fixtures of modules and sessions share a cache."""
+    os.environ["LORAPROBE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch) -> Path:
+    """Every test has a cache of its own, which is empty."""
+    cache = tmp_path_factory.getbasetemp() / f"own-cache-{next(NUMBERS)}"
+    monkeypatch.setenv("LORAPROBE_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(autouse=True)

@@ -46,27 +46,37 @@ def commit(directory: Path, files: Mapping[str, bytes]) -> str:
 @contextlib.contextmanager
 def olah(root: Path) -> Iterator[str]:
     """The server olah over the git repositories under root/mirrors/models; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (root / "olah.toml").write_text(
-        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{root}/repos"\n'
-        f'mirrors-path = ["{root}/mirrors"]\n[accessibility]\noffline = true\n'
-    )
     command = [str(Path(sys.executable).with_name("olah-cli")), "-c", str(root / "olah.toml")]
-    with (root / "olah.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(600):
-            if server.poll() is not None:
-                raise RuntimeError((root / "olah.log").read_text())
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    for _ in range(5):  # another program may take the port before olah does
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        (root / "olah.toml").write_text(
+            f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{root}/repos"\n'
+            f'mirrors-path = ["{root}/mirrors"]\n[accessibility]\noffline = true\n'
+        )
+        with (root / "olah.log").open("w") as log:
+            server = subprocess.Popen(
+                command, cwd=root, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            if listens(server, port):
+                yield f"http://127.0.0.1:{port}"
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+    raise RuntimeError((root / "olah.log").read_text())
+
+
+def listens(server: subprocess.Popen, port: int) -> bool:
+    """Waits until a server takes connections; False if it ends instead."""
+    while server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @dataclass

@@ -462,6 +462,9 @@ class Fork:
         if self.pid == 0:
             code = 70
             try:
+                # torch makes its pool of threads anew after a fork, which threads that are the
+                # first to compute would do at once: here no other thread runs yet.
+                torch.set_num_threads(torch.get_num_threads())
                 os.environ.update(environment)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 for number, name in ((1, "stdout"), (2, "stderr")):

@@ -4,6 +4,7 @@ peft behind the part of vLLM's or llama.cpp's interface that loraprobe asks; a p
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 import threading
@@ -15,6 +16,38 @@ from typing import Any
 import torch
 
 Reply = Callable[[str, dict], tuple[int, Any]]
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@contextlib.contextmanager
+def listening(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """The address of a server on loopback; `reply` answers each request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                reply(self)
+
+        do_POST = do_PUT = do_GET
+
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = 128  # a connection that finds no place is tried again after a second
+        daemon_threads = False  # no thread of it runs when the next test forks, or at the end
+
+    made = Listening(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}"
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+def body_of(request: BaseHTTPRequestHandler) -> bytes:
+    return request.rfile.read(int(request.headers.get("content-length") or 0))
 
 
 @contextlib.contextmanager
@@ -25,34 +58,16 @@ def server(reply: Reply) -> Iterator[tuple[str, list[str]]]:
     """
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers.get("authorization") or "")
+        status, document = reply(request.path, json.loads(body_of(request) or b"{}"))
+        request.send_response(status)
+        request.end_headers()
+        raw = isinstance(document, bytes)
+        request.wfile.write(document if raw else json.dumps(document).encode())
 
-        def do_GET(self) -> None:
-            self.do_POST()
-
-        def do_POST(self) -> None:
-            seen.append(self.headers.get("authorization") or "")
-            length = int(self.headers.get("content-length") or 0)
-            status, document = reply(self.path, json.loads(self.rfile.read(length) or b"{}"))
-            body = document if isinstance(document, bytes) else json.dumps(document).encode()
-            with contextlib.suppress(OSError):
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-
-    class Listening(ThreadingHTTPServer):
-        request_queue_size = 128
-        daemon_threads = False  # no thread of it runs when the next test forks, or at the end
-
-    made = Listening(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}", seen
-    finally:
-        made.shutdown()
-        made.server_close()
+    with listening(answer) as url:
+        yield url, seen
 
 
 class ModelServer:
@@ -63,6 +78,7 @@ class ModelServer:
     does so without adapters, "fails" if it cannot. weighs: adapters that it has from its start,
     which requests weigh, as llama.cpp's server does. named: adapters that it has from its start
     under their names, and it loads no others. sglang: its paths and names are those of SGLang.
+    kept: what other servers of the same base answered, so that it is computed once.
     """
 
     def __init__(
@@ -75,14 +91,15 @@ class ModelServer:
         weighs: Mapping[str, Path] = {},
         named: Mapping[str, Path] = {},
         sglang: bool = False,
+        kept: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.scale, self.most, self.scores = scale, most, scores
-        self.loaded: set[str] = set()
-        self.asked = 0
+        self.loaded: dict[str, str] = {}  # name -> hash of the files
+        self.kept, self.asked = {} if kept is None else kept, 0
         self.lock = threading.Lock()
         self.weighs, self.named, self.sglang = list(weighs), list(named), sglang
         for name, directory in {**weighs, **named}.items():
@@ -110,20 +127,25 @@ class ModelServer:
             if path == f"{loading}/load_lora_adapter" and not self.named:
                 return self.load(body["lora_name"], Path(body["lora_path"]))
             if path == f"{loading}/unload_lora_adapter" and not self.named:
-                self.loaded.discard(body["lora_name"])
+                self.loaded.pop(body["lora_name"], None)
                 return 200, b"Success"
             if path != "/v1/completions":
                 return 404, {"detail": "Not Found"}
             if self.scores == "fails" and "prompt_logprobs" in body:
                 return 500, {"error": "EngineCore encountered an issue."}
             self.asked += 1
-            return 200, {"choices": [self.completion(body)]}
+            adapters = [(self.loaded[name], by) for name, by in self.weights_of(body).items()]
+            asked = {key: value for key, value in body.items() if key not in ("model", "lora")}
+            key = json.dumps([asked, sorted(adapters), self.scale, self.scores])
+            if key not in self.kept:
+                self.kept[key] = self.completion(body)
+            return 200, {"choices": [self.kept[key]]}
 
     def load(self, name: str, directory: Path) -> tuple[int, Any]:
         """Loads a directory by peft, as vLLM would."""
         from peft import PeftModel
 
-        config = json.loads((directory / "adapter_config.json").read_text())
+        config = json.loads((directory / CONFIG).read_text())
         if config["r"] > self.most:
             return 400, {"error": f"LoRA rank {config['r']} is greater than max_lora_rank"}
         if isinstance(self.model, PeftModel):
@@ -134,7 +156,8 @@ class ModelServer:
             scaling = getattr(module, "scaling", None)
             if isinstance(scaling, dict) and name in scaling:
                 scaling[name] *= self.scale
-        self.loaded.add(name)
+        files = [(directory / file).read_bytes() for file in (CONFIG, WEIGHTS)]
+        self.loaded[name] = hashlib.sha256(b"".join(files)).hexdigest()
         return 200, b"Success: the adapter was added"
 
     def completion(self, body: dict) -> dict[str, Any]:
@@ -147,6 +170,8 @@ class ModelServer:
             choice: dict[str, Any] = {"text": new, "finish_reason": ended, "logprobs": None}
             if body.get("logprobs"):
                 choice["logprobs"] = {"token_logprobs": [first]}
+        if not {"prompt_logprobs", "echo"} & set(body):
+            return choice
         scored_by = {**body, "model": "base"} if self.scores == "base" else body
         with self.applied(scored_by):
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -163,29 +188,35 @@ class ModelServer:
         return choice
 
     def written(self, ids: list[int], most: int, stop: list[str]) -> tuple[str, float, str]:
-        """Greedy text without a cache, the first token's log-probability, and why it ended."""
-        new, first = [], 0.0
+        """Greedy text, the first token's log-probability, and why it ended."""
+        new, first, cache, row = [], 0.0, None, ids
         while len(new) < most:
-            scores = self.model(torch.tensor([ids + new])).logits[0, -1].log_softmax(-1)
+            read = self.model(torch.tensor([row]), past_key_values=cache, use_cache=True)
+            scores, cache = read.logits[0, -1].log_softmax(-1), read.past_key_values
             token = int(scores.argmax())
             first = first if new else float(scores.max())
             if token == self.tokenizer.eos_token_id:
                 return self.tokenizer.decode(new, skip_special_tokens=True), first, "stop"
             new.append(token)
+            row = [token]
             text = self.tokenizer.decode(new, skip_special_tokens=True)
             if any(end in text for end in stop):
                 return min((text.partition(end)[0] for end in stop), key=len), first, "stop"
         return self.tokenizer.decode(new, skip_special_tokens=True), first, "length"
 
+    def weights_of(self, body: dict) -> dict[str, float]:
+        """What a request names: no adapter, one, or the weights of several."""
+        if self.weighs:
+            return {self.weighs[one["id"]]: one["scale"] for one in body.get("lora", [])}
+        # SGLang takes every other name for that of the base.
+        name = body["model"].partition(":")[2] or "base" if self.sglang else body["model"]
+        return {} if name == "base" else {name: 1.0}
+
     @contextlib.contextmanager
     def applied(self, body: dict) -> Iterator[None]:
-        """The model with what a request names: no adapter, one, or the weights of several."""
-        weights = {self.weighs[one["id"]]: one["scale"] for one in body.get("lora", [])}
-        if not self.weighs:
-            # SGLang takes every other name for that of the base.
-            name = body["model"].partition(":")[2] or "base" if self.sglang else body["model"]
-            weights = {} if name == "base" else {name: 1.0}
-        assert self.loaded >= set(weights) and len(weights) >= len(self.weighs)
+        """The model with what a request names."""
+        weights = self.weights_of(body)
+        assert set(self.loaded) >= set(weights) and len(weights) >= len(self.weighs)
         assert not self.weighs or body["cache_prompt"] is False  # it holds what other weights read
         if not any(weights.values()):
             off = getattr(self.model, "disable_adapter", contextlib.nullcontext)

@@ -50,7 +50,6 @@ class Job:
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
-            "LORAPROBE_CACHE": str(place / "cache"),
             "GITHUB_REPOSITORY": "o/n",
             "GITHUB_OUTPUT": str(place / "outputs"),
             "GITHUB_STEP_SUMMARY": str(place / "summary"),
@@ -137,7 +136,6 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     names: dict[str, Any] = {}
     for cell in cells:
         exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)

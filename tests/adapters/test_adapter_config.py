@@ -189,7 +189,8 @@ def test_missing_alpha_is_what_peft_takes_and_an_error(tmp_path, llama):
         ("alpha_pattern", {r"(a|aa)+c": 3}),  # without end
     ],
 )
-def test_values_that_make_no_sense(tmp_path, key, value):
+def test_values_that_make_no_sense(tmp_path, monkeypatch, key, value):
+    monkeypatch.setattr("loraprobe.patterns.SECONDS", 0.2)
     write_adapter(tmp_path, pair("a" * 60), **{key: value})
     with pytest.raises(AdapterError, match=f"{key}|rank") as caught:
         read_adapter(tmp_path)

@@ -131,7 +131,7 @@ def test_a_merge_of_mixed_ranks_is_read_alike_by_peft_and_servers(tmp_path):
     assert not torch.allclose(one, base, atol=1e-2)
 
 
-def test_targets_are_the_sources_own_where_they_select_the_same(tmp_path):
+def test_targets_are_the_sources_own_where_they_select_the_same():
     def targeting(name: str, targets, **config) -> Adapter:
         config |= {"target_modules": targets}
         return adapter_of(name, dict(random_adapter().modules), config=config)

@@ -9,6 +9,7 @@ tests/pipeline/test_adversarial.py runs every case and compares it with the page
 
 import importlib
 import pkgutil
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,27 @@ def ended(result: Any) -> str:
     error = result.exception
     unexpected = error is not None and not isinstance(error, SystemExit)
     return f"traceback {type(error).__name__}" if unexpected else f"exit {result.exit_code}"
+
+
+SECONDS = 20  # of processor time that a case may take
+
+
+def timed(act: Callable[[], str]) -> str:
+    """What `act` returns, or that it takes too much processor time."""
+    late = []
+
+    def stop(*_: object) -> None:
+        late.append(True)
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        found = act()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    return f"more than {SECONDS} seconds" if late else found
 
 
 def outcome(*arguments: object) -> str:

@@ -3,12 +3,11 @@
 import os
 import re
 import resource
-import signal
 from pathlib import Path
 
 from making import edit, random_adapter
 
-from adversarial import call, case, outcome
+from adversarial import call, case, outcome, timed
 
 USER = "alice-of-acme"
 PLANTED = '<img src=x onerror=alert(1)> **b** [x](http://e.vil) http://e.vil "><script>'
@@ -81,21 +80,14 @@ def _(place: Path) -> str:
 
 
 def _limited(*call: object) -> str:
-    """A call that may take two more gigabytes of address space and twenty seconds."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError
-
+    """The outcome of a call that may take two more gigabytes of address space."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(20)
     resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), before[1]))
     try:
-        return outcome(*call)
+        return timed(lambda: outcome(*call))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.alarm(0)
 
 
 @case("alias-bomb-in-a-source's-card")

@@ -1,19 +1,17 @@
 """Files, folders and servers of strangers, tried from outside on commit 1ea8880e."""
 
-import contextlib
 import json
-import signal
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from unittest import mock
 
 import making
+from servers import listening
 
-from adversarial import call, case, cases, outcome
+from adversarial import call, case, cases, outcome, timed
 from adversarial.errors import REFUSED, ask, evaluated, merged, tiny, told
 from adversarial.privacy import USER, leaks
 from adversarial.reading import ROOT, Q, adapter, factors
@@ -22,26 +20,7 @@ from loraprobe.file_hashes import file_hash
 from loraprobe.front_matter import declared_licence
 from loraprobe.pipeline import served
 
-SECONDS = 20  # of processor time that a case may take
 SECRET = "hunter2"
-
-
-def timed(act: Callable[[], str]) -> str:
-    """What `act` returns, or that it takes too much processor time."""
-    late = []
-
-    def stop(*_: object) -> None:
-        late.append(True)
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    try:
-        found = act()
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-    return f"more than {SECONDS} seconds" if late else found
 
 
 # What is taken for the user's own command line.
@@ -173,30 +152,6 @@ def _(place: Path) -> str:
 
 
 # Servers.
-@contextlib.contextmanager
-def server(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """The address of a server on loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            with contextlib.suppress(OSError):
-                reply(self)
-
-        do_POST = do_GET
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.daemon_threads = True
-    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"127.0.0.1:{made.server_port}"
-    finally:
-        made.shutdown()
-        made.server_close()
-
-
 def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
     """A server that gives one body to every request."""
 
@@ -208,9 +163,9 @@ def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
     return reply
 
 
-def _served(place: Path, address: str, names: str) -> str:
+def _served(place: Path, address: str) -> str:
     base = ["--base", place / "base", "--model", "m"]
-    return told("verify", place / "a", *base, "--served", address, names=names)
+    return told("verify", place / "a", *base, "--served", address, names=address)
 
 
 def _logprob(number: str) -> bytes:
@@ -230,8 +185,8 @@ FIGURES = {
 @cases("server", FIGURES)
 def _(place: Path, number: str) -> str:
     tiny(place)
-    with server(answering(_logprob(number))) as address:
-        return _served(place, f"http://{address}", address)
+    with listening(answering(_logprob(number))) as address:
+        return _served(place, address)
 
 
 @case("server-redirects")
@@ -243,15 +198,15 @@ def _(place: Path) -> str:
         asked.append(handler.path)
         answering(_logprob("-1.0"))(handler)
 
-    with server(other) as second:
+    with listening(other) as second:
 
         def redirect(handler: BaseHTTPRequestHandler) -> None:
             handler.send_response(302)
-            handler.send_header("location", f"http://{second}/inside")
+            handler.send_header("location", f"{second}/inside")
             handler.end_headers()
 
-        with server(redirect) as first:
-            found = _served(place, f"http://{first}", first)
+        with listening(redirect) as first:
+            found = _served(place, first)
     return "the other host is asked" if asked else found
 
 
@@ -266,16 +221,16 @@ def _(place: Path) -> str:
             time.sleep(0.2)
             handler.wfile.write(b"x")
 
-    with server(reply) as address, mock.patch.object(served, "TIMEOUT", 1.0):
+    with listening(reply) as address, mock.patch.object(served, "TIMEOUT", 1.0):
         start = time.monotonic()
-        found = _served(place, f"http://{address}", address)
+        found = _served(place, address)
     return found if time.monotonic() - start < 10 else "12 seconds, as long as it sends"
 
 
 @case("server-bracket")
 def _(place: Path) -> str:
     tiny(place)
-    return _served(place, "http://[::1", "http://[::1")
+    return _served(place, "http://[::1")
 
 
 @case("server-label")

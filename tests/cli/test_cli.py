@@ -71,12 +71,14 @@ def test_what_needs_no_model_imports_nothing_heavy(place, arguments, others):
 
 
 LIGHT = """
-import contextlib, gc, sys
+import contextlib, gc, sys, time
+start = time.perf_counter()
 import loraprobe
 from loraprobe.__main__ import main
 
 with contextlib.suppress(SystemExit):
     main()
+print(time.perf_counter() - start, file=sys.stderr)
 assert gc.isenabled() and gc.get_freeze_count()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
@@ -103,7 +105,7 @@ def test_inspect_merge_pages_and_a_base_import_nothing_heavy_and_the_seconds_add
     wall = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     seconds = json.loads(done.stdout)["provenance"]["seconds"]
-    assert 0.3 * wall < sum(seconds.values()) <= wall
+    assert 0.5 * float(done.stderr.splitlines()[-1]) < sum(seconds.values()) <= wall
     assert seconds["other"] == max(seconds.values())  # the start-up: torch is imported
 
 

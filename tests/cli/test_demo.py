@@ -15,25 +15,24 @@ from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
 
-def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
+def demo(scenario: str, *more: str) -> tuple[int, dict]:
     """Exit code and document of one scenario."""
-    call = ["demo", "--scenario", scenario, "--quiet", "--threads", "1", *more]
-    result, document = answered(tmp_path, *call)
+    result, document = answered("demo", "--scenario", scenario, "--quiet", "--threads", "1", *more)
     return result.exit_code, document
 
 
-def answered(tmp_path, *call: object) -> tuple[Any, dict]:
-    """The result and the document of a call with a cache of its own."""
-    result = making.call(*call, "--json", env={"LORAPROBE_CACHE": str(tmp_path / "cache")})
+def answered(*call: object) -> tuple[Any, dict]:
+    """The result and the document of a call."""
+    result = making.call(*call, "--json")
     document = json.loads(result.stdout)
     if "error" not in document and "estimate" not in document:
         jsonschema.validate(document, json_schema())
     return result, document
 
 
-def judged(tmp_path, scenario: str, *more: object) -> tuple[Any, dict]:
+def judged(scenario: str, *more: object) -> tuple[Any, dict]:
     """merge-and-eval of a scenario of the shipped world."""
-    return answered(tmp_path, "merge-and-eval", *making.shipped(scenario), "--quiet", *more)
+    return answered("merge-and-eval", *making.shipped(scenario), "--quiet", *more)
 
 
 def value(document: dict, system: str, part: str = "question", task: str | None = None) -> float:
@@ -68,7 +67,7 @@ def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
     """One round and a wider margin; the items that the demo asks take five times as long."""
     page, file = tmp_path / "page.html", tmp_path / "samples.jsonl"
     written = ["--html", page, "--save-samples", file]
-    result, document = judged(tmp_path, "disjoint", "--limit", "30", "--margin", "0.25", *written)
+    result, document = judged("disjoint", "--limit", "30", "--margin", "0.25", *written)
     check_samples(document, [json.loads(line) for line in file.read_text("utf-8").splitlines()])
     text = page.read_text("utf-8")
     assert 0 < len(text) < 300_000 and str(tmp_path) not in text and "<svg" in text
@@ -76,8 +75,8 @@ def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_decides_that_disjoint_facts_do_not_compose(tmp_path):
-    check_disjoint(*demo("disjoint", tmp_path))
+def test_the_demo_decides_that_disjoint_facts_do_not_compose():
+    check_disjoint(*demo("disjoint"))
 
 
 def check_disjoint(code: int, document: dict) -> None:
@@ -97,8 +96,8 @@ def check_disjoint(code: int, document: dict) -> None:
         assert sum(row[cause] for cause in causes) == document["rounds"]["items"]
 
 
-def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
-    code, document = demo("skill-and-facts", tmp_path)
+def test_skill_and_familiar_facts_compose_step_by_step():
+    code, document = demo("skill-and-facts")
     verdict = document["verdict"]
     assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "step-by-step")
     rounds = document["rounds"]
@@ -112,8 +111,8 @@ def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
     assert value(document, verdict["system"], "steps") > max(r["value"] for r in controls) + 0.3
 
 
-def test_target_adapter_is_better_alone(tmp_path):
-    code, document = demo("target-adapter", tmp_path)
+def test_target_adapter_is_better_alone():
+    code, document = demo("target-adapter")
     verdict = document["verdict"]
     assert (code, verdict["decision"]) == (1, "unlikely")
     assert verdict["action"] == "use-single:spouse-city"
@@ -122,9 +121,9 @@ def test_target_adapter_is_better_alone(tmp_path):
 ROUTER = "hard:by=centroid,per=sequence"
 
 
-def test_keep_both_says_what_is_measured(tmp_path):
+def test_keep_both_says_what_is_measured():
     """A router that chooses per prompt keeps both skills; it learned from items apart."""
-    code, document = demo("keep-both", tmp_path)
+    code, document = demo("keep-both")
     verdict = document["verdict"]
     assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "route")
     assert verdict["system"] == ROUTER and verdict["gain"]["difference"] > 0.4
@@ -158,7 +157,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
     few = ["--limit", "30"]
     call = ["merge-and-eval", *making.shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     call += ["--full-model", tmp_path / "full"]
-    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    result = making.call(*call)
     assert result.exit_code == 0, result.output
     assert f"PeftModel.from_pretrained(base, {str(target)!r})" in result.stdout
     assert "-o DIR" not in result.stdout  # it is written already
@@ -184,7 +183,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
     more = ["--system", ROUTER, "--limit", "120", "-o", target, "--full-model", tmp_path / "full"]
-    result, document = judged(tmp_path, "keep-both", *more)
+    result, document = judged("keep-both", *more)
     assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
     assert "full: hard" in result.stderr and not (tmp_path / "full").exists()
     assert document["verdict"]["next"] == "loraprobe.load_composition('out').into(model)"
@@ -192,8 +191,8 @@ def test_a_router_is_saved_with_what_it_learned(tmp_path):
     assert restored.router.name == "hard" and not restored.router.needs_prompts
 
 
-def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
-    estimate = judged(tmp_path, "keep-both", "--limit", "44", "--dry-run")[1]["estimate"]
+def test_a_dry_run_counts_the_router_and_the_items_that_are_left():
+    estimate = judged("keep-both", "--limit", "44", "--dry-run")[1]["estimate"]
     assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
     assert "learn" not in estimate["steps"]
     assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
@@ -203,25 +202,25 @@ def test_advice_that_is_no_merge_writes_nothing(tmp_path):
     target = tmp_path / "out"
     call = ["merge-and-eval", *making.shipped("disjoint"), "--limit", "4", "-o", str(target)]
     call += ["--system", "uniform"]
-    result = making.call(*call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    result = making.call(*call)
     assert result.exit_code in (1, 3)
     assert "Nothing was written" in result.stderr and not target.exists()
 
 
 def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
-    result, document = judged(tmp_path, "disjoint", tmp_path / "tiny")
+    result, document = judged("disjoint", tmp_path / "tiny")
     assert result.exit_code == 1
     assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
 
 
-def test_weights_are_used_and_margin_and_retention_reach_the_verdict(tmp_path):
+def test_weights_are_used_and_margin_and_retention_reach_the_verdict():
     thresholds, needed = {}, {}
     few = ["--limit", "4", "--weights", "0.7,0.9"]
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
         more = ["--margin", margin, "--retention", retention]
-        _, document = judged(tmp_path, "keep-both", *few, *more)
+        _, document = judged("keep-both", *few, *more)
         assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
         thresholds[margin] = {reason["threshold"] for reason in document["verdict"]["reasons"]}
         needed[margin] = [row["n_needed"] for row in document["gains"]]

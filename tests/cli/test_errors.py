@@ -252,7 +252,7 @@ def test_python_takes_the_texts_of_the_command_line():
     assert one.weights == other.weights and one.adapter.rank_range == (2, 2)
 
 
-def test_errors_in_python_name_its_keywords(tmp_path):
+def test_errors_in_python_name_its_keywords():
     a, b = (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1))
     other = replace(b, base_model="owner/other")
     with pytest.raises(CompatibilityError) as found:

@@ -146,22 +146,21 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
 FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
 
 
-def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path):
-    environment = {"LORAPROBE_CACHE": str(tmp_path / "cache"), "COLUMNS": "80"}
+def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path, own_cache):
     target = tmp_path / "out"
     call = ["merge-and-eval", *FEW, "-o", target]
-    dry = making.call(*call, "--dry-run", "--json", env=environment)
+    dry = making.call(*call, "--dry-run", "--json")
     assert dry.exit_code == 0, dry.output
     estimate = json.loads(dry.stdout)["estimate"]
     assert (estimate["items"], estimate["questions"]) == (12, 48)
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] == pytest.approx(sum(estimate["steps"].values()), abs=0.1)
     assert {"load", "diagnose"} <= set(estimate["measured"]) <= set(estimate["steps"])
-    assert not target.exists() and not list((tmp_path / "cache").glob("runs/*/*.jsonl"))
-    run = json.loads(making.call(*call, "--json", "--exit-zero", env=environment).stdout)
+    assert not target.exists() and not list(own_cache.glob("runs/*/*.jsonl"))
+    run = json.loads(making.call(*call, "--json", "--exit-zero").stdout)
     asked = [row["system"] for row in run["evaluation"]]
     assert set(estimate["systems"]) == {name.partition(":")[0] for name in asked}
-    shown = making.call(*call, "--dry-run", "--overwrite", env={**environment, "COLUMNS": "60"})
+    shown = making.call(*call, "--dry-run", "--overwrite", env={"COLUMNS": "60"})
     assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 60
     assert "9 systems x 12 items" in shown.stdout
 

@@ -20,9 +20,8 @@ def call(*arguments: object, columns: int = 80, stdin: str | bytes | None = None
 
 
 @pytest.fixture
-def library(tmp_path, monkeypatch) -> Path:
+def library(tmp_path) -> Path:
     """A file that names four adapters: two that can be used, a copy, and one that is not there."""
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     a, b = making.saved_pair(tmp_path, SHAPES)
     shutil.copytree(a, tmp_path / "copy")
     file = tmp_path / "library.txt"

@@ -95,31 +95,30 @@ def test_find_offline_says_so_at_once(monkeypatch):
     assert result.exit_code == 2 and "HF_HUB_OFFLINE" in result.stderr
 
 
-def test_cache_lists_and_deletes_what_runs_keep(tmp_path):
+def test_cache_lists_and_deletes_what_runs_keep(own_cache):
     judged = ["merge-and-eval", *making.shipped("keep-both"), "--limit", 2, "--system", "uniform"]
-    home = {"LORAPROBE_CACHE": str(tmp_path)}
-    assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
-    assert call(*judged, "-q", "--exit-zero", **home).exit_code == 0
-    (run,) = json.loads(call("cache", "--json", **home).stdout)["runs"]
+    assert json.loads(call("cache", "--json").stdout)["runs"] == []
+    assert call(*judged, "-q", "--exit-zero").exit_code == 0
+    (run,) = json.loads(call("cache", "--json").stdout)["runs"]
     assert run["adapters"] == ["count", "last"] and run["bytes"] > 100
-    shown = call("cache", columns=60, **home).stdout
+    shown = call("cache", columns=60).stdout
     assert "last" in shown and max(map(len, shown.splitlines())) <= 60
-    assert call("cache", "--clear", "--older", 1, **home).exit_code == 0
-    assert len(json.loads(call("cache", "--json", **home).stdout)["runs"]) == 1
-    lock = (tmp_path / "runs" / run["name"] / "results.lock").open("wb")
+    assert call("cache", "--clear", "--older", 1).exit_code == 0
+    assert len(json.loads(call("cache", "--json").stdout)["runs"]) == 1
+    lock = (own_cache / "runs" / run["name"] / "results.lock").open("wb")
     import fcntl
 
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert len(json.loads(call("cache", "--clear", "--json", **home).stdout)["runs"]) == 1
-    assert "in use" in call("cache", "--clear", **home).stderr
+    assert len(json.loads(call("cache", "--clear", "--json").stdout)["runs"]) == 1
+    assert "in use" in call("cache", "--clear").stderr
     lock.close()
-    assert "in use" not in call("cache", "--clear", **home).stderr
-    assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
-    assert not list(tmp_path.glob("hashes/*")) and not list(tmp_path.glob("runs/*"))
-    (tmp_path / "library").mkdir()
-    (tmp_path / "library" / "reading.json").write_text("x" * 3000)
-    assert "2.9 KiB" in call("cache", **home).stdout
-    assert call("cache", "--clear", **home).exit_code == 0 and not (tmp_path / "library").exists()
+    assert "in use" not in call("cache", "--clear").stderr
+    assert json.loads(call("cache", "--json").stdout)["runs"] == []
+    assert not list(own_cache.glob("hashes/*")) and not list(own_cache.glob("runs/*"))
+    (own_cache / "library").mkdir()
+    (own_cache / "library" / "reading.json").write_text("x" * 3000)
+    assert "2.9 KiB" in call("cache").stdout
+    assert call("cache", "--clear").exit_code == 0 and not (own_cache / "library").exists()
 
 
 def test_env_holds_versions_and_nothing_private(tmp_path):
@@ -144,15 +143,15 @@ def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
     assert json.loads(result.stdout)["adapters"][0]["name"] == "mine"
 
 
-def test_a_kept_run_of_another_version_is_listed_too(tmp_path):
-    run = tmp_path / "runs" / "0123"
+def test_a_kept_run_of_another_version_is_listed_too(own_cache):
+    empty = call("cache").stdout
+    assert "--clear" not in empty and "0 runs" in empty
+    run = own_cache / "runs" / "0123"
     run.mkdir(parents=True)
     (run / "results.jsonl").write_text("{}\n")
-    empty = call("cache", LORAPROBE_CACHE=str(tmp_path / "none")).stdout
-    assert "--clear" not in empty and "0 runs" in empty
-    shown = call("cache", LORAPROBE_CACHE=str(tmp_path)).stdout
+    shown = call("cache").stdout
     assert "another version" in shown and "1 run," in shown
-    cleared = call("cache", "--clear", LORAPROBE_CACHE=str(tmp_path))
+    cleared = call("cache", "--clear")
     assert "1 run" in cleared.stderr and "1 runs" not in cleared.stderr
     assert "in use" not in cleared.stderr and not run.exists()
 

@@ -15,7 +15,6 @@ from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
 
-pytest.importorskip("datasets")
 CARD = """---
 configs:
 - config_name: main
@@ -42,29 +41,31 @@ def row(number: int) -> dict:
     return {"question": f"{number}?", "answer": f"so\n#### {number}"}
 
 
-FILES = {
-    "README.md": CARD.encode(),
-    "main/train-00000-of-00001.parquet": parquet(row(0)),
-    "main/test-00000-of-00002.parquet": parquet(row(1), row(2)),
-    "main/test-00001-of-00002.parquet": parquet(row(3)),
-    "hard/all.csv": b"question,answer\nhard?,x #### 9\n",
-    "maths.py": b"raise SystemExit('code was run')",
-    "eval.yaml": b"tasks:\n- {id: m, config: main, split: test}\n- {id: [h], config: hard}",
-}
+def files() -> dict[str, bytes]:
+    return {
+        "README.md": CARD.encode(),
+        "main/train-00000-of-00001.parquet": parquet(row(0)),
+        "main/test-00000-of-00002.parquet": parquet(row(1), row(2)),
+        "main/test-00001-of-00002.parquet": parquet(row(3)),
+        "hard/all.csv": b"question,answer\nhard?,x #### 9\n",
+        "maths.py": b"raise SystemExit('code was run')",
+        "eval.yaml": b"tasks:\n- {id: m, config: main, split: test}\n- {id: [h], config: hard}",
+    }
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A real Hub server with data sets: (its address, commits by name)."""
-    root = tmp_path_factory.mktemp("olah")
+    pytest.importorskip("datasets")
+    root, made = tmp_path_factory.mktemp("olah"), files()
     (root / "mirrors" / "models").mkdir(parents=True)
     acme = root / "mirrors" / "datasets" / "acme"
     old = {"README.md": b"# Old", "data/test.jsonl": json.dumps(row(7)).encode()}
     commits = {"old": commit(acme / "maths", old)}
     subprocess.run(["git", "-C", acme / "maths", "rm", "-q", "data/test.jsonl"], check=True)
-    commits["new"] = commit(acme / "maths", FILES)
+    commits["new"] = commit(acme / "maths", made)
     commits["bare"] = commit(acme / "bare", {"data/test.jsonl": json.dumps(row(4)).encode()})
-    commits["script"] = commit(acme / "script", {"script.py": FILES["maths.py"], "README.md": b"#"})
+    commits["script"] = commit(acme / "script", {"script.py": made["maths.py"], "README.md": b"#"})
     with olah(root) as url:
         yield url, commits
 
@@ -73,7 +74,6 @@ def served(tmp_path_factory):
 def acme(served, monkeypatch, tmp_path):
     """The server, with an empty cache; the commits by name."""
     use(monkeypatch, served[0], tmp_path / "cache")
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "own"))
     return served[1]
 
 
@@ -152,6 +152,7 @@ def test_offline_the_cached_commit_is_read(acme, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", ["http://127.0.0.1:1/x.csv", "/etc/*", "../../*.csv"])
 def test_a_card_that_names_files_elsewhere_is_refused(hub, path):
+    pytest.importorskip("datasets")
     card = f"---\nconfigs:\n- {{config_name: a, data_files: '{path}'}}\n---\n"
     hub.files = {"README.md": card.encode(), "x.csv": b"a,b\n1,2\n"}
     with pytest.raises(HubError, match="outside it"):

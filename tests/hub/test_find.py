@@ -32,8 +32,7 @@ def test_one_reference_a_line_into_a_pipe(hub):
     assert "sort=downloads" in asked[0] and "limit=30" in asked[0]
 
 
-def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "own"))
+def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path):
     hub.files = adapter_files(tmp_path / "adapter")
     hub.listed.append(row("owner/gone", "meta/base"))
     hub.fail = {"GET /api/models/owner/gone": (404, {"X-Error-Code": "RepoNotFound"})}

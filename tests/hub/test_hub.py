@@ -238,7 +238,7 @@ class TestRealServer:
 
 
 class TestMisbehaviour:
-    def test_the_server_itself_is_sound(self, bad, tmp_path):
+    def test_the_server_itself_is_sound(self, bad):
         assert hub.load("acme/math").source.commit == bad.commit
         assert bad.fetched() == set(ADAPTER)
         assert f"Bearer {TOKEN}" in bad.authorizations
@@ -288,7 +288,7 @@ class TestMisbehaviour:
         bad.spoil.clear()
         hub.load("acme/math")
 
-    def test_damage_in_the_cache_is_repaired(self, bad, tmp_path):
+    def test_damage_in_the_cache_is_repaired(self, bad):
         path = hub.load("acme/math").source.path / "adapter_model.safetensors"
         whole = path.read_bytes()
         path.resolve().write_bytes(whole[:-1] + b"\x55")

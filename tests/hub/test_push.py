@@ -1,16 +1,15 @@
 """--push: what is uploaded, to whom it is visible, and how an upload that broke off goes on."""
 
-import contextlib
 import json
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 from hubs import use
 from making import call
+from servers import body_of, listening
 
 TOKEN = "hf_writesecret0123456789"
 WEIGHTS = "adapter_model.safetensors"
@@ -73,34 +72,21 @@ def taking(monkeypatch, tmp_path):
     """The Hub's client directed to such a Hub, with a token."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        hub.tokens.add(request.headers.get("authorization", ""))
+        line = f"{request.command} {request.path}"
+        status, document = hub.answer(line, body_of(request))
+        content = json.dumps(document).encode()
+        request.send_response(status)
+        request.send_header("content-type", "application/json")
+        request.send_header("content-length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            hub.tokens.add(self.headers.get("authorization", ""))
-            status, document = hub.answer(f"{self.command} {self.path}", body)
-            content = json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(content)
-
-        do_GET = do_PUT = do_POST
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-    hub.url = f"http://127.0.0.1:{made.server_port}"
-    from huggingface_hub import constants
-
-    use(monkeypatch, hub.url, tmp_path / "cache", token=TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    yield hub
-    made.shutdown()
-    made.server_close()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with listening(reply) as hub.url:
+        use(monkeypatch, hub.url, tmp_path / "cache", token=TOKEN)
+        yield hub
 
 
 FILES = {"README.md", "adapter_config.json", WEIGHTS}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from calibrations import DOCUMENT, SMALL, calibration, calibration_of
 from scipy import integrate
-from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -278,6 +277,8 @@ def test_figures_by_hand():
 
 
 def test_the_auroc_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score  # which takes a second to import
+
     rng = np.random.default_rng(0)
     y, kinds = (rng.random(60) < 0.4).astype(float), rng.integers(0, 3, 60)
     p = rng.integers(0, 6, (4, 60)) / 10  # with ties

@@ -29,9 +29,8 @@ def changed(name: str, adapter: Adapter, change) -> Adapter:
 
 
 @pytest.fixture
-def library(tmp_path, monkeypatch) -> Path:
+def library(tmp_path) -> Path:
     """Adapters of every kind that a library may hold."""
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     home = tmp_path / "my adapters"
     good = [small(f"good-{seed}", seed) for seed in range(3)]
     for adapter in good:
@@ -183,8 +182,7 @@ def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_pa
     assert found.library.adapters[1].same_as is None
 
 
-def test_a_library_is_compared_as_by_its_deltas(shelf, monkeypatch, tmp_path):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
+def test_a_library_is_compared_as_by_its_deltas(shelf):
     names = [str(shelf.paths[name]) for name in (*DOMAINS, "godspeed", "distil")]
     found = arranged(fitted(read_library(names)))
     rows = found.library.adapters

@@ -60,9 +60,7 @@ def test_merge_and_eval_gives_a_verdict(world, tmp_path):
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
 
 
-def test_results_are_kept_for_the_same_order_of_weights_only(world, monkeypatch, tmp_path):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
-
+def test_results_are_kept_for_the_same_order_of_weights_only(world):
     def kept(*names: str) -> bool:
         options = {"methods": ("task_arithmetic",), "routers": (), "weights": (1.0, 0.2)}
         audit = evaluated(world, [world / name for name in names], resume=True, **options)

@@ -47,11 +47,6 @@ def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
     return free({k: v for k, v in document.items() if k != "notes"})
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def threads():
     """The number of threads as it was."""
@@ -69,19 +64,14 @@ print(json.dumps([call(*arguments) for arguments in json.loads(sys.argv[1])]))
 """
 
 
-def elsewhere(calls: list[list[str]], seed: int, cache: Path) -> list[dict[str, Any]]:
+def elsewhere(calls: list[list[str]], seed: int) -> list[dict[str, Any]]:
     """The documents of some calls in one new process with a hash seed of its own."""
     done = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER, json.dumps(calls)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
-        env=os.environ
-        | {
-            "PYTHONHASHSEED": str(seed),
-            "LORAPROBE_CACHE": str(cache),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
+        env=os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -94,7 +84,7 @@ def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path, first
         [*merge, "--method", "dare_ties:density=0.5", "--overwrite", "--threads", "1"],
         [*audit("skill-and-facts"), *SHORT],
     ]
-    first = elsewhere(calls, 1, tmp_path / "one")
+    first = elsewhere(calls, 1)
     written = (tmp_path / "merged" / "adapter_model.safetensors").read_bytes()
     second = [*(call(*own) for own in calls[:2]), calm()]
     for document, again in zip(first, second, strict=True):

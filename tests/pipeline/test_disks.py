@@ -110,7 +110,7 @@ def test_a_page_on_a_full_disk(disk, pair):
 
 
 @pytest.mark.parametrize("leave", [0, 4, 6])
-def test_results_on_a_full_disk(disk, tmp_path, leave):
+def test_results_on_a_full_disk(disk, tmp_path, own_cache, leave):
     """Finished results stay readable, and --resume continues once there is space again."""
     arguments, place = world(tmp_path), disk(64)
     environment = {"LORAPROBE_CACHE": str(place)}
@@ -121,8 +121,8 @@ def test_results_on_a_full_disk(disk, tmp_path, leave):
     assert all(json.loads(line) for f in place.rglob("*.jsonl") for line in f.open())
     filler.unlink()
     resumed = call(*arguments, "--resume", env=environment)
-    whole = call(*arguments, env={"LORAPROBE_CACHE": str(tmp_path / "other")})
-    assert resumed.exit_code == whole.exit_code and rows(place) == rows(tmp_path / "other") > kept
+    whole = call(*arguments)
+    assert resumed.exit_code == whole.exit_code and rows(place) == rows(own_cache) > kept
     first, second = json.loads(resumed.stdout), json.loads(whole.stdout)
     assert first["evaluation"] == second["evaluation"]
 

@@ -213,8 +213,7 @@ def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, mo
     assert of() != plain
 
 
-def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, monkeypatch):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama):
     llama.save_pretrained(tmp_path)
 
     def place(template: str = "off", **session: str) -> Path | None:
@@ -231,7 +230,6 @@ def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, mo
 @pytest.fixture
 def weights(tmp_path, monkeypatch) -> Path:
     """A file that, as far as the clock tells, was written an hour ago."""
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
     (tmp_path / "model.safetensors").write_bytes(b"weights one")
@@ -270,17 +268,17 @@ def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
     assert cached_hash(weights) == file_hash(weights) and len(read) == 2
 
 
-def test_the_hash_of_a_file_that_just_changed_is_not_kept(weights, read, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setenv("LORAPROBE_CACHE", str(weights.parent / "cache"))
-    assert cached_hash(weights) == file_hash(weights)
-    assert not (weights.parent / "cache").exists()
+def test_the_hash_of_a_file_that_just_changed_is_not_kept(weights, own_cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: weights.stat().st_mtime_ns)
+        assert cached_hash(weights) == file_hash(weights)
+    assert not own_cache.exists()
 
 
 @pytest.mark.parametrize("spoil", [b"", b"no hash", b"\xff" * 64])
-def test_a_damaged_note_is_made_again(weights, read, spoil):
+def test_a_damaged_note_is_made_again(weights, read, own_cache, spoil):
     wanted = cached_hash(weights)
-    (note,) = (weights.parent / "cache" / "hashes").iterdir()
+    (note,) = (own_cache / "hashes").iterdir()
     note.write_bytes(spoil)
     assert cached_hash(weights) == wanted and len(read) == 2
 

@@ -8,7 +8,7 @@ import math
 import jsonschema
 import pytest
 import torch
-from making import call, random_adapter, tiny_model
+from making import call, random_adapter, shipped, tiny_model
 from tokenizers import processors
 
 import loraprobe
@@ -261,15 +261,11 @@ def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
 
 def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     """With prompts in the tasks' form, one adapter a prompt keeps both skills."""
-    world = shipped_world()
-    chosen = world.scenario("disjoint")
-    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    asked = ["--base", world.base, "--task", chosen.tasks[0], "--router", router, *prompts]
-    options = "--router arrow:per=sequence --limit 10 --threads 1 --exit-zero --json"
-    environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
-    result = call("merge-and-eval", *refs, *asked, *options.split(), env=environment)
+    options = "--router arrow:per=sequence --limit 10 --exit-zero --json"
+    asked = [*shipped("disjoint"), "--router", router, *prompts, *options.split()]
+    result = call("merge-and-eval", *asked)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())

@@ -12,6 +12,7 @@ import making
 import pytest
 
 from loraprobe.base import open_base
+from loraprobe.evaluation import asking
 
 WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
 
@@ -48,23 +49,29 @@ def answers(document: dict) -> dict:
     return document
 
 
-def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
-    cache = tmp_path / "cache"
-    environment = {"LORAPROBE_CACHE": str(cache)}
-    child = making.Fork.of_command(world, tmp_path / "said", **environment)
-    deadline = time.monotonic() + 120
-    while lines(cache) < 50 and child.runs() and time.monotonic() < deadline:
+def test_interrupt_then_resume_equals_an_uninterrupted_run(world, own_cache, tmp_path, monkeypatch):
+    ask = asking.ask
+
+    def waiting(*arguments, **options):
+        if lines(own_cache) > 50:
+            time.sleep(600)  # the interruption comes
+        return ask(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "ask", waiting)
+        child = making.Fork.of_command(world, tmp_path / "said")
+    while lines(own_cache) <= 50 and child.runs():
         time.sleep(0.01)
     code, out, err = child.stop(signal.SIGINT)
     assert code == 130, err
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Traceback" not in err and "--resume" in err
-    kept = lines(cache) - 1
+    kept = lines(own_cache) - 1
     assert 32 <= kept < 32 * 6
 
-    (ledger,) = ledgers(cache)
+    (ledger,) = ledgers(own_cache)
     before = ledger.read_text().splitlines()
-    resumed = making.call(*world, "--resume", env=environment)
+    resumed = making.call(*world, "--resume")
     after = ledger.read_text().splitlines()
     assert after[: len(before)] == before  # nothing that was there was asked again
     assert len(after) == len(set(after))
@@ -75,12 +82,12 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     assert resumed.exit_code == fresh.exit_code
 
 
-def test_a_run_without_resume_starts_again(world, tmp_path):
-    environment, few = {"LORAPROBE_CACHE": str(tmp_path / "cache")}, [*world, "--limit", "8"]
-    first = json.loads(making.call(*few, env=environment).stdout)
-    count = lines(tmp_path / "cache")
-    second = json.loads(making.call(*few, env=environment).stdout)
-    assert lines(tmp_path / "cache") == count
+def test_a_run_without_resume_starts_again(world, own_cache):
+    few = [*world, "--limit", "8"]
+    first = json.loads(making.call(*few).stdout)
+    count = lines(own_cache)
+    second = json.loads(making.call(*few).stdout)
+    assert lines(own_cache) == count
     assert answers(first) == answers(second)
     assert not any("earlier run" in note for note in second["notes"])
 

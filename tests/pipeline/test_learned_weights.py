@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jsonschema
 import making
@@ -55,15 +56,14 @@ def bench():
 def loss_of(scorer, adapters, tasks) -> float:
     """Nats a token of the likeliest gold answers under the sum of the adapters, merged."""
     merged = merge(adapters, "sum", dtype=torch.float32).adapter
-    with scorer.with_composition(single(merged)):
-        means = [
-            -sum(
-                max(scorer.loglikelihood([(i.prompt, a)])[0].per_token for a in i.answers)
-                for i in task.items
-            )
-            / len(task.items)
-            for task in tasks
-        ]
+    means = []
+    for task in tasks:
+        pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
+        best = dict.fromkeys((prompt for prompt, _ in pairs), -math.inf)
+        with scorer.with_composition(single(merged)):
+            for (prompt, _), found in zip(pairs, scorer.loglikelihood(pairs), strict=True):
+                best[prompt] = max(best[prompt], found.per_token)
+        means.append(-sum(best.values()) / len(best))
     return sum(means) / len(means)
 
 
@@ -167,24 +167,21 @@ def test_adapters_without_a_gate_to_differentiate_by_are_refused():
         check_learnable([plain, scaled], PER_LAYER)
 
 
-def test_merge_and_eval_judges_on_the_rest(tmp_path):
-    world = shipped_world()
-    scenario = world.scenario("skill-and-facts")
-    refs = [f"{name}={path}" for name, path in scenario.adapters.items()]
+def test_merge_and_eval_judges_on_the_rest(own_cache):
+    scenario = shipped_world().scenario("skill-and-facts")
     (task,) = scenario.tasks
     options = (
         "--json --limit 32 --weights learn --system task-arithmetic "
         "--system random-partner --metric answer_loss --margin 0.1"
     )
-    arguments = ["merge-and-eval", *refs, "--task", task, "--base", world.base, *options.split()]
-    environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    document = json.loads(making.call(*arguments, env=environment).stdout)
+    arguments = ["merge-and-eval", *making.shipped("skill-and-facts"), *options.split()]
+    document = json.loads(making.call(*arguments).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
     parted = split_for_weights([load_task(task, 32)], LEARN)
     assert (found["items"], found["left"]) == (8, 24) == parted.items
     assert found["evaluations"] == LEARNING_STEPS and found["layers"] == {}
-    (ledger,) = tmp_path.rglob("results.jsonl")
+    (ledger,) = own_cache.rglob("results.jsonl")
     rows = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
     systems = {row["system"].partition(":")[0] for row in rows}
     assert {"base", *scenario.adapters, "task-arithmetic", "random-partner"} <= systems
@@ -195,7 +192,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     assert any("8 items" in line and "24 were left" in line for line in document["notes"])
     value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "question"}
     assert value["task-arithmetic"] < min(value["base"], *(value[n] for n in scenario.adapters))
-    resumed = making.call(*arguments, "--resume", env=environment)
+    resumed = making.call(*arguments, "--resume")
     assert json.loads(resumed.stdout)["search"] == found
     assert (ledger.parent / "learned.jsonl").is_file()
 

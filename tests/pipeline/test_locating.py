@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tampering
 from making import call, peft_adapter, random_adapter, saved_pair, tiny_llama
-from test_verify import failed, merged
+from test_verify import failed, merged, no_waiting  # noqa: F401
 
 import loraprobe
 

@@ -48,12 +48,10 @@ def calls(planted) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def document(tmp_path, monkeypatch):
-    """A function that makes a call with an empty cache: its document without clock and words."""
-    made = iter(range(99))
+def document():
+    """A function that makes a call: its document without clock and words."""
 
     def call(*words: object) -> Any:
-        monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / f"cache-{next(made)}"))
         done = making.call(*words)
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
@@ -116,9 +114,8 @@ def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
     assert set(here.asked) == kinds
 
 
-def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path, monkeypatch):
+def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path):
     cloudpickle = pytest.importorskip("ray").cloudpickle
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "a"
     making.random_adapter("a").save(place)
     adapter = loraprobe.load(place)

@@ -44,12 +44,8 @@ def desk(tmp_path, monkeypatch):
     for task in scenario.tasks:
         lines = Path(task).read_text().splitlines()[:24]
         (place / "questions.jsonl").write_text("\n".join(lines) + "\n")
-    for name, value in {
-        "HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "LORAPROBE_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(place)
     return place
 

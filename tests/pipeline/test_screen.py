@@ -32,9 +32,9 @@ PAIR = {"firsts": FIRST, "seconds": SECOND}
 EVERY = FIRST | SECOND
 
 
-def screened(words, *options, cache, code=None):
+def screened(words, *options, code=None):
     few = ("--method", "sum", "--keep", "3")
-    found = making.call(*words, "--json", *few, *options, env={"LORAPROBE_CACHE": str(cache)})
+    found = making.call(*words, "--json", *few, *options)
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
     if code is not None:
         assert found.exit_code == code, found.stdout + found.stderr
@@ -48,9 +48,12 @@ def library(tmp_path_factory):
     return write_library(place, {**NOISE, **PAIR}), place
 
 
-def test_a_pair_that_composes_is_found_and_proved(library):
-    words, place = library
-    found = screened(words, cache=place / "cache", code=0)
+@pytest.fixture(scope="module")
+def found(library):
+    return screened(library[0], code=0)
+
+
+def test_a_pair_that_composes_is_found_and_proved(found):
     verdict, (best, *_) = found["verdict"], found["shortlist"]
     assert verdict["decision"] == "likely" and verdict["action"] in ("merge", "route")
     assert best["adapters"] == ["firsts", "seconds"] and best["outcome"] == "compose"
@@ -70,9 +73,7 @@ def test_a_pair_that_composes_is_found_and_proved(library):
 
 
 def test_what_a_screen_advises_is_what_servers_run(library):
-    words, place = library
-    routed = ("--router", "arrow", "--resume", "--serve")
-    found = screened(words, *routed, "vllm", cache=place / "cache")
+    found = screened(library[0], "--router", "arrow", "--serve", "vllm")
     verdict = found["verdict"]
     assert (verdict["decision"], verdict["action"]) == ("likely", "merge")
     assert verdict["system"] == "sum(firsts, seconds)"
@@ -97,7 +98,7 @@ KNOWS_ALL = {**KNOWS, "expert": {**EVERY, "of": "bo", "bo": "is"}}
     ids=["nothing composes", "one knows all that is known", "one knows everything"],
 )
 def test_where_no_set_gains_the_action_says_what_to_use(tmp_path, tables, actions):
-    found = screened(write_library(tmp_path, tables), cache=tmp_path / "cache")
+    found = screened(write_library(tmp_path, tables))
     verdict = found["verdict"]
     assert verdict["decision"] in OPEN and verdict["action"] in actions
     assert any(row["kind"] == "merge" for row in found["evaluation"])
@@ -112,7 +113,7 @@ def asked_alone(document):
 
 def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
     words = write_library(tmp_path, KNOWS_ALL, items=140)
-    found = screened(words, cache=tmp_path / "cache")
+    found = screened(words)
     verdict = found["verdict"]
     assert (verdict["decision"], verdict["action"]) == ("unlikely", "use-single:expert")
     assert {(row["system"], row["n"]) for row in found["evaluation"]} == {
@@ -131,7 +132,7 @@ def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch
     (tmp_path / "library.txt").write_text("\n".join(words[1:6]))
     monkeypatch.chdir(tmp_path)
     given = ["screen", "@library.txt", *words[6:]]
-    found = screened(given, cache=tmp_path / "cache")
+    found = screened(given)
     assert found["verdict"]["action"] == "use-base"
     assert set(asked_alone(found).values()) == {0}
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
@@ -144,7 +145,7 @@ def test_adapters_that_cannot_matter_are_asked_a_part_of_the_items(tmp_path):
     after = itertools.product(("lives", "mayor", "is", "?", "."), ("bo", "who"))
     noise = {f"noise{k}": {word: other} for k, (word, other) in enumerate(after)}
     words = write_library(tmp_path, {**noise, **PAIR})
-    found = screened(words, cache=tmp_path / "cache")
+    found = screened(words)
     asked = asked_alone(found)
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert asked["firsts"] == asked["seconds"] == 40
@@ -179,19 +180,18 @@ def comparable(document):
     return document
 
 
-def test_an_interrupted_run_goes_on_where_it_was(library, tmp_path, monkeypatch):
-    (words, place), cache = library, tmp_path / "cache"
-    whole = comparable(screened(words, cache=place / "cache"))
+def test_an_interrupted_run_goes_on_where_it_was(library, found, own_cache, monkeypatch):
+    words, whole = library[0], comparable(dict(found))
     with monkeypatch.context() as patch:
         counted(patch, stop=6)
         few = ("--json", "--method", "sum", "--keep", "3")
-        assert making.call(*words, *few, env={"LORAPROBE_CACHE": str(cache)}).exit_code != 0
+        assert making.call(*words, *few).exit_code != 0
     for reads in (2 * 6 - 2, 0):  # base and an adapter were read before, and then all
         with monkeypatch.context() as patch:
             calls = counted(patch)
-            assert comparable(screened(words, "--resume", cache=cache)) == whole
+            assert comparable(screened(words, "--resume")) == whole
             assert calls["read"] == reads and (reads or not calls["ask"])
-    (ledger,) = cache.rglob(NAME)
+    (ledger,) = own_cache.rglob(NAME)
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     keys = [tuple(row.get(k) for k in ("system", "task", "part", "item")) for row in rows]
     assert len(keys) == len(set(keys))
@@ -203,9 +203,9 @@ def budget_for(monkeypatch, calls):
     monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left, -1.0))
 
 
-def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatch):
+def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
     budget_for(monkeypatch, 3)
-    found = screened(library[0], "--budget", "5", cache=tmp_path / "cache")
+    found = screened(library[0], "--budget", "5")
     asked = [a["name"] for a in found["library"]["adapters"] if a["scores"]]
     assert len(asked) == 3  # adapters, then the time was over
     assert "firsts" in asked  # which adds most, so that it is asked before those that come first
@@ -214,9 +214,9 @@ def test_a_budget_ends_the_screening_and_the_proof(library, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("calls", [5, 8], ids=["between two passes", "within the second"])
-def test_a_budget_that_ends_after_the_first_pass_says_so(library, tmp_path, monkeypatch, calls):
+def test_a_budget_that_ends_after_the_first_pass_says_so(library, monkeypatch, calls):
     budget_for(monkeypatch, calls)
-    found = screened(library[0], "--budget", "5", cache=tmp_path / "cache")
+    found = screened(library[0], "--budget", "5")
     assert {20} <= set(asked_alone(found).values()) <= {20, 40}
     (note,) = (note for note in found["notes"] if "--budget" in note)
     assert "unasked" not in note and "--resume" in note
@@ -225,7 +225,7 @@ def test_a_budget_that_ends_after_the_first_pass_says_so(library, tmp_path, monk
 def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_path):
     tables = {**NOISE, "who": {"who": "ada", "the": "cy"}, "whose": {"ada": "bo", "cy": "mayor"}}
     words = write_chained(tmp_path / "library", tables)
-    found = screened(words, cache=tmp_path / "cache", code=1)
+    found = screened(words, code=1)
     verdict = found["verdict"]
     assert (verdict["decision"], verdict["action"]) == ("unlikely", "chain")
     assert [(row["hop"], row["adapter"]) for row in found["chain"]] == [(1, "who"), (2, "whose")]
@@ -247,7 +247,7 @@ def retold(library, file, word, answer):
 
 def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
     other = retold(library, tmp_path / "other.jsonl", "ada", "lives")
-    found = screened([*library[0], "--task", other], cache=tmp_path / "cache")
+    found = screened([*library[0], "--task", other])
     assert {row["task"] for row in found["evaluation"]} == {"task", "other"}
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
@@ -255,19 +255,19 @@ def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path
 
 
 @pytest.mark.slow  # a model that generates
-def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
+def test_sets_that_gain_step_by_step_are_forecast():
     world = Path(loraprobe.demo.__file__).parent / "small-world"
     words = ["screen", *(str(world / "adapters" / name) for name in ("newcomers", "steps"))]
     words += ["--base", str(world / "base"), "--task", str(world / "tasks" / "newcomers.jsonl")]
     words += ["--items", "20", "--limit", "50", "--max-new-tokens", "24"]
-    found = screened(words, cache=tmp_path / "cache")
+    found = screened(words)
     row, chain = found["shortlist"]
     assert chain["kind"] == "chain"
     assert row["gain"]["part"] == row["forecast"]["part"] == "steps"
     assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
     assert "3 passes over 20 questions, then" in chosen["message"]
-    steps = screened([*words, "--dry-run"], cache=tmp_path / "cache")["estimate"]["steps"]
+    steps = screened([*words, "--dry-run"])["estimate"]["steps"]
     assert steps["ask base and adapters alone, round 1"] > 0
 
 
@@ -280,13 +280,11 @@ def test_sets_that_gain_step_by_step_are_forecast(tmp_path):
         ((), "two"),
     ],
 )
-def test_too_few_items_adapters_and_routers_that_learn_are_refused(
-    library, tmp_path, options, told
-):
+def test_too_few_items_adapters_and_routers_that_learn_are_refused(library, options, told):
     words, _ = library
     if not options:  # one adapter is left
         words = [word for word in words if "noise" not in word and "seconds" not in word]
-    found = making.call(*words, "--json", *options, env={"LORAPROBE_CACHE": str(tmp_path)})
+    found = making.call(*words, "--json", *options)
     assert found.exit_code == 2 and told in json.loads(found.stdout)["error"]["message"]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import making
 import pytest
 from making import Fork, peft_adapter, random_adapter, tiny_llama
 from servers import ModelServer, server, write_vllm
@@ -28,29 +29,36 @@ from loraprobe.scoring import Scorer
 from loraprobe.scoring import server as client
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def world():
     return shipped_world()
 
 
-def call(world, engine: str | None, *more: str) -> list[str]:
+KEPT: dict[str, dict[str, Any]] = {}
+
+
+def served_base(world, **settings: Any) -> ModelServer:
+    """A server of the shipped base, which computes no answer that another one has computed."""
+    return ModelServer(world.path / "base", kept=KEPT, **settings)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_vllm(monkeypatch):
+    """vLLM takes a minute to start, the program of the tests no second."""
+    clock = SimpleNamespace(sleep=lambda _: time.sleep(0.05), monotonic=time.monotonic)
+    monkeypatch.setattr("loraprobe.pipeline.engine.time", clock)
+
+
+def call(engine: str | None, *more: str) -> list[str]:
     """merge-and-eval on a few questions of a scenario of the shipped world."""
-    chosen = world.scenario("skill-and-facts")
-    adapters = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    tasks = [text for task in chosen.tasks for text in ("--task", str(task))]
-    base = ["--base", str(world.path / "base"), "--limit", "6", "--json", "--chat-template", "off"]
+    few = ["--limit", "3", "--json", "--chat-template", "off"]
     where = [] if engine is None else ["--engine", engine]
-    return ["merge-and-eval", *adapters, *tasks, *base, *where, *more]
+    return ["merge-and-eval", *making.shipped("skill-and-facts"), *few, *where, *more]
 
 
 def run(world, engine: str | None, *more: str, **env: str) -> Any:
     """What `call` prints in an environment."""
-    return CliRunner().invoke(app, call(world, engine, *more), env={"NO_COLOR": "1", **env})
+    return CliRunner().invoke(app, call(engine, *more), env={"NO_COLOR": "1", **env})
 
 
 def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
@@ -76,7 +84,7 @@ def test_a_server_answers_as_transformers_do(world, kind):
     options, version, more, by_transformers = SERVERS[kind]
     adapters = world.scenario("skill-and-facts").adapters
     held = {key: adapters if value and key != "sglang" else value for key, value in options.items()}
-    made = ModelServer(world.path / "base", **held)
+    made = served_base(world, **held)
     with server(made) as (url, _):
         ended = run(world, url, *more)
     assert ended.exit_code in (0, 1, 3), ended.stderr
@@ -90,13 +98,13 @@ def test_a_server_answers_as_transformers_do(world, kind):
     (told,) = [note for note in served["notes"] if "asked by transformers here: " in note] or [""]
     assert by_transformers == {name for name in by_transformers if name in told}
     assert bool(told) is bool(by_transformers)
-    assert made.loaded == (set(adapters) if held.keys() & {"weighs", "named"} else set())
+    assert set(made.loaded) == (set(adapters) if held.keys() & {"weighs", "named"} else set())
 
 
 @pytest.mark.parametrize("kind", ["named", "weighs"])
 def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(world, kind):
     (first, place), (_, other) = world.scenario("skill-and-facts").adapters.items()
-    made = ModelServer(world.path / "base", **{kind: {first: place, "another": other}})
+    made = served_base(world, **{kind: {first: place, "another": other}})
     with server(made) as (url, _):
         ended = run(world, url)
     error = json.loads(ended.stdout)["error"]
@@ -134,9 +142,9 @@ def test_a_composition_is_not_taken_for_one_that_is_gone():
 
 
 def choices(world, place: Path) -> list[str]:
-    """merge-and-eval on six questions with choices."""
+    """merge-and-eval on three questions with choices."""
     task = world.scenario("disjoint").tasks[0]
-    lines = [json.loads(line) for line in task.read_text().splitlines()[:6]]
+    lines = [json.loads(line) for line in task.read_text().splitlines()[:3]]
     answers = [line["answer"] for line in lines]
     rows = [
         {"prompt": line["prompt"], "answer": line["answer"], "choices": answers} for line in lines
@@ -152,7 +160,7 @@ def choices(world, place: Path) -> list[str]:
 def test_choices_are_scored_by_prompts(world, tmp_path, way):
     """The log-probabilities of a server are those of transformers."""
     words = choices(world, tmp_path)
-    with server(ModelServer(world.path / "base", scores=way)) as (url, _):
+    with server(served_base(world, scores=way)) as (url, _):
         served = CliRunner().invoke(app, [*words, "--engine", url])
     here = CliRunner().invoke(app, words)
     assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
@@ -165,7 +173,7 @@ def asked_alike(command: str, world, *more: str) -> list[Any]:
     words = [command, *adapters, "--base", str(world.path / "base"), "--json", "--exit-zero"]
     words += ["--task", str(world.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
     words += ["--max-new-tokens", "16", *more]
-    made, documents = ModelServer(world.path / "base"), []
+    made, documents = served_base(world), []
     with server(made) as (url, _):
         for where in ([], ["--engine", url]):
             ended = CliRunner().invoke(app, [*words, *where])
@@ -203,7 +211,7 @@ def test_a_first_look_by_a_server_is_that_by_transformers(world):
 
 def test_next_tokens_of_a_server_are_those_of_the_model(world):
     """Several continuations of one row, and a row behind which nothing is wanted."""
-    made = ModelServer(world.path / "base")
+    made = served_base(world)
     local = Scorer(made.model, made.tokenizer)
     rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 1), ((7, 3), 1)]
     wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
@@ -252,7 +260,7 @@ MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no lo
 
 @pytest.mark.parametrize("way", MISTAKEN)
 def test_prompts_that_a_server_scores_wrongly_end_the_run(world, tmp_path, way):
-    with server(ModelServer(world.path / "base", scores=way)) as (url, _):
+    with server(served_base(world, scores=way)) as (url, _):
         ended = CliRunner().invoke(app, [*choices(world, tmp_path), "--engine", url])
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and MISTAKEN[way] in error["message"]
@@ -273,7 +281,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("told", REFUSED)
 def test_what_a_server_misreads_ends_the_run(world, told):
-    made = ModelServer(world.path / "base", **REFUSED[told])
+    made = served_base(world, **REFUSED[told])
     with server(made) as (url, _):
         ended = run(world, url)
     error = json.loads(ended.stdout)["error"]
@@ -292,8 +300,8 @@ def test_a_server_with_another_base_is_refused(world):
     assert ended.exit_code == 2 and "another base" in json.loads(ended.stdout)["error"]["message"]
 
 
-def test_a_busy_server_is_asked_again(world, monkeypatch):
-    made, busy = ModelServer(world.path / "base"), iter([429, 503])
+def test_a_busy_server_is_asked_again(world):
+    made, busy = served_base(world), iter([429, 503])
 
     def reply(path: str, body: dict) -> tuple[int, Any]:
         status = next(busy, 200) if path == "/v1/completions" else 200
@@ -305,10 +313,10 @@ def test_a_busy_server_is_asked_again(world, monkeypatch):
 
 
 def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
-    made = ModelServer(world.path / "base")
+    made = served_base(world)
 
     def dying(path: str, body: dict) -> tuple[int, Any]:
-        return made(path, body) if made.asked < 60 else (500, b"lost")
+        return made(path, body) if made.asked < 40 else (500, b"lost")
 
     with server(dying) as (url, _):
         assert run(world, url, "--method", "sum").exit_code == 2
@@ -328,7 +336,6 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
     ("more", "told"),
     [
         (["--executor", "ray"], "--engine transformers"),
-        (["--task", "lm_eval:arc_easy"], "lm"),
     ],
 )
 def test_what_needs_the_model_here_is_refused_before_anything_is_asked(world, more, told):
@@ -359,7 +366,7 @@ def test_an_adapter_with_more_than_factors_is_refused(tmp_path, world):
 def test_a_server_that_died_is_not_waited_for(world, monkeypatch):
     """vLLM's server answers no request any more when its engine is gone, and its /health tells."""
     monkeypatch.setattr(client, "HEALTH", 0.05)
-    made, over = ModelServer(world.path / "base"), threading.Event()
+    made, over = served_base(world), threading.Event()
 
     def dead(path: str, body: dict) -> tuple[int, Any]:
         if path == "/v1/completions" and made.asked > 20:
@@ -430,7 +437,7 @@ def has_ended(environment: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("scale", [1.0, 3.0], ids=["the end", "an error"])
 def test_vllm_is_started_and_stopped(world, vllm, scale):
-    with server(ModelServer(world.path / "base", scale=scale)) as (url, _):
+    with server(served_base(world, scale=scale)) as (url, _):
         ended = run(world, "vllm", "--method", "sum", **vllm, BEHIND=url)
     assert ended.exit_code in ((0, 1, 3) if scale == 1.0 else (2,)), ended.stderr
     started = Path(vllm["PIDS"]).read_text().split()
@@ -446,21 +453,24 @@ def test_vllm_is_started_and_stopped(world, vllm, scale):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_vllm_ends_with_a_run_that_is_stopped(world, tmp_path, vllm, name):
-    made, asked = ModelServer(world.path / "base"), []
+    made, asked, over = served_base(world), [], threading.Event()
 
-    def slow(path: str, body: dict) -> tuple[int, Any]:
+    def until_it_is_stopped(path: str, body: dict) -> tuple[int, Any]:
         if path == "/v1/completions":
             asked.append(path)
-            time.sleep(0.1)
+            if len(asked) > 20:
+                over.wait(600)
         return made(path, body)
 
-    with server(slow) as (url, _):
-        child = Fork.of_command(call(world, "vllm"), tmp_path / "said", **vllm, BEHIND=url)
-        deadline = time.monotonic() + 300
-        while len(asked) < 20 and child.runs() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        code, out, err = child.stop(getattr(signal, name))
-        assert asked and has_ended(vllm), (out, err)
+    with server(until_it_is_stopped) as (url, _):
+        child = Fork.of_command(call("vllm"), tmp_path / "said", **vllm, BEHIND=url)
+        try:
+            while len(asked) <= 20 and child.runs():
+                time.sleep(0.02)
+            code, out, err = child.stop(getattr(signal, name))
+            assert has_ended(vllm), (out, err)
+        finally:
+            over.set()
     kept = name in ("SIGINT", "SIGTERM")  # an interruption, as ^C is
     assert code == (130 if kept else -getattr(signal, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,14 @@ def pair(rank: int):
     return [as_written(adapter, adapter.name) for adapter in made]
 
 
-def systems(adapters, **options):
-    merged = merge(adapters, "sum", **options)
-    return [
-        System("sum", "merge", merged=merged),
-        System("arrow", "router"),
-        System("chain", "chain"),
-    ]
+@functools.cache
+def composed(rank: int, most: int | str):
+    """A pair, and systems of it whose merge has at most this rank."""
+    adapters = pair(rank)
+    merged = merge(adapters, "sum", rank=most)
+    kinds = {"arrow": "router", "chain": "chain"}
+    named = [System(name, kind) for name, kind in kinds.items()]
+    return adapters, [System("sum", "merge", merged=merged), *named]
 
 
 # Server, rank of each of two adapters, --rank of the merge -> systems that it cannot run.
@@ -52,8 +54,9 @@ TABLE = [
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: " ".join(map(str, case[:3])))
 def test_a_server_runs_merges_within_its_ranks_and_no_router(case):
     server, rank, most, out = case
-    adapters, options = pair(rank), Options(serve=(server,) if server else ())
-    found = unserved_systems(options, Inputs(adapters, adapters), systems(adapters, rank=most))
+    adapters, systems = composed(rank, most)
+    options = Options(serve=(server,) if server else ())
+    found = unserved_systems(options, Inputs(adapters, adapters), systems)
     assert set(found) == out
     for name in out - {"arrow"}:
         assert found[name].servers == ("vllm",) and "--rank 512" in found[name].cure

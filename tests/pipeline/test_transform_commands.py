@@ -11,7 +11,6 @@ from test_transforms import close, dense, some
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.report.documents import json_schema
-from loraprobe_lab import shipped_world
 
 
 def test_merge_command_and_card_state_the_transformations(tmp_path):
@@ -57,23 +56,18 @@ def test_negative_weights_negate_and_the_card_states_it(tmp_path, form):
     assert "negated" in (out / "README.md").read_text()
 
 
-def test_merge_and_eval_leaves_single_adapters_as_they_are(tmp_path):
+def test_merge_and_eval_leaves_single_adapters_as_they_are():
     """On the shipped world: the same rows for base and singles, others for merges."""
-    world = shipped_world()
-    chosen = world.scenario("keep-both")
-    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    tasks = [part for task in chosen.tasks for part in ("--task", task)]
     options = "--limit 12 --json --system sum --metric answer_loss --margin 0.05".split()
-    call = ["merge-and-eval", *refs, *tasks, "--base", world.base, *options]
-    environment = {"LORAPROBE_CACHE": str(tmp_path)}
+    call = ["merge-and-eval", *making.shipped("keep-both"), *options]
     rows = []
     for extra in ([], ["--balance", "norm"]):
-        result = making.call(*call, *extra, env=environment)
+        result = making.call(*call, *extra)
         document = json.loads(result.stdout)
         jsonschema.validate(document, json_schema())
         rows.append({(r["system"], r["task"]): r["value"] for r in document["evaluation"]})
     assert document["verdict"]["probability"] is None
     names = {step["adapter"] for step in document["transformations"]}
-    assert names == set(chosen.adapters)
+    assert names == {"last", "count"}
     for key, value in rows[0].items():
         assert (rows[1][key] == value) == (key[0] not in ("sum", "random-partner")), key

@@ -23,8 +23,11 @@ WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "REA
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
+def no_waiting(monkeypatch, tmp_path):
+    """For the disk, or for a search of sources in the folders of the repository."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ ERRORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
-
-
 def narrow(monkeypatch, most: int, error: Exception) -> list[int]:
     """Every Llama now fails above so many sequences, half way through its layers."""
     from transformers.models.llama import modeling_llama

@@ -1,9 +1,9 @@
 """A merge written as a full model: peak memory, time, and that it computes the composition.
 
-    python benchmarks/full_model.py [--shards 6] [--runs 2]
+    python benchmarks/full_model.py [--shards 4] [--runs 1]
     python benchmarks/full_model.py --base DIR ADAPTER ADAPTER
 
-First, a random Llama of width 2048 in bfloat16, in shards of about 1 GB, and two adapters of rank
+First, a random Llama of width 2048 in bfloat16, in shards of about 0.9 GB, and two adapters of rank
 16: the peak memory of `loraprobe merge --full-model` beside two shards, for an average and TIES.
 With --base, real ones: the full model in float32 and in bfloat16, as transformers loads it, against
 the composition of the adapters on the base in the same dtype.
@@ -12,12 +12,13 @@ the composition of the adapters on the base in the same dtype.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 
 from machine import about, aim, interleaved, loraprobe, spread, timed
 
-WIDTH, INNER, TOKENS, LAYERS = 2048, 8192, 32_768, 8  # layers of a shard
+WIDTH, INNER, TOKENS, LAYERS = 2048, 8192, 32_768, 6  # layers of a shard
 LINEAR = {
     **{f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"},
     "mlp.gate_proj": (INNER, WIDTH),
@@ -34,6 +35,7 @@ def write_base(place: Path, shards: int) -> int:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
+    @functools.cache
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.bfloat16) * 0.02
 
@@ -50,6 +52,7 @@ def write_base(place: Path, shards: int) -> int:
         if shard == 0:
             tensors["model.embed_tokens.weight"] = drawn(TOKENS, WIDTH)
             tensors["model.norm.weight"] = drawn(WIDTH)
+        tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         save_file(tensors, place / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
@@ -117,20 +120,21 @@ def memory(shards: int, runs: int) -> None:
 
 
 def logits(base: Path, references: list[str]) -> None:
-    """Differences of log-probabilities: largest and mean over 256 random tokens."""
+    """Differences of logits on 256 tokens of this text, as shares of the largest logit."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import loraprobe as package
     from loraprobe.composition import Composition, composed
     from loraprobe.routing.constant import ConstantGates
 
     adapters = tuple(package.load(one) for one in references)
-    tokens = torch.randint(100, 20_000, (4, 64), generator=torch.Generator().manual_seed(0))
+    text = Path(__file__).read_text()
+    tokens = AutoTokenizer.from_pretrained(base)(text, return_tensors="pt").input_ids[:, :256]
 
     @torch.no_grad()
-    def logprobs(model):
-        return model(input_ids=tokens).logits.double().log_softmax(-1)
+    def answers(model):
+        return model(input_ids=tokens).logits.double()
 
     exact = None
     for dtype in (torch.float32, torch.bfloat16):
@@ -140,19 +144,22 @@ def logits(base: Path, references: list[str]) -> None:
             model.save_pretrained(stored)
             merged = package.merge(adapters, "sum", base=stored)
             lost = merged.save_full_model(full)
-            found = logprobs(AutoModelForCausalLM.from_pretrained(full, dtype=dtype).eval())
-        alone = logprobs(model)
+            found = answers(AutoModelForCausalLM.from_pretrained(full, dtype=dtype).eval())
+        alone = answers(model)
         with composed(model, Composition("c", adapters, ConstantGates.ones(len(adapters)))):
-            routed = logprobs(model)
+            routed = answers(model)
         exact = routed if exact is None else exact
-        print(f"  {str(dtype)[6:]}: rounding takes {lost:.1e} of the change")
+        largest = float(exact.abs().max())
+        print(
+            f"  {str(dtype)[6:]}: rounding takes {lost:.1e} of the change; logits to {largest:.0f}"
+        )
         for what, one, other in (
             ("base and composition", alone, routed),
             ("full model and composition", found, routed),
             ("full model and composition in float32", found, exact),
             ("composition and the same in float32", routed, exact),
         ):
-            gap = (one - other).abs()
+            gap = (one - other).abs() / largest
             print(f"    {what:40} {float(gap.max()):.1e}, mean {float(gap.mean()):.1e}")
 
 
@@ -160,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapters", nargs="*")
     parser.add_argument("--base", type=Path)
-    parser.add_argument("--shards", type=int, default=6)
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=1)
     options = parser.parse_args()
     print(about())
     if options.base is not None:

@@ -260,8 +260,9 @@ class Base:
     @property
     def small_files(self) -> list[Path]:
         """The files of tokenizer, processors, chat template and generation settings, and code."""
-        held = sorted(self.path.iterdir())
-        return [file for file in held if file.name in BESIDE_WEIGHTS or file.suffix == ".py"]
+        endings = {".py"} if self.config.get("auto_map") else set[str]()
+        held = (file for file in sorted(self.path.iterdir()) if file.is_file())
+        return [file for file in held if file.name in BESIDE_WEIGHTS or file.suffix in endings]
 
     def summary(self) -> BaseSummary:
         """The summary for reports; the hash of large local files only if it is known."""

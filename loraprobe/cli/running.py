@@ -119,12 +119,14 @@ def write(made: Any, output: Output) -> None:
         made.save(output.target, overwrite=output.overwrite)
         output.say(f"Wrote {made.name} to {output.target}.")
     if output.full_model is not None:
+        from loraprobe.merging import notes_on_base
+
         with output.progress() as progress:
             lost = made.save_full_model(output.full_model, output.overwrite, progress)
-        output.say(
-            f"Wrote the base with {made.name} to {output.full_model}; rounding to the base's dtype "
-            f"changes {lost:.1%} of what the merge adds."
-        )
+        told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
+        output.say(f"Wrote the base with {made.name} to {output.full_model}; {told}.")
+        for note in notes_on_base(made):
+            output.say(note)
     place = output.target or output.full_model
     if output.push is not None and place is not None:
         output.say(hub.summary(place, output.push, output.public))

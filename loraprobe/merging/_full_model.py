@@ -43,7 +43,7 @@ from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageEr
 from loraprobe.merging._arguments import MergeArguments
 from loraprobe.merging._engine import Merged, add_change
 from loraprobe.records import Issue, Progress
-from loraprobe.untrusted import first_line
+from loraprobe.untrusted import check_link, first_line
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
 Change = Callable[[Tensor], Tensor]  # a parameter as stored, in float32 or float64 -> the new one
@@ -145,11 +145,22 @@ def write_full_model(
         (place / name).write_text(text + "\n", encoding="utf-8")
         yield name
     for file in given.small_files:
+        check_link(file, given.reference)
         shutil.copyfile(file, place / file.name)
         yield file.name
     if merged.full_card is not None:
         (place / CARD).write_text(merged.full_card(rounding_error=rounding.share), encoding="utf-8")
         yield CARD
+
+
+def notes_on_base(merged: Merged) -> Iterator[str]:
+    """What is done to the base's files before the merge is added, in sentences."""
+    base = _base_of(merged)
+    if base.quantization:
+        method = base.quantization.get("quant_method", "an unnamed method")
+        yield f"The base is quantised ({method}): its weights were dequantised first."
+    elif base.weight_files[0].suffix == ".bin":
+        yield "The pickles of the base became safetensors files."
 
 
 def _base_of(merged: Merged) -> Base:
@@ -246,12 +257,17 @@ class _Layout:
         """Whether embedding and head of a base that ties them get different values."""
         if self.base.tied is None:
             return False
-        embedding, head = self.base.tied
+        (embedding, head), tensors = self.base.tied, self.base.tensors
         differ = self.changes.get(embedding) != self.changes.get(head)
-        if head not in self.base.tensors:
+        if head not in tensors:
             own = self.changes.pop(head, [])
-            if differ:
-                self.written[self.base.tensors[embedding].key][head] = own
+            if differ and embedding in tensors:
+                self.written[tensors[embedding].key][head] = own
+            elif differ:
+                raise CompatibilityError(
+                    f"The files of {self.base.reference} have no tensor {embedding}; save the base "
+                    "again with transformers (save_pretrained)."
+                )
         return differ
 
     def _split(self, name: str) -> None:

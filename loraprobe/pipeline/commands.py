@@ -159,15 +159,15 @@ def merge(
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
-    lost = 0.0
+    lost: float | None = None
     if session.only_full and merged.asked_rank is None:
         lost, merged = merged.compression_error, merged.uncut
     with session.stage("diagnose"):
-        norm = merged.adapter.norm() / math.sqrt(1 - lost**2)
+        norm = merged.adapter.norm() / math.sqrt(1 - (lost or 0.0) ** 2)
         figures = merge_figures(merged, norm, transformed)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*transformed.notes, made_text(merged, norm, options, session.only_full)]
+    notes += [*transformed.notes, made_text(merged, norm, options, lost is not None)]
     return _outcome(merged, inputs, transformed, examined, notes, learned, session)
 
 
@@ -270,7 +270,8 @@ def merge_and_eval(
         unserved = unserved_systems(options, inputs, compositions)
         verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
         made, why = recommend(verdict, compositions, found.builder)
-    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, session.target)
+    places = session.target, session.only_full
+    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, *places)
     examined, licences = licensed(examined, inputs)
     audit = audit_of(
         session,

@@ -119,9 +119,9 @@ def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:
     return fields
 
 
-def made_text(merged: Merged, norm: float, options: Options, only_full: bool = False) -> str:
+def made_text(merged: Merged, norm: float, options: Options, uncut: bool = False) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
-    rank = "" if only_full and merged.asked_rank is None else f" to rank {rank_text(merged)}"
+    rank = "" if uncut else f" to rank {rank_text(merged)}"
     made = f"Merged by {merged.spec} in the {merged.space} space{rank}; its norm is {norm:.4g}."
     if options.given_weights and not METHODS.make(merged.spec).takes_weights:
         made += " It ignores --weights; --method task_arithmetic uses them."

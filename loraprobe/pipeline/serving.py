@@ -87,12 +87,17 @@ def with_serving(
     chain: Sequence[ChainHop],
     made: Merged | Routed | None,
     target: Path | None,
+    full: Path | None = None,
 ) -> tuple[Verdict, tuple[Command, ...]]:
     """The verdict with the servers that can run what it advises, and the commands that serve it.
 
     The commands are those of the servers of --serve, or, where a merge is written to `target`, of
-    the first that reads it. made: what the verdict's composition is saved as.
+    the first that reads it. made: what the verdict's composition is saved as. full: where a merge
+    is written as a full model alone, which all servers run.
     """
+    if verdict.composes and isinstance(made, Merged) and full is not None:
+        reason = about_servers(RUNNING, verdict.system or made.name)
+        return _with(verdict, reason), _serving_full(full, options)
     head, _, single = verdict.action.partition(":")
     members = {"use-single": [single], "chain": [hop.adapter for hop in chain], "use-base": []}
     members[SWITCH] = [adapter.name for adapter in inputs.given]
@@ -126,11 +131,8 @@ def served_merge(
     All of them run a full model.
     """
     options, target = session.options, session.target
-    if session.full_model is not None and target is None:
-        wanted = [*servers_named(options.serve)] if options.serve else RUNNING[:1]
-        place = local_name(str(session.full_model))
-        each = (serving_commands(server, place, {}) for server in wanted)
-        return examined, tuple(itertools.chain(*each))
+    if session.only_full is not None:
+        return examined, _serving_full(session.only_full, options)
     files = {merged.name: written(merged, target)}
     read = readers(inputs, options, files)
     if not options.serve:
@@ -144,6 +146,13 @@ def served_merge(
     wanted = [name for name in servers_named(options.serve) if name in read]
     examined = replace(examined, compatibility=findings)
     return examined, commands(wanted, options, inputs, files)
+
+
+def _serving_full(place: Path, options: Options) -> tuple[Command, ...]:
+    """The commands that serve a full model: by the servers of --serve, or by the first of all."""
+    wanted = [*servers_named(options.serve)] if options.serve else RUNNING[:1]
+    each = (serving_commands(server, local_name(str(place)), {}) for server in wanted)
+    return tuple(itertools.chain(*each))
 
 
 def written(merged: Merged, target: Path | None) -> Adapter:

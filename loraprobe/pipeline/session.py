@@ -109,9 +109,9 @@ class Session:
         return self.begun + share * 60 * minutes - time.perf_counter()
 
     @property
-    def only_full(self) -> bool:
-        """Whether a full model is written and no adapter."""
-        return self.full_model is not None and self.target is None
+    def only_full(self) -> Path | None:
+        """The directory of a full model, where no adapter is written."""
+        return self.full_model if self.target is None else None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

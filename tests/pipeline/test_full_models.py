@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -114,6 +115,23 @@ def test_one_adapter_is_merged_into_its_base(world, tmp_path):
     for path, update in adapter.modules.items():
         wanted = base.weight(path) + update.delta()
         torch.testing.assert_close(after.weight(path), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_done_to_the_files_of_the_base_is_said(world, tmp_path):
+    base = Path(shutil.copytree(world[-1], tmp_path / "base"))
+    torch.save(load_file(base / WEIGHTS), base / "pytorch_model.bin")
+    (base / WEIGHTS).unlink()
+    told = done("merge", *world[:2], "--base", base, "--full-model", tmp_path / "full")
+    assert "became safetensors" in told and (tmp_path / "full" / WEIGHTS).is_file()
+
+
+def test_a_link_out_of_the_base_is_not_followed(world, tmp_path):
+    base = Path(shutil.copytree(world[-1], tmp_path / "base"))
+    (tmp_path / "secret").write_text("{}")
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer.json").symlink_to(tmp_path / "secret")
+    told = refused("merge", *world[:2], "--base", base, "--full-model", tmp_path / "full")
+    assert "leads out" in told and not (tmp_path / "full").exists()
 
 
 def test_in_python(world, tmp_path):

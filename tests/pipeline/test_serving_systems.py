@@ -135,3 +135,11 @@ def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     assert lines[0] == "loraprobe convert a -o a-served" and "a=a-served" in lines[1]
     assert lines[2].endswith("--lora-modules a=a")  # which vLLM reads as it is
     assert found.reasons[-1].value == 1
+
+
+@pytest.mark.parametrize("serve", [("vllm",), ()])
+def test_a_full_model_is_served_by_itself(serve):
+    adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", "merge", True)
+    given = Options(serve=serve), Inputs(adapters, adapters), CHAIN, merge(adapters, "sum")
+    found, commands = with_serving(verdict, *given, None, Path("out/full"))
+    assert list(map(str, commands)) == ["vllm serve full"] and found.reasons[-1].value == 4

@@ -64,29 +64,29 @@ def check(
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     every, lower = with_below(adapters), below(adapters)
-    found = [issue for adapter in every for issue in adapter.issues]
+    issues = [issue for adapter in every for issue in adapter.issues]
     if purpose in ("merge", "route"):  # a composition would apply what peft leaves out
-        found = [
-            replace(i, severity="error") if i.code == "weights-untargeted" else i for i in found
+        issues = [
+            replace(i, severity="error") if i.code == "weights-untargeted" else i for i in issues
         ]
-    found += identity_issues(adapters, base, purpose, fit)
-    found += stack_issues(adapters)
-    found += layout
+    issues += identity_issues(adapters, base, purpose, fit)
+    issues += stack_issues(adapters)
+    issues += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
-    found += extra_issues(every, base, composing=composing)
+    issues += extra_issues(every, base, composing=composing)
     if base is not None:
-        found += base_issues(every, base)
+        issues += base_issues(every, base)
     if contents is None:
-        found += content_issues(TensorChecks(adapters).read())
-        found += content_issues(TensorChecks(lower).read())
+        issues += content_issues(TensorChecks(adapters).read())
+        issues += content_issues(TensorChecks(lower).read())
     else:
-        found += content_issues(contents)
-    known = {*CODES, *(issue.code for issue in found)}
+        issues += content_issues(contents)
+    known = {*CODES, *(issue.code for issue in issues)}
     for code in allow:
         if code not in known:
             hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")
-    return _sorted(found, allow)
+    return _sorted(issues, allow)
 
 
 def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
@@ -115,25 +115,25 @@ def _one_layout(
 
 
 def with_contents(
-    found: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
+    checked: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
     """Adds the issues about tensors to the issues found before the tensors were read.
 
     The tensors of adapters below the others are read here.
     """
     lower = TensorChecks(below(contents.adapters)).read()
-    return _sorted([*found.issues, *content_issues(contents), *content_issues(lower)], allow)
+    return _sorted([*checked.issues, *content_issues(contents), *content_issues(lower)], allow)
 
 
-def require(found: Compatibility) -> Compatibility:
+def require(checked: Compatibility) -> Compatibility:
     """Returns `found`. Raises CompatibilityError with its first error and the number of others."""
-    errors = found.errors
+    errors = checked.errors
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
         message = f"{first.message} {first.cure} [{first.code}]{more}"
         raise CompatibilityError(message, first.cure)
-    return found
+    return checked
 
 
 def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:

@@ -123,15 +123,15 @@ def extra_issues(
 ) -> Iterator[Issue]:
     """One issue per adapter and kind of extra; an error if a composition would drop it."""
     for adapter in adapters:
-        if found := stacks(adapter.layout):  # whose experts are modules of their own here
-            first, paths = next(iter(found.items()))
+        if parameters := stacks(adapter.layout):  # whose experts are modules of their own here
+            first, paths = next(iter(parameters.items()))
             yield finding(
                 "target-parameter",
                 (adapter.name,),
-                f"{adapter.name} changes {count(len(found), 'parameter')} (target_parameters), "
-                f"{first} with {count(len(paths), 'expert')} first. Each expert counts as a module "
-                "here. Merges and compositions with constant gates keep them; token routers do "
-                "not.",
+                f"{adapter.name} changes {count(len(parameters), 'parameter')} "
+                f"(target_parameters), {first} with {count(len(paths), 'expert')} first. Each "
+                "expert counts as a module here. Merges and compositions with constant gates keep "
+                "them; token routers do not.",
                 paths[0],
             )
         by_kind: dict[str, list[Extra]] = {}

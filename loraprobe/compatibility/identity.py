@@ -137,14 +137,14 @@ def _base_given(by_base: Mapping[str, tuple[str, ...]], base: Base) -> Iterator[
         kind = relation(named, base.reference.partition("@")[0])
         if kind == "same":
             continue
-        code, told = "base-mismatch", "the base given here is another"
+        code, difference = "base-mismatch", "the base given here is another"
         if kind == "unclear" or local:
             code = "base-unclear"
-            told = "names alone cannot tell whether that is the base given here"
+            difference = "names alone cannot tell whether that is the base given here"
         yield finding(
             code,
             ours,
-            f"{_trained(ours)} on {_public(named)}; {told}.",
+            f"{_trained(ours)} on {_public(named)}; {difference}.",
             severity="warning" if code == "base-mismatch" else "note",
             cure=f"Give --base={_public(named)} if {base.reference} is not that model.",
         )

@@ -108,10 +108,10 @@ def different_shapes(
     return tokens, [p for p in differ if p not in tokens]
 
 
-def _is_vocabulary(path: str, one: tuple[int, int], other: tuple[int, int]) -> bool:
+def _is_vocabulary(path: str, shape: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two shapes of an embedding or head differ in one side, the number of tokens."""
     named = path.rpartition(".")[2] in VOCABULARY
-    return named and (one[0] == other[0]) != (one[1] == other[1])
+    return named and (shape[0] == other[0]) != (shape[1] == other[1])
 
 
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -169,11 +169,11 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
     if not a.layout or not b.layout:
         return finding("targets-disjoint", names, "One of them touches no module.")
     if _of_two_architectures(a, b):
-        one, other = next(iter(a.layout)), next(iter(b.layout))
+        path, other = next(iter(a.layout)), next(iter(b.layout))
         return finding(
             "architecture-mismatch",
             names,
-            f"{a.name} and {b.name} belong to different architectures: {one} and {other}.",
+            f"{a.name} and {b.name} belong to different architectures: {path} and {other}.",
         )
     return finding(
         "targets-disjoint",
@@ -209,7 +209,7 @@ def _depth(adapter: Adapter) -> int | None:
     if adapter.config.get("layers_to_transform"):
         return None
     numbers = [[number(part) for part in path.split(".")[1:]] for path in adapter.layout]
-    firsts = [next((n for n in found if n is not None), None) for found in numbers]
+    firsts = [next((n for n in depths if n is not None), None) for depths in numbers]
     return max((n for n in firsts if n is not None), default=None)
 
 
@@ -292,7 +292,7 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     """
     if not stacks(adapter.layout) or base.skeleton is None:
         return
-    wrong = [one for one in places(base.skeleton, adapter) if isinstance(one, Issue)]
+    wrong = [place for place in places(base.skeleton, adapter) if isinstance(place, Issue)]
     if wrong:
         more = (
             f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
@@ -393,8 +393,8 @@ def shapes_of(adapter: Adapter) -> dict[str, Shape]:
 
 def places_of(shapes: Mapping[str, Shape]) -> LayerShapes:
     """Place of layers -> path inside of it -> shape; modules outside of layers are left out."""
-    found: dict[str, dict[str, Shape]] = {}
+    by_start: dict[str, dict[str, Shape]] = {}
     for path, shape in shapes.items():
         if (start := root(path)) != path:
-            found.setdefault(start, {})[path.removeprefix(start)] = shape
-    return found
+            by_start.setdefault(start, {})[path.removeprefix(start)] = shape
+    return by_start

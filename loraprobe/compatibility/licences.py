@@ -53,15 +53,15 @@ def licence_issues(
             f"No licence is declared by {listing(unknown)}: nobody may share a derived work.",
         )
     for code, (pattern, requirement) in TERMS.items():
-        found = {name: licence for name, licence in declared.items() if pattern.search(licence)}
+        concerned = {name: licence for name, licence in declared.items() if pattern.search(licence)}
         if code == "licence-terms":  # those that forbid commercial use have been told
-            found = {
-                n: licence for n, licence in found.items() if not NONCOMMERCIAL.search(licence)
+            concerned = {
+                n: licence for n, licence in concerned.items() if not NONCOMMERCIAL.search(licence)
             }
         alone = len(set(declared.values())) == 1 and not unknown
-        if found and not (code == "licence-conflict" and alone):
-            listed = listing(f"{name} ({licence})" for name, licence in found.items())
-            yield finding(code, tuple(found), f"{listed} {requirement}")
+        if concerned and not (code == "licence-conflict" and alone):
+            listed = listing(f"{name} ({licence})" for name, licence in concerned.items())
+            yield finding(code, tuple(concerned), f"{listed} {requirement}")
     if gated:
         yield finding(
             "licence-gated",
@@ -73,7 +73,7 @@ def licence_issues(
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
     """The licence for a merge's card: the one that all sources declare, else "other"."""
-    found = set(licences.values())
-    if not found or found == {None}:
+    declared = set(licences.values())
+    if not declared or declared == {None}:
         return None
-    return found.pop() if len(found) == 1 else "other"
+    return declared.pop() if len(declared) == 1 else "other"

@@ -100,7 +100,7 @@ def serving_issues(
     groups: dict[Unread, list[str]] = {}
     for server, unread in _unread(adapter, versions, base):
         groups.setdefault(unread, []).append(server)
-    found = [
+    issues = [
         Issue(
             severity,
             f"serve-{feature}",
@@ -118,8 +118,8 @@ def serving_issues(
             places, rank = {adapter.name: adapter.source.public}, adapter.rank_range[1]
             cure = " && ".join(map(str, serving_commands(name, adapter.base_model, places, rank)))
             message = f"{name} {versions[name]} reads it as it is."
-            found.append(Issue("note", OK, (adapter.name,), message, cure))
-    return found
+            issues.append(Issue("note", OK, (adapter.name,), message, cure))
+    return issues
 
 
 def refusing(adapter: Adapter, wanted: Sequence[str], base: Path | None = None) -> list[str]:

@@ -62,8 +62,10 @@ def causes(
         for system in systems:
             if system.kind not in SEVERAL_ADAPTERS or not items or not known_by:
                 continue
-            own = (*known_by, system.name)
-            needed = {(name, part, i.id) for i in items for part in _hops(i) for name in own}
+            needed_systems = (*known_by, system.name)
+            needed = {
+                (name, part, i.id) for i in items for part in _hops(i) for name in needed_systems
+            }
             needed |= {(system.name, QUESTION, item.id) for item in items}
             if needed <= answers.keys():
                 of = {item.id: _cause(answers, system.name, known_by, item) for item in items}
@@ -110,7 +112,7 @@ def samples_of(
     """
     cause_of = {(name, task): of for name, task, of in causes(results, systems, tasks)}
     answers = {row.key: row for row in results if not row.is_loss}
-    found = []
+    samples = []
     for question in questions(tasks, metric):
         if question.metric == LOSS:
             continue
@@ -121,8 +123,8 @@ def samples_of(
                 right = row.value == 1.0
                 replies.append(Reply(system.name, row.text, right, cause, row.stands, row.cut))
         gold = question.answers
-        found.append(Sample(task, question.part, item, question.prompt, gold, tuple(replies)))
-    return tuple(found)
+        samples.append(Sample(task, question.part, item, question.prompt, gold, tuple(replies)))
+    return tuple(samples)
 
 
 def wrong_samples(

@@ -46,7 +46,7 @@ def chain_hops(
 
     chat: whether prompts are turns of the chat template.
     """
-    found = []
+    hops = []
     for system, task in ((s, t) for s in systems if s.kind == "chain" for t in tasks):
         groups: dict[tuple[str, ...], list[str]] = {}
         for item, members in members_of_hops(system, task, ledger).items():
@@ -55,8 +55,8 @@ def chain_hops(
         for named, items in sorted(groups.items(), key=lambda group: -len(group[1])):
             for k, (member, hop) in enumerate(zip(named, prompts[items[0]], strict=True), 1):
                 of = task.name, k, member, hop.prompt, items[0], len(items)
-                found.append(ChainHop(*of, chat))
-    return tuple(found)
+                hops.append(ChainHop(*of, chat))
+    return tuple(hops)
 
 
 def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, ...]:

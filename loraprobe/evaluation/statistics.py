@@ -268,8 +268,8 @@ def wilson(x: Array, clusters: Labels, level: float = LEVEL) -> tuple[float, flo
 
 def mean_interval(x: Array, clusters: Labels) -> tuple[float, float]:
     """The cluster-robust t interval for the mean of `x` [items] (losses)."""
-    found = estimate(x[:, None], clusters, bounded=False)
-    return found.intervals(found.critical())[0]
+    estimated = estimate(x[:, None], clusters, bounded=False)
+    return estimated.intervals(estimated.critical())[0]
 
 
 def quantile(probability: float, df: float) -> float:
@@ -349,8 +349,8 @@ def _quantile(
     bound = quantile(1 - (1 - probability) / many / (2 if two_sided else 1), estimates.df)
     if (1 - probability) * len(values) < FEWEST_DRAWS:
         return max(bound, single)
-    found = float(np.quantile(values, probability, axis=0).max())
-    return max(single, min(found, bound))
+    drawn = float(np.quantile(values, probability, axis=0).max())
+    return max(single, min(drawn, bound))
 
 
 def _draws(estimates: Differences, seed: int) -> Array:
@@ -362,8 +362,8 @@ def _draws(estimates: Differences, seed: int) -> Array:
     scale[alone] = 1.0
     if len(influence) < pairs:
         draws = rng.standard_normal((DRAWS, len(influence))) @ (influence / scale)
-        own = np.where(alone, 1.0, np.sqrt(estimates.pseudo) / scale)
-        draws += rng.standard_normal((DRAWS, pairs)) * own
+        errors = np.where(alone, 1.0, np.sqrt(estimates.pseudo) / scale)
+        draws += rng.standard_normal((DRAWS, pairs)) * errors
     else:
         covariance = influence.T @ influence + np.diag(estimates.pseudo)
         correlation = covariance / np.outer(scale, scale)

@@ -58,15 +58,15 @@ def examine(
 
     Diagnostics that need base weights are left out where the adapters do not fit the base.
     """
-    found = check(adapters, base, purpose, session)
+    checked = check(adapters, base, purpose, session)
     options, alone = session.options, len(adapters) == 1
     contents = compatibility.TensorChecks(adapters)
     with session.stage("diagnose"):
         rows = diagnostics.diagnose(
             adapters,
             per_module=options.per_module or alone,
-            base=base if found.compatible else None,
-            on_demand=options.diagnostics if found.compatible else (),
+            base=base if checked.compatible else None,
+            on_demand=options.diagnostics if checked.compatible else (),
             seed=options.seed,
             observe=contents.take,
             progress=session.progress,
@@ -75,8 +75,8 @@ def examine(
     if not options.per_module:
         rows = tuple(row for row in rows if row.module is None)
     with session.stage("check"):
-        found = compatibility.with_contents(found, contents, options.allow)
-    return Examination(found, rows, layers)
+        checked = compatibility.with_contents(checked, contents, options.allow)
+    return Examination(checked, rows, layers)
 
 
 def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGroup, ...]:
@@ -126,8 +126,8 @@ def with_servers(
     (adapter,), base = inputs.given, inputs.base
     check_alone(adapter, "--serve looks at one file")
     place = base.path if base else hub.base_directory(adapter.base_model)
-    told = serving_issues(adapter, options.serve, place)
-    return replace(examined, compatibility=with_issues(examined.compatibility, told))
+    issues = serving_issues(adapter, options.serve, place)
+    return replace(examined, compatibility=with_issues(examined.compatibility, issues))
 
 
 def licensed(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[Issue, ...]]:
@@ -156,9 +156,9 @@ def _card(read: Callable[[], str | None]) -> str | None:
         return None
 
 
-def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
+def with_issues(checked: Compatibility, issues: Iterable[Issue]) -> Compatibility:
     """The issues with further ones after them, each once."""
-    return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))
+    return Compatibility(tuple(dict.fromkeys((*checked.issues, *issues))))
 
 
 def merge_figures(merged: Merged, norm: float, transformed: Transformed) -> tuple[Measurement, ...]:

@@ -282,7 +282,7 @@ class Ranking:
 
         None unless it answers more than the base by SURELY_DIFFERENT standard errors.
         """
-        results = [one.own_form for one in self.alone]
+        results = [scores.own_form for scores in self.alone]
         means = np.mean([np.nanmean(values, 1) for values in results], 0)
         best = int(means[1:].argmax())
         spread = [np.nanvar(values[1 + best]) / values.shape[1] for values in results]
@@ -292,7 +292,7 @@ class Ranking:
     @property
     def knowers(self) -> list[int]:
         """The adapter that answers each hop of each task best, where it exceeds the base."""
-        best = [int(np.nanmean(hop, 1).argmax()) for one in self.alone for hop in one.hops]
+        best = [int(np.nanmean(hop, 1).argmax()) for scores in self.alone for hop in scores.hops]
         return list(dict.fromkeys(place - 1 for place in best if place))
 
     def asked_further(self, finalists: Sequence[Placed]) -> set[int]:
@@ -303,7 +303,7 @@ class Ranking:
         A success and a failure are added to each share, so that none is certain. Every
         adapter matters where scores are losses.
         """
-        items = min(len(one.task.items) for one in self.alone)
+        items = min(len(scores.task.items) for scores in self.alone)
         highest = np.max([form.highest for form in self.forms], 0)
         best = highest.max()
         shares = (items * np.stack([highest, np.full_like(highest, best)]) + 1) / (items + 2)
@@ -388,8 +388,8 @@ def choose(
         sources = []
         for ranking in rankings if only is None else rankings[-1:]:
             rows = enumerate(ranking.order, 1)
-            own = rows if only is None else (row for row in rows if only in row[1][0])
-            sources += [iter(own)] * (TURNS if differ and ranking.promises else 1)
+            admitted = rows if only is None else (row for row in rows if only in row[1][0])
+            sources += [iter(admitted)] * (TURNS if differ and ranking.promises else 1)
         while sources and len(chosen) < most:
             for source in list(sources):
                 if len(chosen) < most and not take(source, strict):

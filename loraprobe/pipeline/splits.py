@@ -125,10 +125,10 @@ def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit
     random.Random(f"search:{seed}").shuffle(keys)
     apart: set[str] = set()
     for task, number in zip(tasks, wanted, strict=True):
-        own = [_key(item) for item in task.items]
-        held = set(own)
+        item_keys = [_key(item) for item in task.items]
+        held = set(item_keys)
         for key in keys:
-            if sum(k in apart for k in own) >= number:
+            if sum(k in apart for k in item_keys) >= number:
                 break
             if key in held:
                 apart.add(key)

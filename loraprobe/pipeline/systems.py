@@ -86,11 +86,11 @@ class Proven:
 def _portfolio() -> dict[str, tuple[Proven, ...]]:
     document = json.loads(FILE.read_text(encoding="utf-8"))
     names = [field.name for field in fields(Proven)]
-    found = {}
+    portfolio = {}
     for row in document["kinds"]:
         systems = [document | row | system for system in row["systems"]]
-        found[row["kind"]] = tuple(Proven(*map(system.get, names)) for system in systems)
-    return found
+        portfolio[row["kind"]] = tuple(Proven(*map(system.get, names)) for system in systems)
+    return portfolio
 
 
 def proven_systems(tasks: Sequence[Task]) -> tuple[Proven, ...]:
@@ -335,8 +335,8 @@ class SystemBuilder:
         shrunk = Composition(name, (chosen,), ConstantGates((1.0 / len(self.trained),)))
         weight = None if self.base is None else self.base.weight
         partners = [
-            expert if own is chosen else random_partner(expert, self.options.seed, weight)
-            for own, expert in zip(self.trained, self.transformed.adapters, strict=True)
+            expert if trained is chosen else random_partner(expert, self.options.seed, weight)
+            for trained, expert in zip(self.trained, self.transformed.adapters, strict=True)
         ]
         random = self.build(spec, partners, name="random-partner").composition
         self.made_controls[key] = [

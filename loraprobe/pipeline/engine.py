@@ -102,8 +102,8 @@ def open_served(
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), place, session))
         server = Server(engine)
         served, version = _base_of(server, asked), server.version()
-        told = Path(served.id)  # no path of this machine is published
-        session.engine = f"{version}, model {told.name if told.is_absolute() else served.id}"
+        name = Path(served.id)  # no path of this machine is published
+        session.engine = f"{version}, model {name.name if name.is_absolute() else served.id}"
         called = "%s"  # how a request names an adapter
         if served.owned_by == "sglang":
             server.loading, called = "", f"{served.id}:%s"
@@ -137,8 +137,8 @@ def open_served(
                 all_there = held.keys() >= asked.keys()
                 if error.status is None or not (all_there or error.status in ABSENT):
                     raise
-                why = str(error).removesuffix(".")
-                why = "it loads none while it runs" if error.status in ABSENT else why
+                told = str(error).removesuffix(".")  # other messages have the server's address
+                why = told if " has rank " in told else "it loads none while it runs"
                 scorer.placing = _Naming(served.id, _all_held(server, asked, held), why)
         scorer.close = stack.pop_all().close
         return scorer
